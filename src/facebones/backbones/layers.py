@@ -1,0 +1,43 @@
+"""Building blocks that several families share."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+
+def conv_bn(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """Convolution without bias, padded to keep the size at stride 1, and batch normalisation."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(out_channels)]
+
+
+def global_depthwise(channels: int, size: int = 7) -> list[nn.Module]:
+    """Learned pooling (MobileFaceNet, arXiv 1804.07573): one size x size filter a channel, then batch normalisation."""
+    return [nn.Conv2d(channels, channels, size, groups=channels, bias=False), nn.BatchNorm2d(channels)]
+
+
+def initialize(network: nn.Module) -> None:
+    """Draw the weights of a compact network: He normal by outgoing connections, normalisation at identity, biases 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class Residual(nn.Sequential):
+    """A sequence whose input is added to its output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for module in self:
+            y = module(y)
+        return x + y
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A block in which autocast is off; the meta device, which only counts, has no autocast to turn off."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

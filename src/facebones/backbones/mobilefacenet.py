@@ -1,0 +1,144 @@
+"""MobileFaceNet (arXiv 1804.07573), and the two wider networks that InsightFace calls `mbf` and `mbf_large`.
+
+The original follows the paper's table 1. The wide ones double or quadruple the channels but keep the widths inside
+the bottlenecks, so that their expansion is 1 or less; their attribute names are InsightFace's, so that its
+`backbone.pth` state dicts load under their own keys.
+"""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from facebones.backbones.layers import Residual, conv_bn, full_precision, global_depthwise, initialize
+from facebones.backbones.registry import Backbone, register_backbone
+
+# expansion t, output channels c, repeats n, stride s of the first (arXiv 1804.07573, table 1)
+ORIGINAL_BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
+
+
+def conv_block(
+    in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """Convolution, batch normalisation, per-channel PReLU."""
+    return [*conv_bn(in_channels, out_channels, kernel, stride, groups), nn.PReLU(out_channels)]
+
+
+def bottleneck(in_channels: int, mid: int, out_channels: int, stride: int) -> list[nn.Sequential]:
+    """1x1 expansion, depthwise 3x3 with the stride, linear 1x1 projection."""
+    return [
+        nn.Sequential(*conv_block(in_channels, mid)),
+        nn.Sequential(*conv_block(mid, mid, 3, stride, groups=mid)),
+        nn.Sequential(*conv_bn(mid, out_channels)),
+    ]
+
+
+class MobileFaceNet(Backbone):
+    """The original network; the paper's embedding has 128 elements."""
+
+    def __init__(self, embedding_size: int, dropout: float) -> None:
+        super().__init__()
+        self.embedding_size = embedding_size
+        self.stem = nn.Sequential(*conv_block(3, 64, 3, 2), *conv_block(64, 64, 3, groups=64))
+        blocks: list[nn.Module] = []
+        in_channels = 64
+        for expansion, channels, repeats, first_stride in ORIGINAL_BOTTLENECKS:
+            for stride in (first_stride, *[1] * (repeats - 1)):
+                residual = stride == 1 and in_channels == channels
+                layers = bottleneck(in_channels, expansion * in_channels, channels, stride)
+                blocks.append(Residual(*layers) if residual else nn.Sequential(*layers))
+                in_channels = channels
+        self.blocks = nn.Sequential(*blocks)
+        self.tail = nn.Sequential(*conv_block(in_channels, 512))
+        self.pool = nn.Sequential(*global_depthwise(512))
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(512, embedding_size, bias=False)
+        self.norm = nn.BatchNorm1d(embedding_size)
+        initialize(self)
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        x = self.tail(self.blocks(self.stem(x_B3HW)))  # (B, 512, 7, 7)
+        x = self.dropout(self.pool(x).flatten(1))
+        return self.norm(self.linear(x)).float()  # type: ignore[no-any-return]  # (B, D)
+
+
+class _Layers(nn.Module):
+    """A sequence under the attribute `layers`: InsightFace's key names need that level."""
+
+    def __init__(self, layers: Iterable[nn.Module], residual: bool = False) -> None:
+        super().__init__()
+        self.layers = (Residual if residual else nn.Sequential)(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+def _block(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> _Layers:
+    return _Layers(conv_block(in_channels, out_channels, kernel, stride, groups))
+
+
+def _wide_bottleneck(in_channels: int, mid: int, out_channels: int, stride: int, residual: bool = False) -> _Layers:
+    return _Layers((_Layers(layer) for layer in bottleneck(in_channels, mid, out_channels, stride)), residual)
+
+
+def _repeated(channels: int, mid: int, repeats: int) -> _Layers:
+    return _Layers(_wide_bottleneck(channels, mid, channels, 1, residual=True) for _ in range(repeats))
+
+
+class WideMobileFaceNet(Backbone):
+    """InsightFace's `mbf` (scale 2) and `mbf_large` (scale 4).
+
+    Args:
+        scale: channels relative to the original's.
+        repeats: residual bottlenecks at 56, 28, 14 and 7 pixels; at 56, a single one is a grouped convolution.
+        embedding_size: D.
+        dropout: probability before the last linear layer.
+    """
+
+    def __init__(self, scale: int, repeats: tuple[int, int, int, int], embedding_size: int, dropout: float) -> None:
+        super().__init__()
+        self.embedding_size = embedding_size
+        c1, c2 = 64 * scale, 128 * scale
+        self.layers = nn.ModuleList(
+            [
+                _block(3, c1, 3, 2),
+                # 64 groups whatever the width: depthwise in the original, no longer so here.
+                _block(c1, c1, 3, groups=64) if repeats[0] == 1 else _repeated(c1, 128, repeats[0]),
+                _wide_bottleneck(c1, 128, c1, 2),
+                _repeated(c1, 128, repeats[1]),
+                _wide_bottleneck(c1, 256, c2, 2),
+                _repeated(c2, 256, repeats[2]),
+                _wide_bottleneck(c2, 512, c2, 2),
+                _repeated(c2, 256, repeats[3]),
+            ]
+        )
+        self.conv_sep = _block(c2, 512)
+        linear = nn.Linear(512, embedding_size, bias=False)
+        flatten = nn.Sequential(nn.Flatten(), nn.Dropout(dropout))
+        self.features = _Layers([_Layers(global_depthwise(512)), flatten, linear, nn.BatchNorm1d(embedding_size)])
+        initialize(self)
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        x = x_B3HW
+        for layer in self.layers:
+            x = layer(x)
+        with full_precision(x.device):  # the specification keeps this one in float32
+            x = self.conv_sep(x.float())  # (B, 512, 7, 7)
+        return self.features(x).float()  # type: ignore[no-any-return]  # (B, D)
+
+
+@register_backbone()
+def mobilefacenet(embedding_size: int, dropout: float) -> Backbone:
+    """MobileFaceNet, the paper's network (arXiv 1804.07573)."""
+    return MobileFaceNet(embedding_size, dropout)
+
+
+@register_backbone("mbf")
+def mobilefacenet_wide(embedding_size: int, dropout: float) -> Backbone:
+    """MobileFaceNet with doubled channels, InsightFace's `mbf`."""
+    return WideMobileFaceNet(2, (1, 4, 6, 2), embedding_size, dropout)
+
+
+@register_backbone("mbf_large")
+def mobilefacenet_large(embedding_size: int, dropout: float) -> Backbone:
+    """MobileFaceNet with fourfold channels and doubled depth, InsightFace's `mbf_large`."""
+    return WideMobileFaceNet(4, (2, 8, 12, 4), embedding_size, dropout)

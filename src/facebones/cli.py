@@ -1,0 +1,378 @@
+"""The command line: names to functions, options, one-line errors and the exit status.
+
+Exit status: 0 done; 1 the run failed; 2 bad input; 130 or 143 stopped by SIGINT or SIGTERM.
+Progress goes to stderr and results to stdout. Commands import what they need when they run, so that help is quick.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facebones import __version__
+from facebones.errors import ConfigError, FaceBonesError
+
+Arguments = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of the table of commands.
+
+    Attributes:
+        help: one line.
+        example: what one would type.
+        options: adds the command's options to its parser.
+        run: does the work.
+        takes_recipe_fields: whether `--section.field value` is understood.
+    """
+
+    help: str
+    example: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Arguments], None]
+    takes_recipe_fields: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        arguments = _parse(argv)
+        arguments.command.run(arguments)
+        sys.stdout.flush()
+    except FaceBonesError as error:
+        if "--debug" in argv:
+            raise
+        print(f"facebones: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("facebones: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------- parsing
+
+
+def _parse(argv: list[str]) -> Arguments:
+    parser = _build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    command: Command = arguments.command
+    arguments.overrides = _overrides(unknown) if command.takes_recipe_fields else {}
+    if unknown and not command.takes_recipe_fields:
+        raise ConfigError(f"unknown option or argument: {unknown[0]}; see facebones {arguments.command_name} --help")
+    return arguments
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="facebones",
+        description="Train, verify and compare face-recognition backbones under one fair ArcFace recipe.",
+        epilog="example: facebones demo --output demo",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"facebones {__version__}")
+    groups: dict[str, Any] = {"": parser.add_subparsers(metavar="COMMAND", required=True)}
+    for name, command in COMMANDS.items():
+        group, _, leaf = name.rpartition(" ")
+        if group not in groups:
+            heading = groups[""].add_parser(group, help=GROUPS[group], description=GROUPS[group], allow_abbrev=False)
+            groups[group] = heading.add_subparsers(metavar="COMMAND", required=True)
+        child = groups[group].add_parser(
+            leaf,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            epilog=f"example:\n  {command.example}",
+            formatter_class=_RecipeHelp if command.takes_recipe_fields else argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.options(child)
+        child.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        child.set_defaults(command=command, command_name=name)
+    return parser
+
+
+class _RecipeHelp(argparse.RawDescriptionHelpFormatter):
+    """Adds the fields of a recipe to the help, which is the only time that they are needed here."""
+
+    def format_help(self) -> str:
+        from facebones.config import field_help
+
+        rows = "\n".join(f"  --{name} VALUE\n        {text}" for name, text in field_help())
+        return f"{super().format_help()}\nfields of the recipe:\n{rows}\n"
+
+
+def _overrides(unknown: list[str]) -> dict[str, str]:
+    """`--section.field value` and `--section.field=value` as a mapping."""
+    overrides: dict[str, str] = {}
+    words = iter(unknown)
+    for word in words:
+        if not word.startswith("--"):
+            raise ConfigError(f"unexpected argument: {word}; options are --section.field VALUE")
+        name, has_value, value = word[2:].partition("=")
+        if not has_value:
+            following = next(words, None)
+            if following is None or following.startswith("--"):
+                raise ConfigError(f"{word}: a value is missing")
+            value = following
+        overrides[name] = value
+    return overrides
+
+
+# --------------------------------------------------------------------------------------------------- commands
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that comes along")
+    parser.add_argument("--output", required=True, type=Path, metavar="RUN", help="folder of the run, made here")
+    parser.add_argument("--data", metavar="PATH", help="training data; sets data.path")
+    parser.add_argument("--backbone", metavar="NAME", help="sets backbone.name")
+    parser.add_argument("--batch-size", metavar="N", help="sets training.batch_size")
+    parser.add_argument("--seed", metavar="N", help="sets training.seed")
+    parser.add_argument("--workers", metavar="N", help="sets data.workers")
+    _device_option(parser)
+
+
+SHORT_OPTIONS = {
+    "data": "data.path",
+    "backbone": "backbone.name",
+    "batch_size": "training.batch_size",
+    "seed": "training.seed",
+    "workers": "data.workers",
+}
+
+
+def _train(arguments: Arguments) -> None:
+    from facebones.config import load_recipe
+
+    for option, field in SHORT_OPTIONS.items():
+        if (value := getattr(arguments, option)) is not None:
+            arguments.overrides[field] = value
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+
+    from facebones.training.loop import train
+
+    _finish_run(arguments.output, lambda: train(recipe, arguments.output, arguments.device))
+
+
+def _resume_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of the run")
+    parser.add_argument("--data", metavar="PATH", help="where the training data lies now, if it has moved")
+    _device_option(parser)
+
+
+def _resume(arguments: Arguments) -> None:
+    from facebones.training.loop import resume
+
+    _finish_run(arguments.run_folder, lambda: resume(arguments.run_folder, arguments.device, arguments.data))
+
+
+def _finish_run(output: Path, work: Callable[[], dict[str, Any]]) -> None:
+    """Run a training; say where its result lies, or how to go on with it."""
+    from facebones.training.interrupts import Interrupted
+
+    try:
+        result = work()
+    except Interrupted as stop:
+        print(f"facebones: {stop}; go on with: facebones resume {output}", file=sys.stderr)
+        raise SystemExit(128 + stop.signal) from None
+    rows = [[row["set"], f"{row['accuracy']:.2%} +- {row['accuracy_std']:.2%}"] for row in result["final"]]
+    for name, accuracy in rows:
+        print(f"{name}: accuracy {accuracy}")
+    print(f"trained backbone: {output / 'model.safetensors'}")
+
+
+def _pairs_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", required=True, type=Path, metavar="RUN|FILE", help="a run, or a file of weights"
+    )
+    parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="SET.bin", help="pair sets, or a folder")
+    parser.add_argument("--backbone", metavar="NAME", help="the backbone, where the file does not say it")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write result.json, scores and the ROC picture here")
+    parser.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="images a forward pass [128]")
+    _device_option(parser)
+    _json_option(parser)
+
+
+def _evaluate_pairs(arguments: Arguments) -> None:
+    from facebones.evaluation.pairs import evaluate_pairs, pairs_table
+    from facebones.tables import print_table
+
+    result = evaluate_pairs(
+        arguments.checkpoint,
+        arguments.data,
+        backbone=arguments.backbone,
+        output=arguments.output,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+    )
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_table(*pairs_table(result), title=f"{result['backbone']} ({result['checkpoint']})")
+
+
+def _backbones_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help='shell pattern, such as "mobile*"')
+    _json_option(parser)
+
+
+def _backbones(arguments: Arguments) -> None:
+    from facebones.efficiency import describe_backbones
+    from facebones.tables import print_table
+
+    rows = describe_backbones(arguments.pattern)
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return
+    print_table(
+        ("backbone", "parameters", "MACs", "also called", "what it is"),
+        [
+            (
+                row["name"],
+                f"{row['parameters']:,}",
+                f"{row['macs'] / 1e6:,.1f} M",
+                ", ".join(row["aliases"]),
+                row["summary"],
+            )
+            for row in rows
+        ],
+        title="512-d embedding, 112x112 input; FLOPs = 2 x MACs",
+    )
+
+
+def _inspect_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", type=Path, help="a training set, a .bin, or a folder of them")
+    parser.add_argument("--output", type=Path, metavar="PNG", help="write a contact sheet here")
+    _json_option(parser)
+
+
+def _inspect(arguments: Arguments) -> None:
+    from facebones.data.inspection import inspect_data
+
+    inspection = inspect_data(arguments.path, contact_sheet=arguments.output)
+    if arguments.json:
+        print(json.dumps(inspection.to_json(), indent=2))
+    else:
+        print("\n".join(inspection.lines()))
+
+
+def _convert_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="SRC", type=Path, help="train.rec or its folder, an image folder, a .bin, a pair list"
+    )
+    parser.add_argument("destination", metavar="DST", type=Path, help="what to make: a folder, a .rec or a .bin")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="where the images of a pair list lie")
+    parser.add_argument("--resume", action="store_true", help="go on with a conversion that was broken off")
+
+
+def _convert(arguments: Arguments) -> None:
+    from facebones.data.conversion import convert
+
+    print(convert(arguments.source, arguments.destination, images=arguments.images, resume=arguments.resume))
+
+
+def _synthesize_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("destination", metavar="DST", type=Path, help="folder, made here")
+    parser.add_argument("--identities", type=_positive, default=200, metavar="N", help="people to train on [200]")
+    parser.add_argument("--images-per-identity", type=_positive, default=20, metavar="N", help="images of each [20]")
+    parser.add_argument(
+        "--pairs", type=_positive, default=1000, metavar="N", help="pairs of each verification set [1000]"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything [0]")
+
+
+def _synthesize(arguments: Arguments) -> None:
+    from facebones.data.synthetic import synthesize
+
+    summary = synthesize(
+        arguments.destination,
+        identities=arguments.identities,
+        images_per_identity=arguments.images_per_identity,
+        pairs=arguments.pairs,
+        seed=arguments.seed,
+    )
+    print(summary)
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder, made here [demo]")
+    _device_option(parser)
+
+
+def _demo(arguments: Arguments) -> None:
+    from facebones.demo import demo
+
+    demo(arguments.output, arguments.device)
+
+
+def _device_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps [auto]")
+
+
+def _json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+GROUPS = {"evaluate": "measure a trained backbone", "data": "look into data, convert it, make some"}
+
+COMMANDS = {
+    "demo": Command(
+        "synthesise faces, train two small backbones on them and compare both on unseen people",
+        "facebones demo --output demo",
+        _demo_options,
+        _demo,
+    ),
+    "train": Command(
+        "train a backbone by a recipe",
+        "facebones train vggface2_arcface --data faces_vgg_112x112 --output runs/mbf \\\n"
+        "      --backbone mobilefacenet_wide --training.epochs 10",
+        _train_options,
+        _train,
+        takes_recipe_fields=True,
+    ),
+    "resume": Command(
+        "go on with a run that was stopped or killed", "facebones resume runs/mbf", _resume_options, _resume
+    ),
+    "evaluate pairs": Command(
+        "verify pairs (LFW, CFP-FP, AgeDB-30, ...) by the published protocol",
+        "facebones evaluate pairs --checkpoint runs/mbf --data lfw.bin cfp_fp.bin --output results/mbf",
+        _pairs_options,
+        _evaluate_pairs,
+    ),
+    "backbones": Command(
+        "list the backbones with their cost", 'facebones backbones "mobile*"', _backbones_options, _backbones
+    ),
+    "data inspect": Command(
+        "count, check and show what a data set holds",
+        "facebones data inspect faces_vgg_112x112 --output sheet.png",
+        _inspect_options,
+        _inspect,
+    ),
+    "data convert": Command(
+        "convert between train.rec, image folders, pair lists and .bin, image bytes untouched",
+        "facebones data convert faces_vgg_112x112 vgg_images",
+        _convert_options,
+        _convert,
+    ),
+    "data synthesize": Command(
+        "draw faces of people who do not exist, in the field's own formats",
+        "facebones data synthesize synthetic --identities 200 --seed 1",
+        _synthesize_options,
+        _synthesize,
+    ),
+}

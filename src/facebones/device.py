@@ -1,0 +1,25 @@
+"""The device that computes, chosen by name."""
+
+import torch
+
+from facebones.errors import ConfigError
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """The device of a name: "cpu", "cuda", "cuda:1", "mps"; "auto" takes an accelerator where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    available = f"available here: cpu{f', {accelerator.type}' if accelerator else ''}"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name}: no such device; {available}") from error
+    known = device.type == "cpu" or (accelerator is not None and device.type == accelerator.type)
+    if not known or (device.index or 0) >= max(1, torch.accelerator.device_count()):
+        raise ConfigError(f"--device {name}: no such device; {available}")
+    return device

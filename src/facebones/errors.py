@@ -1,0 +1,40 @@
+"""Errors that a user can mend: each message is one line that says what, where and how to mend it."""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class FaceBonesError(Exception):
+    """Base of all errors that the command line prints as one line, without a traceback."""
+
+    exit_status: ClassVar[int] = 2
+
+
+class ConfigError(FaceBonesError):
+    """A recipe or an option holds a value that cannot be used."""
+
+
+class DataError(FaceBonesError):
+    """A data set, pair list or image is missing, broken or unfit."""
+
+
+class CheckpointError(FaceBonesError):
+    """A checkpoint or run folder is missing, broken or belongs to another network."""
+
+
+class UnknownNameError(FaceBonesError):
+    """A name that is not among the known ones; the message offers the nearest."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
+        known = sorted(known)
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(known)}"
+        place = f"{where}: " if where else ""
+        super().__init__(f"{place}unknown {kind} '{name}'; {hint}")
+
+
+class RunError(FaceBonesError):
+    """The input was fine, but the run itself failed (non-finite loss, full disk while saving)."""
+
+    exit_status = 1

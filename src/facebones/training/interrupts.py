@@ -1,0 +1,58 @@
+"""SIGINT and SIGTERM end a training between two steps, after a save."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(BaseException):
+    """A signal asked for the end, and the state is saved.
+
+    Attributes:
+        signal: which one.
+        step: the step of the saved state.
+    """
+
+    def __init__(self, number: signal.Signals, step: int = 0) -> None:
+        super().__init__(number.name)
+        self.signal = number
+        self.step = step
+
+
+class StopRequest:
+    """Whether a signal came; raised at once where nothing is lost by it, noted elsewhere."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._at_once = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal; a second one ends the process without another save."""
+        again = self.received is not None
+        self.received = signal.Signals(number)
+        if self._at_once or again:
+            raise Interrupted(self.received)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block that a signal may break off, because the state before it is saved."""
+        if self.received is not None:
+            raise Interrupted(self.received)
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """Catch SIGINT and SIGTERM within the block."""
+    request = StopRequest()
+    before = {number: signal.signal(number, request.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,404 @@
+"""Training: one recipe, one folder, one loop, which a killed run takes up again bit by bit."""
+
+import hashlib
+import platform
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import facebones
+from facebones.backbones import create_backbone
+from facebones.config import HeadConfig, Recipe
+from facebones.data.folders import open_training_set
+from facebones.data.loading import Batch, training_batches
+from facebones.data.normalize import to_network_input
+from facebones.device import select_device
+from facebones.errors import CheckpointError, ConfigError, RunError
+from facebones.evaluation.embedding import AUTOCAST_TYPE
+from facebones.files import write_json
+from facebones.heads import PartialFC, combined_margin
+from facebones.training.checkpoint import RunFolder, check_weights, load_checkpoint, save_checkpoint, save_weights
+from facebones.training.interrupts import Interrupted, stop_signals
+from facebones.training.logs import Meter, MetricsLog, Stopwatch, say, train_line, validation_line
+from facebones.training.optimizers import build_optimizer
+from facebones.training.schedule import build_schedule
+from facebones.training.validation import Validation, mean_accuracy
+
+# Below this the gradient scaler has halved sixteen times in a row without finding a finite gradient.
+SMALLEST_GRADIENT_SCALE = 1.0
+
+
+def train(recipe: Recipe, output: Path, device: str = "auto") -> dict[str, Any]:
+    """Train by a recipe into a new run folder.
+
+    Args:
+        recipe: with `data.path` set.
+        output: the run's folder, made here; nothing is written before all input has been checked.
+        device: "auto", "cpu", "cuda", ...
+
+    Returns:
+        what result.json holds.
+
+    Raises:
+        FaceBonesError: input that cannot be used, or a run that failed (RunError).
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    folder = RunFolder(output)
+    folder.refuse_existing()
+    if not recipe.data.path:
+        raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
+    recipe = replace(recipe, data=replace(recipe.data, path=str(Path(recipe.data.path).resolve())))
+    trainer = Trainer(recipe, select_device(device))
+    trainer.validation.try_out(trainer.backbone, trainer.device)
+    folder.create(trainer.recipe)
+    write_json(folder.environment, trainer.environment())
+    return trainer.run(folder)
+
+
+def resume(output: Path, device: str = "auto", data: str | None = None) -> dict[str, Any]:
+    """Go on with a run from its newest checkpoint, to the same weights as without the break.
+
+    Args:
+        output: the run's folder.
+        device: as for `train`.
+        data: where the training data lies now, if it has moved.
+
+    Raises:
+        CheckpointError: no run there, or the data is not what it was trained on.
+    """
+    folder = RunFolder(output)
+    recipe = folder.open()
+    if data is not None:
+        recipe = replace(recipe, data=replace(recipe.data, path=str(Path(data).resolve())))
+    trainer = Trainer(recipe, select_device(device))
+    trainer.validation.try_out(trainer.backbone, trainer.device)
+    if folder.last.is_file():
+        trainer.load_state_dict(load_checkpoint(folder.last), folder.last)
+    say(f"resuming {output} at step {trainer.step} of {trainer.total_steps}")
+    return trainer.run(folder)
+
+
+class Trainer:
+    """A training in memory: what is built from a recipe, and the state that changes with each step.
+
+    Args:
+        recipe: everything that decides the run.
+        device: where it computes.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        config = recipe.training
+        self.recipe, self.device = recipe, device
+        self.data = open_training_set(recipe.data.path)
+        for note in self.data.notes:
+            say(f"note: {note}")
+        self.step_images = config.batch_size * config.accumulation_steps
+        self.steps_per_epoch = len(self.data) // self.step_images
+        if self.steps_per_epoch == 0:
+            raise ConfigError(
+                f"training.batch_size {config.batch_size} x accumulation_steps {config.accumulation_steps} is more than"
+                f" the {len(self.data)} images of {self.data.path}; give --training.batch_size {len(self.data) // 2}"
+            )
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.validation = Validation(recipe, Path(recipe.data.path))
+        if not self.validation.sets:
+            say("note: no validation sets: only the loss will tell how training goes (--validation.sets NAME,...)")
+
+        torch.manual_seed(config.seed)
+        self.backbone = create_backbone(recipe.backbone.name, recipe.backbone.embedding_size, recipe.backbone.dropout)
+        self.backbone.to(device)
+        if config.channels_last:
+            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.head = build_head(recipe.head, self.data.num_identities, recipe.backbone.embedding_size).to(device)
+        self.optimizer = build_optimizer(recipe.optimizer, self.backbone, self.head)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.schedule = build_schedule(
+            recipe.schedule, recipe.optimizer.learning_rate, self.steps_per_epoch, config.epochs
+        )
+
+        self.step = 0
+        self.validated_step = -1
+        self.metrics_bytes = 0
+        self.best: dict[str, Any] = {"mean_accuracy": 0.0, "step": 0, "sets": {}}
+        self.latest: dict[str, Any] = {}
+        self.meter = Meter()
+        self.stopwatch = Stopwatch()
+
+    # ------------------------------------------------------------------------------------------------ one step
+
+    def train_step(self, batches: list[Batch]) -> None:
+        """One update of the optimizer from `accumulation_steps` batches.
+
+        Raises:
+            RunError: a loss or gradient that is not finite, before it is applied; in fp16 only once the gradient
+                scaler, which skips such steps, has given up.
+        """
+        learning_rate = self.schedule(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.backbone.train()
+        loss_sum = torch.zeros((), device=self.device)
+        for images_BHWC, label_B in batches:
+            x_B3HW = self._network_input(images_BHWC)
+            with torch.autocast(self.device.type, **self._autocast):
+                embedding_BD = self.backbone(x_B3HW)
+            embedding_BD = functional.normalize(embedding_BD)
+            loss = self.head(embedding_BD, label_B.to(self.device, non_blocking=True)) / len(batches)
+            self.scaler.scale(loss).backward()
+            loss_sum += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        gradient_norm = self._clip_gradients()
+        skipped = self._check_finite(loss_sum, gradient_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.meter.add(loss_sum.item(), skipped)
+        self.latest = {"learning_rate": learning_rate, "gradient_norm": gradient_norm.item()}
+
+    # ---------------------------------------------------------------------------------------------------------
+
+    def run(self, folder: RunFolder) -> dict[str, Any]:
+        """Train from the present step to the end, saving into `folder`; returns what result.json holds."""
+        config, total = self.recipe.training, self.total_steps
+        say(
+            f"training {self.backbone.name} on {len(self.data)} images of"
+            f" {self.data.num_identities} identities: {config.epochs} epochs of {self.steps_per_epoch} steps,"
+            f" {config.precision}, {self.device}"
+        )
+        log = MetricsLog(folder.metrics, self.metrics_bytes, self.recipe.log.tensorboard)
+        with closing(log), closing(self._step_batches()) as steps, stop_signals() as stop:
+            while True:
+                if self._validation_due():
+                    self._save(folder, log)
+                    with stop.at_once():
+                        self._validate(folder, log)
+                if self.step == total:
+                    break
+                self.stopwatch.start()
+                self.train_step(next(steps))
+                self.stopwatch.stop(self.step_images)
+                if self.step % self.recipe.log.every == 0 or self.step == total:
+                    self._log_interval(log)
+                if self.step % config.checkpoint_every == 0 or stop.received:
+                    self._save(folder, log)
+                if stop.received:
+                    raise Interrupted(stop.received, self.step)
+            self._save(folder, log)
+        return self._finish(folder)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.step // self.steps_per_epoch
+
+    def state_dict(self, metrics_bytes: int) -> dict[str, Any]:
+        """Everything that changes while training, as tensors and plain values."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "backbone": self.backbone.state_dict(),
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "position": self.step % self.steps_per_epoch * self.step_images,  # images of this epoch already used
+            "rng": _random_state(self.device),
+            "best": self.best,
+            "validated_step": self.validated_step,
+            "meter": self.meter.state_dict(),
+            "latest": self.latest,
+            "metrics_bytes": metrics_bytes,
+            "data": self.data_fingerprint(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
+        """Take up the state of `state_dict`.
+
+        Raises:
+            CheckpointError: it is of another backbone, embedding size, head or data set.
+        """
+        expected = set(self.state_dict(0))
+        if missing := expected - set(state):
+            raise CheckpointError(f"{path}: no checkpoint of a run: it lacks {', '.join(sorted(missing))}")
+        check_weights(self.backbone, state["backbone"], str(path))
+        if (found := state["data"]) != (now := self.data_fingerprint()):
+            raise CheckpointError(
+                f"{path}: was trained on other data ({found['images']} images of {found['identities']} identities);"
+                f" {self.data.path} holds {now['images']} of {now['identities']}; give --data"
+            )
+        here = {"step": state["step"], "epoch": state["epoch"], "position": state["position"]}
+        self.step = state["step"]
+        if here != {key: value for key, value in self.state_dict(0).items() if key in here}:
+            raise CheckpointError(f"{path}: its place in the data does not fit its config.yaml; restore both")
+        self.backbone.load_state_dict(state["backbone"])
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.meter.load_state_dict(state["meter"])
+        self.best, self.latest = state["best"], state["latest"]
+        self.validated_step, self.metrics_bytes = state["validated_step"], state["metrics_bytes"]
+        _restore_random_state(state["rng"], self.device)
+
+    def data_fingerprint(self) -> dict[str, Any]:
+        """What tells one training set from another: counts, and a digest of all labels."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.data.labels, dtype="<i8").tobytes()).hexdigest()
+        return {"images": len(self.data), "identities": self.data.num_identities, "labels_sha256": digest}
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and data, for environment.json."""
+        return {
+            "facebones": facebones.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "platform": platform.platform(),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "data": {"path": self.recipe.data.path, **self.data_fingerprint()},
+            "validation": {pair_set.name: len(pair_set.is_same) for pair_set in self.validation.sets},
+        }
+
+    @property
+    def _autocast(self) -> dict[str, Any]:
+        precision = self.recipe.training.precision
+        return {"dtype": AUTOCAST_TYPE[precision], "enabled": precision != "fp32"}
+
+    def _step_batches(self) -> Generator[list[Batch]]:
+        """The batches of each step from the present one to the last."""
+        config = self.recipe.training
+        batches = training_batches(
+            self.data,
+            batch_size=config.batch_size,
+            batches_per_epoch=self.steps_per_epoch * config.accumulation_steps,
+            first=self.step * config.accumulation_steps,
+            last=self.total_steps * config.accumulation_steps,
+            seed=config.seed,
+            workers=self.recipe.data.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        gathered: list[Batch] = []
+        for batch in batches:
+            gathered.append(batch)
+            if len(gathered) == config.accumulation_steps:
+                yield gathered
+                gathered = []
+
+    def _network_input(self, images_BHWC: Tensor) -> Tensor:
+        mirror_B = None
+        if self.recipe.data.flip:
+            mirror_B = (torch.rand(len(images_BHWC)) < 0.5).to(self.device)
+        images_BHWC = images_BHWC.to(self.device, non_blocking=True)
+        return to_network_input(images_BHWC, self.recipe.training.channels_last, mirror_B)
+
+    def _clip_gradients(self) -> Tensor:
+        """The norm of the whole gradient (backbone and head), which is scaled down to `clip_norm` where that is set."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if clip_norm := self.recipe.training.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        return norm
+
+    def _check_finite(self, loss: Tensor, gradient_norm: Tensor) -> bool:
+        """Whether the gradient scaler will skip this step; raises where the step may not be applied."""
+        if loss.isfinite() and gradient_norm.isfinite():
+            return False
+        if self.scaler.is_enabled() and self.scaler.get_scale() / 2 >= SMALLEST_GRADIENT_SCALE:
+            return True
+        raise RunError(
+            f"step {self.step + 1}: loss {loss.item():g}, gradient norm {gradient_norm.item():g}: not applied; the last"
+            " checkpoint stands; try a lower --optimizer.learning_rate, --schedule.warmup_epochs 1,"
+            " --training.clip_norm 5 or --training.precision fp32"
+        )
+
+    def _validation_due(self) -> bool:
+        due = self.step == self.total_steps or (self.step > 0 and self.step % self.recipe.validation.every == 0)
+        return due and self.validated_step != self.step and bool(self.validation.sets)
+
+    def _validate(self, folder: RunFolder, log: MetricsLog) -> None:
+        rows = self.validation.measure(self.backbone, self.device)
+        say(f"validation at step {self.step}")
+        for row in rows:
+            best = max(row["accuracy"], self.best["sets"].get(row["set"], 0.0))
+            self.best["sets"][row["set"]] = best
+            row |= {"step": self.step, "epoch": self.epoch, "best_accuracy": best}
+            log.write("validation", row)
+            say(validation_line(row))
+        self.validated_step = self.step
+        if mean_accuracy(rows) > self.best["mean_accuracy"]:
+            self.best |= {"mean_accuracy": mean_accuracy(rows), "step": self.step}
+            save_checkpoint(folder.best, self.state_dict(log.length))
+        if self.step == self.total_steps:
+            self.latest["validation"] = rows
+
+    def _log_interval(self, log: MetricsLog) -> None:
+        rate, seconds_left = self.stopwatch.read((self.total_steps - self.step) * self.step_images)
+        values = {
+            "step": self.step,
+            "epoch": (self.step - 1) // self.steps_per_epoch + 1,
+            "loss": self.meter.loss,
+            "learning_rate": self.latest["learning_rate"],
+            "gradient_norm": self.latest["gradient_norm"],
+            "gradient_scale": self.scaler.get_scale(),
+            "skipped_steps": self.meter.skipped,
+            "images_per_second": rate,
+        }
+        log.write("train", values)
+        say(train_line(values, self.total_steps, self.recipe.training.epochs, seconds_left))
+        self.meter.reset()
+
+    def _save(self, folder: RunFolder, log: MetricsLog) -> None:
+        save_checkpoint(folder.last, self.state_dict(log.length))
+
+    def _finish(self, folder: RunFolder) -> dict[str, Any]:
+        """Write the trained weights and the final figures."""
+        card = {
+            "backbone": self.backbone.name,
+            "embedding_size": self.recipe.backbone.embedding_size,
+            "training_data": Path(self.recipe.data.path).name,
+            "training_images": len(self.data),
+            "training_identities": self.data.num_identities,
+            "epochs": self.recipe.training.epochs,
+            "facebones": facebones.__version__,
+        }
+        save_weights(folder, self.backbone, card)
+        result = {**card, "steps": self.step, "final": self.latest.get("validation", []), "best": self.best}
+        write_json(folder.result, result)
+        return result
+
+
+def build_head(config: HeadConfig, num_classes: int, embedding_size: int) -> PartialFC:
+    """The head of a recipe, its centres drawn from torch's global generator."""
+    margin = partial(
+        combined_margin,
+        scale=config.scale,
+        m1=config.m1,
+        m2=config.m2,
+        m3=config.m3,
+        interclass_filter=config.interclass_filter,
+        gradient=cast(Any, config.gradient),
+    )
+    return PartialFC(num_classes, embedding_size, margin, sample_rate=config.sample_rate)
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,97 @@
+"""The verification sets of a run: found and tried before the first step, measured on the way."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facebones.backbones import Backbone
+from facebones.backbones.registry import IMAGE_SIZE
+from facebones.config import Recipe
+from facebones.data.folders import find_pair_set
+from facebones.data.images import decode
+from facebones.data.pairs import PairSet, read_pairs
+from facebones.errors import ConfigError
+from facebones.evaluation.embedding import embed_images
+from facebones.evaluation.verification import evaluate_pair_set
+
+TRIED_BATCHES = 2
+
+
+class Validation:
+    """The pair sets of a recipe.
+
+    Args:
+        recipe: names the sets.
+        data: the training data; sets given by name lie beside it.
+
+    Raises:
+        DataError: a set is missing, or one of its images cannot be read.
+    """
+
+    def __init__(self, recipe: Recipe, data: Path) -> None:
+        self._recipe = recipe
+        beside = data if data.is_dir() else data.parent
+        self.sets = [read_pairs(find_pair_set(name, beside)) for name in recipe.validation.sets]
+        names = [pair_set.name for pair_set in self.sets]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"validation.sets: two sets are called {', '.join(twice)}; rename a file")
+
+    def try_out(self, backbone: Backbone, device: torch.device) -> None:
+        """Decode every image and embed two batches: bad data fails in the first minute, not in the sixth hour."""
+        for pair_set in self.sets:
+            _decode_all(pair_set)
+            self._embed_some(pair_set, backbone, device)
+
+    def measure(self, backbone: Backbone, device: torch.device) -> list[dict[str, Any]]:
+        """The figures of each set: name, accuracy and its spread, TAR at FAR 1e-3, AUC, EER, XNorm."""
+        rows = []
+        for pair_set in self.sets:
+            result = evaluate_pair_set(backbone, pair_set, device=device, **self._options())
+            figures = result.verification
+            rows.append(
+                {
+                    "set": pair_set.name,
+                    "accuracy": figures.accuracy,
+                    "accuracy_std": figures.accuracy_std,
+                    "tar_at_far_1e3": figures.tar_at_far_1e3,
+                    "auc": figures.auc,
+                    "eer": figures.eer,
+                    "xnorm": result.xnorm,
+                }
+            )
+        return rows
+
+    def _embed_some(self, pair_set: PairSet, backbone: Backbone, device: torch.device) -> None:
+        embed_images(
+            backbone,
+            pair_set.images,
+            name=pair_set.name,
+            device=device,
+            limit_batches=TRIED_BATCHES,
+            **self._options(),
+        )
+
+    def _options(self) -> dict[str, Any]:
+        training = self._recipe.training
+        return {
+            "batch_size": self._recipe.validation.batch_size,
+            "precision": training.precision,
+            "channels_last": training.channels_last,
+        }
+
+
+def _decode_all(pair_set: PairSet) -> None:
+    def check(index: int) -> None:
+        decode(pair_set.images[index], f"{pair_set.name}: image {index}", IMAGE_SIZE)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(check, range(len(pair_set.images))))
+
+
+def mean_accuracy(rows: Sequence[dict[str, Any]]) -> float:
+    """Mean over the sets, by which the best checkpoint is chosen."""
+    return float(sum(row["accuracy"] for row in rows) / len(rows))

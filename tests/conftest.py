@@ -1,0 +1,115 @@
+"""Small data sets and runs that many tests share."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from facebones.backbones import Backbone, list_backbones, register_backbone, registry
+from facebones.config import recipe_from_dict
+
+ROOT = Path(__file__).parents[1]
+REAL_FACES = ROOT.parent / "shared" / "faces"
+
+torch.set_num_threads(1)  # two test processes on two cores
+
+
+@pytest.fixture(scope="session")
+def real_faces():
+    if not REAL_FACES.is_dir():
+        pytest.skip(f"the real faces are not here: {REAL_FACES}")
+    return REAL_FACES
+
+
+IDENTITIES, IMAGES_EACH, PAIRS = 4, 7, 20
+
+
+def noisy_image(identity, number):
+    """A JPEG whose coarse pattern is the identity's and whose noise is its own."""
+    pattern = np.random.default_rng(identity).integers(0, 200, (7, 7, 3), dtype=np.uint8)
+    noise = np.random.default_rng([identity, number]).integers(0, 56, (112, 112, 3), dtype=np.uint8)
+    pixels = cv2.resize(pattern, (112, 112), interpolation=cv2.INTER_NEAREST) + noise
+    return cv2.imencode(".jpg", pixels)[1].tobytes()
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    """An InsightFace folder of 28 images of 4 identities with the pair set tiny.bin beside it."""
+    from facebones.data.conversion import convert
+    from facebones.data.pairs import write_pairs
+
+    root = tmp_path_factory.mktemp("small")
+    for identity in range(IDENTITIES):
+        (root / "images" / f"person{identity}").mkdir(parents=True)
+        for number in range(IMAGES_EACH):
+            (root / "images" / f"person{identity}" / f"{number}.jpg").write_bytes(noisy_image(identity, number))
+    convert(root / "images", root / "faces")
+    images, is_same = [], []
+    for pair in range(PAIRS):
+        is_same.append(pair % 2 == 0)
+        images += [noisy_image(100 + pair, 0), noisy_image(100 + pair if is_same[-1] else 500 + pair, 1)]
+    write_pairs(root / "faces" / "tiny.bin", images, is_same)
+    return root / "faces"
+
+
+class TinyBackbone(Backbone):
+    """A network that trains in a moment; it has all that makes saving state hard: running statistics and dropout."""
+
+    def __init__(self, embedding_size, dropout):
+        super().__init__()
+        self.embedding_size = embedding_size
+        self.conv = nn.Conv2d(3, 8, 7, 8, bias=False)
+        self.norm2d = nn.BatchNorm2d(8)
+        self.prelu = nn.PReLU(8)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(8 * 14 * 14, embedding_size)
+        self.norm = nn.BatchNorm1d(embedding_size)
+
+    def forward(self, x):
+        x = self.prelu(self.norm2d(self.conv(x))).flatten(1)
+        return self.norm(self.linear(self.dropout(x))).float()
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone():
+    """The name of a registered backbone that trains in a moment."""
+    if "tiny_for_tests" not in list_backbones():
+
+        @register_backbone()
+        def tiny_for_tests(embedding_size, dropout):
+            """A tiny network for tests."""
+            return TinyBackbone(embedding_size, dropout)
+
+    yield "tiny_for_tests"
+    registry._REGISTRY.pop("tiny_for_tests", None)
+
+
+@pytest.fixture
+def tiny_recipe(small_data, tiny_backbone):
+    """Build a recipe of 4 epochs of 7 steps on the small data; takes overrides."""
+
+    def build(**overrides):
+        fields = {
+            "backbone.name": tiny_backbone,
+            "backbone.embedding_size": 16,
+            "backbone.dropout": 0.2,
+            "head.sample_rate": 0.7,
+            "data.path": str(small_data),
+            "data.workers": 0,
+            "training.epochs": 4,
+            "training.batch_size": 4,
+            "training.checkpoint_every": 3,
+            "validation.sets": ["tiny"],
+            "validation.every": 5,
+            "log.every": 2,
+        } | overrides
+        sections = {}
+        for name, value in fields.items():
+            section, key = name.split(".")
+            sections.setdefault(section, {})[key] = value
+        return recipe_from_dict(sections)
+
+    return build
