@@ -99,6 +99,7 @@ class TrainingConfig:
     accumulation_steps: int = setting(1, "forward passes a step of the optimizer", minimum=1)
     precision: str = setting("fp32", "number format of the backbone", choices=("fp32", "bf16", "fp16"))
     channels_last: bool = setting(True, "memory layout in which convolutions are faster on most devices")
+    compile: bool = setting(False, "let torch.compile fuse the backbone: slow to begin, then faster")
     clip_norm: float = setting(0.0, "largest norm of the gradient; 0 does not clip", minimum=0)
     seed: int = setting(0, "seed of weights, order, flips and samples", minimum=0)
     checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)

@@ -135,7 +135,9 @@ def test_twenty_sigkills_change_nothing(tmp_path, small_data):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def start(output):
-        words = ["resume", output] if (output / "config.yaml").exists() else ["train", "demo", "--output", output, *options]
+        words = (
+            ["resume", output] if (output / "config.yaml").exists() else ["train", "demo", "--output", output, *options]
+        )
         command = [sys.executable, "-m", "facebones", *map(str, words)]
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
 

@@ -118,6 +118,8 @@ class Trainer:
         self.backbone.to(device)
         if config.channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Same weights, other code: it is used in training steps only, and never saved.
+        self.compiled_backbone = torch.compile(self.backbone) if config.compile else self.backbone
         self.head = build_head(recipe.head, self.data.num_identities, recipe.backbone.embedding_size).to(device)
         self.optimizer = build_optimizer(recipe.optimizer, self.backbone, self.head)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -150,7 +152,7 @@ class Trainer:
         for images_BHWC, label_B in batches:
             x_B3HW = self._network_input(images_BHWC)
             with torch.autocast(self.device.type, **self._autocast):
-                embedding_BD = self.backbone(x_B3HW)
+                embedding_BD = self.compiled_backbone(x_B3HW)
             embedding_BD = functional.normalize(embedding_BD)
             loss = self.head(embedding_BD, label_B.to(self.device, non_blocking=True)) / len(batches)
             self.scaler.scale(loss).backward()

@@ -1,0 +1,52 @@
+# Everything from nothing: `make demo` and `make test` on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two test processes on two cores, each with one thread: more would fight for the cores.
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.PHONY: help demo test test-all lint types format clean
+
+help:
+	@echo "make demo      install, then train and compare two small backbones on synthetic faces"
+	@echo "make test      install, then run the quick tests"
+	@echo "make test-all  the slow tests too"
+	@echo "make lint      ruff"
+	@echo "make types     mypy"
+	@echo "make format    let ruff rewrite the code"
+	@echo "make clean     remove the environment and what the demo made"
+
+demo: $(VENV)/installed
+	$(BIN)/facebones demo --output demo
+
+test: $(VENV)/installed-dev
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/installed-dev
+	$(PYTEST)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) demo
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/installed

@@ -1,0 +1,346 @@
+"""From one format of the field to another; the bytes of an image are never touched, so nothing is lost."""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from facebones.data.folders import ImageFolder, RecordSet, find_records, image_suffix, pair_sets, read_image_file
+from facebones.data.images import decode
+from facebones.data.pairs import read_pair_list, read_pairs, write_pairs
+from facebones.data.records import Header, RecordFile, RecordWriter, pack
+from facebones.errors import DataError, RunError
+from facebones.files import atomic_write
+from facebones.progress import track
+
+# In an image folder that came from a .rec: the same records with the path of the image in the place of the image.
+HEADERS_FOLDER = ".rec_headers"
+PAIR_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
+_IMAGE_PATH = re.compile(rb"[0-9]+/[0-9]+\.(jpg|png|bmp|webp)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        source: what was read.
+        destination: what was written.
+        images: how many images it holds.
+        groups: how many identities or pairs, in words.
+        kept: how many images stood there already, from an interrupted conversion.
+        notes: what a user should know.
+    """
+
+    source: Path
+    destination: Path
+    images: int
+    groups: str
+    kept: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        kept = f", {self.kept} of them kept from an earlier run" if self.kept else ""
+        head = f"{self.source} -> {self.destination}: {self.images} images of {self.groups}{kept}"
+        return "\n".join([head, *self.notes])
+
+
+def convert(source: Path, destination: Path, *, images: Path | None = None, resume: bool = False) -> Conversion:
+    """Convert a data set; what to do follows from what `source` is and from the ending of `destination`.
+
+    ===================================  ==================================================
+    source                               destination
+    ===================================  ==================================================
+    `.rec` file or InsightFace folder    image folder
+    image folder                         InsightFace folder, or a file that ends in `.rec`
+    pair list (`.txt`, `.csv`, `.tsv`)   file that ends in `.bin`
+    `.bin` file                          folder of images with a `pairs.txt`
+    ===================================  ==================================================
+
+    Args:
+        source: a data set.
+        destination: where the other one goes; refused where it exists.
+        images: the folder that a pair list's paths start from; its own folder by default.
+        resume: continue an interrupted conversion into a folder; its complete files are kept.
+
+    Raises:
+        DataError: the source is missing or broken, or the destination is there already.
+        RunError: the destination cannot be written.
+    """
+    to_file = destination.suffix.lower() in {".bin", ".rec"}
+    ending = source.suffix.lower() if source.is_file() else ""
+    if images is not None and ending not in PAIR_LIST_SUFFIXES:
+        raise DataError(f"{source}: a folder of images goes with a pair list only ({_endings()}); leave it out")
+    if ending in PAIR_LIST_SUFFIXES and destination.suffix.lower() == ".bin":
+        return _list_to_pairs(source, destination, images or source.parent)
+    if ending == ".bin" and not to_file:
+        return _pairs_to_folder(source, destination, resume)
+    if ending in {"", ".rec"}:
+        records = find_records(source)
+        if records is not None and not to_file:
+            return _records_to_folder(records, destination, resume)
+        if records is None and destination.suffix.lower() != ".bin":
+            return _folder_to_records(source, destination)
+    known = ".rec to folder, folder to folder or .rec, pair list to .bin, .bin to folder"
+    raise DataError(f"{source}: cannot be converted to {destination}; the conversions are {known}")
+
+
+def _records_to_folder(source: Path, destination: Path, resume: bool) -> Conversion:
+    """Write each image to `label/key.ending`, and all that the images do not say to HEADERS_FOLDER."""
+    data = RecordSet(source)
+    records = data.records
+    index_of = np.full(len(records), -1)
+    index_of[data.positions] = np.arange(len(data))
+    label_width, key_width = len(str(data.num_identities - 1)), len(str(records.keys.max()))
+    with (
+        _Folder(destination, resume, HEADERS_FOLDER) as folder,
+        RecordWriter(folder.path / HEADERS_FOLDER / "train.rec") as headers,
+    ):
+        for position in track(np.argsort(records.offsets, kind="stable"), "converting"):
+            key, index = int(records.keys[position]), int(index_of[position])
+            if index < 0:
+                headers.write(key, records.read(position))
+                continue
+            head, image, label = data.read_record(index)
+            suffix = image_suffix(image) or _refuse_image(image, data.describe(index))
+            name = f"{label:0{label_width}d}/{key:0{key_width}d}{suffix}"
+            folder.place(name, image)
+            headers.write(key, head + name.encode())
+        if (size := source.with_name("property")).is_file():
+            folder.place(f"{HEADERS_FOLDER}/property", size.read_bytes())
+    notes = list(data.notes)
+    if sets := pair_sets(source):
+        notes.append(f"left where they are: {', '.join(path.name for path in sets)}; convert each by itself")
+    return _training_summary(source, destination, data, notes, folder.kept)
+
+
+def _folder_to_records(source: Path, destination: Path) -> Conversion:
+    """Write `train.rec`, `train.idx` and `property` as InsightFace has them, or as they were."""
+    data = ImageFolder(source)
+    if destination.suffix.lower() == ".rec":
+        for path in (destination, destination.with_suffix(".idx"), destination.with_name("property")):
+            _refuse_existing(path)
+        _write_records(data, destination)
+    else:
+        with _new_folder(destination) as building:
+            _write_records(data, building / "train.rec")
+    return _training_summary(source, destination, data, data.notes)
+
+
+def _write_records(data: ImageFolder, path: Path) -> None:
+    headers = data.path / HEADERS_FOLDER
+    with RecordWriter(path) as writer:
+        if (headers / "train.rec").is_file():
+            _rebuild_records(data, RecordFile(headers / "train.rec"), writer)
+        else:
+            _number_records(data, writer)
+    known = headers / "property"
+    with atomic_write(path.with_name("property")) as file:
+        file.write(known.read_bytes() if known.is_file() else _property(data))
+
+
+def _number_records(data: ImageFolder, writer: RecordWriter) -> None:
+    """Write the images with keys from 1, then a record for each identity, then record 0: the order of face2rec."""
+    for index in track(range(len(data)), "converting"):
+        image, label = data.read(index)
+        if image_suffix(image) is None:
+            _refuse_image(image, data.describe(index))
+        writer.write(index + 1, pack(Header(float(label), index + 1), image))
+    ends = np.cumsum(np.bincount(data.labels)) + 1
+    first_identity = len(data) + 1
+    for label, (start, end) in enumerate(zip([1, *ends[:-1].tolist()], ends.tolist(), strict=True)):
+        key = first_identity + label
+        writer.write(key, pack(Header((float(start), float(end)), key)))
+    limits = (float(first_identity), float(first_identity + len(ends)))
+    writer.write(0, pack(Header(limits, 0)))
+
+
+def _rebuild_records(data: ImageFolder, headers: RecordFile, writer: RecordWriter) -> None:
+    """Write the records as they were, each path replaced by its image."""
+    mend = f"restore the folder, or remove {data.path / HEADERS_FOLDER} to write it with new keys"
+    expected = int((headers.headers(np.arange(len(headers))).sizes > 0).sum())
+    if expected != len(data):
+        raise DataError(f"{data.path}: {len(data)} images, but {expected} came from the .rec; {mend}")
+    for position in track(range(len(headers)), "converting"):
+        head, name = headers.split(position)
+        if name:
+            if _IMAGE_PATH.fullmatch(name) is None:
+                raise DataError(f"{headers.where(position)}: {name[:40]!r} is no path of an image; {mend}")
+            path = f"{data.path}/{name.decode()}"
+            try:
+                head += read_image_file(path)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read: {error.strerror}; {mend}") from error
+        writer.write(int(headers.keys[position]), head)
+
+
+def _property(data: ImageFolder) -> bytes:
+    image, _ = data.read(0)
+    height, width = decode(image, data.describe(0)).shape[:2]
+    return b"%d,%d,%d\n" % (data.num_identities, height, width)
+
+
+def _list_to_pairs(source: Path, destination: Path, root: Path) -> Conversion:
+    _refuse_existing(destination)
+    pairs = read_pair_list(source, root)
+    write_pairs(destination, pairs.images, pairs.is_same)
+    return Conversion(source=source, destination=destination, images=len(pairs.images), groups=f"{len(pairs)} pairs")
+
+
+def _pairs_to_folder(source: Path, destination: Path, resume: bool) -> Conversion:
+    pairs = read_pairs(source)
+    width = len(str(len(pairs) - 1))
+    names = []
+    with _Folder(destination, resume, "pairs.txt") as folder:
+        for index, image in enumerate(track(pairs.images, "converting")):
+            suffix = image_suffix(image) or _refuse_image(image, f"{source}, image {index}")
+            names.append(f"images/{index // 2:0{width}d}_{'ab'[index % 2]}{suffix}")
+            folder.place(names[-1], image)
+        rows = zip(names[::2], names[1::2], pairs.is_same.tolist(), strict=True)
+        folder.place("pairs.txt", "".join(f"{first}\t{second}\t{same:d}\n" for first, second, same in rows).encode())
+    groups = f"{len(pairs)} pairs"
+    return Conversion(source=source, destination=destination, images=len(pairs.images), groups=groups, kept=folder.kept)
+
+
+def _training_summary(
+    source: Path, destination: Path, data: RecordSet | ImageFolder, notes: list[str], kept: int = 0
+) -> Conversion:
+    groups = f"{len(np.unique(data.labels))} identities"
+    return Conversion(
+        source=source, destination=destination, images=len(data), groups=groups, kept=kept, notes=tuple(notes)
+    )
+
+
+class _Folder:
+    """A folder that is filled as NAME.partial and gets its name when it is complete.
+
+    Attributes:
+        path: the folder to write into, while the block lasts.
+        kept: files that were there already, with the right content.
+    """
+
+    def __init__(self, destination: Path, resume: bool, mark: str) -> None:
+        self.destination = destination
+        self.path = destination.with_name(f"{destination.name}.partial")
+        self.mark = mark
+        self._prefix = f"{self.path}/"
+        self.resume = resume
+        self.kept = 0
+        self._placed: set[str] = set()
+
+    def __enter__(self) -> Self:
+        if _is_occupied(self.destination):
+            self._reopen()
+        if self.path.exists() and not self.resume:
+            raise DataError(f"{self.path}: left by an interrupted conversion; continue with --resume or remove it")
+        # The headers are written anew each time; a killed run may have left a half there.
+        shutil.rmtree(self.path / HEADERS_FOLDER, ignore_errors=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            return
+        if self.resume:
+            self._refuse_strangers()
+        if self.destination.exists():
+            self.destination.rmdir()
+        self.path.rename(self.destination)
+
+    def place(self, name: str, content: bytes) -> None:
+        """Write a file, unless it is there with this content.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        path = self._prefix + name
+        if self.resume:
+            self._placed.add(name)
+            if _holds(path, content):
+                self.kept += 1
+                return
+        try:
+            _write(path, content)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error.strerror}; mend it and go on with --resume") from error
+
+    def _reopen(self) -> None:
+        """Take up a folder that a conversion has made, to complete it."""
+        if not self.resume:
+            _refuse_existing(self.destination)
+        if not (self.destination / self.mark).exists() or self.path.exists():
+            raise DataError(f"{self.destination}: not a conversion to continue; remove it or choose another name")
+        self.destination.rename(self.path)
+
+    def _refuse_strangers(self) -> None:
+        for folder, folders, files in os.walk(self.path):
+            if HEADERS_FOLDER in folders:
+                folders.remove(HEADERS_FOLDER)
+            for file in files:
+                name = os.path.relpath(f"{folder}/{file}", self.path)
+                if name not in self._placed:
+                    raise DataError(f"{self.path}/{name}: does not come from this source; remove it and resume")
+
+
+@contextmanager
+def _new_folder(destination: Path) -> Iterator[Path]:
+    """Yield a hidden folder that becomes `destination` when the block ends without an error."""
+    if _is_occupied(destination):
+        _refuse_existing(destination)
+    building = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    try:
+        yield building
+        if destination.exists():
+            destination.rmdir()
+        building.rename(destination)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _is_occupied(destination: Path) -> bool:
+    return destination.exists() and not (destination.is_dir() and not any(destination.iterdir()))
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise DataError(f"{path}: exists already; remove it or choose another name")
+
+
+def _refuse_image(image: bytes, what: str) -> str:
+    start = image[:8].hex(" ") or "nothing"
+    raise DataError(f"{what}: {len(image)} bytes that are no JPEG, PNG, BMP or WebP image (they start with {start})")
+
+
+def _holds(path: str, content: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return file.read(len(content) + 1) == content
+    except FileNotFoundError:
+        return False
+
+
+def _write(path: str, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        Path(path).parent.mkdir(parents=True)
+        descriptor = os.open(path, flags, 0o666)
+    try:
+        if os.write(descriptor, content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(descriptor)
+
+
+def _endings() -> str:
+    return ", ".join(sorted(PAIR_LIST_SUFFIXES))

@@ -1,0 +1,377 @@
+"""Training sets: an InsightFace folder (RecordIO) or a folder with one folder of images for each identity."""
+
+import os
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from facebones.data.records import HeaderTable, Integers, RecordFile, first_label
+from facebones.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+# InsightFace keeps keys as float32, which counts in steps of 2 from here on.
+EXACT_FLOATS = 2**24
+READ_BYTES = 2**16
+
+
+class TrainingSet(ABC):
+    """Encoded face images with a label each; can be pickled, and then holds no open file.
+
+    Attributes:
+        path: the folder or `.rec` file.
+        labels: (N,) the identity of each image, from 0.
+        notes: things to say at once, such as a count that disagrees with the data.
+    """
+
+    path: Path
+    labels: Integers
+    notes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_identities(self) -> int:
+        """1 + the largest label: as many class centres as a head needs."""
+        return int(self.labels.max()) + 1
+
+    @abstractmethod
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Read an image.
+
+        Returns:
+            The encoded image, and its label.
+
+        Raises:
+            DataError: it cannot be read, or its label is not the one in `labels`.
+        """
+
+    @abstractmethod
+    def describe(self, index: int) -> str:
+        """Name an image for an error, such as "train.rec, key 17"."""
+
+    @abstractmethod
+    def identity_name(self, label: int) -> str:
+        """Name an identity: the folder's name, or the label itself."""
+
+
+class RecordSet(TrainingSet):
+    """The images of a `.rec` file, in the order of their keys.
+
+    Where the file holds InsightFace's record 0 and identity records, the labels are read from these and the first
+    image of each identity; otherwise from the header of every record.
+
+    Attributes:
+        records: the file.
+        positions: (N,) place of each image in `records`.
+
+    Raises:
+        DataError: the file is missing or broken, or holds no image or a label that is no identity.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.notes = []
+        self.records = RecordFile(path)
+        if not self._read_identities():
+            self._read_all_headers()
+        self._compare_property()
+        self._note_unused_labels()
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Read an image and the label that its own record gives."""
+        _, image, label = self.read_record(index)
+        return image, label
+
+    def read_record(self, index: int) -> tuple[bytes, bytes, int]:
+        """Read header, image and label; errors as in `read`."""
+        head, image = self.records.split(int(self.positions[index]))
+        label = first_label(head)
+        if label != (known := int(self.labels[index])):
+            found = f"the image has label {label:g}, but its identity record says {known}"
+            raise DataError(f"{self.describe(index)}: {found}; restore the file from its source")
+        return head, image, known
+
+    def describe(self, index: int) -> str:
+        """Name an image by file, key and byte offset."""
+        return self.records.where(int(self.positions[index]))
+
+    def identity_name(self, label: int) -> str:
+        """Name an identity by its label."""
+        return str(label)
+
+    def _read_identities(self) -> bool:
+        """Take the labels from record 0 and the identity records; False where they are missing or unfit."""
+        limits = self._header_record()
+        if limits is None:
+            return False
+        first_identity, end = limits
+        places = self.records.positions_of(np.arange(end))  # keys run from 0: record 0, images, identities
+        if (places < 0).any():
+            return False
+        table = self.records.headers(places[first_identity:])
+        if (table.flags != 2).any() or (table.sizes != 0).any() or not np.isfinite(table.labels).all():
+            return False
+        ranges = table.labels.astype(np.int64)  # (identities, 2): first image key, last + 1
+        ranges = ranges[np.argsort(ranges[:, 0], kind="stable")]
+        edges = np.append(ranges[:, 0], first_identity)
+        if edges[0] != 1 or (ranges[:, 1] != edges[1:]).any() or (ranges[:, 0] >= ranges[:, 1]).any():
+            return False
+        self.positions = places[1:first_identity]
+        first_images = self.positions[ranges[:, 0] - 1]
+        identities = self._labels(self.records.headers(first_images), first_images)
+        self.labels = np.repeat(identities, ranges[:, 1] - ranges[:, 0])
+        return True
+
+    def _header_record(self) -> tuple[int, int] | None:
+        """Read first identity key and last + 1 from record 0; None where they cannot be those of this file."""
+        place = self.records.positions_of([0])
+        if place[0] < 0:
+            return None
+        table = self.records.headers(place)
+        first, end = table.labels[0].tolist()
+        inside = 1 < first < end and end == len(self.records) and end < EXACT_FLOATS
+        return (int(first), int(end)) if inside and table.flags[0] == 2 and table.sizes[0] == 0 else None
+
+    def _read_all_headers(self) -> None:
+        """Take every record as an image, save those that InsightFace writes about identities: two labels, no image."""
+        everything = np.argsort(self.records.keys, kind="stable")
+        table = self.records.headers(everything)
+        image = (table.flags != 2) | (table.sizes > 0)
+        if not image.all():
+            reason = "record 0 and the identity records do not fit the images; the labels come from the images alone"
+            self.notes.append(f"{self.path}: {reason}")
+        if not image.any():
+            raise DataError(f"{self.path}: {len(everything)} records, but no image; restore the file from its source")
+        self.positions = everything[image]
+        self.labels = self._labels(HeaderTable(*(column[image] for column in table)), self.positions)
+
+    def _labels(self, table: HeaderTable, positions: Integers) -> Integers:
+        labels = table.labels[:, 0]
+        sound = np.isfinite(labels) & (labels >= 0) & (labels < EXACT_FLOATS) & (labels == np.floor(labels))
+        if not sound.all():
+            row = int(np.argmin(sound))
+            place = self.records.where(int(positions[row]))
+            raise DataError(f"{place}: label {labels[row]:g}; a label is a whole number from 0 to {EXACT_FLOATS - 1}")
+        return labels.astype(np.int64)
+
+    def _compare_property(self) -> None:
+        """Note where InsightFace's `property` file disagrees with the data, which counts."""
+        path = self.path.with_name("property")
+        if not path.is_file():
+            return
+        text = path.read_bytes()[:100].decode("utf-8", "replace").strip()
+        fields = text.split(",")
+        if len(fields) != 3 or not all(field.strip().isdecimal() for field in fields):
+            self.notes.append(f"{path}: {text!r} is not 'identities,height,width'; the file is ignored")
+        elif int(fields[0]) != self.num_identities:
+            self.notes.append(f"{path}: says {int(fields[0])} identities, but the data holds {self.num_identities}")
+
+    def _note_unused_labels(self) -> None:
+        used = np.bincount(self.labels, minlength=self.num_identities) > 0
+        if not used.all():
+            unused = np.flatnonzero(~used)
+            count = f"{len(unused)} of the labels 0 to {self.num_identities - 1} have no image"
+            self.notes.append(f"{self.path}: {count}: {_some(unused.tolist())}")
+
+
+class ImageFolder(TrainingSet):
+    """Images in `root/<identity>/`; the identities are numbered by name.
+
+    Attributes:
+        identities: name of the folder of each label.
+
+    Raises:
+        DataError: the folder is missing, or no folder in it holds an image.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.notes = []
+        self.identities: list[str] = []
+        # One block of bytes instead of a string for each file: workers then share it, and millions of files fit.
+        names = bytearray()
+        ends = array("q", [0])
+        counts: list[int] = []
+        folders, outside = _listing(self.path)
+        stray = [name for name in outside if is_image_name(name)]
+        empty: list[str] = []
+        for folder in folders:
+            inner, files = _listing(self.path / folder)
+            images = [name for name in files if is_image_name(name)]
+            stray += [f"{folder}/{name}" for name in sorted({*inner, *files}.difference(images))]
+            if not images:
+                empty.append(folder)
+                continue
+            self.identities.append(folder)
+            counts.append(len(images))
+            for name in images:
+                names += os.fsencode(name)
+                ends.append(len(names))
+        if not counts:
+            raise DataError(f"{self.path}: no image in any <identity>/*{{{_suffixes()}}}; check the path")
+        self._note("folders without an image", empty)
+        self._note("files or folders that are no image of an identity", stray)
+        self._names = bytes(names)
+        self._ends = np.frombuffer(ends, dtype=np.int64)
+        self.labels = np.repeat(np.arange(len(counts)), counts)
+
+    def relative_path(self, index: int) -> str:
+        """Path of an image inside the folder: identity and file name."""
+        name = os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
+        return f"{self.identities[self.labels[index]]}/{name}"
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Read an image file."""
+        path = self.describe(index)
+        try:
+            return read_image_file(path), int(self.labels[index])
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}; restore or remove the file") from error
+
+    def describe(self, index: int) -> str:
+        """Name an image by its path."""
+        return f"{self.path}/{self.relative_path(index)}"
+
+    def identity_name(self, label: int) -> str:
+        """Name an identity by its folder."""
+        return self.identities[label]
+
+    def _note(self, what: str, names: list[str]) -> None:
+        if names:
+            self.notes.append(f"{self.path}: {len(names)} {what} left out: {_some(names)}")
+
+
+def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
+    """Open a `.rec` file, an InsightFace folder or an image folder, told apart by what is there.
+
+    Raises:
+        DataError: nothing is there, it is neither kind, it is broken, or it holds one identity only.
+    """
+    path = Path(path)
+    records = find_records(path)
+    data: TrainingSet = RecordSet(records) if records is not None else ImageFolder(path)
+    if len(np.unique(data.labels)) == 1:
+        raise DataError(f"{path}: all {len(data)} images are of one identity; training needs two or more")
+    return data
+
+
+def find_records(path: Path) -> Path | None:
+    """Find the `.rec` file of a training set; None where `path` is a folder of folders.
+
+    Raises:
+        DataError: `path` is missing or is neither kind of training set.
+    """
+    if path.is_file():
+        if path.suffix.lower() == ".rec":
+            return path
+        raise DataError(f"{path}: not a training set; name a .rec file, or a folder with train.rec or image folders")
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder; check the path of the training set")
+    folders, files = _listing(path)
+    records = [name for name in files if name.lower().endswith(".rec")]
+    if "train.rec" in records or len(records) == 1:
+        return path / ("train.rec" if "train.rec" in records else records[0])
+    if records:
+        raise DataError(f"{path}: {len(records)} record files ({_some(records)}) and no train.rec; name one of them")
+    if not folders:
+        _fail_neither(path, files)
+    return None
+
+
+def pair_sets(path: Path) -> list[Path]:
+    """List the verification sets (`.bin`) in a folder, or beside a file, by name."""
+    folder = path if path.is_dir() else path.parent
+    return sorted(entry for entry in folder.iterdir() if entry.suffix.lower() == ".bin" and entry.is_file())
+
+
+def find_pair_set(name_or_path: str, beside: Path) -> Path:
+    """Find a verification set.
+
+    Args:
+        name_or_path: a path; or the name of a `.bin` file, with or without its ending.
+        beside: the folder, or a file of the folder, where names are looked for.
+
+    Raises:
+        DataError: there is none; the message names those that are there.
+    """
+    folder = beside if beside.is_dir() else beside.parent
+    candidates = (Path(name_or_path), folder / name_or_path, folder / f"{name_or_path}.bin")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    present = _some([path.name for path in pair_sets(folder)]) if folder.is_dir() else ""
+    raise DataError(f"{name_or_path}: no such verification set; {folder} holds {present or 'no .bin file'}")
+
+
+def _listing(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the files in a folder, sorted; what starts with a dot is passed over."""
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if entry.is_dir() else files).append(entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}; check the path and its permissions") from error
+    return sorted(folders), sorted(files)
+
+
+def _fail_neither(path: Path, files: list[str]) -> NoReturn:
+    if "train.idx" in files:
+        raise DataError(f"{path}: train.idx is there, but train.rec is not; restore it from its source")
+    found = f"only {_some(files)}" if files else "an empty folder"
+    wanted = f"train.rec, or <identity>/*{{{_suffixes()}}}"
+    raise DataError(f"{path}: {found}; looked for {wanted}")
+
+
+def _some(names: Iterable[object], shown: int = 3) -> str:
+    """Name the first of several, and say how many more there are."""
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more
+
+
+def read_image_file(path: str) -> bytes:
+    """Read a small file: half the time of a file object, which counts where there are millions."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = os.read(descriptor, READ_BYTES)
+        while len(content) % READ_BYTES == 0 and (more := os.read(descriptor, READ_BYTES)):
+            content += more
+        return content
+    finally:
+        os.close(descriptor)
+
+
+def image_suffix(encoded: bytes) -> str | None:
+    """Tell the ending of an encoded image from its first bytes; None where it is no image.
+
+    >>> image_suffix(bytes.fromhex("ffd8ffe0"))
+    '.jpg'
+    """
+    if encoded.startswith(b"\xff\xd8\xff"):
+        return ".jpg"
+    if encoded.startswith(b"\x89PNG\r\n\x1a\n"):
+        return ".png"
+    if encoded.startswith(b"BM"):
+        return ".bmp"
+    return ".webp" if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP" else None
+
+
+def is_image_name(name: str) -> bool:
+    """Tell by its ending whether a file is an image.
+
+    >>> is_image_name("0001.JPG")
+    True
+    """
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - ten times as quick as Path
+
+
+def _suffixes() -> str:
+    return ",".join(sorted(IMAGE_SUFFIXES))

@@ -1,0 +1,317 @@
+"""A pickle read as data: lists, tuples, numbers, strings, bytes and plain numpy arrays.
+
+Python's own reader imports and calls whatever the file names. This one has no way to: names are looked up in a
+short table with functions of this module behind them, and an instruction that is not in a table ends the reading.
+"""
+
+import codecs
+import math
+import mmap
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from facebones.errors import DataError
+
+
+@dataclass
+class PickledType:
+    """A numpy number type; only booleans and integers are admitted."""
+
+    code: str
+    order: str = "="
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The type itself."""
+        return np.dtype(f"{self.order}{self.code}")
+
+
+@dataclass
+class PickledArray:
+    """A numpy array; pickles make it empty first and fill it later."""
+
+    values: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
+
+
+_PRINTED = re.compile(rb"(?:[^\\]++|\\(?:[\\'\"ntr]|x[0-9a-f]{2}))*+", re.DOTALL)
+
+
+class _Unfit(Exception):  # noqa: N818 - turned into a DataError, which adds file and byte
+    """The pickle is broken, or asks for more than data."""
+
+
+def read_pickle(content: bytes | mmap.mmap, what: str) -> Any:
+    """Read a pickle of any protocol, as Python 2 or 3 wrote it, without running any of it.
+
+    Args:
+        content: the pickle.
+        what: the file's name, for errors.
+
+    Returns:
+        The object; strings of Python 2 come as bytes, bytearrays as bytes, numpy arrays as PickledArray.
+
+    Raises:
+        DataError: it is no pickle, is cut short, or asks for anything else; with the byte offset.
+    """
+    reader = _Reader(content)
+    try:
+        return reader.run()
+    except _Unfit as error:
+        raise DataError(f"{what}, byte {reader.start}: {error}") from error
+    except (LookupError, ValueError, TypeError, AttributeError, OverflowError, struct.error) as error:
+        raise DataError(f"{what}, byte {reader.start}: not a sound pickle; restore the file from its source") from error
+
+
+@dataclass(frozen=True)
+class _Name:
+    """An admitted name, with the function that stands in for what it names."""
+
+    name: str
+    build: Callable[..., Any]
+
+
+class _Reader:
+    """The machine that a pickle's instructions run on: a stack, the stacks under marks, and a memo."""
+
+    def __init__(self, content: bytes | mmap.mmap) -> None:
+        self.content = content
+        self.built = 0
+        self.start = self.position = 0
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        """Follow the instructions up to STOP and return the object they leave."""
+        while True:
+            self.start = self.position
+            code = self.take(1)
+            if code == b".":
+                return self.stack.pop()
+            step = self.STEPS.get(code)
+            if step is None:
+                raise _Unfit(_refusal(code))
+            step(self)
+
+    def take(self, size: int) -> bytes:
+        """Take the next bytes; no memory is asked for that the file does not fill."""
+        end = self.position + size
+        if size < 0 or end > len(self.content):
+            raise _Unfit("the pickle is cut short; restore the file from its source")
+        taken = self.content[self.position : end]
+        self.position = end
+        return taken
+
+    def line(self) -> bytes:
+        end = self.content.find(b"\n", self.position)
+        if end < 0:
+            raise _Unfit("the pickle is cut short; restore the file from its source")
+        taken = self.content[self.position : end]
+        self.position = end + 1
+        return taken
+
+    def number(self, code: str) -> int:
+        return int(struct.unpack(code, self.take(struct.calcsize(code)))[0])
+
+    def push(self, value: object) -> None:
+        self.stack.append(value)
+
+    def pop_mark(self) -> list[Any]:
+        """Take what was pushed since the last mark."""
+        items = self.stack
+        self.stack = self.marked.pop()
+        return items
+
+    def mark(self) -> None:
+        self.marked.append(self.stack)
+        self.stack = []
+
+    def push_tuple(self, size: int) -> None:
+        items = self.stack[len(self.stack) - size :]
+        if len(items) < size:
+            raise IndexError(size)
+        del self.stack[len(self.stack) - size :]
+        self.push(tuple(items))
+
+    def append(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, list):
+            raise TypeError(type(target))
+        target.extend(items)
+
+    def memorize(self, key: int) -> None:
+        self.memo[key] = self.stack[-1]
+
+    def integer(self, text: bytes) -> None:
+        """Text of an INT or LONG; protocol 0 and 1 write True as 01 and False as 00."""
+        if len(text) > 24:
+            raise _Unfit("a number too long for a pair list; refused")
+        self.push({b"00": False, b"01": True}[text] if text in (b"00", b"01") else int(text.rstrip(b"L")))
+
+    def quoted(self, text: bytes) -> None:
+        """Text of a STRING: as Python 2 printed it, with quotes and escapes."""
+        inner = text[1:-1]
+        if len(text) < 2 or text[:1] not in b"\"'" or text[:1] != text[-1:] or not _PRINTED.fullmatch(inner):
+            raise ValueError(text[:20])
+        self.push(codecs.escape_decode(inner)[0])
+
+    def name(self, module: object, name: object) -> None:
+        full = f"{_text(module)}.{_text(name)}"
+        build = _NAMES.get(full)
+        if build is None:
+            shown = ascii(full[:80])[1:-1]
+            raise _Unfit(f"the pickle asks for {shown}, which a pair list does not need; refused, nothing was run")
+        self.push(_Name(full, build))
+
+    def name_from_stack(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.name(module, name)
+
+    def call(self) -> None:
+        arguments, name = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, _Name) or not isinstance(arguments, tuple):
+            raise TypeError(name)
+        result = name.build(*arguments)
+        if isinstance(result, bytes):
+            self.built += len(result)
+            if self.built > len(self.content):
+                raise _Unfit("the pickle builds more bytes than it holds; refused")
+        self.push(result)
+
+    def instance(self) -> None:
+        self.name(self.line(), self.line())
+        _no_call()
+
+    def fill(self) -> None:
+        """Give a numpy type its byte order, or an array its values."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, PickledType):
+            target.order = _text(state[1])
+            if target.order not in "<>=|":
+                raise ValueError(target.order)
+        elif isinstance(target, PickledArray):
+            _, shape, kind, by_columns, raw = state
+            target.values = _array(raw, kind, shape, "F" if by_columns else "C").values
+        else:
+            raise TypeError(target)
+
+    STEPS: ClassVar[dict[bytes, Callable[["_Reader"], object]]] = {
+        b"\x80": lambda r: r.take(1),  # protocol
+        b"\x95": lambda r: r.take(8),  # frame
+        b"(": lambda r: r.mark(),
+        b"0": lambda r: r.stack.pop(),
+        b"1": lambda r: r.pop_mark(),
+        b"p": lambda r: r.memorize(int(r.line()[:20])),
+        b"q": lambda r: r.memorize(r.number("<B")),
+        b"r": lambda r: r.memorize(r.number("<I")),
+        b"\x94": lambda r: r.memorize(len(r.memo)),
+        b"g": lambda r: r.push(r.memo[int(r.line()[:20])]),
+        b"h": lambda r: r.push(r.memo[r.number("<B")]),
+        b"j": lambda r: r.push(r.memo[r.number("<I")]),
+        b"N": lambda r: r.push(None),
+        b"\x88": lambda r: r.push(True),
+        b"\x89": lambda r: r.push(False),
+        b"I": lambda r: r.integer(r.line()),
+        b"L": lambda r: r.integer(r.line()),
+        b"K": lambda r: r.push(r.number("<B")),
+        b"M": lambda r: r.push(r.number("<H")),
+        b"J": lambda r: r.push(r.number("<i")),
+        b"\x8a": lambda r: r.push(int.from_bytes(r.take(r.number("<B")), "little", signed=True)),
+        b"S": lambda r: r.quoted(r.line()),
+        b"T": lambda r: r.push(r.take(r.number("<i"))),
+        b"U": lambda r: r.push(r.take(r.number("<B"))),
+        b"B": lambda r: r.push(r.take(r.number("<I"))),
+        b"C": lambda r: r.push(r.take(r.number("<B"))),
+        b"\x8e": lambda r: r.push(r.take(r.number("<Q"))),
+        b"\x96": lambda r: r.push(r.take(r.number("<Q"))),
+        b"V": lambda r: r.push(r.line().decode("raw-unicode-escape")),
+        b"X": lambda r: r.push(r.take(r.number("<I")).decode("utf-8", "surrogatepass")),
+        b"\x8c": lambda r: r.push(r.take(r.number("<B")).decode("utf-8", "surrogatepass")),
+        b"\x8d": lambda r: r.push(r.take(r.number("<Q")).decode("utf-8", "surrogatepass")),
+        b"]": lambda r: r.push([]),
+        b"l": lambda r: r.push(r.pop_mark()),
+        b"a": lambda r: r.append([r.stack.pop()]),
+        b"e": lambda r: r.append(r.pop_mark()),
+        b")": lambda r: r.push(()),
+        b"t": lambda r: r.push(tuple(r.pop_mark())),
+        b"\x85": lambda r: r.push_tuple(1),
+        b"\x86": lambda r: r.push_tuple(2),
+        b"\x87": lambda r: r.push_tuple(3),
+        b"c": lambda r: r.name(r.line(), r.line()),
+        b"i": lambda r: r.instance(),
+        b"\x93": lambda r: r.name_from_stack(),
+        b"R": lambda r: r.call(),
+        b"b": lambda r: r.fill(),
+    }
+
+
+def _refusal(code: bytes) -> str:
+    import pickletools
+
+    known = {instruction.code: instruction.name for instruction in pickletools.opcodes}.get(code.decode("latin-1"))
+    if known is None:
+        return f"not a pickle (0x{code.hex()} is no instruction); name a verification set or restore the file"
+    return f"the pickle asks for the instruction {known}, which a pair list does not need; refused, nothing was run"
+
+
+def _text(value: object) -> str:
+    """Take a name as Python 2 (bytes) or 3 wrote it."""
+    if isinstance(value, bytes):
+        return value.decode("ascii")
+    if isinstance(value, str):
+        return value
+    raise TypeError(type(value))
+
+
+def _encode(text: str, encoding: object = "latin1") -> bytes:
+    """Stand for `_codecs.encode` and for `bytes(text, encoding)`: how Python 3 writes bytes by protocols 0 to 2."""
+    if _text(encoding) not in ("latin1", "latin-1"):
+        raise ValueError(encoding)
+    return text.encode("latin-1")
+
+
+def _bytes(content: object = b"", encoding: object = "latin1") -> bytes:
+    if isinstance(content, bytes):
+        return content
+    if isinstance(content, str):
+        return _encode(content, encoding)
+    raise TypeError(content)
+
+
+def _type(code: object, *_: object) -> PickledType:
+    if (name := _text(code)) not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"):
+        raise _Unfit(f"the pickle asks for a numpy array of type {name}, which a pair list does not need; refused")
+    return PickledType(name)
+
+
+def _scalar(kind: PickledType, raw: object) -> int:
+    return int(_array(raw, kind, (1,)).values[0])
+
+
+def _array(raw: object, kind: PickledType, shape: tuple[int, ...], order: object = "C") -> PickledArray:
+    content = _bytes(raw)
+    if math.prod(shape) * kind.numpy.itemsize != len(content) or min(shape, default=0) < 0:
+        raise _Unfit(f"a numpy array of shape {shape} over {len(content)} bytes; restore the file from its source")
+    return PickledArray(np.frombuffer(content, dtype=kind.numpy).reshape(shape, order="F" if order == "F" else "C"))
+
+
+def _no_call(*_: object) -> NoReturn:
+    raise _Unfit("the pickle calls a name that is no function of a pair list; refused, nothing was run")
+
+
+_NAMES: dict[str, Callable[..., Any]] = {
+    "_codecs.encode": _encode,
+    "numpy.dtype": _type,
+    "numpy.ndarray": _no_call,
+    **dict.fromkeys([f"{module}.bytes" for module in ("builtins", "__builtin__")], _bytes),
+    **dict.fromkeys([f"{module}.bytearray" for module in ("builtins", "__builtin__")], _bytes),
+    **dict.fromkeys([f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")], lambda *_: PickledArray()),
+    **dict.fromkeys([f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")], _scalar),
+    **dict.fromkeys([f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")], _array),
+}

@@ -1,0 +1,271 @@
+"""The published protocol for verification pairs: LFW, CFP-FP, AgeDB-30, CALFW, CPLFW and sets laid out like them.
+
+Every number is counted exactly as the field's published evaluation does (10 folds in file order, a grid of distance
+thresholds), so that results can be set beside published tables; the exact ROC, AUC and EER stand beside them.
+docs/protocols.md has the rules in words.
+
+Sources: G. B. Huang et al., "Labeled Faces in the Wild", University of Massachusetts technical report 07-49 (2007),
+for the ten folds; F. Schroff et al., "FaceNet", arXiv 1503.03832 (2015), section 4, for TAR at a FAR over squared
+distances.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from facebones.data.pairs import PairSet
+from facebones.errors import DataError
+from facebones.evaluation.curves import RocCurve, area_under_curve, equal_error_rate, roc
+from facebones.evaluation.embedding import Precision, embed_images, flip_sum_normalised, mean_norm
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.intp]
+BoolArray = npt.NDArray[np.bool_]
+
+FAR_TARGET = 1e-3
+ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
+FAR_THRESHOLDS = np.arange(0, 4, 0.001)
+NORM_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class PairResult:
+    """What the pairs protocol answers; rates are fractions, distances squared Euclidean ones, from 0 to 4.
+
+    Attributes:
+        pairs: number of pairs P.
+        folds: number of folds F.
+        accuracy: mean accuracy over the folds.
+        accuracy_std: population standard deviation of the accuracy over the folds.
+        fold_accuracy: (F,) accuracy of each fold at its threshold.
+        fold_threshold: (F,) distance threshold that was most accurate on the other folds.
+        tar_at_far_1e3: mean true accept rate at the thresholds that the other folds give for FAR 1e-3.
+        tar_at_far_1e3_std: population standard deviation of that rate over the folds.
+        far_reached: mean false accept rate at those same thresholds.
+        auc: area under the exact ROC curve of all pairs.
+        eer: equal error rate of that curve.
+        distances: (P,) float64, squared distance of each pair, in file order.
+        roc: the exact ROC curve of all pairs; its scores are the negated distances.
+    """
+
+    pairs: int
+    folds: int
+    accuracy: float
+    accuracy_std: float
+    fold_accuracy: FloatArray
+    fold_threshold: FloatArray
+    tar_at_far_1e3: float
+    tar_at_far_1e3_std: float
+    far_reached: float
+    auc: float
+    eer: float
+    distances: FloatArray
+    roc: RocCurve
+
+    def to_json(self) -> dict[str, Any]:
+        """Give all but `distances` and `roc`, with lists for arrays; every number is finite."""
+        content = {key: value for key, value in vars(self).items() if key not in ("distances", "roc")}
+        return content | {"fold_accuracy": self.fold_accuracy.tolist(), "fold_threshold": self.fold_threshold.tolist()}
+
+
+@dataclass(frozen=True, eq=False)
+class PairSetResult:
+    """A backbone's result on one pair set.
+
+    Attributes:
+        name: name of the set, such as "lfw".
+        verification: what the pairs protocol answers.
+        xnorm: mean length of the embeddings before normalisation.
+    """
+
+    name: str
+    verification: PairResult
+    xnorm: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the set's name, the verification's numbers and XNorm in one flat object."""
+        return {"set": self.name, **self.verification.to_json(), "xnorm": self.xnorm}
+
+
+def evaluate_pair_set(
+    backbone: nn.Module,
+    pair_set: PairSet,
+    *,
+    device: torch.device,
+    batch_size: int,
+    image_size: int = 112,
+    precision: Precision = "fp32",
+    channels_last: bool = False,
+    folds: int = 10,
+    progress: bool = False,
+) -> PairSetResult:
+    """Embed a pair set with a backbone and verify it; the options are those of `embed_images`.
+
+    Raises:
+        DataError: the set cannot be read or verified, in one line that starts with its name.
+    """
+    _check_pairs(len(pair_set.images), pair_set.is_same, folds, pair_set.name)
+    embeddings = embed_images(
+        backbone,
+        pair_set.images,
+        name=pair_set.name,
+        device=device,
+        batch_size=batch_size,
+        image_size=image_size,
+        precision=precision,
+        channels_last=channels_last,
+        progress=progress,
+    )
+    verification = verify_pairs(flip_sum_normalised(embeddings), pair_set.is_same, folds, pair_set.name)
+    return PairSetResult(pair_set.name, verification, mean_norm(embeddings))
+
+
+def verify_pairs(
+    embeddings_2PxD: npt.NDArray[np.floating[Any]],
+    is_same_P: npt.NDArray[np.bool_],
+    folds: int = 10,
+    name: str = "pairs",
+) -> PairResult:
+    """Verify pairs of embeddings by the published protocol.
+
+    The folds are cut in file order; the first P % folds of them are one pair larger. A fold without genuine pairs has
+    no true accept rate and one without impostors no false accept rate: it is left out of that rate's mean. Where the
+    other folds hold no impostors, the threshold for FAR 1e-3 is 0, as it is where they cannot reach that rate.
+
+    Args:
+        embeddings_2PxD: (2P, D) floats of length 1; rows 2k and 2k + 1 are pair k.
+        is_same_P: (P,) bool, true for a genuine pair.
+        folds: number of folds, at least 2.
+        name: what to call the pairs in errors.
+
+    Raises:
+        DataError: fewer pairs than folds, pairs of one kind only, labels that do not fit the embeddings, or an
+            embedding that is not finite or not of length 1: then the message names its row.
+        ValueError: `folds` is below 2.
+    """
+    is_same = np.asarray(is_same_P, dtype=np.bool_)
+    _check_pairs(len(embeddings_2PxD), is_same, folds, name)
+    _check_rows(embeddings_2PxD, name)
+    distances = _squared_distances(embeddings_2PxD)
+    fold_P = _fold_of_pair(is_same.size, folds)
+    fold_accuracy, fold_threshold = _accuracy(distances, is_same, fold_P, folds)
+    tar, far = _rates_at_far_target(distances, is_same, fold_P, folds)
+    curve = roc(-distances, is_same)
+    return PairResult(
+        pairs=is_same.size,
+        folds=folds,
+        accuracy=float(fold_accuracy.mean()),
+        accuracy_std=float(fold_accuracy.std()),
+        fold_accuracy=fold_accuracy,
+        fold_threshold=fold_threshold,
+        tar_at_far_1e3=float(tar.mean()),
+        tar_at_far_1e3_std=float(tar.std()),
+        far_reached=float(far.mean()),
+        auc=area_under_curve(curve),
+        eer=equal_error_rate(curve),
+        distances=distances,
+        roc=curve,
+    )
+
+
+def _check_pairs(rows: int, is_same: BoolArray, folds: int, name: str) -> None:
+    if folds < 2:
+        raise ValueError(f"folds: {folds} leaves nothing to choose a threshold on; give at least 2")
+    if is_same.ndim != 1 or rows != 2 * is_same.size:
+        raise DataError(f"{name}: {rows} images for labels of shape {is_same.shape}; give two images for each label")
+    if is_same.size < folds:
+        raise DataError(f"{name}: {is_same.size} pairs cannot fill {folds} folds; give more pairs or fewer folds")
+    if is_same.all() or not is_same.any():
+        kind = "genuine" if is_same[0] else "impostor"
+        raise DataError(f"{name}: all {is_same.size} pairs are {kind} pairs; verification needs both kinds")
+
+
+def _check_rows(embeddings: npt.NDArray[np.floating[Any]], name: str) -> None:
+    if embeddings.ndim != 2:
+        raise DataError(f"{name}: embeddings have shape {embeddings.shape}; give one row for each image")
+    norm = np.linalg.norm(embeddings.astype(np.float64, copy=False), axis=1)  # inf and NaN show in the norm
+    if not (finite := np.isfinite(norm)).all():
+        row = int(np.argmin(finite))
+        raise DataError(f"{name}: embedding {row} is not finite; check the weights and the precision")
+    if not (unit := np.abs(norm - 1.0) <= NORM_TOLERANCE).all():
+        row = int(np.argmin(unit))
+        raise DataError(f"{name}: embedding {row} has length {norm[row]:.6g} instead of 1; normalise the embeddings")
+
+
+def _squared_distances(embeddings: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    """Squared Euclidean distance of each pair, (P,): by differences, since 2 - 2 cos loses the digits of near pairs."""
+    embeddings = embeddings.astype(np.float64, copy=False)
+    return np.asarray(np.sum(np.square(embeddings[0::2] - embeddings[1::2]), axis=1))
+
+
+def _fold_of_pair(pairs: int, folds: int) -> IntArray:
+    """Index of the fold of each pair: contiguous, the first `pairs % folds` folds one pair larger."""
+    size, larger = divmod(pairs, folds)
+    return np.repeat(np.arange(folds), [size + (fold < larger) for fold in range(folds)])
+
+
+def _accepted(distances: FloatArray, fold_P: IntArray, folds: int, thresholds: FloatArray) -> IntArray:
+    """Count the pairs of each fold below each threshold: one histogram, summed up along the thresholds.
+
+    Returns:
+        (F, K) counts of distance < threshold, for K thresholds.
+    """
+    bins = thresholds.size + 1  # the last holds the pairs that no threshold accepts
+    first_accepting = np.searchsorted(thresholds, distances, side="right")
+    histogram = np.bincount(fold_P * bins + first_accepting, minlength=folds * bins).reshape(folds, bins)
+    return np.cumsum(histogram[:, :-1], axis=1)
+
+
+def _accuracy(
+    distances: FloatArray,
+    is_same: BoolArray,
+    fold_P: IntArray,
+    folds: int,
+) -> tuple[FloatArray, FloatArray]:
+    """Accuracy of each fold at the threshold that is most accurate on the other folds, and that threshold: (F,), (F,).
+
+    The first of equally accurate thresholds is taken.
+    """
+    genuine_accepted = _accepted(distances[is_same], fold_P[is_same], folds, ACCURACY_THRESHOLDS)
+    impostors_accepted = _accepted(distances[~is_same], fold_P[~is_same], folds, ACCURACY_THRESHOLDS)
+    impostors = np.bincount(fold_P[~is_same], minlength=folds)
+    correct = genuine_accepted + impostors[:, None] - impostors_accepted  # (F, K)
+    best = np.argmax(correct.sum(axis=0) - correct, axis=1)
+    accuracy = correct[np.arange(folds), best] / np.bincount(fold_P, minlength=folds)
+    return accuracy, ACCURACY_THRESHOLDS[best]
+
+
+def _rates_at_far_target(
+    distances: FloatArray,
+    is_same: BoolArray,
+    fold_P: IntArray,
+    folds: int,
+) -> tuple[FloatArray, FloatArray]:
+    """Measure true and false accept rates of the folds, each at the threshold from the other folds."""
+    accepted = _accepted(distances[~is_same], fold_P[~is_same], folds, FAR_THRESHOLDS)  # (F, K)
+    impostors = np.bincount(fold_P[~is_same], minlength=folds)
+    others_accepted, others = accepted.sum(axis=0) - accepted, impostors.sum() - impostors
+    threshold = np.array([_far_threshold(*counts) for counts in zip(others_accepted, others, strict=True)])
+    below = distances < threshold[fold_P]
+    return _fold_rate(below, is_same, fold_P, folds), _fold_rate(below, ~is_same, fold_P, folds)
+
+
+def _far_threshold(accepted: IntArray, impostors: int) -> float:
+    """Threshold for FAR_TARGET, between those of the grid: (K,) accepted impostors of so many -> distance.
+
+    Interpolated linearly over the distinct FARs, each standing at the first threshold that has it; 0 where the grid
+    does not reach the target.
+    """
+    far, first = np.unique(accepted / max(impostors, 1), return_index=True)
+    return float(np.interp(FAR_TARGET, far, FAR_THRESHOLDS[first])) if far[-1] >= FAR_TARGET else 0.0
+
+
+def _fold_rate(below: BoolArray, kind: BoolArray, fold_P: IntArray, folds: int) -> FloatArray:
+    """Compute the accepted share of the pairs of a kind, for each fold that has such pairs: up to (F,)."""
+    total = np.bincount(fold_P[kind], minlength=folds)
+    accepted = np.bincount(fold_P[kind & below], minlength=folds)
+    return accepted[total > 0] / total[total > 0]

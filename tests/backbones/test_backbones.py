@@ -1,0 +1,161 @@
+"""Every registered backbone: its count, its cost, and that it can be trained, saved and loaded."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facebones.backbones import create_backbone, list_backbones, lookup_backbone
+from facebones.backbones.shufflefacenet import ShuffleFaceNet
+from facebones.efficiency import count_macs, count_parameters, describe_backbones
+from facebones.errors import ConfigError, UnknownNameError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+COSTS = json.loads((GOLDEN / "backbones.json").read_text())["backbones"]
+INSIGHTFACE_KEYS = json.loads((GOLDEN / "insightface_keys.json").read_text())
+NAMES = [name for name in list_backbones() if name != "tiny_for_tests"]
+QUICK = [name for name in NAMES if COSTS[name]["macs_millions"] < 1000]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in QUICK]
+
+
+def on_meta(name, **options):
+    with torch.device("meta"):
+        return create_backbone(name, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_and_macs_equal_the_golden_counts(name):
+    backbone = on_meta(name)
+    assert count_parameters(backbone) == COSTS[name]["parameters"]
+    assert count_macs(backbone) / 1e6 == pytest.approx(COSTS[name]["macs_millions"], rel=1e-3)
+
+
+def test_the_paper_sizes_at_128_elements():
+    assert count_parameters(on_meta("mobilefacenet", embedding_size=128)) == 1_003_136
+    assert count_macs(on_meta("mobilefacenet", embedding_size=128)) / 1e6 == pytest.approx(220.97, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("widths", "parameters", "macs_millions"),
+    [
+        ((48, 96, 192), 525_510, 33.54),
+        ((116, 232, 464), 1_437_322, 137.97),
+        ((176, 352, 704), 2_662_342, 288.82),
+        ((244, 488, 976), 4_527_242, 526.32),
+    ],
+)
+def test_shufflefacenet_with_one_prelu_parameter_a_layer(widths, parameters, macs_millions):
+    with torch.device("meta"):
+        backbone = ShuffleFaceNet(widths, 128, 0.0, shared_prelu=True)
+    assert count_parameters(backbone) == parameters
+    assert count_macs(backbone) / 1e6 == pytest.approx(macs_millions, rel=1e-3)
+
+
+def golden_tensor(key, shape):
+    """The rule by which the reference networks were filled (golden/README of the reference numbers)."""
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.long)
+    draw = np.random.RandomState(zlib.crc32(key.encode()) & 0x7FFFFFFF).standard_normal(shape).astype(np.float32)
+    if key.endswith("running_var"):
+        draw = 1 + 0.1 * np.abs(draw)
+    elif key.endswith(("running_mean", "bias")):
+        draw = 0.1 * draw
+    elif len(shape) == 1 and "prelu" in key:
+        draw = 0.25 + 0.05 * draw
+    elif len(shape) == 1:
+        draw = 1 + 0.1 * draw
+    else:
+        draw = draw / np.sqrt(np.prod(shape[1:]))
+    return torch.from_numpy(np.asarray(draw, np.float32))
+
+
+@pytest.mark.parametrize("alias", INSIGHTFACE_KEYS)
+def test_outputs_equal_insightface_under_its_own_keys(alias):
+    backbone = create_backbone(alias).eval()
+    backbone.load_state_dict({key: golden_tensor(key, shape) for key, shape in INSIGHTFACE_KEYS[alias].items()})
+    x = torch.from_numpy(np.random.RandomState(5).uniform(-1, 1, (2, 3, 112, 112)).astype(np.float32))
+    with torch.no_grad():
+        found = backbone(x).numpy()
+    expected = np.load(GOLDEN / "insightface_outputs.npz")[alias]
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
+def test_every_trainable_parameter_gets_a_gradient(name):
+    torch.manual_seed(0)
+    backbone = create_backbone(name)
+    backbone(torch.randn(3, 3, 112, 112)).square().sum().backward()
+    without = [key for key, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
+    zero = [key for key, p in backbone.named_parameters() if p.grad is not None and not p.grad.any()]
+    assert without == []
+    # A bias before a batch normalisation is undone by it; its gradient is zero up to rounding.
+    assert zero == []
+
+
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
+@pytest.mark.parametrize("size", [128, 512])
+def test_output_is_float32_also_under_autocast_and_channels_last(name, size):
+    backbone = create_backbone(name, embedding_size=size).eval()
+    x = torch.randn(3, 3, 112, 112)
+    with torch.no_grad():
+        plain = backbone(x)
+        backbone.to(memory_format=torch.channels_last)
+        channels_last = backbone(x.contiguous(memory_format=torch.channels_last))
+        with torch.autocast("cpu", torch.bfloat16):
+            half = backbone(x)
+    assert plain.shape == half.shape == (3, size)
+    assert plain.dtype == half.dtype == torch.float32
+    assert (channels_last - plain).norm() < 1e-4 * plain.norm()
+    assert (half - plain).norm() < 0.1 * plain.norm()
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_state_dict_round_trip(name):
+    first, second = create_backbone(name).eval(), create_backbone(name).eval()
+    x = torch.randn(1, 3, 112, 112)
+    with torch.no_grad():
+        assert not torch.equal(first(x), second(x))
+        second.load_state_dict(first.state_dict())
+        assert torch.equal(first(x), second(x))
+
+
+@pytest.mark.parametrize("name", ["iresnet18", "mobilefacenet", "mobilefacenet_wide", "shufflefacenet_0_5"])
+def test_dropout_acts_in_training_only(name):
+    torch.manual_seed(0)
+    backbone = create_backbone(name, dropout=0.5)
+    backbone.eval()
+    x = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        assert torch.equal(backbone(x), backbone(x))
+        dropouts = [module for module in backbone.modules() if isinstance(module, torch.nn.Dropout)]
+        assert [module.p for module in dropouts] == [0.5]
+        dropouts[0].train()
+        assert not torch.equal(backbone(x), backbone(x))
+
+
+def test_iresnet_keeps_the_last_weight_at_one():
+    backbone = create_backbone("r18")
+    assert not backbone.features.weight.requires_grad
+    assert torch.equal(backbone.features.weight, torch.ones(512))
+
+
+def test_names_aliases_and_patterns():
+    assert create_backbone("mbf").name == "mobilefacenet_wide"
+    assert lookup_backbone("r100").name == "iresnet100"
+    assert list_backbones("shuffle*") == [f"shufflefacenet_{width}" for width in ("0_5", "1_0", "1_5", "2_0")]
+    assert [row["name"] for row in describe_backbones("*50")] == ["iresnet50"]
+    assert len(set(NAMES)) == 12
+
+
+def test_unknown_names_and_sizes_are_refused_in_one_line():
+    with pytest.raises(UnknownNameError, match="unknown backbone 'mobilfacenet'; did you mean 'mobilefacenet'"):
+        create_backbone("mobilfacenet")
+    with pytest.raises(UnknownNameError, match="unknown backbone 'zzz'; known: iresnet100"):
+        describe_backbones("zzz")
+    with pytest.raises(ConfigError, match="embedding size 0 is not positive"):
+        create_backbone("r18", embedding_size=0)
+    with pytest.raises(ConfigError, match=r"dropout 1.0 is not in \[0, 1\)"):
+        create_backbone("r18", dropout=1.0)

@@ -1,0 +1,156 @@
+"""Curves against scikit-learn, scipy and counting by hand, over edge inputs that are spelled out and random ones."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import mannwhitneyu
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from facebones.evaluation.curves import area_under_curve, equal_error_rate, roc, true_accept_rate_at
+
+EDGES = {
+    "all scores equal": ([0.5] * 6, [1, 0, 1, 0, 0, 0]),
+    "ties everywhere": ([0.1, 0.1, 0.2, 0.2, 0.2, 0.3, 0.3, 0.3], [0, 1, 0, 1, 0, 1, 0, 1]),
+    "one genuine, best": ([0.9, 0.1, 0.2, 0.3], [1, 0, 0, 0]),
+    "one genuine, in the middle": ([0.25, 0.1, 0.2, 0.3], [1, 0, 0, 0]),
+    "one impostor": ([0.25, 0.1, 0.2, 0.3], [0, 1, 1, 1]),
+    "two pairs": ([1.0, 0.0], [1, 0]),
+    "perfectly separated": ([0.9, 0.8, 0.7, 0.2, 0.1], [1, 1, 1, 0, 0]),
+    "inverted": ([0.1, 0.2, 0.8, 0.9, 0.95], [1, 1, 0, 0, 0]),
+    "negative distances": ([-0.1, -3.9, -1.2, -1.2, 0.0, -0.0], [1, 0, 1, 0, 1, 0]),
+    "neighbouring doubles": ([1.0, np.nextafter(1.0, 2.0), 1.0, np.nextafter(1.0, 0.0)], [1, 0, 0, 1]),
+    "huge and tiny": ([1e300, -1e300, 1e-300, 0.0], [1, 0, 0, 1]),
+    "whole numbers": ([3, 1, 2, 2], [1, 0, 1, 0]),
+}
+
+
+@st.composite
+def scored_pairs(draw):
+    """Both kinds of pairs, with few distinct scores (many ties) or many."""
+    genuine, impostors = draw(st.integers(1, 20)), draw(st.integers(1, 20))
+    score = draw(st.sampled_from([st.integers(0, 3), st.floats(-4, 4, allow_subnormal=False)]))
+    scores = draw(st.lists(score, min_size=genuine + impostors, max_size=genuine + impostors))
+    is_same = draw(st.permutations([True] * genuine + [False] * impostors))
+    return np.array(scores, dtype=np.float64), np.array(is_same)
+
+
+def assert_curve_is_right(scores, is_same):
+    scores, is_same = np.asarray(scores), np.asarray(is_same, dtype=bool)
+    curve = roc(scores, is_same)
+    far, tar, threshold = roc_curve(is_same, scores, drop_intermediate=False)
+    np.testing.assert_allclose(curve.false_accept_rate, far, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(curve.true_accept_rate, tar, rtol=0, atol=1e-15)
+    np.testing.assert_array_equal(curve.threshold, threshold)
+    assert (curve.genuine, curve.impostors) == (is_same.sum(), (~is_same).sum())
+    assert area_under_curve(curve) == pytest.approx(roc_auc_score(is_same, scores), abs=1e-12)
+    u = mannwhitneyu(scores[is_same], scores[~is_same], method="asymptotic").statistic
+    assert area_under_curve(curve) == pytest.approx(u / (curve.genuine * curve.impostors), abs=1e-12)
+    assert equal_error_rate(curve) == pytest.approx(float(equal_error_rate_by_fractions(scores, is_same)), abs=1e-12)
+    for target in (0.0, 1e-3, 1 / 3, 0.5, 1.0, *far):
+        assert true_accept_rate_at(curve, target) == tar[far <= target].max()
+
+
+def equal_error_rate_by_fractions(scores, is_same):
+    """Walk along the curve in exact arithmetic until FAR >= FRR, then cut the last stretch."""
+    genuine, impostors = int(is_same.sum()), int((~is_same).sum())
+    far_before, tar_before = Fraction(0), Fraction(0)
+    for threshold in sorted(set(scores.tolist()), reverse=True):
+        accepted = scores >= threshold
+        far = Fraction(int((accepted & ~is_same).sum()), impostors)
+        tar = Fraction(int((accepted & is_same).sum()), genuine)
+        if far + tar >= 1:
+            part = (1 - far_before - tar_before) / (far + tar - far_before - tar_before)
+            return far_before + part * (far - far_before)
+        far_before, tar_before = far, tar
+    raise AssertionError("the curve ends at (1, 1)")
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_edge_inputs_agree_with_references(name):
+    assert_curve_is_right(*EDGES[name])
+
+
+@given(scored_pairs())
+@settings(deadline=None)
+def test_random_inputs_agree_with_references(pairs):
+    assert_curve_is_right(*pairs)
+
+
+@given(scored_pairs(), st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_order_of_the_pairs_does_not_matter(pairs, random):
+    scores, is_same = pairs
+    order = list(range(scores.size))
+    random.shuffle(order)
+    curve, shuffled = roc(scores, is_same), roc(scores[order], is_same[order])
+    np.testing.assert_array_equal(curve.false_accept_rate, shuffled.false_accept_rate)
+    np.testing.assert_array_equal(curve.true_accept_rate, shuffled.true_accept_rate)
+
+
+@pytest.mark.parametrize(
+    ("name", "auc", "eer"),
+    [
+        ("perfectly separated", 1.0, 0.0),
+        ("inverted", 0.0, 1.0),
+        ("all scores equal", 0.5, 0.5),
+        ("one genuine, in the middle", 2 / 3, 1 / 3),
+    ],
+)
+def test_known_values(name, auc, eer):
+    curve = roc(*EDGES[name])
+    assert area_under_curve(curve) == pytest.approx(auc, abs=1e-15)
+    assert equal_error_rate(curve) == pytest.approx(eer, abs=1e-15)
+
+
+def test_tied_scores_are_one_step():
+    curve = roc([0.8, 0.8, 0.1], [True, False, False])
+    assert curve.false_accept_rate.tolist() == [0.0, 0.5, 1.0]
+    assert curve.true_accept_rate.tolist() == [0.0, 1.0, 1.0]
+
+
+def test_target_that_the_curve_meets_exactly_is_not_missed():
+    is_same = np.arange(6000) < 3000
+    scores = np.where(is_same, 1.0, 0.0)
+    scores[:100], scores[3000:3003] = 2.0, 3.0  # three impostors of 3000 come first: FAR 0.001
+    curve = roc(scores, is_same)
+    assert true_accept_rate_at(curve, 1e-3) == 1.0
+    assert true_accept_rate_at(curve, np.nextafter(1e-3, 0)) == 0.0
+
+
+def test_single_precision_scores_stay_single():
+    scores = np.array([0.1, 0.2, 0.3], dtype=np.float32)
+    assert roc(scores, [False, True, True]).threshold.dtype == np.float32
+
+
+def test_input_is_not_written_to():
+    scores, is_same = np.array([0.3, 0.1, 0.2]), np.array([True, False, True])
+    roc(scores, is_same)
+    assert scores.tolist() == [0.3, 0.1, 0.2]
+    assert is_same.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("scores", "is_same", "message"),
+    [
+        ([], [], "no pairs"),
+        ([0.1, 0.2], [True, True], "all 2 pairs are genuine"),
+        ([0.1, 0.2], [False, False], "all 2 pairs are impostor"),
+        ([0.1, np.nan, 0.2], [True, False, True], "score 1 is nan"),
+        ([0.1, np.inf], [True, False], "score 1 is inf"),
+        ([0.1, 0.2, 0.3], [True, False], r"shape \(3,\), labels \(2,\)"),
+        ([[0.1, 0.2]], [[True, False]], r"shape \(1, 2\)"),
+        ([0.1, 0.2], [1, 2], "other than 0 and 1"),
+    ],
+)
+def test_input_without_a_curve_is_refused(scores, is_same, message):
+    with pytest.raises(ValueError, match=message):
+        roc(scores, is_same)
+
+
+@pytest.mark.parametrize("far", [-1e-9, 1.0001, np.nan])
+def test_a_far_that_is_no_rate_is_refused(far):
+    with pytest.raises(ValueError, match="is no rate"):
+        true_accept_rate_at(roc([1.0, 0.0], [True, False]), far)

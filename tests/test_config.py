@@ -1,0 +1,138 @@
+"""Recipes: strict in, and out again."""
+
+from pathlib import Path
+
+import pytest
+
+from facebones.backbones import lookup_backbone
+from facebones.config import Recipe, dump_recipe, field_help, field_names, load_recipe, recipe_from_dict
+from facebones.errors import ConfigError, UnknownNameError
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_recipe(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write_recipe
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_by_path_and_by_name_and_round_trips(path, write):
+    recipe = load_recipe(path)
+    assert load_recipe(path.stem) == recipe
+    assert load_recipe(write(dump_recipe(recipe))) == recipe
+    assert recipe.data.path == "", "data comes from --data"
+    lookup_backbone(recipe.backbone.name)
+
+
+def test_the_study_recipe_is_the_published_one():
+    recipe = load_recipe("vggface2_arcface")
+    head, optimizer, schedule, training = recipe.head, recipe.optimizer, recipe.schedule, recipe.training
+    assert (head.scale, head.m1, head.m2, head.m3, head.sample_rate) == (64, 1, 0.5, 0, 1)
+    assert (optimizer.name, optimizer.momentum, optimizer.weight_decay, optimizer.learning_rate) == (
+        "sgd",
+        0.9,
+        5e-4,
+        0.1,
+    )
+    assert (schedule.name, schedule.power, schedule.warmup_epochs) == ("polynomial", 2, 0)
+    assert (training.epochs, training.batch_size, training.precision) == (20, 128, "fp16")
+    assert (recipe.validation.sets, recipe.validation.every) == (["lfw", "cfp_fp", "agedb_30"], 2000)
+
+
+def test_overrides_reach_every_kind_of_field(write):
+    overrides = {
+        "backbone.name": "r50",
+        "optimizer.learning_rate": "5e-2",
+        "training.epochs": "3",
+        "data.flip": "false",
+        "validation.sets": "lfw,agedb_30",
+        "schedule.milestones": "[10, 18.5]",
+        "data.path": "2026",
+    }
+    recipe = load_recipe(write("optimizer: {learning_rate: 0.1}"), overrides)
+    assert recipe.backbone.name == "r50"
+    assert recipe.optimizer.learning_rate == 0.05
+    assert recipe.training.epochs == 3 and recipe.data.flip is False
+    assert recipe.validation.sets == ["lfw", "agedb_30"]
+    assert recipe.schedule.milestones == [10.0, 18.5]
+    assert recipe.data.path == "2026"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "optimizer: {learning_rte: 1}",
+            "optimizer.learning_rte: unknown key 'learning_rte'; did you mean 'learning_rate'?",
+        ),
+        ("optimiser: {}", "unknown section 'optimiser'; did you mean 'optimizer'?"),
+        ("optimizer: {name: sdg}", "optimizer.name: unknown value 'sdg'; did you mean 'sgd'?"),
+        ("training: {epochs: many}", "training.epochs: 'many' is not a whole number"),
+        ("training: {epochs: 2.5}", "training.epochs: 2.5 is not a whole number"),
+        ("training: {epochs: true}", "training.epochs: True is not a whole number"),
+        ("training: {epochs: 0}", "training.epochs: 0 is out of range; it must be at least 1"),
+        ("head: {sample_rate: 1.5}", "head.sample_rate: 1.5 is out of range; it must be above 0 and at most 1"),
+        ("optimizer: {learning_rate: .nan}", "optimizer.learning_rate: nan is not a number"),
+        ("data: {flip: 1}", "data.flip: 1 is not true or false"),
+        ("data: {path: [a]}", "data.path: ['a'] is not text"),
+        ("data: 3", "section 'data' is a mapping of fields, not 3"),
+        ("- a", "a recipe is a mapping of sections"),
+        ("data: {path: a, path: b}", "line 1: not valid YAML: key 'path' stands twice"),
+        ("data:\n  path: 'a", "line 2: not valid YAML"),
+        ("data: !!python/object/apply:os.system [true]", "not valid YAML: could not determine a constructor"),
+    ],
+)
+def test_a_bad_recipe_is_refused_in_one_line_that_names_the_file(write, text, message):
+    path = write(text)
+    with pytest.raises((ConfigError, UnknownNameError)) as error:
+        load_recipe(path)
+    assert str(path) in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "optimizer.learning_rte",
+            "1",
+            "--optimizer.learning_rte: unknown key 'learning_rte'; did you mean 'learning_rate'?",
+        ),
+        ("optimiser.momentum", "1", "unknown option '--optimiser.momentum'; did you mean '--optimizer.momentum'?"),
+        ("training.epochs", "x", "--training.epochs: 'x' is not a whole number"),
+        ("training", "x", "unknown option '--training'"),
+        ("data.path", "[", "--data.path: cannot read '['"),
+    ],
+)
+def test_a_bad_override_is_refused_with_the_option_named(write, name, value, message):
+    with pytest.raises((ConfigError, UnknownNameError)) as error:
+        load_recipe(write(""), {name: value})
+    assert message in str(error.value)
+
+
+def test_a_missing_recipe_names_those_that_come_along(tmp_path):
+    with pytest.raises(ConfigError, match="no such recipe file; recipes that come with the package: casia_webface"):
+        load_recipe(tmp_path / "x.yaml")
+    with pytest.raises(UnknownNameError, match="unknown recipe 'vggface_arcface'; did you mean 'vggface2_arcface'"):
+        load_recipe("vggface_arcface")
+
+
+def test_a_deeply_nested_or_self_referring_file_is_refused(write):
+    with pytest.raises(ConfigError):
+        load_recipe(write("data: " + "[" * 5000))
+    bomb = "data:\n  a: &a [x, x]\n" + "".join(
+        f"  b{i}: &b{i} [*{'a' if i == 0 else f'b{i - 1}'}, *a]\n" for i in range(30)
+    )
+    with pytest.raises(UnknownNameError, match="unknown key 'a'"):
+        load_recipe(write(bomb))
+
+
+def test_help_names_every_field():
+    assert [name for name, _ in field_help()] == field_names()
+    assert dict(field_help())["head.m2"] == "added to the angle, radians (ArcFace) [0.5]"
+    assert recipe_from_dict({}) == Recipe()
