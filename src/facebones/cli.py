@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from facebones import __version__
 from facebones.errors import ConfigError, FaceBonesError
@@ -50,11 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"facebones: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # what no command has foreseen, such as a folder that may not be entered
+        if "--debug" in argv or error.filename is None:
+            raise
+        print(f"facebones: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("facebones: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -72,7 +77,7 @@ def _parse(argv: list[str]) -> Arguments:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="facebones",
         description="Train, verify and compare face-recognition backbones under one fair ArcFace recipe.",
         epilog="example: facebones demo --output demo",
@@ -97,6 +102,13 @@ def _build_parser() -> argparse.ArgumentParser:
         child.add_argument("--debug", action="store_true", help="show the traceback of an error")
         child.set_defaults(command=command, command_name=name)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a misuse as everything else is reported: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 class _RecipeHelp(argparse.RawDescriptionHelpFormatter):
@@ -154,6 +166,8 @@ def _train(arguments: Arguments) -> None:
 
     for option, field in SHORT_OPTIONS.items():
         if (value := getattr(arguments, option)) is not None:
+            if field in arguments.overrides:
+                raise ConfigError(f"--{option.replace('_', '-')} and --{field} are the same; give one of them")
             arguments.overrides[field] = value
     recipe = load_recipe(arguments.recipe, arguments.overrides)
 

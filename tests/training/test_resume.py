@@ -11,7 +11,8 @@ import time
 import pytest
 import torch
 
-from facebones.training.checkpoint import RunFolder, load_checkpoint
+from facebones.run_folder import RunFolder
+from facebones.training.checkpoint import load_checkpoint
 from facebones.training.interrupts import Interrupted
 from facebones.training.logs import read_metrics
 from facebones.training.loop import Trainer, resume, train

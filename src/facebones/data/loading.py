@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from facebones.backbones.registry import IMAGE_SIZE
 from facebones.data.folders import TrainingSet
 from facebones.data.images import decode
-from facebones.errors import DataError
+from facebones.errors import DataError, RunError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -69,10 +69,15 @@ def training_batches(
         generator=torch.Generator(),
         prefetch_factor=4 if workers else None,
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError("a data worker was killed, perhaps for want of memory; resume with fewer --workers") from error
 
 
 class EpochOrder(Sampler[list[int]]):

@@ -13,7 +13,7 @@ from facebones.errors import DataError
 from facebones.evaluation.verification import PairSetResult, evaluate_pair_set
 from facebones.files import atomic_write, write_json
 from facebones.reporting.plots import plot_roc
-from facebones.training.checkpoint import load_backbone
+from facebones.weights import load_backbone
 
 
 def evaluate_pairs(

@@ -108,7 +108,7 @@ def evaluate_pair_set(
     Raises:
         DataError: the set cannot be read or verified, in one line that starts with its name.
     """
-    _check_pairs(len(pair_set.images), pair_set.is_same, folds, pair_set.name)
+    check_pair_set(pair_set, folds)
     embeddings = embed_images(
         backbone,
         pair_set.images,
@@ -122,6 +122,15 @@ def evaluate_pair_set(
     )
     verification = verify_pairs(flip_sum_normalised(embeddings), pair_set.is_same, folds, pair_set.name)
     return PairSetResult(pair_set.name, verification, mean_norm(embeddings))
+
+
+def check_pair_set(pair_set: PairSet, folds: int = 10) -> None:
+    """Say at once what would make a verification of the set fail: its counts and labels.
+
+    Raises:
+        DataError: fewer pairs than folds, or pairs of one kind only.
+    """
+    _check_pairs(len(pair_set.images), pair_set.is_same, folds, pair_set.name)
 
 
 def verify_pairs(

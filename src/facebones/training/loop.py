@@ -26,15 +26,20 @@ from facebones.errors import CheckpointError, ConfigError, RunError
 from facebones.evaluation.embedding import AUTOCAST_TYPE
 from facebones.files import write_json
 from facebones.heads import PartialFC, combined_margin
-from facebones.training.checkpoint import RunFolder, check_weights, load_checkpoint, save_checkpoint, save_weights
+from facebones.run_folder import RunFolder
+from facebones.training.checkpoint import load_checkpoint, save_checkpoint
 from facebones.training.interrupts import Interrupted, stop_signals
 from facebones.training.logs import Meter, MetricsLog, Stopwatch, say, train_line, validation_line
 from facebones.training.optimizers import build_optimizer
 from facebones.training.schedule import build_schedule
 from facebones.training.validation import Validation, mean_accuracy
+from facebones.weights import check_weights, save_weights
 
 # Below this the gradient scaler has halved sixteen times in a row without finding a finite gradient.
 SMALLEST_GRADIENT_SCALE = 1.0
+
+# What may differ between a run and its continuation without changing a number.
+CHANGEABLE_FIELDS = ("data.path", "data.workers", "log.tensorboard")
 
 
 def train(recipe: Recipe, output: Path, device: str = "auto") -> dict[str, Any]:
@@ -232,6 +237,7 @@ class Trainer:
         expected = set(self.state_dict(0))
         if missing := expected - set(state):
             raise CheckpointError(f"{path}: no checkpoint of a run: it lacks {', '.join(sorted(missing))}")
+        self._compare_recipes(state["recipe"], path)
         check_weights(self.backbone, state["backbone"], str(path))
         if (found := state["data"]) != (now := self.data_fingerprint()):
             raise CheckpointError(
@@ -250,6 +256,16 @@ class Trainer:
         self.best, self.latest = state["best"], state["latest"]
         self.validated_step, self.metrics_bytes = state["validated_step"], state["metrics_bytes"]
         _restore_random_state(state["rng"], self.device)
+
+    def _compare_recipes(self, saved: Mapping[str, Any], path: Path) -> None:
+        for section, fields in self.recipe.to_dict().items():
+            for key, value in fields.items():
+                name = f"{section}.{key}"
+                if name not in CHANGEABLE_FIELDS and saved.get(section, {}).get(key) != value:
+                    raise CheckpointError(
+                        f"{path}: was made with {name} {saved.get(section, {}).get(key)}, and config.yaml says {value};"
+                        " restore the one that was changed, or begin a new run"
+                    )
 
     def data_fingerprint(self) -> dict[str, Any]:
         """What tells one training set from another: counts, and a digest of all labels."""

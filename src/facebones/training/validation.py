@@ -16,7 +16,7 @@ from facebones.data.images import decode
 from facebones.data.pairs import PairSet, read_pairs
 from facebones.errors import ConfigError
 from facebones.evaluation.embedding import embed_images
-from facebones.evaluation.verification import evaluate_pair_set
+from facebones.evaluation.verification import check_pair_set, evaluate_pair_set
 
 TRIED_BATCHES = 2
 
@@ -36,6 +36,8 @@ class Validation:
         self._recipe = recipe
         beside = data if data.is_dir() else data.parent
         self.sets = [read_pairs(find_pair_set(name, beside)) for name in recipe.validation.sets]
+        for pair_set in self.sets:
+            check_pair_set(pair_set)
         names = [pair_set.name for pair_set in self.sets]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ConfigError(f"validation.sets: two sets are called {', '.join(twice)}; rename a file")

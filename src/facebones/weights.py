@@ -1,0 +1,147 @@
+"""The weights of a backbone: out of a run, and in from a run or a file, checked against the network.
+
+No pickled code runs: `.pt` and `.pth` files are read with torch's weights-only loader, `.safetensors` hold none.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from facebones.backbones import Backbone, create_backbone, lookup_backbone
+from facebones.errors import CheckpointError
+from facebones.files import atomic_write, write_json
+from facebones.run_folder import RunFolder
+from facebones.training.checkpoint import load_checkpoint
+
+KEYS_SHOWN = 3
+METADATA_KEY = "facebones"  # of a safetensors file: the model card as JSON
+
+
+def save_weights(folder: RunFolder, backbone: Backbone, card: Mapping[str, Any]) -> None:
+    """Write model.safetensors and model.json: the trained backbone and what it is.
+
+    Args:
+        folder: the run's.
+        backbone: the network.
+        card: at least "backbone" and "embedding_size".
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+    with atomic_write(folder.weights) as file:
+        # One entry only: safetensors writes several in a random order, and equal runs shall give equal files.
+        file.write(save_safetensors(weights, {METADATA_KEY: json.dumps(card)}))
+    write_json(folder.weights.with_suffix(".json"), card)
+
+
+def load_backbone(
+    checkpoint: Path, name: str | None = None, embedding_size: int | None = None
+) -> tuple[Backbone, Path]:
+    """Build the backbone that a run or a file of weights holds, in eval mode on the CPU.
+
+    Args:
+        checkpoint: a run's folder (its final weights, or else its newest checkpoint), one of its checkpoints, a
+            `.safetensors` file, or a state dict under InsightFace's key names (`backbone.pth`).
+        name: the backbone; needed where the file does not say it, checked where it does.
+        embedding_size: likewise; taken from the last layer's shape where the file does not say it.
+
+    Returns:
+        the backbone, and the path of the file that was read.
+
+    Raises:
+        CheckpointError: missing, broken, or weights of another backbone or embedding size.
+    """
+    path = _file_of(checkpoint)
+    weights, said_name, said_size = _read_weights(path)
+    if said_name and name and lookup_backbone(name).name != lookup_backbone(said_name).name:
+        raise CheckpointError(f"{path}: holds {said_name}, not {name}; leave --backbone out or give the right one")
+    name = name or said_name
+    if name is None:
+        raise CheckpointError(f"{path}: does not say which backbone it is; give --backbone NAME")
+    found_size = said_size or _last_vector_size(weights)
+    if embedding_size is not None and embedding_size != found_size:
+        raise CheckpointError(f"{path}: its embeddings have {found_size} elements, not {embedding_size}")
+    with torch.device("meta"):
+        backbone = create_backbone(name, found_size)
+    check_weights(backbone, weights, str(path))
+    backbone.load_state_dict(weights, assign=True)
+    return backbone.float().eval(), path
+
+
+def check_weights(backbone: Backbone, weights: Mapping[str, Tensor], where: str) -> None:
+    """Hold the names and shapes of weights against a backbone's.
+
+    Raises:
+        CheckpointError: some do not fit; the message names the first.
+    """
+    expected = backbone.state_dict()
+    missing = [key for key in expected if key not in weights]
+    unexpected = [key for key in weights if key not in expected]
+    shaped = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
+    for problem, keys in (("lacks", missing), ("has no place for", unexpected), ("differs in the shape of", shaped)):
+        if keys:
+            shown = ", ".join(str(key) for key in keys[:KEYS_SHOWN])
+            more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
+            subject = f"it {problem}" if problem != "has no place for" else f"{backbone.name} {problem}"
+            raise CheckpointError(f"{where}: not the weights of {backbone.name}: {subject} {shown}{more}")
+
+
+def _file_of(checkpoint: Path) -> Path:
+    if not checkpoint.exists():
+        raise CheckpointError(
+            f"{checkpoint}: no such run or file; give --checkpoint a run's folder or a file of weights"
+        )
+    if not checkpoint.is_dir():
+        return checkpoint
+    folder = RunFolder(checkpoint)
+    for path in (folder.weights, folder.last):
+        if path.is_file():
+            return path
+    raise CheckpointError(
+        f"{checkpoint}: neither model.safetensors nor checkpoints/last.pt is here; has the run begun?"
+    )
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None, int | None]:
+    """The weights of a file, and the backbone's name and embedding size where it says them."""
+    content, card = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path}: holds no state dict (names to tensors) of a backbone")
+    name, size = card.get("backbone"), card.get("embedding_size")
+    if not isinstance(name, str | None) or not isinstance(size, int | None):
+        raise CheckpointError(f"{path}: says backbone {name!r:.40} of embedding size {size!r:.40}, which are none")
+    return content, name, size
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A state dict, bare or within one of our checkpoints, and what the latter says of it."""
+    content = load_checkpoint(path)
+    match content:
+        case {"backbone": dict(weights), "recipe": {"backbone": {"name": name, "embedding_size": size}}}:
+            return weights, {"backbone": name, "embedding_size": size}
+    return content, {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors of the file and our card in its metadata, where it has one."""
+    try:
+        data = path.read_bytes()
+        weights = load_safetensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        card = json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: no safetensors file, or cut short; restore it from where it came") from error
+    return weights, card if isinstance(card, dict) else {}
+
+
+def _last_vector_size(weights: Mapping[str, Tensor]) -> int:
+    """The embedding size: every backbone ends in a normalisation with one weight an element."""
+    vectors = [tensor for tensor in weights.values() if tensor.ndim == 1]
+    return len(vectors[-1]) if vectors else 512

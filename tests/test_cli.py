@@ -1,0 +1,414 @@
+"""The command line as people meet it: help, bad input in one line, the exit status, and nothing left behind."""
+
+import contextlib
+import errno
+import json
+import os
+import pickle
+import re
+import resource
+import shlex
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facebones.backbones import create_backbone
+from facebones.cli import COMMANDS, main
+from facebones.data.pairs import read_pairs, write_pairs
+from facebones.run_folder import RunFolder
+from facebones.training.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+MAGIC = struct.pack("<I", 0xCED7230A)
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    """Run a command line that must fail with one line; check that it leaves nothing, and return the line."""
+
+    def run(*words, status=2, leaves=()):
+        before = sorted(tmp_path.rglob("*"))
+        assert main([str(word) for word in words]) == status
+        assert sorted(tmp_path.rglob("*")) == sorted([*before, *leaves])
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if line.startswith("facebones: ")]
+        assert len(lines) == 1 and captured.err.splitlines()[-1] == lines[0]
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def train_words(small_data, tiny_backbone, tmp_path):
+    """A command line that trains for a moment; later words override earlier ones."""
+
+    def words(*more, data=small_data, backbone=tiny_backbone, output=None):
+        common = [
+            "train", "demo", "--data", data, "--backbone", backbone, "--output", output or tmp_path / "run",
+            "--workers", "0", "--batch-size", "4", "--device", "cpu", "--validation.sets", "tiny",
+            "--backbone.embedding_size", "16", "--training.epochs", "1",
+        ]  # fmt: skip
+        return [*common, *more]
+
+    return words
+
+
+@pytest.fixture
+def trained(train_words, tmp_path, capsys):
+    """A finished run."""
+    assert main([str(word) for word in train_words()]) == 0
+    capsys.readouterr()
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def copied(small_data, tmp_path):
+    """A copy of the small data to break."""
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for path in small_data.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+# -------------------------------------------------------------------------------------------------------- help
+
+
+def test_help_is_quick():
+    """In processor time: what else the machine does is not ours."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "facebones", "--help"], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_help_imports_no_torch():
+    code = "import sys; from facebones.cli import _build_parser; _build_parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*name.split(), "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert f"example:\n  facebones {name}" in text
+
+
+def test_help_of_train_names_the_fields_of_a_recipe(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "--optimizer.learning_rate VALUE" in capsys.readouterr().out
+
+
+def test_every_command_line_in_the_readme_is_understood():
+    from facebones.cli import _parse
+
+    readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    lines = [line for line in readme.splitlines() if line.startswith("facebones ")]
+    assert len(lines) >= 12
+    for line in lines:
+        _parse(shlex.split(line)[1:])
+    assert {COMMANDS[name].help for name in COMMANDS} == {_parse(shlex.split(line)[1:]).command.help for line in lines}
+
+
+# --------------------------------------------------------------------------------------------------- bad input
+
+
+def test_missing_and_empty_data(refused, train_words, tmp_path):
+    assert "nowhere" in refused(*train_words(data=tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in refused(*train_words(data=tmp_path / "empty"))
+    line = refused("train", "demo", "--output", tmp_path / "run")
+    assert "no training data: give --data PATH" in line
+
+
+def test_missing_validation_set_names_those_that_are_there(refused, train_words):
+    line = refused(*train_words("--validation.sets", "lfw"))
+    assert "lfw" in line and "tiny.bin" in line
+
+
+def test_records_cut_short_name_the_offset(refused, train_words, copied):
+    path = copied / "train.rec"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert re.search(r"train\.(rec|idx).* (byte|offset) ?\d+", refused(*train_words(data=copied)))
+
+
+def test_records_with_a_bad_magic_name_the_offset(refused, train_words, copied):
+    path = copied / "train.rec"
+    content = bytearray(path.read_bytes())
+    second = content.index(MAGIC, 4)
+    content[second : second + 4] = b"junk"
+    path.write_bytes(content)
+    (copied / "train.idx").unlink()
+    line = refused(*train_words(data=copied))
+    assert "train.rec" in line and str(second) in line and "magic" in line
+
+
+def test_an_unreadable_training_image_stops_the_run_and_is_named(refused, train_words, copied):
+    path = copied / "train.rec"
+    content = bytearray(path.read_bytes())
+    jpeg = content.index(b"\xff\xd8\xff")
+    content[jpeg : jpeg + 200] = bytes(200)
+    path.write_bytes(content)
+    run = RunFolder(copied.parent / "run")
+    files = [run.path, run.config, run.environment, run.metrics, run.last.parent]
+    assert "train.rec, key 1" in refused(*train_words(data=copied), leaves=files)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+PAIR_FILES = {
+    "no pickle": (b"\x00\x01\x02 nothing like it", "pickle"),
+    "cut short": (pickle.dumps(([b"x"] * 40, [True] * 20))[:-20], "pickle"),
+    "holds numbers": (pickle.dumps(([1.5] * 40, [True] * 20)), "binfloat"),
+    "holds text as labels": (pickle.dumps(([b"x"] * 40, ["yes"] * 20)), "true"),
+    "odd": (pickle.dumps(([b"x"] * 41, [True] * 20)), "41"),
+    "empty": (pickle.dumps(([], [])), "no"),
+}
+
+
+@pytest.mark.parametrize(("content", "word"), PAIR_FILES.values(), ids=PAIR_FILES)
+def test_pair_files_that_hold_anything_else_are_refused(refused, train_words, copied, content, word):
+    (copied / "tiny.bin").write_bytes(content)
+    line = refused(*train_words(data=copied))
+    assert "tiny.bin" in line and word in line.lower()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(refused, train_words, copied, monkeypatch, protocol):
+    monkeypatch.chdir(copied.parent)
+    (copied / "tiny.bin").write_bytes(pickle.dumps(([b"x", b"y"], [Bomb()]), protocol))
+    line = refused(*train_words(data=copied))  # `refused` sees that the file "exploded" was not made
+    assert "system" in line
+    assert "system" in refused("evaluate", "pairs", "--checkpoint", "x", "--data", copied / "tiny.bin")
+    assert "system" in refused("data", "inspect", copied / "tiny.bin")
+    assert "system" in refused("data", "convert", copied / "tiny.bin", copied.parent / "out")
+
+
+def test_a_broken_validation_image_is_named_before_the_first_step(refused, train_words, copied):
+    pairs = read_pairs(copied / "tiny.bin")
+    images = [*pairs.images[:-1], b"no image"]
+    write_pairs(copied / "tiny.bin", images, pairs.is_same)
+    assert "tiny: image 39" in refused(*train_words(data=copied))
+
+
+def test_fewer_pairs_than_folds(refused, train_words, copied):
+    pairs = read_pairs(copied / "tiny.bin")
+    write_pairs(copied / "tiny.bin", pairs.images[:18], pairs.is_same[:9])
+    assert "9 pairs cannot fill 10 folds" in refused(*train_words(data=copied))
+
+
+def test_one_identity_only(refused, train_words, tmp_path, small_data):
+    pairs = read_pairs(small_data / "tiny.bin")
+    (tmp_path / "faces" / "one").mkdir(parents=True)
+    for number in range(4):
+        (tmp_path / "faces" / "one" / f"{number}.jpg").write_bytes(pairs.images[number])
+    assert "identit" in refused(*train_words(data=tmp_path / "faces"))
+
+
+def test_a_batch_larger_than_the_data(refused, train_words):
+    line = refused(*train_words("--batch-size", "20", "--training.accumulation_steps", "2"))
+    assert "more than the 28 images" in line and "--training.batch_size 14" in line
+
+
+def test_unknown_names(refused, train_words, tmp_path):
+    assert "did you mean 'mobilefacenet'" in refused(*train_words(backbone="mobilefacenett"))
+    assert "did you mean 'adamw'" in refused(*train_words("--optimizer.name", "adam"))
+    assert "did you mean 'learning_rate'" in refused(*train_words("--optimizer.learning_rte", "1"))
+    assert "unknown option or argument: --foo" in refused("backbones", "--foo")
+    assert "invalid choice: 'trains'" in refused("trains")
+    assert "arguments are required: --output; see facebones train --help" in refused("train", "demo")
+    assert "unknown backbone 'x*'" in refused("backbones", "x*")
+    assert "--device tpu: no such device; available here: cpu" in refused(*train_words("--device", "tpu"))
+    assert "--batch-size and --training.batch_size are the same" in refused(*train_words("--training.batch_size", "8"))
+    assert "a value is missing" in refused(*train_words("--data.flip"))
+    assert "unknown recipe 'demmo'; did you mean 'demo'" in refused("train", "demmo", "--output", tmp_path / "run")
+
+
+def test_a_run_folder_that_holds_a_run_is_refused(refused, train_words, trained):
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    assert f"facebones resume {trained}" in refused(*train_words())
+    assert before == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+
+
+def test_resuming_where_there_is_no_run(refused, tmp_path):
+    assert "holds no run" in refused("resume", tmp_path / "nothing")
+
+
+def test_resuming_with_a_checkpoint_of_another_backbone_or_size_or_data(refused, trained, tiny_recipe, copied):
+    folder = RunFolder(trained)
+    text = folder.config.read_text()
+    folder.config.write_text(text.replace("name: tiny_for_tests", "name: shufflefacenet_0_5"))
+    line = refused("resume", trained, "--device", "cpu")
+    assert "made with backbone.name tiny_for_tests, and config.yaml says shufflefacenet_0_5" in line
+    folder.config.write_text(text.replace("embedding_size: 16", "embedding_size: 32"))
+    assert "backbone.embedding_size 16" in refused("resume", trained, "--device", "cpu")
+    folder.config.write_text(text)
+    records = copied / "train.rec"
+    other = records.parent.parent / "other"
+    for identity in range(2):
+        (other / str(identity)).mkdir(parents=True)
+        for number in range(4):
+            image = read_pairs(copied / "tiny.bin").images[number]
+            (other / str(identity) / f"{number}.jpg").write_bytes(image)
+    (other / "tiny.bin").write_bytes((copied / "tiny.bin").read_bytes())
+    assert "trained on other data (28 images of 4 identities)" in refused("resume", trained, "--data", other)
+
+
+def test_evaluating_weights_of_another_backbone_or_none(refused, trained, small_data, tmp_path):
+    pairs = ["--data", small_data / "tiny.bin", "--device", "cpu"]
+    evaluate = ["evaluate", "pairs", *pairs, "--checkpoint"]
+    assert "holds tiny_for_tests, not r50" in refused(*evaluate, trained, "--backbone", "r50")
+    assert "no such run or file" in refused(*evaluate, tmp_path / "x.pt")
+    torch.save(create_backbone("shufflefacenet_0_5", 32).state_dict(), tmp_path / "foreign.pth")
+    assert "does not say which backbone it is; give --backbone" in refused(*evaluate, tmp_path / "foreign.pth")
+    line = refused(*evaluate, tmp_path / "foreign.pth", "--backbone", "mobilefacenet")
+    assert "not the weights of mobilefacenet: it lacks stem" in line
+    (tmp_path / "broken.pt").write_bytes((trained / "checkpoints" / "last.pt").read_bytes()[:5000])
+    assert "cut short" in refused(*evaluate, tmp_path / "broken.pt")
+    (tmp_path / "broken.safetensors").write_bytes((trained / "model.safetensors").read_bytes()[:500])
+    assert "cut short" in refused(*evaluate, tmp_path / "broken.safetensors")
+    (tmp_path / "text.pt").write_text("hello")
+    assert "text.pt" in refused(*evaluate, tmp_path / "text.pt")
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(refused, small_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"backbone": Bomb(), "recipe": {}}, tmp_path / "bomb.pt")
+    line = refused("evaluate", "pairs", "--checkpoint", "bomb.pt", "--data", small_data / "tiny.bin")
+    assert "nothing in it was run" in line
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """Root may write everywhere: be somebody else for a moment."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_no_permission_to_write(tiny_recipe, tmp_path, capsys):
+    from facebones.errors import ConfigError
+
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    with unprivileged(), pytest.raises((ConfigError, PermissionError), match="closed"):
+        RunFolder(closed / "run").create(tiny_recipe())
+    assert list(closed.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_a_folder(refused, train_words, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written: Not a directory" in refused(*train_words(output=tmp_path / "file" / "run"))
+
+
+def test_a_full_disk_while_saving_keeps_the_older_checkpoint(train_words, tmp_path, capsys, monkeypatch):
+    real, calls = os.fsync, []
+
+    def full_at_the_third_save(descriptor):
+        calls.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if sum("last.pt" in name for name in calls) >= 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_third_save)
+    words = [str(word) for word in train_words("--training.checkpoint_every", "2")]
+    assert main(words) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("facebones: ") and "last.pt: cannot be written: No space left on device" in line
+    folder = RunFolder(tmp_path / "run")
+    assert load_checkpoint(folder.last)["step"] == 4
+    assert [path.name for path in folder.last.parent.iterdir()] == ["last.pt"]
+    monkeypatch.undo()
+    assert main(["resume", str(folder.path), "--device", "cpu"]) == 0
+
+
+@pytest.mark.slow
+def test_a_file_size_limit_of_the_system_is_a_full_disk(small_data, tmp_path):
+    words = [
+        "train", "demo", "--data", small_data, "--output", tmp_path / "run", "--batch-size", "4", "--workers", "0",
+        "--training.epochs", "1", "--validation.sets", "tiny", "--device", "cpu",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "facebones", *map(str, words)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "last.pt: cannot be written: File too large" in done.stderr.splitlines()[-1]
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(train_words, tmp_path, capsys):
+    words = [str(word) for word in train_words("--optimizer.learning_rate", "1e30", "--log.every", "1")]
+    assert main(words) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"facebones: step \d+: loss .*not applied; .*try a lower --optimizer.learning_rate", line)
+    assert not RunFolder(tmp_path / "run").result.exists()
+
+
+# ---------------------------------------------------------------------------------------------------- results
+
+
+def test_a_run_folder_holds_what_the_readme_says(trained):
+    folder = RunFolder(trained)
+    for path in (folder.config, folder.metrics, folder.result, folder.environment, folder.last, folder.best):
+        assert path.stat().st_size > 0
+    card = json.loads((trained / "model.json").read_text())
+    assert (card["backbone"], card["embedding_size"], card["training_identities"]) == ("tiny_for_tests", 16, 4)
+    result = json.loads(folder.result.read_text())
+    assert result["final"][0]["set"] == "tiny" and 0 <= result["final"][0]["accuracy"] <= 1
+
+
+def test_evaluate_pairs_agrees_with_the_run_and_writes_its_files(trained, small_data, tmp_path, capsys):
+    words = ["evaluate", "pairs", "--checkpoint", trained, "--data", small_data / "tiny.bin"]
+    words += ["--output", tmp_path / "out", "--device", "cpu", "--json"]
+    assert main([str(word) for word in words]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    final = json.loads((trained / "result.json").read_text())["final"][0]
+    for key in ("accuracy", "accuracy_std", "tar_at_far_1e3", "auc", "eer"):
+        assert printed["sets"][0][key] == pytest.approx(final[key], abs=1e-9)
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == printed
+    assert (tmp_path / "out" / "roc.png").read_bytes().startswith(b"\x89PNG")
+    with np.load(tmp_path / "out" / "tiny_scores.npz") as scores:
+        assert len(scores["distance"]) == len(scores["is_same"]) == 20
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")))
+def test_every_recipe_trains(recipe, train_words, tmp_path, capsys):
+    words = [recipe if word == "demo" else str(word) for word in train_words("--training.accumulation_steps", "1")]
+    assert main(words) == 0
+    assert "tiny: accuracy" in capsys.readouterr().out
+
+
+def test_backbones_are_listed_for_people_and_programs(capsys):
+    assert main(["backbones", "mobile*"]) == 0
+    assert "mobilefacenet_wide" in capsys.readouterr().out
+    assert main(["backbones", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"name": "iresnet50", "parameters": 43_590_848}.items() <= next(
+        r for r in rows if r["name"] == "iresnet50"
+    ).items()
+
+
+def test_tensorboard_where_asked(train_words, tmp_path):
+    pytest.importorskip("tensorboard")
+    words = train_words("--log.tensorboard", "true", "--log.every", "1")
+    assert main([str(word) for word in words]) == 0
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))

@@ -1,0 +1,183 @@
+"""One step of the training: what it applies, what it refuses, what it counts."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from facebones.backbones import create_backbone
+from facebones.cli import main
+from facebones.config import OptimizerConfig
+from facebones.errors import RunError
+from facebones.run_folder import RunFolder
+from facebones.training.logs import Meter, read_metrics
+from facebones.training.loop import Trainer, train
+from facebones.training.optimizers import build_optimizer
+from facebones.weights import load_backbone
+
+CPU = torch.device("cpu")
+
+
+def trainer(recipe):
+    return Trainer(recipe, CPU)
+
+
+def first_batches(built, count=1):
+    steps = built._step_batches()
+    return [next(steps) for _ in range(count)]
+
+
+def parameters(built):
+    return torch.cat([p.detach().flatten() for p in (*built.backbone.parameters(), *built.head.parameters())])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_changes_every_trainable_parameter(tiny_recipe, optimizer):
+    built = trainer(tiny_recipe(**{"optimizer.name": optimizer, "head.sample_rate": 1.0}))
+    before = {name: p.clone() for name, p in built.backbone.named_parameters()}
+    built.train_step(first_batches(built)[0])
+    assert [name for name, p in built.backbone.named_parameters() if torch.equal(p, before[name])] == []
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch(tiny_recipe):
+    """Batch normalisation sees the small batches, so the network here has its own fixed in eval mode."""
+    common = {"data.flip": False, "backbone.dropout": 0.0, "head.sample_rate": 1.0}
+    whole = trainer(tiny_recipe(**common, **{"training.batch_size": 6}))
+    parts = trainer(tiny_recipe(**common, **{"training.batch_size": 2, "training.accumulation_steps": 3}))
+    for built in (whole, parts):
+        built.backbone.train = lambda mode=True: None
+        built.backbone.eval()
+        built.train_step(first_batches(built)[0])
+    assert whole.steps_per_epoch == parts.steps_per_epoch and whole.step == parts.step == 1
+    torch.testing.assert_close(parameters(whole), parameters(parts))
+    assert whole.meter.loss == pytest.approx(parts.meter.loss)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_clipping_bounds_the_step(tiny_recipe, clip_norm):
+    options = {"training.clip_norm": clip_norm, "optimizer.weight_decay": 0.0, "optimizer.learning_rate": 1.0}
+    built = trainer(tiny_recipe(**options))
+    before = parameters(built)
+    built.train_step(first_batches(built)[0])
+    moved = (parameters(built) - before).norm().item()
+    assert built.latest["gradient_norm"] > 0.5
+    assert moved == pytest.approx(clip_norm or built.latest["gradient_norm"], rel=1e-3)
+
+
+def test_flip_mirrors_about_half_of_the_images(tiny_recipe):
+    built = trainer(tiny_recipe())
+    images = torch.randint(0, 256, (400, 8, 8, 3), dtype=torch.uint8)
+    found = built._network_input(images)
+    plain = trainer(tiny_recipe(**{"data.flip": False}))._network_input(images)
+    mirrored = torch.tensor([torch.equal(a, b.flip(2)) for a, b in zip(found, plain, strict=True)])
+    same = torch.tensor([torch.equal(a, b) for a, b in zip(found, plain, strict=True)])
+    assert (mirrored ^ same).all() and 150 < mirrored.sum() < 250
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_is_not_applied(tiny_recipe, bad, precision):
+    built = trainer(tiny_recipe(**{"training.precision": precision}))
+    built.backbone.linear.weight.register_hook(lambda gradient: gradient * bad)
+    before = parameters(built)
+    with pytest.raises(RunError, match=r"step 1: loss [\d.]+, gradient norm (nan|inf): not applied"):
+        built.train_step(first_batches(built)[0])
+    assert torch.equal(parameters(built), before)
+
+
+def test_in_fp16_the_scaler_skips_bad_steps_and_gives_up_at_last(tiny_recipe):
+    built = trainer(tiny_recipe(**{"training.precision": "fp16", "training.epochs": 20}))
+    hook = built.backbone.linear.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = parameters(built)
+    steps = built._step_batches()
+    with pytest.raises(RunError, match="not applied"):
+        for _ in range(40):
+            built.train_step(next(steps))
+    assert torch.equal(parameters(built), before)
+    assert (built.step, built.meter.skipped, built.meter.loss) == (16, 16, None)
+    assert built.scaler.get_scale() == 1.0
+    hook.remove()
+    built.train_step(next(steps))
+    assert not torch.equal(parameters(built), before)
+
+
+def test_weight_decay_can_leave_out_norm_prelu_and_biases():
+    backbone = create_backbone("shufflefacenet_0_5")
+    everything = build_optimizer(OptimizerConfig(), backbone)
+    chosen = build_optimizer(OptimizerConfig(decay_norm_and_prelu=False, weight_decay=0.1), backbone)
+    assert [group["weight_decay"] for group in everything.param_groups] == [5e-4]
+    decayed, others = chosen.param_groups
+    assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0
+    assert all(p.ndim >= 2 for p in decayed["params"]) and all(p.ndim < 2 for p in others["params"])
+    count = sum(len(group["params"]) for group in chosen.param_groups)
+    assert count == len(everything.param_groups[0]["params"]) == len(list(backbone.parameters()))
+
+
+def test_metrics_hold_what_is_promised(tiny_recipe, tmp_path):
+    train(tiny_recipe(), tmp_path / "run", "cpu")
+    lines = read_metrics(RunFolder(tmp_path / "run").metrics)
+    training = [line for line in lines if line["kind"] == "train"]
+    validation = [line for line in lines if line["kind"] == "validation"]
+    assert [line["step"] for line in training] == list(range(2, 29, 2))
+    assert [line["epoch"] for line in training] == [(step - 1) // 7 + 1 for step in range(2, 29, 2)]
+    assert [line["step"] for line in validation] == [5, 10, 15, 20, 25, 28]
+    for key in ("loss", "learning_rate", "gradient_scale", "gradient_norm", "images_per_second"):
+        assert all(isinstance(line[key], float) for line in training), key
+    for key in ("xnorm", "accuracy", "accuracy_std", "tar_at_far_1e3", "auc", "eer", "best_accuracy"):
+        assert all(isinstance(line[key], float) for line in validation), key
+    best = [line["best_accuracy"] for line in validation]
+    assert best == [max(line["accuracy"] for line in validation[: n + 1]) for n in range(6)]
+
+
+def test_training_lowers_the_loss(tiny_recipe, tmp_path):
+    recipe = tiny_recipe(
+        **{"training.epochs": 20, "head.scale": 16, "head.m2": 0.1, "log.every": 7, "head.sample_rate": 1.0}
+    )
+    train(recipe, tmp_path / "run", "cpu")
+    losses = [line["loss"] for line in read_metrics(RunFolder(tmp_path / "run").metrics) if line["kind"] == "train"]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(tiny_recipe, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tiny_recipe(**{"training.seed": seed}), tmp_path / name, "cpu")
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_trains_the_same_weights(tiny_recipe, tmp_path):
+    train(tiny_recipe(), tmp_path / "plain", "cpu")
+    train(tiny_recipe(**{"training.compile": True}), tmp_path / "compiled", "cpu")
+    plain, compiled = (load_backbone(tmp_path / name)[0].state_dict() for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+
+
+def test_the_meter_survives_a_save():
+    first, second = Meter(), Meter()
+    first.add(2.0, skipped=False)
+    first.add(math.nan, skipped=True)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    second.add(4.0, skipped=False)
+    assert (second.loss, second.skipped) == (3.0, 1)
+
+
+def test_weights_come_back_from_run_checkpoint_and_safetensors(tiny_recipe, tmp_path):
+    train(tiny_recipe(), tmp_path / "run", "cpu")
+    folder = RunFolder(tmp_path / "run")
+    x = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        outputs = [load_backbone(path)[0](x) for path in (folder.path, folder.last, folder.weights)]
+    assert outputs[0].shape == (2, 16)
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+    assert load_backbone(folder.path)[1] == folder.weights
+
+
+@pytest.mark.parametrize("alias", ["r18", "mbf"])
+def test_a_state_dict_in_insightface_keys_is_evaluated(alias, small_data, tmp_path, capsys):
+    torch.save(create_backbone(alias, 64).state_dict(), tmp_path / "backbone.pth")
+    words = ["evaluate", "pairs", "--checkpoint", tmp_path / "backbone.pth", "--backbone", alias]
+    words += ["--data", small_data / "tiny.bin", "--device", "cpu", "--json"]
+    assert main([str(word) for word in words]) == 0
+    assert json.loads(capsys.readouterr().out)["embedding_size"] == 64
