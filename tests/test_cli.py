@@ -8,6 +8,7 @@ import pickle
 import re
 import resource
 import shlex
+import signal
 import struct
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from facebones.cli import COMMANDS, main
 from facebones.data.pairs import read_pairs, write_pairs
 from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import load_checkpoint
+from facebones.training.loop import Trainer
 
 ROOT = Path(__file__).parents[1]
 MAGIC = struct.pack("<I", 0xCED7230A)
@@ -388,6 +390,26 @@ def test_evaluate_pairs_agrees_with_the_run_and_writes_its_files(trained, small_
     assert (tmp_path / "out" / "roc.png").read_bytes().startswith(b"\x89PNG")
     with np.load(tmp_path / "out" / "tiny_scores.npz") as scores:
         assert len(scores["distance"]) == len(scores["is_same"]) == 20
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(train_words, tmp_path, capsys, monkeypatch, number, status):
+    original = Trainer.train_step
+
+    def step(self, batches):
+        original(self, batches)
+        if self.step == 3:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    assert main([str(word) for word in train_words()]) == status
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        f"facebones: stopped by {number.name} after step 3, which is saved; go on with: facebones resume {tmp_path}/run"
+    )
+    assert load_checkpoint(RunFolder(tmp_path / "run").last)["step"] == 3
+    monkeypatch.undo()
+    assert main(["resume", str(tmp_path / "run"), "--device", "cpu"]) == 0
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")))

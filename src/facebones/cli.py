@@ -7,6 +7,7 @@ Progress goes to stderr and results to stdout. Commands import what they need wh
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 from facebones import __version__
 from facebones.errors import ConfigError, FaceBonesError
+from facebones.training.interrupts import Interrupted
 
 Arguments = argparse.Namespace
 
@@ -57,10 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"facebones: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"facebones: stopped by {stop}; go on with: {_continuation(arguments)}", file=sys.stderr)
+        return 128 + stop.signal
     except KeyboardInterrupt:
         print("facebones: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _continuation(arguments: Arguments) -> str:
+    """The command line that goes on with a stopped training."""
+    if arguments.command_name == "demo":
+        return f"facebones demo --output {shlex.quote(str(arguments.output))}"
+    run = arguments.output if arguments.command_name == "train" else arguments.run_folder
+    return f"facebones resume {shlex.quote(str(run))}"
 
 
 # ---------------------------------------------------------------------------------------------------- parsing
@@ -173,7 +186,7 @@ def _train(arguments: Arguments) -> None:
 
     from facebones.training.loop import train
 
-    _finish_run(arguments.output, lambda: train(recipe, arguments.output, arguments.device))
+    _print_run(arguments.output, train(recipe, arguments.output, arguments.device))
 
 
 def _resume_options(parser: argparse.ArgumentParser) -> None:
@@ -185,21 +198,12 @@ def _resume_options(parser: argparse.ArgumentParser) -> None:
 def _resume(arguments: Arguments) -> None:
     from facebones.training.loop import resume
 
-    _finish_run(arguments.run_folder, lambda: resume(arguments.run_folder, arguments.device, arguments.data))
+    _print_run(arguments.run_folder, resume(arguments.run_folder, arguments.device, arguments.data))
 
 
-def _finish_run(output: Path, work: Callable[[], dict[str, Any]]) -> None:
-    """Run a training; say where its result lies, or how to go on with it."""
-    from facebones.training.interrupts import Interrupted
-
-    try:
-        result = work()
-    except Interrupted as stop:
-        print(f"facebones: {stop}; go on with: facebones resume {output}", file=sys.stderr)
-        raise SystemExit(128 + stop.signal) from None
-    rows = [[row["set"], f"{row['accuracy']:.2%} +- {row['accuracy_std']:.2%}"] for row in result["final"]]
-    for name, accuracy in rows:
-        print(f"{name}: accuracy {accuracy}")
+def _print_run(output: Path, result: dict[str, Any]) -> None:
+    for row in result["final"]:
+        print(f"{row['set']}: accuracy {row['accuracy']:.2%} +- {row['accuracy_std']:.2%}")
     print(f"trained backbone: {output / 'model.safetensors'}")
 
 

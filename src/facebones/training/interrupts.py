@@ -15,7 +15,7 @@ class Interrupted(BaseException):
     """
 
     def __init__(self, number: signal.Signals, step: int = 0) -> None:
-        super().__init__(number.name)
+        super().__init__(f"{number.name} after step {step}, which is saved" if step else number.name)
         self.signal = number
         self.step = step
 
