@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -54,3 +56,18 @@ def test_labels_belong_to_their_images(small_data):
     labels = sorted(label for _, batch in collect(small_data, batch_size=7) for label in batch.tolist())
     assert labels == sorted([*training_set.labels.tolist()] * 2)
     assert pickle.loads(pickle.dumps(training_set)).read(3) == training_set.read(3)
+
+
+def test_workers_start_after_opencv_has_been_busy_in_this_process(small_data):
+    """OpenCV's own threads do not survive a fork: a worker that inherits them hangs."""
+    code = f"""
+import numpy as np
+from facebones.data.folders import open_training_set
+from facebones.data.loading import training_batches
+import cv2
+cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 9)
+options = dict(batch_size=6, batches_per_epoch=4, first=0, last=4, seed=0, workers=2)
+print(sum(len(labels) for _, labels in training_batches(open_training_set({str(small_data)!r}), **options)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "24\n"

@@ -1,10 +1,5 @@
 """From encoded bytes to pixels, with every failure named."""
 
-import os
-
-# A stranger's 20 kB PNG can claim a gigapixel: OpenCV reads its limit when it is imported.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))
-
 import cv2
 import numpy as np
 import numpy.typing as npt

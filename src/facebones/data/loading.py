@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -131,7 +130,6 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    cv2.setNumThreads(1)
     # A terminal or a scheduler signals the whole group: the training process alone decides when to stop. Should it
     # die, torch's watchdog ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -17,7 +17,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -205,7 +204,7 @@ class _Artist:
             yield from track(map(draw, shots), description, len(shots))
             return
         # Not forked: a process that OpenCV has threads in must not be.
-        with ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             try:
                 yield from track(pool.map(draw, shots, chunksize=32), description, len(shots))
             except BrokenProcessPool as error:
