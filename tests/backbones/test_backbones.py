@@ -99,7 +99,9 @@ def test_every_trainable_parameter_gets_a_gradient(name):
 @pytest.mark.parametrize("size", [128, 512])
 def test_output_is_float32_also_under_autocast_and_channels_last(name, size):
     backbone = create_backbone(name, embedding_size=size).eval()
-    x = torch.randn(3, 3, 112, 112)
+    # New deep networks in eval mode overflow: their normalisation has seen nothing yet. These weights keep the scale.
+    backbone.load_state_dict({key: golden_tensor(key, tensor.shape) for key, tensor in backbone.state_dict().items()})
+    x = torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         plain = backbone(x)
         backbone.to(memory_format=torch.channels_last)
