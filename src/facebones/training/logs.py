@@ -98,6 +98,7 @@ class MetricsLog:
         if self._file.seek(0, 2) < length:
             raise RunError(f"{path}: is shorter than the checkpoint says ({length} bytes); restore it, or begin anew")
         self._file.truncate(length)
+        self._file.seek(length)  # the next save asks where the file ends, perhaps before the next line
 
     @property
     def length(self) -> int:
