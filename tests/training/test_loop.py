@@ -159,7 +159,7 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(tiny_recipe, tm
 
 
 @pytest.mark.slow
-def test_a_compiled_backbone_trains_the_same_weights(tiny_recipe, tmp_path):
+def test_a_compiled_backbone_trains_and_saves_under_the_same_keys(tiny_recipe, tmp_path):
     train(tiny_recipe(), tmp_path / "plain", "cpu")
     train(tiny_recipe(**{"training.compile": True}), tmp_path / "compiled", "cpu")
     plain, compiled = (load_backbone(tmp_path / name)[0].state_dict() for name in ("plain", "compiled"))
