@@ -3,7 +3,7 @@
 `create_backbone("shufflefacenet_1_0")` builds one; `list_backbones("mobile*")` names them.
 """
 
-from facebones.backbones import iresnet, mobilefacenet, shufflefacenet
+from facebones.backbones import iresnet, mixfacenet, mobilefacenet, shufflefacenet, study
 from facebones.backbones.registry import (
     Backbone,
     BackboneEntry,
@@ -20,7 +20,9 @@ __all__ = [
     "iresnet",
     "list_backbones",
     "lookup_backbone",
+    "mixfacenet",
     "mobilefacenet",
     "register_backbone",
     "shufflefacenet",
+    "study",
 ]

@@ -1,5 +1,6 @@
 """Building blocks that several families share."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -10,6 +11,13 @@ def conv_bn(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 
     """Convolution without bias, padded to keep the size at stride 1, and batch normalisation."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(out_channels)]
+
+
+def conv_block(
+    in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """Convolution, batch normalisation, per-channel PReLU."""
+    return [*conv_bn(in_channels, out_channels, kernel, stride, groups), nn.PReLU(out_channels)]
 
 
 def global_depthwise(channels: int, size: int = 7) -> list[nn.Module]:
@@ -24,6 +32,18 @@ def initialize(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+class SplitConv(nn.ModuleList):
+    """Convolutions side by side, each on its own slice of the channels; their outputs are concatenated."""
+
+    def __init__(self, convolutions: Iterable[nn.Conv2d]) -> None:
+        super().__init__(convolutions)
+        self.slices = [int(convolution.in_channels) for convolution in self]  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.split(x, self.slices, dim=1)
+        return torch.cat([convolution(part) for convolution, part in zip(self, parts, strict=True)], dim=1)
 
 
 class Residual(nn.Sequential):

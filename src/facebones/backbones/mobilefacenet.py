@@ -9,18 +9,11 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from facebones.backbones.layers import Residual, conv_bn, full_precision, global_depthwise, initialize
+from facebones.backbones.layers import Residual, conv_block, conv_bn, full_precision, global_depthwise, initialize
 from facebones.backbones.registry import Backbone, register_backbone
 
 # expansion t, output channels c, repeats n, stride s of the first (arXiv 1804.07573, table 1)
 ORIGINAL_BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
-
-
-def conv_block(
-    in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1
-) -> list[nn.Module]:
-    """Convolution, batch normalisation, per-channel PReLU."""
-    return [*conv_bn(in_channels, out_channels, kernel, stride, groups), nn.PReLU(out_channels)]
 
 
 def bottleneck(in_channels: int, mid: int, out_channels: int, stride: int) -> list[nn.Sequential]:

@@ -1,6 +1,7 @@
 """From a backbone's name to the network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
@@ -114,3 +115,15 @@ def create_backbone(name: str, embedding_size: int = 512, dropout: float = 0.0) 
     backbone = entry.build(embedding_size=embedding_size, dropout=dropout)
     backbone.name = entry.name
     return backbone
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode, and back: a part that was frozen in eval mode stays frozen."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

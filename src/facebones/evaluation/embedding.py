@@ -2,9 +2,9 @@
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from facebones.backbones.registry import evaluation_mode
 from facebones.data.images import decode
 from facebones.data.normalize import to_network_input
 from facebones.errors import DataError
@@ -84,7 +85,7 @@ def embed_images(
     autocast = torch.autocast(device.type, AUTOCAST_TYPE[precision], enabled=precision != "fp32")
     # One array from the start: small results kept between the large inputs would tear the heap (1 GB for LFW).
     answers = np.empty((2, count, 0), dtype=np.float32)  # D is known after the first batch
-    with closing(batches), torch.inference_mode(), _evaluation_mode(backbone), autocast:
+    with closing(batches), torch.inference_mode(), evaluation_mode(backbone), autocast:
         shown = track(batches, f"embedding {name} (batches)", len(starts)) if progress else batches
         for start, batch in zip(starts, shown, strict=True):
             x = to_network_input(torch.from_numpy(batch).to(device), channels_last)  # (B, 3, H, W)
@@ -144,15 +145,3 @@ def _decoded_batches(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _evaluation_mode(backbone: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and back: a part that was frozen in eval mode stays frozen."""
-    modes = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
