@@ -250,20 +250,16 @@ def _backbones(arguments: Arguments) -> None:
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return
-    print_table(
-        ("backbone", "parameters", "MACs", "also called", "what it is"),
-        [
-            (
-                row["name"],
-                f"{row['parameters']:,}",
-                f"{row['macs'] / 1e6:,.1f} M",
-                ", ".join(row["aliases"]),
-                row["summary"],
-            )
-            for row in rows
-        ],
-        title="512-d embedding, 112x112 input; FLOPs = 2 x MACs",
-    )
+    columns = ("backbone", "parameters", "unused", "MACs", "also called", "what it is")
+    print_table(columns, [_backbone_cells(row) for row in rows], title="512-d, 112x112 input; FLOPs = 2 x MACs")
+
+
+def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    also_called = ", ".join(row["aliases"])
+    if row["problem"]:
+        return row["name"], "-", "-", "-", also_called, f"{row['summary']}; not here: {row['problem']}"
+    unused, macs = row["unused_parameters"], f"{row['macs'] / 1e6:,.1f} M"
+    return row["name"], f"{row['parameters']:,}", f"{unused:,}", macs, also_called, row["summary"]
 
 
 def _inspect_options(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from facebones.backbones import create_backbone, list_backbones, lookup_backbone
 from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
-from facebones.errors import UnknownNameError
+from facebones.errors import ConfigError, UnknownNameError
+from facebones.progress import track
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -20,11 +21,26 @@ def unused_parameters(network: nn.Module, image_size: int = IMAGE_SIZE) -> list[
 
     Nothing of the network is changed, and it may live on the meta device.
     """
-    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    device = next(network.parameters()).device
     with evaluation_mode(network), torch.enable_grad():
-        output = network(torch.empty(1, 3, image_size, image_size, device=named[0][1].device))
-    gradients = torch.autograd.grad(output.sum(), [parameter for _, parameter in named], allow_unused=True)
-    return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+        output = network(torch.empty(1, 3, image_size, image_size, device=device))
+    reached = _leaves(output)
+    return [name for name, p in network.named_parameters() if p.requires_grad and id(p) not in reached]
+
+
+def _leaves(output: Tensor) -> set[int]:
+    """Identities of the parameters that a tensor depends on, from its graph alone: no gradient is computed."""
+    leaves, seen = set(), set()
+    waiting = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (variable := getattr(node, "variable", None)) is not None:
+            leaves.add(id(variable))
+        waiting += [function for function, _ in node.next_functions]
+    return leaves
 
 
 def count_macs(network: nn.Module, image_size: int = IMAGE_SIZE) -> int:
@@ -54,7 +70,10 @@ def count_macs(network: nn.Module, image_size: int = IMAGE_SIZE) -> int:
 
 
 def describe_backbones(pattern: str = "*") -> list[dict[str, Any]]:
-    """Name, aliases, summary, parameters and MACs of the registered backbones that match a shell pattern.
+    """Name, aliases, summary, parameters and MACs of the backbones that match a shell pattern.
+
+    A backbone that cannot be built here, because an extra is not installed or a model of timm does not take 112x112
+    images, has None for its figures and the reason under "problem".
 
     Raises:
         UnknownNameError: none matches.
@@ -62,19 +81,20 @@ def describe_backbones(pattern: str = "*") -> list[dict[str, Any]]:
     names = list_backbones(pattern)
     if not names:
         raise UnknownNameError("backbone", pattern, list_backbones())
-    rows = []
-    for name in names:
+    return [_describe(name) for name in track(names, "counting")]
+
+
+def _describe(name: str) -> dict[str, Any]:
+    entry = lookup_backbone(name)
+    row: dict[str, Any] = {"name": name, "aliases": list(entry.aliases), "summary": entry.summary, "problem": None}
+    try:
         with torch.device("meta"):  # shapes only: no memory, no random weights
             network = create_backbone(name)
-        entry = lookup_backbone(name)
-        rows.append(
-            {
-                "name": name,
-                "aliases": list(entry.aliases),
-                "summary": entry.summary,
-                "parameters": count_parameters(network),
-                "unused_parameters": sum(network.get_parameter(key).numel() for key in unused_parameters(network)),
-                "macs": count_macs(network),
-            }
-        )
-    return rows
+    except ConfigError as error:
+        return row | {"parameters": None, "unused_parameters": None, "macs": None, "problem": str(error)}
+    unused = sum(network.get_parameter(key).numel() for key in unused_parameters(network))
+    return row | {
+        "parameters": count_parameters(network),
+        "unused_parameters": unused,
+        "macs": count_macs(network),
+    }

@@ -3,7 +3,7 @@
 `create_backbone("shufflefacenet_1_0")` builds one; `list_backbones("mobile*")` names them.
 """
 
-from facebones.backbones import iresnet, mixfacenet, mobilefacenet, shufflefacenet, study
+from facebones.backbones import edgeface, iresnet, mixfacenet, mobilefacenet, shufflefacenet, study
 from facebones.backbones.registry import (
     Backbone,
     BackboneEntry,
@@ -17,6 +17,7 @@ __all__ = [
     "Backbone",
     "BackboneEntry",
     "create_backbone",
+    "edgeface",
     "iresnet",
     "list_backbones",
     "lookup_backbone",

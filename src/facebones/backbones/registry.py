@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from facebones.errors import ConfigError, UnknownNameError
 
 IMAGE_SIZE = 112
+TIMM_PREFIX = "timm:"
 
 
 class Backbone(nn.Module):
@@ -74,18 +75,29 @@ def register_backbone(*aliases: str) -> Callable[[BackboneBuilder], BackboneBuil
 def list_backbones(pattern: str = "*") -> list[str]:
     """Names of the registered backbones that match a shell pattern, in the order of registration.
 
+    A pattern that begins with "timm:" goes over the models of timm instead.
+
     >>> list_backbones("mobile*")
     ['mobilefacenet', 'mobilefacenet_wide', 'mobilefacenet_large']
     """
+    if pattern.startswith(TIMM_PREFIX):
+        from facebones.backbones.timm_models import timm_names
+
+        return timm_names(pattern)
     return [name for name in _REGISTRY if fnmatchcase(name, pattern)]
 
 
 def lookup_backbone(name: str) -> BackboneEntry:
-    """The entry of a backbone, by its name or an alias.
+    """The entry of a backbone, by its name or an alias; "timm:NAME" is a model of timm.
 
     Raises:
         UnknownNameError: no backbone of that name; the message offers the nearest.
+        ConfigError: it is a model of timm, and timm is not installed.
     """
+    if name.startswith(TIMM_PREFIX):
+        from facebones.backbones.timm_models import timm_entry
+
+        return timm_entry(name)
     for entry in _REGISTRY.values():
         if name == entry.name or name in entry.aliases:
             return entry

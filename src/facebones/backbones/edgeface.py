@@ -1,0 +1,84 @@
+"""EdgeFace (George et al., arXiv 2307.01838): EdgeNeXt (arXiv 2206.10589) for faces, through the extra `timm`.
+
+timm's EdgeNeXt at 112x112, its classifier giving the embedding. In the variants xs and s every linear layer is factored
+into two through a narrower space (section III of the paper), which saves parameters and multiply-accumulates; the
+embedding's own layer too, as the published counts (1.77 M and 3.65 M) have it.
+"""
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from facebones.backbones.registry import Backbone, register_backbone
+from facebones.backbones.timm_models import create_timm_model
+
+
+class LowRankLinear(nn.Module):
+    """A linear layer as the product of two: to `rank` elements, and on to the output.
+
+    Args:
+        linear: the layer to stand in for; its weights are not kept.
+        ratio: rank relative to the smaller of its sides; the rank is 2 at least.
+    """
+
+    def __init__(self, linear: nn.Linear, ratio: float) -> None:
+        super().__init__()
+        rank = max(2, int(min(linear.in_features, linear.out_features) * ratio))
+        self.linear1 = nn.Linear(linear.in_features, rank, bias=False)
+        self.linear2 = nn.Linear(rank, linear.out_features, bias=linear.bias is not None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.linear1(x))  # type: ignore[no-any-return]
+
+
+class EdgeFace(Backbone):
+    """EdgeFace.
+
+    Args:
+        model: timm's name of the EdgeNeXt.
+        embedding_size: D.
+        dropout: probability before the last linear layer.
+        rank_ratio: factors the linear layers at this ratio; None leaves them whole.
+    """
+
+    def __init__(self, model: str, embedding_size: int, dropout: float, rank_ratio: float | None = None) -> None:
+        super().__init__()
+        self.embedding_size = embedding_size
+        self.model = cast(Any, create_timm_model(model, num_classes=embedding_size, drop_rate=dropout))
+        if rank_ratio is not None:
+            _factor_linear_layers(self.model, rank_ratio)
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        return self.model(x_B3HW).float()  # type: ignore[no-any-return]  # (B, D)
+
+
+def _factor_linear_layers(module: nn.Module, ratio: float) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, LowRankLinear(child, ratio))
+        else:
+            _factor_linear_layers(child, ratio)
+
+
+@register_backbone()
+def edgeface_xxs(embedding_size: int, dropout: float) -> Backbone:
+    """EdgeFace-XXS (arXiv 2307.01838)."""
+    return EdgeFace("edgenext_xx_small", embedding_size, dropout)
+
+
+@register_backbone()
+def edgeface_xs(embedding_size: int, dropout: float) -> Backbone:
+    """EdgeFace-XS, linear layers of rank ratio 0.6 (arXiv 2307.01838)."""
+    return EdgeFace("edgenext_x_small", embedding_size, dropout, rank_ratio=0.6)
+
+
+@register_backbone()
+def edgeface_s(embedding_size: int, dropout: float) -> Backbone:
+    """EdgeFace-S, linear layers of rank ratio 0.5 (arXiv 2307.01838)."""
+    return EdgeFace("edgenext_small", embedding_size, dropout, rank_ratio=0.5)
+
+
+@register_backbone()
+def edgeface_base(embedding_size: int, dropout: float) -> Backbone:
+    """EdgeFace, the base network (arXiv 2307.01838)."""
+    return EdgeFace("edgenext_base", embedding_size, dropout)
