@@ -363,11 +363,7 @@ def _read_value(text: str) -> bool | int | float | None:
 
 
 def _range_text(value: float, limits: Mapping[str, Any]) -> str:
-    parts = []
-    if limits["above"] > -math.inf:
-        parts.append(f"above {limits['above']:g}")
-    if limits["minimum"] > -math.inf:
-        parts.append(f"at least {limits['minimum']:g}")
-    if limits["maximum"] not in (LARGEST_NUMBER, LARGEST_INTEGER) or value > limits["maximum"]:
-        parts.append(f"at most {limits['maximum']:g}")
-    return " and ".join(parts)
+    named = {"above": limits["above"], "at least": limits["minimum"], "at most": limits["maximum"]}
+    if value <= limits["maximum"] in (LARGEST_NUMBER, LARGEST_INTEGER):
+        del named["at most"]
+    return " and ".join(f"{name} {bound}" for name, bound in named.items() if bound > -math.inf)
