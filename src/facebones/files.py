@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from facebones.errors import RunError
+from facebones.errors import ConfigError, RunError
 
 
 @contextmanager
@@ -40,6 +40,22 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold; nothing is left there.
+
+    Raises:
+        ConfigError: it is a folder, or no file can be made in its folder.
+    """
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; name a file")
+        existing = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
