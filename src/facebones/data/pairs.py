@@ -57,7 +57,12 @@ def read_pairs(path: str | os.PathLike[str]) -> PairSet:
         _refuse(path, f"{len(images)} images, an odd number; each pair needs two")
     if len(images) != 2 * len(same):
         _refuse(path, f"{len(images)} images for {len(same)} pairs; each pair needs two images")
-    return PairSet(path.stem, [_image(path, index, image) for index, image in enumerate(images)], same, path)
+    # A small file can name one image a million times: it is converted once.
+    converted: dict[int, bytes] = {}
+    for index, image in enumerate(images):
+        if id(image) not in converted:
+            converted[id(image)] = _image(path, index, image)
+    return PairSet(path.stem, [converted[id(image)] for image in images], same, path)
 
 
 def write_pairs(path: str | os.PathLike[str], images: Sequence[bytes], is_same: Sequence[bool] | npt.ArrayLike) -> None:
