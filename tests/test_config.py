@@ -95,6 +95,7 @@ def test_plain_text_in_a_recipe_is_taken_as_it_stands(write):
         ("head: {sample_rate: 1.5}", "head.sample_rate: 1.5 is out of range; it must be above 0 and at most 1"),
         ("optimizer: {learning_rate: .nan}", "optimizer.learning_rate: '.nan' is not a finite number"),
         ("data: {flip: 1}", "data.flip: '1' is not true or false"),
+        ('data: {path: "a\\0b"}', "data.path: 'a\\x00b' is not text"),
         ("data: {path: [a]}", "data.path: ['a'] is not text"),
         ("data: 3", "section 'data' is a mapping of fields, not '3'"),
         ("- a", "a recipe is a mapping of sections"),

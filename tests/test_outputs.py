@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +110,18 @@ def test_a_bad_set_among_several_is_found_before_the_first_is_embedded(small_dat
 
 
 # ------------------------------------------------------------------------------------------------------ stdout
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names are Unicode here")
+def test_names_that_are_no_unicode(small_data, tiny_recipe, tmp_path, capsys):
+    data, run, output = (tmp_path / os.fsdecode(name) for name in (b"d\xff", b"r\xff", b"o\xff"))
+    shutil.copytree(small_data, data)
+    train(tiny_recipe(**{"training.epochs": 1, "data.path": str(data)}), run, "cpu")
+    assert json.loads((run / "model.json").read_text())["training_data"] == "d\udcff"
+    words = ["evaluate", "pairs", "--checkpoint", run, "--data", data, "--output", output, "--device", "cpu"]
+    assert main([str(word) for word in words]) == 0
+    assert r"r\udcff/model.safetensors" in capsys.readouterr().out
+    assert json.loads((output / "result.json").read_text())["checkpoint"] == str(run / "model.safetensors")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -6,6 +6,7 @@ Progress goes to stderr and results to stdout. Commands import what they need wh
 
 import argparse
 import errno
+import io
 import json
 import os
 import shlex
@@ -46,6 +47,8 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # results may name files in letters that stdout has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = _parse(argv)
         _run(arguments)

@@ -337,7 +337,7 @@ _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 def _convert(value: Any, kind: type) -> Any:
     """`value` as `kind`, or None where it is not one."""
     if kind is str:
-        return value if isinstance(value, str) else None
+        return value if isinstance(value, str) and "\0" not in value else None  # no path holds a zero byte
     if isinstance(value, str):
         value = _read_value(value)
     if kind is bool:

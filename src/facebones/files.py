@@ -62,7 +62,8 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write `content` as indented JSON, atomically; NaN is refused because JSON has no such number."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
-        file.write(text.encode() + b"\n")
+        # A path need not be Unicode; Python holds such a byte as a surrogate, which JSON knows as an escape.
+        file.write(text.encode(errors="backslashreplace") + b"\n")
 
 
 def _umask() -> int:
