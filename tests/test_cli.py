@@ -321,6 +321,16 @@ def test_no_permission_to_write(tiny_recipe, tmp_path, capsys):
     assert list(closed.iterdir()) == []
 
 
+def test_no_permission_to_read(tmp_path, capsys):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    for command in (["data", "inspect"], ["evaluate", "pairs", "--checkpoint", "x", "--data"]):
+        with unprivileged():
+            assert main([*command, str(closed / "faces.bin")]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and "faces.bin" in lines[0] and "Permission denied" in lines[0]
+
+
 def test_an_output_that_cannot_be_a_folder(refused, train_words, tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot be written: Not a directory" in refused(*train_words(output=tmp_path / "file" / "run"))
