@@ -167,11 +167,12 @@ def wait_for(condition, seconds=60):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["one", "group"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_while_drawing_leaves_no_process_and_no_folder(tmp_path, number):
+def test_a_signal_while_drawing_leaves_no_process_and_no_folder(tmp_path, number, send):
     drawing = start("data", "synthesize", tmp_path / "set", "--identities", "400", "--images-per-identity", "40")
     wait_for(lambda: list(tmp_path.glob(".set.*/faces/*/*.jpg")))
-    drawing.send_signal(number)
+    send(drawing.pid, number)
     _, errors = drawing.communicate(timeout=60)
     wait_for(lambda: not processes_of(drawing.pid))
     if number != signal.SIGKILL:

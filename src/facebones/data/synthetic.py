@@ -16,7 +16,7 @@ from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Thread, Timer
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ FOLDS = 10
 PAIR_SETS = {"synthetic": ("frontal", "frontal"), "synthetic_profile": ("frontal", "profile")}
 TEMPLATE_FOLDER = "ijb"
 TEMPLATE_SIZES = (3, 1, 2, 3)  # images of a subject's gallery template and of its probes
+GRACE_SECONDS = 3.0
 IMAGES_WORTH_A_PROCESS = 500  # a process starts in the time in which another draws about so many
 
 
@@ -216,9 +217,17 @@ class _Artist:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C, which reaches the whole group, to the main process; end where that one is killed."""
+    """Leave a signal that reaches the whole group to the main process; end where that one is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
     Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_later(*_: object) -> None:
+    """Give the main process the time to end this one in order; the pool itself terminates workers when one has died."""
+    timer = Timer(GRACE_SECONDS, os._exit, [1])
+    timer.daemon = True
+    timer.start()
 
 
 def _end_with_parent() -> None:
