@@ -208,7 +208,7 @@ def test_a_broken_validation_image_is_named_before_the_first_step(refused, train
 def test_fewer_pairs_than_folds(refused, train_words, copied):
     pairs = read_pairs(copied / "tiny.bin")
     write_pairs(copied / "tiny.bin", pairs.images[:18], pairs.is_same[:9])
-    assert "9 pairs cannot fill 10 folds" in refused(*train_words(data=copied))
+    assert f"{copied}/tiny.bin: 9 pairs cannot fill the 10 folds" in refused(*train_words(data=copied))
 
 
 def test_one_identity_only(refused, train_words, tmp_path, small_data):
@@ -235,6 +235,12 @@ def test_unknown_names(refused, train_words, tmp_path):
     assert "--device tpu: no such device; available here: cpu" in refused(*train_words("--device", "tpu"))
     assert "--batch-size and --training.batch_size are the same" in refused(*train_words("--training.batch_size", "8"))
     assert "a value is missing" in refused(*train_words("--data.flip"))
+    for words in (["--batch-size", "x"], ["--batch-size", "2.5"]):
+        line = refused("evaluate", "pairs", "--checkpoint", "x", "--data", "y", *words)
+        assert f"argument --batch-size: '{words[1]}' is not a whole number; see" in line
+    assert "argument --seed: 'x' is not a whole number" in refused("data", "synthesize", tmp_path / "x", "--seed", "x")
+    assert "--training.seed: -1 is out of range" in refused(*train_words("--seed", "-1"))
+    assert "embedding size 70000 is not in 1 to 65536" in refused(*train_words("--backbone.embedding_size", "70000"))
     assert "unknown recipe 'demmo'; did you mean 'demo'" in refused("train", "demmo", "--output", tmp_path / "run")
 
 
@@ -313,6 +319,16 @@ def test_no_permission_to_write(tiny_recipe, tmp_path, capsys):
     with unprivileged(), pytest.raises((ConfigError, PermissionError), match="closed"):
         RunFolder(closed / "run").create(tiny_recipe())
     assert list(closed.iterdir()) == []
+
+
+def test_no_permission_to_read(tmp_path, capsys):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    for command in (["data", "inspect"], ["evaluate", "pairs", "--checkpoint", "x", "--data"]):
+        with unprivileged():
+            assert main([*command, str(closed / "faces.bin")]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and "faces.bin" in lines[0] and "Permission denied" in lines[0]
 
 
 def test_an_output_that_cannot_be_a_folder(refused, train_words, tmp_path):

@@ -5,6 +5,8 @@ Progress goes to stderr and results to stdout. Commands import what they need wh
 """
 
 import argparse
+import errno
+import io
 import json
 import os
 import shlex
@@ -16,9 +18,11 @@ from typing import Any, NoReturn
 
 from facebones import __version__
 from facebones.errors import ConfigError, FaceBonesError
-from facebones.training.interrupts import Interrupted
+from facebones.training.interrupts import Interrupted, stop_signals
 
 Arguments = argparse.Namespace
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -43,37 +47,77 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # results may name files in letters that stdout has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = _parse(argv)
-        arguments.command.run(arguments)
-        sys.stdout.flush()
+        _run(arguments)
+        print(end="", flush=True)
     except FaceBonesError as error:
         if "--debug" in argv:
             raise
-        print(f"facebones: {error}", file=sys.stderr)
+        _say(str(error))
         return error.exit_status
     except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # what no command has foreseen, such as a folder that may not be entered
-        if "--debug" in argv or error.filename is None:
+        _drop_stdout()
+    except OSError as error:
+        if "--debug" in argv or not (error.filename or error.errno in FULL):
             raise
-        print(f"facebones: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        return _report(error)
     except Interrupted as stop:
-        print(f"facebones: stopped by {stop}; go on with: {_continuation(arguments)}", file=sys.stderr)
+        _say(f"stopped by {stop}; {_continuation(arguments)}")
         return 128 + stop.signal
     except KeyboardInterrupt:
-        print("facebones: stopped", file=sys.stderr)
+        _say("stopped")
         return 130
     return 0
 
 
+def _run(arguments: Arguments) -> None:
+    """Run the command; a signal breaks it off, save a training, which saves first."""
+    if arguments.command_name in {"train", "resume"}:
+        arguments.command.run(arguments)
+        return
+    with stop_signals() as stop, stop.at_once():
+        arguments.command.run(arguments)
+
+
+def _report(error: OSError) -> int:
+    """Say what no command has foreseen, such as a folder that may not be entered; returns the exit status."""
+    if error.filename:
+        _say(f"{error.filename}: {error.strerror}")
+        return 2
+    _drop_stdout()  # files are named, so it is stdout that is full
+    _say(f"standard output: {error.strerror}; free space or send it elsewhere")
+    return 1
+
+
+def _say(message: str) -> None:
+    """Print one line, whatever names from strangers it quotes."""
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+    print(f"facebones: {line}", file=sys.stderr)
+
+
+def _drop_stdout() -> None:
+    """Give up on what stdout still holds, or Python's own last flush would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _continuation(arguments: Arguments) -> str:
-    """The command line that goes on with a stopped training."""
-    if arguments.command_name == "demo":
-        return f"facebones demo --output {shlex.quote(str(arguments.output))}"
-    run = arguments.output if arguments.command_name == "train" else arguments.run_folder
-    return f"facebones resume {shlex.quote(str(run))}"
+    """How to go on with a command that was stopped."""
+    name = arguments.command_name
+    if name in {"train", "resume"}:
+        run = arguments.output if name == "train" else arguments.run_folder
+        return f"go on with: facebones resume {shlex.quote(str(run))}"
+    if name == "demo":
+        return f"go on with: facebones demo --output {shlex.quote(str(arguments.output))}"
+    if name == "data convert":
+        from facebones.data.conversion import partial_folder
+
+        if partial_folder(arguments.destination).exists():
+            words = shlex.join(map(str, (arguments.source, arguments.destination)))
+            return f"go on with: facebones data convert {words} --resume"
+    return "nothing is left half-done; begin again with the same command"
 
 
 # ---------------------------------------------------------------------------------------------------- parsing
@@ -295,12 +339,10 @@ def _convert(arguments: Arguments) -> None:
 
 def _synthesize_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", metavar="DST", type=Path, help="folder, made here")
-    parser.add_argument("--identities", type=_positive, default=200, metavar="N", help="people to train on [200]")
-    parser.add_argument("--images-per-identity", type=_positive, default=20, metavar="N", help="images of each [20]")
-    parser.add_argument(
-        "--pairs", type=_positive, default=1000, metavar="N", help="pairs of each verification set [1000]"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything [0]")
+    parser.add_argument("--identities", type=_whole, default=200, metavar="N", help="people to train on [200]")
+    parser.add_argument("--images-per-identity", type=_whole, default=20, metavar="N", help="images of each [20]")
+    parser.add_argument("--pairs", type=_whole, default=1000, metavar="N", help="pairs of each verification set [1000]")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="N", help="seed of everything [0]")
 
 
 def _synthesize(arguments: Arguments) -> None:
@@ -335,10 +377,17 @@ def _json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from error
+
+
 def _positive(text: str) -> int:
-    number = int(text)
+    number = _whole(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
+        raise argparse.ArgumentTypeError(f"{number} is too low; give 1 or more")
     return number
 
 

@@ -1,7 +1,11 @@
 """A recipe: everything that decides a training run, as dataclasses that YAML and `--section.field value` fill.
 
 The help of each field is what `facebones train --help` prints. Loading is strict: an unknown key, a value of the
-wrong kind or out of range is refused with its place, and nothing is guessed.
+wrong kind or out of range is refused with its place, and nothing is guessed. A value is text until its field says what
+it is, in the file as on the command line: the path 0123 stays 0123, and the learning rate 5e-4 is a number.
+
+A recipe may come from a stranger. Its YAML is mappings, lists and text, and no more: without aliases and tags, a short
+file stays short in memory and builds nothing.
 """
 
 import dataclasses
@@ -16,6 +20,10 @@ import yaml
 
 from facebones.errors import ConfigError, UnknownNameError
 
+LARGEST_NUMBER = 1e30  # some way below the end of float32, in which torch computes
+LARGEST_INTEGER = 2**63 - 1
+MOST_BYTES = 2**20
+
 
 def setting(
     default: Any,
@@ -23,10 +31,12 @@ def setting(
     *,
     choices: Sequence[str] = (),
     minimum: float = -math.inf,
-    maximum: float = math.inf,
+    maximum: float | None = None,
     above: float = -math.inf,
 ) -> Any:
     """A field of a recipe: its default, help, and what values it admits."""
+    if maximum is None:
+        maximum = LARGEST_INTEGER if isinstance(default, int) else LARGEST_NUMBER
     metadata = {"help": help, "choices": tuple(choices), "minimum": minimum, "maximum": maximum, "above": above}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -63,7 +73,9 @@ class DataConfig:
 
     path: str = setting("", "folder with train.rec, or with one folder an identity; --data sets it")
     flip: bool = setting(True, "mirror half of the images at random")
-    workers: int = setting(2, "processes that read and decode; 0 reads in the training process", minimum=0)
+    workers: int = setting(
+        2, "processes that read and decode; 0 reads in the training process", minimum=0, maximum=1024
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +85,9 @@ class OptimizerConfig:
     name: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
     learning_rate: float = setting(0.1, "largest learning rate", above=0)
     momentum: float = setting(0.9, "momentum of sgd", minimum=0, maximum=1)
-    beta1: float = setting(0.9, "decay of adamw's mean", minimum=0, maximum=1)
-    beta2: float = setting(0.999, "decay of adamw's mean square", minimum=0, maximum=1)
+    # At 1, AdamW would never learn and divides by zero.
+    beta1: float = setting(0.9, "decay of adamw's mean", minimum=0, maximum=0.9999)
+    beta2: float = setting(0.999, "decay of adamw's mean square", minimum=0, maximum=0.999999)
     weight_decay: float = setting(5e-4, "weight decay", minimum=0)
     decay_norm_and_prelu: bool = setting(True, "weight decay on normalisation, PReLU and biases too")
 
@@ -94,7 +107,7 @@ class ScheduleConfig:
 class TrainingConfig:
     """How long and how."""
 
-    epochs: int = setting(20, "passes over the data", minimum=1)
+    epochs: int = setting(20, "passes over the data", minimum=1, maximum=1_000_000)
     batch_size: int = setting(128, "images a forward pass", minimum=2)
     accumulation_steps: int = setting(1, "forward passes a step of the optimizer", minimum=1)
     precision: str = setting("fp32", "number format of the backbone", choices=("fp32", "bf16", "fp16"))
@@ -145,7 +158,7 @@ def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
 
     Args:
         path: a YAML file, or the name of a recipe that comes with the package, such as "casia_webface".
-        overrides: "section.field" to the value's text, as on the command line.
+        overrides: "section.field" to the value's text, as on the command line; a list has commas between.
 
     Raises:
         ConfigError: not readable, not YAML, or a value of the wrong kind or out of range.
@@ -159,7 +172,7 @@ def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
         if section not in _section_types() or not name:
             raise UnknownNameError("option", f"--{key}", [f"--{name}" for name in field_names()])
         where[key] = f"--{key}"
-        sections.setdefault(section, {})[name] = _parse(text, where[key])
+        sections.setdefault(section, {})[name] = text
     return recipe_from_dict(sections, where)
 
 
@@ -181,7 +194,7 @@ def recipe_from_dict(sections: Mapping[str, Any], where: Mapping[str, str] | Non
     """Check sections of plain values and build a recipe.
 
     Args:
-        sections: section to field to value.
+        sections: section to field to value, of the field's kind or as text.
         where: "section.field" to how its place is named in an error.
     """
     where = where or {}
@@ -225,8 +238,9 @@ def field_help() -> list[tuple[str, str]]:
         for item in dataclasses.fields(kind):
             choices = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
             value = getattr(defaults, item.name)
+            several = "; commas between several" if isinstance(value, list) else ""
             shown = "" if value in ("", []) else f" [{value}]"
-            rows.append((f"{section}.{item.name}", f"{item.metadata['help']}{choices}{shown}"))
+            rows.append((f"{section}.{item.name}", f"{item.metadata['help']}{several}{choices}{shown}"))
     return rows
 
 
@@ -234,53 +248,69 @@ def _section_types() -> dict[str, Any]:
     return get_type_hints(Recipe)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, which YAML would settle in silence."""
+class _StrictLoader(yaml.BaseLoader):
+    """Every value is text; what a recipe has no use for is refused, and a key that stands twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
+            what = "an alias (*name)" if isinstance(event, yaml.AliasEvent) else "a tag (!name)"
+            raise yaml.composer.ComposerError(None, None, f"{what} has no place in a recipe", event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key_node, key in zip((key for key, _ in node.value), keys, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
+        known: set[str] = set()
+        for key_node, _ in node.value:
+            problem = "" if isinstance(key_node, yaml.ScalarNode) else "a key that is not text"
+            if not problem and key_node.value in known:
+                problem = f"key '{key_node.value}' stands twice"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            known.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
 def _sections(path: Path) -> dict[str, dict[str, Any]]:
     """Read the YAML file as sections of fields."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506 (derived from SafeLoader)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or 'too deep'}") from error
+    content = _read_yaml(path)
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections ({', '.join(_section_types())})")
     for section, values in content.items():
         if section not in _section_types():
-            raise UnknownNameError("section", str(section), _section_types(), str(path))
+            raise UnknownNameError("section", section, _section_types(), str(path))
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: section '{section}' is a mapping of fields, not {reprlib.repr(values)}")
     return content
 
 
-def _parse(text: str, where: str) -> Any:
-    """A value from the command line, read as YAML; a comma-separated list needs no brackets."""
+def _read_yaml(path: Path) -> Any:
+    """The content of a YAML file in mappings, lists and text; None where it is empty."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: cannot read {text!r} as a value") from error
-    return "" if value is None else value
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1).decode("utf-8")
+        if len(text) > MOST_BYTES:
+            raise ConfigError(f"{path}: larger than {MOST_BYTES} bytes, which no recipe is; name another file")
+        return yaml.load(text, _StrictLoader)  # noqa: S506 (derived from BaseLoader, which builds text only)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        problem = f"the character U+{ord(text[error.position]):04X} is not allowed; remove it"
+        raise ConfigError(f"{path}, line {line}: not valid YAML: {problem}") from error
+    except yaml.MarkedYAMLError as error:
+        place = f"{path}, line {error.problem_mark.line + 1}" if error.problem_mark else str(path)
+        raise ConfigError(f"{place}: not valid YAML: {error.problem}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: lists or mappings nested too deep; a recipe is sections of fields") from error
 
 
 def _check(value: Any, kind: Any, limits: Mapping[str, Any], where: str) -> Any:
     """Convert `value` to `kind` where that is exact, and hold it against the field's limits."""
     if get_origin(kind) is list:
-        items = value.split(",") if isinstance(value, str) else value
+        items = value.removeprefix("[").removesuffix("]").split(",") if isinstance(value, str) else value
         if not isinstance(items, list):
             items = [items]
         (item_kind,) = get_args(kind)
@@ -294,39 +324,46 @@ def _check(value: Any, kind: Any, limits: Mapping[str, Any], where: str) -> Any:
     if isinstance(converted, int | float) and not (
         limits["minimum"] <= converted <= limits["maximum"] and converted > limits["above"]
     ):
-        raise ConfigError(f"{where}: {converted} is out of range; it must be {_range_text(limits)}")
+        raise ConfigError(
+            f"{where}: {reprlib.repr(converted)} is out of range; it must be {_range_text(converted, limits)}"
+        )
     return converted
 
 
-_KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_KIND_NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def _convert(value: Any, kind: type) -> Any:
     """`value` as `kind`, or None where it is not one."""
+    if kind is str:
+        return value if isinstance(value, str) and "\0" not in value else None  # no path holds a zero byte
+    if isinstance(value, str):
+        value = _read_value(value)
     if kind is bool:
         return value if isinstance(value, bool) else None
-    if isinstance(value, bool):
-        return None
-    if kind is str:
-        return str(value) if isinstance(value, str | int | float) else None
-    if isinstance(value, str):  # YAML 1.1 reads 5e-4 as text
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if kind is int:
-        return int(value) if value == int(value) else None
-    return float(value)
+        return int(value) if isinstance(value, int) or value.is_integer() else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer beyond all floats
+        return None
 
 
-def _range_text(limits: Mapping[str, Any]) -> str:
-    parts = []
-    if limits["above"] > -math.inf:
-        parts.append(f"above {limits['above']:g}")
-    if limits["minimum"] > -math.inf:
-        parts.append(f"at least {limits['minimum']:g}")
-    if limits["maximum"] < math.inf:
-        parts.append(f"at most {limits['maximum']:g}")
-    return " and ".join(parts)
+def _read_value(text: str) -> bool | int | float | None:
+    """What a text says: a truth value, a number exactly, or None for neither."""
+    for read in (_TRUTH.__getitem__, int, float):
+        try:
+            return read(text.lower())
+        except (KeyError, ValueError):
+            pass
+    return None
+
+
+def _range_text(value: float, limits: Mapping[str, Any]) -> str:
+    named = {"above": limits["above"], "at least": limits["minimum"], "at most": limits["maximum"]}
+    if value <= limits["maximum"] in (LARGEST_NUMBER, LARGEST_INTEGER):
+        del named["at most"]
+    return " and ".join(f"{name} {bound}" for name, bound in named.items() if bound > -math.inf)

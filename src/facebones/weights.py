@@ -15,7 +15,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from facebones.backbones import Backbone, create_backbone, lookup_backbone
-from facebones.errors import CheckpointError
+from facebones.backbones.registry import LARGEST_EMBEDDING
+from facebones.errors import CheckpointError, ConfigError
 from facebones.files import atomic_write, write_json
 from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import load_checkpoint
@@ -66,15 +67,18 @@ def load_backbone(
     found_size = said_size or _last_vector_size(weights)
     if embedding_size is not None and embedding_size != found_size:
         raise CheckpointError(f"{path}: its embeddings have {found_size} elements, not {embedding_size}")
-    with torch.device("meta"):
-        backbone = create_backbone(name, found_size)
+    try:
+        with torch.device("meta"):
+            backbone = create_backbone(name, found_size)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     check_weights(backbone, weights, str(path))
     backbone.load_state_dict(weights, assign=True)
     return backbone.float().eval(), path
 
 
 def check_weights(backbone: Backbone, weights: Mapping[str, Tensor], where: str) -> None:
-    """Hold the names and shapes of weights against a backbone's.
+    """Hold the names, shapes and kinds of weights against a backbone's.
 
     Raises:
         CheckpointError: some do not fit; the message names the first.
@@ -83,12 +87,23 @@ def check_weights(backbone: Backbone, weights: Mapping[str, Tensor], where: str)
     missing = [key for key in expected if key not in weights]
     unexpected = [key for key in weights if key not in expected]
     shaped = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
-    for problem, keys in (("lacks", missing), ("has no place for", unexpected), ("differs in the shape of", shaped)):
+    odd = [key for key in expected if expected[key].is_floating_point() and key in weights and _is_odd(weights[key])]
+    problems = (
+        ("lacks", missing),
+        ("has no place for", unexpected),
+        ("differs in the shape of", shaped),
+        ("holds no plain floating-point numbers in", odd),
+    )
+    for problem, keys in problems:
         if keys:
             shown = ", ".join(str(key) for key in keys[:KEYS_SHOWN])
             more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
             subject = f"it {problem}" if problem != "has no place for" else f"{backbone.name} {problem}"
             raise CheckpointError(f"{where}: not the weights of {backbone.name}: {subject} {shown}{more}")
+
+
+def _is_odd(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta
 
 
 def _file_of(checkpoint: Path) -> Path:
@@ -113,7 +128,8 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None, int | None
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: holds no state dict (names to tensors) of a backbone")
     name, size = card.get("backbone"), card.get("embedding_size")
-    if not isinstance(name, str | None) or not isinstance(size, int | None):
+    sound = size is None or (isinstance(size, int) and 1 <= size <= LARGEST_EMBEDDING)
+    if not isinstance(name, str | None) or not sound:
         raise CheckpointError(f"{path}: says backbone {name!r:.40} of embedding size {size!r:.40}, which are none")
     return content, name, size
 
@@ -136,7 +152,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         card = json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}"))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:  # KeyError: a type torch does not know
         raise CheckpointError(f"{path}: no safetensors file, or cut short; restore it from where it came") from error
     return weights, card if isinstance(card, dict) else {}
 

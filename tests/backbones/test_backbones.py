@@ -243,7 +243,7 @@ def test_unknown_names_and_sizes_are_refused_in_one_line():
         create_backbone("mobilfacenet")
     with pytest.raises(UnknownNameError, match="unknown backbone 'zzz'; known: edgeface_base, "):
         describe_backbones("zzz")
-    with pytest.raises(ConfigError, match="embedding size 0 is not positive"):
+    with pytest.raises(ConfigError, match="embedding size 0 is not in 1 to 65536"):
         create_backbone("r18", embedding_size=0)
     with pytest.raises(ConfigError, match=r"dropout 1.0 is not in \[0, 1\)"):
         create_backbone("r18", dropout=1.0)

@@ -197,18 +197,32 @@ def test_full_disk_is_one_line_and_can_be_continued(tmp_path, monkeypatch):
     assert (tmp_path / "folder" / "1" / "3.jpg").read_bytes() == image(3)
 
 
+def test_property_of_another_set_stays_and_stops_nothing(tmp_path):
+    source = write_insightface(tmp_path / "source")
+    convert(source, tmp_path / "folder")
+    (tmp_path / "folder" / "2").mkdir()
+    (tmp_path / "folder" / "2" / "1.jpg").write_bytes(image(9))
+    (tmp_path / "folder" / HEADERS_FOLDER).rename(tmp_path / "headers")
+    done = convert(tmp_path / "folder", source / "other.rec")
+    assert done.notes == (f"{source}/property: left as it is, for it is of another set; other.rec does without",)
+    assert (source / "property").read_text() == "2,6,4\n"
+    other = open_training_set(source / "other.rec")
+    assert (other.num_identities, other.notes) == (3, []), "the property beside it says 2, but not of this set"
+    assert open_training_set(source).notes == []
+
+
 @pytest.mark.parametrize("target", ["there", "there/train.rec"])
 def test_what_exists_is_refused_and_stays(tmp_path, target):
     source = write_insightface(tmp_path / "source")
     convert(source, tmp_path / "folder")
     (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "property").write_text("mine")
+    (tmp_path / "there" / "train.idx").write_text("mine")
     with pytest.raises(DataError, match="exists already; remove it or choose another name"):
         convert(tmp_path / "folder", tmp_path / target)
     if target == "there":
         with pytest.raises(DataError, match="there: exists already"):
             convert(source, tmp_path / target)
-    assert files_below(tmp_path / "there") == {"property": b"mine"}
+    assert files_below(tmp_path / "there") == {"train.idx": b"mine"}
 
 
 def test_empty_folder_may_be_there_already(tmp_path):

@@ -70,14 +70,17 @@ def test_labels_of_identities_need_not_be_in_order(tmp_path):
     assert RecordSet(write_insightface(tmp_path, [2, 2, 0, 1, 1]) / "train.rec").labels.tolist() == [2, 2, 0, 1, 1]
 
 
-def test_record_whose_label_is_not_its_identitys(tmp_path):
+@pytest.mark.parametrize(("label", "shown"), [(1.0, "1"), (-1.0, "-1"), (2.5, "2.5"), (float("nan"), "nan")])
+def test_record_whose_label_is_not_its_identitys(tmp_path, label, shown):
     folder = write_insightface(tmp_path, LABELS)
     data = (folder / "train.rec").read_bytes()
     record = pack(Header(2.0, 6), image(6))
     assert data.count(record) == 1
-    (folder / "train.rec").write_bytes(data.replace(record, pack(Header(1.0, 6), image(6))))
+    (folder / "train.rec").write_bytes(data.replace(record, pack(Header(label, 6), image(6))))
     broken = open_training_set(folder)
-    with pytest.raises(DataError, match=r"key 6, byte \d+: the image has label 1, but its identity record says 2"):
+    with pytest.raises(
+        DataError, match=rf"key 6, byte \d+: the image has label {shown}, but its identity record says 2"
+    ):
         broken.read(5)
 
 
@@ -113,9 +116,24 @@ def test_property_is_compared_with_the_data(tmp_path, text, note):
 
 
 def test_labels_without_images_are_noted(tmp_path):
-    data = open_training_set(write_insightface(tmp_path, [0, 4]))
-    assert data.num_identities == 5
-    assert "3 of the labels 0 to 4 have no image: 1, 2, 3" in data.notes[0]
+    (write_insightface(tmp_path, [0, 4]) / "property").write_text("2,112,112")
+    data = open_training_set(tmp_path)
+    assert data.num_identities == 5, "as many class centres as the largest label needs, whatever property says"
+    assert "property: says 2 identities, but the data holds 5" in data.notes[0]
+    assert "3 of the labels 0 to 4 have no image: 1, 2, 3" in data.notes[1]
+
+
+def test_identity_record_without_an_image_is_noted(tmp_path):
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        for key, label in ((1, 0.0), (2, 2.0)):
+            writer.write(key, pack(Header(label, key), image(key)))
+        for key, limits in ((3, (1.0, 2.0)), (4, (2.0, 2.0)), (5, (2.0, 3.0))):
+            writer.write(key, pack(Header(limits, key)))
+        writer.write(0, pack(Header((3.0, 6.0), 0)))
+    data = open_training_set(tmp_path)
+    assert (data.labels.tolist(), data.num_identities) == ([0, 2], 3)
+    assert "record 0 and the identity records do not fit the images" in data.notes[0]
+    assert "1 of the labels 0 to 2 have no image: 1" in data.notes[1]
 
 
 def test_image_folder(tmp_path):

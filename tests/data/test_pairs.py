@@ -148,6 +148,11 @@ def _numpy_array_of(shape: bytes, raw: bytes) -> bytes:
     )
 
 
+def _long_text() -> bytes:
+    """60,000 bytes, memorised as 0."""
+    return b"X" + (60_000).to_bytes(4, "little") + b"a" * 60_000 + b"q\x000"
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -161,6 +166,10 @@ def _numpy_array_of(shape: bytes, raw: bytes) -> bytes:
         _numpy_array_of(b"(I1099511627776\nI0\nt", b"U\x00"),
         b"L" + b"9" * 100_000 + b"L\n.",
         b"X\x00\x01\x00\x00" + b"a" * 256 + b"q\x00" + b"c_codecs\nencode\n(h\x00U\x06latin1tR" * 50_000 + b".",
+        _long_text()
+        + b"cnumpy\ndtype\n(U\x02u1I0\nI1\ntRq\x01]("
+        + b"cnumpy.core.numeric\n_frombuffer\n(h\x00h\x01M\x60\xea\x85U\x01CtR" * 2_000
+        + b"e](\x88e\x86.",
     ],
 )
 def test_small_file_cannot_ask_for_much_memory(tmp_path, content):
@@ -169,6 +178,15 @@ def test_small_file_cannot_ask_for_much_memory(tmp_path, content):
     with pytest.raises(DataError):
         read_pairs(path)
     assert tracemalloc.get_traced_memory()[1] < 30 * len(content) + 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", [str, lambda text: np.frombuffer(text.encode(), np.uint8)], ids=["text", "array"])
+def test_one_image_that_is_named_over_and_over_is_held_once(tmp_path, form):
+    path = save(tmp_path, ([form("a" * 60_000)] * 2_000, [True] * 1_000))
+    tracemalloc.start()
+    assert read_pairs(path).images[-1] == b"a" * 60_000
+    assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
 

@@ -135,7 +135,7 @@ def test_pickled_file_has_no_map_and_reads_on(tmp_path):
 
 def test_file_that_shrank_is_noticed(tmp_path):
     path = write(tmp_path / "a.rec", images(3))
-    records = RecordFile(path)
+    records = pickle.loads(pickle.dumps(RecordFile(path)))  # as a worker gets it, which opens the file anew
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(DataError, match="has changed since"):
         records.read(0)
@@ -197,6 +197,25 @@ def test_broken_index_is_named_by_line(tmp_path, index, message):
     path.with_suffix(".idx").write_text(index)
     with pytest.raises(DataError, match=message):
         RecordFile(path)
+
+
+@pytest.mark.parametrize("payload", [b"abcd", MAGIC_BYTES * 3], ids=["whole", "in parts"])
+@pytest.mark.parametrize("lines", [1, 4, 5])
+def test_index_that_was_cut_short_loses_no_image_in_silence(tmp_path, lines, payload):
+    path = write(tmp_path / "a.rec", images(4) | {9: pack(Header(0.0, 9), payload)})
+    index = path.with_suffix(".idx")
+    kept = index.read_text().splitlines(keepends=True)[:lines]
+    index.write_text("".join(reversed(kept)))  # the order of the lines means nothing
+    if lines == 5:
+        assert len(RecordFile(path)) == 5
+        return
+    size, end = path.stat().st_size, 32 if lines == 1 else 140
+    with pytest.raises(DataError) as error:
+        RecordFile(path)
+    assert str(error.value).startswith(f"{index}: cut short: its last record, key {lines - 1}, ends at byte {end}")
+    assert f"{path} has {size} bytes; restore the index, or remove it to have" in str(error.value)
+    index.unlink()
+    assert len(RecordFile(path)) == 5
 
 
 def test_index_with_line_ends_of_windows_or_none_at_the_end(tmp_path):

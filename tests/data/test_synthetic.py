@@ -244,6 +244,8 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
         ({"pairs": 50}, "pairs: 50 is not a multiple of 20; give 40 or 60"),
         ({"template_subjects": 1}, "template subjects: 1 is too low"),
         ({"seed": -1}, "seed: -1 is too low"),
+        ({"seed": 2**63}, "seed: 9223372036854775808 is too high"),
+        ({"identities": 10**6, "images_per_identity": 100}, "training images: 100000000 is too high"),
     ],
 )
 def test_numbers_out_of_range_are_refused(tmp_path, change, message):

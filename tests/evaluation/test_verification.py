@@ -165,7 +165,11 @@ def spoiled(row, value):
 @pytest.mark.parametrize(
     ("embeddings", "is_same", "message"),
     [
-        (pairs_at(np.ones(7)), alternating(7), "lfw: 7 pairs cannot fill 10 folds"),
+        (
+            pairs_at(np.ones(7)),
+            alternating(7),
+            "lfw: 7 pairs cannot fill the 10 folds of the protocol; give a set",
+        ),
         (pairs_at(np.ones(20)), np.ones(20, dtype=bool), "lfw: all 20 pairs are genuine"),
         (pairs_at(np.ones(20)), np.zeros(20, dtype=bool), "lfw: all 20 pairs are impostor"),
         (pairs_at(np.ones(20))[:-1], alternating(20), "lfw: 39 images"),
@@ -221,7 +225,7 @@ def test_a_pair_set_that_cannot_be_verified_fails_before_anything_is_embedded():
         def forward(self, x):
             raise AssertionError("embedded")
 
-    with pytest.raises(DataError, match="made-up: 6 pairs cannot fill 10 folds"):
+    with pytest.raises(DataError, match="made-up: 6 pairs cannot fill the 10 folds"):
         evaluate_pair_set(Refuse(), made_up_pair_set(6), device=torch.device("cpu"), batch_size=7)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from facebones.errors import ConfigError, UnknownNameError
 
 IMAGE_SIZE = 112
+LARGEST_EMBEDDING = 2**16
 TIMM_PREFIX = "timm:"
 
 
@@ -120,8 +121,8 @@ def create_backbone(name: str, embedding_size: int = 512, dropout: float = 0.0) 
     128
     """
     entry = lookup_backbone(name)
-    if embedding_size < 1:
-        raise ConfigError(f"embedding size {embedding_size} is not positive; 512 is usual")
+    if not 1 <= embedding_size <= LARGEST_EMBEDDING:
+        raise ConfigError(f"embedding size {embedding_size} is not in 1 to {LARGEST_EMBEDDING}; 512 is usual")
     if not 0.0 <= dropout < 1.0:
         raise ConfigError(f"dropout {dropout} is not in [0, 1); 0 is usual")
     backbone = entry.build(embedding_size=embedding_size, dropout=dropout)

@@ -93,6 +93,11 @@ def convert(source: Path, destination: Path, *, images: Path | None = None, resu
     raise DataError(f"{source}: cannot be converted to {destination}; the conversions are {known}")
 
 
+def partial_folder(destination: Path) -> Path:
+    """Where a folder is filled; what an interrupted conversion leaves is there."""
+    return destination.with_name(f"{destination.name}.partial")
+
+
 def _records_to_folder(source: Path, destination: Path, resume: bool) -> Conversion:
     """Write each image to `label/key.ending`, and all that the images do not say to HEADERS_FOLDER."""
     data = RecordSet(source)
@@ -125,14 +130,17 @@ def _records_to_folder(source: Path, destination: Path, resume: bool) -> Convers
 def _folder_to_records(source: Path, destination: Path) -> Conversion:
     """Write `train.rec`, `train.idx` and `property` as InsightFace has them, or as they were."""
     data = ImageFolder(source)
+    notes = list(data.notes)
     if destination.suffix.lower() == ".rec":
-        for path in (destination, destination.with_suffix(".idx"), destination.with_name("property")):
+        for path in (destination, destination.with_suffix(".idx")):
             _refuse_existing(path)
+        if (kept := destination.with_name("property")).exists():
+            notes.append(f"{kept}: left as it is, for it is of another set; {destination.name} does without")
         _write_records(data, destination)
     else:
         with _new_folder(destination) as building:
             _write_records(data, building / "train.rec")
-    return _training_summary(source, destination, data, data.notes)
+    return _training_summary(source, destination, data, notes)
 
 
 def _write_records(data: ImageFolder, path: Path) -> None:
@@ -143,7 +151,9 @@ def _write_records(data: ImageFolder, path: Path) -> None:
         else:
             _number_records(data, writer)
     known = headers / "property"
-    with atomic_write(path.with_name("property")) as file:
+    if (own := path.with_name("property")).exists():
+        return
+    with atomic_write(own) as file:
         file.write(known.read_bytes() if known.is_file() else _property(data))
 
 
@@ -229,7 +239,7 @@ class _Folder:
 
     def __init__(self, destination: Path, resume: bool, mark: str) -> None:
         self.destination = destination
-        self.path = destination.with_name(f"{destination.name}.partial")
+        self.path = partial_folder(destination)
         self.mark = mark
         self._prefix = f"{self.path}/"
         self.resume = resume

@@ -160,9 +160,12 @@ class RecordSet(TrainingSet):
         return labels.astype(np.int64)
 
     def _compare_property(self) -> None:
-        """Note where InsightFace's `property` file disagrees with the data, which counts."""
+        """Note where InsightFace's `property` file disagrees with the data, which counts.
+
+        Beside several `.rec` files it is of train.rec, or nobody knows of which.
+        """
         path = self.path.with_name("property")
-        if not path.is_file():
+        if not path.is_file() or (self.path.name != "train.rec" and len(list(path.parent.glob("*.rec"))) > 1):
             return
         text = path.read_bytes()[:100].decode("utf-8", "replace").strip()
         fields = text.split(",")

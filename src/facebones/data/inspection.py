@@ -16,7 +16,8 @@ from facebones.data.contact_sheet import write_contact_sheet
 from facebones.data.folders import ImageFolder, RecordSet, TrainingSet, find_records, image_suffix, pair_sets
 from facebones.data.images import decode
 from facebones.data.pairs import PairSet, read_pairs
-from facebones.errors import DataError
+from facebones.errors import ConfigError, DataError
+from facebones.files import check_writable
 from facebones.progress import track
 
 CHUNK = 64  # images that a thread takes at a time
@@ -179,8 +180,10 @@ def inspect_data(path: Path, contact_sheet: Path | None = None, *, threads: int 
 
     Raises:
         DataError: nothing is there, or a set as a whole cannot be read. A broken image is reported, not raised.
-        RunError: the contact sheet cannot be written.
+        ConfigError: the contact sheet is no PNG or could not be written; said before the work.
     """
+    if contact_sheet is not None:
+        _check_contact_sheet(contact_sheet)
     sets = _open(path)
     workers = threads or os.cpu_count() or 1
     parts: list[TrainingPart | PairPart] = []
@@ -198,6 +201,12 @@ def inspect_data(path: Path, contact_sheet: Path | None = None, *, threads: int 
         write_contact_sheet(contact_sheet, sets)
     overlaps = [_overlap(*hashes[i], *hashes[k]) for i in range(len(hashes)) for k in range(i + 1, len(hashes))]
     return Inspection(parts, overlaps)
+
+
+def _check_contact_sheet(path: Path) -> None:
+    if path.suffix.lower() != ".png":  # it would be taken for something else, or would overwrite it
+        raise ConfigError(f"{path}: a contact sheet is a PNG; name it {path.stem}.png")
+    check_writable(path)
 
 
 def _open(path: Path) -> list[tuple[Path, TrainingSet | PairSet]]:

@@ -25,11 +25,13 @@ class PairSet:
         name: the set's name, such as "lfw".
         images: 2P encoded images; pair k is images 2k and 2k + 1.
         is_same: (P,) whether a pair is genuine.
+        path: the file that it was read from.
     """
 
     name: str
     images: Sequence[bytes]
     is_same: npt.NDArray[np.bool_]
+    path: Path | None = None
 
     def __len__(self) -> int:
         return len(self.is_same)
@@ -55,7 +57,12 @@ def read_pairs(path: str | os.PathLike[str]) -> PairSet:
         _refuse(path, f"{len(images)} images, an odd number; each pair needs two")
     if len(images) != 2 * len(same):
         _refuse(path, f"{len(images)} images for {len(same)} pairs; each pair needs two images")
-    return PairSet(path.stem, [_image(path, index, image) for index, image in enumerate(images)], same)
+    # A small file can name one image a million times: it is converted once.
+    converted: dict[int, bytes] = {}
+    for index, image in enumerate(images):
+        if id(image) not in converted:
+            converted[id(image)] = _image(path, index, image)
+    return PairSet(path.stem, [converted[id(image)] for image in images], same, path)
 
 
 def write_pairs(path: str | os.PathLike[str], images: Sequence[bytes], is_same: Sequence[bool] | npt.ArrayLike) -> None:
@@ -104,7 +111,7 @@ def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -
             if name not in seen:
                 seen[name] = _read_image(path, number, root, name)
             images.append(seen[name])
-    return PairSet(path.stem, images, np.array([same for *_, same in pairs], dtype=np.bool_))
+    return PairSet(path.stem, images, np.array([same for *_, same in pairs], dtype=np.bool_), path)
 
 
 def _pickled(path: Path) -> object:

@@ -295,10 +295,11 @@ def _scalar(kind: PickledType, raw: object) -> int:
 
 
 def _array(raw: object, kind: PickledType, shape: tuple[int, ...], order: object = "C") -> PickledArray:
-    content = _bytes(raw)
-    if math.prod(shape) * kind.numpy.itemsize != len(content) or min(shape, default=0) < 0:
-        raise _Unfit(f"a numpy array of shape {shape} over {len(content)} bytes; restore the file from its source")
-    return PickledArray(np.frombuffer(content, dtype=kind.numpy).reshape(shape, order="F" if order == "F" else "C"))
+    if not isinstance(raw, bytes):  # text would be encoded anew for each array
+        raise TypeError(raw)
+    if math.prod(shape) * kind.numpy.itemsize != len(raw) or min(shape, default=0) < 0:
+        raise _Unfit(f"a numpy array of shape {shape} over {len(raw)} bytes; restore the file from its source")
+    return PickledArray(np.frombuffer(raw, dtype=kind.numpy).reshape(shape, order="F" if order == "F" else "C"))
 
 
 def _no_call(*_: object) -> NoReturn:

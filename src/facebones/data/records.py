@@ -154,6 +154,8 @@ class RecordFile:
                 self._fail(int(self.offsets[np.argmin(self.keys)]), "an id too large for a key")
         self._order = None if (np.diff(self.keys) > 0).all() else np.argsort(self.keys, kind="stable")
         self._refuse_duplicates()
+        if self.index_path is not None:
+            self._refuse_short_index(self.index_path)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -191,10 +193,13 @@ class RecordFile:
         Raises:
             DataError: the record is broken; with file and byte offset.
         """
-        offset = int(self.offsets[position])
+        return self._record(int(self.offsets[position]))[0]
+
+    def _record(self, offset: int) -> tuple[bytes, int]:
+        """The record at `offset`, its parts joined, and the offset behind it."""
         kind, payload, following = self._part(offset)
         if kind == WHOLE:
-            return payload
+            return payload, following
         if kind != FIRST:
             self._fail(offset, f"a record cannot start with a part of kind {kind}")
         parts = [payload]
@@ -204,7 +209,7 @@ class RecordFile:
             if kind not in (MIDDLE, LAST):
                 self._fail(offset, f"part of kind {kind} inside a record of several parts")
             parts.append(payload)
-        return MAGIC_BYTES.join(parts)
+        return MAGIC_BYTES.join(parts), following
 
     def split(self, position: int) -> tuple[bytes, bytes]:
         """Read a record, cut into its header with the labels, and its content.
@@ -314,6 +319,14 @@ class RecordFile:
             place = f"{self.index_path}, line {second + 1}" if self.index_path else self.where(second)
             other = f"byte {self.offsets[first]} has it too"
             raise DataError(f"{place}: key {self.keys[second]} a second time, {other}; restore the index")
+
+    def _refuse_short_index(self, index: Path) -> None:
+        """The last record that the index knows must end the file: an index cut short would lose images in silence."""
+        last = int(self.offsets.argmax())
+        _, end = self._record(int(self.offsets[last]))
+        if end < self.size:
+            known = f"its last record, key {self.keys[last]}, ends at byte {end}, but {self.path} has {self.size} bytes"
+            raise DataError(f"{index}: cut short: {known}; restore the index, or remove it to have the .rec scanned")
 
     @property
     def _bytes(self) -> mmap.mmap:

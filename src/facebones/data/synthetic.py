@@ -5,16 +5,18 @@ order in which images are drawn, or on how many processes draw them.
 """
 
 import os
+import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread, Timer
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +35,7 @@ FOLDS = 10
 PAIR_SETS = {"synthetic": ("frontal", "frontal"), "synthetic_profile": ("frontal", "profile")}
 TEMPLATE_FOLDER = "ijb"
 TEMPLATE_SIZES = (3, 1, 2, 3)  # images of a subject's gallery template and of its probes
+GRACE_SECONDS = 3.0
 IMAGES_WORTH_A_PROCESS = 500  # a process starts in the time in which another draws about so many
 
 
@@ -144,7 +147,8 @@ def synthesize(
         unseen = identities
         for name in pair_sets:
             plan = plan_pairs(unseen, pairs, PAIR_SETS[name])
-            images = [drawn.jpeg for drawn in artist.draw(plan.shots, f"drawing {name}")]
+            with closing(artist.draw(plan.shots, f"drawing {name}")) as drawings:
+                images = [drawn.jpeg for drawn in drawings]
             write_pairs(building / f"{name}.bin", images, plan.is_same)
             unseen += plan.identities
         template_pairs = _write_templates(building / TEMPLATE_FOLDER, unseen, template_subjects, artist)
@@ -196,20 +200,41 @@ class _Artist:
     seed: int
     workers: int | None
 
-    def draw(self, shots: Sequence[Shot], description: str) -> Iterator[Drawn]:
-        """Yield the images in the order of `shots`, showing the progress."""
+    def draw(self, shots: Sequence[Shot], description: str) -> Generator[Drawn]:
+        """Yield the images in the order of `shots`, showing the progress; to be closed, which ends the processes."""
         draw = partial(_draw_encoded, self.seed)
         workers = self.workers or min(os.cpu_count() or 1, 1 + len(shots) // IMAGES_WORTH_A_PROCESS)
         if workers == 1:
             yield from track(map(draw, shots), description, len(shots))
             return
         # Not forked: a process that OpenCV has threads in must not be.
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
             try:
                 yield from track(pool.map(draw, shots, chunksize=32), description, len(shots))
             except BrokenProcessPool as error:
                 mend = "call it with workers=1, or under `if __name__ == '__main__'`"
                 raise RunError(f"{description}: a drawing process has died; {mend}") from error
+
+
+def _start_worker() -> None:
+    """Leave a signal that reaches the whole group to the main process; end where that one is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_later(*_: object) -> None:
+    """Give the main process the time to end this one in order; the pool itself terminates workers when one has died."""
+    timer = Timer(GRACE_SECONDS, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _draw_encoded(seed: int, shot: Shot) -> Drawn:
@@ -219,15 +244,18 @@ def _draw_encoded(seed: int, shot: Shot) -> Drawn:
 
 def _check_numbers(identities: int, images: int, pairs: int, subjects: int, seed: int) -> None:
     limits = (
-        ("identities", identities, 2),
-        ("images per identity", images, 1),
-        ("pairs", pairs, 2 * FOLDS),
-        ("template subjects", subjects, 2),
-        ("seed", seed, 0),
+        ("identities", identities, 2, 10**6),
+        ("images per identity", images, 1, 10**6),
+        ("training images", identities * images, 2, 10**7),
+        ("pairs", pairs, 2 * FOLDS, 10**6),
+        ("template subjects", subjects, 2, 10**5),
+        ("seed", seed, 0, 2**63 - 1),
     )
-    for name, number, least in limits:
+    for name, number, least, most in limits:
         if number < least:
             raise ConfigError(f"{name}: {number} is too low; give {least} or more")
+        if number > most:
+            raise ConfigError(f"{name}: {number} is too high; give {most} or less")
     if pairs % (2 * FOLDS):
         below = pairs - pairs % (2 * FOLDS)
         raise ConfigError(f"pairs: {pairs} is not a multiple of {2 * FOLDS}; give {below} or {below + 2 * FOLDS}")
@@ -260,10 +288,11 @@ def _write_training(building: Path, faces: Path, identities: int, images: int, a
     """Draw an image folder and convert it, so that there is one writer of training records."""
     width, image_width = len(str(identities - 1)), len(str(images))
     shots = [Shot(person, number, "any") for person in range(identities) for number in range(1, images + 1)]
-    for shot, drawn in zip(shots, artist.draw(shots, "drawing training images"), strict=True):
-        path = faces / f"{shot.identity:0{width}d}" / f"{shot.number:0{image_width}d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(drawn.jpeg)
+    with closing(artist.draw(shots, "drawing training images")) as drawings:
+        for shot, drawn in zip(shots, drawings, strict=True):
+            path = faces / f"{shot.identity:0{width}d}" / f"{shot.number:0{image_width}d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(drawn.jpeg)
     convert(faces, building)
 
 
@@ -286,10 +315,11 @@ def _write_templates(folder: Path, first_identity: int, subjects: int, artist: _
         for number in range(1, images_each + 1)
     ]
     points = []
-    for number, drawn in enumerate(artist.draw(shots, "drawing loose crops"), 1):
-        (crops / f"{number}.jpg").write_bytes(drawn.jpeg)
-        coordinates = " ".join(f"{value:.3f}" for value in drawn.landmarks.ravel())
-        points.append(f"{number}.jpg {coordinates} {drawn.score:.6f}")
+    with closing(artist.draw(shots, "drawing loose crops")) as drawings:
+        for number, drawn in enumerate(drawings, 1):
+            (crops / f"{number}.jpg").write_bytes(drawn.jpeg)
+            coordinates = " ".join(f"{value:.3f}" for value in drawn.landmarks.ravel())
+            points.append(f"{number}.jpg {coordinates} {drawn.score:.6f}")
     _write_lines(meta / "ijbc_name_5pts_score.txt", points)
     _write_media(meta / "ijbc_face_tid_mid.txt", subjects)
     return _write_protocol(meta, subjects)

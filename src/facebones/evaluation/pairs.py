@@ -9,10 +9,11 @@ import numpy as np
 from facebones.data.folders import pair_sets
 from facebones.data.pairs import read_pairs
 from facebones.device import select_device
-from facebones.errors import DataError
-from facebones.evaluation.verification import PairSetResult, evaluate_pair_set
-from facebones.files import atomic_write, write_json
+from facebones.errors import ConfigError, DataError
+from facebones.evaluation.verification import PairSetResult, check_pair_set, evaluate_pair_set
+from facebones.files import atomic_write, check_writable, write_json
 from facebones.reporting.plots import plot_roc
+from facebones.run_folder import RunFolder
 from facebones.weights import load_backbone
 
 
@@ -31,7 +32,8 @@ def evaluate_pairs(
         checkpoint: a run's folder or a file of weights.
         data: `.bin` files, or folders that hold some.
         backbone: its name, where the file does not say it.
-        output: folder for result.json, NAME_scores.npz (distance and is_same of each pair) and roc.png.
+        output: folder for result.json, NAME_scores.npz (distance and is_same of each pair) and roc.png; those of an
+            earlier evaluation are replaced.
         batch_size: images a forward pass.
         device: "auto", "cpu", "cuda", ...
 
@@ -39,9 +41,14 @@ def evaluate_pairs(
         what result.json holds: the backbone, the checkpoint, and the figures of each set.
 
     Raises:
-        FaceBonesError: a set or the weights cannot be used.
+        FaceBonesError: a set or the weights cannot be used, or the output could not be written.
     """
-    sets = [read_pairs(path) for path in _bin_files(data)]
+    files = _bin_files(data)
+    if output is not None:
+        _check_output(output, [path.stem for path in files])
+    sets = [read_pairs(path) for path in files]
+    for pair_set in sets:
+        check_pair_set(pair_set)
     computing = select_device(device)
     network, path = load_backbone(checkpoint, backbone)
     network.to(computing)
@@ -94,6 +101,16 @@ def _bin_files(data: Sequence[Path]) -> list[Path]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"--data: two pair sets are called {twice[0]}; rename a file or evaluate them apart")
     return files
+
+
+def _check_output(output: Path, names: Sequence[str]) -> None:
+    if RunFolder(output).config.exists():
+        raise ConfigError(
+            f"{output}: holds a training run, whose result.json would be lost; choose another --output, such as"
+            f" {output / 'pairs'}"
+        )
+    for name in ("result.json", "roc.png", *(f"{name}_scores.npz" for name in names)):
+        check_writable(output / name)
 
 
 def _write_scores(path: Path, result: PairSetResult, is_same: Any) -> None:

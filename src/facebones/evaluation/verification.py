@@ -130,7 +130,7 @@ def check_pair_set(pair_set: PairSet, folds: int = 10) -> None:
     Raises:
         DataError: fewer pairs than folds, or pairs of one kind only.
     """
-    _check_pairs(len(pair_set.images), pair_set.is_same, folds, pair_set.name)
+    _check_pairs(len(pair_set.images), pair_set.is_same, folds, str(pair_set.path or pair_set.name))
 
 
 def verify_pairs(
@@ -187,7 +187,8 @@ def _check_pairs(rows: int, is_same: BoolArray, folds: int, name: str) -> None:
     if is_same.ndim != 1 or rows != 2 * is_same.size:
         raise DataError(f"{name}: {rows} images for labels of shape {is_same.shape}; give two images for each label")
     if is_same.size < folds:
-        raise DataError(f"{name}: {is_same.size} pairs cannot fill {folds} folds; give more pairs or fewer folds")
+        mend = f"give a set of {folds} pairs or more, or leave this one out"
+        raise DataError(f"{name}: {is_same.size} pairs cannot fill the {folds} folds of the protocol; {mend}")
     if is_same.all() or not is_same.any():
         kind = "genuine" if is_same[0] else "impostor"
         raise DataError(f"{name}: all {is_same.size} pairs are {kind} pairs; verification needs both kinds")

@@ -1,0 +1,237 @@
+"""Where results go: a place that cannot take them is refused before the work, and a stop leaves nothing behind."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from facebones.cli import main
+from facebones.data.conversion import convert
+from facebones.data.pairs import read_pairs, write_pairs
+from facebones.errors import ConfigError, DataError
+from facebones.evaluation import pairs as evaluation
+from facebones.training.loop import train
+
+
+def files_below(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def run(tiny_recipe, tmp_path):
+    """A finished run."""
+    train(tiny_recipe(**{"training.epochs": 1}), tmp_path / "run", "cpu")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Fails where a command begins its work."""
+    for name in ("load_backbone", "read_pairs"):
+        monkeypatch.setattr(evaluation, name, lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr("facebones.data.inspection._open", lambda _: pytest.fail("the work has begun"))
+
+
+def test_an_evaluation_never_overwrites_a_run(run, small_data, capsys, monkeypatch):
+    before = files_below(run)
+    words = ["evaluate", "pairs", "--checkpoint", run, "--data", small_data, "--device", "cpu", "--output"]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "load_backbone", lambda *_: pytest.fail("the work has begun"))
+        assert main([str(word) for word in [*words, run]]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        f"facebones: {run}: holds a training run, whose result.json would be lost; choose another --output, such as"
+        f" {run}/pairs"
+    )
+    assert files_below(run) == before
+    for _ in range(2):  # an earlier evaluation's output may be replaced
+        assert main([str(word) for word in [*words, run / "pairs"]]) == 0
+    assert files_below(run).items() >= before.items()
+
+
+def make_unfit(folder, kind, monkeypatch):
+    """Make `folder` a place that no result can be written to; returns why."""
+    if kind == "file":
+        folder.write_text("mine")
+        return "cannot be written: Not a directory"
+    if kind == "folder":
+        (folder / "tiny_scores.npz").mkdir(parents=True)
+        (folder / "sheet.png").mkdir()
+        return "is a folder; name a file"
+
+    def refuse(**_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("facebones.files.tempfile.TemporaryFile", refuse)  # root may write everywhere else
+    return "cannot be written: Read-only file system; choose another place"
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("kind", ["file", "folder", "read-only"])
+@pytest.mark.parametrize("command", ["evaluate", "inspect"])
+def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path, small_data, capsys, monkeypatch, command, kind):
+    output = tmp_path / "out"
+    reason = make_unfit(output, kind, monkeypatch)
+    before = sorted(tmp_path.rglob("*"))
+    words = {
+        "evaluate": ["evaluate", "pairs", "--checkpoint", "x", "--data", small_data, "--output", output],
+        "inspect": ["data", "inspect", small_data, "--output", output / "sheet.png"],
+    }[command]
+    assert main([str(word) for word in words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and reason in lines[0] and str(output) in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_contact_sheet_does_not_overwrite_data(small_data, capsys):
+    before = files_below(small_data)
+    assert main(["data", "inspect", str(small_data), "--output", str(small_data / "tiny.bin")]) == 2
+    assert "tiny.bin: a contact sheet is a PNG; name it tiny.png" in capsys.readouterr().err
+    assert files_below(small_data) == before
+
+
+def test_a_bad_set_among_several_is_found_before_the_first_is_embedded(small_data, tmp_path, monkeypatch):
+    pairs = read_pairs(small_data / "tiny.bin")
+    write_pairs(tmp_path / "few.bin", pairs.images[:18], pairs.is_same[:9])
+    monkeypatch.setattr(evaluation, "load_backbone", lambda *_: pytest.fail("the work has begun"))
+    with pytest.raises(DataError) as error:
+        evaluation.evaluate_pairs(tmp_path, [small_data / "tiny.bin", tmp_path / "few.bin"], device="cpu")
+    mend = "give a set of 10 pairs or more, or leave this one out"
+    assert str(error.value) == f"{tmp_path}/few.bin: 9 pairs cannot fill the 10 folds of the protocol; {mend}"
+
+
+# ------------------------------------------------------------------------------------------------------ stdout
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names are Unicode here")
+def test_names_that_are_no_unicode(small_data, tiny_recipe, tmp_path, capsys):
+    data, run, output = (tmp_path / os.fsdecode(name) for name in (b"d\xff", b"r\xff", b"o\xff"))
+    shutil.copytree(small_data, data)
+    train(tiny_recipe(**{"training.epochs": 1, "data.path": str(data)}), run, "cpu")
+    assert json.loads((run / "model.json").read_text())["training_data"] == "d\udcff"
+    words = ["evaluate", "pairs", "--checkpoint", run, "--data", data, "--output", output, "--device", "cpu"]
+    assert main([str(word) for word in words]) == 0
+    assert r"r\udcff/model.safetensors" in capsys.readouterr().out
+    assert json.loads((output / "result.json").read_text())["checkpoint"] == str(run / "model.safetensors")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("words", [["backbones"], ["backbones", "--json"]])
+def test_a_full_disk_behind_stdout(words):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "facebones", *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "facebones: standard output: No space left on device; free space or send it elsewhere\n"
+
+
+def test_an_error_stays_one_line_whatever_it_quotes(capsys):
+    assert main(["backbones", "a\nb\x1b[31m"]) == 2
+    assert capsys.readouterr().err.startswith(r"facebones: unknown backbone 'a\nb\x1b[31m'; known: ")
+
+
+# ----------------------------------------------------------------------------------------------------- signals
+
+
+def start(*words):
+    command = [sys.executable, "-m", "facebones", *map(str, words)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def processes_of(session):
+    """Ids of the living processes of a session."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended since
+            state, _, _, its_session, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(its_session) == session and state not in "ZX":
+                found.append(int(entry.name))
+    return found
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["one", "group"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_while_drawing_leaves_no_process_and_no_folder(tmp_path, number, send):
+    drawing = start("data", "synthesize", tmp_path / "set", "--identities", "400", "--images-per-identity", "40")
+    wait_for(lambda: list(tmp_path.glob(".set.*/faces/*/*.jpg")))
+    send(drawing.pid, number)
+    _, errors = drawing.communicate(timeout=60)
+    wait_for(lambda: not processes_of(drawing.pid))
+    if number != signal.SIGKILL:
+        assert drawing.returncode == 128 + number
+        assert errors.splitlines()[-1] == (
+            f"facebones: stopped by {number.name}; nothing is left half-done; begin again with the same command"
+        )
+        assert "Traceback" not in errors
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Send this process a signal when a conversion comes to its n-th image or record."""
+
+    def after(images, number):
+        def track(items, *_):
+            for done, item in enumerate(items):
+                if done == images:
+                    os.kill(os.getpid(), number)
+                yield item
+
+        monkeypatch.setattr("facebones.data.conversion.track", track)
+
+    return after
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_conversion_to_a_folder_says_how_to_go_on(small_data, tmp_path, capsys, stopped, monkeypatch, number):
+    stopped(9, number)
+    target = tmp_path / "some images"
+    assert main(["data", "convert", str(small_data), str(target)]) == 128 + number
+    line = capsys.readouterr().err.splitlines()[-1]
+    command = f"facebones data convert {small_data} '{target}' --resume"
+    assert line == f"facebones: stopped by {number.name}; go on with: {command}"
+    monkeypatch.undo()
+    assert main(["data", "convert", str(small_data), str(target), "--resume"]) == 0
+    assert "9 of them kept" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("target", ["again", "again.rec"])
+def test_a_stopped_conversion_to_records_leaves_nothing(small_data, tmp_path, capsys, stopped, target):
+    convert(small_data, tmp_path / "images")
+    stopped(9, signal.SIGTERM)
+    assert main(["data", "convert", str(tmp_path / "images"), str(tmp_path / target)]) == 143
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("nothing is left half-done; begin again with the same command")
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_the_check_of_a_place_names_what_is_wrong(tmp_path):
+    from facebones.files import check_writable
+
+    check_writable(tmp_path / "a" / "b" / "c.json")
+    for path, reason in ((tmp_path, "is a folder"), (tmp_path / ("n" * 300) / "x", "File name too long")):
+        with pytest.raises(ConfigError, match=reason):
+            check_writable(path)
+    assert list(tmp_path.iterdir()) == []

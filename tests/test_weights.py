@@ -1,0 +1,89 @@
+"""Files of weights from strangers: what does not fit is refused in one line that names the file."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from facebones.backbones import create_backbone
+from facebones.errors import CheckpointError
+from facebones.weights import load_backbone
+
+NAME = "shufflefacenet_0_5"
+FIRST = "stem.0.weight"
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return create_backbone(NAME, 32).state_dict()
+
+
+def safetensors_of(header):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+HOSTILE = {
+    "a header of 2**60 bytes": (2**60).to_bytes(8, "little") + b"{}",
+    "a tensor of 4 TB": safetensors_of({"a": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}),
+    "numbers torch has not": safetensors_of({"a": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}) + b"ab",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_safetensors_file_that_is_none_or_claims_too_much(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: no safetensors file, or cut short"):
+        load_backbone(path)
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ('{"embedding_size": 1000000000000}', "of embedding size 1000000000000, which are none"),
+        (f'{{"embedding_size": {10**400}}}', "which are none"),
+        ('{"embedding_size": -3}', "of embedding size -3, which are none"),
+        ('{"embedding_size": 1e999}', "of embedding size inf, which are none"),
+        ('{"backbone": ["r50"]}', "which are none"),
+        ("[" * 100_000, "no safetensors file"),
+        ('{"embedding_size": 64}', f"not the weights of {NAME}: it differs in the shape of"),
+        ("[1]", "does not say which backbone it is; give --backbone NAME"),
+    ],
+)
+def test_a_card_that_claims_what_cannot_be(tmp_path, weights, card, message):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(save(weights, {"facebones": card}))
+    with pytest.raises(CheckpointError) as error:
+        load_backbone(path, None if card == "[1]" else NAME)
+    assert str(error.value).startswith(str(path)) and message in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {key: value.to(torch.int64) for key, value in w.items()}, "no plain floating-point numbers in stem"),
+        (lambda w: w | {FIRST: w[FIRST].to_sparse()}, f"no plain floating-point numbers in {FIRST}"),
+        (lambda w: w | {FIRST: w[FIRST].to("meta")}, f"no plain floating-point numbers in {FIRST}"),
+        (lambda w: w | {FIRST: w[FIRST].to(torch.complex64)}, f"no plain floating-point numbers in {FIRST}"),
+        (lambda w: w | {"more": torch.zeros(2**17)}, "embedding size 131072 is not in 1 to 65536"),
+        (lambda w: w | {"more": [1]}, "holds no state dict"),
+        (lambda w: {}, "holds no state dict"),
+    ],
+)
+def test_a_state_dict_that_is_not_one_of_weights(tmp_path, weights, change, message):
+    torch.save(change(dict(weights)), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError) as error:
+        load_backbone(tmp_path / "x.pth", NAME)
+    assert str(error.value).startswith(str(tmp_path / "x.pth")) and message in str(error.value)
+
+
+def test_half_precision_weights_are_taken(tmp_path, weights):
+    halves = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+    torch.save(halves, tmp_path / "x.pth")
+    backbone, _ = load_backbone(tmp_path / "x.pth", NAME, 32)
+    assert backbone(torch.zeros(1, 3, 112, 112)).dtype == torch.float32
+    with pytest.raises(CheckpointError, match="its embeddings have 32 elements, not 64"):
+        load_backbone(tmp_path / "x.pth", NAME, 64)
