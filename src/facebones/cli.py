@@ -72,8 +72,10 @@ def _continuation(arguments: Arguments) -> str:
     """The command line that goes on with a stopped training."""
     if arguments.command_name == "demo":
         return f"facebones demo --output {shlex.quote(str(arguments.output))}"
-    run = arguments.output if arguments.command_name == "train" else arguments.run_folder
-    return f"facebones resume {shlex.quote(str(run))}"
+    from facebones.run_folder import RunFolder
+
+    run = RunFolder(arguments.output if arguments.command_name == "train" else arguments.run_folder)
+    return run.resume_command + ("" if arguments.device == "auto" else f" --device {arguments.device}")
 
 
 # ---------------------------------------------------------------------------------------------------- parsing
@@ -191,19 +193,23 @@ def _train(arguments: Arguments) -> None:
 
 def _resume_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of the run")
-    parser.add_argument("--data", metavar="PATH", help="where the training data lies now, if it has moved")
+    parser.add_argument("--data", metavar="PATH", help="where the training data lies from now on, if it has moved")
+    parser.add_argument("--workers", type=_not_negative, metavar="N", help="sets data.workers from now on")
     _device_option(parser)
 
 
 def _resume(arguments: Arguments) -> None:
     from facebones.training.loop import resume
 
-    _print_run(arguments.run_folder, resume(arguments.run_folder, arguments.device, arguments.data))
+    result = resume(arguments.run_folder, arguments.device, arguments.data, arguments.workers)
+    _print_run(arguments.run_folder, result)
 
 
 def _print_run(output: Path, result: dict[str, Any]) -> None:
     for row in result["final"]:
-        print(f"{row['set']}: accuracy {row['accuracy']:.2%} +- {row['accuracy_std']:.2%}")
+        measured = row["accuracy"] is not None
+        figures = f"accuracy {row['accuracy']:.2%} +- {row['accuracy_std']:.2%}" if measured else "not measured"
+        print(f"{row['set']}: {figures}")
     print(f"trained backbone: {output / 'model.safetensors'}")
 
 
@@ -337,6 +343,13 @@ def _device_option(parser: argparse.ArgumentParser) -> None:
 
 def _json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
 
 
 def _positive(text: str) -> int:
