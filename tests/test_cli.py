@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -156,13 +157,20 @@ def test_records_with_a_bad_magic_name_the_offset(refused, train_words, copied):
 
 def test_an_unreadable_training_image_stops_the_run_and_is_named(refused, train_words, copied):
     path = copied / "train.rec"
-    content = bytearray(path.read_bytes())
+    whole = path.read_bytes()
+    content = bytearray(whole)
     jpeg = content.index(b"\xff\xd8\xff")
     content[jpeg : jpeg + 200] = bytes(200)
     path.write_bytes(content)
     run = RunFolder(copied.parent / "run")
-    files = [run.path, run.config, run.environment, run.metrics, run.last.parent]
+    files = [run.path, run.path / ".lock", run.config, run.environment, run.metrics, run.last.parent, run.last]
     assert "train.rec, key 1" in refused(*train_words(data=copied), leaves=files)
+    assert "train.rec, key 1" in refused("resume", run.path, "--device", "cpu")
+    path.write_bytes(whole)
+    assert main(["resume", str(run.path), "--device", "cpu"]) == 0
+    reference = train_words(data=copied, output=copied.parent / "reference")
+    assert main([str(word) for word in reference]) == 0
+    assert run.weights.read_bytes() == (copied.parent / "reference" / "model.safetensors").read_bytes()
 
 
 class Bomb:
@@ -220,8 +228,14 @@ def test_one_identity_only(refused, train_words, tmp_path, small_data):
 
 
 def test_a_batch_larger_than_the_data(refused, train_words):
-    line = refused(*train_words("--batch-size", "20", "--training.accumulation_steps", "2"))
-    assert "more than the 28 images" in line and "--training.batch_size 14" in line
+    for batch_size, accumulation, advice in (
+        (20, 2, "--training.batch_size 14 or less"),
+        (29, 1, "_size 28 or less"),
+        (4, 20, "_size 2 --training.accumulation_steps 14 or less"),
+    ):
+        words = ("--batch-size", batch_size, "--training.accumulation_steps", accumulation)
+        line = refused(*train_words(*words))
+        assert "more than the 28 images" in line and line.endswith(advice)
 
 
 def test_unknown_names(refused, train_words, tmp_path):
@@ -244,6 +258,21 @@ def test_unknown_names(refused, train_words, tmp_path):
     assert "unknown recipe 'demmo'; did you mean 'demo'" in refused("train", "demmo", "--output", tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "result.json", "model.safetensors", "model.json",
+                                  "environment.json", "checkpoints/last.pt", "checkpoints/best.pt"])  # fmt: skip
+def test_files_that_a_run_would_replace_are_refused(refused, train_words, tmp_path, name):
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    assert f"{path}: is there already" in refused(*train_words())
+    assert path.read_text() == "mine"
+
+
+def test_tensorboard_that_is_not_installed(refused, train_words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "pip install 'facebones[tensorboard]'" in refused(*train_words("--log.tensorboard", "true"))
+
+
 def test_a_run_folder_that_holds_a_run_is_refused(refused, train_words, trained):
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     assert f"facebones resume {trained}" in refused(*train_words())
@@ -252,6 +281,22 @@ def test_a_run_folder_that_holds_a_run_is_refused(refused, train_words, trained)
 
 def test_resuming_where_there_is_no_run(refused, tmp_path):
     assert "holds no run" in refused("resume", tmp_path / "nothing")
+
+
+def test_resuming_takes_whole_workers(refused, trained):
+    assert "--workers: -1 is negative" in refused("resume", trained, "--workers", "-1")
+
+
+def test_a_place_that_became_read_only_is_named(refused, trained, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.mkstemp", read_only)
+    line = refused("resume", trained, "--device", "cpu", status=1)
+    assert "last.pt: cannot be written: Read-only file system" in line
+    (trained / ".lock").unlink()
+    monkeypatch.setattr(Path, "open", read_only)
+    assert "run: cannot be written: Read-only file system" in refused("resume", trained, "--device", "cpu")
 
 
 def test_resuming_with_a_checkpoint_of_another_backbone_or_size_or_data(refused, trained, tiny_recipe, copied):
@@ -293,6 +338,12 @@ def test_evaluating_weights_of_another_backbone_or_none(refused, trained, small_
 
 def test_a_checkpoint_that_would_run_code_is_refused(refused, small_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for protocol in range(6):  # torch warns of most of these, where only the one line is wanted
+        (tmp_path / "odd.pt").write_bytes(pickle.dumps({"backbone": Bomb()}, protocol))
+        with warnings.catch_warnings(action="error"):
+            assert "odd.pt: " in refused(
+                "evaluate", "pairs", "--checkpoint", "odd.pt", "--data", small_data / "tiny.bin"
+            )
     torch.save({"backbone": Bomb(), "recipe": {}}, tmp_path / "bomb.pt")
     line = refused("evaluate", "pairs", "--checkpoint", "bomb.pt", "--data", small_data / "tiny.bin")
     assert "nothing in it was run" in line
@@ -316,8 +367,10 @@ def test_no_permission_to_write(tiny_recipe, tmp_path, capsys):
 
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    with unprivileged(), pytest.raises((ConfigError, PermissionError), match="closed"):
-        RunFolder(closed / "run").create(tiny_recipe())
+    folder = RunFolder(closed / "run")
+    denied = pytest.raises(ConfigError, match="closed/run: cannot be written: Permission denied")
+    with unprivileged(), denied, folder.create(tiny_recipe()):
+        pass
     assert list(closed.iterdir()) == []
 
 
@@ -351,7 +404,7 @@ def test_a_full_disk_while_saving_keeps_the_older_checkpoint(train_words, tmp_pa
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("facebones: ") and "last.pt: cannot be written: No space left on device" in line
     folder = RunFolder(tmp_path / "run")
-    assert load_checkpoint(folder.last)["step"] == 4
+    assert load_checkpoint(folder.last)["step"] == 2  # the first save is that of step 0
     assert [path.name for path in folder.last.parent.iterdir()] == ["last.pt"]
     monkeypatch.undo()
     assert main(["resume", str(folder.path), "--device", "cpu"]) == 0
@@ -421,7 +474,8 @@ def test_a_signal_saves_and_says_how_to_go_on(train_words, tmp_path, capsys, mon
     assert main([str(word) for word in train_words()]) == status
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == (
-        f"facebones: stopped by {number.name} after step 3, which is saved; go on with: facebones resume {tmp_path}/run"
+        f"facebones: stopped by {number.name} after step 3, which is saved;"
+        f" go on with: facebones resume {tmp_path}/run --device cpu"
     )
     assert load_checkpoint(RunFolder(tmp_path / "run").last)["step"] == 3
     monkeypatch.undo()

@@ -107,8 +107,11 @@ def _continuation(arguments: Arguments) -> str:
     """How to go on with a command that was stopped."""
     name = arguments.command_name
     if name in {"train", "resume"}:
-        run = arguments.output if name == "train" else arguments.run_folder
-        return f"go on with: facebones resume {shlex.quote(str(run))}"
+        from facebones.run_folder import RunFolder
+
+        run = RunFolder(arguments.output if name == "train" else arguments.run_folder)
+        device = "" if arguments.device == "auto" else f" --device {arguments.device}"
+        return f"go on with: {run.resume_command}{device}"
     if name == "demo":
         return f"go on with: facebones demo --output {shlex.quote(str(arguments.output))}"
     if name == "data convert":
@@ -235,19 +238,23 @@ def _train(arguments: Arguments) -> None:
 
 def _resume_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of the run")
-    parser.add_argument("--data", metavar="PATH", help="where the training data lies now, if it has moved")
+    parser.add_argument("--data", metavar="PATH", help="where the training data lies from now on, if it has moved")
+    parser.add_argument("--workers", type=_not_negative, metavar="N", help="sets data.workers from now on")
     _device_option(parser)
 
 
 def _resume(arguments: Arguments) -> None:
     from facebones.training.loop import resume
 
-    _print_run(arguments.run_folder, resume(arguments.run_folder, arguments.device, arguments.data))
+    result = resume(arguments.run_folder, arguments.device, arguments.data, arguments.workers)
+    _print_run(arguments.run_folder, result)
 
 
 def _print_run(output: Path, result: dict[str, Any]) -> None:
     for row in result["final"]:
-        print(f"{row['set']}: accuracy {row['accuracy']:.2%} +- {row['accuracy_std']:.2%}")
+        measured = row["accuracy"] is not None
+        figures = f"accuracy {row['accuracy']:.2%} +- {row['accuracy_std']:.2%}" if measured else "not measured"
+        print(f"{row['set']}: {figures}")
     print(f"trained backbone: {output / 'model.safetensors'}")
 
 
@@ -382,6 +389,13 @@ def _whole(text: str) -> int:
         return int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from error
+
+
+def _not_negative(text: str) -> int:
+    number = _whole(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
 
 
 def _positive(text: str) -> int:

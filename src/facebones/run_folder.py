@@ -1,12 +1,16 @@
 """The files of a run."""
 
-import tempfile
+import fcntl
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from facebones.config import Recipe, dump_recipe, load_recipe
 from facebones.errors import CheckpointError, ConfigError
 from facebones.files import atomic_write
+from facebones.training.logs import say
 
 
 @dataclass(frozen=True)
@@ -47,42 +51,86 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """The trained backbone; model.json beside it says what it is."""
+        """The trained backbone."""
         return self.path / "model.safetensors"
 
-    def refuse_existing(self) -> None:
-        """Raise ConfigError where the folder already holds a run."""
-        if self.config.exists() or self.last.exists():
-            raise ConfigError(
-                f"{self.path}: already holds a run; go on with `facebones resume {self.path}`"
-                " or choose another --output"
-            )
+    @property
+    def card(self) -> Path:
+        """What the trained backbone is."""
+        return self.path / "model.json"
 
-    def create(self, recipe: Recipe) -> None:
-        """Make the folder of a new run.
+    @property
+    def resume_command(self) -> str:
+        """The command line that goes on with the run."""
+        return f"facebones resume {shlex.quote(str(self.path))}"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is work here that a checkpoint should know of."""
+        done = any(path.exists() for path in (self.best, self.weights, self.result))
+        return done or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
+
+    def refuse_existing(self) -> None:
+        """Raise ConfigError where the folder already holds a run, or a file that a run would replace."""
+        if self.config.exists():
+            raise ConfigError(
+                f"{self.path}: already holds a run; go on with `{self.resume_command}` or choose another --output"
+            )
+        for path in (self.metrics, self.environment, self.last, self.best, self.weights, self.card, self.result):
+            if path.exists():
+                raise ConfigError(f"{path}: is there already, and a run would replace it; choose another --output")
+
+    @contextmanager
+    def create(self, recipe: Recipe) -> Iterator[None]:
+        """Make the folder of a new run, which is this process's alone within the block.
 
         Raises:
-            ConfigError: the folder already holds a run, or cannot be made.
+            ConfigError: the folder already holds a run, is another process's, or cannot be made.
         """
-        self.refuse_existing()
-        try:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
-            self.metrics.unlink(missing_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        except OSError as error:
-            raise ConfigError(f"{self.path}: cannot be written: {error.strerror}; choose another --output") from error
-        with atomic_write(self.config) as file:
-            file.write(dump_recipe(recipe).encode())
+        with self._locked():
+            self.refuse_existing()  # since it was last asked, another process may have been here
+            self.write_recipe(recipe)
+            yield
 
-    def open(self) -> Recipe:
-        """The recipe of the run that is here; what a killed process left half-written is removed.
+    @contextmanager
+    def open(self) -> Iterator[Recipe]:
+        """The recipe of the run that is here, which is this process's alone within the block.
+
+        What a killed process left half-written is removed.
 
         Raises:
             CheckpointError: there is no run here.
+            ConfigError: another process is at work on it.
         """
         if not self.config.is_file():
             raise CheckpointError(f"{self.path}: holds no run (no config.yaml); begin one with `facebones train`")
-        for leftover in (*self.path.glob(".*.tmp"), *self.last.parent.glob(".*.tmp")):
-            leftover.unlink()
-        return load_recipe(self.config)
+        with self._locked():
+            for leftover in (*self.path.glob(".*.tmp"), *self.last.parent.glob(".*.tmp")):
+                leftover.unlink()
+            yield load_recipe(self.config)
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write config.yaml."""
+        with atomic_write(self.config) as file:
+            file.write(dump_recipe(recipe).encode())
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes out, until this one leaves the block or dies.
+
+        It is a POSIX record lock because a fork does not inherit these: data workers that outlive a killed training
+        by some seconds keep nobody out. (Nothing else here may open the file: to close it would free the lock.)
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("ab")
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be written: {error.strerror}; choose another place") from error
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                raise ConfigError(f"{self.path}: another process trains here; wait for its end, or stop it") from error
+            except OSError as error:
+                say(f"note: {self.path}: cannot be locked ({error.strerror}): see that no other process trains here")
+            yield

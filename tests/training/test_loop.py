@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from facebones.backbones import create_backbone
-from facebones.cli import main
+from facebones.cli import _print_run, main
 from facebones.config import OptimizerConfig
 from facebones.errors import RunError
+from facebones.reporting.plots import plot_training
 from facebones.run_folder import RunFolder
 from facebones.training.logs import Meter, read_metrics
-from facebones.training.loop import Trainer, train
+from facebones.training.loop import Trainer, resume, train
 from facebones.training.optimizers import build_optimizer
 from facebones.weights import load_backbone
 
@@ -136,7 +137,7 @@ def test_metrics_hold_what_is_promised(tiny_recipe, tmp_path):
     assert [line["step"] for line in validation] == [5, 10, 15, 20, 25, 28]
     for key in ("loss", "learning_rate", "gradient_scale", "gradient_norm", "images_per_second"):
         assert all(isinstance(line[key], float) for line in training), key
-    for key in ("xnorm", "accuracy", "accuracy_std", "tar_at_far_1e3", "auc", "eer", "best_accuracy"):
+    for key in ("xnorm", "accuracy", "accuracy_std", "tar_at_far_1e3", "far_reached", "auc", "eer", "best_accuracy"):
         assert all(isinstance(line[key], float) for line in validation), key
     best = [line["best_accuracy"] for line in validation]
     assert best == [max(line["accuracy"] for line in validation[: n + 1]) for n in range(6)]
@@ -159,11 +160,55 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(tiny_recipe, tm
 
 
 @pytest.mark.slow
-def test_a_compiled_backbone_trains_and_saves_under_the_same_keys(tiny_recipe, tmp_path):
-    train(tiny_recipe(), tmp_path / "plain", "cpu")
-    train(tiny_recipe(**{"training.compile": True}), tmp_path / "compiled", "cpu")
-    plain, compiled = (load_backbone(tmp_path / name)[0].state_dict() for name in ("plain", "compiled"))
-    assert plain.keys() == compiled.keys()
+def test_a_compiled_backbone_takes_the_same_step_and_is_saved_under_the_same_keys(tiny_recipe):
+    plain, compiled = (
+        trainer(tiny_recipe(**{"training.compile": compile, "backbone.dropout": 0.0})) for compile in (False, True)
+    )
+    before = parameters(plain)
+    for built in (plain, compiled):
+        torch.manual_seed(0)  # both were built before either draws its flips
+        built.train_step(first_batches(built)[0])
+    states = [built.state_dict(0) for built in (plain, compiled)]
+    assert states[0]["backbone"].keys() == states[1]["backbone"].keys()
+    torch.testing.assert_close(states[0]["backbone"], states[1]["backbone"], rtol=1e-4, atol=1e-5)
+    assert (parameters(plain) - before).abs().max() > 1e-2
+
+
+def test_a_run_whose_every_step_was_skipped_is_no_success(tiny_recipe, tmp_path):
+    recipe = tiny_recipe(**{"training.precision": "fp16", "training.epochs": 1, "head.scale": 1e30})
+    for go in (lambda: train(recipe, tmp_path / "run", "cpu"), lambda: resume(tmp_path / "run", "cpu")):
+        with pytest.raises(RunError, match="skipped all 7 steps, so nothing was trained"):
+            go()
+    folder = RunFolder(tmp_path / "run")
+    assert not folder.result.exists() and not folder.weights.exists()
+
+
+def test_the_result_says_how_many_steps_were_skipped(tiny_recipe, tmp_path):
+    result = train(tiny_recipe(**{"training.precision": "fp16"}), tmp_path / "run", "cpu")
+    lines = read_metrics(RunFolder(tmp_path / "run").metrics)
+    assert result["skipped_steps"] == sum(line.get("skipped_steps", 0) for line in lines) < result["steps"]
+
+
+def test_a_validation_without_a_finite_embedding_is_noted_and_ends_no_run(tiny_recipe, tmp_path, monkeypatch, capsys):
+    original = Trainer._validate
+
+    def broken_at_ten(self, folder, log):
+        if self.step in (10, 28):
+            self.backbone.norm.running_var.fill_(math.nan)
+        original(self, folder, log)
+
+    monkeypatch.setattr(Trainer, "_validate", broken_at_ten)
+    result = train(tiny_recipe(), tmp_path / "run", "cpu")
+    lines = read_metrics(RunFolder(tmp_path / "run").metrics)
+    accuracy = {line["step"]: line["accuracy"] for line in lines if line["kind"] == "validation"}
+    assert accuracy[5] > 0 and all(accuracy[step] is None for step in (10, 15, 28))
+    assert result["final"][0]["accuracy"] is None and result["best"]["mean_accuracy"] == accuracy[5]
+    assert result["final"][0]["best_accuracy"] == accuracy[5]
+    assert "note: tiny: image 0: the embedding has norm nan" in capsys.readouterr().err
+    resume(tmp_path / "run", "cpu")
+    plot_training({"run": lines}, tmp_path / "plot.png")
+    _print_run(tmp_path / "run", result)
+    assert capsys.readouterr().out.startswith("tiny: not measured\n")
 
 
 def test_the_meter_survives_a_save():

@@ -5,6 +5,8 @@ Written atomically; read with torch's weights-only loader, so that a stranger's 
 
 import io
 import pickle
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,12 @@ import torch
 
 from facebones.errors import CheckpointError
 from facebones.files import atomic_write
+
+# What torch's reader was seen to raise on damaged files.
+BROKEN_FILE = (
+    *(RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError),
+    *(AssertionError, OverflowError, struct.error),
+)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -38,12 +46,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's doubts about odd pickles: the error says it all
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors and plain values, or is no checkpoint; refused, nothing in it was run"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except BROKEN_FILE as error:
         raise CheckpointError(f"{path}: no checkpoint, or cut short; restore it from where it came") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")

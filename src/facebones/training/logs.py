@@ -1,19 +1,22 @@
 """What a run says: lines for people on stderr, one JSON object a line in metrics.jsonl, TensorBoard where asked.
 
 metrics.jsonl is the source of every plot and table. A checkpoint knows how long the file was when it was made; a
-resumed run cuts it back to there, so that a killed run leaves no line twice.
+resumed run cuts it back to there, so that a killed run leaves no line twice. Where lines before that have been lost,
+this is said and the run goes on: no weight depends on them, and a gap in a plot is less than a run that cannot end.
 """
 
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from facebones.errors import ConfigError, RunError
 from facebones.progress import format_seconds
+
+SummaryWriter = Callable[[str], Any]
 
 
 def say(text: str) -> None:
@@ -88,17 +91,26 @@ class MetricsLog:
     Args:
         path: metrics.jsonl.
         length: bytes of the file that stand; what a killed run wrote beyond is cut off.
-        tensorboard: write TensorBoard files beside it.
+        summary_writer: what writes TensorBoard files beside it.
     """
 
-    def __init__(self, path: Path, length: int, tensorboard: bool) -> None:
+    def __init__(self, path: Path, length: int, summary_writer: SummaryWriter | None = None) -> None:
         self.path = path
-        self._board = _open_tensorboard(path.parent / "tensorboard") if tensorboard else None
-        self._file = path.open("ab")
-        if self._file.seek(0, 2) < length:
-            raise RunError(f"{path}: is shorter than the checkpoint says ({length} bytes); restore it, or begin anew")
-        self._file.truncate(length)
-        self._file.seek(length)  # the next save asks where the file ends, perhaps before the next line
+        self._board = summary_writer(str(path.parent / "tensorboard")) if summary_writer else None
+        try:
+            self._file = path.open("a+b")
+            self._cut(length)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error.strerror}; mend that, then resume") from error
+
+    def _cut(self, length: int) -> None:
+        """Keep the whole lines among the first `length` bytes."""
+        self._file.seek(0)
+        standing = self._file.read(length).rfind(b"\n") + 1
+        if standing < length:
+            say(f"note: {self.path}: lines are missing, {standing} of {length} bytes are there; it goes on behind them")
+        self._file.truncate(standing)
+        self._file.seek(standing)  # the next save asks where the file ends, perhaps before the next line
 
     @property
     def length(self) -> int:
@@ -107,7 +119,7 @@ class MetricsLog:
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append a line; numbers that JSON lacks become null."""
-        line = {"kind": kind, **{key: _plain(value) for key, value in values.items()}}
+        line = {"kind": kind, **finite_or_none(values)}
         try:
             self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
             self._file.flush()
@@ -153,15 +165,23 @@ def validation_line(values: Mapping[str, Any]) -> str:
     )
 
 
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def finite_or_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with None for the numbers that JSON lacks."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
 
 
-def _open_tensorboard(folder: Path) -> Any:
+def find_summary_writer() -> SummaryWriter:
+    """TensorBoard's writer of files.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(
             "log.tensorboard: TensorBoard is not installed; pip install 'facebones[tensorboard]', or set it to false"
         ) from error
-    return SummaryWriter(str(folder))
+    return SummaryWriter

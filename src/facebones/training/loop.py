@@ -1,8 +1,9 @@
 """Training: one recipe, one folder, one loop, which a killed run takes up again bit by bit."""
 
 import hashlib
+import math
 import platform
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -22,28 +23,38 @@ from facebones.data.folders import open_training_set
 from facebones.data.loading import Batch, training_batches
 from facebones.data.normalize import to_network_input
 from facebones.device import select_device
-from facebones.errors import CheckpointError, ConfigError, RunError
+from facebones.errors import CheckpointError, ConfigError, FaceBonesError, RunError
 from facebones.evaluation.embedding import AUTOCAST_TYPE
 from facebones.files import write_json
 from facebones.heads import PartialFC, combined_margin
 from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import load_checkpoint, save_checkpoint
 from facebones.training.interrupts import Interrupted, stop_signals
-from facebones.training.logs import Meter, MetricsLog, Stopwatch, say, train_line, validation_line
-from facebones.training.optimizers import build_optimizer
+from facebones.training.logs import (
+    Meter,
+    MetricsLog,
+    Stopwatch,
+    find_summary_writer,
+    finite_or_none,
+    say,
+    train_line,
+    validation_line,
+)
+from facebones.training.optimizers import build_optimizer, fill_state
+from facebones.training.saved_state import check_state
 from facebones.training.schedule import build_schedule
 from facebones.training.validation import Validation, mean_accuracy
-from facebones.weights import check_weights, save_weights
+from facebones.weights import save_weights
 
 # Below this the gradient scaler has halved sixteen times in a row without finding a finite gradient.
 SMALLEST_GRADIENT_SCALE = 1.0
 
-# What may differ between a run and its continuation without changing a number.
-CHANGEABLE_FIELDS = ("data.path", "data.workers", "log.tensorboard")
-
 
 def train(recipe: Recipe, output: Path, device: str = "auto") -> dict[str, Any]:
     """Train by a recipe into a new run folder.
+
+    The folder holds a checkpoint from before the first step on. What only the way can show, such as a training image
+    that cannot be decoded, ends the run after a save: mend it, and resume.
 
     Args:
         recipe: with `data.path` set.
@@ -61,35 +72,50 @@ def train(recipe: Recipe, output: Path, device: str = "auto") -> dict[str, Any]:
     folder.refuse_existing()
     if not recipe.data.path:
         raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
-    recipe = replace(recipe, data=replace(recipe.data, path=str(Path(recipe.data.path).resolve())))
+    recipe = _with_absolute_paths(recipe)
     trainer = Trainer(recipe, select_device(device))
     trainer.validation.try_out(trainer.backbone, trainer.device)
-    folder.create(trainer.recipe)
-    write_json(folder.environment, trainer.environment())
-    return trainer.run(folder)
+    with folder.create(recipe):
+        return trainer.run(folder)
 
 
-def resume(output: Path, device: str = "auto", data: str | None = None) -> dict[str, Any]:
+def resume(output: Path, device: str = "auto", data: str | None = None, workers: int | None = None) -> dict[str, Any]:
     """Go on with a run from its newest checkpoint, to the same weights as without the break.
 
     Args:
         output: the run's folder.
         device: as for `train`.
-        data: where the training data lies now, if it has moved.
+        data: where the training data lies now, if it has moved; kept in config.yaml.
+        workers: processes that read and decode, if another number than before; likewise.
 
     Raises:
-        CheckpointError: no run there, or the data is not what it was trained on.
+        CheckpointError: no run there, its checkpoint is lost or damaged, or the data is not what it was trained on.
     """
     folder = RunFolder(output)
-    recipe = folder.open()
-    if data is not None:
-        recipe = replace(recipe, data=replace(recipe.data, path=str(Path(data).resolve())))
-    trainer = Trainer(recipe, select_device(device))
-    trainer.validation.try_out(trainer.backbone, trainer.device)
-    if folder.last.is_file():
-        trainer.load_state_dict(load_checkpoint(folder.last), folder.last)
-    say(f"resuming {output} at step {trainer.step} of {trainer.total_steps}")
-    return trainer.run(folder)
+    with folder.open() as saved:
+        given = {"path": None if data is None else str(Path(data).resolve()), "workers": workers}
+        changed = {key: value for key, value in given.items() if value is not None}
+        recipe = replace(saved, data=replace(saved.data, **cast(Any, changed)))
+        trainer = Trainer(recipe, select_device(device))
+        trainer.validation.try_out(trainer.backbone, trainer.device)
+        if folder.last.is_file():
+            trainer.load_state_dict(load_checkpoint(folder.last), folder.last)
+        elif folder.begun:
+            raise CheckpointError(f"{folder.last}: is gone, though the run had begun; restore it, or begin a new run")
+        if recipe != saved:
+            folder.write_recipe(recipe)
+        say(f"resuming {output} at step {trainer.step} of {trainer.total_steps}")
+        return trainer.run(folder)
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe as it can be resumed from any folder; pair sets that are names beside the data stay names."""
+    sets = [str(Path(name).absolute()) if Path(name).is_file() else name for name in recipe.validation.sets]
+    return replace(
+        recipe,
+        data=replace(recipe.data, path=str(Path(recipe.data.path).resolve())),
+        validation=replace(recipe.validation, sets=sets),
+    )
 
 
 class Trainer:
@@ -111,9 +137,10 @@ class Trainer:
         if self.steps_per_epoch == 0:
             raise ConfigError(
                 f"training.batch_size {config.batch_size} x accumulation_steps {config.accumulation_steps} is more than"
-                f" the {len(self.data)} images of {self.data.path}; give --training.batch_size {len(self.data) // 2}"
+                f" the {len(self.data)} images of {self.data.path}; give {_fitting_batch(recipe, len(self.data))}"
             )
         self.total_steps = self.steps_per_epoch * config.epochs
+        self.summary_writer = find_summary_writer() if recipe.log.tensorboard else None
         self.validation = Validation(recipe, Path(recipe.data.path))
         if not self.validation.sets:
             say("note: no validation sets: only the loss will tell how training goes (--validation.sets NAME,...)")
@@ -135,8 +162,11 @@ class Trainer:
         self.step = 0
         self.validated_step = -1
         self.metrics_bytes = 0
-        self.best: dict[str, Any] = {"mean_accuracy": 0.0, "step": 0, "sets": {}}
-        self.latest: dict[str, Any] = {}
+        self.skipped_steps = 0
+        names = [pair_set.name for pair_set in self.validation.sets]
+        self.best: dict[str, Any] = {"mean_accuracy": 0.0, "step": 0, "sets": dict.fromkeys(names, 0.0)}
+        self.latest = {"learning_rate": 0.0, "gradient_norm": 0.0}
+        self.final: list[dict[str, Any]] = []
         self.meter = Meter()
         self.stopwatch = Stopwatch()
 
@@ -169,6 +199,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.skipped_steps += skipped
         self.meter.add(loss_sum.item(), skipped)
         self.latest = {"learning_rate": learning_rate, "gradient_norm": gradient_norm.item()}
 
@@ -182,8 +213,9 @@ class Trainer:
             f" {self.data.num_identities} identities: {config.epochs} epochs of {self.steps_per_epoch} steps,"
             f" {config.precision}, {self.device}"
         )
-        log = MetricsLog(folder.metrics, self.metrics_bytes, self.recipe.log.tensorboard)
+        log = MetricsLog(folder.metrics, self.metrics_bytes, self.summary_writer)
         with closing(log), closing(self._step_batches()) as steps, stop_signals() as stop:
+            self._save_beginning(folder, log)
             while True:
                 if self._validation_due():
                     self._save(folder, log)
@@ -192,7 +224,7 @@ class Trainer:
                 if self.step == total:
                     break
                 self.stopwatch.start()
-                self.train_step(next(steps))
+                self.train_step(self._next_batches(steps, folder, log))
                 self.stopwatch.stop(self.step_images)
                 if self.step % self.recipe.log.every == 0 or self.step == total:
                     self._log_interval(log)
@@ -222,50 +254,36 @@ class Trainer:
             "rng": _random_state(self.device),
             "best": self.best,
             "validated_step": self.validated_step,
+            "skipped_steps": self.skipped_steps,
             "meter": self.meter.state_dict(),
             "latest": self.latest,
+            "final": self.final,
             "metrics_bytes": metrics_bytes,
             "data": self.data_fingerprint(),
+            "validation": self.validation.fingerprint,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
         """Take up the state of `state_dict`.
 
         Raises:
-            CheckpointError: it is of another backbone, embedding size, head or data set.
+            CheckpointError: it is of another backbone, embedding size, head or data, or damaged.
         """
-        expected = set(self.state_dict(0))
-        if missing := expected - set(state):
-            raise CheckpointError(f"{path}: no checkpoint of a run: it lacks {', '.join(sorted(missing))}")
-        self._compare_recipes(state["recipe"], path)
-        check_weights(self.backbone, state["backbone"], str(path))
-        if (found := state["data"]) != (now := self.data_fingerprint()):
-            raise CheckpointError(
-                f"{path}: was trained on other data ({found['images']} images of {found['identities']} identities);"
-                f" {self.data.path} holds {now['images']} of {now['identities']}; give --data"
-            )
-        here = {"step": state["step"], "epoch": state["epoch"], "position": state["position"]}
+        fill_state(self.optimizer)
+        check_state(self.state_dict(0), state, path)
         self.step = state["step"]
-        if here != {key: value for key, value in self.state_dict(0).items() if key in here}:
+        place = {key: state[key] for key in ("step", "epoch", "position")}
+        if place != {key: self.state_dict(0)[key] for key in place} or not 0 <= self.step <= self.total_steps:
             raise CheckpointError(f"{path}: its place in the data does not fit its config.yaml; restore both")
         self.backbone.load_state_dict(state["backbone"])
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.meter.load_state_dict(state["meter"])
-        self.best, self.latest = state["best"], state["latest"]
-        self.validated_step, self.metrics_bytes = state["validated_step"], state["metrics_bytes"]
-        _restore_random_state(state["rng"], self.device)
-
-    def _compare_recipes(self, saved: Mapping[str, Any], path: Path) -> None:
-        for section, fields in self.recipe.to_dict().items():
-            for key, value in fields.items():
-                name = f"{section}.{key}"
-                if name not in CHANGEABLE_FIELDS and saved.get(section, {}).get(key) != value:
-                    raise CheckpointError(
-                        f"{path}: was made with {name} {saved.get(section, {}).get(key)}, and config.yaml says {value};"
-                        " restore the one that was changed, or begin a new run"
-                    )
+        self.best, self.latest, self.final = state["best"], state["latest"], state["final"]
+        self.validated_step, self.skipped_steps = state["validated_step"], state["skipped_steps"]
+        self.metrics_bytes = max(0, state["metrics_bytes"])
+        _restore_random_state(state["rng"], self.device, path)
 
     def data_fingerprint(self) -> dict[str, Any]:
         """What tells one training set from another: counts, and a digest of all labels."""
@@ -284,7 +302,7 @@ class Trainer:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "data": {"path": self.recipe.data.path, **self.data_fingerprint()},
-            "validation": {pair_set.name: len(pair_set.is_same) for pair_set in self.validation.sets},
+            "validation": self.validation.fingerprint,
         }
 
     @property
@@ -347,9 +365,9 @@ class Trainer:
         rows = self.validation.measure(self.backbone, self.device)
         say(f"validation at step {self.step}")
         for row in rows:
-            best = max(row["accuracy"], self.best["sets"].get(row["set"], 0.0))
+            best = max(self.best["sets"][row["set"]], row["accuracy"])  # in this order NaN is never the larger
             self.best["sets"][row["set"]] = best
-            row |= {"step": self.step, "epoch": self.epoch, "best_accuracy": best}
+            row |= {"step": self.step, "epoch": self.epoch, "best_accuracy": best or math.nan}
             log.write("validation", row)
             say(validation_line(row))
         self.validated_step = self.step
@@ -357,7 +375,7 @@ class Trainer:
             self.best |= {"mean_accuracy": mean_accuracy(rows), "step": self.step}
             save_checkpoint(folder.best, self.state_dict(log.length))
         if self.step == self.total_steps:
-            self.latest["validation"] = rows
+            self.final = rows
 
     def _log_interval(self, log: MetricsLog) -> None:
         rate, seconds_left = self.stopwatch.read((self.total_steps - self.step) * self.step_images)
@@ -375,11 +393,40 @@ class Trainer:
         say(train_line(values, self.total_steps, self.recipe.training.epochs, seconds_left))
         self.meter.reset()
 
+    def _next_batches(self, steps: Iterator[list[Batch]], folder: RunFolder, log: MetricsLog) -> list[Batch]:
+        """The batches of the next step; where they cannot be had, all steps before are saved."""
+        try:
+            return next(steps)
+        except FaceBonesError:  # an image is broken, or a worker was killed
+            self._save(folder, log)
+            say(f"step {self.step} is saved; once the error below is mended, go on with: {folder.resume_command}")
+            raise
+
+    def _save_beginning(self, folder: RunFolder, log: MetricsLog) -> None:
+        """Save before the first step: from now on a folder without a checkpoint is one that has lost it.
+
+        Also where lines of metrics.jsonl are gone, for the checkpoint must know its length before it grows again.
+        """
+        if not folder.last.is_file():
+            write_json(folder.environment, self.environment())
+            self._save(folder, log)
+        elif log.length != self.metrics_bytes:
+            self._save(folder, log)
+
     def _save(self, folder: RunFolder, log: MetricsLog) -> None:
         save_checkpoint(folder.last, self.state_dict(log.length))
 
     def _finish(self, folder: RunFolder) -> dict[str, Any]:
-        """Write the trained weights and the final figures."""
+        """Write the trained weights and the final figures.
+
+        Raises:
+            RunError: the gradient scaler has skipped every step.
+        """
+        if self.skipped_steps == self.step:
+            raise RunError(
+                f"the gradient scaler skipped all {self.step} steps, so nothing was trained; begin a new run with"
+                " more --training.epochs, or with --training.precision fp32 or bf16"
+            )
         card = {
             "backbone": self.backbone.name,
             "embedding_size": self.recipe.backbone.embedding_size,
@@ -390,7 +437,13 @@ class Trainer:
             "facebones": facebones.__version__,
         }
         save_weights(folder, self.backbone, card)
-        result = {**card, "steps": self.step, "final": self.latest.get("validation", []), "best": self.best}
+        result = {
+            **card,
+            "steps": self.step,
+            "skipped_steps": self.skipped_steps,
+            "final": [finite_or_none(row) for row in self.final],
+            "best": self.best,
+        }
         write_json(folder.result, result)
         return result
 
@@ -409,6 +462,13 @@ def build_head(config: HeadConfig, num_classes: int, embedding_size: int) -> Par
     return PartialFC(num_classes, embedding_size, margin, sample_rate=config.sample_rate)
 
 
+def _fitting_batch(recipe: Recipe, images: int) -> str:
+    """The options that make a step fit so many images."""
+    if (largest := images // recipe.training.accumulation_steps) >= 2:
+        return f"--training.batch_size {largest} or less"
+    return f"--training.batch_size 2 --training.accumulation_steps {max(1, images // 2)} or less"
+
+
 def _random_state(device: torch.device) -> dict[str, Tensor]:
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -416,7 +476,10 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
     return state
 
 
-def _restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+def _restore_random_state(state: Mapping[str, Tensor], device: torch.device, path: Path) -> None:
+    try:
+        torch.set_rng_state(state["cpu"])
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], device)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: rng: no state of a random generator; damaged: restore the file") from error

@@ -21,3 +21,13 @@ def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+
+
+def fill_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer the state that it has after a first step, here one of no gradient at a rate of 0."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

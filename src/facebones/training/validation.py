@@ -1,5 +1,11 @@
-"""The verification sets of a run: found and tried before the first step, measured on the way."""
+"""The verification sets of a run: found and tried before the first step, measured on the way.
 
+They are measured in the precision of the training, because that takes the time it takes; `facebones evaluate pairs`
+computes in fp32, so after a training in bf16 or fp16 its figures differ a little.
+"""
+
+import hashlib
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +20,13 @@ from facebones.config import Recipe
 from facebones.data.folders import find_pair_set
 from facebones.data.images import decode
 from facebones.data.pairs import PairSet, read_pairs
-from facebones.errors import ConfigError
+from facebones.errors import ConfigError, DataError
 from facebones.evaluation.embedding import embed_images
 from facebones.evaluation.verification import check_pair_set, evaluate_pair_set
+from facebones.training.logs import say
 
 TRIED_BATCHES = 2
+FIGURES = ("accuracy", "accuracy_std", "tar_at_far_1e3", "far_reached", "auc", "eer", "xnorm")
 
 
 class Validation:
@@ -27,6 +35,11 @@ class Validation:
     Args:
         recipe: names the sets.
         data: the training data; sets given by name lie beside it.
+
+    Attributes:
+        sets: in the order of the recipe.
+        fingerprint: what tells them from others, wherever they lie: their numbers of pairs, and digests of all images
+            and labels.
 
     Raises:
         DataError: a set is missing, or one of its images cannot be read.
@@ -41,6 +54,9 @@ class Validation:
         names = [pair_set.name for pair_set in self.sets]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ConfigError(f"validation.sets: two sets are called {', '.join(twice)}; rename a file")
+        self.fingerprint = {
+            pair_set.name: {"pairs": len(pair_set), "sha256": _digest(pair_set)} for pair_set in self.sets
+        }
 
     def try_out(self, backbone: Backbone, device: torch.device) -> None:
         """Decode every image and embed two batches: bad data fails in the first minute, not in the sixth hour."""
@@ -49,23 +65,20 @@ class Validation:
             self._embed_some(pair_set, backbone, device)
 
     def measure(self, backbone: Backbone, device: torch.device) -> list[dict[str, Any]]:
-        """The figures of each set: name, accuracy and its spread, TAR at FAR 1e-3, AUC, EER, XNorm."""
-        rows = []
-        for pair_set in self.sets:
-            result = evaluate_pair_set(backbone, pair_set, device=device, **self._options())
-            figures = result.verification
-            rows.append(
-                {
-                    "set": pair_set.name,
-                    "accuracy": figures.accuracy,
-                    "accuracy_std": figures.accuracy_std,
-                    "tar_at_far_1e3": figures.tar_at_far_1e3,
-                    "auc": figures.auc,
-                    "eer": figures.eer,
-                    "xnorm": result.xnorm,
-                }
-            )
-        return rows
+        """The name and the `FIGURES` of each set.
+
+        Where an embedding has no direction, as after an overflow in fp16, there are none: this is said, and they are
+        NaN. The training goes on: its own gradients may be sound, and it could never get past this step otherwise.
+        """
+        return [self._measure(pair_set, backbone, device) for pair_set in self.sets]
+
+    def _measure(self, pair_set: PairSet, backbone: Backbone, device: torch.device) -> dict[str, Any]:
+        try:
+            result = evaluate_pair_set(backbone, pair_set, device=device, **self._options()).to_json()
+        except DataError as error:  # not the set's fault: its images and labels were tried before the first step
+            say(f"note: {error}; no figures of this set at this step")
+            result = dict.fromkeys(FIGURES, math.nan)
+        return {"set": pair_set.name, **{name: result[name] for name in FIGURES}}
 
     def _embed_some(self, pair_set: PairSet, backbone: Backbone, device: torch.device) -> None:
         embed_images(
@@ -94,6 +107,13 @@ def _decode_all(pair_set: PairSet) -> None:
         list(pool.map(check, range(len(pair_set.images))))
 
 
+def _digest(pair_set: PairSet) -> str:
+    digest = hashlib.sha256(pair_set.is_same.tobytes())
+    for image in pair_set.images:
+        digest.update(hashlib.sha256(image).digest())
+    return digest.hexdigest()
+
+
 def mean_accuracy(rows: Sequence[dict[str, Any]]) -> float:
-    """Mean over the sets, by which the best checkpoint is chosen."""
-    return float(sum(row["accuracy"] for row in rows) / len(rows))
+    """Mean over the sets, by which the best checkpoint is chosen; NaN where one has no figures."""
+    return math.fsum(row["accuracy"] for row in rows) / len(rows)
