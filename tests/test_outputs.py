@@ -125,7 +125,7 @@ def test_names_that_are_no_unicode(small_data, tiny_recipe, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("words", [["backbones"], ["backbones", "--json"]])
+@pytest.mark.parametrize("words", [["backbones", "mobilefacenet"], ["backbones", "mobilefacenet", "--json"]])
 def test_a_full_disk_behind_stdout(words):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
