@@ -1,6 +1,7 @@
 """Files of weights from strangers: what does not fit is refused in one line that names the file."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from facebones.backbones import create_backbone
 from facebones.errors import CheckpointError
 from facebones.weights import load_backbone
 
+GOLDEN = Path(__file__).parent / "golden"
 NAME = "shufflefacenet_0_5"
 FIRST = "stem.0.weight"
 
@@ -50,7 +52,7 @@ def test_a_safetensors_file_that_is_none_or_claims_too_much(tmp_path, content):
         ('{"backbone": ["r50"]}', "which are none"),
         ("[" * 100_000, "no safetensors file"),
         ('{"embedding_size": 64}', f"not the weights of {NAME}: it differs in the shape of"),
-        ("[1]", "does not say which backbone it is; give --backbone NAME"),
+        ("[1]", f"does not say which backbone it is; its names and shapes are those of {NAME}; give"),
     ],
 )
 def test_a_card_that_claims_what_cannot_be(tmp_path, weights, card, message):
@@ -58,7 +60,7 @@ def test_a_card_that_claims_what_cannot_be(tmp_path, weights, card, message):
     path.write_bytes(save(weights, {"facebones": card}))
     with pytest.raises(CheckpointError) as error:
         load_backbone(path, None if card == "[1]" else NAME)
-    assert str(error.value).startswith(str(path)) and message in str(error.value) and len(str(error.value)) < 300
+    assert str(error.value).startswith(str(path)) and message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,10 @@ def test_a_card_that_claims_what_cannot_be(tmp_path, weights, card, message):
         (lambda w: w | {FIRST: w[FIRST].to_sparse()}, f"no plain floating-point numbers in {FIRST}"),
         (lambda w: w | {FIRST: w[FIRST].to("meta")}, f"no plain floating-point numbers in {FIRST}"),
         (lambda w: w | {FIRST: w[FIRST].to(torch.complex64)}, f"no plain floating-point numbers in {FIRST}"),
-        (lambda w: w | {"more": torch.zeros(2**17)}, "embedding size 131072 is not in 1 to 65536"),
+        (
+            lambda w: w | {"norm.bias": torch.zeros(2**17), "linear.weight": torch.zeros(2**17, 4)},
+            "embedding size 131072 is not in 1 to 65536",
+        ),
         (lambda w: w | {"more": [1]}, "holds no state dict"),
         (lambda w: {}, "holds no state dict"),
     ],
@@ -87,3 +92,54 @@ def test_half_precision_weights_are_taken(tmp_path, weights):
     assert backbone(torch.zeros(1, 3, 112, 112)).dtype == torch.float32
     with pytest.raises(CheckpointError, match="its embeddings have 32 elements, not 64"):
         load_backbone(tmp_path / "x.pth", NAME, 64)
+
+
+WRAPPED = {
+    "bare": lambda w: w,
+    "arcface_torch's checkpoint": lambda w: {"epoch": 3, "state_dict_backbone": w, "state_dict_softmax_fc": {}},
+    "a state_dict among others": lambda w: {"state_dict": w, "optimizer": {}},
+    "saved through DistributedDataParallel": lambda w: {f"module.{key}": value for key, value in w.items()},
+    "saved through torch.compile": lambda w: {f"_orig_mod.{key}": value for key, value in w.items()},
+    "without batch counters": lambda w: {k: value for k, value in w.items() if not k.endswith("num_batches_tracked")},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_state_dicts_of_others_as_they_are_saved(tmp_path, weights, wrap):
+    torch.save(wrap(dict(weights)), tmp_path / "model.pt")
+    backbone, _ = load_backbone(tmp_path / "model.pt", NAME)
+    assert backbone.embedding_size == 32 and not backbone.training
+    assert all(torch.equal(value, weights[key]) for key, value in backbone.state_dict().items())
+
+
+FAMILIES = {"insightface": "r18", "study": "sfn1_0", "mixfacenets": "shufflemixfacenet_xs"}
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize(("family", "name"), FAMILIES.items())
+def test_files_under_the_originals_names(tmp_path, family, name, suffix):
+    shapes = json.loads((GOLDEN / f"{family}_keys.json").read_text())[name]
+    content = {key: torch.full(shape, 0.5, dtype=torch.float32) for key, shape in shapes.items()}
+    path = tmp_path / f"model.{suffix}"
+    path.write_bytes(save(content)) if suffix == "safetensors" else torch.save(content, path)
+    backbone, _ = load_backbone(path, name)
+    assert {tuple(tensor.shape) for tensor in backbone.state_dict().values()} == {tuple(s) for s in shapes.values()}
+    with pytest.raises(CheckpointError, match=r"not the weights of mobilefacenet: it lacks stem\.0\.weight, stem\.1"):
+        load_backbone(path, "mobilefacenet")
+
+
+def test_without_a_name_the_ones_that_fit_are_named(tmp_path):
+    torch.save(create_backbone("mixfacenet_xs", 64).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="those of mixfacenet_xs and shufflemixfacenet_xs; give --backbone"):
+        load_backbone(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("name", ["edgeface_xs", "timm:swin_s3_tiny_224"])
+def test_networks_whose_buffers_are_not_saved(tmp_path, name):
+    # Built without memory, as shapes alone, such buffers would have no content.
+    saved = create_backbone(name, 32).eval()
+    torch.save(saved.state_dict(), tmp_path / "x.pth")
+    loaded, _ = load_backbone(tmp_path / "x.pth", name)
+    x = torch.randn(1, 3, 112, 112)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), saved(x))

@@ -14,7 +14,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from facebones.backbones import Backbone, create_backbone, lookup_backbone
+from facebones.backbones import Backbone, create_backbone, list_backbones, lookup_backbone
 from facebones.backbones.registry import LARGEST_EMBEDDING
 from facebones.errors import CheckpointError, ConfigError
 from facebones.files import atomic_write, write_json
@@ -22,6 +22,9 @@ from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import load_checkpoint
 
 KEYS_SHOWN = 3
+PROBED_SIZES = (7, 11)  # embedding sizes that no layer inside a network has
+# Under these names others put the state dict of the network into a larger dictionary; the first is arcface_torch's.
+WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "model")
 METADATA_KEY = "facebones"  # of a safetensors file: the model card as JSON
 
 
@@ -47,7 +50,8 @@ def load_backbone(
 
     Args:
         checkpoint: a run's folder (its final weights, or else its newest checkpoint), one of its checkpoints, a
-            `.safetensors` file, or a state dict under InsightFace's key names (`backbone.pth`).
+            `.safetensors` file, or a state dict of others: InsightFace's `backbone.pth` or `checkpoint_gpu_0.pt`, the
+            study's `model.pt`, the MixFaceNet authors' files.
         name: the backbone; needed where the file does not say it, checked where it does.
         embedding_size: likewise; taken from the last layer's shape where the file does not say it.
 
@@ -63,18 +67,18 @@ def load_backbone(
         raise CheckpointError(f"{path}: holds {said_name}, not {name}; leave --backbone out or give the right one")
     name = name or said_name
     if name is None:
-        raise CheckpointError(f"{path}: does not say which backbone it is; give --backbone NAME")
-    found_size = said_size or _last_vector_size(weights)
+        raise CheckpointError(f"{path}: does not say which backbone it is; {_advice(weights)}")
+    found_size = said_size or _embedding_size(name, weights)
     if embedding_size is not None and embedding_size != found_size:
         raise CheckpointError(f"{path}: its embeddings have {found_size} elements, not {embedding_size}")
     try:
-        with torch.device("meta"):
-            backbone = create_backbone(name, found_size)
+        backbone = create_backbone(name, found_size)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    weights = _with_counters(weights, backbone)
     check_weights(backbone, weights, str(path))
-    backbone.load_state_dict(weights, assign=True)
-    return backbone.float().eval(), path
+    backbone.load_state_dict(weights)
+    return backbone.eval(), path
 
 
 def check_weights(backbone: Backbone, weights: Mapping[str, Tensor], where: str) -> None:
@@ -135,12 +139,48 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None, int | None
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A state dict, bare or within one of our checkpoints, and what the latter says of it."""
+    """A state dict, bare or within a checkpoint of ours or of others, and what ours says of it."""
     content = load_checkpoint(path)
     match content:
         case {"backbone": dict(weights), "recipe": {"backbone": {"name": name, "embedding_size": size}}}:
             return weights, {"backbone": name, "embedding_size": size}
-    return content, {}
+    for key in WRAPPERS:
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    return _without_prefix(content), {}
+
+
+def _without_prefix(weights: dict[str, Any]) -> dict[str, Any]:
+    """Key names as the network has them, where a wrapper of torch stood around it when it was saved."""
+    for prefix in ("module.", "_orig_mod."):
+        if weights and all(str(key).startswith(prefix) for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
+
+
+def _with_counters(weights: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+    """The weights with the batch counters of normalisation, which older files lack and inference does not need."""
+    counters = {key: value for key, value in backbone.state_dict().items() if key.endswith("num_batches_tracked")}
+    return counters | weights
+
+
+def _advice(weights: Mapping[str, Tensor]) -> str:
+    """Which registered backbones have just these names and shapes of weights."""
+    fitting = [name for name in list_backbones() if _fits(name, weights)]
+    if not fitting:
+        return "give --backbone NAME (no registered one fits its names and shapes)"
+    return f"its names and shapes are those of {' and '.join(fitting)}; give --backbone {fitting[0]}"
+
+
+def _fits(name: str, weights: Mapping[str, Tensor]) -> bool:
+    try:
+        with torch.device("meta"):
+            backbone = create_backbone(name, _embedding_size(name, weights))
+        check_weights(backbone, _with_counters(dict(weights), backbone), "")
+    except (CheckpointError, ConfigError):
+        return False
+    return True
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -157,7 +197,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return weights, card if isinstance(card, dict) else {}
 
 
-def _last_vector_size(weights: Mapping[str, Tensor]) -> int:
-    """The embedding size: every backbone ends in a normalisation with one weight an element."""
-    vectors = [tensor for tensor in weights.values() if tensor.ndim == 1]
-    return len(vectors[-1]) if vectors else 512
+def _embedding_size(name: str, weights: Mapping[str, Tensor]) -> int:
+    """The embedding size of weights of a backbone: read where its shapes follow that size.
+
+    The order of the file says nothing: safetensors sorts.
+    """
+    with torch.device("meta"):
+        first, second = (create_backbone(name, size).state_dict() for size in PROBED_SIZES)
+    for key, tensor in first.items():
+        for dimension, sizes in enumerate(zip(tensor.shape, second[key].shape, strict=True)):
+            if sizes == PROBED_SIZES and key in weights and weights[key].ndim == tensor.ndim:
+                return weights[key].shape[dimension]
+    return 512  # nothing fits: the check of names and shapes will say what
