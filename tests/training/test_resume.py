@@ -1,5 +1,6 @@
 """A run that is stopped or killed and resumed ends as if nothing had happened."""
 
+import contextlib
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,43 +127,81 @@ def test_a_half_written_line_and_file_of_a_killed_process_are_cleared(tmp_path, 
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.slow
-def test_twenty_sigkills_change_nothing(tmp_path, small_data):
-    """Whole processes with workers, killed at random moments; some moments fall into saves."""
+KILLS, EPOCHS, EPOCH_STEPS = 20, 16, 7
+TOTAL_STEPS = EPOCHS * EPOCH_STEPS
+
+
+# Imports everything once, then forks a process for each command: twenty imports of torch take longer than the rest.
+SERVER = """
+import json, os, sys
+import facebones.training.loop
+from facebones.cli import main
+
+for line in sys.stdin:
+    if (pid := os.fork()) == 0:
+        os.dup2(2, 1)
+        os._exit(main(json.loads(line)))
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture
+def start(small_data):
+    """Start a process of its own that begins or resumes a run in a folder; returns its number and how to await it."""
     options = [
-        "--data", small_data, "--backbone", "shufflefacenet_0_5", "--backbone.embedding_size", "32", "--workers", "2",
-        "--batch-size", "4", "--training.epochs", "40", "--training.checkpoint_every", "1", "--log.every", "3",
-        "--validation.sets", "tiny", "--validation.every", "10", "--device", "cpu",
+        "--data", small_data, "--backbone", "shufflefacenet_0_5", "--backbone.embedding_size", 32, "--workers", 2,
+        "--batch-size", 4, "--training.epochs", EPOCHS, "--training.checkpoint_every", 2, "--log.every", 1,
+        "--validation.sets", "tiny", "--validation.every", 10,
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER], env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
 
-    def start(output):
-        words = (
-            ["resume", output] if (output / "config.yaml").exists() else ["train", "demo", "--output", output, *options]
-        )
-        command = [sys.executable, "-m", "facebones", *map(str, words)]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    def run(output):
+        begun = (output / "config.yaml").exists()
+        words = ["resume", output] if begun else ["train", "demo", "--output", output, *options]
+        print(json.dumps([*map(str, words), "--device", "cpu"]), file=server.stdin, flush=True)
+        return int(server.stdout.readline()), lambda: int(server.stdout.readline())
 
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0
-    chance, kills, in_a_save, steps = random.Random(7), 0, 0, []
-    parts = RunFolder(tmp_path / "parts")
-    while kills < 20:
-        process = start(parts.path)
-        first = parts.last.stat().st_mtime_ns if parts.last.exists() else 0
-        while process.poll() is None and (parts.last.stat().st_mtime_ns if parts.last.exists() else 0) == first:
-            time.sleep(0.005)  # until this process has saved once: it is at work
-        moment = time.monotonic() + chance.uniform(0, 0.3)
-        while time.monotonic() < moment and not (kills % 2 and list(parts.last.parent.glob(".*.tmp"))):
-            time.sleep(0.0005)  # every second kill waits for a save in progress
-        in_a_save += bool(list(parts.last.parent.glob(".*.tmp")))
-        assert process.poll() is None, f"the run ended after {kills} kills; give it more steps"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        kills += 1
-        steps.append(json.dumps(load_checkpoint(parts.last)["step"]))
-    final = start(parts.path)
-    assert final.wait() == 0
-    print(f"killed at steps {', '.join(steps)} of 280; {in_a_save} while a save was being written")
-    assert in_a_save > 0
+    yield run
+    server.stdin.close()
+    server.wait()
+    server.stdout.close()
+
+
+def step_in(folder):
+    """The step of the last whole line of the metrics."""
+    lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    return lines[-1]["step"] if lines else 0
+
+
+@pytest.mark.slow
+def test_twenty_sigkills_change_nothing(tmp_path, start):
+    """Killed at random places of the whole run, at a random time of a step; every second one within a save."""
+    begin = time.monotonic()
+    assert start(tmp_path / "whole")[1]() == 0
+    step_seconds = (time.monotonic() - begin) / TOTAL_STEPS
+    chance, parts, steps, in_a_save = random.Random(7), RunFolder(tmp_path / "parts"), [], 0
+    for number in range(KILLS):
+        target = (number + chance.random()) / KILLS * 0.95 * TOTAL_STEPS
+        process, status = start(parts.path)
+        starting_up = number in (5, 15)
+        while Path(f"/proc/{process}").exists() and step_in(parts) < target and not starting_up:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 1.5 * step_seconds))
+        while Path(f"/proc/{process}").exists() and number % 2 == 0 and not list(parts.last.parent.glob(".*.tmp")):
+            time.sleep(0.0002)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        assert status() == -signal.SIGKILL, f"the run ended by itself after {number} kills"
+        in_a_save += bool(list(parts.last.parent.glob(".*.tmp")))  # that it stays half-written proves it
+        steps.append(load_checkpoint(parts.last)["step"])
+    assert start(parts.path)[1]() == 0
+    print(f"killed at steps {', '.join(map(str, steps))} of {TOTAL_STEPS}; {in_a_save} while a save was being written")
+    assert in_a_save >= KILLS // 4
+    assert len(set(steps)) >= KILLS // 2
+    assert {step * 4 // TOTAL_STEPS for step in steps} == {0, 1, 2, 3}  # in each quarter of the run
+    assert len({step % EPOCH_STEPS for step in steps}) >= 4
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
