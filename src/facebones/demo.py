@@ -19,7 +19,7 @@ from facebones.training.logs import read_metrics, say
 from facebones.training.loop import resume, train
 
 BACKBONES = ("shufflefacenet_0_5", "shufflefacenet_1_0")
-IDENTITIES, IMAGES_PER_IDENTITY, PAIRS = 150, 20, 400
+IDENTITIES, IMAGES_PER_IDENTITY, PAIRS = 400, 10, 600
 PEOPLE_SHOWN, FACES_SHOWN = 4, 10
 
 

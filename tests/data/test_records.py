@@ -3,12 +3,14 @@
 import pickle
 import struct
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from facebones.data import records as module
 from facebones.data.records import MAGIC, MAGIC_BYTES, Header, RecordFile, RecordWriter, cut, pack, split, unpack
 from facebones.errors import DataError, FaceBonesError, RunError
 
@@ -31,11 +33,12 @@ def images(count: int) -> dict[int, bytes]:
 
 
 @same_folder
-@given(st.lists(payloads, min_size=1, max_size=5))
-def test_any_payload_is_read_back(tmp_path, payloads):
-    path = write(tmp_path / "a.rec", dict(enumerate(payloads)))
-    records = RecordFile(path)
-    assert [records.read(position) for position in range(len(records))] == payloads
+@given(st.lists(payloads, min_size=1, max_size=5), st.sampled_from([1, 30, module.WRITE_BYTES]))
+def test_any_payload_is_read_back(tmp_path, payloads, write_bytes):
+    with patch.object(module, "WRITE_BYTES", write_bytes):
+        path = write(tmp_path / "a.rec", dict(enumerate(payloads)))
+    file = RecordFile(path)
+    assert [file.read(position) for position in range(len(file))] == payloads
 
 
 @given(payloads)
@@ -45,11 +48,6 @@ def test_no_part_holds_the_magic_at_a_multiple_of_four(payload):
     for part in parts:
         assert MAGIC_BYTES not in [part[place : place + 4] for place in range(0, len(part), 4)]
     assert all(len(part) % 4 == 0 for part in parts[:-1])
-
-
-def test_long_payload_is_cut_as_a_short_one():
-    payload = bytes(4096) + MAGIC_BYTES + bytes(2) + MAGIC_BYTES + bytes(2) + MAGIC_BYTES
-    assert [len(part) for part in cut(payload)] == [4096, 8, 0]
 
 
 def test_layout_of_a_record_in_several_parts(tmp_path):

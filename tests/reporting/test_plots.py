@@ -50,7 +50,7 @@ def test_roc_picture(tmp_path, drawn):
     assert_is_picture(tmp_path / "roc.png")
     (axes,) = drawn[0].axes
     assert (axes.get_title(), axes.get_xscale(), axes.get_xlim()) == ("LFW", "log", (1e-4, 1.0))
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert [label.split(" (AUC 0.9")[0] for label in labels] == ["a", "b"]
 
 
@@ -64,10 +64,17 @@ def test_roc_line_holds_the_strict_tar(tmp_path, drawn):
     np.testing.assert_allclose(heights, [1 / 3, 1, 1])
 
 
-def test_many_curves_have_their_legend_outside(tmp_path, drawn):
-    plot_roc({f"run {index}": made_up_curve() for index in range(9)}, tmp_path / "roc.png")
-    assert drawn[0].axes[0].get_legend() is None
-    assert len(drawn[0].legends[0].get_texts()) == 9
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [("shufflefacenet_1_{}, synthetic_profile", 2), ("a name longer than that, of file number {}", 1)],
+)
+def test_legend_hides_no_line_and_is_whole(tmp_path, drawn, names, columns):
+    plot_roc({names.format(index): made_up_curve() for index in range(9)}, tmp_path / "roc.png")
+    (legend,), (axes,) = drawn[0].legends, drawn[0].axes
+    assert (len(legend.get_texts()), legend._ncols) == (9, columns)
+    box = legend.get_window_extent()
+    assert box.y1 <= axes.get_tightbbox().y0
+    assert box.x0 >= 0 and box.x1 <= drawn[0].bbox.width
 
 
 @pytest.mark.parametrize("apart", [0.0, 2.0, 50.0])

