@@ -208,9 +208,7 @@ def _print_run(output: Path, result: dict[str, Any]) -> None:
 
 
 def _pairs_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint", required=True, type=Path, metavar="RUN|FILE", help="a run, or a file of weights"
-    )
+    _checkpoint_option(parser, "a run, a file of weights, or an ONNX file")
     parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="SET.bin", help="pair sets, or a folder")
     parser.add_argument("--backbone", metavar="NAME", help="the backbone, where the file does not say it")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write result.json, scores and the ROC picture here")
@@ -329,6 +327,10 @@ def _demo(arguments: Arguments) -> None:
     from facebones.demo import demo
 
     demo(arguments.output, arguments.device)
+
+
+def _checkpoint_option(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--checkpoint", required=True, type=Path, metavar="RUN|FILE", help=what)
 
 
 def _device_option(parser: argparse.ArgumentParser) -> None:

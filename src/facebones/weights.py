@@ -15,8 +15,10 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from facebones.backbones import Backbone, create_backbone, lookup_backbone
+from facebones.device import select_device
 from facebones.errors import CheckpointError
 from facebones.files import atomic_write, write_json
+from facebones.onnx_backbone import OnnxBackbone
 from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import load_checkpoint
 
@@ -37,6 +39,32 @@ def save_weights(folder: RunFolder, backbone: Backbone, card: Mapping[str, Any])
         # One entry only: safetensors writes several in a random order, and equal runs shall give equal files.
         file.write(save_safetensors(weights, {METADATA_KEY: json.dumps(card)}))
     write_json(folder.weights.with_suffix(".json"), card)
+
+
+def open_backbone(checkpoint: Path, name: str | None, device: str) -> tuple[Backbone, Path, torch.device]:
+    """Build the network of a run, a file of weights or an ONNX file, ready to embed.
+
+    Args:
+        checkpoint: as for `load_backbone`, or a `.onnx` file.
+        name: the backbone; needed where the file does not say it, checked where it does.
+        device: "auto", "cpu", "cuda", ...; where the network computes.
+
+    Returns:
+        the backbone, the path of the file that was read, and the device for its input.
+
+    Raises:
+        CheckpointError: missing, broken, or of another backbone.
+        ConfigError: no such device.
+    """
+    if checkpoint.suffix == ".onnx":
+        network = OnnxBackbone(checkpoint, device)
+        if name and (network.said_name is None or lookup_backbone(name).name != network.said_name):
+            held = network.said_name or "a network of its own"
+            raise CheckpointError(f"{checkpoint}: holds {held}, not {name}; leave --backbone out")
+        return network, checkpoint, torch.device("cpu")
+    computing = select_device(device)
+    backbone, path = load_backbone(checkpoint, name)
+    return backbone.to(computing), path, computing
 
 
 def load_backbone(

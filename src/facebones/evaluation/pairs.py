@@ -8,12 +8,11 @@ import numpy as np
 
 from facebones.data.folders import pair_sets
 from facebones.data.pairs import read_pairs
-from facebones.device import select_device
 from facebones.errors import DataError
 from facebones.evaluation.verification import PairSetResult, evaluate_pair_set
 from facebones.files import atomic_write, write_json
 from facebones.reporting.plots import plot_roc
-from facebones.weights import load_backbone
+from facebones.weights import open_backbone
 
 
 def evaluate_pairs(
@@ -28,7 +27,7 @@ def evaluate_pairs(
     """Verify pair sets with a trained backbone, by the published protocol.
 
     Args:
-        checkpoint: a run's folder or a file of weights.
+        checkpoint: a run's folder, a file of weights, or an ONNX file.
         data: `.bin` files, or folders that hold some.
         backbone: its name, where the file does not say it.
         output: folder for result.json, NAME_scores.npz (distance and is_same of each pair) and roc.png.
@@ -42,9 +41,7 @@ def evaluate_pairs(
         FaceBonesError: a set or the weights cannot be used.
     """
     sets = [read_pairs(path) for path in _bin_files(data)]
-    computing = select_device(device)
-    network, path = load_backbone(checkpoint, backbone)
-    network.to(computing)
+    network, path, computing = open_backbone(checkpoint, backbone, device)
     results = [
         evaluate_pair_set(network, pair_set, device=computing, batch_size=batch_size, progress=True)
         for pair_set in sets
