@@ -264,6 +264,47 @@ def _backbones(arguments: Arguments) -> None:
     )
 
 
+def _profile_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "networks",
+        nargs="*",
+        default=["*"],
+        metavar="NAME",
+        help="a backbone, an alias, a shell pattern, a run, a file of weights, an ONNX file [all backbones]",
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="the backbone, where a file of weights does not say it")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write profile.json, .csv, .png and .pdf here")
+    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="for images/s and memory [32]")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="of the CPU [what torch takes]")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="by autocast [fp32]")
+    parser.add_argument("--channels-last", action="store_true", help="lay images and weights out as (B, H, W, C)")
+    parser.add_argument(
+        "--seconds", type=_positive_seconds, default=2.0, metavar="S", help="least time a figure of a network [2]"
+    )
+    _device_option(parser)
+    _json_option(parser)
+
+
+def _profile(arguments: Arguments) -> None:
+    from facebones.profiling import Conditions, profile
+    from facebones.profiling.profiler import headline, profile_table
+    from facebones.tables import print_table
+
+    conditions = Conditions(
+        device=arguments.device,
+        threads=arguments.threads,
+        precision=arguments.precision,
+        channels_last=arguments.channels_last,
+        batch_size=arguments.batch_size,
+        seconds=arguments.seconds,
+    )
+    result = profile(arguments.networks, conditions, backbone=arguments.backbone, output=arguments.output)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_table(*profile_table(result), title=headline(result))
+
+
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", type=Path, help="a training set, a .bin, or a folder of them")
     parser.add_argument("--output", type=Path, metavar="PNG", help="write a contact sheet here")
@@ -348,6 +389,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _positive_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no positive time")
+    return seconds
+
+
 GROUPS = {"evaluate": "measure a trained backbone", "data": "look into data, convert it, make some"}
 
 COMMANDS = {
@@ -376,6 +424,12 @@ COMMANDS = {
     ),
     "backbones": Command(
         "list the backbones with their cost", 'facebones backbones "mobile*"', _backbones_options, _backbones
+    ),
+    "profile": Command(
+        "count and measure what networks cost: parameters, FLOPs, latency, throughput, memory",
+        'facebones profile mobilefacenet_wide "mixfacenet*" runs/mbf --output profile',
+        _profile_options,
+        _profile,
     ),
     "data inspect": Command(
         "count, check and show what a data set holds",
