@@ -24,7 +24,8 @@ MARKERS = ("o", "s", "^", "v", "P", "X", "h")  # all of a size: none reaches far
 SMALLEST_MARKER = 30.0  # area in square points
 AREA_PER_MILLION = 8.0  # so that from four million on it is proportional
 PLAIN_MARKER = 36.0
-LABEL_SIZE = 7.0
+LABEL_SIZE = 7.5
+INK = 0.65  # of a marker's brightness
 LONGEST_LABEL = 34
 NEAR = 2.5  # points; a label nearer than that to its marker needs no line
 FULL_DECADES = 3  # from there on only the powers of ten are labelled
@@ -76,6 +77,13 @@ def _style(family: str, families: list[str]) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
+def _dark(colour: str) -> tuple[float, ...]:
+    """The colour, dark enough for small letters on white."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(INK * channel for channel in to_rgb(colour))
+
+
 def _draw_markers(axes: "Axes", rows: Sequence[Row], key: str, areas: FloatArray, families: list[str]) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
@@ -122,7 +130,7 @@ def _draw_names(axes: "Axes", rows: Sequence[Row], key: str, areas: FloatArray, 
     for row, name, centre, box, radius in zip(rows, names, centres, boxes, reach, strict=True):
         end = nearest_point(box, centre)
         far = np.linalg.norm(end - centre) - radius[0] > NEAR * pixels
-        colour = _style(row["family"], families)["color"]
+        colour = _dark(_style(row["family"], families)["color"])
         axes.annotate(
             name, (row[key], row["latency_p50_ms"]), xytext=(box[:2] - centre) / pixels, textcoords="offset points",
             fontsize=LABEL_SIZE, color=colour, ha="left", va="bottom", annotation_clip=False,
