@@ -4,9 +4,11 @@ On a GPU it is torch's own count (max_memory_allocated). On the CPU, allocators 
 convolution libraries allocate past torch; so a new process is asked, for each network, how far its resident memory has
 risen at its highest while it embeds, over what it held before the network was built (the interpreter, torch, ONNX
 Runtime, and a small network that has run, so that what is loaded once is not charged to the first). What building and
-loading took for a moment is not counted. The system tells this on Linux; elsewhere the figure is missing.
+loading took for a moment is not counted. The system tells this on Linux; elsewhere the figure is missing, and so is
+that of an ONNX file on a GPU.
 """
 
+import importlib
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -45,9 +47,9 @@ def measure_peak_memory(source: Source, conditions: Conditions) -> int | None:
 
 
 def _peak_memory(source: Source, conditions: Conditions) -> int | None:
-    kind = "cpu" if source.is_onnx else select_device(conditions.device).type
+    kind = select_device(conditions.device).type
     with conditions.threads_set():
-        if kind == "cuda":
+        if kind == "cuda" and not source.is_onnx:
             return _on_gpu(source, conditions)
         return _on_cpu(source, conditions) if kind == "cpu" and STATUS.is_file() else None
 
@@ -61,6 +63,8 @@ def _on_gpu(source: Source, conditions: Conditions) -> int:
 
 def _on_cpu(source: Source, conditions: Conditions) -> int:
     _embed(Inference(_Small().eval(), torch.device("cpu"), conditions), conditions)
+    if source.is_onnx:
+        importlib.import_module("onnxruntime")
     before = _resident("VmRSS")
     infer = Inference(*open_network(source, "cpu"), conditions)
     CLEAR_REFS.write_text(RESET_PEAK)

@@ -90,11 +90,11 @@ def headline(result: dict[str, Any]) -> str:
     """Under what conditions was measured, in two lines."""
     facts = result["conditions"]
     layout = ", channels last" if facts["channels_last"] else ""
-    has_onnx = any(row["runtime"] == "onnxruntime" for row in result["networks"])
-    onnx = "; .onnx in ONNX Runtime, at the file's own precision" if has_onnx else ""
+    providers = {row["provider"] for row in result["networks"]} - {None}
+    onnx = f"; .onnx in ONNX Runtime ({', '.join(providers)}) at the file's own precision" if providers else ""
     return (
-        f"{facts['device']}: {facts['processor']}, {facts['threads']} threads, {facts['precision']}{layout}, "
-        f"torch {facts['torch']}{onnx}\n"
+        f"{facts['device']}: {facts['processor']}, {facts['threads']} thread{'s' * (facts['threads'] > 1)}, "
+        f"{facts['precision']}{layout}, torch {facts['torch']}{onnx}\n"
         f"latency of one {facts['image_size']}x{facts['image_size']} image; "
         f"images/s and peak memory at batch {facts['batch_size']}"
     )
@@ -116,6 +116,7 @@ def _count_torch(network: Backbone) -> Row:
     operations = count_operations(network)
     return {
         "runtime": "torch",
+        "provider": None,
         "parameters": count_parameters(network),
         "unused_parameters": sum(network.get_parameter(key).numel() for key in unused_parameters(network)),
         "macs": operations.macs,
@@ -130,6 +131,7 @@ def _count_file(network: OnnxBackbone) -> Row:
     counts = count_onnx(network.path)
     return {
         "runtime": "onnxruntime",
+        "provider": network.provider,  # it may compute elsewhere than torch does
         "parameters": counts["parameters"],
         "unused_parameters": None,
         "macs": counts["macs"],
