@@ -22,7 +22,7 @@ from facebones.data.pairs import PairSet, read_pairs
 from facebones.errors import ConfigError, RunError
 from facebones.evaluation.pairs import pair_set_files
 from facebones.evaluation.verification import check_pair_set
-from facebones.files import atomic_write
+from facebones.files import atomic_write, check_writable
 from facebones.onnx_backbone import OnnxBackbone
 from facebones.quantization import METHOD, Calibration, quantize, stack_images, what_changed
 from facebones.weights import load_backbone, read_card
@@ -81,7 +81,7 @@ def export_backbone(
         "int8", what 8 bits have changed.
 
     Raises:
-        ConfigError: the output exists, or packages are missing.
+        ConfigError: the output exists or cannot be written, or packages are missing.
         CheckpointError, DataError: weights or images cannot be used.
         RunError: the network cannot be exported, or the file's embeddings differ from torch's by more than 1e-4 of
             their norm; nothing is written then.
@@ -165,6 +165,7 @@ def _check(output: Path) -> None:
         raise ConfigError(f"{output}: exists already; remove it or choose another name")
     if output.suffix != ".onnx":
         raise ConfigError(f"{output}: name the file .onnx, so that other commands know what it is")
+    check_writable(output)
 
 
 def _first_faces(pair_set: PairSet) -> list[ImageArray]:
