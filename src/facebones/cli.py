@@ -235,6 +235,59 @@ def _evaluate_pairs(arguments: Arguments) -> None:
         print_table(*pairs_table(result), title=f"{result['backbone']} ({result['checkpoint']})")
 
 
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    _checkpoint_option(parser, "a run, or a file of weights")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE.onnx", help="what to write; refused where it exists"
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="the backbone, where the file does not say it")
+    parser.add_argument(
+        "--fold-preprocessing",
+        action="store_true",
+        help="take pixels, uint8 (B, 112, 112, 3), and scale them inside",
+    )
+    parser.add_argument("--int8", action="store_true", help="quantise to 8 bits, by images of --calibration")
+    parser.add_argument("--calibration", type=Path, metavar="DATA", help="a training set, or a .bin, for --int8")
+    parser.add_argument("--calibration-images", type=_positive, metavar="N", help="images drawn from it [256]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the drawing [0]")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="SET.bin",
+        help="pair sets, or a folder: compare with torch on their faces too; with --int8, accuracy before and after",
+    )
+    _json_option(parser)
+
+
+def _export(arguments: Arguments) -> None:
+    if arguments.int8 != (arguments.calibration is not None):
+        raise ConfigError("--int8 and --calibration DATA go together: the images say how large the activations get")
+    if arguments.calibration_images and not arguments.int8:
+        raise ConfigError("--calibration-images is for --int8")
+
+    from facebones.export import export_backbone, export_lines, export_table
+    from facebones.quantization import Calibration
+    from facebones.tables import print_table
+
+    images = {"images": arguments.calibration_images} if arguments.calibration_images else {}
+    result = export_backbone(
+        arguments.checkpoint,
+        arguments.output,
+        backbone=arguments.backbone,
+        fold_preprocessing=arguments.fold_preprocessing,
+        calibration=Calibration(arguments.calibration, seed=arguments.seed, **images) if arguments.int8 else None,
+        data=arguments.data,
+    )
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return
+    print("\n".join(export_lines(result)))
+    if arguments.int8:
+        print_table(*export_table(result))
+
+
 def _backbones_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help='shell pattern, such as "mobile*"')
     _json_option(parser)
@@ -421,6 +474,12 @@ COMMANDS = {
         "facebones evaluate pairs --checkpoint runs/mbf --data lfw.bin cfp_fp.bin --output results/mbf",
         _pairs_options,
         _evaluate_pairs,
+    ),
+    "export": Command(
+        "write a trained backbone as an ONNX file, in fp32 or 8 bits, after comparing it with torch",
+        "facebones export --checkpoint runs/mbf --output mbf.onnx --data lfw.bin",
+        _export_options,
+        _export,
     ),
     "backbones": Command(
         "list the backbones with their cost", 'facebones backbones "mobile*"', _backbones_options, _backbones

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from facebones.errors import RunError
+from facebones.errors import ConfigError, RunError
 
 
 @contextmanager
@@ -42,11 +42,28 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             Path(temporary).unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold; nothing is left there.
+
+    Raises:
+        ConfigError: it is a folder, or no file can be made in its folder.
+    """
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; name a file")
+        existing = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write `content` as indented JSON, atomically; NaN is refused because JSON has no such number."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
-        file.write(text.encode() + b"\n")
+        # A path need not be Unicode; Python holds such a byte as a surrogate, which JSON knows as an escape.
+        file.write(text.encode(errors="backslashreplace") + b"\n")
 
 
 def _umask() -> int:

@@ -35,6 +35,7 @@ class OnnxBackbone(Backbone):
         threads: threads of an operator on the CPU; None takes as many as torch.
 
     Attributes:
+        input_name: the name of the file's input.
         said_name: the backbone's name in the registry, where the file is ours and says it.
         name: that name, or else the file's.
         embedding_size: D.
@@ -57,7 +58,7 @@ class OnnxBackbone(Backbone):
         # Others may use the word "backbone" in their files for anything.
         self.said_name = self.metadata.get("backbone") if "facebones_version" in self.metadata else None
         self.name = self.said_name or path.stem
-        self.batch, self.folded = self._read_signature()
+        self.input_name, self.batch, self.folded = self._read_signature()
         with torch.inference_mode():  # shows that it runs at all, and what comes out, whatever the file says of it
             self.embedding_size = self(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)).shape[1]
 
@@ -67,12 +68,12 @@ class OnnxBackbone(Backbone):
         Raises:
             CheckpointError: ONNX Runtime cannot run the file on them.
         """
-        images = self._to_file_input(x_B3HW)
+        images = self.to_file_input(x_B3HW)
         step = self.batch or max(1, len(images))
         answers = [self._run(images[start : start + step]) for start in range(0, len(images), step)]
         return torch.from_numpy(np.concatenate(answers)).to(x_B3HW.device)
 
-    def _to_file_input(self, x_B3HW: Tensor) -> npt.NDArray[Any]:
+    def to_file_input(self, x_B3HW: Tensor) -> npt.NDArray[Any]:
         """What the file takes, from what our backbones take: the place for other preprocessing."""
         x = x_B3HW.detach().float()
         if self.folded:
@@ -81,7 +82,7 @@ class OnnxBackbone(Backbone):
 
     def _run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         try:
-            (answer,) = self._session.run(None, {self._session.get_inputs()[0].name: images})
+            (answer,) = self._session.run(None, {self.input_name: images})
         except _runtime_errors() as error:
             raise CheckpointError(
                 f"{self.path}: cannot be run on {len(images)} images: {_one_line(error)}; restore or export it again"
@@ -91,8 +92,8 @@ class OnnxBackbone(Backbone):
             raise CheckpointError(f"{self.path}: its output is {found} for {len(images)} images, not (B, D)")
         return answer.astype(np.float32, copy=False)
 
-    def _read_signature(self) -> tuple[int | None, bool]:
-        """The batch size and whether preprocessing is folded, from the input that the file declares."""
+    def _read_signature(self) -> tuple[str, int | None, bool]:
+        """Of the input that the file declares: its name, the batch size, and whether preprocessing is folded."""
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise CheckpointError(
@@ -107,7 +108,7 @@ class OnnxBackbone(Backbone):
                 f"{self.path}: its input is {kind} {shape}; known are float (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}) and "
                 f"uint8 (B, {IMAGE_SIZE}, {IMAGE_SIZE}, 3) with a free batch or a batch of 1; export it again"
             )
-        return sizes[0], kind == "tensor(uint8)"
+        return inputs[0].name, sizes[0], kind == "tensor(uint8)"
 
 
 def _open_session(path: Path, device: str, threads: int) -> Any:

@@ -101,6 +101,15 @@ def load_backbone(
     return backbone.float().eval(), path
 
 
+def read_card(path: Path) -> Mapping[str, Any]:
+    """What a file of weights says of itself, such as "backbone" and "training_data"; a bare state dict says nothing.
+
+    Raises:
+        CheckpointError: missing or broken.
+    """
+    return _read_file(path)[1]
+
+
 def check_weights(backbone: Backbone, weights: Mapping[str, Tensor], where: str) -> None:
     """Hold the names and shapes of weights against a backbone's.
 
@@ -137,7 +146,7 @@ def _file_of(checkpoint: Path) -> Path:
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None, int | None]:
     """The weights of a file, and the backbone's name and embedding size where it says them."""
-    content, card = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    content, card = _read_file(path)
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: holds no state dict (names to tensors) of a backbone")
     name, size = card.get("backbone"), card.get("embedding_size")
@@ -146,12 +155,19 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None, int | None
     return content, name, size
 
 
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+
+
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """A state dict, bare or within one of our checkpoints, and what the latter says of it."""
     content = load_checkpoint(path)
     match content:
-        case {"backbone": dict(weights), "recipe": {"backbone": {"name": name, "embedding_size": size}}}:
-            return weights, {"backbone": name, "embedding_size": size}
+        case {
+            "backbone": dict(weights),
+            "recipe": {"backbone": {"name": name, "embedding_size": size}, "data": {"path": str(data)}},
+        }:
+            return weights, {"backbone": name, "embedding_size": size, "training_data": Path(data).name}
     return content, {}
 
 

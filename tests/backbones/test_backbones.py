@@ -1,7 +1,6 @@
 """Every registered backbone: its count, its cost, and that it can be trained, saved and loaded."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -60,26 +59,8 @@ def test_shufflefacenet_with_one_prelu_parameter_a_layer(widths, parameters, mac
     assert count_macs(backbone) / 1e6 == pytest.approx(macs_millions, rel=1e-3)
 
 
-def golden_tensor(key, shape):
-    """The rule by which the reference networks were filled (golden/README of the reference numbers)."""
-    if key.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.long)
-    draw = np.random.RandomState(zlib.crc32(key.encode()) & 0x7FFFFFFF).standard_normal(shape).astype(np.float32)
-    if key.endswith("running_var"):
-        draw = 1 + 0.1 * np.abs(draw)
-    elif key.endswith(("running_mean", "bias")):
-        draw = 0.1 * draw
-    elif len(shape) == 1 and "prelu" in key:
-        draw = 0.25 + 0.05 * draw
-    elif len(shape) == 1:
-        draw = 1 + 0.1 * draw
-    else:
-        draw = draw / np.sqrt(np.prod(shape[1:]))
-    return torch.from_numpy(np.asarray(draw, np.float32))
-
-
 @pytest.mark.parametrize(("family", "name"), REFERENCES)
-def test_outputs_equal_the_originals_under_their_own_keys(family, name):
+def test_outputs_equal_the_originals_under_their_own_keys(family, name, golden_tensor):
     shapes = json.loads((GOLDEN / f"{family}_keys.json").read_text())[name]
     backbone = create_backbone(name).eval()
     backbone.load_state_dict({key: golden_tensor(key, shape) for key, shape in shapes.items()})
@@ -131,7 +112,7 @@ def test_init_shuffle_changes_the_output_and_no_count():
 
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
 @pytest.mark.parametrize("size", [128, 512])
-def test_output_is_float32_also_under_autocast_and_channels_last(name, size):
+def test_output_is_float32_also_under_autocast_and_channels_last(name, size, golden_tensor):
     backbone = create_backbone(name, embedding_size=size).eval()
     # New deep networks in eval mode overflow: their normalisation has seen nothing yet. These weights keep the scale.
     backbone.load_state_dict({key: golden_tensor(key, tensor.shape) for key, tensor in backbone.state_dict().items()})

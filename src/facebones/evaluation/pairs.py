@@ -40,7 +40,7 @@ def evaluate_pairs(
     Raises:
         FaceBonesError: a set or the weights cannot be used.
     """
-    sets = [read_pairs(path) for path in _bin_files(data)]
+    sets = [read_pairs(path) for path in pair_set_files(data)]
     network, path, computing = open_backbone(checkpoint, backbone, device)
     results = [
         evaluate_pair_set(network, pair_set, device=computing, batch_size=batch_size, progress=True)
@@ -79,7 +79,7 @@ def pairs_table(content: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[s
     return columns, rows
 
 
-def _bin_files(data: Sequence[Path]) -> list[Path]:
+def pair_set_files(data: Sequence[Path]) -> list[Path]:
     """The `.bin` files given or lying in the folders given; two of one name would overwrite each other's results."""
     files: list[Path] = []
     for path in data:
