@@ -8,10 +8,10 @@ import torch
 
 from facebones.backbones import Backbone, create_backbone, list_backbones, lookup_backbone
 from facebones.device import select_device
-from facebones.errors import UnknownNameError
+from facebones.errors import CheckpointError, UnknownNameError
 from facebones.weights import open_backbone
 
-WILDCARDS = "*?["
+SUFFIXES = {".onnx", ".pt", ".pth", ".safetensors"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def find_sources(words: Sequence[str], backbone: str | None = None) -> list[Sour
         backbone: of the files that do not say it.
 
     Raises:
-        UnknownNameError: neither a name nor a path.
+        UnknownNameError: no such name.
+        CheckpointError: no such file.
     """
     found = [source for word in words for source in _sources_of(word, backbone)]
     return list(dict.fromkeys(found))
@@ -57,9 +58,11 @@ def _sources_of(word: str, backbone: str | None) -> list[Source]:
         return [Source(lookup_backbone(word).name)]
     except UnknownNameError:
         path = Path(word)
-        if not path.exists():
-            raise UnknownNameError("backbone, run or file", word, list_backbones()) from None
-        return [Source(word, path, backbone)]
+        if path.exists():
+            return [Source(word, path, backbone)]
+        if path.suffix in SUFFIXES or len(path.parts) > 1:
+            raise CheckpointError(f"{word}: no such run or file; check the path") from None
+        raise
 
 
 def open_network(source: Source, device: str) -> tuple[Backbone, torch.device]:

@@ -3,9 +3,9 @@
 On a GPU it is torch's own count (max_memory_allocated). On the CPU, allocators keep and share what they have, and
 convolution libraries allocate past torch; so a new process is asked, for each network, how far its resident memory has
 risen at its highest while it embeds, over what it held before the network was built (the interpreter, torch, ONNX
-Runtime, and a small network that has run, so that what is loaded once is not charged to the first). What building and
-loading took for a moment is not counted. The system tells this on Linux; elsewhere the figure is missing, and so is
-that of an ONNX file on a GPU.
+Runtime, and a small network that has run, so that what a library loads once is not charged to the network). What
+building and loading took for a moment is not counted. The system tells this on Linux; elsewhere the figure is missing,
+and so is that of an ONNX file on a GPU.
 """
 
 import importlib
@@ -65,6 +65,9 @@ def _on_cpu(source: Source, conditions: Conditions) -> int:
     _embed(Inference(_Small().eval(), torch.device("cpu"), conditions), conditions)
     if source.is_onnx:
         importlib.import_module("onnxruntime")
+    elif source.path is not None:
+        with torch.device("meta"):  # where weights are loaded to; its first use imports much
+            nn.init.kaiming_normal_(torch.empty(8, 3, 3, 3))
     before = _resident("VmRSS")
     infer = Inference(*open_network(source, "cpu"), conditions)
     CLEAR_REFS.write_text(RESET_PEAK)
