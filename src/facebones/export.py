@@ -1,10 +1,11 @@
 """`facebones export`: a trained backbone as one ONNX file, written only where it answers as torch does."""
 
+import io
 import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,7 +99,7 @@ def export_backbone(
     with atomic_write(output) as file, _scratch_folder(output) as scratch:
         exported = _write_model(scratch / "fp32.onnx", _to_onnx(network, path, form), metadata)
         result: dict[str, Any] = {"output": str(output), "checkpoint": str(path), "opset": OPSET}
-        result["parity"] = _parity(network, exported, {**faces, "calibration": drawn}, path)
+        result["parity"] = _parity(network, exported, {"calibration": drawn, **faces}, path)
         if calibration:
             metadata |= {"quantization": METHOD}
             quantized = _quantized(exported, scratch / "int8.onnx", drawn, metadata)
@@ -214,7 +215,7 @@ def _to_onnx(network: Backbone, path: Path, form: InputForm) -> Any:
     pixels = torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
     folded = form is PIXEL_INPUT
     try:
-        with _quiet():
+        with _quiet(), redirect_stderr(io.StringIO()):  # where it fails, torch prints the graph
             program = torch.onnx.export(
                 _FromPixels(network).eval() if folded else network,
                 (pixels if folded else to_network_input(pixels),),

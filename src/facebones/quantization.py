@@ -85,7 +85,8 @@ def quantize(source: OnnxBackbone, target: Path, images: Sequence[ImageArray]) -
             return next(self.inputs, None)
 
     prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(str(source.path), str(prepared))
+    # Symbolic shapes are for graphs that compute shapes; ours have none left.
+    quant_pre_process(str(source.path), str(prepared), skip_symbolic_shape=True)
     quantize_static(
         str(prepared),
         str(target),
