@@ -1,5 +1,6 @@
 """Small data sets and runs that many tests share."""
 
+import zlib
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from facebones.backbones import Backbone, list_backbones, register_backbone, registry
+from facebones.backbones import Backbone, create_backbone, list_backbones, register_backbone, registry
 from facebones.config import recipe_from_dict
 
 ROOT = Path(__file__).parents[1]
@@ -111,5 +112,40 @@ def tiny_recipe(small_data, tiny_backbone):
             section, key = name.split(".")
             sections.setdefault(section, {})[key] = value
         return recipe_from_dict(sections)
+
+    return build
+
+
+def _golden_tensor(key, shape):
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.long)
+    draw = np.random.RandomState(zlib.crc32(key.encode()) & 0x7FFFFFFF).standard_normal(shape).astype(np.float32)
+    if key.endswith("running_var"):
+        draw = 1 + 0.1 * np.abs(draw)
+    elif key.endswith(("running_mean", "bias")):
+        draw = 0.1 * draw
+    elif len(shape) == 1 and "prelu" in key:
+        draw = 0.25 + 0.05 * draw
+    elif len(shape) == 1:
+        draw = 1 + 0.1 * draw
+    else:
+        draw = draw / np.sqrt(np.prod(shape[1:]))
+    return torch.from_numpy(np.asarray(draw, np.float32))
+
+
+@pytest.fixture(scope="session")
+def golden_tensor():
+    """The rule, a function of key and shape, by which the reference networks were filled; it keeps the scale."""
+    return _golden_tensor
+
+
+@pytest.fixture(scope="session")
+def scaled_backbone():
+    """Build a network in eval mode whose weights keep the scale: with new ones, deep networks overflow in this mode."""
+
+    def build(name, **options):
+        network = create_backbone(name, **options).eval()
+        network.load_state_dict({key: _golden_tensor(key, value.shape) for key, value in network.state_dict().items()})
+        return network
 
     return build

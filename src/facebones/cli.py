@@ -259,9 +259,7 @@ def _print_run(output: Path, result: dict[str, Any]) -> None:
 
 
 def _pairs_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint", required=True, type=Path, metavar="RUN|FILE", help="a run, or a file of weights"
-    )
+    _checkpoint_option(parser, "a run, a file of weights, or an ONNX file")
     parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="SET.bin", help="pair sets, or a folder")
     parser.add_argument("--backbone", metavar="NAME", help="the backbone, where the file does not say it")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write result.json, scores and the ROC picture here")
@@ -288,6 +286,59 @@ def _evaluate_pairs(arguments: Arguments) -> None:
         print_table(*pairs_table(result), title=f"{result['backbone']} ({result['checkpoint']})")
 
 
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    _checkpoint_option(parser, "a run, or a file of weights")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE.onnx", help="what to write; refused where it exists"
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="the backbone, where the file does not say it")
+    parser.add_argument(
+        "--fold-preprocessing",
+        action="store_true",
+        help="take pixels, uint8 (B, 112, 112, 3), and scale them inside",
+    )
+    parser.add_argument("--int8", action="store_true", help="quantise to 8 bits, by images of --calibration")
+    parser.add_argument("--calibration", type=Path, metavar="DATA", help="a training set, or a .bin, for --int8")
+    parser.add_argument("--calibration-images", type=_positive, metavar="N", help="images drawn from it [256]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the drawing [0]")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="SET.bin",
+        help="pair sets, or a folder: compare with torch on their faces too; with --int8, accuracy before and after",
+    )
+    _json_option(parser)
+
+
+def _export(arguments: Arguments) -> None:
+    if arguments.int8 != (arguments.calibration is not None):
+        raise ConfigError("--int8 and --calibration DATA go together: the images say how large the activations get")
+    if arguments.calibration_images and not arguments.int8:
+        raise ConfigError("--calibration-images is for --int8")
+
+    from facebones.export import export_backbone, export_lines, export_table
+    from facebones.quantization import Calibration
+    from facebones.tables import print_table
+
+    images = {"images": arguments.calibration_images} if arguments.calibration_images else {}
+    result = export_backbone(
+        arguments.checkpoint,
+        arguments.output,
+        backbone=arguments.backbone,
+        fold_preprocessing=arguments.fold_preprocessing,
+        calibration=Calibration(arguments.calibration, seed=arguments.seed, **images) if arguments.int8 else None,
+        data=arguments.data,
+    )
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return
+    print("\n".join(export_lines(result)))
+    if arguments.int8:
+        print_table(*export_table(result))
+
+
 def _backbones_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help='shell pattern, such as "mobile*"')
     _json_option(parser)
@@ -311,6 +362,47 @@ def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:
         return row["name"], "-", "-", "-", also_called, f"{row['summary']}; not here: {row['problem']}"
     unused, macs = row["unused_parameters"], f"{row['macs'] / 1e6:,.1f} M"
     return row["name"], f"{row['parameters']:,}", f"{unused:,}", macs, also_called, row["summary"]
+
+
+def _profile_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "networks",
+        nargs="*",
+        default=["*"],
+        metavar="NAME",
+        help="a backbone, an alias, a shell pattern, a run, a file of weights, an ONNX file [all backbones]",
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="the backbone, where a file of weights does not say it")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write profile.json, .csv, .png and .pdf here")
+    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="for images/s and memory [32]")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="of the CPU [what torch takes]")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="by autocast [fp32]")
+    parser.add_argument("--channels-last", action="store_true", help="lay images and weights out as (B, H, W, C)")
+    parser.add_argument(
+        "--seconds", type=_positive_seconds, default=2.0, metavar="S", help="least time a figure of a network [2]"
+    )
+    _device_option(parser)
+    _json_option(parser)
+
+
+def _profile(arguments: Arguments) -> None:
+    from facebones.profiling import Conditions, profile
+    from facebones.profiling.profiler import headline, profile_table
+    from facebones.tables import print_table
+
+    conditions = Conditions(
+        device=arguments.device,
+        threads=arguments.threads,
+        precision=arguments.precision,
+        channels_last=arguments.channels_last,
+        batch_size=arguments.batch_size,
+        seconds=arguments.seconds,
+    )
+    result = profile(arguments.networks, conditions, backbone=arguments.backbone, output=arguments.output)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_table(*profile_table(result), title=headline(result))
 
 
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
@@ -376,6 +468,10 @@ def _demo(arguments: Arguments) -> None:
     demo(arguments.output, arguments.device)
 
 
+def _checkpoint_option(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--checkpoint", required=True, type=Path, metavar="RUN|FILE", help=what)
+
+
 def _device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps [auto]")
 
@@ -405,6 +501,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _positive_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no positive time")
+    return seconds
+
+
 GROUPS = {"evaluate": "measure a trained backbone", "data": "look into data, convert it, make some"}
 
 COMMANDS = {
@@ -431,8 +534,20 @@ COMMANDS = {
         _pairs_options,
         _evaluate_pairs,
     ),
+    "export": Command(
+        "write a trained backbone as an ONNX file, in fp32 or 8 bits, after comparing it with torch",
+        "facebones export --checkpoint runs/mbf --output mbf.onnx --data lfw.bin",
+        _export_options,
+        _export,
+    ),
     "backbones": Command(
         "list the backbones with their cost", 'facebones backbones "mobile*"', _backbones_options, _backbones
+    ),
+    "profile": Command(
+        "count and measure what networks cost: parameters, FLOPs, latency, throughput, memory",
+        'facebones profile mobilefacenet_wide "mixfacenet*" runs/mbf --output profile',
+        _profile_options,
+        _profile,
     ),
     "data inspect": Command(
         "count, check and show what a data set holds",

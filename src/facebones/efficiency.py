@@ -1,9 +1,13 @@
-"""The cost of a network that follows from its structure alone: parameters and multiply-accumulates."""
+"""The cost of a network that follows from its structure alone: parameters, multiply-accumulates, FLOPs, activations."""
 
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from facebones.backbones import create_backbone, list_backbones, lookup_backbone
 from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
@@ -44,29 +48,104 @@ def _leaves(output: Tensor) -> set[int]:
 
 
 def count_macs(network: nn.Module, image_size: int = IMAGE_SIZE) -> int:
-    """Multiply-accumulates of the convolutions and linear layers for one image (FLOPs = 2 x MACs).
+    """Multiply-accumulates of the convolutions and linear layers for one image: `OperationCounts.macs`."""
+    return count_operations(network, image_size).macs
 
-    The network may live on the meta device: only shapes are followed. Biases, normalisation, activations, pooling
-    and sums are not counted, as in InsightFace's tables.
+
+def weights_bytes(network: nn.Module) -> int:
+    """Size of the state dict: the weights, fp32 unless the network was cast, and the running statistics."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperationCounts:
+    """What a network does for one image.
+
+    Attributes:
+        macs: multiply-accumulates of the convolutions and linear layers, as in InsightFace's tables. Biases,
+            normalisation, activations, pooling, sums and products of two maps (attention too) are not counted.
+        activations: elements of the outputs of the convolutions and linear layers (R. Dollar et al., arXiv
+            2103.06877): what memory traffic, and so often latency, grows with.
+        biases: those additions that a bias of these layers makes, one an element of the output.
+        normalised: elements that a batch normalisation goes over.
+        activated: elements of the outputs of activation functions (PReLU, swish, sigmoid, ...).
+        pooled: elements that go into a pooling, the mean inside squeeze-and-excitation too.
     """
-    total = 0
+
+    macs: int
+    activations: int
+    biases: int
+    normalised: int
+    activated: int
+    pooled: int
+
+    @property
+    def flops(self) -> int:
+        """2 x MACs, the convention of ShuffleFaceNet and EdgeFace."""
+        return 2 * self.macs
+
+    @property
+    def flops_mixfacenet(self) -> int:
+        """The convention behind the FLOPs of the MixFaceNet paper (arXiv 2107.13046, table 2).
+
+        2 x MACs + 1 per bias added + 2 per element of each batch normalisation + 1 per element of each activation, the
+        sigmoid of squeeze-and-excitation too + 1 per element that goes into a pooling. The product of
+        squeeze-and-excitation, residual sums and shuffles are free, and so are normalisations of other kinds.
+        """
+        return 2 * self.macs + self.biases + 2 * self.normalised + self.activated + self.pooled
+
+
+def count_operations(network: nn.Module, image_size: int = IMAGE_SIZE) -> OperationCounts:
+    """Count what a network does for one image; it may live on the meta device, for only shapes are followed."""
+    counts: Counter[str] = Counter()
 
     def add(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        nonlocal total
         assert isinstance(module, nn.Conv2d | nn.Linear)  # noqa: S101 (hooks are registered on these only)
-        inputs_per_output = module.weight[0].numel()
-        total += output.numel() * inputs_per_output  # of one image, though perhaps in several windows
+        counts["macs"] += output.numel() * module.weight[0].numel()  # of one image, though perhaps in several windows
+        counts["activations"] += output.numel()
+        counts["biases"] += output.numel() if module.bias is not None else 0
 
     counted = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     hooks = [module.register_forward_hook(add) for module in counted]
     try:
-        with evaluation_mode(network), torch.no_grad():
+        with evaluation_mode(network), torch.no_grad(), _ElementCounter(counts):
             device = next(network.parameters()).device
             network(torch.empty(1, 3, image_size, image_size, device=device))
     finally:
         for hook in hooks:
             hook.remove()
-    return total
+    return OperationCounts(**{kind: counts[kind] for kind in OperationCounts.__dataclass_fields__})
+
+
+# By the operator and not by the module, so that what a forward pass calls without a module is counted as well.
+_BATCH_NORMS = {"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training"}
+_ACTIVATIONS = {"_prelu_kernel", "relu", "leaky_relu", "elu", "hardtanh", "gelu", "silu", "mish"}
+_ACTIVATIONS |= {"hardswish", "hardsigmoid", "sigmoid", "tanh"}
+_POOLINGS = {"avg_pool2d", "_adaptive_avg_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d"}
+
+
+class _ElementCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the elements that batch normalisations, activations and poolings go over while it is active."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts = counts
+
+    def __torch_dispatch__(
+        self,
+        operator: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = operator.__name__.partition(".")[0].removesuffix("_")  # "silu_.default" writes in place
+        if name in _BATCH_NORMS:
+            self.counts["normalised"] += args[0].numel()
+        elif name in _ACTIVATIONS:
+            self.counts["activated"] += args[0].numel()
+        elif name in _POOLINGS or (name == "mean" and args[0].ndim == 4):  # the mean of a map is a pooling
+            self.counts["pooled"] += args[0].numel()
+        return operator(*args, **(kwargs or {}))
 
 
 def describe_backbones(pattern: str = "*") -> list[dict[str, Any]]:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from facebones.backbones import Backbone, create_backbone, list_backbones, lookup_backbone
 from facebones.backbones.registry import LARGEST_EMBEDDING
+from facebones.device import select_device
 from facebones.errors import CheckpointError, ConfigError
 from facebones.files import atomic_write, write_json
+from facebones.onnx_backbone import OnnxBackbone
 from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import load_checkpoint
 
@@ -41,6 +43,32 @@ def save_weights(folder: RunFolder, backbone: Backbone, card: Mapping[str, Any])
         # One entry only: safetensors writes several in a random order, and equal runs shall give equal files.
         file.write(save_safetensors(weights, {METADATA_KEY: json.dumps(card)}))
     write_json(folder.weights.with_suffix(".json"), card)
+
+
+def open_backbone(checkpoint: Path, name: str | None, device: str) -> tuple[Backbone, Path, torch.device]:
+    """Build the network of a run, a file of weights or an ONNX file, ready to embed.
+
+    Args:
+        checkpoint: as for `load_backbone`, or a `.onnx` file.
+        name: the backbone; needed where the file does not say it, checked where it does.
+        device: "auto", "cpu", "cuda", ...; where the network computes.
+
+    Returns:
+        the backbone, the path of the file that was read, and the device for its input.
+
+    Raises:
+        CheckpointError: missing, broken, or of another backbone.
+        ConfigError: no such device.
+    """
+    if checkpoint.suffix == ".onnx":
+        network = OnnxBackbone(checkpoint, device)
+        if name and (network.said_name is None or lookup_backbone(name).name != network.said_name):
+            held = network.said_name or "a network of its own"
+            raise CheckpointError(f"{checkpoint}: holds {held}, not {name}; leave --backbone out")
+        return network, checkpoint, torch.device("cpu")
+    computing = select_device(device)
+    backbone, path = load_backbone(checkpoint, name)
+    return backbone.to(computing), path, computing
 
 
 def load_backbone(
@@ -79,6 +107,15 @@ def load_backbone(
     check_weights(backbone, weights, str(path))
     backbone.load_state_dict(weights)
     return backbone.eval(), path
+
+
+def read_card(path: Path) -> Mapping[str, Any]:
+    """What a file of weights says of itself, such as "backbone" and "training_data"; a bare state dict says nothing.
+
+    Raises:
+        CheckpointError: missing or broken.
+    """
+    return _read_file(path)[1]
 
 
 def check_weights(backbone: Backbone, weights: Mapping[str, Tensor], where: str) -> None:
@@ -128,7 +165,7 @@ def _file_of(checkpoint: Path) -> Path:
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None, int | None]:
     """The weights of a file, and the backbone's name and embedding size where it says them."""
-    content, card = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    content, card = _read_file(path)
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: holds no state dict (names to tensors) of a backbone")
     name, size = card.get("backbone"), card.get("embedding_size")
@@ -138,12 +175,19 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None, int | None
     return content, name, size
 
 
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+
+
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """A state dict, bare or within a checkpoint of ours or of others, and what ours says of it."""
     content = load_checkpoint(path)
     match content:
-        case {"backbone": dict(weights), "recipe": {"backbone": {"name": name, "embedding_size": size}}}:
-            return weights, {"backbone": name, "embedding_size": size}
+        case {
+            "backbone": dict(weights),
+            "recipe": {"backbone": {"name": name, "embedding_size": size}, "data": {"path": str(data)}},
+        }:
+            return weights, {"backbone": name, "embedding_size": size, "training_data": Path(data).name}
     for key in WRAPPERS:
         if isinstance(content.get(key), dict):
             content = content[key]
@@ -176,6 +220,9 @@ def _advice(weights: Mapping[str, Tensor]) -> str:
 def _fits(name: str, weights: Mapping[str, Tensor]) -> bool:
     try:
         with torch.device("meta"):
+            names = create_backbone(name).state_dict().keys()
+            if any(key not in names for key in weights):  # most end here
+                return False
             backbone = create_backbone(name, _embedding_size(name, weights))
         check_weights(backbone, _with_counters(dict(weights), backbone), "")
     except (CheckpointError, ConfigError):

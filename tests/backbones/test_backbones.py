@@ -1,7 +1,6 @@
 """Every registered backbone: its count, its cost, and that it can be trained, saved and loaded."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -66,33 +65,8 @@ def test_shufflefacenet_with_one_prelu_parameter_a_layer(widths, parameters, mac
     assert count_macs(backbone) / 1e6 == pytest.approx(macs_millions, rel=1e-3)
 
 
-def golden_tensor(key, shape):
-    """The rule by which the reference networks were filled (golden/README of the reference numbers)."""
-    if key.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.long)
-    draw = np.random.RandomState(zlib.crc32(key.encode()) & 0x7FFFFFFF).standard_normal(shape).astype(np.float32)
-    if key.endswith("running_var"):
-        draw = 1 + 0.1 * np.abs(draw)
-    elif key.endswith(("running_mean", "bias")):
-        draw = 0.1 * draw
-    elif len(shape) == 1 and "prelu" in key:
-        draw = 0.25 + 0.05 * draw
-    elif len(shape) == 1:
-        draw = 1 + 0.1 * draw
-    else:
-        draw = draw / np.sqrt(np.prod(shape[1:]))
-    return torch.from_numpy(np.asarray(draw, np.float32))
-
-
-def scaled_backbone(name, **options):
-    """A network in eval mode whose weights keep the scale: with new ones, deep networks overflow in this mode."""
-    backbone = create_backbone(name, **options).eval()
-    backbone.load_state_dict({key: golden_tensor(key, tensor.shape) for key, tensor in backbone.state_dict().items()})
-    return backbone
-
-
 @pytest.mark.parametrize(("family", "name"), REFERENCES)
-def test_outputs_equal_the_originals_under_their_own_keys(family, name):
+def test_outputs_equal_the_originals_under_their_own_keys(family, name, golden_tensor):
     shapes = json.loads((GOLDEN / f"{family}_keys.json").read_text())[name]
     backbone = create_backbone(name).eval()
     backbone.load_state_dict({key: golden_tensor(key, shape) for key, shape in shapes.items()})
@@ -144,7 +118,7 @@ def test_init_shuffle_changes_the_output_and_no_count():
 
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
 @pytest.mark.parametrize("size", [128, 512])
-def test_output_is_float32_also_under_autocast_and_channels_last(name, size):
+def test_output_is_float32_also_under_autocast_and_channels_last(name, size, scaled_backbone):
     backbone = scaled_backbone(name, embedding_size=size)
     x = torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
@@ -161,7 +135,7 @@ def test_output_is_float32_also_under_autocast_and_channels_last(name, size):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_the_graph_is_captured_whole_and_answers_the_same(name):
+def test_the_graph_is_captured_whole_and_answers_the_same(name, scaled_backbone):
     backbone = scaled_backbone(name)
     compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
@@ -176,7 +150,7 @@ def test_the_graph_is_captured_whole_and_answers_the_same(name):
     ["iresnet18", "mobilefacenet_wide", "shufflefacenet_0_5", "shufflemixfacenet_xs", "edgeface_xs"]
     + ["study_shufflefacenet_0_5", "study_shufflemixfacenet_xs"],
 )
-def test_compiled_code_of_each_family_answers_the_same(name):
+def test_compiled_code_of_each_family_answers_the_same(name, scaled_backbone):
     backbone = scaled_backbone(name)
     x = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

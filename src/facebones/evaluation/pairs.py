@@ -8,13 +8,12 @@ import numpy as np
 
 from facebones.data.folders import pair_sets
 from facebones.data.pairs import read_pairs
-from facebones.device import select_device
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.verification import PairSetResult, check_pair_set, evaluate_pair_set
 from facebones.files import atomic_write, check_writable, write_json
 from facebones.reporting.plots import plot_roc
 from facebones.run_folder import RunFolder
-from facebones.weights import load_backbone
+from facebones.weights import open_backbone
 
 
 def evaluate_pairs(
@@ -29,7 +28,7 @@ def evaluate_pairs(
     """Verify pair sets with a trained backbone, by the published protocol.
 
     Args:
-        checkpoint: a run's folder or a file of weights.
+        checkpoint: a run's folder, a file of weights, or an ONNX file.
         data: `.bin` files, or folders that hold some.
         backbone: its name, where the file does not say it.
         output: folder for result.json, NAME_scores.npz (distance and is_same of each pair) and roc.png; those of an
@@ -43,15 +42,13 @@ def evaluate_pairs(
     Raises:
         FaceBonesError: a set or the weights cannot be used, or the output could not be written.
     """
-    files = _bin_files(data)
+    files = pair_set_files(data)
     if output is not None:
         _check_output(output, [path.stem for path in files])
     sets = [read_pairs(path) for path in files]
     for pair_set in sets:
         check_pair_set(pair_set)
-    computing = select_device(device)
-    network, path = load_backbone(checkpoint, backbone)
-    network.to(computing)
+    network, path, computing = open_backbone(checkpoint, backbone, device)
     results = [
         evaluate_pair_set(network, pair_set, device=computing, batch_size=batch_size, progress=True)
         for pair_set in sets
@@ -89,7 +86,7 @@ def pairs_table(content: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[s
     return columns, rows
 
 
-def _bin_files(data: Sequence[Path]) -> list[Path]:
+def pair_set_files(data: Sequence[Path]) -> list[Path]:
     """The `.bin` files given or lying in the folders given; two of one name would overwrite each other's results."""
     files: list[Path] = []
     for path in data:

@@ -1,0 +1,114 @@
+"""Under what conditions something is measured: device, threads, precision, layout, batch, repetitions."""
+
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facebones import __version__
+from facebones.backbones.registry import IMAGE_SIZE, Backbone
+from facebones.device import select_device
+from facebones.errors import ConfigError
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+ROUNDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """How the measurements are made.
+
+    Attributes:
+        device: "auto", "cpu", "cuda", ...
+        threads: of an operator on the CPU; None takes what torch takes.
+        precision: "fp32", or autocast to "bf16" or "fp16". ONNX files compute in their own.
+        channels_last: weights and images in the layout (B, H, W, C) inside torch.
+        batch_size: images a forward pass where throughput and memory are measured.
+        seconds: the least time over which each figure of each network is measured.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    precision: str = "fp32"
+    channels_last: bool = False
+    batch_size: int = 32
+    seconds: float = 2.0
+
+    def check(self) -> None:
+        """Raise ConfigError where the device is not here or does not compute in that precision."""
+        device = select_device(self.device)
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"--precision {self.precision}: known are {', '.join(PRECISIONS)}")
+        if self.precision != "fp32" and not torch.amp.is_autocast_available(device.type):
+            raise ConfigError(f"--precision {self.precision}: {device.type} has no autocast; take fp32")
+
+    @contextmanager
+    def threads_set(self) -> Iterator[None]:
+        """The block computes with these threads; the number before comes back after it."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def describe(self) -> dict[str, Any]:
+        """What a measurement must be read with; inside `threads_set`."""
+        device = select_device(self.device)
+        return {
+            "facebones": __version__,
+            "torch": torch.__version__,
+            "device": str(device),
+            "processor": processor_model(device),
+            "threads": torch.get_num_threads(),
+            "precision": self.precision,
+            "channels_last": self.channels_last,
+            "batch_size": self.batch_size,
+            "image_size": IMAGE_SIZE,
+            "rounds": ROUNDS,
+            "seconds": self.seconds,
+        }
+
+
+class Inference:
+    """A network that embeds made-up images under given conditions; calling it with n embeds n of them and waits.
+
+    Args:
+        network: in eval mode.
+        device: where its input lies.
+        conditions: precision, layout and the largest batch.
+    """
+
+    def __init__(self, network: Backbone, device: torch.device, conditions: Conditions) -> None:
+        layout = torch.channels_last if conditions.channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
+        self.device = device
+        self.dtype = PRECISIONS[conditions.precision]
+        shape = (conditions.batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
+        images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        self.images: Tensor = images.to(device, memory_format=layout)
+
+    def __call__(self, count: int) -> None:
+        """Embed `count` images; the device has finished when this returns."""
+        with torch.inference_mode(), self._autocast():
+            self.network(self.images[:count])
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
+
+
+def processor_model(device: torch.device) -> str:
+    """The trade name of what computes, as far as the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
