@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from facebones.backbones import create_backbone
-from facebones.cli import _print_run, main
+from facebones.cli import main
+from facebones.commands.training import _print_run
 from facebones.config import OptimizerConfig
 from facebones.errors import RunError
 from facebones.reporting.plots import plot_training

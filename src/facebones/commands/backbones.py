@@ -1,0 +1,155 @@
+"""Commands about the networks themselves: what there is, what it costs, and on to other runtimes."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from facebones.commands.command import (
+    Arguments,
+    Command,
+    checkpoint_option,
+    device_option,
+    json_option,
+    positive,
+    positive_seconds,
+)
+from facebones.errors import ConfigError
+
+
+def _backbones_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help='shell pattern, such as "mobile*"')
+    json_option(parser)
+
+
+def _backbones(arguments: Arguments) -> None:
+    from facebones.efficiency import describe_backbones
+    from facebones.tables import print_table
+
+    rows = describe_backbones(arguments.pattern)
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return
+    columns = ("backbone", "parameters", "unused", "MACs", "also called", "what it is")
+    print_table(columns, [_backbone_cells(row) for row in rows], title="512-d, 112x112 input; FLOPs = 2 x MACs")
+
+
+def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    also_called = ", ".join(row["aliases"])
+    if row["problem"]:
+        return row["name"], "-", "-", "-", also_called, f"{row['summary']}; not here: {row['problem']}"
+    unused, macs = row["unused_parameters"], f"{row['macs'] / 1e6:,.1f} M"
+    return row["name"], f"{row['parameters']:,}", f"{unused:,}", macs, also_called, row["summary"]
+
+
+def _profile_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "networks",
+        nargs="*",
+        default=["*"],
+        metavar="NAME",
+        help="a backbone, an alias, a shell pattern, a run, a file of weights, an ONNX file [all backbones]",
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="the backbone, where a file of weights does not say it")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write profile.json, .csv, .png and .pdf here")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="for images/s and memory [32]")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of the CPU [what torch takes]")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="by autocast [fp32]")
+    parser.add_argument("--channels-last", action="store_true", help="lay images and weights out as (B, H, W, C)")
+    parser.add_argument(
+        "--seconds", type=positive_seconds, default=2.0, metavar="S", help="least time a figure of a network [2]"
+    )
+    device_option(parser)
+    json_option(parser)
+
+
+def _profile(arguments: Arguments) -> None:
+    from facebones.profiling import Conditions, profile
+    from facebones.profiling.profiler import headline, profile_table
+    from facebones.tables import print_table
+
+    conditions = Conditions(
+        device=arguments.device,
+        threads=arguments.threads,
+        precision=arguments.precision,
+        channels_last=arguments.channels_last,
+        batch_size=arguments.batch_size,
+        seconds=arguments.seconds,
+    )
+    result = profile(arguments.networks, conditions, backbone=arguments.backbone, output=arguments.output)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_table(*profile_table(result), title=headline(result))
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    checkpoint_option(parser, "a run, or a file of weights")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE.onnx", help="what to write; refused where it exists"
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="the backbone, where the file does not say it")
+    parser.add_argument(
+        "--fold-preprocessing",
+        action="store_true",
+        help="take pixels, uint8 (B, 112, 112, 3), and scale them inside",
+    )
+    parser.add_argument("--int8", action="store_true", help="quantise to 8 bits, by images of --calibration")
+    parser.add_argument("--calibration", type=Path, metavar="DATA", help="a training set, or a .bin, for --int8")
+    parser.add_argument("--calibration-images", type=positive, metavar="N", help="images drawn from it [256]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the drawing [0]")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="SET.bin",
+        help="pair sets, or a folder: compare with torch on their faces too; with --int8, accuracy before and after",
+    )
+    json_option(parser)
+
+
+def _export(arguments: Arguments) -> None:
+    if arguments.int8 != (arguments.calibration is not None):
+        raise ConfigError("--int8 and --calibration DATA go together: the images say how large the activations get")
+    if arguments.calibration_images and not arguments.int8:
+        raise ConfigError("--calibration-images is for --int8")
+
+    from facebones.export import export_backbone, export_lines, export_table
+    from facebones.quantization import Calibration
+    from facebones.tables import print_table
+
+    images = {"images": arguments.calibration_images} if arguments.calibration_images else {}
+    result = export_backbone(
+        arguments.checkpoint,
+        arguments.output,
+        backbone=arguments.backbone,
+        fold_preprocessing=arguments.fold_preprocessing,
+        calibration=Calibration(arguments.calibration, seed=arguments.seed, **images) if arguments.int8 else None,
+        data=arguments.data,
+    )
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return
+    print("\n".join(export_lines(result)))
+    if arguments.int8:
+        print_table(*export_table(result))
+
+
+COMMANDS = {
+    "backbones": Command(
+        "list the backbones with their cost", 'facebones backbones "mobile*"', _backbones_options, _backbones
+    ),
+    "profile": Command(
+        "count and measure what networks cost: parameters, FLOPs, latency, throughput, memory",
+        'facebones profile mobilefacenet_wide "mixfacenet*" runs/mbf --output profile',
+        _profile_options,
+        _profile,
+    ),
+    "export": Command(
+        "write a trained backbone as an ONNX file, in fp32 or 8 bits, after comparing it with torch",
+        "facebones export --checkpoint runs/mbf --output mbf.onnx --data lfw.bin",
+        _export_options,
+        _export,
+    ),
+}

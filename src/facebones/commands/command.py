@@ -1,0 +1,74 @@
+"""What a command is, and the options that several share: one name, one meaning, one help."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+Arguments = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of the table of commands.
+
+    Attributes:
+        help: one line.
+        example: what one would type.
+        options: adds the command's options to its parser.
+        run: does the work.
+        takes_recipe_fields: whether `--section.field value` is understood.
+    """
+
+    help: str
+    example: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Arguments], None]
+    takes_recipe_fields: bool = False
+
+
+def checkpoint_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """--checkpoint, which names trained weights."""
+    parser.add_argument("--checkpoint", required=True, type=Path, metavar="RUN|FILE", help=what)
+
+
+def device_option(parser: argparse.ArgumentParser) -> None:
+    """--device."""
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps [auto]")
+
+
+def json_option(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def whole(text: str) -> int:
+    """A whole number."""
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from error
+
+
+def not_negative(text: str) -> int:
+    """A whole number, 0 or more."""
+    number = whole(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
+
+
+def positive(text: str) -> int:
+    """A whole number, 1 or more."""
+    number = whole(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too low; give 1 or more")
+    return number
+
+
+def positive_seconds(text: str) -> float:
+    """A time above 0."""
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no positive time")
+    return seconds
