@@ -19,6 +19,7 @@ from facebones.errors import ConfigError
 
 def _backbones_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help='shell pattern, such as "mobile*"')
+    parser.add_argument("--markdown", action="store_true", help="print docs/backbones.md: all, and the study's table")
     json_option(parser)
 
 
@@ -26,6 +27,11 @@ def _backbones(arguments: Arguments) -> None:
     from facebones.efficiency import describe_backbones
     from facebones.tables import print_table
 
+    if arguments.markdown:
+        from facebones.reporting.backbones_page import backbones_page
+
+        print(backbones_page(), end="")
+        return
     rows = describe_backbones(arguments.pattern)
     if arguments.json:
         print(json.dumps(rows, indent=2))
