@@ -57,7 +57,10 @@ def small_data(tmp_path_factory):
 
 
 class TinyBackbone(Backbone):
-    """A network that trains in a moment; it has all that makes saving state hard: running statistics and dropout."""
+    """A network that trains in a moment, and has what makes saving state hard.
+
+    That is: running statistics, dropout, and parameters that get no gradient, as in the study's networks.
+    """
 
     def __init__(self, embedding_size, dropout):
         super().__init__()
@@ -67,6 +70,7 @@ class TinyBackbone(Backbone):
         self.prelu = nn.PReLU(8)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(8 * 14 * 14, embedding_size)
+        self.unused = nn.Linear(2, 2)
         self.norm = nn.BatchNorm1d(embedding_size)
 
     def forward(self, x):

@@ -7,9 +7,9 @@ fp32 (mean cosine 0.987) than the extremes over all images did (0.969, entropy t
 times the time and with all activations in memory). No layer is left out.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from facebones.data.normalize import to_network_input
 from facebones.data.pairs import PairSet, read_pairs
 from facebones.evaluation.verification import evaluate_pair_set
 from facebones.onnx_backbone import OnnxBackbone
+from facebones.profiling.latency import measure_timings
 from facebones.progress import track
 
 METHOD = "static QDQ; weights int8 per channel; activations int8, range averaged over images"
-TIMED_ROUNDS = 40
+TIMED_SECONDS = 1.0
 CPU = torch.device("cpu")
 
 
@@ -122,7 +123,9 @@ def what_changed(
     x = stack_images(images)
     with torch.inference_mode():
         cosines = cosine_similarity(before(x), after(x))
-    milliseconds = _latencies((before, after), x[:1])
+    inferences = [partial(_embed_copies, network, x[:1]) for network in (before, after)]
+    timings = measure_timings(inferences, batch_size=1, seconds=TIMED_SECONDS)
+    milliseconds = [timing.summary()["latency_p50_ms"] for timing in timings]
     reports = [
         {
             "bytes": network.path.stat().st_size,
@@ -146,13 +149,6 @@ def _accuracy(network: OnnxBackbone, pair_set: PairSet, batch_size: int) -> dict
     return {"set": pair_set.name, "accuracy": figures.accuracy, "accuracy_std": figures.accuracy_std}
 
 
-def _latencies(networks: Sequence[OnnxBackbone], x: Tensor) -> list[float]:
-    """Median milliseconds of each, taken in turns, so that what else the machine does falls on all alike."""
-    durations = np.empty((TIMED_ROUNDS, len(networks)))
+def _embed_copies(network: OnnxBackbone, image: Tensor, copies: int) -> None:
     with torch.inference_mode():
-        for row in durations:
-            for column, network in enumerate(networks):
-                start = time.perf_counter()
-                network(x)
-                row[column] = time.perf_counter() - start
-    return [float(median) for median in np.median(durations, axis=0) * 1000]
+        network(image.expand(copies, -1, -1, -1))

@@ -2,15 +2,13 @@
 
 import csv
 import io
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from facebones.backbones import Backbone
 from facebones.efficiency import count_operations, count_parameters, unused_parameters, weights_bytes
-from facebones.errors import ConfigError
-from facebones.files import atomic_write, write_json
+from facebones.files import atomic_write, check_writable, write_json
 from facebones.onnx_backbone import OnnxBackbone
 from facebones.profiling.conditions import Conditions, Inference
 from facebones.profiling.latency import measure_timings
@@ -66,7 +64,7 @@ def profile(
         opened = [open_network(source, conditions.device) for source in track(sources, "building")]
         rows = [_count(source, network) for source, (network, _) in zip(sources, opened, strict=True)]
         if output is not None:
-            _check_writable(output)
+            check_writable(output / "profile.json")
         inferences = [Inference(network, device, conditions) for network, device in opened]
         timings = measure_timings(inferences, conditions.batch_size, conditions.seconds)
         result = {"conditions": conditions.describe(), "networks": rows}
@@ -140,16 +138,6 @@ def _count_file(network: OnnxBackbone) -> Row:
         "activations": counts["activations"],
         "weights_bytes": network.path.stat().st_size,
     }
-
-
-def _check_writable(output: Path) -> None:
-    """Raise ConfigError where the folder cannot be written, before minutes are spent on measuring."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot be written: {error.strerror}; choose another --output") from error
 
 
 def _write(result: dict[str, Any], output: Path) -> None:

@@ -35,8 +35,8 @@ def check_state(pattern: dict[str, Any], found: Mapping[str, Any], path: Path) -
     final = [FINAL_ROW] * len(pattern["validation"]) if found["final"] else []
     optimizer = pattern["optimizer"]
     match found["optimizer"]:
-        case {"state": dict(entries)} if not entries:  # no update was applied yet
-            optimizer = optimizer | {"state": {}}
+        case {"state": dict(entries)}:  # a parameter that got no gradient yet, or never gets one, has no state
+            optimizer = optimizer | {"state": {k: v for k, v in optimizer["state"].items() if k in entries}}
     for key, value in (pattern | {"final": final, "optimizer": optimizer}).items():
         if key not in CHECKED_APART:
             check_structure(value, found[key], f"{path}: {key}")
