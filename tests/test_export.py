@@ -215,7 +215,7 @@ REFUSED = {
     "no calibration": (["--int8"], "--int8 and --calibration DATA go together"),
     "no int8": (["--calibration", "{data}"], "--int8 and --calibration DATA go together"),
     "images without int8": (["--calibration-images", "3"], "--calibration-images is for --int8"),
-    "no images": (["--int8", "--calibration", "{data}", "--calibration-images", "0"], "0 is not positive"),
+    "no images": (["--int8", "--calibration", "{data}", "--calibration-images", "0"], "0 is too low; give 1 or more"),
     "no pair set": (["--data", "{tmp}/nothing.bin"], "nothing.bin: cannot be read"),
     "exists": (["--output", "{tmp}/there.onnx"], "there.onnx: exists already"),
     "no folder": (["--output", "{tmp}/there.onnx/out.onnx"], "out.onnx: cannot be written: Not a directory"),
