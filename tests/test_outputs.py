@@ -35,7 +35,7 @@ def run(tiny_recipe, tmp_path):
 @pytest.fixture
 def no_work(monkeypatch):
     """Fails where a command begins its work."""
-    for name in ("load_backbone", "read_pairs"):
+    for name in ("open_backbone", "read_pairs"):
         monkeypatch.setattr(evaluation, name, lambda *_: pytest.fail("the work has begun"))
     monkeypatch.setattr("facebones.data.inspection._open", lambda _: pytest.fail("the work has begun"))
 
@@ -44,7 +44,7 @@ def test_an_evaluation_never_overwrites_a_run(run, small_data, capsys, monkeypat
     before = files_below(run)
     words = ["evaluate", "pairs", "--checkpoint", run, "--data", small_data, "--device", "cpu", "--output"]
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "load_backbone", lambda *_: pytest.fail("the work has begun"))
+        patch.setattr(evaluation, "open_backbone", lambda *_: pytest.fail("the work has begun"))
         assert main([str(word) for word in [*words, run]]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == (
@@ -102,7 +102,7 @@ def test_a_contact_sheet_does_not_overwrite_data(small_data, capsys):
 def test_a_bad_set_among_several_is_found_before_the_first_is_embedded(small_data, tmp_path, monkeypatch):
     pairs = read_pairs(small_data / "tiny.bin")
     write_pairs(tmp_path / "few.bin", pairs.images[:18], pairs.is_same[:9])
-    monkeypatch.setattr(evaluation, "load_backbone", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr(evaluation, "open_backbone", lambda *_: pytest.fail("the work has begun"))
     with pytest.raises(DataError) as error:
         evaluation.evaluate_pairs(tmp_path, [small_data / "tiny.bin", tmp_path / "few.bin"], device="cpu")
     mend = "give a set of 10 pairs or more, or leave this one out"
