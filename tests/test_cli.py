@@ -507,3 +507,25 @@ def test_tensorboard_where_asked(train_words, tmp_path):
     words = train_words("--log.tensorboard", "true", "--log.every", "1")
     assert main([str(word) for word in words]) == 0
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def test_a_page_is_whole_and_an_alias_is_a_name(refused, capsys):
+    for words in (("mobile*", "--markdown"), ("--markdown", "--json")):
+        assert "--markdown prints the whole page" in refused("backbones", *words)
+    assert main(["backbones", "r50"]) == 0
+    assert "iresnet50" in capsys.readouterr().out
+    line = refused("backbones", "nope*")
+    assert "known: edgeface_base, " in line and " more" in line and len(line) < 300
+
+
+def test_a_stop_that_a_library_takes_for_its_own_failure_is_still_a_stop(monkeypatch, capsys):
+    def run(_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        except BaseException as error:
+            raise RuntimeError("cannot be exported") from error
+
+    monkeypatch.setattr("facebones.efficiency.describe_backbones", run)
+    assert main(["backbones"]) == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from facebones.data.conversion import convert
 from facebones.data.pairs import read_pairs, write_pairs
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation import pairs as evaluation
+from facebones.files import atomic_write
 from facebones.training.loop import train
 
 
@@ -235,3 +236,13 @@ def test_the_check_of_a_place_names_what_is_wrong(tmp_path):
         with pytest.raises(ConfigError, match=reason):
             check_writable(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_no_folder_that_it_made(tmp_path):
+    (tmp_path / "old").mkdir()
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "old" / "new" / "deep" / "x"):
+        raise ZeroDivisionError
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "old"]
+    with atomic_write(tmp_path / "old" / "new" / "x") as file:
+        file.write(b"x")
+    assert (tmp_path / "old" / "new" / "x").read_bytes() == b"x"

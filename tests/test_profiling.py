@@ -1,9 +1,11 @@
 """`facebones profile`: what it takes, what it prints and writes, and how it measures."""
 
 import csv
+import importlib.util
 import io
 import json
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -136,6 +138,8 @@ def test_names_aliases_patterns_and_paths_each_once(tmp_path, monkeypatch):
         (["mfn_xs", "--device", "abacus"], "--device abacus: no such device"),
         (["mfn_xs", "--seconds", "0"], "0 is no positive time"),
         (["mfn_xs", "--seconds", "inf"], "inf is no positive time"),
+        (["mfn_xs", "--seconds", "abc"], "abc is no positive time"),
+        (["mfn_xs", "--threads", "100000"], "--threads 100000: this machine has"),
         (["mfn_xs", "--output", "occupied/here"], "occupied/here/profile.json: cannot be written: Not a directory"),
         (["occupied"], "occupied: "),
         (["occupied.onnx"], "occupied.onnx: no ONNX file that can be run"),
@@ -234,3 +238,35 @@ class Deadly:
 def test_a_process_that_the_system_ended_is_an_error_in_one_line():
     with pytest.raises(RunError, match=r"^mfn_xs: the process .* batch 32 was ended.*smaller --batch-size$"):
         measure_peak_memory(Deadly(), Conditions())
+
+
+def test_a_batch_beyond_all_memory_is_one_line(capsys):
+    assert main(["profile", "mfn_xs", "--batch-size", "1000000000"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "facebones: a batch of 1000000000 images does not fit into memory; give a smaller --batch-size"
+    )
+
+
+def test_the_process_that_measures_memory_leaves_an_interrupt_to_its_parent(monkeypatch):
+    given = {}
+
+    class Pool(peak_memory.ProcessPoolExecutor):
+        def __init__(self, *arguments, **options):
+            given.update(options)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(peak_memory, "ProcessPoolExecutor", Pool)
+    peak_memory.measure_peak_memory(Source("study_mixfacenet_xs"), Conditions(batch_size=1))
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        given["initializer"]()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_pattern_leaves_out_what_cannot_be_built_and_says_so(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "timm" else find(name, *rest))
+    assert [source.name for source in find_sources(["edgeface_x*", "mixfacenet_xs"])] == ["mixfacenet_xs"]
+    assert "note: edgeface_xs is left out: timm is not installed" in capsys.readouterr().err

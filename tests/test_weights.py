@@ -128,10 +128,25 @@ def test_files_under_the_originals_names(tmp_path, family, name, suffix):
         load_backbone(path, "mobilefacenet")
 
 
-def test_without_a_name_the_ones_that_fit_are_named(tmp_path):
+def test_without_a_name_the_ones_that_fit_are_named_and_none_is_chosen(tmp_path):
     torch.save(create_backbone("mixfacenet_xs", 64).state_dict(), tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="those of mixfacenet_xs and shufflemixfacenet_xs; give --backbone"):
+    message = "fit mixfacenet_xs and shufflemixfacenet_xs, which compute different things; give the right one"
+    with pytest.raises(CheckpointError, match=message):
         load_backbone(tmp_path / "x.pth")
+
+
+def test_a_prefix_of_safetensors_is_taken_off_and_a_foreign_one_is_shown(tmp_path, weights):
+    for prefix in ("module.", "backbone."):
+        (tmp_path / f"{prefix}safetensors").write_bytes(save({prefix + key: w for key, w in weights.items()}))
+    assert load_backbone(tmp_path / "module.safetensors", NAME)[0].embedding_size == 32
+    with pytest.raises(CheckpointError, match=r"lacks stem\.0\.weight.*; it holds backbone\..* and the like"):
+        load_backbone(tmp_path / "backbone.safetensors", NAME)
+
+
+def test_an_onnx_file_is_no_file_of_weights(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is an ONNX file, which only evaluate and profile take"):
+        load_backbone(tmp_path / "x.onnx", NAME)
 
 
 @pytest.mark.parametrize("name", ["edgeface_xs", "timm:swin_s3_tiny_224"])

@@ -57,7 +57,12 @@ def _run(arguments: Arguments) -> None:
         arguments.command.run(arguments)
         return
     with stop_signals() as stop, stop.at_once():
-        arguments.command.run(arguments)
+        try:
+            arguments.command.run(arguments)
+        except Exception:
+            if stop.received is not None:  # a library took the stop for a failure of its own
+                raise Interrupted(stop.received) from None
+            raise
 
 
 def _report(error: OSError) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from facebones.backbones import create_backbone, list_backbones, lookup_backbone
-from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
+from facebones.backbones.registry import IMAGE_SIZE, TIMM_PREFIX, evaluation_mode
 from facebones.errors import ConfigError, UnknownNameError
 from facebones.progress import track
 
@@ -159,7 +159,8 @@ def describe_backbones(pattern: str = "*") -> list[dict[str, Any]]:
     """
     names = list_backbones(pattern)
     if not names:
-        raise UnknownNameError("backbone", pattern, list_backbones())
+        timm = pattern.startswith(TIMM_PREFIX)
+        raise UnknownNameError("backbone", pattern, list_backbones(f"{TIMM_PREFIX}*" if timm else "*"))
     return [_describe(name) for name in track(names, "counting")]
 
 

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
+MOST_NAMES = 12  # that an error lists
+
 
 class FaceBonesError(Exception):
     """Base of all errors that the command line prints as one line, without a traceback."""
@@ -29,7 +31,8 @@ class UnknownNameError(FaceBonesError):
     def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
         known = sorted(known)
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(known)}"
+        more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+        hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(known[:MOST_NAMES])}{more}"
         place = f"{where}: " if where else ""
         super().__init__(f"{place}unknown {kind} '{name}'; {hint}")
 

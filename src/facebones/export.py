@@ -122,8 +122,9 @@ def export_lines(result: Mapping[str, Any]) -> list[str]:
     ]
     if changes := result.get("int8"):
         lines.append(
-            f"int8 after {changes['calibration_images']} images of {changes['calibration']}: cosine to fp32"
-            f" {changes['cosine_mean']:.4f} on average, {changes['cosine_min']:.4f} at least"
+            f"int8 after {changes['calibration_images']} images of {changes['calibration']}: cosine to fp32 on"
+            f" {changes['cosine_images']} of these {changes['cosine_mean']:.4f} on average,"
+            f" {changes['cosine_min']:.4f} at least"
         )
     return lines
 

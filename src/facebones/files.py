@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,13 +16,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a binary file that becomes `path` when the block ends without an error.
 
     The content goes to a temporary file in the same folder, is forced to disk and renamed. On any error
-    the temporary file is removed and what stood at `path` stays. Parent folders are made.
+    the temporary file is removed and what stood at `path` stays. Parent folders are made, and removed on an error.
 
     Raises:
         RunError: the disk is full, or the place cannot be written.
     """
     path = Path(path)
     temporary: str | None = None
+    new_folders = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -40,6 +41,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+        for folder in new_folders:  # the innermost first; one that holds something stays
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def check_writable(path: Path) -> None:

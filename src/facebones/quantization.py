@@ -116,9 +116,9 @@ def what_changed(
     """Hold an 8-bit file against its original.
 
     Returns:
-        "cosine_mean" and "cosine_min" between the embeddings of `images`; "fp32" and "int8", each with "bytes",
-        "latency_ms" (median, one image) and "sets" (accuracy and its spread of each pair set); "size_ratio" and
-        "latency_ratio" (int8 / fp32).
+        "cosine_images", "cosine_mean" and "cosine_min": how many `images`, and the cosines between their embeddings;
+        "fp32" and "int8", each with "bytes", "latency_ms" (median, one image) and "sets" (accuracy and its spread of
+        each pair set); "size_ratio" and "latency_ratio" (int8 / fp32).
     """
     x = stack_images(images)
     with torch.inference_mode():
@@ -135,6 +135,7 @@ def what_changed(
         for network, latency in zip((before, after), milliseconds, strict=True)
     ]
     return {
+        "cosine_images": len(images),
         "cosine_mean": float(cosines.mean()),
         "cosine_min": float(cosines.min()),
         "fp32": reports[0],

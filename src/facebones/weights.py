@@ -90,6 +90,8 @@ def load_backbone(
         CheckpointError: missing, broken, or weights of another backbone or embedding size.
     """
     path = _file_of(checkpoint)
+    if path.suffix == ".onnx":
+        raise CheckpointError(f"{path}: is an ONNX file, which only evaluate and profile take; give a run or weights")
     weights, said_name, said_size = _read_weights(path)
     if said_name and name and lookup_backbone(name).name != lookup_backbone(said_name).name:
         raise CheckpointError(f"{path}: holds {said_name}, not {name}; leave --backbone out or give the right one")
@@ -140,7 +142,8 @@ def check_weights(backbone: Backbone, weights: Mapping[str, Tensor], where: str)
             shown = ", ".join(str(key) for key in keys[:KEYS_SHOWN])
             more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
             subject = f"it {problem}" if problem != "has no place for" else f"{backbone.name} {problem}"
-            raise CheckpointError(f"{where}: not the weights of {backbone.name}: {subject} {shown}{more}")
+            instead = f"; it holds {unexpected[0]!s:.60} and the like" if keys is missing and unexpected else ""
+            raise CheckpointError(f"{where}: not the weights of {backbone.name}: {subject} {shown}{more}{instead}")
 
 
 def _is_odd(tensor: Tensor) -> bool:
@@ -214,7 +217,9 @@ def _advice(weights: Mapping[str, Tensor]) -> str:
     fitting = [name for name in list_backbones() if _fits(name, weights)]
     if not fitting:
         return "give --backbone NAME (no registered one fits its names and shapes)"
-    return f"its names and shapes are those of {' and '.join(fitting)}; give --backbone {fitting[0]}"
+    if len(fitting) > 1:  # as with and without shuffle: the wrong one would answer, and nonsense
+        return f"its names and shapes fit {' and '.join(fitting)}, which compute different things; give the right one"
+    return f"its names and shapes are those of {fitting[0]}; give --backbone {fitting[0]}"
 
 
 def _fits(name: str, weights: Mapping[str, Tensor]) -> bool:
@@ -241,7 +246,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:  # KeyError: a type torch does not know
         raise CheckpointError(f"{path}: no safetensors file, or cut short; restore it from where it came") from error
-    return weights, card if isinstance(card, dict) else {}
+    return _without_prefix(weights), card if isinstance(card, dict) else {}
 
 
 def _embedding_size(name: str, weights: Mapping[str, Tensor]) -> int:

@@ -74,7 +74,7 @@ def register_backbone(*aliases: str) -> Callable[[BackboneBuilder], BackboneBuil
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """Names of the registered backbones that match a shell pattern, in the order of registration.
+    """Names of the registered backbones that match a shell pattern, or whose alias does, in the order of registration.
 
     A pattern that begins with "timm:" goes over the models of timm instead.
 
@@ -85,7 +85,11 @@ def list_backbones(pattern: str = "*") -> list[str]:
         from facebones.backbones.timm_models import timm_names
 
         return timm_names(pattern)
-    return [name for name in _REGISTRY if fnmatchcase(name, pattern)]
+    return [
+        name
+        for name, entry in _REGISTRY.items()
+        if any(fnmatchcase(known, pattern) for known in (name, *entry.aliases))
+    ]
 
 
 def lookup_backbone(name: str) -> BackboneEntry:

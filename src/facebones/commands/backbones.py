@@ -11,6 +11,7 @@ from facebones.commands.command import (
     checkpoint_option,
     device_option,
     json_option,
+    not_negative,
     positive,
     positive_seconds,
 )
@@ -28,6 +29,8 @@ def _backbones(arguments: Arguments) -> None:
     from facebones.tables import print_table
 
     if arguments.markdown:
+        if arguments.json or arguments.pattern != "*":
+            raise ConfigError("--markdown prints the whole page; leave PATTERN and --json out")
         from facebones.reporting.backbones_page import backbones_page
 
         print(backbones_page(), end="")
@@ -103,7 +106,7 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--int8", action="store_true", help="quantise to 8 bits, by images of --calibration")
     parser.add_argument("--calibration", type=Path, metavar="DATA", help="a training set, or a .bin, for --int8")
     parser.add_argument("--calibration-images", type=positive, metavar="N", help="images drawn from it [256]")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the drawing [0]")
+    parser.add_argument("--seed", type=not_negative, metavar="N", help="seed of the drawing [0]")
     parser.add_argument(
         "--data",
         nargs="+",
@@ -118,20 +121,21 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
 def _export(arguments: Arguments) -> None:
     if arguments.int8 != (arguments.calibration is not None):
         raise ConfigError("--int8 and --calibration DATA go together: the images say how large the activations get")
-    if arguments.calibration_images and not arguments.int8:
-        raise ConfigError("--calibration-images is for --int8")
+    drawing = {"images": arguments.calibration_images, "seed": arguments.seed}
+    drawing = {key: value for key, value in drawing.items() if value is not None}
+    if drawing and not arguments.int8:
+        raise ConfigError("--calibration-images and --seed are for --int8")
 
     from facebones.export import export_backbone, export_lines, export_table
     from facebones.quantization import Calibration
     from facebones.tables import print_table
 
-    images = {"images": arguments.calibration_images} if arguments.calibration_images else {}
     result = export_backbone(
         arguments.checkpoint,
         arguments.output,
         backbone=arguments.backbone,
         fold_preprocessing=arguments.fold_preprocessing,
-        calibration=Calibration(arguments.calibration, seed=arguments.seed, **images) if arguments.int8 else None,
+        calibration=Calibration(arguments.calibration, **drawing) if arguments.int8 else None,
         data=arguments.data,
     )
     if arguments.json:

@@ -68,7 +68,10 @@ def positive(text: str) -> int:
 
 def positive_seconds(text: str) -> float:
     """A time above 0."""
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no positive time")
+        raise argparse.ArgumentTypeError(f"{text[:40]} is no positive time")
     return seconds

@@ -308,7 +308,8 @@ def find_pair_set(name_or_path: str, beside: Path) -> Path:
         if candidate.is_file():
             return candidate
     present = _some([path.name for path in pair_sets(folder)]) if folder.is_dir() else ""
-    raise DataError(f"{name_or_path}: no such verification set; {folder} holds {present or 'no .bin file'}")
+    held = f"{folder} holds {present or 'no .bin file'}"
+    raise DataError(f"{name_or_path}: no such verification set; {held}; name one that is there, or give a path")
 
 
 def _listing(folder: Path) -> tuple[list[str], list[str]]:

@@ -1,5 +1,6 @@
 """Under what conditions something is measured: device, threads, precision, layout, batch, repetitions."""
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,7 +14,7 @@ from torch import Tensor
 from facebones import __version__
 from facebones.backbones.registry import IMAGE_SIZE, Backbone
 from facebones.device import select_device
-from facebones.errors import ConfigError
+from facebones.errors import ConfigError, RunError
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 ROUNDS = 5
@@ -42,6 +43,9 @@ class Conditions:
     def check(self) -> None:
         """Raise ConfigError where the device is not here or does not compute in that precision."""
         device = select_device(self.device)
+        processors = os.cpu_count() or 1
+        if self.threads and self.threads > processors:
+            raise ConfigError(f"--threads {self.threads}: this machine has {processors} processors")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"--precision {self.precision}: known are {', '.join(PRECISIONS)}")
         if self.precision != "fp32" and not torch.amp.is_autocast_available(device.type):
@@ -90,18 +94,31 @@ class Inference:
         self.device = device
         self.dtype = PRECISIONS[conditions.precision]
         shape = (conditions.batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
-        images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        self.images: Tensor = images.to(device, memory_format=layout)
+        try:
+            images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+            self.images: Tensor = images.to(device, memory_format=layout)
+        except RuntimeError as error:
+            raise _too_large(conditions.batch_size, error) from error
 
     def __call__(self, count: int) -> None:
         """Embed `count` images; the device has finished when this returns."""
-        with torch.inference_mode(), self._autocast():
-            self.network(self.images[:count])
+        try:
+            with torch.inference_mode(), self._autocast():
+                self.network(self.images[:count])
+        except RuntimeError as error:
+            raise _too_large(count, error) from error
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
+
+
+def _too_large(count: int, error: RuntimeError) -> RuntimeError | RunError:
+    """The error to raise where a batch failed: ours where it was for lack of memory, else torch's own."""
+    if "memory" not in str(error):
+        return error
+    return RunError(f"a batch of {count} images does not fit into memory; give a smaller --batch-size")
 
 
 def processor_model(device: torch.device) -> str:

@@ -8,7 +8,8 @@ import torch
 
 from facebones.backbones import Backbone, create_backbone, list_backbones, lookup_backbone
 from facebones.device import select_device
-from facebones.errors import CheckpointError, UnknownNameError
+from facebones.errors import CheckpointError, ConfigError, UnknownNameError
+from facebones.training.logs import say
 from facebones.weights import open_backbone
 
 SUFFIXES = {".onnx", ".pt", ".pth", ".safetensors"}
@@ -53,7 +54,7 @@ def find_sources(words: Sequence[str], backbone: str | None = None) -> list[Sour
 def _sources_of(word: str, backbone: str | None) -> list[Source]:
     names = list_backbones(word)
     if names:
-        return [Source(name) for name in names]
+        return [Source(name) for name in names if len(names) == 1 or _is_buildable(name)]
     try:
         return [Source(lookup_backbone(word).name)]
     except UnknownNameError:
@@ -63,6 +64,17 @@ def _sources_of(word: str, backbone: str | None) -> list[Source]:
         if path.suffix in SUFFIXES or len(path.parts) > 1:
             raise CheckpointError(f"{word}: no such run or file; check the path") from None
         raise
+
+
+def _is_buildable(name: str) -> bool:
+    """Whether a backbone that a pattern means can be built here; says so where it cannot."""
+    try:
+        with torch.device("meta"):
+            create_backbone(name)
+    except ConfigError as error:
+        say(f"note: {name} is left out: {error}")
+        return False
+    return True
 
 
 def open_network(source: Source, device: str) -> tuple[Backbone, torch.device]:

@@ -15,7 +15,8 @@ def count_onnx(path: Path) -> dict[str, int | None]:
     """Parameters, MACs and activations of an ONNX file, keyed so.
 
     Parameters are the elements of its initializers, except for shapes (int64) and the scales and zero points of int8
-    files; where the exporter folded a batch normalisation into a convolution, they are fewer than the network's own.
+    files; they are others than the network's own where the exporter folded a batch normalisation into a convolution,
+    or left out what the output does not depend on.
     MACs and activations are those of Conv, Gemm and MatMul with a weight, and None where shape inference does not
     reach one of them.
 

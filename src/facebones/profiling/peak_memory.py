@@ -10,6 +10,7 @@ and so is that of an ONNX file on a GPU.
 
 import importlib
 import multiprocessing
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -36,7 +37,7 @@ def measure_peak_memory(source: Source, conditions: Conditions) -> int | None:
         RunError: the process was ended from outside, which is what a system does that has no memory left.
     """
     spawn = multiprocessing.get_context("spawn")  # a fork would start with the memory of this process
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_ignore_interrupt) as pool:
         try:
             return pool.submit(_peak_memory, source, conditions).result()
         except BrokenProcessPool as error:
@@ -44,6 +45,10 @@ def measure_peak_memory(source: Source, conditions: Conditions) -> int | None:
                 f"{source.name}: the process that measured its memory at batch {conditions.batch_size} was ended, "
                 "perhaps for lack of memory; give a smaller --batch-size"
             ) from error
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals the whole group; the parent ends this process
 
 
 def _peak_memory(source: Source, conditions: Conditions) -> int | None:
@@ -66,7 +71,7 @@ def _on_cpu(source: Source, conditions: Conditions) -> int:
     if source.is_onnx:
         importlib.import_module("onnxruntime")
     elif source.path is not None:
-        with torch.device("meta"):  # where weights are loaded to; its first use imports much
+        with torch.device("meta"):  # where the embedding size is looked for; its first use imports much
             nn.init.kaiming_normal_(torch.empty(8, 3, 3, 3))
     before = _resident("VmRSS")
     infer = Inference(*open_network(source, "cpu"), conditions)
