@@ -24,7 +24,7 @@ from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import load_checkpoint
 
 KEYS_SHOWN = 3
-PROBED_SIZES = (7, 11)  # embedding sizes that no layer inside a network has
+PROBED_SIZES = (7, 11)  # a dimension that is the one and then the other follows the embedding size
 # Under these names others put the state dict of the network into a larger dictionary; the first is arcface_torch's.
 WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "model")
 METADATA_KEY = "facebones"  # of a safetensors file: the model card as JSON
@@ -81,7 +81,7 @@ def load_backbone(
             `.safetensors` file, or a state dict of others: InsightFace's `backbone.pth` or `checkpoint_gpu_0.pt`, the
             study's `model.pt`, the MixFaceNet authors' files.
         name: the backbone; needed where the file does not say it, checked where it does.
-        embedding_size: likewise; taken from the last layer's shape where the file does not say it.
+        embedding_size: likewise; read from the shapes that follow it where the file does not say it.
 
     Returns:
         the backbone, and the path of the file that was read.
