@@ -185,6 +185,20 @@ def test_a_signal_while_drawing_leaves_no_process_and_no_folder(tmp_path, number
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_a_signal_while_the_drawing_processes_start(tmp_path, number, processes):
+    drawing = start("data", "synthesize", tmp_path / "set", "--identities", "400", "--images-per-identity", "40")
+    wait_for(lambda: len(processes_of(drawing.pid)) >= processes)
+    os.killpg(drawing.pid, number)
+    _, errors = drawing.communicate(timeout=60)
+    assert drawing.returncode == 128 + number
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+    wait_for(lambda: not processes_of(drawing.pid))
+
+
 @pytest.fixture
 def stopped(monkeypatch):
     """Send this process a signal when a conversion comes to its n-th image or record."""

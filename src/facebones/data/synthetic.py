@@ -16,7 +16,7 @@ from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread, Timer
+from threading import Thread, Timer, current_thread, main_thread
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ FOLDS = 10
 PAIR_SETS = {"synthetic": ("frontal", "frontal"), "synthetic_profile": ("frontal", "profile")}
 TEMPLATE_FOLDER = "ijb"
 TEMPLATE_SIZES = (3, 1, 2, 3)  # images of a subject's gallery template and of its probes
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 3.0
 IMAGES_WORTH_A_PROCESS = 500  # a process starts in the time in which another draws about so many
 
@@ -208,18 +209,46 @@ class _Artist:
             yield from track(map(draw, shots), description, len(shots))
             return
         # Not forked: a process that OpenCV has threads in must not be.
-        with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
-            try:
-                yield from track(pool.map(draw, shots, chunksize=32), description, len(shots))
-            except BrokenProcessPool as error:
-                mend = "call it with workers=1, or under `if __name__ == '__main__'`"
-                raise RunError(f"{description}: a drawing process has died; {mend}") from error
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
+        try:
+            with _signals_deferred():
+                drawings = pool.map(draw, shots, chunksize=32)  # starts the processes, which inherit the mask
+            yield from track(drawings, description, len(shots))
+        except BrokenProcessPool as error:
+            mend = "call it with workers=1, or under `if __name__ == '__main__'`"
+            raise RunError(f"{description}: a drawing process has died; {mend}") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Keep stop signals waiting while processes are started.
+
+    A process that a signal ends before `_start_worker` can leave the pool waiting for it for ever: a new process
+    inherits the mask. The mask is not enough here, where other threads take the signal: hence the handlers.
+    """
+    if current_thread() is not main_thread():  # where Python runs no handlers
+        yield
+        return
+    waiting: list[int] = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    handlers = {number: signal.signal(number, lambda number, _: waiting.append(number)) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in waiting[:1]:
+            signal.raise_signal(number)
 
 
 def _start_worker() -> None:
     """Leave a signal that reaches the whole group to the main process; end where that one is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     Thread(target=_end_with_parent, daemon=True).start()
 
 
