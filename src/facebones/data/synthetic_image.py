@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from facebones.data.align import ALIGNED_SIZE, REFERENCE
 from facebones.data.drawing import SUPERSAMPLING, Canvas, Points, View, rotation, similarity
 from facebones.data.images import ImageArray
 from facebones.data.synthetic_face import NEUTRAL_RELIEF, Head, draw_head
@@ -23,10 +24,6 @@ from facebones.data.synthetic_scene import (
     shine,
 )
 
-ALIGNED_SIZE = 112
-REFERENCE = np.array(
-    ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
-)
 IDENTITY_ITSELF = 0  # the image number under which an identity's own features are drawn
 
 

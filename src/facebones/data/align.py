@@ -1,0 +1,83 @@
+"""Alignment of faces: five landmarks are brought to where ArcFace's 112x112 reference has them.
+
+Source: J. Deng et al., "ArcFace" (arXiv 1801.07698), and InsightFace's five points for it; S. Umeyama, "Least-squares
+estimation of transformation parameters between two point patterns", PAMI 13 (1991).
+"""
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from facebones.data.images import ImageArray
+from facebones.errors import DataError
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+ALIGNED_SIZE = 112
+# x, y in pixels of the 112x112 image: the eye on its left side, the one on its right, nose, corners of the mouth.
+REFERENCE = np.array(
+    ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
+)
+
+
+def align_face(image_HxWx3: ImageArray, landmarks_5x2: FloatArray, what: str, size: int = ALIGNED_SIZE) -> ImageArray:
+    """Warp a face so that its landmarks come closest to the reference (bilinear, black where the image ends).
+
+    Args:
+        image_HxWx3: the photo, (H, W, 3) uint8.
+        landmarks_5x2: (5, 2) x, y in pixels of the photo, in the order of `REFERENCE`.
+        what: how to name the image in an error.
+        size: height and width of the result; the reference grows with it.
+
+    Returns:
+        (size, size, 3) uint8.
+
+    Raises:
+        DataError: the landmarks say nothing: not finite, or all in one place.
+    """
+    matrix = similarity_transform(landmarks_5x2, REFERENCE * (size / ALIGNED_SIZE), what)
+    return np.asarray(cv2.warpAffine(image_HxWx3, matrix, (size, size), flags=cv2.INTER_LINEAR), dtype=np.uint8)
+
+
+def similarity_transform(source_Kx2: FloatArray, target_Kx2: FloatArray, what: str) -> npt.NDArray[np.float64]:
+    """Find the rotation, scale and shift that bring points closest to others, by least squares.
+
+    In the plane this has a closed form: with points as complex numbers, the transform is z -> a z + b.
+
+    Args:
+        source_Kx2: (K, 2) points.
+        target_Kx2: (K, 2) where they should be.
+        what: how to name the image in an error.
+
+    Returns:
+        (2, 3) matrix M: target = M @ (x, y, 1).
+
+    Raises:
+        DataError: a point is not finite, or all source points are one.
+    """
+    source, target = (np.asarray(points, dtype=np.float64) @ (1, 1j) for points in (source_Kx2, target_Kx2))
+    centred = source - source.mean()
+    spread = np.vdot(centred, centred).real
+    if not np.isfinite(spread) or spread <= 1e-9:
+        raise DataError(
+            f"{what}: its landmarks are {'all in one place' if spread <= 1e-9 else 'not finite'}; mend them"
+        )
+    factor = np.vdot(centred, target - target.mean()) / spread
+    shift = target.mean() - factor * source.mean()
+    return np.array(((factor.real, -factor.imag, shift.real), (factor.imag, factor.real, shift.imag)))
+
+
+def five_of_68(landmarks_68x2: FloatArray) -> npt.NDArray[np.float64]:
+    """Reduce 68 landmarks (counted from 0) to five, as InsightFace does.
+
+    Args:
+        landmarks_68x2: (68, 2) in the order of the 300-W annotation.
+
+    Returns:
+        (5, 2): the means of points 36 and 39 and of 42 and 45, then points 30, 48 and 54.
+    """
+    points = np.asarray(landmarks_68x2, dtype=np.float64)
+    eyes = [points[[36, 39]].mean(axis=0), points[[42, 45]].mean(axis=0)]
+    return np.stack([*eyes, points[30], points[48], points[54]])
