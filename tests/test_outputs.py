@@ -16,6 +16,7 @@ import pytest
 from facebones.cli import main
 from facebones.data.conversion import convert
 from facebones.data.pairs import read_pairs, write_pairs
+from facebones.data.records import Header, RecordWriter, pack
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation import pairs as evaluation
 from facebones.files import atomic_write
@@ -199,6 +200,25 @@ def test_a_signal_while_the_drawing_processes_start(tmp_path, number, processes)
     wait_for(lambda: not processes_of(drawing.pid))
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_conversion_by_several_processes_is_stopped_and_goes_on(tmp_path, number):
+    source, target = tmp_path / "train.rec", tmp_path / "images"
+    with RecordWriter(source) as writer:
+        for key in range(40_000):
+            writer.write(key, pack(Header(float(key % 7), key), b"\xff\xd8\xff" + key.to_bytes(4, "big")))
+    converting = start("data", "convert", source, target)
+    wait_for(lambda: len(processes_of(converting.pid)) > 1 and list(tmp_path.glob("images.partial/*/*.jpg")))
+    os.killpg(converting.pid, number) if number != signal.SIGKILL else os.kill(converting.pid, number)
+    _, errors = converting.communicate(timeout=60)
+    wait_for(lambda: not processes_of(converting.pid))
+    assert converting.returncode in (128 + number, -signal.SIGKILL)
+    assert "Traceback" not in errors
+    assert not target.exists()
+    assert main(["data", "convert", str(source), str(target), "--resume"]) == 0
+    assert {path.stem for path in target.glob("*/*.jpg")} == {f"{key:05d}" for key in range(40_000)}
+
+
 @pytest.fixture
 def stopped(monkeypatch):
     """Send this process a signal when a conversion comes to its n-th image or record."""
@@ -225,7 +245,7 @@ def test_a_stopped_conversion_to_a_folder_says_how_to_go_on(small_data, tmp_path
     assert line == f"facebones: stopped by {number.name}; go on with: {command}"
     monkeypatch.undo()
     assert main(["data", "convert", str(small_data), str(target), "--resume"]) == 0
-    assert "9 of them kept" in capsys.readouterr().out
+    assert "10 of them kept" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

@@ -19,6 +19,14 @@ FACES = Path(__file__).parents[3] / "shared" / "faces" / "celeba_cfp"
 FILES = ("train.rec", "train.idx", "property")
 
 
+@pytest.fixture(autouse=True, params=[1, 3], ids=["one process", "three"])
+def processes(request, monkeypatch):
+    """Everything holds whether this process writes the files or others do."""
+    monkeypatch.setattr(conversion, "BLOCK_RECORDS", 2)
+    monkeypatch.setattr(conversion, "BLOCKS_WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(conversion.os, "cpu_count", lambda: request.param)
+
+
 def image(number: int, suffix: str = ".jpg") -> bytes:
     return cv2.imencode(suffix, np.full((6, 4, 3), 20 * number, np.uint8))[1].tobytes()
 
@@ -142,7 +150,7 @@ def test_broken_record_stops_with_its_offset_and_a_mended_source_goes_on(tmp_pat
     (source / "train.rec").write_bytes(sound)
     with pytest.raises(DataError, match=r"folder\.partial: left by an interrupted conversion; continue with --resume"):
         convert(source, tmp_path / "folder")
-    assert convert(source, tmp_path / "folder", resume=True).kept == 3
+    assert convert(source, tmp_path / "folder", resume=True).kept >= 3
     convert(source, tmp_path / "whole")
     assert files_below(tmp_path / "folder") == files_below(tmp_path / "whole")
 
@@ -183,17 +191,16 @@ def test_resume_refuses_what_does_not_come_from_the_source(tmp_path):
 
 def test_full_disk_is_one_line_and_can_be_continued(tmp_path, monkeypatch):
     source = write_insightface(tmp_path / "source")
-    calls = []
-
-    def full(descriptor: int, content: bytes) -> int:
-        calls.append(content)
-        return len(content) // 2 if len(calls) == 3 else write(descriptor, content)
-
     write = conversion.os.write
-    monkeypatch.setattr(conversion.os, "write", full)
+    monkeypatch.setattr(
+        conversion.os,
+        "write",
+        lambda file, content: len(content) // 2 if content == image(3) else write(file, content),
+    )
     with pytest.raises(RunError, match=r"1/3\.jpg: cannot be written: No space left on device; .*--resume"):
         convert(source, tmp_path / "folder")
-    assert convert(source, tmp_path / "folder", resume=True).kept == 2
+    monkeypatch.undo()
+    assert convert(source, tmp_path / "folder", resume=True).kept >= 2
     assert (tmp_path / "folder" / "1" / "3.jpg").read_bytes() == image(3)
 
 

@@ -4,18 +4,21 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from facebones.data.folders import ImageFolder, RecordSet, find_records, image_suffix, pair_sets, read_image_file
 from facebones.data.images import decode
 from facebones.data.pairs import read_pair_list, read_pairs, write_pairs
+from facebones.data.processes import CAN_FORK, map_forked
 from facebones.data.records import Header, RecordFile, RecordWriter, pack
 from facebones.errors import DataError, RunError
 from facebones.files import atomic_write
@@ -24,7 +27,13 @@ from facebones.progress import track
 # In an image folder that came from a .rec: the same records with the path of the image in the place of the image.
 HEADERS_FOLDER = ".rec_headers"
 PAIR_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
+BLOCK_RECORDS = 256
+BLOCKS_WORTH_A_PROCESS = 8
 _IMAGE_PATH = re.compile(rb"[0-9]+/[0-9]+\.(jpg|png|bmp|webp)")
+
+
+# Of a record: its key; itself with a path in the place of the image; that path or ""; whether the file was there.
+_Unpacked = tuple[int, bytes, str, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,31 +110,59 @@ def partial_folder(destination: Path) -> Path:
 def _records_to_folder(source: Path, destination: Path, resume: bool) -> Conversion:
     """Write each image to `label/key.ending`, and all that the images do not say to HEADERS_FOLDER."""
     data = RecordSet(source)
-    records = data.records
-    index_of = np.full(len(records), -1)
-    index_of[data.positions] = np.arange(len(data))
-    path_of = f"%0{len(str(data.num_identities - 1))}d/%0{len(str(records.keys.max()))}d%s"
-    order = np.argsort(records.offsets, kind="stable")
-    rows = zip(*(column.data for column in (order, records.keys[order], index_of[order])), strict=True)
     with (
         _Folder(destination, resume, HEADERS_FOLDER) as folder,
         RecordWriter(folder.path / HEADERS_FOLDER / "train.rec") as headers,
+        closing(_unpacked(data, folder)) as unpacked,
     ):
-        for position, key, index in track(rows, "converting", len(records)):
-            if index < 0:
-                headers.write(key, records.read(position))
-                continue
-            head, image, label = data.read_record(index)
-            suffix = image_suffix(image) or _refuse_image(image, data.describe(index))
-            name = path_of % (label, key, suffix)
-            folder.place(name, image)
-            headers.write(key, head + name.encode())
+        for key, record, name, kept in track(unpacked, "converting", len(data.records)):
+            headers.write(key, record)
+            if name:
+                folder.count(name, kept)
         if (size := source.with_name("property")).is_file():
             folder.place(f"{HEADERS_FOLDER}/property", size.read_bytes())
     notes = list(data.notes)
     if sets := pair_sets(source):
         notes.append(f"left where they are: {', '.join(path.name for path in sets)}; convert each by itself")
     return _training_summary(source, destination, data, notes, folder.kept)
+
+
+def _unpacked(data: RecordSet, folder: "_Folder") -> Generator[_Unpacked]:
+    """Write the images to the folder, in several processes where there are many: most of the time is the system's."""
+    unpack = _Unpacker(data, folder).unpack
+    order = np.argsort(data.records.offsets, kind="stable")
+    blocks = [order[start : start + BLOCK_RECORDS] for start in range(0, len(order), BLOCK_RECORDS)]
+    processes = min(os.cpu_count() or 1, len(blocks) // BLOCKS_WORTH_A_PROCESS)
+    if processes < 2 or not CAN_FORK:
+        yield from chain.from_iterable(map(unpack, blocks))
+        return
+    with closing(map_forked(lambda block: list(unpack(block)), blocks, processes)) as results:
+        yield from chain.from_iterable(results)
+
+
+class _Unpacker:
+    """Writes the images of records to files."""
+
+    def __init__(self, data: RecordSet, folder: "_Folder") -> None:
+        self._data, self._folder = data, folder
+        self._keys = data.records.keys
+        self._index_of = np.full(len(data.records), -1)
+        self._index_of[data.positions] = np.arange(len(data))
+        self._name = f"%0{len(str(data.num_identities - 1))}d/%0{len(str(self._keys.max()))}d%s"
+
+    def unpack(self, positions: npt.NDArray[np.int64]) -> Iterator[_Unpacked]:
+        """Write the images of these records; yield what stays in the headers' file."""
+        columns = (positions, self._keys[positions], self._index_of[positions])
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        data, put, path_of = self._data, self._folder.put, self._name
+        for position, key, index in rows:
+            if index < 0:
+                yield key, data.records.read(position), "", False
+                continue
+            head, image, label = data.read_record(index)
+            suffix = image_suffix(image) or _refuse_image(image, data.describe(index))
+            name = path_of % (label, key, suffix)
+            yield key, head + name.encode(), name, put(name, image)
 
 
 def _folder_to_records(source: Path, destination: Path) -> Conversion:
@@ -180,17 +217,18 @@ def _rebuild_records(data: ImageFolder, headers: RecordFile, writer: RecordWrite
     expected = int((headers.headers(np.arange(len(headers))).sizes > 0).sum())
     if expected != len(data):
         raise DataError(f"{data.path}: {len(data)} images, but {expected} came from the .rec; {mend}")
-    for position in track(range(len(headers)), "converting"):
+    prefix = f"{data.path}/"
+    for position, key in enumerate(track(headers.keys.tolist(), "converting")):
         head, name = headers.split(position)
         if name:
             if _IMAGE_PATH.fullmatch(name) is None:
                 raise DataError(f"{headers.where(position)}: {name[:40]!r} is no path of an image; {mend}")
-            path = f"{data.path}/{name.decode()}"
+            path = prefix + name.decode()
             try:
                 head += read_image_file(path)
             except OSError as error:
                 raise DataError(f"{path}: cannot be read: {error.strerror}; {mend}") from error
-        writer.write(int(headers.keys[position]), head)
+        writer.write(key, head)
 
 
 def _property(data: ImageFolder) -> bytes:
@@ -268,21 +306,32 @@ class _Folder:
         self.path.rename(self.destination)
 
     def place(self, name: str, content: bytes) -> None:
-        """Write a file, unless it is there with this content.
+        """Write a file, unless it is there with this content; errors as in `put`."""
+        self.count(name, self.put(name, content))
+
+    def put(self, name: str, content: bytes) -> bool:
+        """Write a file, also from another process, which then leaves the counting to this one.
+
+        Returns:
+            Whether it was there already, with this content.
 
         Raises:
             RunError: it cannot be written.
         """
         path = self._prefix + name
-        if self.resume:
-            self._placed.add(name)
-            if _holds(path, content):
-                self.kept += 1
-                return
+        if self.resume and _holds(path, content):
+            return True
         try:
             _write(path, content)
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error.strerror}; mend it and go on with --resume") from error
+        return False
+
+    def count(self, name: str, kept: bool) -> None:
+        """Know a file that has been put as one of this source."""
+        if self.resume:
+            self._placed.add(name)
+            self.kept += kept
 
     def _reopen(self) -> None:
         """Take up a folder that a conversion has made, to complete it."""
@@ -344,7 +393,7 @@ def _write(path: str, content: bytes) -> None:
     try:
         descriptor = os.open(path, flags, 0o666)
     except FileNotFoundError:
-        os.makedirs(path.rpartition("/")[0])  # noqa: PTH103
+        os.makedirs(path.rpartition("/")[0], exist_ok=True)  # noqa: PTH103
         descriptor = os.open(path, flags, 0o666)
     try:
         if os.write(descriptor, content) != len(content):

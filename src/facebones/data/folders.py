@@ -4,6 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import NoReturn
 
@@ -206,15 +207,16 @@ class ImageFolder(TrainingSet):
         for folder in folders:
             inner, files = _listing(self.path / folder)
             images = [name for name in files if is_image_name(name)]
-            stray += [f"{folder}/{name}" for name in sorted({*inner, *files}.difference(images))]
+            if inner or len(images) < len(files):
+                stray += [f"{folder}/{name}" for name in sorted({*inner, *files}.difference(images))]
             if not images:
                 empty.append(folder)
                 continue
             self.identities.append(folder)
             counts.append(len(images))
-            for name in images:
-                names += os.fsencode(name)
-                ends.append(len(names))
+            encoded = [os.fsencode(name) for name in images]
+            ends.extend(list(accumulate(map(len, encoded), initial=len(names)))[1:])
+            names += b"".join(encoded)
         if not counts:
             raise DataError(f"{self.path}: no image in any <identity>/*{{{_suffixes()}}}; check the path")
         self._note("folders without an image", empty)

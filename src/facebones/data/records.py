@@ -12,6 +12,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import accumulate, chain, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self
@@ -391,13 +392,13 @@ class RecordWriter:
 
     def _flush(self) -> None:
         """Write what is pending. The magic is rare: one search through all of it shows whether any record has it."""
-        block, lengths = _frame([(record,) for record in self._pending])
+        block, lengths = _frame_whole(self._pending)
         if np.count_nonzero(np.frombuffer(block, _WORD) == _MAGIC_WORD) > len(self._pending):
-            block, lengths = _frame([cut(record) for record in self._pending])
+            block, lengths = _frame_parts([cut(record) for record in self._pending])
         self._records.write(block)
-        for length in lengths:
-            self._offsets.append(self._offset)
-            self._offset += length
+        offsets = list(accumulate(lengths, initial=self._offset))
+        self._offset = offsets.pop()
+        self._offsets.extend(offsets)
         self._pending.clear()
         self._pending_bytes = 0
 
@@ -425,12 +426,21 @@ def cut(record: bytes) -> tuple[bytes, ...]:
     return tuple(record[start:end] for start, end in zip(starts, (*places, len(record)), strict=True))
 
 
-def _frame(records: Sequence[tuple[bytes, ...]]) -> tuple[bytes, list[int]]:
-    """Put records, each given as its parts, into their frames.
+def _frame_whole(records: Sequence[bytes]) -> tuple[bytes, list[int]]:
+    """Put records, none of which is to be cut, into their frames.
 
     Returns:
         The bytes of all, and how many there are of each.
     """
+    sizes = [len(record) for record in records]
+    padding = [_PADDING[size % 4] for size in sizes]
+    frames = map(_FRAME.pack, repeat(MAGIC), sizes)  # the kind WHOLE is 0, so the length stands alone
+    block = b"".join(chain.from_iterable(zip(frames, records, padding, strict=True)))
+    return block, [8 + (size + 3 & ~3) for size in sizes]
+
+
+def _frame_parts(records: Sequence[tuple[bytes, ...]]) -> tuple[bytes, list[int]]:
+    """Put records, each given as its parts, into their frames; as `_frame_whole`."""
     pieces: list[bytes] = []
     lengths = []
     for parts in records:

@@ -13,10 +13,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread, Timer, current_thread, main_thread
+from threading import Timer
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from facebones.data.conversion import convert
 from facebones.data.pairs import write_pairs
+from facebones.data.processes import leave_signals_to_parent, signals_deferred
 from facebones.data.synthetic_identity import Identity, draw_identity
 from facebones.data.synthetic_image import FaceImage, draw_face, draw_loose_crop, image_generator, numbered_identity
 from facebones.errors import ConfigError, DataError, RunError, UnknownNameError
@@ -35,7 +36,6 @@ FOLDS = 10
 PAIR_SETS = {"synthetic": ("frontal", "frontal"), "synthetic_profile": ("frontal", "profile")}
 TEMPLATE_FOLDER = "ijb"
 TEMPLATE_SIZES = (3, 1, 2, 3)  # images of a subject's gallery template and of its probes
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 3.0
 IMAGES_WORTH_A_PROCESS = 500  # a process starts in the time in which another draws about so many
 
@@ -211,7 +211,7 @@ class _Artist:
         # Not forked: a process that OpenCV has threads in must not be.
         pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
         try:
-            with _signals_deferred():
+            with signals_deferred():
                 drawings = pool.map(draw, shots, chunksize=32)  # starts the processes, which inherit the mask
             yield from track(drawings, description, len(shots))
         except BrokenProcessPool as error:
@@ -221,35 +221,9 @@ class _Artist:
             pool.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Keep stop signals waiting while processes are started.
-
-    A process that a signal ends before `_start_worker` can leave the pool waiting for it for ever: a new process
-    inherits the mask. The mask is not enough here, where other threads take the signal: hence the handlers.
-    """
-    if current_thread() is not main_thread():  # where Python runs no handlers
-        yield
-        return
-    waiting: list[int] = []
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    handlers = {number: signal.signal(number, lambda number, _: waiting.append(number)) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if waiting:
-            signal.raise_signal(waiting[0])
-
-
 def _start_worker() -> None:
-    """Leave a signal that reaches the whole group to the main process; end where that one is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    Thread(target=_end_with_parent, daemon=True).start()
+    leave_signals_to_parent()
 
 
 def _end_later(*_: object) -> None:
@@ -257,13 +231,6 @@ def _end_later(*_: object) -> None:
     timer = Timer(GRACE_SECONDS, os._exit, [1])
     timer.daemon = True
     timer.start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _draw_encoded(seed: int, shot: Shot) -> Drawn:

@@ -1,0 +1,64 @@
+"""Forked processes: their results, their errors, their end."""
+
+import os
+import signal
+import time
+from contextlib import closing
+
+import pytest
+
+from facebones.data.processes import CAN_FORK, map_forked, signals_deferred
+from facebones.errors import DataError, RunError
+
+pytestmark = pytest.mark.skipif(not CAN_FORK, reason="no fork here")
+
+
+def refuse_seven(item):
+    if item == 7:
+        raise DataError("item 7: broken")
+    return item
+
+
+def die_at_seven(item):
+    if item == 7:
+        os._exit(1)
+    return item
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_results_come_in_order_from_other_processes(processes):
+    results = list(map_forked(lambda item: (item * item, os.getpid()), range(20), processes))
+    assert [square for square, _ in results] == [item * item for item in range(20)]
+    found = {process for _, process in results}
+    assert len(found) == processes and os.getpid() not in found
+
+
+def test_an_error_is_raised_after_the_results_before_it():
+    done = []
+    with pytest.raises(DataError, match="item 7: broken"):
+        for item in map_forked(refuse_seven, range(20), 2):
+            done.append(item)
+    assert done == list(range(7))
+
+
+def test_a_dead_process_is_named_at_once():
+    with pytest.raises(RunError, match="has died"):
+        list(map_forked(die_at_seven, range(20), 2))
+
+
+def test_closing_ends_the_processes():
+    with closing(map_forked(lambda _: os.getpid(), range(10**6), 2)) as results:
+        processes = {next(results), next(results)}
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+def test_a_signal_waits_until_the_processes_stand():
+    with pytest.raises(KeyboardInterrupt), signals_deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        waited = True
+    assert waited
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
