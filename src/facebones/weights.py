@@ -170,7 +170,11 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None, int | None
     """The weights of a file, and the backbone's name and embedding size where it says them."""
     content, card = _read_file(path)
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: holds no state dict (names to tensors) of a backbone")
+        keys = ", ".join(f"{key!s:.40}" for key in list(content)[:KEYS_SHOWN]) or "nothing"
+        known = ", ".join(WRAPPERS)
+        raise CheckpointError(
+            f"{path}: holds no state dict (names to tensors) of a backbone, but {keys}; it may stand under {known}"
+        )
     name, size = card.get("backbone"), card.get("embedding_size")
     sound = size is None or (isinstance(size, int) and 1 <= size <= LARGEST_EMBEDDING)
     if not isinstance(name, str | None) or not sound:
