@@ -74,7 +74,7 @@ class OnnxBackbone(Backbone):
         return torch.from_numpy(np.concatenate(answers)).to(x_B3HW.device)
 
     def to_file_input(self, x_B3HW: Tensor) -> npt.NDArray[Any]:
-        """What the file takes, from what our backbones take: the place for other preprocessing."""
+        """What the file takes, from x as our backbones take it; x may be scaled otherwise, by `Preprocessing`."""
         x = x_B3HW.detach().float()
         if self.folded:
             x = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

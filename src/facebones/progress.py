@@ -10,37 +10,54 @@ Item = TypeVar("Item")
 PLAIN_LINE_SECONDS = 10.0
 
 
-def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+def track(
+    items: Iterable[Item], description: str, total: int | None = None, *, size: int = 1, unit: str = ""
+) -> Iterator[Item]:
     """Yield `items`, showing how many are done, of how many, and the time left.
 
     Args:
         items: what to go through.
         description: what is being done, such as "converting".
-        total: the number of items, where `items` has no length.
+        total: the number of items, where `items` has no length; in units, where an item holds several.
+        size: how many units an item holds, but for the last.
+        unit: what is counted, such as "images": then their number a second is shown as well.
     """
     if total is None and isinstance(items, Sized):
-        total = len(items)
-    return _bar(items, description, total) if sys.stderr.isatty() else _lines(items, description, total)
+        total = len(items) * size
+    show = _bar if sys.stderr.isatty() else _lines
+    return show(items, description, total, size, unit)
 
 
-def _bar(items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+def _bar(items: Iterable[Item], description: str, total: int | None, size: int, unit: str) -> Iterator[Item]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    if unit:
+        columns.insert(3, TextColumn("{task.fields[rate]}"))
+    start = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield from progress.track(items, total=total, description=description)
+        task = progress.add_task(description, total=total, rate=unit)
+        for done, item in enumerate(items, 1):
+            yield item
+            finished = min(done * size, total or done * size)
+            progress.update(task, completed=finished, rate=_rate(finished, time.monotonic() - start, unit))
 
 
-def _lines(items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+def _lines(items: Iterable[Item], description: str, total: int | None, size: int, unit: str) -> Iterator[Item]:
     start = last = time.monotonic()
-    for done, item in enumerate(items):
+    for number, item in enumerate(items):
         now = time.monotonic()
-        if now - last >= PLAIN_LINE_SECONDS and done:
-            last = now
+        if now - last >= PLAIN_LINE_SECONDS and number:
+            last, done = now, number * size
             left = f"/{total}, {format_seconds((now - start) / done * (total - done))} left" if total else ""
-            print(f"{description}: {done}{left}", file=sys.stderr, flush=True)
+            rate = f", {_rate(done, now - start, unit)}" if unit else ""
+            print(f"{description}: {done}{left}{rate}", file=sys.stderr, flush=True)
         yield item
+
+
+def _rate(done: int, seconds: float, unit: str) -> str:
+    return f"{done / max(seconds, 1e-9):,.1f} {unit}/s"
 
 
 def format_seconds(seconds: float) -> str:

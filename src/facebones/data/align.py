@@ -4,6 +4,7 @@ Source: J. Deng et al., "ArcFace" (arXiv 1801.07698), and InsightFace's five poi
 estimation of transformation parameters between two point patterns", PAMI 13 (1991).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -37,8 +38,12 @@ def align_face(image_HxWx3: ImageArray, landmarks_5x2: FloatArray, what: str, si
     Raises:
         DataError: the landmarks say nothing: not finite, or all in one place.
     """
-    matrix = similarity_transform(landmarks_5x2, REFERENCE * (size / ALIGNED_SIZE), what)
-    return np.asarray(cv2.warpAffine(image_HxWx3, matrix, (size, size), flags=cv2.INTER_LINEAR), dtype=np.uint8)
+    return warp(image_HxWx3, similarity_transform(landmarks_5x2, REFERENCE * (size / ALIGNED_SIZE), what), size)
+
+
+def warp(image_HxWx3: ImageArray, matrix_2x3: FloatArray, size: int = ALIGNED_SIZE) -> ImageArray:
+    """Bring an image to (size, size, 3) uint8 by a matrix of `similarity_transform`, as `align_face` does."""
+    return np.asarray(cv2.warpAffine(image_HxWx3, matrix_2x3, (size, size), flags=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def similarity_transform(source_Kx2: FloatArray, target_Kx2: FloatArray, what: str) -> npt.NDArray[np.float64]:
@@ -57,16 +62,41 @@ def similarity_transform(source_Kx2: FloatArray, target_Kx2: FloatArray, what: s
     Raises:
         DataError: a point is not finite, or all source points are one.
     """
-    source, target = (np.asarray(points, dtype=np.float64) @ (1, 1j) for points in (source_Kx2, target_Kx2))
-    centred = source - source.mean()
-    spread = np.vdot(centred, centred).real
-    if not np.isfinite(spread) or spread <= 1e-9:
-        raise DataError(
-            f"{what}: its landmarks are {'all in one place' if spread <= 1e-9 else 'not finite'}; mend them"
-        )
-    factor = np.vdot(centred, target - target.mean()) / spread
-    shift = target.mean() - factor * source.mean()
-    return np.array(((factor.real, -factor.imag, shift.real), (factor.imag, factor.real, shift.imag)))
+    (matrix,) = similarity_transforms(np.asarray(source_Kx2)[None], target_Kx2, lambda _: what)
+    return np.asarray(matrix)
+
+
+def similarity_transforms(
+    source_NxKx2: FloatArray, target_Kx2: FloatArray, what: Callable[[int], str]
+) -> npt.NDArray[np.float64]:
+    """Find the transforms of N faces at once, each as `similarity_transform` does.
+
+    Args:
+        source_NxKx2: (N, K, 2) points.
+        target_Kx2: (K, 2) where they should be.
+        what: how to name a face in an error, from its index.
+
+    Returns:
+        (N, 2, 3) matrices.
+
+    Raises:
+        DataError: a point is not finite, or all source points of a face are one; the first such face is named.
+    """
+    target = np.asarray(target_Kx2, dtype=np.float64) @ (1, 1j)
+    with np.errstate(over="ignore", invalid="ignore"):  # such faces are named below
+        source = np.asarray(source_NxKx2, dtype=np.float64) @ (1, 1j)
+        centre = source.mean(axis=1)
+        centred = source - centre[:, None]
+        spread = (centred.conj() * centred).sum(axis=1).real
+    usable = np.isfinite(spread) & (spread > 1e-9)
+    if not usable.all():
+        index = int(np.argmin(usable))
+        reason = "all in one place" if spread[index] <= 1e-9 else "not finite"
+        raise DataError(f"{what(index)}: its landmarks are {reason}; mend them")
+    factor = (centred.conj() * (target - target.mean())).sum(axis=1) / spread
+    shift = target.mean() - factor * centre
+    rows = ((factor.real, -factor.imag, shift.real), (factor.imag, factor.real, shift.imag))
+    return np.moveaxis(np.array(rows), -1, 0)
 
 
 def five_of_68(landmarks_68x2: FloatArray) -> npt.NDArray[np.float64]:

@@ -20,7 +20,9 @@ from torch import nn
 from facebones.data.pairs import PairSet
 from facebones.errors import DataError
 from facebones.evaluation.curves import RocCurve, area_under_curve, equal_error_rate, roc
-from facebones.evaluation.embedding import Precision, embed_images, flip_sum_normalised, mean_norm
+from facebones.evaluation.embedder import Precision
+from facebones.evaluation.embedding import ImageEmbeddings, embed_images, flip_sum_normalised, mean_norm
+from facebones.evaluation.feature_files import Features
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
@@ -101,6 +103,7 @@ def evaluate_pair_set(
     precision: Precision = "fp32",
     channels_last: bool = False,
     folds: int = 10,
+    flip: bool = True,
     progress: bool = False,
 ) -> PairSetResult:
     """Embed a pair set with a backbone and verify it; the options are those of `embed_images`.
@@ -118,8 +121,22 @@ def evaluate_pair_set(
         image_size=image_size,
         precision=precision,
         channels_last=channels_last,
+        flip=flip,
         progress=progress,
     )
+    return _verify(embeddings, pair_set, folds)
+
+
+def verify_features(features_2PxVxD: Features, pair_set: PairSet, folds: int = 10) -> PairSetResult:
+    """Verify a pair set by the features that `embed` gives for its images, with or without mirror images.
+
+    Raises:
+        DataError: the set cannot be verified, in one line that starts with its name.
+    """
+    return _verify(ImageEmbeddings.of(pair_set.name, features_2PxVxD), pair_set, folds)
+
+
+def _verify(embeddings: ImageEmbeddings, pair_set: PairSet, folds: int) -> PairSetResult:
     verification = verify_pairs(flip_sum_normalised(embeddings), pair_set.is_same, folds, pair_set.name)
     return PairSetResult(pair_set.name, verification, mean_norm(embeddings))
 

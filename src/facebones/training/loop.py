@@ -24,7 +24,7 @@ from facebones.data.loading import Batch, training_batches
 from facebones.data.normalize import to_network_input
 from facebones.device import select_device
 from facebones.errors import CheckpointError, ConfigError, FaceBonesError, RunError
-from facebones.evaluation.embedding import AUTOCAST_TYPE
+from facebones.evaluation.embedder import AUTOCAST_TYPE
 from facebones.files import write_json
 from facebones.heads import PartialFC, combined_margin
 from facebones.run_folder import RunFolder

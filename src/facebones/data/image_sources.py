@@ -1,0 +1,179 @@
+"""Face images for the embedding pass: encoded in memory, or loose crops in a folder that are aligned on the way."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from facebones.data.align import ALIGNED_SIZE, REFERENCE, similarity_transforms, warp
+from facebones.data.folders import read_image_file
+from facebones.data.images import ImageArray, decode
+from facebones.errors import DataError
+
+CHUNK = 16  # images that a thread reads at a go: to hand over single ones would cost a tenth of their reading
+
+
+class ImageSource(Protocol):
+    """N face images that can be read in any order and from several threads."""
+
+    @property
+    def name(self) -> str:
+        """What to call the images in errors and in the progress display."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, size: int) -> ImageArray:
+        """Decode an image and, where needed, align it: (size, size, 3) uint8, RGB.
+
+        Raises:
+            DataError: it cannot be read; the message names it.
+        """
+
+    def fingerprint(self) -> str:
+        """Tell these images from others, without decoding them.
+
+        Raises:
+            DataError: an image is missing; the message names it.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImages:
+    """Encoded images in memory, such as those of a pair set; those of another size are resized.
+
+    Attributes:
+        name: see `ImageSource`.
+        images: (N,) JPEG, PNG, ...
+    """
+
+    name: str
+    images: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int, size: int) -> ImageArray:
+        """See `ImageSource`."""
+        return decode(self.images[index], f"{self.name}: image {index}", size)
+
+    def fingerprint(self) -> str:
+        """See `ImageSource`; a digest of all bytes, in their order."""
+        digest = hashlib.sha256()
+        for image in self.images:
+            digest.update(hashlib.sha256(image).digest())
+        return digest.hexdigest()
+
+
+class LooseCrops:
+    """Photos of faces in a folder with five landmarks each, aligned to the reference when they are read.
+
+    Args:
+        name: see `ImageSource`.
+        folder: where the photos are.
+        files: (N,) their names within the folder.
+        landmarks_Nx5x2: (N, 5, 2) x, y in pixels of the photo, in the order of `align.REFERENCE`.
+
+    Raises:
+        DataError: a name leads out of the folder, or landmarks say nothing (not finite, or all in one place).
+        ValueError: there are not five landmarks for each file.
+    """
+
+    def __init__(
+        self, name: str, folder: Path, files: Sequence[str], landmarks_Nx5x2: npt.NDArray[np.floating[Any]]
+    ) -> None:
+        if landmarks_Nx5x2.shape != (len(files), 5, 2):
+            raise ValueError(f"landmarks have shape {landmarks_Nx5x2.shape} for {len(files)} files; give (N, 5, 2)")
+        self.name = name
+        self.folder = folder
+        self.files = files
+        self._landmarks = np.ascontiguousarray(landmarks_Nx5x2, dtype=np.float64)
+        self._prefix = os.path.join(folder, "")  # noqa: PTH118 (a path object for each read takes longer than the read)
+        for file in files:
+            # The list may come from a stranger: it has no business with files outside of the folder.
+            if file.startswith("/") or "\0" in file or ".." in file.split("/"):
+                raise DataError(f"{name}: {file!r:.60} leads out of {folder}; name a file within it")
+        # All at once: one by one they take a seventh of the reading, and broken ones would show up hours later.
+        self._transforms = similarity_transforms(self._landmarks, REFERENCE, self._what)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int, size: int) -> ImageArray:
+        """See `ImageSource`."""
+        path = self._prefix + self.files[index]
+        try:
+            encoded = read_image_file(path)
+        except OSError as error:
+            raise self._missing(index, error) from error
+        return warp(decode(encoded, path), self._transforms[index] * (size / ALIGNED_SIZE), size)
+
+    def fingerprint(self) -> str:
+        """See `ImageSource`; a digest of names, sizes in bytes and landmarks: the photos are not read."""
+        digest = hashlib.sha256(self._landmarks.tobytes())
+        for index, file in enumerate(self.files):
+            try:
+                size = os.stat(self._prefix + file).st_size  # noqa: PTH116 (half the time, which counts here)
+            except OSError as error:
+                raise self._missing(index, error) from error
+            digest.update(os.fsencode(f"{file}\0{size}\0"))
+        return digest.hexdigest()
+
+    def _what(self, index: int) -> str:
+        return self._prefix + self.files[index]
+
+    def _missing(self, index: int, error: OSError) -> DataError:
+        return DataError(f"{self._what(index)}: cannot be read: {error.strerror}; restore it from its source")
+
+
+def read_batches(
+    source: ImageSource, first: int, batch_size: int, size: int, workers: int
+) -> Generator[npt.NDArray[np.uint8]]:
+    """Yield the images from number `first` on in batches, read by threads that stay a few batches ahead.
+
+    Threads suffice: OpenCV decodes and warps without Python's lock, and its own threads are off (see this package).
+
+    Args:
+        source: N images.
+        first: the first image to read.
+        batch_size: images in a batch; the last one holds the rest.
+        size: height and width, pixels.
+        workers: threads.
+
+    Yields:
+        (B, size, size, 3) uint8, RGB.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+
+    def read_into(batch: npt.NDArray[np.uint8], start: int, chunk: range) -> None:
+        for place in chunk:
+            batch[place] = source.read(start + place, size)
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
+    waiting: deque[tuple[npt.NDArray[np.uint8], list[Future[None]]]] = deque()
+    ahead = 1 + -(-2 * workers * CHUNK // batch_size)  # enough that every thread has work while a batch is embedded
+    try:
+        for start in range(first, len(source), batch_size):
+            batch = np.empty((min(batch_size, len(source) - start), size, size, 3), dtype=np.uint8)
+            chunks = [range(len(batch))[place : place + CHUNK] for place in range(0, len(batch), CHUNK)]
+            waiting.append((batch, [pool.submit(read_into, batch, start, chunk) for chunk in chunks]))
+            if len(waiting) > ahead:
+                yield _finished(*waiting.popleft())
+        while waiting:
+            yield _finished(*waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(batch: npt.NDArray[np.uint8], parts: list[Future[None]]) -> npt.NDArray[np.uint8]:
+    for part in parts:
+        part.result()
+    return batch
