@@ -9,7 +9,7 @@ Sources: T. Fawcett, "An introduction to ROC analysis", Pattern Recognition Lett
 section 7; J. A. Hanley and B. J. McNeil, "The meaning and use of the area under a ROC curve", Radiology 143 (1982).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
+
+SEARCH_STEP = 4096  # points looked at together
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +61,39 @@ def roc(scores_P: npt.ArrayLike, is_same_P: npt.ArrayLike) -> RocCurve:
     ordered = np.sort(scores)
     last_of_tie = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), ordered.size - 1)
     distinct = ordered[last_of_tie]  # (K,) rising
-    pairs_up_to = last_of_tie + 1
-    genuine_up_to = np.searchsorted(np.sort(scores[is_same]), distinct, side="right")
+    del ordered  # tens of millions of pairs fit into memory, but not in many copies
+    genuine_at = np.bincount(np.searchsorted(distinct, np.sort(scores[is_same])), minlength=distinct.size)
+    genuine_up_to = np.cumsum(genuine_at, out=genuine_at)
     genuine = int(genuine_up_to[-1])
     impostors = scores.size - genuine
+    impostors_up_to = np.subtract(last_of_tie + 1, genuine_up_to, out=last_of_tie)
     return RocCurve(
-        false_accept_rate=_accepted(pairs_up_to - genuine_up_to, impostors) / impostors,
-        true_accept_rate=_accepted(genuine_up_to, genuine) / genuine,
+        false_accept_rate=_accepted_rate(impostors_up_to, impostors),
+        true_accept_rate=_accepted_rate(genuine_up_to, genuine),
         threshold=np.concatenate([np.array([np.inf], dtype=distinct.dtype), distinct[::-1]]),
         genuine=genuine,
         impostors=impostors,
+    )
+
+
+def corners(curve: RocCurve) -> RocCurve:
+    """Leave out the points inside level and upright stretches of a curve: with few genuine pairs, nearly all.
+
+    The area, the equal error rate, the strict true accept rates and the picture stay the same.
+
+    >>> corners(roc([0.9, 0.8, 0.7, 0.6], [True, False, False, True])).false_accept_rate.tolist()
+    [0.0, 0.0, 1.0, 1.0]
+    """
+    inside = np.zeros(curve.threshold.size, dtype=np.bool_)
+    for rate in (curve.false_accept_rate, curve.true_accept_rate):
+        same = rate[1:] == rate[:-1]
+        inside[1:-1] |= same[1:] & same[:-1]
+    kept = np.flatnonzero(~inside)
+    return replace(
+        curve,
+        false_accept_rate=curve.false_accept_rate[kept],
+        true_accept_rate=curve.true_accept_rate[kept],
+        threshold=curve.threshold[kept],
     )
 
 
@@ -112,9 +137,50 @@ def true_accept_rate_at(curve: RocCurve, far: float) -> float:
     >>> true_accept_rate_at(roc([0.9, 0.8, 0.8, 0.1], [True, True, False, False]), 0.49)
     0.5
     """
+    _check_rate(far)
+    return float(curve.true_accept_rate[np.searchsorted(curve.false_accept_rate, far, side="right") - 1])
+
+
+def published_true_accept_rate_at(curve: RocCurve, far: float) -> tuple[float, float]:
+    """Read the true accept rate as the published tables of IJB-B and IJB-C do: where the FAR is nearest to `far`.
+
+    The true accept rate of one point is taken, that whose |FAR - far| is smallest; of equal distances the larger FAR,
+    and of points with one FAR the largest true accept rate. So the FAR that is reached may exceed the target. Not
+    every point takes part: the field draws the curve with scikit-learn's `roc_curve`, which by default
+    (`drop_intermediate`) leaves out a point where the steps before and after it are equal, such as one impostor pair
+    each. The result is the same as there, to the last bit.
+
+    Returns:
+        The true accept rate, and the FAR reached.
+
+    Raises:
+        ValueError: `far` lies outside 0 to 1.
+
+    >>> curve = roc([0.9, 0.8, 0.7, 0.6, 0.5], [True, False, True, False, False])
+    >>> published_true_accept_rate_at(curve, 0.2)
+    (1.0, 0.3333333333333333)
+    >>> true_accept_rate_at(curve, 0.2)
+    0.5
+    """
+    _check_rate(far)
+    rates = curve.false_accept_rate
+    after = int(np.searchsorted(rates, far, side="right"))  # the first point whose FAR is larger
+    below = above = -1
+    for stop in range(after, 0, -SEARCH_STEP):
+        if (found := _published_points(curve, max(stop - SEARCH_STEP, 0), stop)).size:
+            below = int(found[-1])
+            break
+    for start in range(after, rates.size, SEARCH_STEP):
+        if (found := _published_points(curve, start, min(start + SEARCH_STEP, rates.size))).size:
+            above = int(np.searchsorted(rates, rates[found[0]], side="right")) - 1
+            break
+    nearest = above if above >= 0 and abs(rates[above] - far) <= abs(rates[below] - far) else below
+    return float(curve.true_accept_rate[nearest]), float(rates[nearest])
+
+
+def _check_rate(far: float) -> None:
     if not 0.0 <= far <= 1.0:
         raise ValueError(f"far: {far} is no rate; give a number from 0 to 1")
-    return float(curve.true_accept_rate[np.searchsorted(curve.false_accept_rate, far, side="right") - 1])
 
 
 def _checked(scores: npt.ArrayLike, is_same: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
@@ -140,6 +206,25 @@ def _checked(scores: npt.ArrayLike, is_same: npt.ArrayLike) -> tuple[FloatArray,
     return score_array, label_array
 
 
-def _accepted(up_to: npt.NDArray[np.intp], total: int) -> npt.NDArray[np.intp]:
-    """Turn counts of scores <= each distinct score (rising) into counts >= it (falling), after a leading 0."""
-    return np.concatenate([[0], total - up_to[-2::-1], [total]])
+def _accepted_rate(up_to: npt.NDArray[np.intp], total: int) -> npt.NDArray[np.float64]:
+    """Turn counts of scores <= each distinct score (rising) into shares >= it (falling), after a leading 0."""
+    rate = np.zeros(up_to.size + 1)
+    np.subtract(total, up_to[-2::-1], out=rate[1:-1])
+    rate[-1] = total
+    return np.divide(rate, total, out=rate)
+
+
+def _published_points(curve: RocCurve, start: int, stop: int) -> npt.NDArray[np.intp]:
+    """Indices from `start` to before `stop` of the points that the published tables' curve has.
+
+    Their curve leaves out a point where the step to it and the step after it add the same numbers of pairs; the first
+    two points and the last stay.
+    """
+    first, last = max(start - 1, 1), min(stop + 1, curve.threshold.size)
+    kept = np.ones(stop - start, dtype=np.bool_)
+    if last - first > 2:
+        equal = np.ones(last - first - 2, dtype=np.bool_)
+        for rate, pairs in ((curve.false_accept_rate, curve.impostors), (curve.true_accept_rate, curve.genuine)):
+            equal &= np.diff(np.rint(rate[first:last] * pairs), 2) == 0
+        kept[first + 1 - start : last - 1 - start] = ~equal
+    return start + np.flatnonzero(kept)

@@ -1,0 +1,95 @@
+"""Long lists in text, one record a line with columns between blanks, read in blocks: millions of lines in a second.
+
+A block is taken apart by numpy as a whole. Only where that fails is it looked at line by line, to name the first line
+that is to blame.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from facebones.errors import DataError
+
+BLOCK_BYTES = 1 << 20  # the arrays made from a block stay in the processor's cache
+LARGEST_NUMBER = 2**31 - 1  # of a template, a medium or a subject: an int32 holds it
+SHOWN_CHARACTERS = 60
+_OF_WHOLE_NUMBERS = np.isin(np.arange(256, dtype=np.uint8), np.frombuffer(b"0123456789 \t\r\n", np.uint8))
+
+IntArray = npt.NDArray[np.int32]
+
+
+def line_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (number of the first line, whole lines) up to the end of the file; blank lines at the end are left out.
+
+    Raises:
+        DataError: the file cannot be read or holds nothing, or a line is longer than any list's.
+    """
+    number, rest = 1, b""
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(BLOCK_BYTES):
+                rest += chunk
+                end = rest.rfind(b"\n", 0, len(rest.rstrip())) + 1  # some text follows it
+                if end:
+                    yield number, rest[:end]
+                    number += rest.count(b"\n", 0, end)
+                    rest = rest[end:]
+                elif len(rest) > 2 * BLOCK_BYTES:
+                    raise DataError(f"{path}, line {number}: longer than {BLOCK_BYTES} bytes; not a list in text")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; restore it or check the path") from error
+    if rest.strip():
+        yield number, rest.rstrip() + b"\n"
+    elif number == 1:
+        raise DataError(f"{path}: holds no line; restore the list")
+
+
+def has_columns(block: bytes, columns: int) -> bool:
+    """Whether every line of a block has so many columns between blanks."""
+    characters = np.frombuffer(block, np.uint8)
+    blank = characters <= ord(" ")
+    starts = np.flatnonzero(blank[:-1] > blank[1:]) + 1
+    if not blank[0]:
+        starts = np.concatenate([[0], starts])
+    ends = np.flatnonzero(characters == ord("\n"))
+    if starts.size != columns * ends.size:
+        return False
+    first, last = starts[0::columns], starts[columns - 1 :: columns]
+    return bool((last < ends).all() and (first[1:] > ends[:-1]).all())
+
+
+def whole_numbers(block: bytes) -> IntArray | None:
+    """All numbers of a text, in order, or None where something else stands in it or a number is too large."""
+    if not _OF_WHOLE_NUMBERS[np.frombuffer(block, np.uint8)].all():
+        return None
+    numbers = np.fromstring(block, dtype=np.int64, sep=" ")  # stops at 2**63 - 1 for larger ones
+    return numbers.astype(np.int32) if numbers.max(initial=0) <= LARGEST_NUMBER else None
+
+
+def is_whole_number(field: bytes) -> bool:
+    """Whether a column holds a number that `whole_numbers` takes."""
+    return field.isdigit() and len(field) <= 19 and int(field) <= LARGEST_NUMBER
+
+
+def blame_line(path: Path, first: int, block: bytes, fits: Callable[[list[bytes]], bool], wanted: str) -> NoReturn:
+    """Raise an error that names the first line of a block which does not fit.
+
+    Args:
+        path: the list.
+        first: number of the block's first line.
+        block: whole lines.
+        fits: whether the columns of a line are as they should be.
+        wanted: what a line should be.
+    """
+    for number, line in enumerate(block[:-1].split(b"\n"), first):
+        if not fits(line.split()):
+            raise DataError(f"{path}, line {number}: {shown(line)} is not {wanted}; mend or restore the list")
+    raise DataError(f"{path}: the lines from {first} on hold characters that are no text; restore the list")
+
+
+def shown(line: bytes) -> str:
+    """Quote the beginning of a line for an error."""
+    return repr(" ".join(line[: 2 * SHOWN_CHARACTERS].decode(errors="replace").split())[:SHOWN_CHARACTERS])
