@@ -12,7 +12,8 @@ from facebones.data.synthetic import synthesize
 from facebones.efficiency import describe_backbones
 from facebones.evaluation.curves import RocCurve, roc
 from facebones.evaluation.pairs import evaluate_pairs
-from facebones.reporting.plots import plot_faces, plot_roc, plot_training
+from facebones.reporting.curve_plots import plot_roc
+from facebones.reporting.plots import plot_faces, plot_training
 from facebones.run_folder import RunFolder
 from facebones.tables import print_table
 from facebones.training.logs import read_metrics, say

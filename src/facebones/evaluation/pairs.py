@@ -11,7 +11,7 @@ from facebones.data.pairs import read_pairs
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.verification import PairSetResult, check_pair_set, evaluate_pair_set
 from facebones.files import atomic_write, check_writable, write_json
-from facebones.reporting.plots import plot_roc
+from facebones.reporting.curve_plots import plot_roc
 from facebones.run_folder import RunFolder
 from facebones.weights import open_backbone
 

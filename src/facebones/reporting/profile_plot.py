@@ -1,14 +1,13 @@
 """The picture of a profile: latency against MACs, and against parameters, every network by its name."""
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from facebones.errors import DataError
+from facebones.reporting.figures import COLOURS, Paths, label_axes, new_figure, save_pictures
 from facebones.reporting.label_placement import FloatArray, nearest_point, place_labels
-from facebones.reporting.plots import COLOURS, _figure, _label, _save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +30,7 @@ NEAR = 2.5  # points; a label nearer than that to its marker needs no line
 FULL_DECADES = 3  # from there on only the powers of ten are labelled
 
 
-def plot_profile(rows: Sequence[Row], paths: Sequence[str | os.PathLike[str]], title: str) -> None:
+def plot_profile(rows: Sequence[Row], paths: Paths, title: str) -> None:
     """Draw latency over MACs and over parameters, on logarithmic axes.
 
     Colour and shape of a marker are the family's; over MACs, its area grows with the parameters. A network without a
@@ -39,7 +38,7 @@ def plot_profile(rows: Sequence[Row], paths: Sequence[str | os.PathLike[str]], t
 
     Args:
         rows: "networks" of a profile.
-        paths: where to write; the suffix decides the format.
+        paths: where to write, one file or several; the suffix decides the format.
         title: heading of the picture.
 
     Raises:
@@ -48,7 +47,7 @@ def plot_profile(rows: Sequence[Row], paths: Sequence[str | os.PathLike[str]], t
     """
     if not rows:
         raise DataError("no networks to draw; name at least one")
-    figure = _figure(15.0, max(8.0, 0.25 * len(rows)))
+    figure = new_figure(15.0, max(8.0, 0.25 * len(rows)))
     figure.suptitle(title, fontsize=9)
     families = list(dict.fromkeys(row["family"] for row in rows))
     panels = []
@@ -57,15 +56,14 @@ def plot_profile(rows: Sequence[Row], paths: Sequence[str | os.PathLike[str]], t
         drawn = [row for row in rows if row[key]]
         areas = np.array([_area(row) if key == "macs" else PLAIN_MARKER for row in drawn])
         _draw_markers(axes, drawn, key, areas, families)
-        _label(axes, heading, axis, "Latency of one image, median (ms)")
+        label_axes(axes, heading, axis, "Latency of one image, median (ms)")
         panels.append((axes, drawn, key, areas))
     _draw_legend(figure, families)
     figure.draw_without_rendering()  # only now is known where the axes lie
     figure.set_layout_engine("none")
     for axes, drawn, key, areas in panels:
         _draw_names(axes, drawn, key, areas, families)
-    for path in paths:
-        _save(figure, path)
+    save_pictures(figure, paths)
 
 
 def _area(row: Row) -> float:

@@ -1,0 +1,126 @@
+"""The picture of ROC curves: many models on one set, or one model on many sets."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from facebones.errors import DataError
+from facebones.evaluation.curves import RocCurve, area_under_curve, true_accept_rate_at
+from facebones.reporting.figures import (
+    FloatArray,
+    Paths,
+    Style,
+    curve_axes,
+    in_percent,
+    label_axes,
+    legend_below,
+    line_only,
+    marker_only,
+    rate_limits,
+    save_pictures,
+    styles_of,
+)
+from facebones.reporting.thinning import decades, thin_steps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Band = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
+Bars = tuple[FloatArray, FloatArray, FloatArray]
+
+BAR_DISTANCE = 0.03  # decades between the intervals of two models
+LEAST_DECADES = 2
+
+
+def plot_roc(
+    curves: Mapping[str, RocCurve],
+    paths: Paths,
+    title: str = "Face verification",
+    *,
+    styles: Mapping[str, Style] | None = None,
+    bands: Mapping[str, Band] | None = None,
+    lowest_far: float | None = None,
+) -> None:
+    """Draw ROC curves over a logarithmic FAR axis, each from its 1 / impostors on, below which nothing is measured.
+
+    The curves are drawn as steps, without interpolation: the height at a FAR is the strict TAR at that FAR, which a
+    marker shows at each power of ten. The TAR axis begins a little below the lowest curve, so look at its labels.
+
+    Args:
+        curves: name -> curve; the legend gives each with its AUC, in this order.
+        paths: where to write, one file or several; the suffix decides the format.
+        title: heading of the picture.
+        styles: name -> look, of `model_styles`; without, they are chosen for this picture alone.
+        bands: name -> (FAR, lowest TAR, highest TAR), each (T,): intervals, drawn as upright bars. Those of several
+            models stand side by side around their FAR, each with the marker of its model at its strict TAR.
+        lowest_far: where the axis begins; without, at the smallest 1 / impostors.
+
+    Raises:
+        DataError: there are no curves.
+        ConfigError: a format that cannot be written.
+        ValueError: a model has no style, a band belongs to no curve, or the axis would not begin between 0 and 1.
+    """
+    if not curves:
+        raise DataError("no ROC curves to draw; evaluate at least one set")
+    looks, bars = styles_of(curves, styles), _checked_bands(bands or {}, curves)
+    start = _axis_start(curves) if lowest_far is None else lowest_far
+    if not 0.0 < start < 1.0:
+        raise ValueError(f"lowest_far: {start} cannot begin a logarithmic axis up to 1; give a number in between")
+    figure, axes = curve_axes()
+    for name, curve in curves.items():
+        _draw_curve(axes, curve, looks[name], start, bars[name][0] if name in bars else np.array([]))
+    shifts = BAR_DISTANCE * (np.arange(len(bars)) - (len(bars) - 1) / 2)
+    for (name, bar), shift in zip(bars.items(), shifts, strict=True):
+        _draw_bars(axes, curves[name], bar, looks[name], 10.0**shift)
+    axes.set_xscale("log")
+    axes.set_xlim(start, 1.0)
+    axes.set_ylim(*rate_limits(_lowest_rate(curves, bars, start)))
+    in_percent(axes.yaxis)
+    label_axes(axes, title, "False accept rate (FAR)", "True accept rate (TAR, %)")
+    labels = [f"{name} (AUC {area_under_curve(curve):.6f})" for name, curve in curves.items()]
+    legend_below(figure, labels, list(looks.values()))
+    save_pictures(figure, paths)
+
+
+def _axis_start(curves: Mapping[str, RocCurve]) -> float:
+    """The lowest FAR that any of the curves measures, and at least two decades."""
+    return min(10.0**-LEAST_DECADES, *(1 / curve.impostors for curve in curves.values()))
+
+
+def _draw_curve(axes: "Axes", curve: RocCurve, style: Style, start: float, barred_fars: FloatArray) -> None:
+    """Draw the steps and, at the powers of ten that get no bar, the markers."""
+    lowest = max(start, 1 / curve.impostors)
+    far, tar = thin_steps(curve.false_accept_rate, curve.true_accept_rate, lowest)
+    axes.step(far, tar, where="post", **line_only(style))
+    marked = np.setdiff1d(decades(lowest, 0.1), barred_fars)
+    axes.plot(marked, [true_accept_rate_at(curve, rate) for rate in marked], **marker_only(style))
+
+
+def _draw_bars(axes: "Axes", curve: RocCurve, bars: Bars, style: Style, factor: float) -> None:
+    """Draw the intervals as bars with caps, moved aside by a factor."""
+    far, low, high = bars
+    tar = [true_accept_rate_at(curve, rate) for rate in far]
+    axes.vlines(far * factor, low, high, color=style["color"], linewidth=1.0)
+    for end in (low, high):
+        axes.plot(far * factor, end, color=style["color"], linestyle="", marker="_", markersize=4.0)
+    axes.plot(far * factor, tar, **marker_only(style))
+
+
+def _lowest_rate(curves: Mapping[str, RocCurve], bars: Mapping[str, Bars], start: float) -> float:
+    """The lowest TAR that is drawn."""
+    lines = [true_accept_rate_at(curve, max(start, 1 / curve.impostors)) for curve in curves.values()]
+    return min(lines + [float(rate) for far, low, _ in bars.values() for rate in low[far >= start]])
+
+
+def _checked_bands(bands: Mapping[str, Band], curves: Mapping[str, RocCurve]) -> dict[str, Bars]:
+    checked = {}
+    for name, band in bands.items():
+        if name not in curves:
+            raise ValueError(f"{name}: an interval, but no curve; give bands of the models that are drawn")
+        far, low, high = (np.asarray(part, dtype=np.float64) for part in band)
+        if not far.shape == low.shape == high.shape or far.ndim != 1 or not (low <= high).all():
+            raise ValueError(f"{name}: no band; give FAR, lowest and highest TAR of one shape (T,)")
+        checked[name] = (far, low, high)
+    return checked
