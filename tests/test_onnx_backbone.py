@@ -9,8 +9,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from facebones.cli import main
-from facebones.data.normalize import to_network_input
+from facebones.data.normalize import Preprocessing, to_network_input
 from facebones.errors import CheckpointError, ConfigError
+from facebones.evaluation.embedder import open_embedder
 from facebones.onnx_backbone import OnnxBackbone
 
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
@@ -63,6 +64,31 @@ def test_a_folded_file_gets_the_very_pixels(tmp_path):
     assert backbone.folded
     expected = torch.arange(256.0)[:, None].expand(-1, 3)
     assert torch.equal(backbone(to_network_input(pixels())), expected)
+
+
+def test_other_preprocessing_reaches_the_file_unless_it_has_its_own(tmp_path):
+    other = Preprocessing(mean=10, scale=2, colour="bgr")
+    shades = pixels().clone().numpy()
+    shades[..., 0] = 255
+    embedder = open_embedder(network(tmp_path / "other.onnx", batch=1), device="cpu", preprocessing=other)
+    expected = (torch.arange(256.0)[:, None] - 10) / 2
+    expected = torch.cat([expected, expected, torch.full_like(expected, 122.5)], dim=1)
+    assert np.array_equal(embedder(shades, flip=False)[:, 0], expected.numpy())
+    folded = network(tmp_path / "folded.onnx", shape=(112, 112, 3), kind=UINT8)
+    with pytest.raises(
+        ConfigError, match=r"folded\.onnx: has its preprocessing within; leave mean, scale and colour out"
+    ):
+        open_embedder(folded, device="cpu", preprocessing=other)
+    assert np.array_equal(open_embedder(folded, device="cpu")(shades, flip=True)[:, 1], shades[:, 0, 0])
+
+
+def test_external_data_belongs_to_the_digest(tmp_path):
+    (tmp_path / "models").mkdir()
+    path, digests = external(tmp_path, "external.onnx.data"), set()
+    for weights in (np.eye(3), 2 * np.eye(3)):
+        (tmp_path / "models" / "external.onnx.data").write_bytes(weights.astype(np.float32).tobytes())
+        digests.add(open_embedder(path, device="cpu").weights_sha256)
+    assert len(digests) == 2
 
 
 def test_the_name_is_believed_in_our_files_only(tmp_path):

@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
+from facebones.data.image_sources import EncodedImages
+from facebones.data.normalize import Preprocessing
 from facebones.data.pairs import PairSet, read_pairs
 from facebones.errors import DataError
 from facebones.evaluation import verification
-from facebones.evaluation.embedding import embed_images
-from facebones.evaluation.verification import evaluate_pair_set, verify_pairs
+from facebones.evaluation.embedder import Embedder, open_embedder
+from facebones.evaluation.embedding import embed
+from facebones.evaluation.verification import evaluate_pair_set, verify_features, verify_pairs
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -229,27 +232,14 @@ def test_a_pair_set_that_cannot_be_verified_fails_before_anything_is_embedded():
         evaluate_pair_set(Refuse(), made_up_pair_set(6), device=torch.device("cpu"), batch_size=7)
 
 
-class OnnxBackbone(torch.nn.Module):
-    """A network in ONNX that takes one image a time and scales by 128, not 127.5.
-
-    Every second call is for mirror images, which the known figure does without: they are not computed.
-    """
-
-    def __init__(self, path):
-        super().__init__()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.calls = 0
-
-    def forward(self, x):
-        self.calls += 1
-        if self.calls % 2 == 0:
-            return torch.zeros(len(x), 512)
-        rows = (x * (127.5 / 128)).numpy()
-        return torch.from_numpy(np.concatenate([self.session.run(None, {"input": row[None]})[0] for row in rows]))
+@pytest.mark.parametrize("flip", [True, False])
+def test_features_of_a_pass_are_verified_as_the_pair_set_is(flip):
+    pair_set, options = made_up_pair_set(), {"batch_size": 7, "flip": flip}
+    alone = evaluate_pair_set(Flatten(), pair_set, device=torch.device("cpu"), **options)
+    models = {"flatten": Embedder(network=Flatten(), device=torch.device("cpu"))}
+    features = embed(models, EncodedImages(pair_set.name, pair_set.images), **options)["flatten"]
+    assert features.shape[:2] == (40, 1 + flip)
+    assert verify_features(features, pair_set).to_json() == alone.to_json()
 
 
 @pytest.mark.faces
@@ -260,10 +250,9 @@ def test_a_recogniser_trained_elsewhere_gets_its_known_accuracy_on_lfw():
     if not (model.is_file() and pairs.is_file()):
         pytest.skip(f"needs {model} and {pairs}")
     pair_set = read_pairs(pairs)
-    embeddings = embed_images(
-        OnnxBackbone(model), pair_set.images, name=pair_set.name, device=torch.device("cpu"), batch_size=64
-    )
-    plain = embeddings.plain / np.linalg.norm(embeddings.plain, axis=1, keepdims=True)
-    result = verify_pairs(plain, pair_set.is_same)
+    models = {"mobile": open_embedder(model, device="cpu", preprocessing=Preprocessing(mean=127.5, scale=128))}
+    source = EncodedImages(pair_set.name, pair_set.images)
+    features = embed(models, source, batch_size=64, flip=False)["mobile"]
+    result = verify_features(features, pair_set).verification
     assert 100 * result.accuracy == pytest.approx(99.18, abs=0.02)  # measured with other code: 99.18 % +- 0.50
     assert 100 * result.accuracy_std == pytest.approx(0.50, abs=0.02)

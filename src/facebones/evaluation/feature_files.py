@@ -137,11 +137,11 @@ class FeatureFile:
             self._refuse(f"{self._record_path.name} promises {complete!r:.40} complete images of {images}")
         if not complete:
             return
-        if complete < images:  # a whole one is only read, perhaps from a place that cannot be written
-            self._open()
         features = self._load()
         self._shape, self._offset = features.shape, features.offset
         self.complete = self._synced = complete
+        if complete < images:  # a whole one is only read, perhaps from a place that cannot be written
+            self._open()
 
     def _begin(self, shape: tuple[int, int, int]) -> None:
         """Make the file in its full size. The record comes first: whoever finds the file knows what it is."""
@@ -156,13 +156,18 @@ class FeatureFile:
 
     def _open(self) -> None:
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"{self.path}: another process is writing it; wait, or choose another folder") from error
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            if self._file is None:  # else it is a file system without locks
-                raise self._failure(error) from error
+            raise self._failure(error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(file)
+            raise ConfigError(f"{self.path}: another process is writing it; wait, or choose another folder") from error
+        except OSError:  # a file system without locks
+            pass
+        self._file = file
 
     def _reserve(self, size: int) -> None:
         file = self._opened()
