@@ -59,18 +59,21 @@ def roc(scores_P: npt.ArrayLike, is_same_P: npt.ArrayLike) -> RocCurve:
     scores, is_same = _checked(scores_P, is_same_P)
     # A plain sort takes half the time of an argsort, and its order carries no labels to gather.
     ordered = np.sort(scores)
-    last_of_tie = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), ordered.size - 1)
-    distinct = ordered[last_of_tie]  # (K,) rising
-    del ordered  # tens of millions of pairs fit into memory, but not in many copies
+    ends_tie = np.ones(ordered.size, dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=ends_tie[:-1])
+    pairs_up_to = np.flatnonzero(ends_tie)
+    distinct = ordered[pairs_up_to]  # (K,) rising
+    pairs_up_to += 1
+    del ordered, ends_tie  # tens of millions of pairs fit into memory, but not in many copies
     genuine_at = np.bincount(np.searchsorted(distinct, np.sort(scores[is_same])), minlength=distinct.size)
     genuine_up_to = np.cumsum(genuine_at, out=genuine_at)
     genuine = int(genuine_up_to[-1])
     impostors = scores.size - genuine
-    impostors_up_to = np.subtract(last_of_tie + 1, genuine_up_to, out=last_of_tie)
+    impostors_up_to = np.subtract(pairs_up_to, genuine_up_to, out=pairs_up_to)
     return RocCurve(
         false_accept_rate=_accepted_rate(impostors_up_to, impostors),
         true_accept_rate=_accepted_rate(genuine_up_to, genuine),
-        threshold=np.concatenate([np.array([np.inf], dtype=distinct.dtype), distinct[::-1]]),
+        threshold=np.append(distinct, np.array(np.inf, dtype=distinct.dtype))[::-1],
         genuine=genuine,
         impostors=impostors,
     )

@@ -1,0 +1,254 @@
+"""From the features of images to scores of template pairs, by the published rules for IJB-B and IJB-C.
+
+An image has two features: its embedding and that of its mirror image. A setting says what becomes of them:
+
+* F1: they are added; F0: the mirror image's is left out.
+* N1: the length is kept; N0: it is made 1.
+* D1: multiplied by the score that the face detector gave the image; D0: not.
+
+A template is the sum over its media of the mean over that medium's images, scaled to length 1. The score of a pair of
+templates is the dot product. Published tables use N1D1F1.
+
+A mean over a medium is a sum with weights, so a template is one weighted sum over its images: nothing is kept for a
+medium but the number of its images in the template. And all settings differ in weights and in what is summed (the
+embeddings or the sums with the mirror images) only: one reading of the features serves them all.
+
+Source: the published evaluation of J. Deng et al., "ArcFace" (arXiv 1801.07698), with whose scores these agree
+(tests/golden/templates.npz).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from facebones.errors import ConfigError, DataError, UnknownNameError
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int32]
+
+BLOCK_IMAGES = 2048  # 8 MiB of features of size 512: a block is used twice while it is in the processor's cache
+BLOCK_TEMPLATES = 256  # of which the scores with all others are computed together
+BLOCK_PAIRS = 512  # whose features stay in the processor's cache
+# A matrix product gives a score many times faster than pair by pair, but also those that nobody asked for.
+MOST_SCORES_A_PAIR = 30
+
+
+@dataclass(frozen=True, order=True, kw_only=True)
+class PoolingSetting:
+    """What becomes of the features of an image before they are pooled: N, D and F of the published evaluation.
+
+    Attributes:
+        keep_norm: N; whether a feature keeps its length, which tells how good the image is.
+        detector_score: D; whether it is multiplied by the detector's score.
+        flip: F; whether the mirror image's embedding is added.
+    """
+
+    keep_norm: bool = True
+    detector_score: bool = True
+    flip: bool = True
+
+    @property
+    def name(self) -> str:
+        """Such as "N1D1F1"."""
+        return f"N{self.keep_norm:d}D{self.detector_score:d}F{self.flip:d}"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ALL_SETTINGS = tuple(
+    PoolingSetting(keep_norm=keep_norm, detector_score=detector_score, flip=flip)
+    for keep_norm, detector_score, flip in product((False, True), repeat=3)
+)
+USUAL_SETTING = PoolingSetting()
+
+
+def parse_settings(text: str) -> tuple[PoolingSetting, ...]:
+    """Read names of settings, such as "N1D1F1", with commas between them, or "all"; one named twice counts once.
+
+    Raises:
+        UnknownNameError: a name is none of the eight; the message offers the nearest.
+        ConfigError: the text names nothing.
+
+    >>> [setting.name for setting in parse_settings("N1D1F1,N0D0F1")]
+    ['N1D1F1', 'N0D0F1']
+    """
+    known = {setting.name: setting for setting in ALL_SETTINGS}
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("setting: names nothing; give one such as N1D1F1, or all")
+    for name in names:
+        if name not in known and name != "all":
+            raise UnknownNameError("setting", name, [*known, "all"])
+    if "all" in names:
+        return ALL_SETTINGS
+    return tuple(dict.fromkeys(known[name] for name in names))
+
+
+def pool_templates(
+    features_Nx2xD: npt.NDArray[np.floating[Any]],
+    template_of_image: IntArray,
+    medium_of_image: IntArray,
+    detector_score: FloatArray,
+    settings: Sequence[PoolingSetting] = (USUAL_SETTING,),
+    *,
+    template_ids: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
+    name: str = "templates",
+) -> dict[PoolingSetting, FloatArray]:
+    """Pool the features of the images of each template, for all settings in one pass over the features.
+
+    The features are read in blocks of images in their order, so they may be a memory map larger than memory.
+
+    Args:
+        features_Nx2xD: (N, 2, D), `[:, 0]` the embeddings and `[:, 1]` those of the mirror images.
+        template_of_image: (N,) from 0 to T - 1.
+        medium_of_image: (N,) number of the medium; two templates may share one.
+        detector_score: (N,).
+        settings: which to pool.
+        template_ids: (T,) what to call the templates in errors; their index by default.
+        name: what to call the set in errors.
+
+    Returns:
+        (T, D) float32 of length 1, for each setting.
+
+    Raises:
+        DataError: shapes that do not fit, or a template without a direction: then it is named, and the setting.
+    """
+    images = len(template_of_image)
+    if features_Nx2xD.ndim != 3 or features_Nx2xD.shape[:2] != (images, 2) or not images:
+        raise DataError(
+            f"{name}: features of shape {features_Nx2xD.shape} for {images} images; give (images, 2, embedding size)"
+        )
+    if medium_of_image.shape != (images,) or detector_score.shape != (images,):
+        raise DataError(
+            f"{name}: {medium_of_image.size} media and {detector_score.size} detector scores for {images} images;"
+            " give one each"
+        )
+    templates = int(template_of_image.max()) + 1 if template_ids is None else len(template_ids)
+    share = _share_of_medium(template_of_image, medium_of_image)
+    sums = {}
+    for flip in sorted({setting.flip for setting in settings}):
+        alike = [setting for setting in dict.fromkeys(settings) if setting.flip == flip]
+        sums[flip] = (alike, np.zeros((len(alike), templates, features_Nx2xD.shape[2]), np.float32))
+    for start in range(0, images, BLOCK_IMAGES):
+        block = slice(start, start + BLOCK_IMAGES)
+        _add_block(sums, features_Nx2xD[block], template_of_image[block], share[block], detector_score[block])
+    pooled = {setting: one for alike, several in sums.values() for setting, one in zip(alike, several, strict=True)}
+    for setting, one in pooled.items():
+        _normalise(one, range(templates) if template_ids is None else template_ids, f"{name}, setting {setting}")
+    return {setting: pooled[setting] for setting in settings}
+
+
+def _share_of_medium(template_of_image: IntArray, medium_of_image: IntArray) -> FloatArray:
+    """(N,) 1 / number of images that an image's medium has in its template."""
+    together = template_of_image.astype(np.int64) << 32 | medium_of_image.astype(np.int64) & 0xFFFFFFFF
+    _, group, count = np.unique(together, return_inverse=True, return_counts=True)
+    return np.asarray(1.0 / count[group], dtype=np.float32)
+
+
+def _add_block(
+    sums: Mapping[bool, tuple[Sequence[PoolingSetting], FloatArray]],
+    features_Bx2xD: npt.NDArray[np.floating[Any]],
+    template_B: IntArray,
+    share_B: FloatArray,
+    detector_score_B: FloatArray,
+) -> None:
+    """Add the images of a block to the sums of their templates.
+
+    The rows of a template are brought together; then the sums of the settings with one kind of feature are one small
+    matrix product: weights (S, L) times features (L, D), for L images.
+    """
+    order = np.argsort(template_B, kind="stable")
+    template = template_B[order]
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(template)) + 1, [template.size]])
+    segments = list(zip(template[edges[:-1]].tolist(), *map(np.ndarray.tolist, (edges[:-1], edges[1:])), strict=True))
+    share, score = share_B[order], detector_score_B[order]
+    rows = features_Bx2xD[order, 0].astype(np.float32, copy=False)
+    for flip, (settings, sums_SxTxD) in sums.items():  # the one without the mirror images comes first
+        if flip:
+            rows += features_Bx2xD[order, 1]
+        weights = np.stack([_weights(setting, rows, share, score) for setting in settings])
+        for one, start, stop in segments:
+            sums_SxTxD[:, one] += weights[:, start:stop] @ rows[start:stop]
+
+
+def _weights(setting: PoolingSetting, rows: FloatArray, share: FloatArray, score: FloatArray) -> FloatArray:
+    """(B,) factor of each image's feature in the sum of its template."""
+    weights = share * score if setting.detector_score else share
+    if setting.keep_norm:
+        return weights
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # the template is refused by its name
+        return np.asarray(weights / np.sqrt(np.einsum("bd,bd->b", rows, rows)))
+
+
+def _normalise(pooled: FloatArray, template_ids: Sequence[int] | npt.NDArray[np.integer[Any]], what: str) -> None:
+    """Scale each template to length 1, in place."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = np.sqrt(np.einsum("td,td->t", pooled, pooled))
+    usable = np.isfinite(length) & (length > 0)
+    if not usable.all():
+        template = int(np.argmin(usable))
+        raise DataError(
+            f"{what}: template {template_ids[template]} has length {length[template]}, so no direction; check its"
+            " images and the weights of the backbone"
+        )
+    pooled /= length[:, None]
+
+
+def score_pairs(templates_TxD: FloatArray, pair_a: IntArray, pair_b: IntArray) -> FloatArray:
+    """Score pairs of templates by the dot product.
+
+    The pairs are taken by the order of their first template. Where the pairs of some hundred templates ask for a fair
+    share of what those have with all their partners, the share is picked from a matrix product; else the pairs are
+    multiplied one by one.
+
+    Args:
+        templates_TxD: (T, D) of length 1.
+        pair_a: (P,) index from 0 to T - 1.
+        pair_b: (P,) likewise.
+
+    Returns:
+        (P,) float32. A score depends on how pairs are taken together, to about 1e-7.
+    """
+    scores = np.empty(pair_a.size, dtype=np.float32)
+    for pairs in _batches(pair_a):
+        scores[pairs] = _score_batch(templates_TxD, pair_a[pairs], pair_b[pairs])
+    return scores
+
+
+def _batches(pair_a: IntArray) -> Iterator[slice | npt.NDArray[np.intp]]:
+    """Yield places of the pairs of a few first templates at a time; slices where the list is in order already."""
+    if (pair_a[1:] >= pair_a[:-1]).all():
+        ordered, order = pair_a, None
+    else:
+        order = np.argsort(pair_a.astype(np.uint16) if pair_a.max() < 1 << 16 else pair_a, kind="stable")
+        ordered = pair_a[order]
+    first_pairs = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
+    edges = [*first_pairs[::BLOCK_TEMPLATES].tolist(), pair_a.size]
+    for start, stop in pairwise(edges):
+        yield slice(start, stop) if order is None else order[start:stop]
+
+
+def _score_batch(templates: FloatArray, pair_a: IntArray, pair_b: IntArray) -> FloatArray:
+    """Scores of the pairs of at most BLOCK_TEMPLATES first templates, (K,)."""
+    rows, row = _numbered(pair_a, len(templates))
+    columns, column = _numbered(pair_b, len(templates))
+    if rows.size * columns.size <= MOST_SCORES_A_PAIR * pair_a.size:
+        scores = templates[rows] @ templates[columns].T  # (A, C)
+        return np.asarray(scores.ravel()[row * np.int64(columns.size) + column])
+    scores = np.empty(pair_a.size, dtype=np.float32)
+    for start in range(0, pair_a.size, BLOCK_PAIRS):
+        block = slice(start, start + BLOCK_PAIRS)
+        np.einsum("pd,pd->p", templates[pair_a[block]], templates[pair_b[block]], out=scores[block])
+    return scores
+
+
+def _numbered(templates: IntArray, count: int) -> tuple[npt.NDArray[np.intp], IntArray]:
+    """Distinct ones among numbers below `count`, rising, and the place of each number among them."""
+    occurs = np.zeros(count, dtype=np.bool_)
+    occurs[templates] = True
+    return np.flatnonzero(occurs), (np.cumsum(occurs, dtype=np.int32) - 1)[templates]
