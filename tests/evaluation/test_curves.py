@@ -105,6 +105,70 @@ def test_known_values(name, auc, eer):
     assert equal_error_rate(curve) == pytest.approx(eer, abs=1e-15)
 
 
+def equal_error_rate_by_search(far, tar):
+    """Bisect along the curve's straight stretches, given as its points, for the place where FAR = 1 - TAR."""
+    low, high = 0.0, far.size - 1.0  # a place k + w is that share w of the way from point k to the next
+    points = np.arange(far.size)
+    while high - low > 1e-13 * far.size:
+        middle = (low + high) / 2
+        if np.interp(middle, points, far) < 1 - np.interp(middle, points, tar):
+            low = middle
+        else:
+            high = middle
+    return np.interp(low, points, far)
+
+
+DTYPES = [np.float16, np.float32, np.float64, np.int8, np.uint8, np.int64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("share", [0.5, 0.02])
+def test_many_pairs_with_many_ties_agree_with_references(dtype, share):
+    random = np.random.default_rng(3)
+    is_same = random.random(20_000) < share
+    scores = np.clip(60 + 12 * random.normal(size=is_same.size) + 20 * is_same, 0, 120).round().astype(dtype)
+    assert np.unique(scores).size < 130
+    curve = roc(scores, is_same)
+    # Whole numbers up to 120 are exact in every type; so the answer may not depend on it.
+    far, tar, threshold = roc_curve(is_same, scores.astype(np.float64), drop_intermediate=False)
+    np.testing.assert_allclose(curve.false_accept_rate, far, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(curve.true_accept_rate, tar, rtol=0, atol=1e-15)
+    np.testing.assert_array_equal(curve.threshold, threshold)
+    assert area_under_curve(curve) == pytest.approx(roc_auc_score(is_same, scores.astype(np.float64)), abs=1e-12)
+    assert equal_error_rate(curve) == pytest.approx(equal_error_rate_by_search(far, tar), abs=1e-9)
+    for target in (1e-6, 1e-4, 1e-3, 1e-2, 0.1, 1.0):
+        assert true_accept_rate_at(curve, target) == tar_by_counting(scores, is_same, target)
+
+
+def tar_by_counting(scores, is_same, far):
+    """Try every score as a threshold; none accepts nothing."""
+    rates = [0.0]
+    for threshold in np.unique(scores):
+        accepted = scores >= threshold
+        if np.count_nonzero(accepted & ~is_same) / np.count_nonzero(~is_same) <= far:
+            rates.append(np.count_nonzero(accepted & is_same) / np.count_nonzero(is_same))
+    return max(rates)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pairs", [2, 7, 10_000])
+def test_equal_scores_are_chance(dtype, pairs):
+    curve = roc(np.ones(pairs, dtype), np.arange(pairs) == 0)
+    assert curve.false_accept_rate.tolist() == curve.true_accept_rate.tolist() == [0.0, 1.0]
+    assert area_under_curve(curve) == 0.5
+    assert equal_error_rate(curve) == 0.5
+    assert true_accept_rate_at(curve, 0.999) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scores_that_differ_in_the_last_bit_only_are_no_tie(dtype):
+    lower, higher = dtype(0.7), np.nextafter(dtype(0.7), dtype(1))
+    curve = roc(np.array([higher, lower]), [True, False])
+    assert area_under_curve(curve) == 1.0
+    if dtype is np.float64:  # in single precision they are one score
+        assert area_under_curve(roc(np.array([higher, lower], np.float32), [True, False])) == 0.5
+
+
 def test_tied_scores_are_one_step():
     curve = roc([0.8, 0.8, 0.1], [True, False, False])
     assert curve.false_accept_rate.tolist() == [0.0, 0.5, 1.0]

@@ -8,7 +8,6 @@ import pytest
 from matplotlib.text import Annotation
 
 from facebones.errors import DataError
-from facebones.reporting import profile_plot
 from facebones.reporting.label_placement import overlaps, place_labels
 from facebones.reporting.profile_plot import LONGEST_LABEL, plot_profile
 
@@ -25,12 +24,10 @@ REGISTRY = [
 ]
 
 
-def draw(monkeypatch, path, rows):
-    """The figure at the moment of saving."""
-    figures, save = [], profile_plot._save
-    monkeypatch.setattr(profile_plot, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
+def draw(drawn, path, rows):
+    """The figure as it is written."""
     plot_profile(rows, [path], "cpu: a processor")
-    return figures[0]
+    return drawn[0]
 
 
 def names_and_markers(axes):
@@ -45,8 +42,8 @@ def names_and_markers(axes):
     return [text.get_text() for text in texts], np.array(labels), np.array(markers)
 
 
-def test_no_name_of_the_registry_lies_on_another_or_on_a_marker(tmp_path, monkeypatch):
-    figure = draw(monkeypatch, tmp_path / "profile.png", REGISTRY)
+def test_no_name_of_the_registry_lies_on_another_or_on_a_marker(tmp_path, drawn):
+    figure = draw(drawn, tmp_path / "profile.png", REGISTRY)
     assert (tmp_path / "profile.png").stat().st_size > 10_000
     assert len(figure.axes) == 2
     for axes in figure.axes:
@@ -83,10 +80,10 @@ def test_a_lone_label_stands_at_its_marker_and_a_full_picture_still_has_all():
     assert place_labels(crowd, np.tile([30.0, 10], (9, 1)), (0, 0, 40, 20)).shape == (9, 4)
 
 
-def test_what_is_not_known_is_left_out_and_long_paths_are_shortened(tmp_path, monkeypatch):
+def test_what_is_not_known_is_left_out_and_long_paths_are_shortened(tmp_path, drawn):
     path = "runs/" * 20 + "mobilefacenet.onnx"
     unknown = {"name": path, "family": "onnx", "macs": None, "parameters": 5, "latency_p50_ms": 3.0}
-    figure = draw(monkeypatch, tmp_path / "profile.pdf", [REGISTRY[5], unknown])
+    figure = draw(drawn, tmp_path / "profile.pdf", [REGISTRY[5], unknown])
     assert (tmp_path / "profile.pdf").read_bytes()[:5] == b"%PDF-"
     by_macs, by_parameters = [names_and_markers(axes)[0] for axes in figure.axes]
     assert by_macs == [REGISTRY[5]["name"]]

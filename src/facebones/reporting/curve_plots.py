@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 Band = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
 Bars = tuple[FloatArray, FloatArray, FloatArray]
 
-BAR_DISTANCE = 0.03  # decades between the intervals of two models
+BAR_DISTANCE = 0.04  # decades between the intervals of two models, but all within:
+BARS_WIDTH = 0.16
 LEAST_DECADES = 2
 
 
@@ -54,7 +55,7 @@ def plot_roc(
         title: heading of the picture.
         styles: name -> look, of `model_styles`; without, they are chosen for this picture alone.
         bands: name -> (FAR, lowest TAR, highest TAR), each (T,): intervals, drawn as upright bars. Those of several
-            models stand side by side around their FAR, each with the marker of its model at its strict TAR.
+            models stand side by side around their FAR, which is where the markers are.
         lowest_far: where the axis begins; without, at the smallest 1 / impostors.
 
     Raises:
@@ -70,10 +71,9 @@ def plot_roc(
         raise ValueError(f"lowest_far: {start} cannot begin a logarithmic axis up to 1; give a number in between")
     figure, axes = curve_axes()
     for name, curve in curves.items():
-        _draw_curve(axes, curve, looks[name], start, bars[name][0] if name in bars else np.array([]))
-    shifts = BAR_DISTANCE * (np.arange(len(bars)) - (len(bars) - 1) / 2)
-    for (name, bar), shift in zip(bars.items(), shifts, strict=True):
-        _draw_bars(axes, curves[name], bar, looks[name], 10.0**shift)
+        _draw_curve(axes, curve, looks[name], start, bars[name][0] if name in bars else [])
+    for (name, bar), factor in zip(bars.items(), _side_by_side(len(bars)), strict=True):
+        _draw_bars(axes, bar, looks[name], factor)
     axes.set_xscale("log")
     axes.set_xlim(start, 1.0)
     axes.set_ylim(*rate_limits(_lowest_rate(curves, bars, start)))
@@ -89,23 +89,27 @@ def _axis_start(curves: Mapping[str, RocCurve]) -> float:
     return min(10.0**-LEAST_DECADES, *(1 / curve.impostors for curve in curves.values()))
 
 
-def _draw_curve(axes: "Axes", curve: RocCurve, style: Style, start: float, barred_fars: FloatArray) -> None:
-    """Draw the steps and, at the powers of ten that get no bar, the markers."""
+def _draw_curve(axes: "Axes", curve: RocCurve, style: Style, start: float, targets: npt.ArrayLike) -> None:
+    """Draw the steps, and markers at the powers of ten and at the targets."""
     lowest = max(start, 1 / curve.impostors)
     far, tar = thin_steps(curve.false_accept_rate, curve.true_accept_rate, lowest)
     axes.step(far, tar, where="post", **line_only(style))
-    marked = np.setdiff1d(decades(lowest, 0.1), barred_fars)
+    marked = np.union1d(decades(lowest, 0.1), targets)
     axes.plot(marked, [true_accept_rate_at(curve, rate) for rate in marked], **marker_only(style))
 
 
-def _draw_bars(axes: "Axes", curve: RocCurve, bars: Bars, style: Style, factor: float) -> None:
-    """Draw the intervals as bars with caps, moved aside by a factor."""
+def _side_by_side(models: int) -> FloatArray:
+    """Factors by which the intervals of the models are moved on the FAR axis, (N,), around 1."""
+    step = min(BAR_DISTANCE, BARS_WIDTH / models) if models else 0.0
+    return np.asarray(10.0 ** (step * (np.arange(models) - (models - 1) / 2)))
+
+
+def _draw_bars(axes: "Axes", bars: Bars, style: Style, factor: float) -> None:
+    """Draw intervals as bars with caps, moved aside by a factor."""
     far, low, high = bars
-    tar = [true_accept_rate_at(curve, rate) for rate in far]
     axes.vlines(far * factor, low, high, color=style["color"], linewidth=1.0)
     for end in (low, high):
         axes.plot(far * factor, end, color=style["color"], linestyle="", marker="_", markersize=4.0)
-    axes.plot(far * factor, tar, **marker_only(style))
 
 
 def _lowest_rate(curves: Mapping[str, RocCurve], bars: Mapping[str, Bars], start: float) -> float:

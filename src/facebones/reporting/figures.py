@@ -147,14 +147,24 @@ def label_axes(axes: "Axes", title: str, x: str, y: str) -> None:
 def rate_limits(lowest: float, highest: float = 1.0) -> tuple[float, float]:
     """Limits of an axis of rates: as close around the curves as lets their differences be seen."""
     span = max(highest - lowest, 0.01)
-    return max(-0.01 * span, highest - 1.3 * span), highest + 0.03 * span
+    return max(-0.01 * span, highest - 1.08 * span), highest + 0.03 * span
 
 
 def in_percent(axis: "Axis") -> None:
-    """Label an axis of rates in percent, without exponents; the axis' own label says so."""
+    """Label an axis of rates in percent, without exponents, with as many digits at every tick of a linear axis.
+
+    The axis' own label should say that it is percent.
+    """
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    axis.set_major_formatter(FuncFormatter(lambda rate, _: f"{100 * rate:.10g}"))
+    def digits(rate: float) -> int:
+        return len(f"{100 * rate:.10f}".rstrip("0").partition(".")[2])
+
+    def percent(rate: float, _: int | None) -> str:
+        even = axis.get_scale() == "linear"
+        return f"{100 * rate:.{max(map(digits, axis.get_majorticklocs())) if even else digits(rate)}f}"
+
+    axis.set_major_formatter(FuncFormatter(percent))
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -140,11 +140,11 @@ def _are_rates(values: FloatArray) -> bool:
 
 def _rank_axis(axes: "Axes", ranks: int) -> None:
     """Choose the axis on which the ranks read best, with whole numbers at the ticks."""
-    from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 
     if ranks <= LINEAR_RANKS:
-        axes.set_xlim(1 - 0.02 * ranks, ranks + 0.02 * ranks)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=LINEAR_RANKS, integer=True))
+        axes.set_xlim(0.8, ranks + 0.2)
+        axes.xaxis.set_major_locator(FixedLocator(range(1, ranks + 1)))
         return
     axes.set_xscale("log")
     axes.set_xlim(0.95, 1.05 * ranks)
