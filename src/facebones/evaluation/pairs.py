@@ -1,93 +1,144 @@
-"""`facebones evaluate pairs`: one trained backbone on one or more pair sets."""
+"""`facebones evaluate pairs`: trained backbones on pair sets, and whether they differ."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from facebones.data.folders import pair_sets
-from facebones.data.pairs import read_pairs
-from facebones.errors import ConfigError, DataError
-from facebones.evaluation.verification import PairSetResult, check_pair_set, evaluate_pair_set
-from facebones.files import atomic_write, check_writable, write_json
+from facebones.data.image_sources import EncodedImages
+from facebones.data.normalize import Preprocessing
+from facebones.data.pairs import PairSet, read_pair_set
+from facebones.errors import DataError
+from facebones.evaluation.bootstrap import REPLICATES, Unmeasured, accuracy_figure, verification_figures
+from facebones.evaluation.embedder import Embedder
+from facebones.evaluation.embedding import embed
+from facebones.evaluation.models import describe, open_models
+from facebones.evaluation.outputs import check_output
+from facebones.evaluation.significance import FigureComparison, compare_models
+from facebones.evaluation.verification import PairSetResult, check_pair_set, correct_pairs, verify_features
+from facebones.files import atomic_write, write_json
+from facebones.reporting.comparison_table import tar_bands
 from facebones.reporting.curve_plots import plot_roc
-from facebones.run_folder import RunFolder
-from facebones.weights import open_backbone
+from facebones.reporting.figures import model_styles, picture_paths
+
+FAR_TARGET = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairSetComparison:
+    """Models on one pair set.
+
+    Attributes:
+        pair_set: the set.
+        results: what the protocol answers, by model.
+        figures: accuracy, TAR at FAR 0.001 (strict), AUC and EER of all models with intervals and tests, by name.
+    """
+
+    pair_set: PairSet
+    results: Mapping[str, PairSetResult]
+    figures: Mapping[str, FigureComparison | Unmeasured]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the set's name, each model's numbers, and the comparison of each figure."""
+        return {
+            "set": self.pair_set.name,
+            "models": {name: result.to_json() for name, result in self.results.items()},
+            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
+        }
 
 
 def evaluate_pairs(
-    checkpoint: Path,
+    checkpoints: Mapping[str, Path],
     data: Sequence[Path],
     *,
+    root: Path | None = None,
     backbone: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    flip: bool = True,
     output: Path | None = None,
     batch_size: int = 128,
+    workers: int | None = None,
     device: str = "auto",
+    replicates: int = REPLICATES,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Verify pair sets with a trained backbone, by the published protocol.
+    """Verify pair sets with trained backbones by the published protocol, and test their differences.
 
     Args:
-        checkpoint: a run's folder, a file of weights, or an ONNX file.
-        data: `.bin` files, or folders that hold some.
-        backbone: its name, where the file does not say it.
-        output: folder for result.json, NAME_scores.npz (distance and is_same of each pair) and roc.png; those of an
-            earlier evaluation are replaced.
+        checkpoints: name -> a run's folder, a file of weights, or an ONNX file.
+        data: `.bin` files, lists of pairs, or folders that hold `.bin` files.
+        root: the folder that lists of pairs start from; each list's own by default.
+        backbone: its name, where a single file does not say it.
+        preprocessing: of files that others made.
+        flip: add the embedding of the mirror image, as the published protocol does.
+        output: folder for pairs.json, MODEL_SET_scores.npz (distance and is_same of each pair) and the ROC pictures;
+            those of an earlier evaluation are replaced.
         batch_size: images a forward pass.
+        workers: threads that decode; as many as there are cores by default.
         device: "auto", "cpu", "cuda", ...
+        replicates: of the bootstrap over pairs, for their files do not say who is who.
+        seed: of the bootstrap.
 
     Returns:
-        what result.json holds: the backbone, the checkpoint, and the figures of each set.
+        what pairs.json holds: the models, and of each set their figures with intervals and tests.
 
     Raises:
         FaceBonesError: a set or the weights cannot be used, or the output could not be written.
     """
     files = pair_set_files(data)
     if output is not None:
-        _check_output(output, [path.stem for path in files])
-    sets = [read_pairs(path) for path in files]
+        scores = [f"{model}_{path.stem}_scores.npz" for model in checkpoints for path in files]
+        check_output(output, ["pairs.json", *scores])
+    sets = [read_pair_set(path, root) for path in files]
     for pair_set in sets:
         check_pair_set(pair_set)
-    network, path, computing = open_backbone(checkpoint, backbone, device)
-    results = [
-        evaluate_pair_set(network, pair_set, device=computing, batch_size=batch_size, progress=True)
-        for pair_set in sets
-    ]
+    models = open_models(checkpoints, backbone=backbone, device=device, preprocessing=preprocessing)
+    compared = []
+    for pair_set in sets:
+        results = _verify(models, pair_set, batch_size, workers, flip)
+        compared.append(compare_on_pairs(pair_set, results, replicates, seed))
     content = {
-        "backbone": network.name,
-        "embedding_size": network.embedding_size,
-        "checkpoint": str(path),
-        "sets": [result.to_json() for result in results],
+        "models": {name: describe(embedder) for name, embedder in models.items()},
+        "flip": flip,
+        "sets": [comparison.to_json() for comparison in compared],
     }
     if output is not None:
-        write_json(output / "result.json", content)
-        for result, pair_set in zip(results, sets, strict=True):
-            _write_scores(output / f"{result.name}_scores.npz", result, pair_set.is_same)
-        plot_roc({result.name: result.verification.roc for result in results}, output / "roc.png")
+        write_json(output / "pairs.json", content)
+        for comparison in compared:
+            _write_scores(output, comparison)
+        _draw(output, list(models), compared)
     return content
 
 
-def pairs_table(content: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
-    """Column names and rows of the figures, for people."""
-    columns = ("set", "pairs", "accuracy", "TAR@FAR=1e-3", "FAR reached", "AUC", "EER", "XNorm")
-    rows: list[Sequence[str]] = [
-        (
-            figures["set"],
-            f"{figures['pairs']:,}",
-            f"{figures['accuracy']:.2%} +- {figures['accuracy_std']:.2%}",
-            f"{figures['tar_at_far_1e3']:.2%} +- {figures['tar_at_far_1e3_std']:.2%}",
-            f"{figures['far_reached']:.2e}",
-            f"{figures['auc']:.5f}",
-            f"{figures['eer']:.2%}",
-            f"{figures['xnorm']:.2f}",
-        )
-        for figures in content["sets"]
-    ]
-    return columns, rows
+def compare_on_pairs(
+    pair_set: PairSet, results: Mapping[str, PairSetResult], replicates: int = REPLICATES, seed: int = 0
+) -> PairSetComparison:
+    """Give every figure of models on a set its interval, and test the differences."""
+    same = pair_set.is_same
+    verifications = [result.verification for result in results.values()]
+    accuracy = accuracy_figure(
+        [correct_pairs(verification, same) for verification in verifications], same, replicates=replicates, seed=seed
+    )
+    curves = verification_figures(
+        [-verification.distances for verification in verifications],
+        same,
+        far_targets=(FAR_TARGET,),
+        replicates=replicates,
+        seed=seed,
+    )
+    figures = compare_models(list(results), {"accuracy": accuracy, **curves})
+    return PairSetComparison(pair_set=pair_set, results=results, figures=figures)
 
 
 def pair_set_files(data: Sequence[Path]) -> list[Path]:
-    """The `.bin` files given or lying in the folders given; two of one name would overwrite each other's results."""
+    """The files given, and the `.bin` files in the folders given; two of one name would overwrite each other's results.
+
+    Raises:
+        DataError: a folder without a set, or two sets of one name.
+    """
     files: list[Path] = []
     for path in data:
         found = pair_sets(path) if path.is_dir() else [path]
@@ -100,16 +151,33 @@ def pair_set_files(data: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _check_output(output: Path, names: Sequence[str]) -> None:
-    if RunFolder(output).config.exists():
-        raise ConfigError(
-            f"{output}: holds a training run, whose result.json would be lost; choose another --output, such as"
-            f" {output / 'pairs'}"
+def _verify(
+    models: Mapping[str, Embedder], pair_set: PairSet, batch_size: int, workers: int | None, flip: bool
+) -> dict[str, PairSetResult]:
+    source = EncodedImages(pair_set.name, pair_set.images)
+    features = embed(models, source, batch_size=batch_size, workers=workers, flip=flip, progress=True)
+    return {name: verify_features(features.pop(name), pair_set) for name in models}
+
+
+def _write_scores(output: Path, comparison: PairSetComparison) -> None:
+    for model, result in comparison.results.items():
+        with atomic_write(output / f"{model}_{result.name}_scores.npz") as file:
+            np.savez(file, distance=result.verification.distances, is_same=comparison.pair_set.is_same)
+
+
+def _draw(output: Path, models: Sequence[str], compared: Sequence[PairSetComparison]) -> None:
+    """One picture of all sets for one model; with several, a picture for each set."""
+    if len(models) == 1:
+        curves = {c.pair_set.name: c.results[models[0]].verification.roc for c in compared}
+        plot_roc(curves, picture_paths(output / "roc"), models[0])
+        return
+    styles = model_styles(models)
+    for comparison in compared:
+        name = comparison.pair_set.name
+        plot_roc(
+            {model: result.verification.roc for model, result in comparison.results.items()},
+            picture_paths(output / f"roc_{name}"),
+            f"{name}: verification, with 95 % intervals",
+            styles=styles,
+            bands=tar_bands(comparison.figures),
         )
-    for name in ("result.json", "roc.png", *(f"{name}_scores.npz" for name in names)):
-        check_writable(output / name)
-
-
-def _write_scores(path: Path, result: PairSetResult, is_same: Any) -> None:
-    with atomic_write(path) as file:
-        np.savez(file, distance=result.verification.distances, is_same=is_same)

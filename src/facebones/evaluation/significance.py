@@ -121,6 +121,7 @@ class FigureComparison:
         values: value of each model, by name.
         intervals: interval of each model, by name.
         comparisons: all M (M - 1) / 2 pairs of models.
+        best: name of the best model, the first of equals.
         not_different_from_best: names of the best model and of all that do not differ from it significantly.
     """
 
@@ -128,6 +129,7 @@ class FigureComparison:
     values: dict[str, float]
     intervals: dict[str, Interval]
     comparisons: tuple[Comparison, ...]
+    best: str
     not_different_from_best: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -275,6 +277,7 @@ def compare_models(
             values=dict(zip(names, figure.values.tolist(), strict=True)),
             intervals={name: confidence_interval(figure, index, level) for index, name in enumerate(names)},
             comparisons=comparisons,
+            best=names[int(np.argmax(figure.values) if figure.higher_is_better else np.argmin(figure.values))],
             not_different_from_best=not_different_from_best(
                 names, figure.values, comparisons, higher_is_better=figure.higher_is_better
             ),

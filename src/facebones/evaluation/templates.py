@@ -128,7 +128,18 @@ def template_scores(
     Raises:
         DataError: the features do not fit the set, or a template has no direction: then it is named.
     """
-    pooled = pool_templates(
+    pooled = pooled_templates(template_set, features_Nx2xD, settings)
+    for setting in list(pooled):
+        yield setting, score_pairs(pooled.pop(setting), template_set.pair_a, template_set.pair_b)
+
+
+def pooled_templates(
+    template_set: TemplateSet,
+    features_Nx2xD: npt.NDArray[np.floating[Any]],
+    settings: Sequence[PoolingSetting] = (USUAL_SETTING,),
+) -> dict[PoolingSetting, npt.NDArray[np.float32]]:
+    """Pool the features of a template set: (T, D) for each setting; see `template_scores.pool_templates`."""
+    return pool_templates(
         features_Nx2xD,
         template_set.template_of_image,
         template_set.medium_of_image,
@@ -137,8 +148,6 @@ def template_scores(
         template_ids=template_set.template_ids,
         name=template_set.name,
     )
-    for setting in list(pooled):
-        yield setting, score_pairs(pooled.pop(setting), template_set.pair_a, template_set.pair_b)
 
 
 def evaluate_templates(

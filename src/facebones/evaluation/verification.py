@@ -200,6 +200,12 @@ def verify_pairs(
     )
 
 
+def correct_pairs(result: PairResult, is_same_P: BoolArray) -> BoolArray:
+    """Tell which pairs are decided rightly, each at the threshold of its fold: (P,) bool."""
+    threshold_P = result.fold_threshold[_fold_of_pair(result.pairs, result.folds)]
+    return np.asarray((result.distances < threshold_P) == is_same_P)
+
+
 def _check_pairs(rows: int, is_same: BoolArray, folds: int, name: str) -> None:
     if folds < 2:
         raise ValueError(f"folds: {folds} leaves nothing to choose a threshold on; give at least 2")

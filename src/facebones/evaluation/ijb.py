@@ -1,0 +1,167 @@
+"""`facebones evaluate templates` and `identification`: trained backbones on an IJB-B or IJB-C folder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from facebones.data.image_sources import LooseCrops
+from facebones.data.normalize import Preprocessing
+from facebones.data.templates import TemplateSet, read_template_set
+from facebones.evaluation.bootstrap import REPLICATES
+from facebones.evaluation.embedder import Embedder
+from facebones.evaluation.embedding import embed
+from facebones.evaluation.feature_files import Features
+from facebones.evaluation.identification import identify_templates
+from facebones.evaluation.identification_comparison import compare_on_searches
+from facebones.evaluation.models import describe, open_models
+from facebones.evaluation.outputs import check_output
+from facebones.evaluation.template_comparison import (
+    Scores,
+    TemplateComparison,
+    compare_on_templates,
+    each_known,
+)
+from facebones.evaluation.template_scores import USUAL_SETTING, PoolingSetting
+from facebones.evaluation.templates import pooled_templates, template_scores
+from facebones.files import atomic_write, write_json
+from facebones.reporting.figures import picture_paths
+
+FEATURES_FOLDER = "features"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What both commands take.
+
+    Attributes:
+        checkpoints: name -> a run's folder, a file of weights, or an ONNX file.
+        data: the folder that holds `loose_crop` and `meta`.
+        output: folder for the figures as JSON, scores, pictures, and the features, which a stopped pass goes on with and a
+            later evaluation of the same models takes up; None writes nothing.
+        backbone: its name, where a single file does not say it.
+        preprocessing: of files that others made.
+        batch_size: images a forward pass.
+        workers: threads that read and align; as many as there are cores by default.
+        device: "auto", "cpu", "cuda", ...
+        replicates: of the bootstrap over identities.
+        seed: of the bootstrap.
+    """
+
+    checkpoints: Mapping[str, Path]
+    data: Path
+    output: Path | None = None
+    backbone: str | None = None
+    preprocessing: Preprocessing | None = None
+    batch_size: int = 128
+    workers: int | None = None
+    device: str = "auto"
+    replicates: int = REPLICATES
+    seed: int = 0
+
+
+def evaluate_template_pairs(work: Work, settings: Sequence[PoolingSetting] = (USUAL_SETTING,)) -> dict[str, Any]:
+    """Verify the template pairs of a target (1:1), and test the differences between models.
+
+    With an output, the scores are written as MODEL_TARGET.npy, or MODEL_TARGET_SETTING.npy where there are several
+    settings.
+
+    Returns:
+        what templates.json holds: the models, and of each setting their figures with intervals and tests.
+
+    Raises:
+        FaceBonesError: the folder or the weights cannot be used, or the output could not be written.
+    """
+    template_set = read_template_set(work.data)
+    files = {
+        (model, setting): f"{model}_{_setting_name(template_set, setting, settings)}.npy"
+        for model in work.checkpoints
+        for setting in settings
+    }
+    pictures = {setting: f"roc{f'_{setting}' if len(settings) > 1 else ''}" for setting in settings}
+    if work.output is not None:
+        drawn = [path.name for base in pictures.values() for path in picture_paths(base)]
+        check_output(work.output, ["templates.json", *files.values(), *drawn])
+    models, features = _embed(work, template_set)
+    scores: dict[PoolingSetting, dict[str, Scores]] = {setting: {} for setting in settings}
+    for model in models:
+        for setting, row in template_scores(template_set, features[model], settings):
+            scores[setting][model] = row if work.output is None else _kept(work.output / files[model, setting], row)
+    comparisons = []
+    for setting in settings:
+        comparisons.append(_compare(work, template_set, f"{template_set.name} {setting}", scores[setting]))
+    content = _content(work, models, template_set) | {"verification": [one.to_json() for one in comparisons]}
+    if work.output is not None:
+        write_json(work.output / "templates.json", content)
+        for setting, comparison in zip(settings, comparisons, strict=True):
+            comparison.draw(work.output / pictures[setting])
+    return content
+
+
+def evaluate_identification(work: Work, setting: PoolingSetting = USUAL_SETTING) -> dict[str, Any]:
+    """Search the galleries of a target with its probes (1:N), and test the differences between models.
+
+    Returns:
+        what identification.json holds.
+
+    Raises:
+        FaceBonesError: as `evaluate_template_pairs`, or the folder has no galleries or probes.
+    """
+    template_set = read_template_set(work.data)
+    galleries, _ = template_set.identification_lists()
+    if work.output is not None:
+        bases = ("cmc", *(f"det_{name}" for name in galleries))
+        drawn = [path.name for base in bases for path in picture_paths(base)]
+        check_output(work.output, ["identification.json", *drawn])
+    models, features = _embed(work, template_set)
+    results = {}
+    for model in models:
+        pooled = pooled_templates(template_set, features[model], (setting,))
+        results[model] = identify_templates(template_set, pooled[setting])
+    comparison = compare_on_searches(template_set, results, work.replicates, work.seed)
+    content = _content(work, models, template_set) | {"setting": str(setting), "identification": comparison.to_json()}
+    if work.output is not None:
+        write_json(work.output / "identification.json", content)
+        comparison.draw(work.output)
+    return content
+
+
+def _embed(work: Work, template_set: TemplateSet) -> tuple[dict[str, Embedder], dict[str, Features]]:
+    source = LooseCrops(template_set.name, template_set.image_folder, template_set.image_names, template_set.landmarks)
+    models = open_models(
+        work.checkpoints, backbone=work.backbone, device=work.device, preprocessing=work.preprocessing
+    )
+    folder = None if work.output is None else work.output / FEATURES_FOLDER
+    features = embed(
+        models, source, batch_size=work.batch_size, workers=work.workers, folder=folder, progress=True
+    )
+    return models, features
+
+
+def _compare(work: Work, template_set: TemplateSet, name: str, scores: dict[str, Scores]) -> TemplateComparison:
+    subjects = each_known(template_set.identities())
+    identities = subjects[template_set.pair_a], subjects[template_set.pair_b]
+    return compare_on_templates(name, scores, template_set.is_same, identities, work.replicates, work.seed)
+
+
+def _kept(path: Path, scores: Scores) -> Scores:
+    """Write scores and give them back as a map of the file: those of many models need not be in memory at once."""
+    with atomic_write(path) as file:
+        np.save(file, scores)
+    return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def _setting_name(template_set: TemplateSet, setting: PoolingSetting, settings: Sequence[PoolingSetting]) -> str:
+    return template_set.name if len(settings) == 1 else f"{template_set.name}_{setting}"
+
+
+def _content(work: Work, models: Mapping[str, Embedder], template_set: TemplateSet) -> dict[str, Any]:
+    return {
+        "target": template_set.name,
+        "data": str(work.data),
+        "images": len(template_set),
+        "templates": int(template_set.template_ids.size),
+        "models": {name: describe(embedder) for name, embedder in models.items()},
+    }
