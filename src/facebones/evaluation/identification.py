@@ -53,7 +53,8 @@ class Searches:
     @property
     def is_mated(self) -> BoolArray:
         """(K,) whether the gallery holds the probe's subject."""
-        return np.asarray(self.rank_of_probe > 0)
+        mated: BoolArray = self.rank_of_probe > 0
+        return mated
 
 
 @dataclass(frozen=True, kw_only=True)
