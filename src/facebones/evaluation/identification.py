@@ -53,8 +53,7 @@ class Searches:
     @property
     def is_mated(self) -> BoolArray:
         """(K,) whether the gallery holds the probe's subject."""
-        mated: BoolArray = self.rank_of_probe > 0
-        return mated
+        return np.asarray(self.rank_of_probe > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,7 @@ class OpenSetResult:
         if rate.tpir is None:
             raise ValueError(f"FPIR {rate.fpir}: {rate.unmeasurable}")
         first = self.searches.rank_of_probe == 1
-        return first if rate.threshold is None else first & (self.searches.own_score >= rate.threshold)
+        return np.asarray(first if rate.threshold is None else first & (self.searches.own_score >= rate.threshold))
 
     def to_json(self) -> dict[str, Any]:
         """Give counts and rates; every number is finite."""
