@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from facebones.evaluation.curves import area_under_curve, equal_error_rate, roc, true_accept_rate_at
+from facebones.evaluation import curves
+from facebones.evaluation.curves import (
+    area_under_curve,
+    corners,
+    equal_error_rate,
+    published_true_accept_rate_at,
+    roc,
+    true_accept_rate_at,
+)
 
 EDGES = {
     "all scores equal": ([0.5] * 6, [1, 0, 1, 0, 0, 0]),
@@ -218,3 +226,75 @@ def test_input_without_a_curve_is_refused(scores, is_same, message):
 def test_a_far_that_is_no_rate_is_refused(far):
     with pytest.raises(ValueError, match="is no rate"):
         true_accept_rate_at(roc([1.0, 0.0], [True, False]), far)
+
+
+def published_reading(scores, is_same, target):
+    """TAR and FAR as the published programs for IJB-B and IJB-C read them."""
+    far, tar, _ = roc_curve(is_same, scores)
+    far, tar = np.flipud(far), np.flipud(tar)
+    _, nearest = min(zip(abs(far - target), range(len(far)), strict=True))
+    return tar[nearest], far[nearest]
+
+
+def assert_published_reading_is_right(scores, is_same):
+    scores, is_same = np.asarray(scores), np.asarray(is_same, dtype=bool)
+    curve = roc(scores, is_same)
+    far, _, _ = roc_curve(is_same, scores)
+    between = (far[1:] + far[:-1]) / 2  # as far from the one as from the other
+    for target in (0.0, 1e-6, 1e-3, 0.1, 0.37, 1.0, *far, *between):
+        assert published_true_accept_rate_at(curve, target) == published_reading(scores, is_same, target)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4096])
+@pytest.mark.parametrize("name", EDGES)
+def test_published_reading_at_edge_inputs(name, step, monkeypatch):
+    monkeypatch.setattr(curves, "SEARCH_STEP", step)
+    assert_published_reading_is_right(*EDGES[name])
+
+
+@given(scored_pairs())
+@settings(deadline=None)
+def test_published_reading_of_random_inputs(pairs):
+    assert_published_reading_is_right(*pairs)
+
+
+@pytest.mark.parametrize("genuine", [2, 40, 1990])
+@pytest.mark.parametrize("step", [3, 100, 4096])
+def test_published_reading_far_from_the_next_point(genuine, step, monkeypatch):
+    monkeypatch.setattr(curves, "SEARCH_STEP", step)
+    is_same = np.arange(2000) < genuine
+    assert_published_reading_is_right(np.random.default_rng(genuine).random(2000), is_same)
+
+
+def test_published_reading_may_exceed_the_target_and_skips_points():
+    # After the first pair come eight impostor pairs, one a step: scikit-learn leaves the points between them out.
+    is_same = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], dtype=bool)
+    curve = roc(np.arange(12, 0, -1.0), is_same)
+    assert published_true_accept_rate_at(curve, 0.5) == (1.0, 0.8)
+    assert true_accept_rate_at(curve, 0.5) == 0.5
+
+
+@given(scored_pairs())
+@settings(deadline=None)
+def test_corners_keep_every_figure(pairs):
+    curve = roc(*pairs)
+    bends = corners(curve)
+    assert area_under_curve(bends) == pytest.approx(area_under_curve(curve), abs=1e-12)
+    assert equal_error_rate(bends) == pytest.approx(equal_error_rate(curve), abs=1e-12)
+    for far in (0.0, 0.1, 1 / 3, 1.0, *curve.false_accept_rate):
+        assert true_accept_rate_at(bends, far) == true_accept_rate_at(curve, far)
+    assert set(zip(bends.threshold, bends.false_accept_rate, bends.true_accept_rate, strict=True)) <= set(
+        zip(curve.threshold, curve.false_accept_rate, curve.true_accept_rate, strict=True)
+    )
+    assert (bends.genuine, bends.impostors) == (curve.genuine, curve.impostors)
+
+
+def test_corners_of_few_genuine_pairs_are_few():
+    is_same = np.arange(1000) < 10
+    assert corners(roc(np.random.default_rng(0).random(1000), is_same)).threshold.size <= 22
+
+
+@pytest.mark.parametrize("far", [-1e-9, 1.0001, np.nan])
+def test_a_published_target_that_is_no_rate_is_refused(far):
+    with pytest.raises(ValueError, match="is no rate"):
+        published_true_accept_rate_at(roc([1.0, 0.0], [True, False]), far)

@@ -102,7 +102,7 @@ class OpenSetResult:
         if rate.tpir is None:
             raise ValueError(f"FPIR {rate.fpir}: {rate.unmeasurable}")
         first = self.searches.rank_of_probe == 1
-        return first if rate.threshold is None else first & (self.searches.own_score >= rate.threshold)
+        return np.asarray(first if rate.threshold is None else first & (self.searches.own_score >= rate.threshold))
 
     def to_json(self) -> dict[str, Any]:
         """Give counts and rates; every number is finite."""

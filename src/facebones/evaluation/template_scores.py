@@ -136,7 +136,8 @@ def pool_templates(
         sums[flip] = (alike, np.zeros((len(alike), templates, features_Nx2xD.shape[2]), np.float32))
     for start in range(0, images, BLOCK_IMAGES):
         block = slice(start, start + BLOCK_IMAGES)
-        _add_block(sums, features_Nx2xD[block], template_of_image[block], share[block], detector_score[block])
+        with np.errstate(all="ignore"):  # what is not finite shows in its template, which is refused by its name
+            _add_block(sums, features_Nx2xD[block], template_of_image[block], share[block], detector_score[block])
     pooled = {setting: one for alike, several in sums.values() for setting, one in zip(alike, several, strict=True)}
     for setting, one in pooled.items():
         _normalise(one, range(templates) if template_ids is None else template_ids, f"{name}, setting {setting}")
@@ -181,13 +182,12 @@ def _weights(setting: PoolingSetting, rows: FloatArray, share: FloatArray, score
     weights = share * score if setting.detector_score else share
     if setting.keep_norm:
         return weights
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # the template is refused by its name
-        return np.asarray(weights / np.sqrt(np.einsum("bd,bd->b", rows, rows)))
+    return np.asarray(weights / np.sqrt(np.einsum("bd,bd->b", rows, rows)))
 
 
 def _normalise(pooled: FloatArray, template_ids: Sequence[int] | npt.NDArray[np.integer[Any]], what: str) -> None:
     """Scale each template to length 1, in place."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         length = np.sqrt(np.einsum("td,td->t", pooled, pooled))
     usable = np.isfinite(length) & (length > 0)
     if not usable.all():
