@@ -12,10 +12,11 @@ from facebones.data.synthetic import synthesize
 from facebones.efficiency import describe_backbones
 from facebones.evaluation.curves import RocCurve, roc
 from facebones.evaluation.pairs import evaluate_pairs
+from facebones.reporting.comparison_table import figure_cells
 from facebones.reporting.curve_plots import plot_roc
 from facebones.reporting.plots import plot_faces, plot_training
 from facebones.run_folder import RunFolder
-from facebones.tables import print_table
+from facebones.tables import MARKS, print_table
 from facebones.training.logs import read_metrics, say
 from facebones.training.loop import resume, train
 
@@ -39,10 +40,10 @@ def demo(output: Path, device: str = "auto") -> None:
     runs = {name: output / "runs" / name for name in BACKBONES}
     for name, run in runs.items():
         _train_once(name, data, run, device)
-    results = {name: evaluate_pairs(run, [data], output=run / "pairs", device=device) for name, run in runs.items()}
+    results = evaluate_pairs(runs, [data], output=output / "pairs", device=device)
     _draw_faces(data, output / "faces.png")
     plot_training({name: read_metrics(RunFolder(run).metrics) for name, run in runs.items()}, output / "training.png")
-    plot_roc(_curves(runs, results), output / "roc.png", "Synthetic faces of unseen people")
+    plot_roc(_curves(output / "pairs", results), output / "roc.png", "Synthetic faces of unseen people")
     _print_comparison(results)
     for picture in ("faces.png", "training.png", "roc.png"):
         print(f"picture: {output / picture}")
@@ -68,27 +69,25 @@ def _draw_faces(data: Path, path: Path) -> None:
     plot_faces(rows, path, [f"person {label}" for label in range(PEOPLE_SHOWN)])
 
 
-def _curves(runs: dict[str, Path], results: dict[str, dict[str, Any]]) -> dict[str, RocCurve]:
+def _curves(folder: Path, results: dict[str, Any]) -> dict[str, RocCurve]:
     """The ROC of each backbone on each pair set, from the scores that the evaluation has written."""
     curves = {}
-    for name, run in runs.items():
-        for figures in results[name]["sets"]:
-            with np.load(run / "pairs" / f"{figures['set']}_scores.npz") as scores:
-                curves[f"{name}, {figures['set']}"] = roc(-scores["distance"], scores["is_same"])
+    for section in results["sets"]:
+        for name in results["models"]:
+            with np.load(folder / f"{name}_{section['set']}_scores.npz") as scores:
+                curves[f"{name}, {section['set']}"] = roc(-scores["distance"], scores["is_same"])
     return curves
 
 
-def _print_comparison(results: dict[str, dict[str, Any]]) -> None:
-    costs = {name: describe_backbones(name)[0] for name in results}
-    sets = [figures["set"] for figures in results[BACKBONES[0]]["sets"]]
+def _print_comparison(results: dict[str, Any]) -> None:
+    """Print cost and accuracy; the star and the intervals say whether the difference is real."""
+    models, sections = list(results["models"]), results["sets"]
+    costs = [describe_backbones(name)[0] for name in models]
+    cells = [figure_cells(section["figures"]["accuracy"], models) for section in sections]
     rows = [
-        (
-            name,
-            f"{costs[name]['parameters']:,}",
-            f"{costs[name]['macs'] / 1e6:.1f} M",
-            *(f"{figures['accuracy']:.2%} +- {figures['accuracy_std']:.2%}" for figures in result["sets"]),
-        )
-        for name, result in results.items()
+        (name, f"{cost['parameters']:,}", f"{cost['macs'] / 1e6:.1f} M", *accuracies)
+        for name, cost, *accuracies in zip(models, costs, *cells, strict=True)
     ]
-    columns = ("backbone", "parameters", "MACs", *(f"{name}: accuracy" for name in sets))
+    columns = ("backbone", "parameters", "MACs", *(f"{section['set']}: accuracy [95 %]" for section in sections))
     print_table(columns, rows, title="Unseen synthetic people, ten folds (chance is 50 %)")
+    print(MARKS)

@@ -58,7 +58,12 @@ def _preprocessing(arguments: Arguments) -> Any:
 def _pairs_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser)
     parser.add_argument(
-        "--data", required=True, nargs="+", type=Path, metavar="SET", help="pair sets (.bin), lists of pairs, or folders"
+        "--data",
+        required=True,
+        nargs="+",
+        type=Path,
+        metavar="SET",
+        help="pair sets (.bin), lists of pairs, or folders",
     )
     parser.add_argument("--root", type=Path, metavar="DIR", help="where the paths in lists start [the list's folder]")
     parser.add_argument("--no-flip", dest="flip", action="store_false", help="leave the mirror images out")
@@ -95,7 +100,10 @@ def _ijb_options(parser: argparse.ArgumentParser) -> None:
 def _templates_options(parser: argparse.ArgumentParser) -> None:
     _ijb_options(parser)
     parser.add_argument(
-        "--settings", default="N1D1F1", metavar="LIST", help="N1D1F1,N0D0F0,... or all: norm, detector score, flip [N1D1F1]"
+        "--settings",
+        default="N1D1F1",
+        metavar="LIST",
+        help="N1D1F1,N0D0F0,... or all: norm, detector score, flip [N1D1F1]",
     )
     _result_options(parser, "templates.json, MODEL_TARGET.npy, ROC pictures and the features")
 

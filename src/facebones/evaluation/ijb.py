@@ -39,8 +39,8 @@ class Work:
     Attributes:
         checkpoints: name -> a run's folder, a file of weights, or an ONNX file.
         data: the folder that holds `loose_crop` and `meta`.
-        output: folder for the figures as JSON, scores, pictures, and the features, which a stopped pass goes on with and a
-            later evaluation of the same models takes up; None writes nothing.
+        output: folder for the figures as JSON, scores, pictures, and the features, which a stopped pass goes on with
+            and a later evaluation of the same models takes up; None writes nothing.
         backbone: its name, where a single file does not say it.
         preprocessing: of files that others made.
         batch_size: images a forward pass.
@@ -130,20 +130,18 @@ def evaluate_identification(work: Work, setting: PoolingSetting = USUAL_SETTING)
 
 def _embed(work: Work, template_set: TemplateSet) -> tuple[dict[str, Embedder], dict[str, Features]]:
     source = LooseCrops(template_set.name, template_set.image_folder, template_set.image_names, template_set.landmarks)
-    models = open_models(
-        work.checkpoints, backbone=work.backbone, device=work.device, preprocessing=work.preprocessing
-    )
+    models = open_models(work.checkpoints, backbone=work.backbone, device=work.device, preprocessing=work.preprocessing)
     folder = None if work.output is None else work.output / FEATURES_FOLDER
-    features = embed(
-        models, source, batch_size=work.batch_size, workers=work.workers, folder=folder, progress=True
-    )
+    features = embed(models, source, batch_size=work.batch_size, workers=work.workers, folder=folder, progress=True)
     return models, features
 
 
 def _compare(work: Work, template_set: TemplateSet, name: str, scores: dict[str, Scores]) -> TemplateComparison:
     subjects = each_known(template_set.identities())
     identities = subjects[template_set.pair_a], subjects[template_set.pair_b]
-    return compare_on_templates(name, scores, template_set.is_same, identities, work.replicates, work.seed)
+    return compare_on_templates(
+        name, scores, template_set.is_same, identities, replicates=work.replicates, seed=work.seed
+    )
 
 
 def _kept(path: Path, scores: Scores) -> Scores:

@@ -65,7 +65,9 @@ def open_models(
     for name in foreign:
         models[name] = replace(models[name], preprocessing=preprocessing or OURS)
         if preprocessing is None:
-            say(f"{name}: does not say its preprocessing; taken as RGB, (x - 127.5) / 127.5 (--mean, --scale, --colour)")
+            say(
+                f"{name}: does not say its preprocessing; taken as RGB, (x - 127.5) / 127.5 (--mean, --scale, --colour)"
+            )
     return models
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from facebones.data.folders import pair_sets
 from facebones.data.image_sources import EncodedImages
 from facebones.data.normalize import Preprocessing
-from facebones.data.pairs import PairSet, read_pair_set
+from facebones.data.pairs import PairSet, read_pairs
 from facebones.errors import DataError
 from facebones.evaluation.bootstrap import REPLICATES, Unmeasured, accuracy_figure, verification_figures
 from facebones.evaluation.embedder import Embedder
@@ -92,7 +92,7 @@ def evaluate_pairs(
     if output is not None:
         scores = [f"{model}_{path.stem}_scores.npz" for model in checkpoints for path in files]
         check_output(output, ["pairs.json", *scores])
-    sets = [read_pair_set(path, root) for path in files]
+    sets = [read_pairs(path) for path in files]
     for pair_set in sets:
         check_pair_set(pair_set)
     models = open_models(checkpoints, backbone=backbone, device=device, preprocessing=preprocessing)

@@ -59,6 +59,7 @@ def compare_on_templates(
     scores: Mapping[str, Scores],
     is_same_P: npt.NDArray[np.bool_],
     identities: tuple[npt.ArrayLike, npt.ArrayLike],
+    *,
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> TemplateComparison:
@@ -118,7 +119,7 @@ def evaluate_scores(
     subjects = each_known(pairs.identities())
     identities = subjects[pairs.pair_a], subjects[pairs.pair_b]
     name = pairs.path.name.partition("_")[0]
-    comparison = compare_on_templates(name, read, pairs.is_same, identities, replicates, seed)
+    comparison = compare_on_templates(name, read, pairs.is_same, identities, replicates=replicates, seed=seed)
     content = {
         "labels": str(pairs.path),
         "models": {model: {"scores": str(path)} for model, path in scores.items()},

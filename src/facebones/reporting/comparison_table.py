@@ -1,4 +1,4 @@
-"""Compared figures for people, from their JSON: cells with intervals and marks, tests between models, bars for pictures."""
+"""Compared figures for people, from their JSON: cells with intervals and marks, tests of models, bars for pictures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -42,7 +42,9 @@ def print_templates(content: Mapping[str, Any]) -> None:
             for model, cell in zip(models, figure_cells(figure, models), strict=True):
                 rows.append([name, model, cell, *_published(name, results[model]["rates"])])
         first = results[models[0]]
-        title = f"{section['name']}: {first['genuine']:,} genuine and {first['impostors']:,} impostor pairs of templates"
+        title = (
+            f"{section['name']}: {first['genuine']:,} genuine and {first['impostors']:,} impostor pairs of templates"
+        )
         _print_section(title, columns, rows, figures, models)
 
 
