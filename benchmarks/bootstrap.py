@@ -1,4 +1,4 @@
-"""Claim: 1000 replicates of all 1:1 figures at IJB-C's size take seconds, a plain loop a quarter of an hour.
+"""Claim: 1000 replicates of all 1:1 figures at IJB-C's size take seconds, a plain loop about ten minutes.
 
 Two plain replicates are timed in this process: one lists the pairs of the redrawn identities again (an impostor pair
 c_i c_j times) and computes the curve of the list; the other, less plain, weighs pairs by c_i + c_j - 1 and walks along

@@ -95,9 +95,9 @@ def test_values_are_those_of_the_exact_curve():
 
 
 def test_cells_of_many_pairs_keep_the_resolution():
-    scores, is_same, (first, second) = small_pairs(1, identities=300, genuine=2000, impostors=30_000, decimals=8)
-    figures = verification_figures(scores[:1], is_same, (first, second), far_targets=TARGETS, replicates=4)
-    counts = pairs_design(is_same, (first, second), 4, 0).counts[1:]
+    scores, is_same, (first, second) = small_pairs(1, identities=300, genuine=1000, impostors=9000, decimals=8)
+    figures = verification_figures(scores[:1], is_same, (first, second), far_targets=TARGETS, replicates=3)
+    counts = pairs_design(is_same, (first, second), 3, 0).counts[1:]
     for row, count in enumerate(counts):
         weight = np.where(is_same, count[first // 7], count[first // 7] + count[second // 7] - 1).astype(float)
         expected = figures_of_weights(scores[0], is_same, weight)
@@ -142,6 +142,20 @@ def test_spread_is_that_of_redrawn_lists_where_persons_have_many_pairs():
         redrawn.append(figures_of_list(scores[pairs], is_same[pairs]))
     for name, deviation in zip(NAMES, np.std(redrawn, axis=0), strict=True):
         assert figures[name].replicates[:, 0].std() == pytest.approx(deviation, rel=0.15), name
+
+
+@pytest.mark.parametrize("name", ["accuracy", *NAMES])
+def test_persons_of_a_single_pair_vary_as_pairs_do(name):
+    """Such pairs are independent, and what their two persons count twice must come off again."""
+    first, second = np.arange(4000), np.append(np.arange(1000), np.arange(7000, 10_000))
+    is_same = first == second
+    scores = [1.5 * is_same + np.random.default_rng(0).standard_normal(4000)]
+    variance = []
+    for identities in (None, (first, second)):
+        figures = verification_figures(scores, is_same, identities, far_targets=TARGETS, replicates=600)
+        figures["accuracy"] = accuracy_figure([(scores[0] > 0.75) == is_same], is_same, identities, replicates=4000)
+        variance.append(figures[name].variance([1]))
+    assert variance[1] == pytest.approx(variance[0], rel=0.2)
 
 
 @pytest.mark.parametrize("known", [False, True])
