@@ -98,9 +98,9 @@ def _continuation(arguments: Arguments) -> str:
     if name == "demo":
         return f"go on with: facebones demo --output {shlex.quote(str(arguments.output))}"
     if name == "data convert":
-        from facebones.data.conversion import partial_folder
+        from facebones.data.partial_folder import partial_path
 
-        if partial_folder(arguments.destination).exists():
+        if partial_path(arguments.destination).exists():
             words = shlex.join(map(str, (arguments.source, arguments.destination)))
             return f"go on with: facebones data convert {words} --resume"
     return "nothing is left half-done; begin again with the same command"
