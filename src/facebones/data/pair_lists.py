@@ -92,7 +92,7 @@ def _pairs(path: Path, root: Path) -> list[ListedPair]:
     if not lines:
         raise DataError(f"{path}: holds no pair; a line is 'image image 0|1'")
     first = lines[0][1]
-    if all(field.isdecimal() for field in first) and len(first) <= 2:
+    if all(_is_number(field) for field in first) and len(first) <= 2:
         _check_count(path, first, len(lines) - 1)
         return [_lfw_pair(path, number, fields, root) for number, fields in lines[1:]]
     if len(first) == 2:
@@ -116,6 +116,10 @@ def _fields(line: str) -> list[str]:
     return line.split()
 
 
+def _is_number(field: str) -> bool:
+    return field.isdecimal() and len(field) <= 9  # Python refuses to read thousands of digits
+
+
 def _check_count(path: Path, header: list[str], pairs: int) -> None:
     counts = [int(field) for field in header]
     promised = 2 * (counts[0] * counts[1] if len(counts) == 2 else counts[0])
@@ -124,7 +128,7 @@ def _check_count(path: Path, header: list[str], pairs: int) -> None:
 
 
 def _lfw_pair(path: Path, number: int, fields: list[str], root: Path) -> ListedPair:
-    if len(fields) not in (3, 4) or not (fields[1].isdecimal() and fields[-1].isdecimal()):
+    if len(fields) not in (3, 4) or not (_is_number(fields[1]) and _is_number(fields[-1])):
         _fail_line(path, number, fields, "'name n m' or 'name n other m'")
     first, second = (fields[0], fields[1]), (fields[-2] if len(fields) == 4 else fields[0], fields[-1])
     return ListedPair(number, _lfw_image(root, *first), _lfw_image(root, *second), len(fields) == 3)
@@ -140,7 +144,7 @@ def _lfw_image(root: Path, name: str, number: str) -> str:
 def _marked_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:
     """Join each two lines to a pair, and deal both kinds of pairs over the folds."""
     for number, fields in lines:
-        if len(fields) != 2 or not fields[1].isdecimal():
+        if len(fields) != 2 or not _is_number(fields[1]):
             _fail_line(path, number, fields, "'image mark', where the mark is 0 or the number of a fold")
     if len(lines) % 2:
         raise DataError(f"{path}, line {lines[-1][0]}: an image without a second one; two lines make a pair")
