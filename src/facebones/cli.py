@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _report(error)
     except Interrupted as stop:
-        _say(f"stopped by {stop}; {_continuation(arguments)}")
+        _say(f"stopped by {stop}; {_continuation(arguments, argv)}")
         return 128 + stop.signal
     except KeyboardInterrupt:
         _say("stopped")
@@ -86,7 +86,7 @@ def _drop_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _continuation(arguments: Arguments) -> str:
+def _continuation(arguments: Arguments, argv: list[str]) -> str:
     """How to go on with a command that was stopped."""
     name = arguments.command_name
     if name in {"train", "resume"}:
@@ -97,12 +97,11 @@ def _continuation(arguments: Arguments) -> str:
         return f"go on with: {run.resume_command}{device}"
     if name == "demo":
         return f"go on with: facebones demo --output {shlex.quote(str(arguments.output))}"
-    if name == "data convert":
-        from facebones.data.conversion import partial_folder
+    if name in {"data convert", "data align"}:
+        from facebones.data.partial_folder import partial_path
 
-        if partial_folder(arguments.destination).exists():
-            words = shlex.join(map(str, (arguments.source, arguments.destination)))
-            return f"go on with: facebones data convert {words} --resume"
+        if partial_path(arguments.destination).exists():
+            return f"go on with: facebones {shlex.join(argv)}{'' if arguments.resume else ' --resume'}"
     return "nothing is left half-done; begin again with the same command"
 
 

@@ -273,10 +273,10 @@ def test_pair_list_with_images_elsewhere(tmp_path):
     for name in "ab":
         (tmp_path / "images" / f"{name}.jpg").write_bytes(name.encode())
     (tmp_path / "list.csv").write_text("a.jpg,b.jpg,0\n")
-    convert(tmp_path / "list.csv", tmp_path / "x.bin", images=tmp_path / "images")
+    convert(tmp_path / "list.csv", tmp_path / "x.bin", root=tmp_path / "images")
     assert pickle.loads((tmp_path / "x.bin").read_bytes()) == ([b"a", b"b"], [False])
     with pytest.raises(DataError, match=r"x\.bin: exists already"):
-        convert(tmp_path / "list.csv", tmp_path / "x.bin", images=tmp_path / "images")
+        convert(tmp_path / "list.csv", tmp_path / "x.bin", root=tmp_path / "images")
 
 
 def test_broken_image_of_a_pair_is_named(tmp_path):
@@ -293,7 +293,7 @@ def test_broken_image_of_a_pair_is_named(tmp_path):
         ("folder", "x.bin", None, "cannot be converted to"),
         ("lfw.bin", "x.rec", None, "cannot be converted to"),
         ("list.txt", "x", None, "cannot be converted to"),
-        ("source", "x", "folder", "a folder of images goes with a pair list only"),
+        ("source", "x", "folder", "--root goes with a pair list only"),
         ("missing", "x", None, "no such file or folder"),
     ],
 )
@@ -302,7 +302,7 @@ def test_what_cannot_be_converted(tmp_path, source, destination, images, message
     write_pairs(tmp_path / "lfw.bin", [image(1), image(2)], [True])
     (tmp_path / "list.txt").write_text("a b 1\n")
     with pytest.raises(DataError, match=message):
-        convert(tmp_path / source, tmp_path / destination, images=tmp_path / images if images else None)
+        convert(tmp_path / source, tmp_path / destination, root=tmp_path / images if images else None)
     assert not (tmp_path / destination).exists()
 
 

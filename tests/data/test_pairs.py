@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from facebones.data.pairs import read_pair_list, read_pairs, write_pairs
+from facebones.data.pair_lists import read_pair_list
+from facebones.data.pairs import read_pairs, write_pairs
 from facebones.data.pickles import read_pickle
 from facebones.errors import DataError
 

@@ -75,3 +75,14 @@ def positive_seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text[:40]} is no positive time")
     return seconds
+
+
+def share(text: str) -> float:
+    """A number above 0, up to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not above 0 and up to 1")
+    return number

@@ -48,7 +48,24 @@ def write_contact_sheet(path: Path, sets: Sequence[tuple[Path, TrainingSet | Pai
     Raises:
         RunError: the file cannot be written.
     """
-    blocks = [block for name, data in sets for block in _section(name, data)]
+    _save(path, [block for name, data in sets for block in _section(name, data)])
+
+
+def write_face_sheet(path: Path, title: str, rows: Sequence[tuple[str, Sequence[ImageArray]]]) -> None:
+    """Draw rows of faces and save them as PNG.
+
+    Args:
+        path: where to write; the file appears when it is whole.
+        title: the heading.
+        rows: each a caption and its images, uint8 (H, W, 3) RGB.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    _save(path, [_heading(title), *(_row(caption, [_Tile([image]) for image in images]) for caption, images in rows)])
+
+
+def _save(path: Path, blocks: Sequence[ImageArray]) -> None:
     width = max(block.shape[1] for block in blocks)
     sheet = np.concatenate([_widen(block, width) for block in blocks])
     done, encoded = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
@@ -64,8 +81,11 @@ def _section(path: Path, data: TrainingSet | PairSet) -> list[ImageArray]:
     else:
         title = f"{path.name}: {len(data)} images of {len(np.unique(data.labels))} identities"
         rows = _identity_rows(data)
-    heading = _text(title, width=max(10 * len(title) + 12, CAPTION_WIDTH), height=LINE + 12, scale=0.5)
-    return [heading, *(_row(caption, tiles) for caption, tiles in rows)]
+    return [_heading(title), *(_row(caption, tiles) for caption, tiles in rows)]
+
+
+def _heading(title: str) -> ImageArray:
+    return _text(title, width=max(10 * len(title) + 12, CAPTION_WIDTH), height=LINE + 12, scale=0.5)
 
 
 def _identity_rows(data: TrainingSet) -> list[_Row]:

@@ -1,6 +1,5 @@
 """From one format of the field to another; the bytes of an image are never touched, so nothing is lost."""
 
-import errno
 import os
 import re
 import shutil
@@ -9,24 +8,23 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from facebones.data.folders import ImageFolder, RecordSet, find_records, image_suffix, pair_sets, read_image_file
 from facebones.data.images import decode
-from facebones.data.pairs import read_pair_list, read_pairs, write_pairs
+from facebones.data.pair_lists import PAIR_LIST_SUFFIXES, read_pair_list
+from facebones.data.pairs import read_pairs, write_pairs
+from facebones.data.partial_folder import PartialFolder, is_occupied, refuse_existing
 from facebones.data.processes import CAN_FORK, map_forked
 from facebones.data.records import Header, RecordFile, RecordWriter, pack
-from facebones.errors import DataError, RunError
+from facebones.errors import DataError
 from facebones.files import atomic_write
 from facebones.progress import track
 
 # In an image folder that came from a .rec: the same records with the path of the image in the place of the image.
 HEADERS_FOLDER = ".rec_headers"
-PAIR_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
 BLOCK_RECORDS = 256
 BLOCKS_WORTH_A_PROCESS = 8
 _IMAGE_PATH = re.compile(rb"[0-9]+/[0-9]+\.(jpg|png|bmp|webp)")
@@ -62,7 +60,7 @@ class Conversion:
         return "\n".join([head, *self.notes])
 
 
-def convert(source: Path, destination: Path, *, images: Path | None = None, resume: bool = False) -> Conversion:
+def convert(source: Path, destination: Path, *, root: Path | None = None, resume: bool = False) -> Conversion:
     """Convert a data set; what to do follows from what `source` is and from the ending of `destination`.
 
     ===================================  ==================================================
@@ -77,7 +75,7 @@ def convert(source: Path, destination: Path, *, images: Path | None = None, resu
     Args:
         source: a data set.
         destination: where the other one goes; refused where it exists.
-        images: the folder that a pair list's paths start from; its own folder by default.
+        root: the folder that a pair list's paths start from; its own folder by default.
         resume: continue an interrupted conversion into a folder; its complete files are kept.
 
     Raises:
@@ -86,10 +84,10 @@ def convert(source: Path, destination: Path, *, images: Path | None = None, resu
     """
     to_file = destination.suffix.lower() in {".bin", ".rec"}
     ending = source.suffix.lower() if source.is_file() else ""
-    if images is not None and ending not in PAIR_LIST_SUFFIXES:
-        raise DataError(f"{source}: a folder of images goes with a pair list only ({_endings()}); leave it out")
+    if root is not None and ending not in PAIR_LIST_SUFFIXES:
+        raise DataError(f"{source}: --root goes with a pair list only ({_endings()}); leave it out")
     if ending in PAIR_LIST_SUFFIXES and destination.suffix.lower() == ".bin":
-        return _list_to_pairs(source, destination, images or source.parent)
+        return _list_to_pairs(source, destination, root or source.parent)
     if ending == ".bin" and not to_file:
         return _pairs_to_folder(source, destination, resume)
     if ending in {"", ".rec"}:
@@ -102,16 +100,11 @@ def convert(source: Path, destination: Path, *, images: Path | None = None, resu
     raise DataError(f"{source}: cannot be converted to {destination}; the conversions are {known}")
 
 
-def partial_folder(destination: Path) -> Path:
-    """Where a folder is filled; what an interrupted conversion leaves is there."""
-    return destination.with_name(f"{destination.name}.partial")
-
-
 def _records_to_folder(source: Path, destination: Path, resume: bool) -> Conversion:
     """Write each image to `label/key.ending`, and all that the images do not say to HEADERS_FOLDER."""
     data = RecordSet(source)
     with (
-        _Folder(destination, resume, HEADERS_FOLDER) as folder,
+        PartialFolder(destination, resume, HEADERS_FOLDER, "conversion") as folder,
         RecordWriter(folder.path / HEADERS_FOLDER / "train.rec") as headers,
         closing(_unpacked(data, folder)) as unpacked,
     ):
@@ -127,7 +120,7 @@ def _records_to_folder(source: Path, destination: Path, resume: bool) -> Convers
     return _training_summary(source, destination, data, notes, folder.kept)
 
 
-def _unpacked(data: RecordSet, folder: "_Folder") -> Generator[_Unpacked]:
+def _unpacked(data: RecordSet, folder: PartialFolder) -> Generator[_Unpacked]:
     """Write the images to the folder, in several processes where there are many: most of the time is the system's."""
     unpack = _Unpacker(data, folder).unpack
     order = np.argsort(data.records.offsets, kind="stable")
@@ -143,7 +136,7 @@ def _unpacked(data: RecordSet, folder: "_Folder") -> Generator[_Unpacked]:
 class _Unpacker:
     """Writes the images of records to files."""
 
-    def __init__(self, data: RecordSet, folder: "_Folder") -> None:
+    def __init__(self, data: RecordSet, folder: PartialFolder) -> None:
         self._data, self._folder = data, folder
         self._keys = data.records.keys
         self._index_of = np.full(len(data.records), -1)
@@ -171,7 +164,7 @@ def _folder_to_records(source: Path, destination: Path) -> Conversion:
     notes = list(data.notes)
     if destination.suffix.lower() == ".rec":
         for path in (destination, destination.with_suffix(".idx")):
-            _refuse_existing(path)
+            refuse_existing(path)
         if (kept := destination.with_name("property")).exists():
             notes.append(f"{kept}: left as it is, for it is of another set; {destination.name} does without")
         _write_records(data, destination)
@@ -238,7 +231,7 @@ def _property(data: ImageFolder) -> bytes:
 
 
 def _list_to_pairs(source: Path, destination: Path, root: Path) -> Conversion:
-    _refuse_existing(destination)
+    refuse_existing(destination)
     pairs = read_pair_list(source, root)
     write_pairs(destination, pairs.images, pairs.is_same)
     return Conversion(source=source, destination=destination, images=len(pairs.images), groups=f"{len(pairs)} pairs")
@@ -248,7 +241,7 @@ def _pairs_to_folder(source: Path, destination: Path, resume: bool) -> Conversio
     pairs = read_pairs(source)
     width = len(str(len(pairs) - 1))
     names = []
-    with _Folder(destination, resume, "pairs.txt") as folder:
+    with PartialFolder(destination, resume, "pairs.txt", "conversion") as folder:
         for index, image in enumerate(track(pairs.images, "converting")):
             suffix = image_suffix(image) or _refuse_image(image, f"{source}, image {index}")
             names.append(f"images/{index // 2:0{width}d}_{'ab'[index % 2]}{suffix}")
@@ -268,94 +261,11 @@ def _training_summary(
     )
 
 
-class _Folder:
-    """A folder that is filled as NAME.partial and gets its name when it is complete.
-
-    Attributes:
-        path: the folder to write into, while the block lasts.
-        kept: files that were there already, with the right content.
-    """
-
-    def __init__(self, destination: Path, resume: bool, mark: str) -> None:
-        self.destination = destination
-        self.path = partial_folder(destination)
-        self.mark = mark
-        self._prefix = f"{self.path}/"
-        self.resume = resume
-        self.kept = 0
-        self._placed: set[str] = set()
-
-    def __enter__(self) -> Self:
-        if _is_occupied(self.destination):
-            self._reopen()
-        if self.path.exists() and not self.resume:
-            raise DataError(f"{self.path}: left by an interrupted conversion; continue with --resume or remove it")
-        # The headers are written anew each time; a killed run may have left a half there.
-        shutil.rmtree(self.path / HEADERS_FOLDER, ignore_errors=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            return
-        if self.resume:
-            self._refuse_strangers()
-        if self.destination.exists():
-            self.destination.rmdir()
-        self.path.rename(self.destination)
-
-    def place(self, name: str, content: bytes) -> None:
-        """Write a file, unless it is there with this content; errors as in `put`."""
-        self.count(name, self.put(name, content))
-
-    def put(self, name: str, content: bytes) -> bool:
-        """Write a file, also from another process, which then leaves the counting to this one.
-
-        Returns:
-            Whether it was there already, with this content.
-
-        Raises:
-            RunError: it cannot be written.
-        """
-        path = self._prefix + name
-        if self.resume and _holds(path, content):
-            return True
-        try:
-            _write(path, content)
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written: {error.strerror}; mend it and go on with --resume") from error
-        return False
-
-    def count(self, name: str, kept: bool) -> None:
-        """Know a file that has been put as one of this source."""
-        if self.resume:
-            self._placed.add(name)
-            self.kept += kept
-
-    def _reopen(self) -> None:
-        """Take up a folder that a conversion has made, to complete it."""
-        if not self.resume:
-            _refuse_existing(self.destination)
-        if not (self.destination / self.mark).exists() or self.path.exists():
-            raise DataError(f"{self.destination}: not a conversion to continue; remove it or choose another name")
-        self.destination.rename(self.path)
-
-    def _refuse_strangers(self) -> None:
-        for folder, folders, files in os.walk(self.path):
-            if HEADERS_FOLDER in folders:
-                folders.remove(HEADERS_FOLDER)
-            for file in files:
-                name = os.path.relpath(f"{folder}/{file}", self.path)
-                if name not in self._placed:
-                    raise DataError(f"{self.path}/{name}: does not come from this source; remove it and resume")
-
-
 @contextmanager
 def _new_folder(destination: Path) -> Iterator[Path]:
     """Yield a hidden folder that becomes `destination` when the block ends without an error."""
-    if _is_occupied(destination):
-        _refuse_existing(destination)
+    if is_occupied(destination):
+        refuse_existing(destination)
     building = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     try:
         yield building
@@ -366,40 +276,9 @@ def _new_folder(destination: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _is_occupied(destination: Path) -> bool:
-    return destination.exists() and not (destination.is_dir() and not any(destination.iterdir()))
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise DataError(f"{path}: exists already; remove it or choose another name")
-
-
 def _refuse_image(image: bytes, what: str) -> str:
     start = image[:8].hex(" ") or "nothing"
     raise DataError(f"{what}: {len(image)} bytes that are no JPEG, PNG, BMP or WebP image (they start with {start})")
-
-
-def _holds(path: str, content: bytes) -> bool:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123
-            return file.read(len(content) + 1) == content
-    except FileNotFoundError:
-        return False
-
-
-def _write(path: str, content: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    try:
-        descriptor = os.open(path, flags, 0o666)
-    except FileNotFoundError:
-        os.makedirs(path.rpartition("/")[0], exist_ok=True)  # noqa: PTH103
-        descriptor = os.open(path, flags, 0o666)
-    try:
-        if os.write(descriptor, content) != len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-        os.close(descriptor)
 
 
 def _endings() -> str:

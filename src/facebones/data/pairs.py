@@ -1,4 +1,4 @@
-"""Verification sets: the `.bin` files of the field, and pair lists in text."""
+"""Verification sets: the `.bin` files of the field."""
 
 import mmap
 import os
@@ -11,7 +11,6 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.folders import IMAGE_SUFFIXES
 from facebones.data.pickles import PickledArray, read_pickle
 from facebones.errors import DataError
 from facebones.files import atomic_write
@@ -84,36 +83,6 @@ def write_pairs(path: str | os.PathLike[str], images: Sequence[bytes], is_same: 
         pickle.dump(([bytes(image) for image in images], same), file, protocol=4)
 
 
-def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> PairSet:
-    """Read a list of pairs in text, and the images it names.
-
-    Two forms are known. LFW's `pairs.txt` starts with a line `folds pairs` (or `pairs` alone) and goes on with lines
-    `name n m` (genuine) and `name n other m` (impostor), in each fold as many of the one as of the other; image n of
-    a person is `root/name/name_000n.jpg`, or another image ending. Any other list has a line `image image 0|1` for
-    each pair, with paths inside `root`, separated by tabs, commas or blanks.
-
-    Raises:
-        DataError: the list is missing, empty or broken, or an image is missing; with the line's number.
-    """
-    path, root = Path(path), Path(root)
-    lines = [(number, fields) for number, line in enumerate(_text(path).splitlines(), 1) if (fields := _fields(line))]
-    if not lines:
-        raise DataError(f"{path}: holds no pair; a line is 'image image 0|1'")
-    if all(field.isdecimal() for field in lines[0][1]) and len(lines[0][1]) <= 2:
-        _check_count(path, lines[0][1], len(lines) - 1)
-        pairs = [(number, *_lfw_pair(path, number, fields, root)) for number, fields in lines[1:]]
-    else:
-        pairs = [(number, *_plain_pair(path, number, fields)) for number, fields in lines]
-    seen: dict[str, bytes] = {}
-    images = []
-    for number, first, second, _ in pairs:
-        for name in (first, second):
-            if name not in seen:
-                seen[name] = _read_image(path, number, root, name)
-            images.append(seen[name])
-    return PairSet(path.stem, images, np.array([same for *_, same in pairs], dtype=np.bool_), path)
-
-
 def _pickled(path: Path) -> object:
     try:
         with path.open("rb") as file:
@@ -162,61 +131,3 @@ def _kind(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}" if value is not None else "None"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, byte {error.start}: not UTF-8 text; a pair list is a text file") from error
-
-
-def _fields(line: str) -> list[str]:
-    for separator in ("\t", ","):
-        if separator in line:
-            return [field.strip() for field in line.split(separator)]
-    return line.split()
-
-
-def _check_count(path: Path, header: list[str], pairs: int) -> None:
-    counts = [int(field) for field in header]
-    promised = 2 * (counts[0] * counts[1] if len(counts) == 2 else counts[0])
-    if promised != pairs:
-        raise DataError(f"{path}, line 1: promises {promised} pairs, but {pairs} lines follow; restore the list")
-
-
-def _lfw_pair(path: Path, number: int, fields: list[str], root: Path) -> tuple[str, str, bool]:
-    if len(fields) not in (3, 4) or not (fields[1].isdecimal() and fields[-1].isdecimal()):
-        _fail_line(path, number, fields, "'name n m' or 'name n other m'")
-    first, second = (fields[0], fields[1]), (fields[-2] if len(fields) == 4 else fields[0], fields[-1])
-    return _lfw_image(root, *first), _lfw_image(root, *second), len(fields) == 3
-
-
-def _lfw_image(root: Path, name: str, number: str) -> str:
-    """Path inside `root` of a person's image; ends in .jpg where there is none, for the error to name."""
-    stem = f"{name}/{name}_{int(number):04d}"
-    endings = (".jpg", *sorted(IMAGE_SUFFIXES))
-    return next((stem + ending for ending in endings if (root / (stem + ending)).is_file()), stem + ".jpg")
-
-
-def _plain_pair(path: Path, number: int, fields: list[str]) -> tuple[str, str, bool]:
-    if len(fields) != 3 or fields[2] not in ("0", "1"):
-        _fail_line(path, number, fields, "'image image 0|1'")
-    return fields[0], fields[1], fields[2] == "1"
-
-
-def _fail_line(path: Path, number: int, fields: list[str], wanted: str) -> NoReturn:
-    raise DataError(f"{path}, line {number}: {' '.join(fields)[:60]!r} is not {wanted}")
-
-
-def _read_image(path: Path, number: int, root: Path, name: str) -> bytes:
-    # The list may come from a stranger: it has no business with files outside of the folder it is used with.
-    place = Path(os.path.normpath(root / name))
-    if not place.is_relative_to(os.path.normpath(root)):
-        raise DataError(f"{path}, line {number}: {name} leads out of {root}; name a folder that holds all images")
-    try:
-        return place.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}, line {number}: {place} cannot be read: {error.strerror}") from error

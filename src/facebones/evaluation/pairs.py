@@ -10,8 +10,9 @@ import numpy as np
 from facebones.data.folders import pair_sets
 from facebones.data.image_sources import EncodedImages
 from facebones.data.normalize import Preprocessing
-from facebones.data.pairs import PairSet, read_pairs
-from facebones.errors import DataError
+from facebones.data.pair_lists import PAIR_LIST_SUFFIXES, read_pair_set
+from facebones.data.pairs import PairSet
+from facebones.errors import ConfigError, DataError
 from facebones.evaluation.bootstrap import REPLICATES, Unmeasured, accuracy_figure, verification_figures
 from facebones.evaluation.embedder import Embedder
 from facebones.evaluation.embedding import embed
@@ -92,7 +93,7 @@ def evaluate_pairs(
     if output is not None:
         scores = [f"{model}_{path.stem}_scores.npz" for model in checkpoints for path in files]
         check_output(output, ["pairs.json", *scores])
-    sets = [read_pairs(path) for path in files]
+    sets = _read_sets(files, root)
     for pair_set in sets:
         check_pair_set(pair_set)
     models = open_models(checkpoints, backbone=backbone, device=device, preprocessing=preprocessing)
@@ -149,6 +150,13 @@ def pair_set_files(data: Sequence[Path]) -> list[Path]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"--data: two pair sets are called {twice[0]}; rename a file or evaluate them apart")
     return files
+
+
+def _read_sets(files: Sequence[Path], root: Path | None) -> list[PairSet]:
+    is_list = [path.suffix.lower() in PAIR_LIST_SUFFIXES for path in files]
+    if root is not None and not any(is_list):
+        raise ConfigError(f"--root {root}: goes with a list of pairs, and none is here; leave it out")
+    return [read_pair_set(path, root if listed else None) for path, listed in zip(files, is_list, strict=True)]
 
 
 def _verify(

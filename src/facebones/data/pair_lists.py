@@ -1,0 +1,184 @@
+"""Pair lists in text, as LFW, CALFW, CPLFW and XQLFW come with, and as `facebones data pairs` writes them.
+
+Sources: G. B. Huang et al., "Labeled Faces in the Wild" (technical report 07-49, 2007), section 4; T. Zheng, W. Deng,
+J. Hu, "Cross-Age LFW" (arXiv 1708.08197); T. Zheng, W. Deng, "Cross-Pose LFW" (technical report 18-01, 2018);
+M. Knoche, S. Hoermann, G. Rigoll, "Cross-Quality LFW" (arXiv 2108.10290).
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from facebones.data.folders import IMAGE_SUFFIXES
+from facebones.data.pairs import PairSet, read_pairs
+from facebones.errors import DataError
+
+PAIR_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
+FOLDS = 10
+
+Line = tuple[int, list[str]]  # the line's number, from 1, and its fields
+
+
+class ListedPair(NamedTuple):
+    """A pair as a list names it.
+
+    Attributes:
+        line: number of the line that it ends in.
+        first: path of an image inside the folder of images.
+        second: path of the other.
+        same: whether it is genuine.
+    """
+
+    line: int
+    first: str
+    second: str
+    same: bool
+
+
+def read_pair_set(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> PairSet:
+    """Read pairs from a `.bin` file or from a pair list, told apart by the ending.
+
+    Args:
+        path: a `.bin`, `.txt`, `.csv` or `.tsv` file.
+        root: the folder that a list's paths start from; the list's own folder by default.
+
+    Raises:
+        DataError: as `read_pairs` and `read_pair_list`; or a folder of images was given with a `.bin` file.
+    """
+    path = Path(path)
+    if path.suffix.lower() in PAIR_LIST_SUFFIXES:
+        return read_pair_list(path, path.parent if root is None else root)
+    if root is not None:
+        raise DataError(f"{path}: holds its images; a folder of images goes with a pair list only, leave it out")
+    return read_pairs(path)
+
+
+def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> PairSet:
+    """Read a list of pairs in text, and the images it names.
+
+    The form is recognised by the first line; fields are separated by tabs, commas or blanks.
+
+    * LFW and XQLFW: a line `folds pairs` (or `pairs` alone), then lines `name n m` (genuine) and `name n other m`
+      (impostor), in each fold as many of the one as of the other; image n of a person is `root/name/name_000n.jpg`,
+      or another image ending.
+    * CALFW and CPLFW: a line `image mark` for each image, two lines a pair; the mark is 0 for an impostor pair and the
+      number of the fold for a genuine one. These lists have all genuine pairs before all impostor pairs, which leaves
+      folds of one kind: here each tenth of the genuine pairs, in the order of the marks, is followed by a tenth of the
+      impostor pairs.
+    * Any other: a line `image image 0|1` for each pair, 1 for genuine.
+
+    Images are paths inside `root`.
+
+    Raises:
+        DataError: the list is missing, empty or broken, or an image is missing; with the line's number.
+    """
+    path, root = Path(path), Path(root)
+    pairs = _pairs(path, root)
+    seen: dict[str, bytes] = {}
+    images = []
+    for pair in pairs:
+        for name in (pair.first, pair.second):
+            if name not in seen:
+                seen[name] = _read_image(path, pair.line, root, name)
+            images.append(seen[name])
+    return PairSet(path.stem, images, np.array([pair.same for pair in pairs], dtype=np.bool_), path)
+
+
+def _pairs(path: Path, root: Path) -> list[ListedPair]:
+    lines = [(number, fields) for number, line in enumerate(_text(path).splitlines(), 1) if (fields := _fields(line))]
+    if not lines:
+        raise DataError(f"{path}: holds no pair; a line is 'image image 0|1'")
+    first = lines[0][1]
+    if all(_is_number(field) for field in first) and len(first) <= 2:
+        _check_count(path, first, len(lines) - 1)
+        return [_lfw_pair(path, number, fields, root) for number, fields in lines[1:]]
+    if len(first) == 2:
+        return _marked_pairs(path, lines)
+    return [_plain_pair(path, number, fields) for number, fields in lines]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, byte {error.start}: not UTF-8 text; a pair list is a text file") from error
+
+
+def _fields(line: str) -> list[str]:
+    for separator in ("\t", ","):
+        if separator in line:
+            return [field.strip() for field in line.split(separator)]
+    return line.split()
+
+
+def _is_number(field: str) -> bool:
+    return field.isdecimal() and len(field) <= 9  # Python refuses to read thousands of digits
+
+
+def _check_count(path: Path, header: list[str], pairs: int) -> None:
+    counts = [int(field) for field in header]
+    promised = 2 * (counts[0] * counts[1] if len(counts) == 2 else counts[0])
+    if promised != pairs:
+        raise DataError(f"{path}, line 1: promises {promised} pairs, but {pairs} lines follow; restore the list")
+
+
+def _lfw_pair(path: Path, number: int, fields: list[str], root: Path) -> ListedPair:
+    if len(fields) not in (3, 4) or not (_is_number(fields[1]) and _is_number(fields[-1])):
+        _fail_line(path, number, fields, "'name n m' or 'name n other m'")
+    first, second = (fields[0], fields[1]), (fields[-2] if len(fields) == 4 else fields[0], fields[-1])
+    return ListedPair(number, _lfw_image(root, *first), _lfw_image(root, *second), len(fields) == 3)
+
+
+def _lfw_image(root: Path, name: str, number: str) -> str:
+    """Path inside `root` of a person's image; ends in .jpg where there is none, for the error to name."""
+    stem = f"{name}/{name}_{int(number):04d}"
+    endings = (".jpg", *sorted(IMAGE_SUFFIXES))
+    return next((stem + ending for ending in endings if (root / (stem + ending)).is_file()), stem + ".jpg")
+
+
+def _marked_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:
+    """Join each two lines to a pair, and deal both kinds of pairs over the folds."""
+    for number, fields in lines:
+        if len(fields) != 2 or not _is_number(fields[1]):
+            _fail_line(path, number, fields, "'image mark', where the mark is 0 or the number of a fold")
+    if len(lines) % 2:
+        raise DataError(f"{path}, line {lines[-1][0]}: an image without a second one; two lines make a pair")
+    marks: dict[ListedPair, int] = {}
+    for (_, (first, mark)), (number, (second, other)) in zip(lines[::2], lines[1::2], strict=True):
+        if int(mark) != int(other):
+            raise DataError(f"{path}, line {number}: mark {other}, but its pair began with mark {mark}; mend the list")
+        marks[ListedPair(number, first, second, int(mark) > 0)] = int(mark)
+    genuine = sorted((pair for pair in marks if pair.same), key=marks.__getitem__)
+    impostor = [pair for pair in marks if not pair.same]
+    return [pair for fold in range(FOLDS) for kind in (genuine, impostor) for pair in _share(kind, fold)]
+
+
+def _share(pairs: Sequence[ListedPair], fold: int) -> Sequence[ListedPair]:
+    return pairs[fold * len(pairs) // FOLDS : (fold + 1) * len(pairs) // FOLDS]
+
+
+def _plain_pair(path: Path, number: int, fields: list[str]) -> ListedPair:
+    if len(fields) != 3 or fields[2] not in ("0", "1"):
+        _fail_line(path, number, fields, "'image image 0|1'")
+    return ListedPair(number, fields[0], fields[1], fields[2] == "1")
+
+
+def _fail_line(path: Path, number: int, fields: list[str], wanted: str) -> NoReturn:
+    raise DataError(f"{path}, line {number}: {' '.join(fields)[:60]!r} is not {wanted}")
+
+
+def _read_image(path: Path, number: int, root: Path, name: str) -> bytes:
+    # The list may come from a stranger: it has no business with files outside of the folder it is used with.
+    place = Path(os.path.normpath(root / name))
+    if not place.is_relative_to(os.path.normpath(root)):
+        raise DataError(f"{path}, line {number}: {name} leads out of {root}; name a folder that holds all images")
+    try:
+        return place.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "the name holds a NUL"
+        raise DataError(f"{path}, line {number}: {place} cannot be read: {reason}; --root names the images") from error
