@@ -25,6 +25,15 @@ def real_faces():
     return REAL_FACES
 
 
+@pytest.fixture(scope="session")
+def yunet():
+    """The face detector of OpenCV's model zoo, beside the real faces."""
+    path = REAL_FACES.parent / "models" / "yunet_2023mar_int8.onnx"
+    if not path.is_file():
+        pytest.skip(f"the face detector is not here: {path}")
+    return path
+
+
 IDENTITIES, IMAGES_EACH, PAIRS = 4, 7, 20
 
 

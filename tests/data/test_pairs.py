@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from facebones.data.pair_lists import read_pair_list
+from facebones.data.pair_lists import read_pair_list, read_pair_set
 from facebones.data.pairs import read_pairs, write_pairs
 from facebones.data.pickles import read_pickle
 from facebones.errors import DataError
@@ -290,10 +290,70 @@ def test_plain_list(tmp_path, separator):
     assert pairs.is_same.tolist() == [True, False]
 
 
+def write_marked(root: Path, genuine: int, impostor: int, marks: list[int]) -> Path:
+    """A list as CALFW has it: all genuine pairs, marked with their folds, then all impostor pairs, marked 0."""
+    lines = []
+    for pair in range(genuine + impostor):
+        mark = marks[pair] if pair < genuine else 0
+        for side in "ab":
+            lines.append(f"{pair:03d}{side}.jpg\t{mark}")
+            (root / f"{pair:03d}{side}.jpg").write_bytes(f"{pair}{side}".encode())
+    (root / "pairs_CALFW.txt").write_text("\r\n".join(lines) + "\n")
+    return root / "pairs_CALFW.txt"
+
+
+def test_list_of_calfw_is_dealt_over_the_folds_by_its_marks(tmp_path):
+    marks = [10, 9, 8, 7, 6, 5, 4, 3, 2, 1] * 3  # three genuine pairs in each fold, not in their order
+    pairs = read_pair_list(write_marked(tmp_path, 30, 20, marks), tmp_path)
+    np.testing.assert_array_equal(pairs.is_same.reshape(10, 5), [[True] * 3 + [False] * 2] * 10)
+    numbers = [int(image[:-1]) for image in pairs.images[::2]]
+    assert numbers == [int(image[:-1]) for image in pairs.images[1::2]]
+    assert {image[-1:] for image in pairs.images[::2]} == {b"a"}
+    for fold, chosen in enumerate(np.reshape(numbers, (10, 5)).tolist()):
+        assert [marks[pair] for pair in chosen[:3]] == [fold + 1] * 3
+        assert chosen[3:] == [30 + 2 * fold, 31 + 2 * fold]
+
+
+def test_list_of_cplfw_with_one_mark_only(tmp_path):
+    pairs = read_pair_list(write_marked(tmp_path, 20, 13, [1] * 20), tmp_path)
+    assert (len(pairs), int(pairs.is_same.sum())) == (33, 20)
+    assert sorted(int(image[:-1]) for image in pairs.images[::2]) == list(range(33))
+
+
+def test_list_of_xqlfw(tmp_path):
+    """LFW's form with tabs, several folds and names of one word."""
+    lines = ["2\t1", "Ann\t1\t12", "Ann\t1\tBo_Li\t1", "Ann\t12\t1", "Bo_Li\t1\tAnn\t12"]
+    path = write_lfw(tmp_path, "\n".join(lines) + "\n").rename(tmp_path / "xqlfw_pairs.txt")
+    pairs = read_pair_set(path)
+    assert pairs.is_same.tolist() == [True, False, True, False]
+    assert pairs.images[-1] == b"Ann/Ann_0012.png"
+
+
+def test_a_pair_set_is_a_bin_file_or_a_list(tmp_path):
+    path = write_lfw(tmp_path, "Ann/Ann_0001.jpg Ann/Ann_0012.png 1\n")
+    (tmp_path / "lists").mkdir()
+    elsewhere = path.rename(tmp_path / "lists" / "pairs.txt")
+    pairs = read_pair_set(elsewhere, tmp_path)
+    write_pairs(tmp_path / "pairs.bin", pairs.images, pairs.is_same)
+    assert list(read_pair_set(tmp_path / "pairs.bin").images) == list(pairs.images)
+    with pytest.raises(DataError, match=r"Ann_0001\.jpg cannot be read: No such file.*--root names the images"):
+        read_pair_set(elsewhere)
+    with pytest.raises(DataError, match=r"pairs\.bin: holds its images"):
+        read_pair_set(tmp_path / "pairs.bin", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "holds no pair"),
+        ("a.jpg 1\nb.jpg 0\n", "line 2: mark 0, but its pair began with mark 1"),
+        ("a.jpg 1\nb.jpg 1\nc.jpg 0\n", "line 3: an image without a second one; two lines make a pair"),
+        ("a.jpg 1\nb.jpg one\n", "line 2: 'b.jpg one' is not 'image mark'"),
+        ("a.jpg 1\nb.jpg c.jpg 1\n", "line 2: .* is not 'image mark'"),
+        ("a.jpg 1\nb.jpg -1\n", "line 2: .* is not 'image mark'"),
+        ("Ann/Ann_0001.jpg 1\n../b.jpg 1\n", r"line 2: \.\./b\.jpg leads out of"),
+        (f"{'9' * 5000}\n", "line 1: '9+' is not 'image image 0|1'"),
+        (f"1 1\nAnn 1 {'9' * 5000}\nAnn 1 12\n", "line 2: .* is not 'name n m'"),
         ("10 300\nAnn 1 12\n", "line 1: promises 6000 pairs, but 1 lines follow"),
         ("1 1\nAnn 1 12\nAnn 1\n", "line 3: 'Ann 1' is not 'name n m' or 'name n other m'"),
         ("1 1\nAnn 1 12\nAnn one Bo_Li 1\n", "line 3: 'Ann one Bo_Li 1' is not"),

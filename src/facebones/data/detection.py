@@ -23,9 +23,11 @@ CHOICES = ("largest", "central")
 MOST_BYTES = 2**26  # YuNet has a quarter of a megabyte
 OVERLAP = 0.3  # of two boxes, above which they show one face: YuNet's own default
 MOST_FACES = 5000
-# Where to look, in turn: the longest side that a photo is shrunk to, and the border put around it, as a share of that
-# side. A face that fills the picture is often found with a border only, and when it is small.
-LOOKS = ((1280, 0.0), (320, 0.5))
+# YuNet finds faces of some 10 to 300 pixels; where one is larger, it takes eyes and mouths for faces, and one that
+# fills the picture wants a border. So a photo is looked at twice: first small with a border of half its longest side;
+# and only where this shows no face as wide as a quarter of the photo, again, large, for the small ones.
+CLOSE, FAR = (640, 0.5), (1280, 0.0)  # longest side with the border, and the border
+LARGE = 0.25
 # The network's outputs: values for each cell of 8, 16 and 32 pixels.
 OUTPUTS = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
 STRIDES = (8, 16, 32)
@@ -77,12 +79,14 @@ class FaceDetector:
             Landmarks (5, 2), x and y in pixels of the photo in the order of `align.REFERENCE`, or None where no face
             is found; and how many faces there are.
         """
-        for side, border in LOOKS:
-            faces_Nx15 = self._look(image_HxWx3, side, border)
-            if len(faces_Nx15):
-                chosen = faces_Nx15[self._choose(faces_Nx15, image_HxWx3.shape[:2])]
-                return chosen[4:14].reshape(5, 2), len(faces_Nx15)
-        return None, 0
+        faces_Nx15 = self._look(image_HxWx3, *CLOSE)
+        if not (faces_Nx15[:, 2] >= LARGE * min(image_HxWx3.shape[:2])).any():
+            far = self._look(image_HxWx3, *FAR)
+            faces_Nx15 = far if len(far) else faces_Nx15
+        if not len(faces_Nx15):
+            return None, 0
+        chosen = faces_Nx15[self._choose(faces_Nx15, image_HxWx3.shape[:2])]
+        return chosen[4:14].reshape(5, 2), len(faces_Nx15)
 
     def _choose(self, faces_Nx15: npt.NDArray[np.float64], size: tuple[int, ...]) -> int:
         if self.face == "largest":

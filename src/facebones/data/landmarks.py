@@ -28,7 +28,6 @@ class LandmarkTable:
 
     Attributes:
         missing: why an image has no landmarks.
-        unused: paths in the table that no image has asked for.
 
     Raises:
         DataError: the file is missing or no such table; with the line's number.

@@ -1,0 +1,62 @@
+"""The commands of docs/own-data.md, run as they stand there on real photos."""
+
+import csv
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from facebones.cli import main
+from facebones.data.pairs import read_pairs
+
+PAGE = Path(__file__).parents[1] / "docs" / "own-data.md"
+TEST_PEOPLE = 40  # of 120
+
+
+def commands():
+    block = re.search(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL).group(1)
+    return [shlex.split(line)[1:] for line in block.splitlines()]
+
+
+def subjects(meta):
+    """Template to subject."""
+    found = {}
+    for name in ("gallery_G1", "gallery_G2", "probe_mixed"):
+        with (meta / f"ijbc_1N_{name}.csv").open(newline="") as file:
+            found |= {row["TEMPLATE_ID"]: row["SUBJECT_ID"] for row in csv.DictReader(file)}
+    return found
+
+
+def arrange(ijb, photos):
+    """Sort the loose crops by person, into people to train on and people to test on."""
+    subject_of = subjects(ijb / "meta")
+    for line in (ijb / "meta" / "ijbc_face_tid_mid.txt").read_text().splitlines():
+        name, template, _ = line.split()
+        person = subject_of[template]
+        place = photos / ("test" if int(person) <= TEST_PEOPLE else "train") / person
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ijb / "loose_crop" / name, place / name)
+
+
+@pytest.mark.faces
+@pytest.mark.slow
+def test_the_page_leads_from_photos_to_a_measured_model(real_faces, yunet, tmp_path, monkeypatch, capsys):
+    arrange(real_faces / "ijb_lfw", tmp_path / "photos")
+    shutil.copy(yunet, tmp_path / "face_detection_yunet_2023mar.onnx")
+    monkeypatch.chdir(tmp_path)
+    for words in commands():
+        assert main(words) == 0, (words, capsys.readouterr().err)
+    output = capsys.readouterr().out
+    assert "photos -> faces: 680 faces in 120 folders" in output
+    pairs = read_pairs("people.bin")
+    assert (len(pairs), int(pairs.is_same.sum())) == (400, 200)
+    figures = json.loads(Path("results/own/result.json").read_text())["sets"][0]
+    assert figures["accuracy"] > 0.55
+
+
+def test_the_page_has_the_commands_of_the_way():
+    names = ["data align", "data pairs", "data convert", "data inspect", "train small_data", "evaluate pairs"]
+    assert [" ".join(words[:2]) for words in commands()] == names
