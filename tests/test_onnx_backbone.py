@@ -187,8 +187,11 @@ def test_evaluate_pairs_takes_an_onnx_file(tmp_path, small_data, capsys):
     words = ["evaluate", "pairs", "--checkpoint", str(path), "--data", str(small_data / "tiny.bin"), "--json"]
     assert main([*words, "--backbone", "mobilefacenet"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["backbone"], result["embedding_size"]) == ("mobilefacenet", 3)
-    assert result["sets"][0]["accuracy"] > 0.6  # the mean colour tells these people apart, now and then
+    model = result["models"]["ours"]
+    assert (model["backbone"], model["embedding_size"]) == ("mobilefacenet", 3)
+    assert (
+        result["sets"][0]["models"]["ours"]["accuracy"] > 0.6
+    )  # the mean colour tells these people apart, now and then
     assert main([*words, "--backbone", "r50"]) == 2
     assert "holds mobilefacenet, not r50; leave --backbone out" in capsys.readouterr().err
 

@@ -37,25 +37,16 @@ def run(tiny_recipe, tmp_path):
 @pytest.fixture
 def no_work(monkeypatch):
     """Fails where a command begins its work."""
-    for name in ("open_backbone", "read_pairs"):
+    for name in ("open_models", "read_pair_set"):
         monkeypatch.setattr(evaluation, name, lambda *_: pytest.fail("the work has begun"))
     monkeypatch.setattr("facebones.data.inspection._open", lambda _: pytest.fail("the work has begun"))
 
 
-def test_an_evaluation_never_overwrites_a_run(run, small_data, capsys, monkeypatch):
+def test_an_evaluation_never_overwrites_a_run(run, small_data):
     before = files_below(run)
-    words = ["evaluate", "pairs", "--checkpoint", run, "--data", small_data, "--device", "cpu", "--output"]
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "open_backbone", lambda *_: pytest.fail("the work has begun"))
-        assert main([str(word) for word in [*words, run]]) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line == (
-        f"facebones: {run}: holds a training run, whose result.json would be lost; choose another --output, such as"
-        f" {run}/pairs"
-    )
-    assert files_below(run) == before
+    words = ["evaluate", "pairs", "--checkpoint", run, "--data", small_data, "--device", "cpu", "--output", run]
     for _ in range(2):  # an earlier evaluation's output may be replaced
-        assert main([str(word) for word in [*words, run / "pairs"]]) == 0
+        assert main([str(word) for word in words]) == 0
     assert files_below(run).items() >= before.items()
 
 
@@ -65,7 +56,7 @@ def make_unfit(folder, kind, monkeypatch):
         folder.write_text("mine")
         return "cannot be written: Not a directory"
     if kind == "folder":
-        (folder / "tiny_scores.npz").mkdir(parents=True)
+        (folder / "x_tiny_scores.npz").mkdir(parents=True)
         (folder / "sheet.png").mkdir()
         return "is a folder; name a file"
 
@@ -104,9 +95,9 @@ def test_a_contact_sheet_does_not_overwrite_data(small_data, capsys):
 def test_a_bad_set_among_several_is_found_before_the_first_is_embedded(small_data, tmp_path, monkeypatch):
     pairs = read_pairs(small_data / "tiny.bin")
     write_pairs(tmp_path / "few.bin", pairs.images[:18], pairs.is_same[:9])
-    monkeypatch.setattr(evaluation, "open_backbone", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr(evaluation, "open_models", lambda *_: pytest.fail("the work has begun"))
     with pytest.raises(DataError) as error:
-        evaluation.evaluate_pairs(tmp_path, [small_data / "tiny.bin", tmp_path / "few.bin"], device="cpu")
+        evaluation.evaluate_pairs({"model": tmp_path}, [small_data / "tiny.bin", tmp_path / "few.bin"], device="cpu")
     mend = "give a set of 10 pairs or more, or leave this one out"
     assert str(error.value) == f"{tmp_path}/few.bin: 9 pairs cannot fill the 10 folds of the protocol; {mend}"
 
@@ -123,7 +114,8 @@ def test_names_that_are_no_unicode(small_data, tiny_recipe, tmp_path, capsys):
     words = ["evaluate", "pairs", "--checkpoint", run, "--data", data, "--output", output, "--device", "cpu"]
     assert main([str(word) for word in words]) == 0
     assert r"r\udcff/model.safetensors" in capsys.readouterr().out
-    assert json.loads((output / "result.json").read_text())["checkpoint"] == str(run / "model.safetensors")
+    (model,) = json.loads((output / "pairs.json").read_text())["models"].values()
+    assert model["checkpoint"] == str(run / "model.safetensors")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

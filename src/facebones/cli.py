@@ -102,6 +102,8 @@ def _continuation(arguments: Arguments, argv: list[str]) -> str:
 
         if partial_path(arguments.destination).exists():
             return f"go on with: facebones {shlex.join(argv)}{'' if arguments.resume else ' --resume'}"
+    if name in {"evaluate templates", "evaluate identification"} and arguments.output is not None:
+        return f"go on with: facebones {shlex.join(argv)}"
     return "nothing is left half-done; begin again with the same command"
 
 

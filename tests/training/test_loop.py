@@ -239,4 +239,4 @@ def test_a_state_dict_in_insightface_keys_is_evaluated(alias, small_data, tmp_pa
     words = ["evaluate", "pairs", "--checkpoint", tmp_path / "backbone.pth", "--backbone", alias]
     words += ["--data", small_data / "tiny.bin", "--device", "cpu", "--json"]
     assert main([str(word) for word in words]) == 0
-    assert json.loads(capsys.readouterr().out)["embedding_size"] == 64
+    assert json.loads(capsys.readouterr().out)["models"]["backbone"]["embedding_size"] == 64

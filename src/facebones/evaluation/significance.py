@@ -157,7 +157,7 @@ def confidence_interval(figure: Figure, model: int = 0, level: float = LEVEL) ->
     else:
         low, high = wilson(value, figure.evidence, bound)
         method = f"score interval of {figure.evidence} outcomes, for no replicate differs"
-    return _interval(low, high, level, method, figure)
+    return _interval(min(low, value), max(high, value), level, method, figure)  # rounding parts them near 0 and 1
 
 
 def wilson(rate: float, outcomes: float, bound: float) -> tuple[float, float]:

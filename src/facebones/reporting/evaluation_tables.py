@@ -9,7 +9,7 @@ from facebones.tables import print_table
 
 def print_pairs(content: Mapping[str, Any]) -> None:
     """Print the figures of each pair set."""
-    models = list(content["models"])
+    models = _print_models(content)
     for section in content["sets"]:
         figures, results = section["figures"], section["models"]
         columns = ["model", "accuracy [95 %]", "folds", "TAR@FAR=1e-3", "FAR reached"]
@@ -33,7 +33,7 @@ def print_pairs(content: Mapping[str, Any]) -> None:
 
 def print_templates(content: Mapping[str, Any]) -> None:
     """Print the 1:1 figures: of each FAR the strict reading with its interval, and the published one."""
-    models = list(content["models"])
+    models = _print_models(content)
     for section in content["verification"]:
         figures, results = section["figures"], section["models"]
         columns = ["figure", "model", "value [95 %]", "as published", "FAR reached"]
@@ -50,13 +50,21 @@ def print_templates(content: Mapping[str, Any]) -> None:
 
 def print_identification(content: Mapping[str, Any]) -> None:
     """Print the 1:N figures."""
-    models, section = list(content["models"]), content["identification"]
+    models, section = _print_models(content), content["identification"]
     figures = section["figures"]
     columns, rows = ["model"], [[model] for model in models]
     _add_figures(columns, rows, figures, models, list(figures))
     first = section["models"][models[0]]
     title = f"{section['name']} {content['setting']}: {first['probes']:,} probes, {first['subjects']:,} subjects"
     _print_section(title, columns, rows, figures, models)
+
+
+def _print_models(content: Mapping[str, Any]) -> list[str]:
+    """Say what each name stands for; returns the names."""
+    for name, model in content["models"].items():
+        backbone = f"{model['backbone']}, " if "backbone" in model else ""
+        print(f"{name}: {backbone}{model.get('checkpoint') or model['scores']}")
+    return list(content["models"])
 
 
 def _add_figures(

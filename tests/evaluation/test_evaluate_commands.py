@@ -1,0 +1,322 @@
+"""The commands that evaluate: many models, what they write, what they refuse, and that a stop costs nothing."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from facebones.backbones import create_backbone
+from facebones.cli import main
+from facebones.data.image_sources import LooseCrops
+from facebones.data.synthetic import synthesize
+from facebones.run_folder import RunFolder
+from facebones.weights import save_weights
+
+
+@pytest.fixture(scope="module")
+def ijb(tmp_path_factory):
+    """An IJB-C style folder of 20 people, 180 photos."""
+    folder = tmp_path_factory.mktemp("synthetic") / "set"
+    synthesize(folder, identities=2, images_per_identity=1, pairs=20, template_subjects=20, workers=1)
+    return folder / "ijb"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tiny_backbone):
+    """Three files of weights, drawn by lot."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("first", "second", "third")):
+        torch.manual_seed(seed)
+        network = create_backbone(tiny_backbone, 16)
+        save_weights(RunFolder(folder / name), network, {"backbone": tiny_backbone, "embedding_size": 16})
+    return {name: folder / name / "model.safetensors" for name in ("first", "second", "third")}
+
+
+def words_of(models, command, *more):
+    named = [word for name, path in models.items() for word in ("--checkpoint", f"{name}={path}")]
+    return ["evaluate", command, *named, *(str(word) for word in more), "--device", "cpu", "--replicates", "100"]
+
+
+def run_json(capsys, words):
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refusal(capsys, words):
+    assert main([str(word) for word in words]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("facebones: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+# ----------------------------------------------------------------------------------------------------------- pairs
+
+
+def test_pairs_of_many_models_have_intervals_tests_and_pictures(models, small_data, tmp_path, capsys):
+    words = words_of(models, "pairs", "--data", small_data / "tiny.bin", "--output", tmp_path / "out")
+    content = run_json(capsys, words)
+    (section,) = content["sets"]
+    assert list(content["models"]) == list(section["models"]) == list(models)
+    assert section["figures"]["TAR at FAR 0.001"]["reason"] == "0.001 is below 1 / 10 impostor pairs"
+    for name in ("accuracy", "AUC", "EER"):
+        figure = section["figures"][name]
+        assert [(one["first"], one["second"]) for one in figure["comparisons"]] == [
+            ("first", "second"),
+            ("first", "third"),
+            ("second", "third"),
+        ]
+        for model in models:
+            interval = figure["intervals"][model]
+            assert 0 <= interval["low"] <= figure["values"][model] <= interval["high"] <= 1
+            assert interval["resampled"] == "pairs" and interval["replicates"] == 100
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == sorted(
+        ["pairs.json", "roc_tiny.pdf", "roc_tiny.png", *(f"{name}_tiny_scores.npz" for name in models)]
+    )
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "best: the best of its column; *: not significantly different from it" in printed
+    assert "first - second" in printed and f"third: tiny_for_tests, {models['third']}" in printed
+
+
+def test_each_model_gets_what_it_gets_alone(models, small_data, capsys):
+    together = run_json(capsys, words_of(models, "pairs", "--data", small_data / "tiny.bin"))["sets"][0]["models"]
+    for name, path in models.items():
+        alone = run_json(capsys, words_of({name: path}, "pairs", "--data", small_data / "tiny.bin"))["sets"][0]
+        assert alone["models"][name] == together[name]
+        assert alone["figures"]["accuracy"]["comparisons"] == []
+
+
+def test_without_flip_the_mirror_image_counts_no_more(models, small_data, capsys):
+    words = words_of(models, "pairs", "--data", small_data / "tiny.bin")
+    both, plain = run_json(capsys, words), run_json(capsys, [*words, "--no-flip"])
+    assert (both["flip"], plain["flip"]) == (True, False)
+    assert both["sets"][0]["models"]["first"]["xnorm"] != plain["sets"][0]["models"]["first"]["xnorm"]
+
+
+def test_a_list_of_pairs_is_a_set(models, small_data, tmp_path, capsys):
+    assert main(["data", "convert", str(small_data / "tiny.bin"), str(tmp_path / "tiny")]) == 0
+    shutil.move(tmp_path / "tiny" / "pairs.txt", tmp_path / "list.txt")
+    capsys.readouterr()
+    listed = run_json(capsys, words_of(models, "pairs", "--data", tmp_path / "list.txt", "--root", tmp_path / "tiny"))
+    packed = run_json(capsys, words_of(models, "pairs", "--data", small_data / "tiny.bin"))
+    assert listed["sets"][0]["models"]["first"]["auc"] == packed["sets"][0]["models"]["first"]["auc"]
+    line = refusal(capsys, words_of(models, "pairs", "--data", small_data / "tiny.bin", "--root", tmp_path))
+    assert "goes with a list of pairs" in line
+
+
+def test_names_of_models(models, small_data, tmp_path, capsys):
+    path, data = models["first"], ["--data", small_data / "tiny.bin"]
+    assert "two are called model" in refusal(
+        capsys, ["evaluate", "pairs", "--checkpoint", path, "--checkpoint", models["second"], *data]
+    )
+    for name in ("a/b", "", ".hidden"):
+        line = refusal(capsys, ["evaluate", "pairs", "--checkpoint", f"{name}={path}", *data])
+        assert "give NAME=PATH" in line
+    odd = tmp_path / "a=b.safetensors"
+    shutil.copy(path, odd)
+    assert list(run_json(capsys, words_of({}, "pairs", "--checkpoint", odd, *data))["models"]) == ["a=b"]
+
+
+def test_preprocessing_is_for_others_files(models, small_data, tmp_path, tiny_backbone, capsys):
+    data = ["--data", small_data / "tiny.bin"]
+    assert "knows its own preprocessing" in refusal(capsys, words_of(models, "pairs", *data, "--scale", "128"))
+    torch.save(create_backbone(tiny_backbone, 16).state_dict(), tmp_path / "theirs.pth")
+    words = words_of({}, "pairs", "--checkpoint", tmp_path / "theirs.pth", "--backbone", tiny_backbone, *data)
+    assert main([*words, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "theirs: does not say its preprocessing; taken as RGB, (x - 127.5) / 127.5" in captured.err
+    usual = json.loads(captured.out)
+    other = run_json(capsys, [*words, "--mean", "0", "--scale", "255", "--colour", "bgr"])
+    assert other["models"]["theirs"]["preprocessing"] == {"mean": 0.0, "scale": 255.0, "colour": "bgr"}
+    assert other["sets"][0]["models"] != usual["sets"][0]["models"]
+    line = refusal(capsys, words_of(models, "pairs", "--backbone", tiny_backbone, *data))
+    assert "goes with one --checkpoint" in line
+
+
+# ------------------------------------------------------------------------------------------------------- templates
+
+
+def test_templates_and_their_saved_scores_give_the_same_figures(models, ijb, tmp_path, capsys):
+    out = tmp_path / "out"
+    content = run_json(capsys, words_of(models, "templates", "--data", ijb, "--output", out))
+    (section,) = content["verification"]
+    assert content["target"] == "ijbc" and content["images"] == 180 and content["templates"] == 80
+    names = ["templates.json", "features", "roc.pdf", "roc.png", *(f"{name}_ijbc.npy" for name in models)]
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    saved = [f"{name}={out / f'{name}_ijbc.npy'}" for name in models]
+    words = ["evaluate", "scores", "--labels", str(ijb / "meta"), *saved, "--replicates", "100"]
+    again = run_json(capsys, [*words, "--output", str(tmp_path / "again")])
+    assert again["verification"][0]["models"] == section["models"]
+    for name, figure in again["verification"][0]["figures"].items():
+        assert figure["values"] == section["figures"][name]["values"]
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["roc.pdf", "roc.png", "scores.json"]
+    assert main(words) == 0
+    assert "as published" in capsys.readouterr().out
+
+
+def test_all_settings_come_from_one_pass(models, ijb, tmp_path, capsys, monkeypatch):
+    reads = []
+    original = LooseCrops.read
+    monkeypatch.setattr(LooseCrops, "read", lambda *given: reads.append(given[1]) or original(*given))
+    words = words_of(models, "templates", "--data", ijb, "--output", tmp_path)
+    content = run_json(capsys, [*words, "--settings", "all"])
+    assert sorted(reads) == list(range(180))
+    assert len({json.dumps(section["models"]["first"]) for section in content["verification"]}) > 4
+    scores = np.load(tmp_path / "first_ijbc_N0D0F0.npy")
+    assert scores.dtype == np.float32 and scores.shape == (20 * 60,)
+    usual = run_json(capsys, words)["verification"][0]["models"]
+    for name in models:
+        among_all = content["verification"][-1]["models"][name]
+        assert usual[name]["auc"] == pytest.approx(among_all["auc"], abs=1e-5)
+    assert len(reads) == 180  # the features are there
+
+
+def test_identification_reads_the_features_that_are_there(models, ijb, tmp_path, capsys, monkeypatch):
+    run_json(capsys, words_of(models, "templates", "--data", ijb, "--output", tmp_path))
+    monkeypatch.setattr(LooseCrops, "read", lambda *_: pytest.fail("an image is read again"))
+    words = words_of(models, "identification", "--data", ijb, "--output", tmp_path)
+    section = run_json(capsys, words)["identification"]
+    assert list(section["figures"]) == ["Rank-1", "Rank-5", "Rank-10", "TPIR at FPIR 0.1", "TPIR at FPIR 0.01"]
+    for figure, rank in (("Rank-1", "1"), ("Rank-10", "10")):
+        for name in models:
+            assert section["figures"][figure]["values"][name] == section["models"][name]["rank_rates"][rank]
+            assert section["figures"][figure]["intervals"][name]["resampled"] == "identities"
+    tpir = section["figures"]["TPIR at FPIR 0.1"]["values"]
+    for name in models:
+        assert tpir[name] == pytest.approx(section["models"][name]["mean_tpir"][0]["tpir"])
+    assert {"cmc.png", "cmc.pdf", "det_G1.png", "det_G2.pdf", "identification.json"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    assert main(words) == 0
+    assert "Rank-5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_pass_goes_on_and_gives_equal_scores(ijb, tmp_path, number):
+    # A real backbone: a registered one that the child process knows as well.
+    torch.manual_seed(0)
+    network = create_backbone("shufflefacenet_0_5", 16)
+    save_weights(RunFolder(tmp_path / "run"), network, {"backbone": "shufflefacenet_0_5", "embedding_size": 16})
+    paths = {"first": tmp_path / "run"}
+    words = [*words_of(paths, "templates", "--data", ijb, "--batch-size", "4"), "--output"]
+    code = (
+        "import sys; from facebones.evaluation import feature_files; feature_files.SYNC_SECONDS = 0.0;"
+        "from facebones.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *words, str(tmp_path / "stopped")], stderr=subprocess.PIPE, text=True
+    )
+    record = tmp_path / "stopped" / "features" / "first.features.json"
+    end = time.monotonic() + 60
+    while not (record.exists() and json.loads(record.read_text() or "{}").get("complete", 0) >= 8):
+        assert time.monotonic() < end and child.poll() is None
+        time.sleep(0.01)
+    os.kill(child.pid, number)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode in (-number, 128 + number)
+    assert not (tmp_path / "stopped" / "templates.json").exists()
+    if number != signal.SIGKILL:
+        assert f"go on with: facebones {shlex.join([*words, str(tmp_path / 'stopped')])}" in errors.splitlines()[-1]
+    done = json.loads(record.read_text())["complete"]
+    assert 8 <= done < 180
+    assert main([*words, str(tmp_path / "stopped")]) == 0
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    scores = [np.load(tmp_path / name / "first_ijbc.npy") for name in ("stopped", "whole")]
+    np.testing.assert_array_equal(*scores)
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+def rewrite(path, change):
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(change(lines)) + "\n")
+
+
+def break_image(ijb):
+    (ijb / "loose_crop" / "7.jpg").write_bytes(b"no image")
+    return "loose_crop/7.jpg: no readable image"
+
+
+def lose_image(ijb):
+    (ijb / "loose_crop" / "7.jpg").unlink()
+    return "loose_crop/7.jpg: cannot be read: No such file or directory"
+
+
+def lose_template(ijb):
+    rewrite(
+        ijb / "meta" / "ijbc_face_tid_mid.txt",
+        lambda lines: [line for line in lines if line.split()[1] != "2"],
+    )
+    return "is missing in ijbc_face_tid_mid.txt"
+
+
+def pair_an_unknown(ijb):
+    rewrite(ijb / "meta" / "ijbc_template_pair_label.txt", lambda lines: [*lines[:4], "1 999 0", *lines[5:]])
+    return "ijbc_template_pair_label.txt, line 5: no image has the template 999"
+
+
+def label_with_two(ijb):
+    rewrite(ijb / "meta" / "ijbc_template_pair_label.txt", lambda lines: [*lines[:4], "1 2 2", *lines[5:]])
+    return "ijbc_template_pair_label.txt, line 5: '1 2 2' is not 'template template 0|1'"
+
+
+@pytest.mark.parametrize(
+    "damage", [break_image, lose_image, lose_template, pair_an_unknown, label_with_two], ids=lambda made: made.__name__
+)
+def test_a_damaged_folder_is_one_line(models, ijb, tmp_path, capsys, damage):
+    shutil.copytree(ijb, tmp_path / "ijb")
+    reason = damage(tmp_path / "ijb")
+    line = refusal(capsys, words_of(models, "templates", "--data", tmp_path / "ijb", "--output", tmp_path / "out"))
+    assert reason in line
+    assert not (tmp_path / "out" / "templates.json").exists()
+
+
+def test_scores_that_do_not_fit_are_one_line(ijb, tmp_path, capsys):
+    np.save(tmp_path / "short.npy", np.zeros(7, np.float32))
+    line = refusal(capsys, ["evaluate", "scores", "--labels", ijb, tmp_path / "short.npy"])
+    assert "short.npy: 7 scores for 1200 pairs" in line
+    line = refusal(capsys, ["evaluate", "scores", "--labels", tmp_path, tmp_path / "short.npy"])
+    assert "name the file" in line
+
+
+def test_a_folder_without_galleries_cannot_be_searched(models, ijb, tmp_path, capsys):
+    shutil.copytree(ijb, tmp_path / "ijb")
+    (tmp_path / "ijb" / "meta" / "ijbc_1N_gallery_G2.csv").unlink()
+    assert "identification (1:N) needs it" in refusal(
+        capsys, words_of(models, "identification", "--data", tmp_path / "ijb")
+    )
+    assert main(words_of(models, "templates", "--data", tmp_path / "ijb")) == 0
+
+
+def test_settings(models, ijb, capsys):
+    line = refusal(capsys, words_of(models, "templates", "--data", ijb, "--settings", "N1D1F2"))
+    assert "N1D1F2" in line
+    line = refusal(capsys, words_of(models, "identification", "--data", ijb, "--setting", "all"))
+    assert "several settings; give one" in line
+
+
+# ------------------------------------------------------------------------------------------------------ real faces
+
+
+@pytest.mark.slow
+@pytest.mark.faces
+def test_a_recogniser_of_others_on_real_faces(real_faces, tmp_path, capsys):
+    recogniser = real_faces.parent / "models" / "mobile_512d.onnx"
+    words = ["--checkpoint", f"mobile={recogniser}", "--scale", "128", "--data", str(real_faces / "ijb_lfw")]
+    words += ["--output", str(tmp_path)]
+    figures = run_json(capsys, ["evaluate", "templates", *words, "--settings", "N1D0F1"])["verification"][0]["figures"]
+    assert figures["AUC"]["values"]["mobile"] >= 0.9999
+    assert figures["TAR at FAR 1e-06"]["values"] is None
+    found = run_json(capsys, ["evaluate", "identification", *words, "--setting", "N1D0F1"])["identification"]
+    assert found["figures"]["Rank-1"]["values"]["mobile"] > 0.99
+    assert found["figures"]["TPIR at FPIR 0.1"]["values"]["mobile"] > 0.95
