@@ -8,6 +8,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 PLAIN_LINE_SECONDS = 10.0
+BAR_SECONDS = 0.1
 
 
 def track(
@@ -35,13 +36,16 @@ def _bar(items: Iterable[Item], description: str, total: int | None, size: int, 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     if unit:
         columns.insert(3, TextColumn("{task.fields[rate]}"))
-    start = time.monotonic()
+    start = last = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(description, total=total, rate=unit)
         for done, item in enumerate(items, 1):
             yield item
+            if (now := time.monotonic()) - last < BAR_SECONDS:  # millions of short items must not wait for the bar
+                continue
+            last = now
             finished = min(done * size, total or done * size)
-            progress.update(task, completed=finished, rate=_rate(finished, time.monotonic() - start, unit))
+            progress.update(task, completed=finished, rate=_rate(finished, now - start, unit))
 
 
 def _lines(items: Iterable[Item], description: str, total: int | None, size: int, unit: str) -> Iterator[Item]:
