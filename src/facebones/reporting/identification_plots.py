@@ -114,8 +114,16 @@ def plot_det(
     for axis, limits in ((axes.xaxis, (start, 1.0)), (axes.yaxis, (low, high))):
         _error_axis(axes, axis.axis_name, limits)
     label_axes(axes, title, "FPIR (%)", "FNIR (1 - TPIR, %)")
-    legend_below(figure, list(curves), list(looks.values()))
+    legend_below(figure, [_det_label(name, *curve) for name, curve in curves.items()], list(looks.values()))
     save_pictures(figure, paths)
+
+
+def _det_label(name: str, fpir: FloatArray, fnir: FloatArray) -> str:
+    """The name, and from where on the line has left a logarithmic axis because nobody is missed."""
+    if fnir[-1] > 0:
+        return name
+    first = float(fpir[np.argmax(fnir == 0)])
+    return f"{name} (FNIR 0 {f'from FPIR {100 * first:.3g} % on' if first else 'throughout'})"
 
 
 def _checked_hit_rates(name: str, rates: npt.ArrayLike) -> FloatArray:
