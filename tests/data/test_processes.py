@@ -54,6 +54,15 @@ def test_closing_ends_the_processes():
             os.kill(process, 0)
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as Python takes it by default; a job in the background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_waits_until_the_processes_stand():
     with pytest.raises(KeyboardInterrupt), signals_deferred():
         os.kill(os.getpid(), signal.SIGINT)
