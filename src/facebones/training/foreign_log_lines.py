@@ -29,7 +29,7 @@ _TRAINING = re.compile(
     _FLAGS,
 )
 _VALIDATION = re.compile(
-    r"\[([^\[\]]{1,200}+)\]\s*+\[(\d{1,15}+)\]\s*+"
+    r"(?<![^\s:>-])\[([^\[\]]{1,200}+)\]\s*+\[(\d{1,15}+)\]\s*+"
     rf"(?:(XNorm){_IS}{_NUMBER}|(Accuracy-Flip){_IS}{_NUMBER}\s*+\+-\s*+{_NUMBER}|(Accuracy-Highest){_IS}{_NUMBER})\s*+\Z",
     _FLAGS,
 )
