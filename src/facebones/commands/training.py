@@ -1,10 +1,11 @@
-"""Commands that train: train, resume, demo."""
+"""Commands that train, and one that reads trainings of others: train, resume, demo, logs."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
-from facebones.commands.command import Arguments, Command, device_option, not_negative
+from facebones.commands.command import Arguments, Command, device_option, json_option, not_negative
 from facebones.errors import ConfigError
 
 
@@ -76,6 +77,23 @@ def _demo(arguments: Arguments) -> None:
     demo(arguments.output, arguments.device)
 
 
+def _logs_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="of one run, in the order of writing")
+    parser.add_argument("--output", required=True, type=Path, metavar="RUN", help="folder of the run, made here")
+    json_option(parser)
+
+
+def _logs(arguments: Arguments) -> None:
+    from facebones.reporting.foreign_logs_table import print_logs
+    from facebones.training.foreign_logs import convert_logs
+
+    summary = convert_logs(arguments.logs, arguments.output)
+    if arguments.json:
+        print(json.dumps(summary, indent=2))
+    else:
+        print_logs(summary)
+
+
 COMMANDS = {
     "demo": Command(
         "synthesise faces, train two small backbones on them and compare both on unseen people",
@@ -93,5 +111,11 @@ COMMANDS = {
     ),
     "resume": Command(
         "go on with a run that was stopped or killed", "facebones resume runs/mbf", _resume_options, _resume
+    ),
+    "logs": Command(
+        "make a run folder from the text logs of InsightFace's arcface_torch and of what derives from it",
+        "facebones logs work_dirs/r50/training.log --output runs/r50",
+        _logs_options,
+        _logs,
     ),
 }

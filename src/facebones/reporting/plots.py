@@ -144,12 +144,15 @@ def _draw_accuracy(axes: "Axes", run: str, lines: Sequence[MetricsLine], style: 
 
 
 def _running_mean(values: FloatArray) -> FloatArray:
-    """Mean over the last fiftieth of the values, fewer at the start: (N,) -> (N,)."""
+    """Mean over the last fiftieth of the values, fewer at the start: (N,) -> (N,); NaN counts as not there."""
     window = max(1, values.size // 50)
-    total = np.concatenate([[0.0], np.cumsum(values)])
+    there = np.isfinite(values)
+    total = np.concatenate([[0.0], np.cumsum(np.where(there, values, 0.0))])
+    count = np.concatenate([[0], np.cumsum(there)])
     end = np.arange(1, values.size + 1)
     start = np.maximum(end - window, 0)
-    return np.asarray((total[end] - total[start]) / (end - start))
+    counted = count[end] - count[start]
+    return np.where(counted > 0, (total[end] - total[start]) / np.maximum(counted, 1), np.nan)
 
 
 def _strip(row: Sequence[ImageArray], cells: int, height: int, width: int) -> ImageArray:
