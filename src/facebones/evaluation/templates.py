@@ -8,9 +8,8 @@ J. Deng et al., "ArcFace" (arXiv 1801.07698), for the reading of the tables.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +28,6 @@ from facebones.evaluation.curves import (
 from facebones.evaluation.template_scores import USUAL_SETTING, PairScorer, PoolingSetting, pool_templates
 
 FAR_TARGETS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +119,6 @@ def template_scores(
 ) -> Iterator[tuple[PoolingSetting, npt.NDArray[np.float32]]]:
     """Pool the features of a template set in one pass, then yield each setting with the scores of the pairs, (P,).
 
-    While the caller uses the scores of one setting, a thread computes those of the next.
-
     Args:
         template_set: N images, P pairs.
         features_Nx2xD: (N, 2, D) in the order of its images, possibly a memory map: `[:, 0]` the embedding of the
@@ -135,7 +130,8 @@ def template_scores(
     """
     pooled = pooled_templates(template_set, features_Nx2xD, settings)
     scorer = PairScorer(template_set.pair_a, template_set.pair_b, template_set.template_ids.size)
-    yield from _one_ahead((setting, scorer.scores(pooled.pop(setting))) for setting in list(pooled))
+    for setting in list(pooled):
+        yield setting, scorer.scores(pooled.pop(setting))
 
 
 def pooled_templates(
@@ -170,15 +166,6 @@ def evaluate_templates(
         setting: verify_templates(scores, template_set.is_same, far_targets, template_set.name)
         for setting, scores in template_scores(template_set, features_Nx2xD, settings)
     }
-
-
-def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield the items, while a thread makes the next."""
-    with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(next, items, None)
-        while (item := ahead.result()) is not None:
-            ahead = thread.submit(next, items, None)
-            yield item
 
 
 def _accept_rate(curve: RocCurve, far: float) -> AcceptRate:
