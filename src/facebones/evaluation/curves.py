@@ -62,7 +62,8 @@ def roc(scores_P: npt.ArrayLike, is_same_P: npt.ArrayLike) -> RocCurve:
     ends_tie = np.ones(ordered.size, dtype=np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=ends_tie[:-1])
     pairs_up_to = np.flatnonzero(ends_tie)
-    distinct = ordered[pairs_up_to]  # (K,) rising
+    threshold = np.full(pairs_up_to.size + 1, np.inf, dtype=ordered.dtype)
+    distinct = np.take(ordered, pairs_up_to, out=threshold[:-1], mode="clip")  # (K,) rising; "raise" would copy
     pairs_up_to += 1
     del ordered, ends_tie  # tens of millions of pairs fit into memory, but not in many copies
     genuine_at = np.bincount(np.searchsorted(distinct, np.sort(scores[is_same])), minlength=distinct.size)
@@ -73,7 +74,7 @@ def roc(scores_P: npt.ArrayLike, is_same_P: npt.ArrayLike) -> RocCurve:
     return RocCurve(
         false_accept_rate=_accepted_rate(impostors_up_to, impostors),
         true_accept_rate=_accepted_rate(genuine_up_to, genuine),
-        threshold=np.append(distinct, np.array(np.inf, dtype=distinct.dtype))[::-1],
+        threshold=threshold[::-1],
         genuine=genuine,
         impostors=impostors,
     )

@@ -20,7 +20,7 @@ Source: the published evaluation of J. Deng et al., "ArcFace" (arXiv 1801.07698)
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ BLOCK_TEMPLATES = 256  # of which the scores with all others are computed togeth
 BLOCK_PAIRS = 512  # whose features stay in the processor's cache
 # A matrix product gives a score many times faster than pair by pair, but also those that nobody asked for.
 MOST_SCORES_A_PAIR = 30
+MOST_PARTNERS = 0.9  # of all partners in the list: a batch with more is multiplied with all
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
@@ -200,11 +201,7 @@ def _normalise(pooled: FloatArray, template_ids: Sequence[int] | npt.NDArray[np.
 
 
 def score_pairs(templates_TxD: FloatArray, pair_a: IntArray, pair_b: IntArray) -> FloatArray:
-    """Score pairs of templates by the dot product.
-
-    The pairs are taken by the order of their first template. Where the pairs of some hundred templates ask for a fair
-    share of what those have with all their partners, the share is picked from a matrix product; else the pairs are
-    multiplied one by one.
+    """Score pairs of templates by the dot product; see `PairScorer`, which serves many sets of templates.
 
     Args:
         templates_TxD: (T, D) of length 1.
@@ -214,10 +211,45 @@ def score_pairs(templates_TxD: FloatArray, pair_a: IntArray, pair_b: IntArray) -
     Returns:
         (P,) float32. A score depends on how pairs are taken together, to about 1e-7.
     """
-    scores = np.empty(pair_a.size, dtype=np.float32)
-    for pairs in _batches(pair_a):
-        scores[pairs] = _score_batch(templates_TxD, pair_a[pairs], pair_b[pairs])
-    return scores
+    return PairScorer(pair_a, pair_b, len(templates_TxD)).scores(templates_TxD)
+
+
+class PairScorer:
+    """Scores listed pairs of templates by the dot product; what depends on the list only is found once.
+
+    The pairs are taken by the order of their first template. Where the pairs of some hundred templates ask for a fair
+    share of what those have with all their partners, the share is picked from a matrix product; else the pairs are
+    multiplied one by one.
+    """
+
+    def __init__(self, pair_a: IntArray, pair_b: IntArray, templates: int) -> None:
+        """Take (P,) pairs of indices from 0 to `templates` - 1; memory: 8 bytes a pair."""
+        self._pairs = pair_a.size
+        self._partners, partner = _numbered(pair_b, templates)
+        self._batches = [
+            (places, _picked(pair_a[places], pair_b[places], self._partners, partner[places], templates))
+            for places in _batches(pair_a)
+        ]
+
+    def scores(self, templates_TxD: FloatArray) -> FloatArray:
+        """Score the pairs, (P,) float32; a score depends on how pairs are taken together, to about 1e-7."""
+        scores = np.empty(self._pairs, dtype=np.float32)
+        partners = templates_TxD[self._partners]  # gathered once for all batches that use them
+        for places, batch in self._batches:
+            if isinstance(batch, _Product):
+                columns = partners if batch.columns is self._partners else templates_TxD[batch.columns]
+                scores[places] = np.take(templates_TxD[batch.rows] @ columns.T, batch.picked)
+            else:
+                scores[places] = _one_by_one(templates_TxD, *batch)
+        return scores
+
+
+class _Product(NamedTuple):
+    """Pairs whose scores are picked from the product of templates `rows` with templates `columns`."""
+
+    rows: npt.NDArray[np.intp]
+    columns: npt.NDArray[np.intp]
+    picked: npt.NDArray[np.intp]  # (K,) places in the flat product
 
 
 def _batches(pair_a: IntArray) -> Iterator[slice | npt.NDArray[np.intp]]:
@@ -233,13 +265,25 @@ def _batches(pair_a: IntArray) -> Iterator[slice | npt.NDArray[np.intp]]:
         yield slice(start, stop) if order is None else order[start:stop]
 
 
-def _score_batch(templates: FloatArray, pair_a: IntArray, pair_b: IntArray) -> FloatArray:
-    """Scores of the pairs of at most BLOCK_TEMPLATES first templates, (K,)."""
-    rows, row = _numbered(pair_a, len(templates))
-    columns, column = _numbered(pair_b, len(templates))
-    if rows.size * columns.size <= MOST_SCORES_A_PAIR * pair_a.size:
-        scores = templates[rows] @ templates[columns].T  # (A, C)
-        return np.asarray(scores.ravel()[row * np.int64(columns.size) + column])
+def _picked(
+    pair_a: IntArray, pair_b: IntArray, partners: npt.NDArray[np.intp], partner: IntArray, templates: int
+) -> _Product | tuple[IntArray, IntArray]:
+    """Say how the pairs of at most BLOCK_TEMPLATES first templates are scored: by a product, or as they are.
+
+    `partners` are those of the whole list. A batch that meets most of them is multiplied with all: that costs less
+    than to gather its own.
+    """
+    rows, row = _numbered(pair_a, templates)
+    columns, column = _numbered(pair_b, templates)
+    if rows.size * columns.size > MOST_SCORES_A_PAIR * pair_a.size:
+        return pair_a, pair_b
+    if columns.size > MOST_PARTNERS * partners.size:
+        columns, column = partners, partner
+    return _Product(rows, columns, row * np.intp(columns.size) + column)
+
+
+def _one_by_one(templates: FloatArray, pair_a: IntArray, pair_b: IntArray) -> FloatArray:
+    """Scores of pairs, (K,)."""
     scores = np.empty(pair_a.size, dtype=np.float32)
     for start in range(0, pair_a.size, BLOCK_PAIRS):
         block = slice(start, start + BLOCK_PAIRS)

@@ -25,7 +25,7 @@ from facebones.evaluation.curves import (
     roc,
     true_accept_rate_at,
 )
-from facebones.evaluation.template_scores import USUAL_SETTING, PoolingSetting, pool_templates, score_pairs
+from facebones.evaluation.template_scores import USUAL_SETTING, PairScorer, PoolingSetting, pool_templates
 
 FAR_TARGETS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -129,8 +129,9 @@ def template_scores(
         DataError: the features do not fit the set, or a template has no direction: then it is named.
     """
     pooled = pooled_templates(template_set, features_Nx2xD, settings)
+    scorer = PairScorer(template_set.pair_a, template_set.pair_b, template_set.template_ids.size)
     for setting in list(pooled):
-        yield setting, score_pairs(pooled.pop(setting), template_set.pair_a, template_set.pair_b)
+        yield setting, scorer.scores(pooled.pop(setting))
 
 
 def pooled_templates(
