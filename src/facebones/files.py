@@ -6,7 +6,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from facebones.errors import ConfigError, RunError
 
@@ -60,6 +64,22 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
+
+
+def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Map the array of a `.npy` file, whatever a stranger may have put into its header; nothing is unpickled.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file, or cut short.
+    """
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (EOFError, SyntaxError, OverflowError, MemoryError, RecursionError, TokenError) as error:
+        raise ValueError("no .npy file") from error
+    if not isinstance(found, np.ndarray):
+        raise ValueError("an archive of several arrays")
+    return found
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

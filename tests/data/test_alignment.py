@@ -141,6 +141,13 @@ def test_quality_is_that_of_the_jpeg(photos, table, tmp_path):
     assert sizes[0] < sizes[1] / 2
 
 
+@pytest.mark.parametrize("shift", [-500, 5000])
+def test_landmarks_outside_of_the_image_give_no_black_face(photos, drawn, tmp_path, shift):
+    rows = [(name, face.landmarks + (shift if name == "person0/1.jpg" else 0)) for name, face in drawn.items()]
+    done = align_folder(photos, tmp_path / "faces", LandmarkTable(write_table(tmp_path / "points.csv", rows)))
+    assert dict(done.not_found) == {"person0/1.jpg": "landmarks outside of the image"}
+
+
 def test_what_is_not_found_is_listed_with_its_reason(photos, drawn, tmp_path):
     (photos / "person1" / "1.jpg").write_bytes(b"no image")
     (photos / "person2" / "notes.heic").write_bytes(b"")

@@ -213,7 +213,10 @@ def test_a_stopped_pass_goes_on_and_gives_equal_scores(ijb, tmp_path, number):
         "from facebones.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", code, *words, str(tmp_path / "stopped")], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *words, str(tmp_path / "stopped")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as torch is set here; another number gives other last digits
+        stderr=subprocess.PIPE,
+        text=True,
     )
     record = tmp_path / "stopped" / "features" / "first.features.json"
     end = time.monotonic() + 60
@@ -270,8 +273,19 @@ def label_with_two(ijb):
     return "ijbc_template_pair_label.txt, line 5: '1 2 2' is not 'template template 0|1'"
 
 
+def contradict(ijb):
+    def flip_first(lines):
+        one, other, label = lines[0].split()
+        return [f"{one} {other} {1 - int(label)}", *lines[1:]]
+
+    rewrite(ijb / "meta" / "ijbc_template_pair_label.txt", flip_first)
+    return "ijbc_template_pair_label.txt, line 1: templates 1 and 2 are labelled 0, but by the other lines and lists"
+
+
 @pytest.mark.parametrize(
-    "damage", [break_image, lose_image, lose_template, pair_an_unknown, label_with_two], ids=lambda made: made.__name__
+    "damage",
+    [break_image, lose_image, lose_template, pair_an_unknown, label_with_two, contradict],
+    ids=lambda made: made.__name__,
 )
 def test_a_damaged_folder_is_one_line(models, ijb, tmp_path, capsys, damage):
     shutil.copytree(ijb, tmp_path / "ijb")
@@ -287,6 +301,40 @@ def test_scores_that_do_not_fit_are_one_line(ijb, tmp_path, capsys):
     assert "short.npy: 7 scores for 1200 pairs" in line
     line = refusal(capsys, ["evaluate", "scores", "--labels", tmp_path, tmp_path / "short.npy"])
     assert "name the file" in line
+
+
+HEADERS = {
+    "huge": "(10676, 99999999999999999999999)",
+    "negative": "(-10676,)",
+    "no tuple": "((((680",
+    "deep": "(" * 2000 + ")" * 2000,
+    "promising": "(99999999999,)",
+}
+
+
+def write_header(path, shape):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode() + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+
+
+@pytest.mark.parametrize("shape", HEADERS.values(), ids=HEADERS)
+def test_hostile_headers_of_arrays_are_one_line(models, ijb, tmp_path, capsys, shape):
+    write_header(tmp_path / "scores.npy", shape)
+    line = refusal(capsys, ["evaluate", "scores", "--labels", ijb, tmp_path / "scores.npy"])
+    assert "scores.npy: " in line
+    words = words_of(models, "templates", "--data", ijb, "--output", tmp_path / "out")
+    assert main(words) == 0
+    write_header(tmp_path / "out" / "features" / "second.features.npy", shape)
+    capsys.readouterr()
+    assert "second.features.npy: " in refusal(capsys, words)
+
+
+def test_features_of_another_width_are_refused(models, ijb, tmp_path, capsys):
+    words = words_of(models, "templates", "--data", ijb, "--output", tmp_path / "out")
+    assert main(words) == 0
+    np.save(tmp_path / "out" / "features" / "second.features.npy", np.ones((180, 2, 8), np.float32))
+    capsys.readouterr()
+    assert "second.features.npy: has shape (180, 2, 8)" in refusal(capsys, words)
 
 
 def test_a_folder_without_galleries_cannot_be_searched(models, ijb, tmp_path, capsys):

@@ -305,6 +305,8 @@ def _align(source: Path, landmarks: LandmarkSource, encoding: Encoding, targets:
         points, faces = landmarks.find(name, image)
         if points is None:
             return _Face(name, "", b"", 0, landmarks.missing)
+        if not ((points >= 0) & (points < image.shape[1::-1])).all(axis=1).any():  # the face would be black
+            return _Face(name, "", b"", 0, "landmarks outside of the image")
         return _Face(name, targets[name], encoding.encode(align_face(image, points, name)), faces, "")
     except DataError:
         return _Face(name, "", b"", 0, "landmarks all in one place")

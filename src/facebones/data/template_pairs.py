@@ -17,6 +17,7 @@ from facebones.data.text_lists import (
     whole_numbers,
 )
 from facebones.errors import DataError
+from facebones.files import map_array
 
 TARGETS = ("ijbb", "ijbc")
 PAIR_LIST = "template_pair_label.txt"
@@ -103,12 +104,12 @@ def read_scores(path: str | os.PathLike[str], pairs: Labelled) -> npt.NDArray[np
     """
     try:
         # A map: a file that promises more than memory holds is refused by its shape, before it is read.
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        found = map_array(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or 'it ends early'}; check the path") from error
-    except (ValueError, EOFError, SyntaxError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: no .npy file of numbers; write it with numpy.save") from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
+    if found.dtype.kind not in "fiu":
         raise DataError(f"{path}: no .npy file of numbers; write it with numpy.save")
     count = pairs.is_same.size
     if found.shape not in {(count,), (count, 1)}:

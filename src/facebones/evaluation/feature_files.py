@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.errors import ConfigError, RunError
-from facebones.files import check_writable, write_json
+from facebones.files import check_writable, map_array, write_json
 
 Features = npt.NDArray[np.float32]
 
@@ -138,6 +138,8 @@ class FeatureFile:
         if not complete:
             return
         features = self._load()
+        if record.get("shape") != list(features.shape[1:]):
+            self._refuse(f"has shape {features.shape}, but {self._record_path.name} says another")
         self._shape, self._offset = features.shape, features.offset
         self.complete = self._synced = complete
         if complete < images:  # a whole one is only read, perhaps from a place that cannot be written
@@ -197,7 +199,7 @@ class FeatureFile:
                 os.fsync(self._opened())
             except OSError as error:
                 raise self._failure(error) from error
-            write_json(self._record_path, self._record | {"complete": self.complete})
+            write_json(self._record_path, self._record | {"complete": self.complete, "shape": list(self._shape[1:])})
             self._synced, self._synced_at = self.complete, time.monotonic()
 
     def _opened(self) -> int:
@@ -219,8 +221,8 @@ class FeatureFile:
 
     def _load(self) -> Any:
         try:
-            features = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            features = map_array(self.path)
+        except (OSError, ValueError) as error:
             self._refuse(f"cannot be read ({error!s:.80})".replace("\n", " "))
         fits = isinstance(features, np.memmap) and features.dtype == np.float32 and features.flags.c_contiguous
         if not fits or features.ndim != 3 or len(features) != self._shape[0]:

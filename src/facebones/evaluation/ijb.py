@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from facebones.data.image_sources import LooseCrops
 from facebones.data.normalize import Preprocessing
+from facebones.data.template_pairs import PAIR_LIST
 from facebones.data.templates import TemplateSet, read_template_set
 from facebones.evaluation.bootstrap import REPLICATES
 from facebones.evaluation.embedder import Embedder
@@ -20,7 +22,7 @@ from facebones.evaluation.models import describe, open_models
 from facebones.evaluation.outputs import check_output
 from facebones.evaluation.template_comparison import (
     Scores,
-    TemplateComparison,
+    check_identities,
     compare_on_templates,
     each_known,
 )
@@ -75,6 +77,7 @@ def evaluate_template_pairs(work: Work, settings: Sequence[PoolingSetting] = (US
         FaceBonesError: the folder or the weights cannot be used, or the output could not be written.
     """
     template_set = read_template_set(work.data)
+    subjects = _subjects(template_set)
     files = {
         (model, setting): f"{model}_{_setting_name(template_set, setting, settings)}.npy"
         for model in work.checkpoints
@@ -89,9 +92,17 @@ def evaluate_template_pairs(work: Work, settings: Sequence[PoolingSetting] = (US
     for model in models:
         for setting, row in template_scores(template_set, features[model], settings):
             scores[setting][model] = row if work.output is None else _kept(work.output / files[model, setting], row)
-    comparisons = []
-    for setting in settings:
-        comparisons.append(_compare(work, template_set, f"{template_set.name} {setting}", scores[setting]))
+    comparisons = [
+        compare_on_templates(
+            f"{template_set.name} {setting}",
+            scores[setting],
+            template_set.is_same,
+            (subjects[template_set.pair_a], subjects[template_set.pair_b]),
+            replicates=work.replicates,
+            seed=work.seed,
+        )
+        for setting in settings
+    ]
     content = _content(work, models, template_set) | {"verification": [one.to_json() for one in comparisons]}
     if work.output is not None:
         write_json(work.output / "templates.json", content)
@@ -136,12 +147,17 @@ def _embed(work: Work, template_set: TemplateSet) -> tuple[dict[str, Embedder], 
     return models, features
 
 
-def _compare(work: Work, template_set: TemplateSet, name: str, scores: dict[str, Scores]) -> TemplateComparison:
+def _subjects(template_set: TemplateSet) -> npt.NDArray[np.int64]:
+    """Subject of each template, held against the labels of the pairs."""
     subjects = each_known(template_set.identities())
-    identities = subjects[template_set.pair_a], subjects[template_set.pair_b]
-    return compare_on_templates(
-        name, scores, template_set.is_same, identities, replicates=work.replicates, seed=work.seed
+    check_identities(
+        template_set.path / "meta" / f"{template_set.name}_{PAIR_LIST}",
+        template_set.template_ids,
+        (template_set.pair_a, template_set.pair_b),
+        template_set.is_same,
+        subjects,
     )
+    return subjects
 
 
 def _kept(path: Path, scores: Scores) -> Scores:

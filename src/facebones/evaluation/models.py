@@ -30,7 +30,10 @@ def named_files(texts: Iterable[str], option: str) -> dict[str, Path]:
         if not equals or Path(text).exists():
             path, name = text, Path(text).resolve().name if Path(text).is_dir() else Path(text).stem
         if not name or not path or "/" in name or name.startswith(".") or len(name) > LONGEST_NAME:
-            raise ConfigError(f"{option} {text}: give NAME=PATH, with a name that can begin the names of files")
+            raise ConfigError(
+                f"{option} {text}: give NAME=PATH, with a name of at most {LONGEST_NAME} letters, without '/' and '=',"
+                " that can begin the names of files"
+            )
         if name in files:
             raise ConfigError(f"{option}: two are called {name}; give each a name of its own: {option} NAME=PATH")
         files[name] = Path(path)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.data.template_pairs import read_pair_labels, read_scores
+from facebones.errors import DataError
 from facebones.evaluation.bootstrap import REPLICATES, Unmeasured, verification_figures
 from facebones.evaluation.outputs import check_output
 from facebones.evaluation.significance import FigureComparison, compare_models
@@ -89,6 +90,37 @@ def each_known(subject_T: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.where(unknown, subject_T.max(initial=-1) + np.cumsum(unknown), subject_T)
 
 
+def check_identities(
+    path: Path,
+    template_ids: npt.NDArray[Any],
+    pairs: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    is_same_P: Any,
+    subject_T: npt.NDArray[np.int64],
+) -> None:
+    """Hold the labels of pairs against the subjects of their templates.
+
+    Args:
+        path: the list of pairs, one a line.
+        template_ids: (T,) the templates' names.
+        pairs: the templates of each pair, (P,) and (P,) from 0 to T - 1.
+        is_same_P: (P,) bool, true for a genuine pair.
+        subject_T: (T,) the templates' subjects.
+
+    Raises:
+        DataError: they contradict each other; the first such line is named.
+    """
+    first, second = pairs
+    wrong = (subject_T[first] == subject_T[second]) != is_same_P
+    if wrong.any():
+        index = int(np.argmax(wrong))
+        one, other = template_ids[first[index]], template_ids[second[index]]
+        said, otherwise = ("1", "two subjects") if is_same_P[index] else ("0", "one subject")
+        raise DataError(
+            f"{path}, line {index + 1}: templates {one} and {other} are labelled {said}, but by the other lines and"
+            f" lists they are of {otherwise}; mend either"
+        )
+
+
 def evaluate_scores(
     labels: Path,
     scores: Mapping[str, Path],
@@ -117,6 +149,7 @@ def evaluate_scores(
     pairs = read_pair_labels(labels)
     read = {name: read_scores(path, pairs) for name, path in scores.items()}
     subjects = each_known(pairs.identities())
+    check_identities(pairs.path, pairs.template_ids, (pairs.pair_a, pairs.pair_b), pairs.is_same, subjects)
     identities = subjects[pairs.pair_a], subjects[pairs.pair_b]
     name = pairs.path.name.partition("_")[0]
     comparison = compare_on_templates(name, read, pairs.is_same, identities, replicates=replicates, seed=seed)

@@ -75,7 +75,7 @@ def plot_roc(
     for (name, bar), factor in zip(bars.items(), _side_by_side(len(bars)), strict=True):
         _draw_bars(axes, bar, looks[name], factor)
     axes.set_xscale("log")
-    axes.set_xlim(start, 1.0)
+    axes.set_xlim(start * 10**-BARS_WIDTH if bars else start, 1.0)  # those at the first FAR stand on both sides of it
     axes.set_ylim(*rate_limits(_lowest_rate(curves, bars, start)))
     in_percent(axes.yaxis)
     label_axes(axes, title, "False accept rate (FAR)", "True accept rate (TAR, %)")

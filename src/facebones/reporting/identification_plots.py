@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FPIR_MARKS = (0.01, 0.1)
-HIGHEST_START = 1e-3  # the FPIR axis begins there or lower
+HIGHEST_START = 0.1  # the FPIR axis begins there or lower, but where no impostor search has measured it
 LINEAR_RANKS = 20  # so many can be read one by one
 MARKED_RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 FULL_DECADES = 2  # from there on only the powers of ten are labelled
@@ -107,9 +107,9 @@ def plot_det(
     figure, axes = curve_axes()
     for name, (fpir, fnir) in thinned.items():
         axes.step(fpir, np.maximum(fnir, low / 10), where="post", **line_only(looks[name]))
-        marks = [(mark, height_at(*curves[name], mark)) for mark in FPIR_MARKS]
+        marks = [(mark, height_at(*curves[name], mark)) for mark in FPIR_MARKS if mark >= start]
         axes.plot(*np.array([mark for mark in marks if mark[1]]).reshape(-1, 2).T, **marker_only(looks[name]))
-    for mark in FPIR_MARKS:
+    for mark in (mark for mark in FPIR_MARKS if mark >= start):
         axes.axvline(mark, color="#888888", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.9)
     for axis, limits in ((axes.xaxis, (start, 1.0)), (axes.yaxis, (low, high))):
         _error_axis(axes, axis.axis_name, limits)
