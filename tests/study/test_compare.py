@@ -1,5 +1,7 @@
 """A study as people run it: in a process of its own, with trainings that finish, fail, are stopped and killed."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -14,6 +16,8 @@ from facebones.cli import main
 from facebones.errors import ConfigError
 from facebones.run_folder import RunFolder
 from facebones.study.children import child_environment
+from facebones.study.compare import plan_rows, plan_table
+from facebones.study.display import Display
 from facebones.study.plan import make_plan
 from facebones.study.study import load_study
 from facebones.training.checkpoint import load_checkpoint
@@ -153,7 +157,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(write, tmp_path, capsys, words
 def test_a_dry_run_shows_the_plan_and_leaves_nothing(write, tmp_path, capsys):
     words = ["compare", write(f"{SMALL}, {LARGE}", "0, 1"), "--output", str(tmp_path / "out"), "--dry-run"]
     assert main(words) == 0
-    assert "922,528" not in capsys.readouterr().out  # of 512 elements, where the recipe has 16
+    out = capsys.readouterr().out
+    assert out.count("unknown") == 4 and out.count("to do") == 4
     assert main([*words, "--json", "--training.epochs", "3"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows][::2] == [f"{SMALL}_seed0", f"{LARGE}_seed0"]
@@ -174,6 +179,48 @@ def test_children_share_the_processors_or_have_a_gpu_each(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert child_environment(1, 2, "cuda")["CUDA_VISIBLE_DEVICES"] == "6"
     assert child_environment(1, 2, "cpu")["CUDA_VISIBLE_DEVICES"] == "4,6"
+
+
+@pytest.fixture
+def begun(write, tmp_path):
+    """Two runs, of which the first has made half of its steps at 7 images a second."""
+    plan = make_plan(load_study(write(f"{SMALL}, {LARGE}")), tmp_path / "out")
+    plan.runs[0].folder.write_recipe(plan.runs[0].recipe)
+    line = {"kind": "train", "step": 1, "loss": 3.5, "images_per_second": 7.0}
+    plan.runs[0].folder.metrics.write_text(json.dumps(line) + "\n")
+    return plan
+
+
+def test_the_time_left_follows_from_the_rate_of_the_backbone(begun):
+    small, large = plan_rows(begun)
+    assert small["hours"] == pytest.approx(2 / 3600) and large["hours"] is None
+    assert [row[-2:] for row in plan_table([small, large])[1]] == [
+        ("2s", "to resume after step 1"),
+        ("unknown", "to do"),
+    ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_what_is_said_while_it_trains(begun, monkeypatch, stream):
+    for name in ("LIVE_SECONDS", "PLAIN_SECONDS"):
+        monkeypatch.setattr(f"facebones.study.display.{name}", 0)
+    stderr = stream()
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    with contextlib.closing(Display(begun.runs)) as display:
+        display.begin(begun.runs[0])
+        display.show([begun.runs[0]], {LARGE: "no memory"})
+        display.end(begun.runs[1], "no memory")
+    said = stderr.getvalue()
+    assert f"{SMALL}: goes on" in said and f"{LARGE}: failed: no memory" in said
+    assert "1/2" in said and "3.500" in said and "2s" in said
+    assert ("│ failed" in said) == (stream is Terminal)
 
 
 # --------------------------------------------------------------------------------------------------- for real

@@ -9,9 +9,10 @@ import facebones
 from facebones.errors import RunError
 from facebones.evaluation.significance import over_seeds
 from facebones.files import write_json
+from facebones.progress import format_seconds
 from facebones.run_folder import folder_lock
 from facebones.study.evaluation import evaluate_all, finished_models
-from facebones.study.plan import DONE, Plan, PlannedRun, make_plan, network_costs
+from facebones.study.plan import DONE, UNFINISHED, Plan, PlannedRun, make_plan, network_costs
 from facebones.study.runner import train_all
 from facebones.study.study import Study
 
@@ -71,10 +72,17 @@ def study_table(content: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequenc
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
-    """What `--dry-run` tells of each run; nothing is trained or written."""
+    """What `--dry-run` tells of each run; nothing is trained or written.
+
+    The hours that are left follow from the rate that a run of the same backbone, in this study's folder, had last; they
+    are None where there is none.
+    """
+    progress = {run.name: run.progress() for run in plan.runs}
+    rates = {run.backbone: rate for run in plan.runs if (rate := progress[run.name]["images_per_second"])}
     rows = []
     for run in plan.runs:
-        progress = run.progress()
+        step = run.steps if run.state == DONE else progress[run.name]["step"]
+        left, rate = run.images * (run.steps - step) / max(run.steps, 1), rates.get(run.backbone)
         rows.append(
             {
                 "name": run.name,
@@ -82,7 +90,8 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
                 "images": run.images,
                 "steps": run.steps,
                 "state": run.state,
-                "step": progress["step"],
+                "step": step,
+                "hours": 0.0 if not left else left / rate / 3600 if rate else None,
                 "folder": str(run.folder.path),
             }
         )
@@ -91,21 +100,21 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
 
 def plan_table(rows: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[Sequence[str]]]:
     """Column names and rows of a plan, for people."""
-    cells: list[Sequence[str]] = []
-    for row in rows:
-        known = row["problem"] is None
-        state = row["state"] if row["state"] != "unfinished" else f"to resume after step {row['step']}"
-        cells.append(
-            (
-                row["name"],
-                f"{row['parameters']:,}" if known else "-",
-                f"{row['macs'] / 1e6:,.1f} M" if known else "-",
-                f"{row['images']:,}",
-                f"{row['steps']:,}",
-                state if known else f"{state}; cannot be built: {row['problem']}",
-            )
-        )
-    return ("run", "parameters", "MACs", "images", "steps", "state"), cells
+    return ("run", "parameters", "MACs", "images", "steps", "left", "state"), [_plan_cells(row) for row in rows]
+
+
+def _plan_cells(row: Mapping[str, Any]) -> Sequence[str]:
+    known = row["problem"] is None
+    state = f"to resume after step {row['step']}" if row["state"] == UNFINISHED else row["state"]
+    return (
+        row["name"],
+        f"{row['parameters']:,}" if known else "-",
+        f"{row['macs'] / 1e6:,.1f} M" if known else "-",
+        f"{row['images']:,}",
+        f"{row['steps']:,}",
+        "unknown" if row["hours"] is None else format_seconds(3600 * row["hours"]),
+        state if known else f"{state}; cannot be built: {row['problem']}",
+    )
 
 
 def _write(plan: Plan, errors: Mapping[str, str], evaluation: Mapping[str, Any]) -> dict[str, Any]:
