@@ -1,6 +1,7 @@
 """A study as people run it: in a process of its own, with trainings that finish, fail, are stopped and killed."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -13,16 +14,17 @@ import time
 import pytest
 
 from facebones.cli import main
-from facebones.errors import ConfigError
+from facebones.errors import ConfigError, RunError
 from facebones.run_folder import RunFolder
 from facebones.study.children import child_environment
-from facebones.study.compare import plan_rows, plan_table
+from facebones.study.compare import compare, plan_rows, plan_table, raise_failures
 from facebones.study.display import Display
 from facebones.study.plan import make_plan
 from facebones.study.study import load_study
 from facebones.training.checkpoint import load_checkpoint
 from facebones.training.interrupts import PARENT_VARIABLE
 from facebones.training.logs import read_metrics
+from facebones.training.loop import train
 
 SMALL, LARGE = "shufflefacenet_0_5", "shufflefacenet_1_0"
 STUDY = """
@@ -38,7 +40,7 @@ overrides:
 backbones: [{backbones}]
 seeds: [{seeds}]
 data: {data}
-profile: false
+profile: {profile}
 """
 
 
@@ -46,9 +48,10 @@ profile: false
 def write(tmp_path, small_data):
     """Write a study of two steps an epoch on the small data; returns its path."""
 
-    def write_study(backbones=SMALL, seeds="0", epochs=1, data=small_data, more=""):
+    def write_study(backbones=SMALL, seeds="0", epochs=1, data=small_data, profile="false", more=""):
         path = tmp_path / "mine.yaml"
-        path.write_text(STUDY.format(backbones=backbones, seeds=seeds, epochs=epochs, data=data) + more)
+        fields = {"backbones": backbones, "seeds": seeds, "epochs": epochs, "data": data, "profile": profile}
+        path.write_text(STUDY.format(**fields) + more)
         return str(path)
 
     return write_study
@@ -101,6 +104,14 @@ def test_one_seed_leaves_the_names_bare_and_each_run_has_its_own_recipe(write, t
     assert [(run.recipe.backbone.name, run.recipe.training.seed) for run in plan.runs] == [(SMALL, 3), (LARGE, 3)]
     assert len({run.fingerprint for run in plan.runs}) == 2
     assert [path.name for path in plan.pair_sets] == ["tiny.bin"]
+
+
+def test_the_folder_of_a_model_of_timm_has_a_name_that_every_file_system_takes(write, tmp_path):
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    (run,) = make_plan(load_study(write("timm:mobilenetv3_small_050")), tmp_path / "out").runs
+    assert (run.backbone, run.name) == ("timm:mobilenetv3_small_050", "timm_mobilenetv3_small_050")
+    assert run.folder.path == tmp_path / "out" / "runs" / "timm_mobilenetv3_small_050" / "seed0"
 
 
 DIFFERENT = {
@@ -223,6 +234,61 @@ def test_what_is_said_while_it_trains(begun, monkeypatch, stream):
     assert ("│ failed" in said) == (stream is Terminal)
 
 
+@pytest.fixture
+def finished(write, tmp_path):
+    """A study of two models whose trainings are done: one of its own, and the run "theirs", which it names."""
+
+    def build(**fields):
+        own = make_plan(load_study(write(SMALL)), tmp_path / "out").runs[0]
+        train(own.recipe, own.folder.path, "cpu")
+        shutil.copytree(own.folder.path, tmp_path / "theirs")
+        return load_study(write(f"{SMALL}, {tmp_path / 'theirs'}", **fields)), tmp_path / "out"
+
+    return build
+
+
+def test_what_is_finished_is_measured_once_and_again_where_it_has_changed(finished, small_data, monkeypatch):
+    monkeypatch.setattr("facebones.profiling.profiler.measure_peak_memory", lambda *_: 1)
+    study, output = finished(profile="{seconds: 0.01, batch_size: 2}")
+    content = compare(study, output, device="cpu")
+    assert list(content["models"]) == [SMALL, "theirs"]
+    assert {name: part["error"] for name, part in content["evaluation"].items()} == {"pairs": None, "profile": None}
+    profiled = json.loads((output / "profile.json").read_text())["networks"]
+    assert [(row["name"], row["backbone"]) for row in profiled] == [(SMALL, SMALL), ("theirs", SMALL)]
+    assert [(row["backbone"], row["done"]) for row in content["summary"]] == [(SMALL, 1), ("theirs", 1)]
+    own, theirs = (row["accuracy"]["tiny"] for row in content["summary"])
+    assert own == theirs and own["deviation"] is None
+    assert content["summary"][0]["parameters"] == profiled[0]["parameters"]
+    assert content == study_json(output)
+
+    before = times(output)
+    assert compare(study, output, device="cpu") == content and times(output) == before
+
+    os.utime(output / "runs" / SMALL / "seed0" / "model.safetensors")
+    (output / "profile.json").unlink()
+    compare(study, output, device="cpu")
+    assert {path.name for path, time in times(output).items() if before.get(path) != time} >= {
+        "pairs.json",
+        "profile.json",
+    }
+
+
+def test_a_part_that_fails_is_recorded_and_tried_again(finished, tmp_path):
+    study, output = finished(more=f"ijb: [{tmp_path / 'theirs'}]\n")
+    for _ in range(2):
+        content = compare(study, output, device="cpu")
+        assert content["evaluation"]["pairs"]["error"] is None
+        assert "meta" in content["evaluation"]["templates theirs"]["error"]
+        with pytest.raises(RunError, match=r"^failed: templates theirs, identification theirs; .*study\.json has the"):
+            raise_failures(content)
+
+
+def test_two_models_of_one_name_are_refused(write, tmp_path):
+    (tmp_path / SMALL).mkdir()
+    with pytest.raises(ConfigError, match=f"two models are called {SMALL}; rename the folder"):
+        make_plan(load_study(write(f"{SMALL}, {tmp_path / SMALL}")), tmp_path / "out")
+
+
 # --------------------------------------------------------------------------------------------------- for real
 
 
@@ -248,26 +314,24 @@ def test_a_study_trains_measures_and_does_nothing_twice(write, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_recorded_and_the_others_finish(write, tmp_path, small_data):
-    """The second one's folder holds a file that a run would replace; a run of others, and a broken ONNX file, too."""
+def test_a_run_that_fails_is_recorded_and_the_others_finish(write, tmp_path):
+    """Its folder holds a file that a run would replace."""
     output = tmp_path / "out"
     (output / "runs" / LARGE / "seed0").mkdir(parents=True)
     (output / "runs" / LARGE / "seed0" / "metrics.jsonl").write_text("mine\n")
-    path = write(f"{LARGE}, {SMALL}", more=f"ijb: [{small_data}]\n")
+    path = write(f"{LARGE}, {SMALL}")
     status, table, said = run(path, "--output", output)
     assert status == 1, said
-    assert said.splitlines()[-1].startswith(f"facebones: failed: {LARGE}, templates faces, identification faces; the")
+    assert said.splitlines()[-1].startswith(f"facebones: failed: {LARGE}; the rest is done")
     large, small = study_json(output)["runs"]
     assert "metrics.jsonl: is there already, and a run would replace it" in large["error"]
     assert small["state"] == "done" and small["error"] is None
-    evaluation = study_json(output)["evaluation"]
-    assert evaluation["pairs"]["error"] is None and "meta" in evaluation["templates faces"]["error"]
-    assert "is there already" in table
+    assert list(study_json(output)["models"]) == [SMALL] and "is there already" in table
     assert (output / "runs" / LARGE / "seed0" / "metrics.jsonl").read_text() == "mine\n"
 
     shutil.rmtree(output / "runs" / LARGE / "seed0")
     trained = times(output / "runs" / SMALL)
-    status, table, _ = run(write(f"{LARGE}, {SMALL}"), "--output", output)
+    status, table, _ = run(path, "--output", output)
     assert status == 0 and "is there already" not in table
     assert times(output / "runs" / SMALL) == trained
     assert list(study_json(output)["models"]) == [LARGE, SMALL]
