@@ -17,7 +17,7 @@ from facebones import __version__
 from facebones.commands import COMMANDS, GROUPS
 from facebones.commands.command import Arguments, Command
 from facebones.errors import ConfigError, FaceBonesError
-from facebones.training.interrupts import Interrupted, stop_signals
+from facebones.training.interrupts import Interrupted, stop_signals, stop_with_parent
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Arguments) -> None:
     """Run the command; a signal breaks it off, save a training, which saves first."""
     if arguments.command_name in {"train", "resume"}:
+        stop_with_parent()
         arguments.command.run(arguments)
         return
     with stop_signals() as stop, stop.at_once():
@@ -102,7 +103,8 @@ def _continuation(arguments: Arguments, argv: list[str]) -> str:
 
         if partial_path(arguments.destination).exists():
             return f"go on with: facebones {shlex.join(argv)}{'' if arguments.resume else ' --resume'}"
-    if name in {"evaluate templates", "evaluate identification"} and arguments.output is not None:
+    keeps = name in {"evaluate templates", "evaluate identification"} and arguments.output is not None
+    if name == "compare" or keeps:
         return f"go on with: facebones {shlex.join(argv)}"
     return "nothing is left half-done; begin again with the same command"
 

@@ -178,15 +178,31 @@ def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
 
 def find_recipe(name: str) -> Path:
     """The path of a recipe given by a path or by the name of one that comes with the package."""
+    return find_shipped(name, "recipe", "recipes")
+
+
+def find_shipped(name: str, kind: str, plural: str, folder: str = ".") -> Path:
+    """The path of a YAML file given by a path or by the name of one that comes with the package.
+
+    Args:
+        name: path or name.
+        kind: what it is, for errors: "recipe" or "study".
+        plural: likewise.
+        folder: where those that come along are, within the recipes.
+
+    Raises:
+        ConfigError: no such file.
+        UnknownNameError: nothing of that name comes along; the message offers the nearest.
+    """
     if Path(name).is_file():
         return Path(name)
     beside = Path(__file__).parent / "recipes"  # in an installed package; in a checkout they stand at the root
-    folder = beside if beside.is_dir() else Path(__file__).parents[2] / "recipes"
-    known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    recipes = beside if beside.is_dir() else Path(__file__).parents[2] / "recipes"
+    known = {path.stem: path for path in sorted((recipes / folder).glob("*.yaml"))}
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        raise ConfigError(f"{name}: no such recipe file; recipes that come with the package: {', '.join(known)}")
+        raise ConfigError(f"{name}: no such {kind} file; {plural} that come with the package: {', '.join(known)}")
     if name not in known:
-        raise UnknownNameError("recipe", name, known)
+        raise UnknownNameError(kind, name, known)
     return known[name]
 
 
@@ -210,7 +226,7 @@ def recipe_from_dict(sections: Mapping[str, Any], where: Mapping[str, str] | Non
                 raise UnknownNameError("key", str(key), names, place)
         hints = get_type_hints(types[section])
         checked = {
-            item.name: _check(
+            item.name: check_value(
                 values[item.name], hints[item.name], item.metadata, where.get(f"{section}.{item.name}", item.name)
             )
             for item in dataclasses.fields(types[section])
@@ -272,7 +288,7 @@ class _StrictLoader(yaml.BaseLoader):
 
 def _sections(path: Path) -> dict[str, dict[str, Any]]:
     """Read the YAML file as sections of fields."""
-    content = _read_yaml(path)
+    content = read_yaml(path)
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections ({', '.join(_section_types())})")
@@ -284,8 +300,12 @@ def _sections(path: Path) -> dict[str, dict[str, Any]]:
     return content
 
 
-def _read_yaml(path: Path) -> Any:
-    """The content of a YAML file in mappings, lists and text; None where it is empty."""
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file in mappings, lists and text; None where it is empty.
+
+    Raises:
+        ConfigError: not readable, too large, or not plain YAML.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MOST_BYTES + 1).decode("utf-8")
@@ -307,15 +327,19 @@ def _read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: lists or mappings nested too deep; a recipe is sections of fields") from error
 
 
-def _check(value: Any, kind: Any, limits: Mapping[str, Any], where: str) -> Any:
-    """Convert `value` to `kind` where that is exact, and hold it against the field's limits."""
+def check_value(value: Any, kind: Any, limits: Mapping[str, Any], where: str) -> Any:
+    """Convert `value` to `kind` where that is exact, and hold it against the field's limits.
+
+    Raises:
+        ConfigError: of another kind, or out of range; the message begins with `where`.
+    """
     if get_origin(kind) is list:
         items = value.removeprefix("[").removesuffix("]").split(",") if isinstance(value, str) else value
         if not isinstance(items, list):
             items = [items]
         (item_kind,) = get_args(kind)
         cleaned = (item.strip() if isinstance(item, str) else item for item in items)
-        return [_check(item, item_kind, limits, where) for item in cleaned if item != ""]
+        return [check_value(item, item_kind, limits, where) for item in cleaned if item != ""]
     converted = _convert(value, kind)
     if converted is None:
         raise ConfigError(f"{where}: {reprlib.repr(value)} is not {_KIND_NAMES[kind]}")

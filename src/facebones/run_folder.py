@@ -87,7 +87,7 @@ class RunFolder:
         Raises:
             ConfigError: the folder already holds a run, is another process's, or cannot be made.
         """
-        with self._locked():
+        with folder_lock(self.path):
             self.refuse_existing()  # since it was last asked, another process may have been here
             self.write_recipe(recipe)
             yield
@@ -104,7 +104,7 @@ class RunFolder:
         """
         if not self.config.is_file():
             raise CheckpointError(f"{self.path}: holds no run (no config.yaml); begin one with `facebones train`")
-        with self._locked():
+        with folder_lock(self.path):
             for leftover in (*self.path.glob(".*.tmp"), *self.last.parent.glob(".*.tmp")):
                 leftover.unlink()
             yield load_recipe(self.config)
@@ -114,23 +114,27 @@ class RunFolder:
         with atomic_write(self.config) as file:
             file.write(dump_recipe(recipe).encode())
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes out, until this one leaves the block or dies.
 
-        It is a POSIX record lock because a fork does not inherit these: data workers that outlive a killed training
-        by some seconds keep nobody out. (Nothing else here may open the file: to close it would free the lock.)
-        """
+@contextmanager
+def folder_lock(path: Path, work: str = "trains") -> Iterator[None]:
+    """Make a folder and keep other processes out of it, until this one leaves the block or dies.
+
+    It is a POSIX record lock because a fork does not inherit these: data workers that outlive a killed training by
+    some seconds keep nobody out. (Nothing else here may open the file: to close it would free the lock.)
+
+    Raises:
+        ConfigError: it cannot be made, or another process works here.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / ".lock").open("ab")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
+    with file:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("ab")
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ConfigError(f"{path}: another process {work} here; wait for its end, or stop it") from error
         except OSError as error:
-            raise ConfigError(f"{self.path}: cannot be written: {error.strerror}; choose another place") from error
-        with file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                raise ConfigError(f"{self.path}: another process trains here; wait for its end, or stop it") from error
-            except OSError as error:
-                say(f"note: {self.path}: cannot be locked ({error.strerror}): see that no other process trains here")
-            yield
+            say(f"note: {path}: cannot be locked ({error.strerror}): see that no other process {work} here")
+        yield

@@ -1,12 +1,13 @@
 """Training sets: an InsightFace folder (RecordIO) or a folder with one folder of images for each identity."""
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -39,6 +40,11 @@ class TrainingSet(ABC):
     def num_identities(self) -> int:
         """1 + the largest label: as many class centres as a head needs."""
         return int(self.labels.max()) + 1
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells one training set from another: counts, and a digest of all labels."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.labels, dtype="<i8").tobytes()).hexdigest()
+        return {"images": len(self), "identities": self.num_identities, "labels_sha256": digest}
 
     @abstractmethod
     def read(self, index: int) -> tuple[bytes, int]:

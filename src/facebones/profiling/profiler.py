@@ -71,7 +71,7 @@ def profile(
     for row, timing, source in zip(rows, timings, track(sources, "peak memory"), strict=True):
         row.update(timing.summary(), peak_memory_bytes=measure_peak_memory(source, conditions))
     if output is not None:
-        _write(result, output)
+        write_profile(result, output)
     return result
 
 
@@ -140,7 +140,12 @@ def _count_file(network: OnnxBackbone) -> Row:
     }
 
 
-def _write(result: dict[str, Any], output: Path) -> None:
+def write_profile(result: dict[str, Any], output: Path) -> None:
+    """Write profile.json, profile.csv and the pictures.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
     write_json(output / "profile.json", result)
     rows = [row | result["conditions"] for row in result["networks"]]  # each row can be read alone
     text = io.StringIO(newline="")

@@ -1,9 +1,15 @@
 """SIGINT and SIGTERM end a training between two steps, after a save."""
 
+import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 from types import FrameType
+
+PARENT_VARIABLE = "FACEBONES_PARENT"  # the process that started this one and without which it is not to go on
+PARENT_SECONDS = 1.0
 
 
 class Interrupted(BaseException):
@@ -28,8 +34,12 @@ class StopRequest:
         self._at_once = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; a second one ends the process without another save."""
-        again = self.received is not None
+        """Note the signal; a second one ends the process without another save.
+
+        Not so in a training of a study: a scheduler signals all processes, and the study hands its own signal on. A
+        second one that the user sends reaches the study, which ends its trainings for good.
+        """
+        again = self.received is not None and PARENT_VARIABLE not in os.environ
         self.received = signal.Signals(number)
         if self._at_once or again:
             raise Interrupted(self.received)
@@ -56,3 +66,16 @@ def stop_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop_with_parent() -> None:
+    """Where the environment names this process's parent: stop, as on SIGTERM, once that one is gone."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is not None:
+        Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: str) -> None:
+    while str(os.getppid()) == parent:
+        time.sleep(PARENT_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)

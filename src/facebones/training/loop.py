@@ -1,6 +1,5 @@
 """Training: one recipe, one folder, one loop, which a killed run takes up again bit by bit."""
 
-import hashlib
 import math
 import platform
 from collections.abc import Generator, Iterator, Mapping
@@ -72,7 +71,7 @@ def train(recipe: Recipe, output: Path, device: str = "auto") -> dict[str, Any]:
     folder.refuse_existing()
     if not recipe.data.path:
         raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
-    recipe = _with_absolute_paths(recipe)
+    recipe = with_absolute_paths(recipe)
     trainer = Trainer(recipe, select_device(device))
     trainer.validation.try_out(trainer.backbone, trainer.device)
     with folder.create(recipe):
@@ -108,7 +107,7 @@ def resume(output: Path, device: str = "auto", data: str | None = None, workers:
         return trainer.run(folder)
 
 
-def _with_absolute_paths(recipe: Recipe) -> Recipe:
+def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe as it can be resumed from any folder; pair sets that are names beside the data stay names."""
     sets = [str(Path(name).absolute()) if Path(name).is_file() else name for name in recipe.validation.sets]
     return replace(
@@ -287,8 +286,7 @@ class Trainer:
 
     def data_fingerprint(self) -> dict[str, Any]:
         """What tells one training set from another: counts, and a digest of all labels."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.data.labels, dtype="<i8").tobytes()).hexdigest()
-        return {"images": len(self.data), "identities": self.data.num_identities, "labels_sha256": digest}
+        return self.data.fingerprint()
 
     def environment(self) -> dict[str, Any]:
         """Versions, device and data, for environment.json."""

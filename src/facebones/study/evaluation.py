@@ -1,0 +1,149 @@
+"""The finished models of a study, measured all at once: pair sets, IJB targets, and what the networks cost."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import facebones
+from facebones.errors import FaceBonesError
+from facebones.evaluation.ijb import Work, evaluate_identification, evaluate_template_pairs
+from facebones.evaluation.pairs import evaluate_pairs
+from facebones.profiling import Conditions, profile
+from facebones.profiling.profiler import write_profile
+from facebones.run_folder import RunFolder
+from facebones.study.plan import DONE, Plan
+from facebones.study.study import ProfileSettings
+from facebones.training.interrupts import Interrupted, stop_signals
+from facebones.training.logs import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A measurement of all models.
+
+    Attributes:
+        name: "pairs", "profile", or as "templates IJBC".
+        file: what it leaves, relative to the study's folder.
+        inputs: digest of all that decides its outcome.
+        measure: does it.
+    """
+
+    name: str
+    file: Path
+    inputs: str
+    measure: Callable[[], Any]
+
+
+def finished_models(plan: Plan) -> dict[str, Path]:
+    """Name to run or file, of what can be measured."""
+    return {run.name: run.folder.path for run in plan.runs if run.state == DONE} | dict(plan.trained)
+
+
+def evaluate_all(plan: Plan, device: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure what has changed since the last time; a part that fails does not stop the others.
+
+    Args:
+        plan: the study.
+        device: "auto", "cpu", ...
+        before: what the last call returned.
+
+    Returns:
+        of each part its file (relative to the study's folder), its error or None, and the digest of its inputs.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came.
+    """
+    parts = _parts(plan, device) if finished_models(plan) else []
+    return {part.name: _once(plan.output, part, before.get(part.name)) for part in parts}
+
+
+def _once(output: Path, part: Part, before: Any) -> dict[str, Any]:
+    row = {"file": str(part.file), "error": None, "inputs": part.inputs}
+    if before == row and (output / part.file).is_file():
+        return row
+    say(f"measuring {part.name}")
+    with stop_signals() as stop, stop.at_once():
+        try:
+            part.measure()
+        except (FaceBonesError, OSError, RuntimeError) as error:  # torch says of memory in a RuntimeError
+            if stop.received is not None:  # a library took the stop for a failure of its own
+                raise Interrupted(stop.received) from None
+            row["error"] = (str(error).splitlines() or [type(error).__name__])[0]
+            say(f"{part.name}: failed: {row['error']}")
+    return row
+
+
+def _parts(plan: Plan, device: str) -> list[Part]:
+    models = finished_models(plan)
+    weights = {name: _signature([_weights_file(path)]) for name, path in models.items()}
+    folder = plan.output / "evaluation"
+    parts = []
+
+    def add(name: str, file: Path, inputs: Any, measure: Callable[[], Any]) -> None:
+        digest = _digest([facebones.__version__, device, list(weights.items()), inputs])
+        parts.append(Part(name=name, file=file.relative_to(plan.output), inputs=digest, measure=measure))
+
+    if plan.pair_sets:
+        add(
+            "pairs",
+            folder / "pairs.json",
+            _signature(plan.pair_sets),
+            lambda: evaluate_pairs(models, plan.pair_sets, output=folder, device=device),
+        )
+    for data in map(Path, plan.study.ijb):
+        # Below a folder of its own: features and pictures have the same names for every target.
+        work = Work(checkpoints=models, data=data, output=folder / data.resolve().name, device=device)
+        lists = _signature(sorted((data / "meta").glob("*")))
+        for name, measure in (("templates", evaluate_template_pairs), ("identification", evaluate_identification)):
+            file = folder / data.resolve().name / f"{name}.json"
+            add(f"{name} {data.resolve().name}", file, lists, _call(measure, work))
+    if plan.study.profile.enabled:
+        settings = plan.study.profile
+        inputs = [settings.batch_size, settings.threads, settings.precision, settings.seconds]
+        add("profile", plan.output / "profile.json", inputs, lambda: profile_networks(plan, settings, device))
+    return parts
+
+
+def profile_networks(plan: Plan, settings: ProfileSettings, device: str) -> dict[str, Any]:
+    """Profile each finished backbone once, whatever its seeds, and each model that others trained."""
+    words: dict[str, Path] = {}
+    for run in plan.runs:
+        if run.state == DONE:
+            words.setdefault(run.backbone, run.folder.path)
+    words |= plan.trained
+    conditions = Conditions(
+        device=device,
+        threads=settings.threads or None,
+        precision=settings.precision,
+        batch_size=settings.batch_size,
+        seconds=settings.seconds,
+    )
+    # As absolute paths, which no backbone is called.
+    result = profile([str(path.absolute()) for path in words.values()], conditions)
+    for name, row in zip(words, result["networks"], strict=True):
+        row["name"] = name
+    write_profile(result, plan.output)
+    return result
+
+
+def _call(measure: Callable[[Work], Any], work: Work) -> Callable[[], Any]:
+    return lambda: measure(work)
+
+
+def _weights_file(path: Path) -> Path:
+    return RunFolder(path).weights if path.is_dir() else path
+
+
+def _signature(files: Sequence[Path]) -> list[Any]:
+    """Path, size and time of files: cheap, and another content gets another one."""
+    return [
+        [str(path.resolve()), *((stat := path.stat()).st_size, stat.st_mtime_ns)] if path.exists() else [str(path)]
+        for path in files
+    ]
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,83 @@
+"""The trainings of a study, some at a time, each in a process of its own, and how a stop reaches them all."""
+
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+
+from facebones.study.children import Child, start_child
+from facebones.study.display import Display
+from facebones.study.plan import DONE, Plan
+from facebones.training.interrupts import Interrupted, stop_signals
+
+POLL_SECONDS = 0.2
+
+Errors = dict[str, str]
+
+
+def train_all(plan: Plan, jobs: int, device: str, note: Callable[[Mapping[str, str]], object]) -> Errors:
+    """Train what is not done yet; a run that fails does not stop the others.
+
+    Args:
+        plan: the runs.
+        jobs: how many at a time.
+        device: of each, as for `facebones train`.
+        note: called with the errors so far, by run, whenever a run has ended.
+
+    Returns:
+        the error of each run that failed, by the run's name.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came, and the trainings have saved and ended. After a second one they were
+            killed, and their last checkpoints stand.
+    """
+    waiting = [run for run in plan.runs if run.state != DONE]
+    errors: Errors = {}
+    running: list[Child] = []
+    with stop_signals() as stop, closing(Display(plan.runs)) as display:
+        try:
+            while (waiting or running) and stop.received is None:
+                while waiting and len(running) < jobs:
+                    run = waiting.pop(0)
+                    display.begin(run)
+                    slot = min(set(range(jobs)) - {child.slot for child in running})
+                    running.append(start_child(run, slot, jobs, device))
+                time.sleep(POLL_SECONDS)
+                if _reap(running, errors, display):
+                    note(errors)
+                display.show([child.run for child in running], errors)
+            _stop_all(running, stop.received)
+        except BaseException:  # a second signal, or a failure of this process: nothing goes on behind its back
+            _kill_all(running)
+            raise
+        if stop.received is not None:
+            raise Interrupted(stop.received)
+    return errors
+
+
+def _reap(running: list[Child], errors: Errors, display: Display) -> bool:
+    """Take note of the trainings that have ended; says whether there was one."""
+    ended = [child for child in running if child.process.poll() is not None]
+    for child in ended:
+        running.remove(child)
+        error = child.error()
+        if error is not None:
+            errors[child.run.name] = error
+        display.end(child.run, error)
+    return bool(ended)
+
+
+def _stop_all(running: Sequence[Child], number: signal.Signals | None) -> None:
+    """Hand a signal on and wait until every training has saved and ended."""
+    if number is not None:
+        for child in running:
+            child.process.send_signal(number)
+        for child in running:
+            child.process.wait()
+
+
+def _kill_all(running: Sequence[Child]) -> None:
+    for child in running:
+        child.process.kill()
+    for child in running:
+        child.process.wait()

@@ -1,0 +1,393 @@
+"""A study as people run it: in a process of its own, with trainings that finish, fail, are stopped and killed."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from facebones.cli import main
+from facebones.errors import ConfigError, RunError
+from facebones.run_folder import RunFolder
+from facebones.study.children import child_environment
+from facebones.study.compare import compare, plan_rows, plan_table, raise_failures
+from facebones.study.display import Display
+from facebones.study.plan import make_plan
+from facebones.study.study import load_study
+from facebones.training.checkpoint import load_checkpoint
+from facebones.training.interrupts import PARENT_VARIABLE
+from facebones.training.logs import read_metrics
+from facebones.training.loop import train
+
+SMALL, LARGE = "shufflefacenet_0_5", "shufflefacenet_1_0"
+STUDY = """
+recipe: demo
+overrides:
+  backbone.embedding_size: 16
+  data.workers: 0
+  training.batch_size: 14
+  training.epochs: {epochs}
+  training.checkpoint_every: 2
+  validation.sets: tiny
+  log.every: 1
+backbones: [{backbones}]
+seeds: [{seeds}]
+data: {data}
+profile: {profile}
+"""
+
+
+@pytest.fixture
+def write(tmp_path, small_data):
+    """Write a study of two steps an epoch on the small data; returns its path."""
+
+    def write_study(backbones=SMALL, seeds="0", epochs=1, data=small_data, profile="false", more=""):
+        path = tmp_path / "mine.yaml"
+        fields = {"backbones": backbones, "seeds": seeds, "epochs": epochs, "data": data, "profile": profile}
+        path.write_text(STUDY.format(**fields) + more)
+        return str(path)
+
+    return write_study
+
+
+def command(*words):
+    return [sys.executable, "-m", "facebones", "compare", *map(str, words), "--device", "cpu"]
+
+
+def run(*words):
+    """Compare in a process of its own; returns the status and what it said."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command(*words), capture_output=True, text=True, env=environment, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def study_json(output):
+    return json.loads((output / "study.json").read_text())
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "study.json"}
+
+
+# ------------------------------------------------------------------------------------------------------- plan
+
+
+def test_the_plan_knows_how_far_each_run_is(write, tmp_path):
+    study, output = load_study(write(f"{SMALL}, {LARGE}", "0, 1")), tmp_path / "out"
+    runs = make_plan(study, output).runs
+    assert [run.name for run in runs] == [f"{name}_seed{seed}" for name in (SMALL, LARGE) for seed in (0, 1)]
+    assert [run.state for run in runs] == ["to do"] * 4 and {run.steps for run in runs} == {2}
+    assert not output.exists()
+
+    for run, others in zip(runs[:2], ({}, {"result.json": "{}"}), strict=True):
+        run.folder.write_recipe(run.recipe)
+        for name, text in others.items():
+            (run.folder.path / name).write_text(text)
+    lines = [{"kind": "train", "step": 1, "loss": 3.5, "images_per_second": 7.0}]
+    lines.append({"kind": "validation", "step": 1, "set": "tiny", "accuracy": 0.75})
+    runs[0].folder.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"kind": "tr')
+    again = make_plan(study, output).runs
+    assert [run.state for run in again] == ["unfinished", "done", "to do", "to do"]
+    assert again[0].progress() == {"step": 1, "loss": 3.5, "images_per_second": 7.0, "accuracy": 0.75}
+
+
+def test_one_seed_leaves_the_names_bare_and_each_run_has_its_own_recipe(write, tmp_path):
+    plan = make_plan(load_study(write(f"{SMALL}, {LARGE}", "3")), tmp_path / "out")
+    assert [run.name for run in plan.runs] == [SMALL, LARGE]
+    assert [(run.recipe.backbone.name, run.recipe.training.seed) for run in plan.runs] == [(SMALL, 3), (LARGE, 3)]
+    assert len({run.fingerprint for run in plan.runs}) == 2
+    assert [path.name for path in plan.pair_sets] == ["tiny.bin"]
+
+
+def test_the_folder_of_a_model_of_timm_has_a_name_that_every_file_system_takes(write, tmp_path):
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    (run,) = make_plan(load_study(write("timm:mobilenetv3_small_050")), tmp_path / "out").runs
+    assert (run.backbone, run.name) == ("timm:mobilenetv3_small_050", "timm_mobilenetv3_small_050")
+    assert run.folder.path == tmp_path / "out" / "runs" / "timm_mobilenetv3_small_050" / "seed0"
+
+
+DIFFERENT = {
+    "optimizer.learning_rate": (
+        lambda run: None,
+        {"optimizer.learning_rate": "0.5"},
+        r"0\.006, and the study says 0\.5",
+    ),
+    "facebones": (lambda run: {"facebones": "0.0.1"}, {}, r"facebones 0\.0\.1, and the study says"),
+    "data of images": (lambda run: {"data": {**run.data, "images": 3}}, {}, "images 3, and the study says 28"),
+}
+
+
+@pytest.mark.parametrize(("changed", "overrides", "message"), DIFFERENT.values(), ids=DIFFERENT)
+def test_a_run_of_another_study_is_refused_and_kept(write, tmp_path, changed, overrides, message):
+    import facebones
+
+    path, output = write(), tmp_path / "out"
+    (run,) = make_plan(load_study(path), output).runs
+    run.folder.write_recipe(run.recipe)
+    environment = {"facebones": facebones.__version__, "data": {"path": "elsewhere", **run.data}}
+    run.folder.environment.write_text(json.dumps(environment | (changed(run) or {})))
+    before = times(output)
+    with pytest.raises(ConfigError, match=rf"seed0: holds a run with .*{message}.*choose another --output, or remove"):
+        make_plan(load_study(path, overrides=overrides), output)
+    assert times(output) == before
+
+
+def test_what_decides_no_weight_may_change(write, tmp_path):
+    (run,) = make_plan(load_study(write()), tmp_path / "out").runs
+    run.folder.write_recipe(run.recipe)
+    free = {"data.workers": "1", "log.every": "7", "validation.sets": "", "training.checkpoint_every": "9"}
+    assert make_plan(load_study(write(), overrides=free), tmp_path / "out").runs[0].state == "unfinished"
+
+
+BAD = {
+    "no data": (["--data", ""], "no training data: give --data PATH"),
+    "unknown backbone": (["--backbones", "shufflefacenet_0_6"], "did you mean 'shufflefacenet_0_5'"),
+    "unknown field": (["--training.epoch", "3"], "unknown key 'epoch'; did you mean 'epochs'?"),
+    "seed as a field": (["--training.seed", "3"], "give --seeds"),
+    "unknown set": (["--validation.sets", "lfw"], "lfw: no such verification set"),
+    "no such file": (["--backbones", "theirs.onnx"], "theirs.onnx: no such run or file"),
+    "no such device": (["--device", "abacus"], "--device abacus: no such device"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(write, tmp_path, capsys, words, message):
+    assert main(["compare", write(), "--output", str(tmp_path / "out"), *words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert message in lines[-1] and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_shows_the_plan_and_leaves_nothing(write, tmp_path, capsys):
+    words = ["compare", write(f"{SMALL}, {LARGE}", "0, 1"), "--output", str(tmp_path / "out"), "--dry-run"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert out.count("unknown") == 4 and out.count("to do") == 4
+    assert main([*words, "--json", "--training.epochs", "3"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows][::2] == [f"{SMALL}_seed0", f"{LARGE}_seed0"]
+    assert {(row["steps"], row["images"], row["state"]) for row in rows} == {(6, 84, "to do")}
+    assert rows[0]["parameters"] < rows[2]["parameters"] and rows[0]["macs"] < rows[2]["macs"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_children_share_the_processors_or_have_a_gpu_each(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert "OMP_NUM_THREADS" not in child_environment(0, 1, "cpu")
+    assert child_environment(1, 3, "cpu")["OMP_NUM_THREADS"] == "2"
+    assert child_environment(0, 1, "cpu")[PARENT_VARIABLE] == str(os.getpid())
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [child_environment(slot, 3, "auto")["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert child_environment(1, 2, "cuda")["CUDA_VISIBLE_DEVICES"] == "6"
+    assert child_environment(1, 2, "cpu")["CUDA_VISIBLE_DEVICES"] == "4,6"
+
+
+@pytest.fixture
+def begun(write, tmp_path):
+    """Two runs, of which the first has made half of its steps at 7 images a second."""
+    plan = make_plan(load_study(write(f"{SMALL}, {LARGE}")), tmp_path / "out")
+    plan.runs[0].folder.write_recipe(plan.runs[0].recipe)
+    line = {"kind": "train", "step": 1, "loss": 3.5, "images_per_second": 7.0}
+    plan.runs[0].folder.metrics.write_text(json.dumps(line) + "\n")
+    return plan
+
+
+def test_the_time_left_follows_from_the_rate_of_the_backbone(begun):
+    small, large = plan_rows(begun)
+    assert small["hours"] == pytest.approx(2 / 3600) and large["hours"] is None
+    assert [row[-2:] for row in plan_table([small, large])[1]] == [
+        ("2s", "to resume after step 1"),
+        ("unknown", "to do"),
+    ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_what_is_said_while_it_trains(begun, monkeypatch, stream):
+    for name in ("LIVE_SECONDS", "PLAIN_SECONDS"):
+        monkeypatch.setattr(f"facebones.study.display.{name}", 0)
+    stderr = stream()
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    with contextlib.closing(Display(begun.runs)) as display:
+        display.begin(begun.runs[0])
+        display.show([begun.runs[0]], {LARGE: "no memory"})
+        display.end(begun.runs[1], "no memory")
+    said = stderr.getvalue()
+    assert f"{SMALL}: goes on" in said and f"{LARGE}: failed: no memory" in said
+    assert "1/2" in said and "3.500" in said and "2s" in said
+    assert ("│ failed" in said) == (stream is Terminal)
+
+
+@pytest.fixture
+def finished(write, tmp_path):
+    """A study of two models whose trainings are done: one of its own, and the run "theirs", which it names."""
+
+    def build(**fields):
+        own = make_plan(load_study(write(SMALL)), tmp_path / "out").runs[0]
+        train(own.recipe, own.folder.path, "cpu")
+        shutil.copytree(own.folder.path, tmp_path / "theirs")
+        return load_study(write(f"{SMALL}, {tmp_path / 'theirs'}", **fields)), tmp_path / "out"
+
+    return build
+
+
+def test_what_is_finished_is_measured_once_and_again_where_it_has_changed(finished, small_data, monkeypatch):
+    monkeypatch.setattr("facebones.profiling.profiler.measure_peak_memory", lambda *_: 1)
+    study, output = finished(profile="{seconds: 0.01, batch_size: 2}")
+    content = compare(study, output, device="cpu")
+    assert list(content["models"]) == [SMALL, "theirs"]
+    assert {name: part["error"] for name, part in content["evaluation"].items()} == {"pairs": None, "profile": None}
+    profiled = json.loads((output / "profile.json").read_text())["networks"]
+    assert [(row["name"], row["backbone"]) for row in profiled] == [(SMALL, SMALL), ("theirs", SMALL)]
+    assert [(row["backbone"], row["done"]) for row in content["summary"]] == [(SMALL, 1), ("theirs", 1)]
+    own, theirs = (row["accuracy"]["tiny"] for row in content["summary"])
+    assert own == theirs and own["deviation"] is None
+    assert content["summary"][0]["parameters"] == profiled[0]["parameters"]
+    assert content == study_json(output)
+
+    before = times(output)
+    assert compare(study, output, device="cpu") == content and times(output) == before
+
+    os.utime(output / "runs" / SMALL / "seed0" / "model.safetensors")
+    (output / "profile.json").unlink()
+    compare(study, output, device="cpu")
+    assert {path.name for path, time in times(output).items() if before.get(path) != time} >= {
+        "pairs.json",
+        "profile.json",
+    }
+
+
+def test_a_part_that_fails_is_recorded_and_tried_again(finished, tmp_path):
+    study, output = finished(more=f"ijb: [{tmp_path / 'theirs'}]\n")
+    for _ in range(2):
+        content = compare(study, output, device="cpu")
+        assert content["evaluation"]["pairs"]["error"] is None
+        assert "meta" in content["evaluation"]["templates theirs"]["error"]
+        with pytest.raises(RunError, match=r"^failed: templates theirs, identification theirs; .*study\.json has the"):
+            raise_failures(content)
+
+
+def test_two_models_of_one_name_are_refused(write, tmp_path):
+    (tmp_path / SMALL).mkdir()
+    with pytest.raises(ConfigError, match=f"two models are called {SMALL}; rename the folder"):
+        make_plan(load_study(write(f"{SMALL}, {tmp_path / SMALL}")), tmp_path / "out")
+
+
+# --------------------------------------------------------------------------------------------------- for real
+
+
+@pytest.mark.slow
+def test_a_study_trains_measures_and_does_nothing_twice(write, tmp_path):
+    path, output = write(seeds="0, 1"), tmp_path / "out"
+    status, table, said = run(path, "--output", output, "--jobs", "2")
+    assert status == 0, said
+    assert SMALL in table and "tiny: accuracy" in table and "2/2" in table and " +- " in table
+    content = study_json(output)
+    assert [run["state"] for run in content["runs"]] == ["done", "done"]
+    assert all(run["final"][0]["set"] == "tiny" and run["error"] is None for run in content["runs"])
+    assert content["evaluation"]["pairs"]["file"] == "evaluation/pairs.json"
+    pairs = json.loads((output / "evaluation" / "pairs.json").read_text())
+    assert list(pairs["models"]) == [f"{SMALL}_seed0", f"{SMALL}_seed1"]
+    values = [pairs["sets"][0]["models"][name]["accuracy"] for name in pairs["models"]]
+    accuracy = content["summary"][0]["accuracy"]["tiny"]
+    assert accuracy["values"] == values and accuracy["mean"] == pytest.approx(sum(values) / 2)
+
+    before = times(output)
+    assert run(path, "--output", output, "--jobs", "2") == (0, table, "")
+    assert times(output) == before and study_json(output) == content
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_recorded_and_the_others_finish(write, tmp_path):
+    """Its folder holds a file that a run would replace."""
+    output = tmp_path / "out"
+    (output / "runs" / LARGE / "seed0").mkdir(parents=True)
+    (output / "runs" / LARGE / "seed0" / "metrics.jsonl").write_text("mine\n")
+    path = write(f"{LARGE}, {SMALL}")
+    status, table, said = run(path, "--output", output)
+    assert status == 1, said
+    assert said.splitlines()[-1].startswith(f"facebones: failed: {LARGE}; the rest is done")
+    large, small = study_json(output)["runs"]
+    assert "metrics.jsonl: is there already, and a run would replace it" in large["error"]
+    assert small["state"] == "done" and small["error"] is None
+    assert list(study_json(output)["models"]) == [SMALL] and "is there already" in table
+    assert (output / "runs" / LARGE / "seed0" / "metrics.jsonl").read_text() == "mine\n"
+
+    shutil.rmtree(output / "runs" / LARGE / "seed0")
+    trained = times(output / "runs" / SMALL)
+    status, table, _ = run(path, "--output", output)
+    assert status == 0 and "is there already" not in table
+    assert times(output / "runs" / SMALL) == trained
+    assert list(study_json(output)["models"]) == [LARGE, SMALL]
+
+
+def begin(path, output, steps, seed=0):
+    """Start a study and wait until a run has made so many steps."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(path, "--output", output), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    metrics = RunFolder(output / "runs" / SMALL / f"seed{seed}").metrics
+    while not metrics.is_file() or len(metrics.read_bytes().splitlines()) < steps:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    return process
+
+
+def trained_files(output):
+    """The weights and what was measured on the way, but for the speed."""
+    found = {}
+    for folder in map(RunFolder, sorted((output / "runs").glob("*/seed?"))):
+        lines = [{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(folder.metrics)]
+        found[str(folder.path.relative_to(output))] = (folder.weights.read_bytes(), folder.result.read_bytes(), lines)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_study_that_is_stopped_or_killed_ends_as_one_that_is_not(write, tmp_path, number):
+    path, output = write(epochs=40), tmp_path / "parts"
+    process = begin(path, output, 10)
+    process.send_signal(number)
+    said = process.communicate()[1]
+    folder = RunFolder(output / "runs" / SMALL / "seed0")
+    if number == signal.SIGKILL:
+        wait_for_the_end_of(folder)
+    else:
+        assert process.returncode == 128 + number
+        assert said.splitlines()[-1].endswith(f"go on with: facebones compare {path} --output {output} --device cpu")
+    assert not folder.result.exists(), "it had ended before the signal"
+    assert load_checkpoint(folder.last)["step"] >= 10
+    assert run(path, "--output", output)[0] == 0
+    assert run(path, "--output", tmp_path / "whole")[0] == 0
+    assert trained_files(output) == trained_files(tmp_path / "whole")
+
+
+def wait_for_the_end_of(folder):
+    """Until the process that trains in a folder has stopped by itself."""
+    from facebones.run_folder import folder_lock
+
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            with folder_lock(folder.path):
+                return
+        except ConfigError:
+            time.sleep(0.1)
+    pytest.fail("the training goes on without its study")

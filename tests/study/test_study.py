@@ -1,0 +1,96 @@
+"""Studies: strict in."""
+
+from pathlib import Path
+
+import pytest
+
+from facebones.errors import ConfigError, UnknownNameError
+from facebones.profiling.networks import find_sources
+from facebones.study.study import load_study
+
+STUDIES = sorted((Path(__file__).parents[2] / "recipes" / "studies").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_study(text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write_study
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_shipped_study_loads_by_path_and_by_name_and_its_backbones_are_known(path):
+    study = load_study(path.stem)
+    assert load_study(str(path)) == study
+    assert study.name == path.stem and study.data == "", "data comes from --data"
+    assert len(find_sources(study.backbones)) >= 3
+
+
+def test_the_published_study_has_its_fourteen_networks():
+    names = [source.name for source in find_sources(load_study("study_vggface2").backbones)]
+    assert len(names) == 14 and {"iresnet18", "mobilefacenet_wide", "study_shufflemixfacenet_xs"} <= set(names)
+
+
+FULL = """
+recipe: demo
+overrides: {training.epochs: 2, validation.sets: [tiny, other]}
+backbones: [mobilefacenet, "mixfacenet_*"]
+seeds: [3, 4]
+data: faces
+pair_sets: lfw
+ijb: [IJBC]
+profile: {seconds: 0.5, threads: 1}
+"""
+
+
+def test_a_full_study_and_what_the_command_line_replaces(write):
+    study = load_study(write(FULL))
+    assert (study.seeds, study.data, study.pair_sets, study.ijb) == ([3, 4], "faces", ["lfw"], ["IJBC"])
+    assert (study.profile.enabled, study.profile.seconds, study.profile.threads) == (True, 0.5, 1)
+    recipe = study.resolved_recipe()
+    assert (recipe.training.epochs, recipe.validation.sets, recipe.data.path) == (2, ["tiny", "other"], "faces")
+
+    given = load_study(write(FULL), seeds="7", data="here", backbones=None, overrides={"training.epochs": "5"})
+    assert (given.seeds, given.data, given.backbones) == ([7], "here", study.backbones)
+    assert given.resolved_recipe().training.epochs == 5
+    assert given.resolved_recipe().validation.sets == ["tiny", "other"]
+
+
+REFUSED = {
+    "recipe: demo\nbackbone: [mobilefacenet]": "unknown key 'backbone'; did you mean 'backbones'?",
+    "recipe: demi\nbackbones: [r18]": "unknown recipe 'demi'; did you mean 'demo'?",
+    "recipe: demo\nbackbones: []": "'backbones' is missing or empty",
+    "backbones: [r18]": "'recipe' is missing or empty",
+    "recipe: demo\nbackbones: [r18]\nseeds: [one]": "seeds: 'one' is not a whole number",
+    "recipe: demo\nbackbones: [r18]\nseeds: [-1]": "seeds: -1 is out of range",
+    "recipe: demo\nbackbones: [r18]\nseeds: [1, 1]": "seeds: 1 stands twice",
+    "recipe: demo\nbackbones: [r18, r18]": "backbones: r18 stands twice",
+    "recipe: demo\nbackbones: {r18: 1}": "backbones: .* is not text",
+    "recipe: demo\nbackbones: [r18]\noverrides: [a]": "overrides: is a mapping",
+    "recipe: demo\nbackbones: [r18]\noverrides: {training: {epochs: 2}}": "overrides.training: is one value",
+    "recipe: demo\nbackbones: [r18]\noverrides: {training.epoch: 2}": "did you mean 'epochs'",
+    "recipe: demo\nbackbones: [r18]\noverrides: {training.epochs: many}": "'many' is not a whole number",
+    "recipe: demo\nbackbones: [r18]\noverrides: {training.seed: 2}": "give --seeds, or `seeds` in the file",
+    "recipe: demo\nbackbones: [r18]\nprofile: perhaps": "profile: 'perhaps' is not true or false",
+    "recipe: demo\nbackbones: [r18]\nprofile: {second: 1}": "unknown key 'second'; did you mean 'seconds'?",
+    "recipe: demo\nbackbones: [r18]\nprofile: {precision: fp8}": "profile.precision: unknown value 'fp8'",
+    "- demo": "a study is a mapping of recipe, overrides, backbones",
+    "": "a study is a mapping",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_is_wrong_is_said_in_one_line(write, text):
+    with pytest.raises((ConfigError, UnknownNameError), match=REFUSED[text]) as refused:
+        load_study(write(text))
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_study_is_answered_with_the_nearest():
+    with pytest.raises(UnknownNameError, match="unknown study 'compact_faithfull'; did you mean 'compact_faithful'"):
+        load_study("compact_faithfull")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: no such study file; studies that come with the package: comp"):
+        load_study("mine.yaml")
