@@ -14,7 +14,7 @@ import time
 import pytest
 
 from facebones.cli import main
-from facebones.errors import ConfigError, RunError
+from facebones.errors import ConfigError, DataError, RunError
 from facebones.run_folder import RunFolder
 from facebones.study.children import child_environment
 from facebones.study.compare import compare, plan_rows, plan_table, raise_failures
@@ -287,6 +287,19 @@ def test_two_models_of_one_name_are_refused(write, tmp_path):
     (tmp_path / SMALL).mkdir()
     with pytest.raises(ConfigError, match=f"two models are called {SMALL}; rename the folder"):
         make_plan(load_study(write(f"{SMALL}, {tmp_path / SMALL}")), tmp_path / "out")
+
+
+def test_targets_and_pair_sets_of_one_name_are_refused_before_any_training(write, tmp_path, small_data):
+    shutil.copy(small_data / "tiny.bin", tmp_path)
+    (tmp_path / "a" / "IJBC").mkdir(parents=True)
+    (tmp_path / "b" / "IJBC").mkdir(parents=True)
+    for more, message in (
+        (f"pair_sets: [tiny, {tmp_path / 'tiny.bin'}]", "two pair sets are called tiny"),
+        (f"ijb: [{tmp_path / 'a' / 'IJBC'}, {tmp_path / 'b' / 'IJBC'}]", "two folders are called IJBC"),
+        (f"ijb: [{tmp_path / 'IJBB'}]", "IJBB: no such folder"),
+    ):
+        with pytest.raises(DataError, match=message):
+            make_plan(load_study(write(more=more)), tmp_path / "out")
 
 
 # --------------------------------------------------------------------------------------------------- for real

@@ -16,6 +16,7 @@ from facebones.config import Recipe, load_recipe
 from facebones.data.folders import find_pair_set, open_training_set
 from facebones.efficiency import count_macs, count_parameters
 from facebones.errors import ConfigError, DataError, FaceBonesError
+from facebones.evaluation.pairs import pair_set_files
 from facebones.profiling.networks import Source, find_sources
 from facebones.run_folder import RunFolder
 from facebones.study.study import Study
@@ -138,9 +139,8 @@ def make_plan(study: Study, output: Path) -> Plan:
     trained = _trained_models([source for source in sources if source.path is not None], [run.name for run in runs])
     beside = Path(recipe.data.path or ".")
     sets = [find_pair_set(name, beside) for name in study.pair_sets or recipe.validation.sets]
-    for folder in study.ijb:
-        if not Path(folder).is_dir():
-            raise DataError(f"{folder}: no such folder; `ijb` names IJB-B or IJB-C folders")
+    pair_set_files(sets)  # refuses two of one name now, and not after the trainings
+    _check_targets([Path(folder) for folder in study.ijb])
     return Plan(study=study, output=output, runs=runs, trained=trained, pair_sets=sets)
 
 
@@ -198,6 +198,15 @@ def _trained_models(sources: Sequence[Source], taken: Sequence[str]) -> dict[str
             raise ConfigError(f"backbones: two models are called {name}; rename the folder or file {path}")
         models[name] = path
     return models
+
+
+def _check_targets(folders: Sequence[Path]) -> None:
+    names = [folder.resolve().name for folder in folders]
+    for folder, name in zip(folders, names, strict=True):
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; `ijb` names IJB-B or IJB-C folders")
+        if names.count(name) > 1:
+            raise DataError(f"ijb: two folders are called {name}; rename {folder}")
 
 
 def _decisive(recipe: Recipe, data: Mapping[str, Any], version: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from facebones.study.children import Child, start_child
 from facebones.study.display import Display
 from facebones.study.plan import DONE, Plan
 from facebones.training.interrupts import Interrupted, stop_signals
+from facebones.training.logs import say
 
 POLL_SECONDS = 0.2
 
@@ -70,6 +71,7 @@ def _reap(running: list[Child], errors: Errors, display: Display) -> bool:
 def _stop_all(running: Sequence[Child], number: signal.Signals | None) -> None:
     """Hand a signal on and wait until every training has saved and ended."""
     if number is not None:
+        say(f"stopping: trainings that save and end: {len(running)} (the same signal again kills them)")
         for child in running:
             child.process.send_signal(number)
         for child in running:
