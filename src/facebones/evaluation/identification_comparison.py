@@ -15,7 +15,7 @@ from facebones.evaluation.bootstrap import (
     rank_figure,
 )
 from facebones.evaluation.identification import FPIR_TARGETS, RANKS, IdentificationResult
-from facebones.evaluation.significance import FigureComparison, compare_models
+from facebones.evaluation.significance import FigureComparison, compare_models, comparison_json
 from facebones.reporting.figures import model_styles, picture_paths
 from facebones.reporting.identification_plots import plot_cmc, plot_det
 
@@ -36,11 +36,7 @@ class IdentificationComparison:
 
     def to_json(self) -> dict[str, Any]:
         """Give the name, each model's numbers, and the comparison of each figure."""
-        return {
-            "name": self.name,
-            "models": {name: result.to_json() for name, result in self.results.items()},
-            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
-        }
+        return {"name": self.name} | comparison_json(self.results, self.figures)
 
     def draw(self, output: Path) -> None:
         """Write the CMC, and a DET for each gallery that has searches of both kinds."""

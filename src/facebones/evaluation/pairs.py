@@ -18,7 +18,7 @@ from facebones.evaluation.embedder import Embedder
 from facebones.evaluation.embedding import embed
 from facebones.evaluation.models import describe, open_models
 from facebones.evaluation.outputs import check_output
-from facebones.evaluation.significance import FigureComparison, compare_models
+from facebones.evaluation.significance import FigureComparison, compare_models, comparison_json
 from facebones.evaluation.verification import PairSetResult, check_pair_set, correct_pairs, verify_features
 from facebones.files import atomic_write, write_json
 from facebones.reporting.comparison_table import tar_bands
@@ -44,11 +44,7 @@ class PairSetComparison:
 
     def to_json(self) -> dict[str, Any]:
         """Give the set's name, each model's numbers, and the comparison of each figure."""
-        return {
-            "set": self.pair_set.name,
-            "models": {name: result.to_json() for name, result in self.results.items()},
-            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
-        }
+        return {"set": self.pair_set.name} | comparison_json(self.results, self.figures)
 
 
 def evaluate_pairs(

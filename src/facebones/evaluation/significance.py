@@ -288,6 +288,14 @@ def compare_models(
     return {figure.name: found[figure.name] for figure in figures}
 
 
+def comparison_json(results: Mapping[str, Any], figures: Mapping[str, FigureComparison | Unmeasured]) -> dict[str, Any]:
+    """What a protocol answers of each model, and the comparison of each figure, as plain values."""
+    return {
+        "models": {name: result.to_json() for name, result in results.items()},
+        "figures": {name: figure.to_json() for name, figure in figures.items()},
+    }
+
+
 def not_different_from_best(
     names: Sequence[str],
     values: Sequence[float] | FloatArray,

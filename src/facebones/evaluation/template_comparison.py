@@ -12,7 +12,7 @@ from facebones.data.template_pairs import read_pair_labels, read_scores
 from facebones.errors import DataError
 from facebones.evaluation.bootstrap import REPLICATES, Unmeasured, verification_figures
 from facebones.evaluation.outputs import check_output
-from facebones.evaluation.significance import FigureComparison, compare_models
+from facebones.evaluation.significance import FigureComparison, compare_models, comparison_json
 from facebones.evaluation.templates import FAR_TARGETS, TemplateResult, verify_templates
 from facebones.files import write_json
 from facebones.reporting.comparison_table import tar_bands
@@ -38,11 +38,7 @@ class TemplateComparison:
 
     def to_json(self) -> dict[str, Any]:
         """Give the name, each model's numbers, and the comparison of each figure."""
-        return {
-            "name": self.name,
-            "models": {name: result.to_json() for name, result in self.results.items()},
-            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
-        }
+        return {"name": self.name} | comparison_json(self.results, self.figures)
 
     def draw(self, base: Path) -> None:
         """Write the ROC picture of all models, as `base`.png and `base`.pdf."""

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,8 @@ def make_plan(study: Study, output: Path) -> Plan:
     return Plan(study=study, output=output, runs=runs, trained=trained, pair_sets=sets)
 
 
-def network_costs(backbone: str, embedding_size: int) -> dict[str, Any]:
+@cache  # study.json is written after every run, and a network takes a while to build
+def network_costs(backbone: str, embedding_size: int) -> Mapping[str, Any]:
     """Parameters and MACs; None, with the problem, of what cannot be built here."""
     try:
         with torch.device("meta"):
