@@ -181,7 +181,7 @@ def _draw(output: Path, models: Sequence[str], compared: Sequence[PairSetCompari
         plot_roc(
             {model: result.verification.roc for model, result in comparison.results.items()},
             picture_paths(output / f"roc_{name}"),
-            f"{name}: verification, with 95 % intervals",
+            f"{name}: verification",
             styles=styles,
             bands=tar_bands(comparison.figures),
         )

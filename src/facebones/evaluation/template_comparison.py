@@ -45,7 +45,7 @@ class TemplateComparison:
         plot_roc(
             {model: result.roc for model, result in self.results.items()},
             picture_paths(base),
-            f"{self.name}: 1:1 verification, with 95 % intervals",
+            f"{self.name}: 1:1 verification",
             styles=model_styles(self.results),
             bands=tar_bands(self.figures),
         )

@@ -52,7 +52,7 @@ def plot_roc(
     Args:
         curves: name -> curve; the legend gives each with its AUC, in this order.
         paths: where to write, one file or several; the suffix decides the format.
-        title: heading of the picture.
+        title: heading of the picture; that there are intervals is added where there are.
         styles: name -> look, of `model_styles`; without, they are chosen for this picture alone.
         bands: name -> (FAR, lowest TAR, highest TAR), each (T,): intervals, drawn as upright bars. Those of several
             models stand side by side around their FAR, which is where the markers are.
@@ -78,7 +78,9 @@ def plot_roc(
     axes.set_xlim(start * 10**-BARS_WIDTH if bars else start, 1.0)  # those at the first FAR stand on both sides of it
     axes.set_ylim(*rate_limits(_lowest_rate(curves, bars, start)))
     in_percent(axes.yaxis)
-    label_axes(axes, title, "False accept rate (FAR)", "True accept rate (TAR, %)")
+    label_axes(
+        axes, f"{title}, with 95 % intervals" if bars else title, "False accept rate (FAR)", "True accept rate (TAR, %)"
+    )
     labels = [f"{name} (AUC {area_under_curve(curve):.6f})" for name, curve in curves.items()]
     legend_below(figure, labels, list(looks.values()))
     save_pictures(figure, paths)
