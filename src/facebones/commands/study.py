@@ -6,13 +6,23 @@ from pathlib import Path
 
 from facebones.commands.command import Arguments, Command, device_option, json_option, positive
 
+# Fields of a study that the command line can set, with what is said of each.
+STUDY_OPTIONS = (
+    ("recipe", "NAME", "a recipe's name, or its file"),
+    ("data", "PATH", "training data"),
+    ("backbones", "LIST", "names, patterns, runs and ONNX files, commas between"),
+    ("seeds", "LIST", "whole numbers, commas between"),
+    ("pair_sets", "LIST", "names beside the data, or paths, commas between"),
+    ("ijb", "LIST", "IJB-B or IJB-C folders, commas between"),
+    ("profile", "BOOL", "true or false"),
+)
+
 
 def _compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY", help="a YAML file, or the name of a study that comes along")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the study, made here")
-    parser.add_argument("--data", metavar="PATH", help="training data; sets data")
-    parser.add_argument("--backbones", metavar="LIST", help="names and patterns, commas between; sets backbones")
-    parser.add_argument("--seeds", metavar="LIST", help="whole numbers, commas between; sets seeds")
+    for key, metavar, text in STUDY_OPTIONS:
+        parser.add_argument(f"--{key.replace('_', '-')}", metavar=metavar, help=f"{text}; sets {key}")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="trainings at a time [1]")
     parser.add_argument("--dry-run", action="store_true", help="show the runs and how far they are, and end")
     device_option(parser)
@@ -22,13 +32,8 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
 def _compare(arguments: Arguments) -> None:
     from facebones.study.study import load_study
 
-    study = load_study(
-        arguments.study,
-        overrides=arguments.overrides,
-        data=arguments.data,
-        backbones=arguments.backbones,
-        seeds=arguments.seeds,
-    )
+    given = {key: getattr(arguments, key) for key, _, _ in STUDY_OPTIONS}
+    study = load_study(arguments.study, overrides=arguments.overrides, **given)
     from facebones.device import select_device
     from facebones.study import compare as work
     from facebones.study.plan import make_plan

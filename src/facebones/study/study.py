@@ -84,7 +84,7 @@ def load_study(path: str, *, overrides: Mapping[str, str] | None = None, **given
         if key not in _keys():
             raise UnknownNameError("key", key, _keys(), str(file))
     replaced = {key: value for key, value in given.items() if value is not None}
-    where = {key: f"--{key}" if key in replaced else f"{file}: {key}" for key in _keys()}
+    where = {key: f"--{key.replace('_', '-')}" if key in replaced else f"{file}: {key}" for key in _keys()}
     return _build(file, content | replaced, where, overrides or {})
 
 
