@@ -1,0 +1,122 @@
+"""The answer in words, from results made by hand: every sentence says what the figures and tests say."""
+
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from facebones.reporting.answer import answer
+from facebones.reporting.results import Cost, Figure, Results, Run
+
+MACS = {"tiny": 5e6, "small": 90e6, "large": 400e6}
+
+
+def make_results(values, alike=(), macs=MACS, **changes):
+    """Results of one figure; `values` are lists over seeds, and `alike` the two backbones that no test tells apart."""
+    runs = [
+        Run(name=f"{name}_seed{seed}", backbone=name, seed=seed, folder=Path(name))
+        for name, seeds in values.items()
+        for seed in range(len(seeds))
+    ]
+    by_run = {f"{name}_seed{seed}": value for name, seeds in values.items() for seed, value in enumerate(seeds)}
+    comparisons = [
+        {
+            "first": first.name,
+            "second": second.name,
+            "difference": by_run[first.name] - by_run[second.name],
+            "adjusted": 0.5 if {first.backbone, second.backbone} in map(set, alike) else 0.001,
+        }
+        for first, second in combinations(runs, 2)
+    ]
+    figure = Figure(
+        where="lfw",
+        name="accuracy",
+        kind="pairs",
+        values=by_run,
+        intervals={name: {"low": value - 0.01, "high": value + 0.01} for name, value in by_run.items()},
+        comparisons=comparisons,
+    )
+    given = {
+        "title": "study", "folders": [], "runs": runs, "figures": [figure], "curves": {}, "cmc": {}, "conditions": {},
+        "costs": {name: Cost(macs=macs.get(name)) for name in values}, "recipe": {}, "notes": [], "command": "",
+    }  # fmt: skip
+    return Results(**given | changes)
+
+
+def test_the_best_of_all_comes_first_then_the_best_of_smaller_budgets():
+    results = make_results({"tiny": [0.70, 0.71], "small": [0.80, 0.82], "large": [0.90, 0.91]})
+    first, second, *_ = answer(results).sentences
+    assert first.startswith("With 500 M MACs or more, large is best by lfw accuracy: 90.50% +- 0.71;")
+    assert "small and tiny are significantly worse" in first
+    assert second.startswith("At up to 100 M MACs, small is best by lfw accuracy: 81.00% +- 1.41;")
+    assert "tiny is significantly worse" in second
+    assert "large" not in second
+
+
+def test_what_no_test_tells_apart_is_said_and_the_cheapest_of_it_named():
+    results = make_results({"tiny": [0.70], "small": [0.895], "large": [0.90]}, alike=[("small", "large")])
+    sentences = answer(results).sentences
+    assert "small is not significantly different; tiny is significantly worse." in sentences[0]
+    assert any(
+        "not significantly different from the best, large, is small: 90 M MACs instead of 400 M" in s for s in sentences
+    )
+    assert any("one seed" in sentence for sentence in sentences)
+
+
+def test_a_cheap_winner_leaves_one_sentence_and_no_cheaper_one():
+    sentences = answer(make_results({"tiny": [0.95, 0.95], "small": [0.8, 0.8], "large": [0.7, 0.7]})).sentences
+    assert sentences == [
+        "With 100 M MACs or more, tiny is best by lfw accuracy: 95.00% +- 0.00;"
+        " small and large are significantly worse."
+    ]
+
+
+def test_a_difference_that_one_seed_contradicts_is_none():
+    sentences = answer(make_results({"small": [0.80, 0.90], "large": [0.85, 0.92]})).sentences
+    assert "small is not significantly different" in sentences[0]
+
+
+def test_unknown_costs_and_failed_runs_are_said():
+    results = make_results({"tiny": [0.7, 0.7], "small": [0.8, 0.8], "theirs": [0.9, 0.9]})
+    failed = Run(name="large_seed0", backbone="large", folder=Path("large"), state="failed", error="NaN")
+    results = make_results(
+        {"tiny": [0.7, 0.7], "small": [0.8, 0.8], "theirs": [0.9, 0.9]}, runs=[*results.runs, failed]
+    )
+    sentences = answer(results).sentences
+    assert any(s.startswith("theirs, whose MACs are not known,") and "90.00%" in s for s in sentences)
+    assert any(s.startswith("large_seed0 of 7 runs has failed or not finished") for s in sentences)
+
+
+def test_latency_has_budgets_of_its_own():
+    results = make_results({"tiny": [0.7, 0.7], "large": [0.9, 0.9]})
+    costs = {"tiny": Cost(macs=5e6, latency_ms=1.5), "large": Cost(macs=400e6, latency_ms=12.0)}
+    sentences = answer(make_results({"tiny": [0.7, 0.7], "large": [0.9, 0.9]}, costs=costs)).sentences
+    assert any(s.startswith("With 20 ms an image or more, large is best") for s in sentences)
+    assert not any(" ms " in s for s in answer(results).sentences)
+
+
+def test_guessing_is_called_so():
+    guess = answer(make_results({"tiny": [0.5], "large": [0.505]}))
+    assert any("no backbone is better than guessing" in s for s in guess.sentences)
+    assert not any("guessing" in s for s in answer(make_results({"tiny": [0.5], "large": [0.52]})).sentences)
+
+
+@pytest.mark.parametrize("changes", [{"figures": []}, {"figures": [], "runs": []}])
+def test_nothing_measured_is_said(changes):
+    found = answer(make_results({"tiny": [0.5]}, **changes))
+    assert found.sentences[0].startswith("Nothing has been measured yet")
+    assert not found.rules
+
+
+def test_one_backbone_alone_is_compared_with_nothing():
+    assert answer(make_results({"tiny": [0.6, 0.62]})).sentences == [
+        "tiny reaches 61.00% +- 1.41 by lfw accuracy; nothing is compared."
+    ]
+
+
+def test_without_tests_nothing_is_called_significant():
+    results = make_results({"tiny": [0.7], "small": [0.8]})
+    figure = Figure(where="lfw", name="accuracy", kind="pairs", values=results.figures[0].values)
+    sentences = answer(make_results({"tiny": [0.7], "small": [0.8]}, figures=[figure])).sentences
+    assert "tiny is lower, which no test confirms" in sentences[0]
+    assert not any("significantly" in s for s in sentences)
