@@ -1,8 +1,10 @@
-"""The command that compares: many trainings from one file."""
+"""The commands that compare: many trainings from one file, and a report of what was trained before."""
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from facebones.commands.command import Arguments, Command, device_option, json_option, positive
 
@@ -45,20 +47,76 @@ def _compare(arguments: Arguments) -> None:
         print(json.dumps(rows, indent=2)) if arguments.json else print_table(*work.plan_table(rows))
         return
     content = work.compare(study, arguments.output, jobs=arguments.jobs, device=arguments.device)
+    _print_study(content, as_json=arguments.json)
+
+
+def _print_study(content: dict[str, Any], *, as_json: bool) -> None:
+    """Print what came out; raises where a part has failed."""
+    from facebones.study.compare import raise_failures, study_table
+    from facebones.tables import print_table
+
+    if as_json:
+        print(json.dumps(content, indent=2))
+    else:
+        name = content["study"]["name"]
+        print_table(*study_table(content), title=f"{name}: mean over seeds +- standard deviation")
+        _print_answer(content["answer"], content["report"])
+    raise_failures(content)
+
+
+def _print_answer(sentences: Sequence[str], page: str) -> None:
+    for sentence in sentences:
+        print(f"* {sentence}")
+    print(f"report: {page}")
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder, made here [demo]")
+    device_option(parser)
+    json_option(parser)
+
+
+def _demo(arguments: Arguments) -> None:
+    from facebones.demo import demo
+
+    _print_study(demo(arguments.output, arguments.device), as_json=arguments.json)
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="of a study, a run, or an evaluation")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder, made here ['report' in the first DIR]")
+    json_option(parser)
+
+
+def _report(arguments: Arguments) -> None:
+    from facebones.reporting.report import PAGE, write_report
+
+    output = arguments.output or arguments.folders[0] / "report"
+    content = write_report(arguments.folders, output)
     if arguments.json:
         print(json.dumps(content, indent=2))
     else:
-        print_table(*work.study_table(content), title=f"{study.name}: mean over seeds +- standard deviation")
-        print(f"study: {content['file']}")
-    work.raise_failures(content)
+        _print_answer(content["answer"], str(output / PAGE))
 
 
 COMMANDS = {
+    "demo": Command(
+        "synthesise faces, train three small backbones on them from two seeds each, and report how they compare",
+        "facebones demo --output demo",
+        _demo_options,
+        _demo,
+    ),
     "compare": Command(
         "train every backbone of a study by one recipe, and evaluate and profile them all",
         "facebones compare compact_faithful --data faces_vgg_112x112 --output comparisons/compact --jobs 2",
         _compare_options,
         _compare,
         takes_recipe_fields=True,
+    ),
+    "report": Command(
+        "write one page, tables and pictures of studies and runs, also those that `logs` has read",
+        "facebones report comparisons/compact runs/theirs --output report",
+        _report_options,
+        _report,
     ),
 }

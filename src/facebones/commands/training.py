@@ -1,4 +1,4 @@
-"""Commands that train, and one that reads trainings of others: train, resume, demo, logs."""
+"""Commands that train, and one that reads trainings of others: train, resume, logs."""
 
 import argparse
 import json
@@ -66,17 +66,6 @@ def _print_run(output: Path, result: dict[str, Any]) -> None:
     print(f"trained backbone: {output / 'model.safetensors'}")
 
 
-def _demo_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder, made here [demo]")
-    device_option(parser)
-
-
-def _demo(arguments: Arguments) -> None:
-    from facebones.demo import demo
-
-    demo(arguments.output, arguments.device)
-
-
 def _logs_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="of one run, in the order of writing")
     parser.add_argument("--output", required=True, type=Path, metavar="RUN", help="folder of the run, made here")
@@ -95,12 +84,6 @@ def _logs(arguments: Arguments) -> None:
 
 
 COMMANDS = {
-    "demo": Command(
-        "synthesise faces, train two small backbones on them and compare both on unseen people",
-        "facebones demo --output demo",
-        _demo_options,
-        _demo,
-    ),
     "train": Command(
         "train a backbone by a recipe",
         "facebones train vggface2_arcface --data faces_vgg_112x112 --output runs/mbf \\\n"
