@@ -53,10 +53,12 @@ def test_the_page_leads_from_photos_to_a_measured_model(real_faces, yunet, tmp_p
     assert "photos -> faces: 680 faces in 120 folders" in output
     pairs = read_pairs("people.bin")
     assert (len(pairs), int(pairs.is_same.sum())) == (400, 200)
-    (figures,) = json.loads(Path("results/own/pairs.json").read_text())["sets"][0]["models"].values()
-    assert figures["accuracy"] > 0.55
+    models = json.loads(Path("comparisons/own/evaluation/pairs.json").read_text())["sets"][0]["models"]
+    assert len(models) == 4
+    assert max(model["accuracy"] for model in models.values()) > 0.55
+    assert "shufflefacenet_0_5" in Path("comparisons/own/report/report.html").read_text()
 
 
 def test_the_page_has_the_commands_of_the_way():
-    names = ["data align", "data pairs", "data convert", "data inspect", "train small_data", "evaluate pairs"]
+    names = ["data align", "data pairs", "data convert", "data inspect", "compare small_data"]
     assert [" ".join(words[:2]) for words in commands()] == names

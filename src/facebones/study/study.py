@@ -48,7 +48,7 @@ class Study:
     profile: ProfileSettings = field(default_factory=ProfileSettings)
 
     def resolved_recipe(self) -> Recipe:
-        """The recipe that all runs share, with the study's overrides and data.
+        """The recipe that all runs share, with the study's overrides and data; it validates on the study's pair sets.
 
         Raises:
             ConfigError: the recipe cannot be used.
@@ -56,7 +56,8 @@ class Study:
         for name, own in OWN_FIELDS.items():
             if name in self.overrides:
                 raise ConfigError(f"--{name}: the study itself says it; give --{own}, or `{own}` in the file")
-        recipe = load_recipe(self.recipe, self.overrides)
+        validated = {"validation.sets": ",".join(self.pair_sets)} if self.pair_sets else {}
+        recipe = load_recipe(self.recipe, validated | dict(self.overrides))
         return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=self.data))
 
     def to_json(self) -> dict[str, Any]:
