@@ -149,10 +149,11 @@ class _ElementCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def describe_backbones(pattern: str = "*") -> list[dict[str, Any]]:
-    """Name, aliases, summary, parameters and MACs of the backbones that match a shell pattern.
+    """Build the backbones that match a shell pattern; name, aliases, summary, parameters and MACs of each.
 
     A backbone that cannot be built here, because an extra is not installed or a model of timm does not take 112x112
-    images, has None for its figures and the reason under "problem".
+    images, has None for its figures and the reason under "problem". `facebones.catalogue` knows those that are
+    registered without building them.
 
     Raises:
         UnknownNameError: none matches.

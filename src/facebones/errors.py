@@ -17,6 +17,13 @@ class ConfigError(FaceBonesError):
     """A recipe or an option holds a value that cannot be used."""
 
 
+class MissingExtraError(ConfigError):
+    """A package is not installed, which the extra of its name brings."""
+
+    def __init__(self, extra: str) -> None:
+        super().__init__(f"{extra} is not installed; pip install 'facebones[{extra}]'")
+
+
 class DataError(FaceBonesError):
     """A data set, pair list or image is missing, broken or unfit."""
 

@@ -60,25 +60,25 @@ def _factor_linear_layers(module: nn.Module, ratio: float) -> None:
             _factor_linear_layers(child, ratio)
 
 
-@register_backbone()
+@register_backbone(needs="timm")
 def edgeface_xxs(embedding_size: int, dropout: float) -> Backbone:
     """EdgeFace-XXS (arXiv 2307.01838)."""
     return EdgeFace("edgenext_xx_small", embedding_size, dropout)
 
 
-@register_backbone()
+@register_backbone(needs="timm")
 def edgeface_xs(embedding_size: int, dropout: float) -> Backbone:
     """EdgeFace-XS, linear layers of rank ratio 0.6 (arXiv 2307.01838)."""
     return EdgeFace("edgenext_x_small", embedding_size, dropout, rank_ratio=0.6)
 
 
-@register_backbone()
+@register_backbone(needs="timm")
 def edgeface_s(embedding_size: int, dropout: float) -> Backbone:
     """EdgeFace-S, linear layers of rank ratio 0.5 (arXiv 2307.01838)."""
     return EdgeFace("edgenext_small", embedding_size, dropout, rank_ratio=0.5)
 
 
-@register_backbone()
+@register_backbone(needs="timm")
 def edgeface_base(embedding_size: int, dropout: float) -> Backbone:
     """EdgeFace, the base network (arXiv 2307.01838)."""
     return EdgeFace("edgenext_base", embedding_size, dropout)

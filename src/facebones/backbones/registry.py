@@ -47,18 +47,20 @@ class BackboneEntry:
         build: the builder.
         summary: what it is, with its source.
         aliases: the names that other code of the field uses for it.
+        needs: the extra without which it cannot be built.
     """
 
     name: str
     build: BackboneBuilder
     summary: str
     aliases: tuple[str, ...] = ()
+    needs: str | None = None
 
 
 _REGISTRY: dict[str, BackboneEntry] = {}
 
 
-def register_backbone(*aliases: str) -> Callable[[BackboneBuilder], BackboneBuilder]:
+def register_backbone(*aliases: str, needs: str | None = None) -> Callable[[BackboneBuilder], BackboneBuilder]:
     """Register the decorated builder under its own name; its docstring's first line is the summary."""
 
     def register(build: BackboneBuilder) -> BackboneBuilder:
@@ -67,7 +69,7 @@ def register_backbone(*aliases: str) -> Callable[[BackboneBuilder], BackboneBuil
         if clash := taken & {name, *aliases}:
             raise ValueError(f"backbone name taken: {', '.join(sorted(clash))}")
         summary = (build.__doc__ or "").strip().splitlines()[0].rstrip(".")
-        _REGISTRY[name] = BackboneEntry(name=name, build=build, summary=summary, aliases=aliases)
+        _REGISTRY[name] = BackboneEntry(name=name, build=build, summary=summary, aliases=aliases, needs=needs)
         return build
 
     return register

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from facebones.backbones.registry import IMAGE_SIZE, TIMM_PREFIX, Backbone, BackboneEntry, evaluation_mode
-from facebones.errors import ConfigError, UnknownNameError
+from facebones.errors import ConfigError, MissingExtraError, UnknownNameError
 
 
 def import_timm() -> ModuleType:
     """The timm package.
 
     Raises:
-        ConfigError: it is not installed.
+        MissingExtraError: it is not installed.
     """
     if importlib.util.find_spec("timm") is None:
-        raise ConfigError("timm is not installed; pip install 'facebones[timm]'")
+        raise MissingExtraError("timm")
     _mend_torchvision()
     import timm
 
@@ -56,7 +56,7 @@ def timm_entry(name: str) -> BackboneEntry:
     """The registry's row of a model of timm.
 
     Raises:
-        ConfigError: timm is not installed.
+        MissingExtraError: timm is not installed.
         UnknownNameError: timm has no such model; the message offers the nearest.
     """
     model = name.removeprefix(TIMM_PREFIX)
@@ -66,7 +66,7 @@ def timm_entry(name: str) -> BackboneEntry:
     def build(embedding_size: int, dropout: float) -> Backbone:
         return TimmBackbone(model, embedding_size, dropout)
 
-    return BackboneEntry(name=name, build=build, summary=f"{model} of timm, with an embedding head")
+    return BackboneEntry(name=name, build=build, summary=f"{model} of timm, with an embedding head", needs="timm")
 
 
 class TimmBackbone(Backbone):

@@ -21,26 +21,46 @@ from facebones.errors import ConfigError
 def _backbones_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help='shell pattern, such as "mobile*"')
     parser.add_argument("--markdown", action="store_true", help="print docs/backbones.md: all, and the study's table")
+    parser.add_argument("--catalogue", action="store_true", help="count all anew and print what this command reads")
     json_option(parser)
 
 
 def _backbones(arguments: Arguments) -> None:
-    from facebones.efficiency import describe_backbones
-    from facebones.tables import print_table
-
-    if arguments.markdown:
-        if arguments.json or arguments.pattern != "*":
-            raise ConfigError("--markdown prints the whole page; leave PATTERN and --json out")
-        from facebones.reporting.backbones_page import backbones_page
-
-        print(backbones_page(), end="")
+    if arguments.markdown or arguments.catalogue:
+        print(_whole_file(arguments), end="")
         return
-    rows = describe_backbones(arguments.pattern)
+    rows = _describe(arguments.pattern)
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return
+    from facebones.tables import print_table
+
     columns = ("backbone", "parameters", "unused", "MACs", "also called", "what it is")
     print_table(columns, [_backbone_cells(row) for row in rows], title="512-d, 112x112 input; FLOPs = 2 x MACs")
+
+
+def _whole_file(arguments: Arguments) -> str:
+    option, content = ("--markdown", "page") if arguments.markdown else ("--catalogue", "file")
+    if arguments.json or arguments.pattern != "*" or (arguments.markdown and arguments.catalogue):
+        raise ConfigError(f"{option} prints the whole {content}; leave PATTERN and other options out")
+    if arguments.markdown:
+        from facebones.reporting.backbones_page import backbones_page
+
+        return backbones_page()
+    from facebones.catalogue import count_catalogue, format_catalogue
+
+    return format_catalogue(count_catalogue())
+
+
+def _describe(pattern: str) -> list[dict[str, Any]]:
+    """Count timm's models; our own do not change, and to read what is known of them takes no torch."""
+    if pattern.startswith("timm:"):
+        from facebones.efficiency import describe_backbones
+
+        return describe_backbones(pattern)
+    from facebones.catalogue import catalogued_backbones
+
+    return catalogued_backbones(pattern)
 
 
 def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:

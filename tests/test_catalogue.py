@@ -1,0 +1,95 @@
+"""The catalogue of the backbones is that of the registry, and what needs only it is quick.
+
+That its counts are those of the networks is tested where these are built, in tests/backbones.
+"""
+
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from facebones.backbones import list_backbones
+from facebones.catalogue import CATALOGUE, catalogued_backbones, format_catalogue, read_catalogue
+from facebones.cli import main
+from facebones.efficiency import describe_backbones
+from facebones.errors import UnknownNameError
+
+HEAVY = {"torch", "numpy", "cv2", "timm", "matplotlib"}
+
+
+def ours(pattern="*"):
+    return [name for name in list_backbones(pattern) if name != "tiny_for_tests"]  # which is another test's
+
+
+@pytest.fixture
+def no_timm(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "timm" else find(name, *rest))
+
+
+def test_the_file_is_as_the_command_prints_it(monkeypatch, capsys):
+    rows = read_catalogue()
+    monkeypatch.setattr("facebones.catalogue.count_catalogue", lambda: rows)
+    assert main(["backbones", "--catalogue"]) == 0
+    assert capsys.readouterr().out == CATALOGUE.read_text() == format_catalogue(rows)
+    assert len(CATALOGUE.read_text().splitlines()) == len(rows) + 2
+
+
+@pytest.mark.parametrize("pattern", ["*", "mobile*", "r50", "*_xs", "sfn[12]_?", "[!s]*"])
+def test_a_pattern_finds_what_it_finds_in_the_registry(pattern):
+    assert [row["name"] for row in catalogued_backbones(pattern)] == ours(pattern) != []
+
+
+@pytest.mark.parametrize("pattern", ["mobilfacenet", "nope*", "[", ""])
+def test_an_unknown_name_is_refused_as_the_registry_refuses_it(pattern):
+    with pytest.raises(UnknownNameError) as error:
+        catalogued_backbones(pattern)
+    assert str(error.value) == str(UnknownNameError("backbone", pattern, ours()))
+
+
+def test_without_an_extra_the_listing_says_what_building_says(no_timm, capsys):
+    rows = [row for row in catalogued_backbones() if row["problem"]]
+    assert [row["name"] for row in rows] == [row["name"] for row in read_catalogue() if row["needs"] == "timm"] != []
+    assert json.dumps(rows) == json.dumps([describe_backbones(row["name"])[0] for row in rows])
+    assert main(["backbones", rows[0]["name"]]) == 0
+    assert "not here: timm is not installed; pip install 'facebones[timm]'" in capsys.readouterr().out
+
+
+def test_without_an_extra_no_catalogue_is_made(no_timm, monkeypatch, capsys):
+    monkeypatch.setattr("facebones.efficiency.list_backbones", lambda _: ["edgeface_xs"])
+    assert main(["backbones", "--catalogue"]) == 2
+    assert "the catalogue needs every backbone: timm is not installed" in capsys.readouterr().err
+
+
+def test_timm_models_are_still_counted(monkeypatch, capsys):
+    monkeypatch.setattr("facebones.efficiency.describe_backbones", lambda pattern: [{"asked": pattern}])
+    assert main(["backbones", "timm:x*", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"asked": "timm:x*"}]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import facebones, facebones.cli",
+        "import facebones.cli; facebones.cli.main(['backbones'])",
+        "import facebones.cli; facebones.cli.main(['backbones', 'nope*'])",
+        "import facebones.cli; facebones.cli.main(['backbones', '--json'])",
+        "import facebones.cli; facebones.cli.main(['backbones', '--markdown'])",
+    ],
+)
+def test_no_heavy_import(code):
+    code = f"import sys; {code}; sys.exit(', '.join({HEAVY} & sys.modules.keys()) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("words", "seconds"), [(["--help"], 0.3), (["backbones"], 0.4)])
+def test_the_command_is_quick(words, seconds):
+    """In processor time: what else the machine does is not ours."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "facebones", *words], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < seconds
