@@ -254,7 +254,7 @@ def _add_pairs(folder: Path, content: Mapping[str, Any], gathered: _Gathered) ->
 
 def _read_roc(file: Path) -> RocCurve:
     try:
-        with np.load(file, allow_pickle=False) as scores:
+        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as scores:  # of a path, numpy leaves it open
             return roc(-scores["distance"], scores["is_same"])
     except (*OTHER_SHAPE, OSError, EOFError, BadZipFile) as error:
         raise unlike(file, error) from error

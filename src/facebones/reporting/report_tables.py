@@ -103,7 +103,9 @@ def _overview(results: Results) -> Table:
 
 def _cost(value: float | None, unit: float, form: str) -> Cell:
     """The value is in the unit of its column's heading."""
-    return NOTHING if value is None else Cell(text=form.format(value / unit), value=value / unit)
+    return (
+        NOTHING if value is None else Cell(text=form.format(value / unit), value=value if unit == 1 else value / unit)
+    )
 
 
 def _seeds(row: dict[str, Any]) -> Cell:

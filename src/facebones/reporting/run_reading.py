@@ -94,7 +94,11 @@ def read_study_run(folder: Path, row: Mapping[str, Any]) -> Run:
     if state == "done":
         error = None
     return replace(
-        run, backbone=text(row["backbone"]), seed=row["seed"], state="failed" if error else state, error=error or None
+        run,
+        backbone=text(row["backbone"]),
+        seed=None if row["seed"] is None else int(number(row["seed"])),
+        state="failed" if error else state,
+        error=error or None,
     )
 
 
