@@ -16,6 +16,7 @@ from synthetic_study import (
 
 from facebones.reporting.gathering import load_results
 from facebones.reporting.report_tables import report_tables
+from facebones.reporting.results import Results
 from facebones.tables import MARKS, format_interval
 
 
@@ -137,6 +138,12 @@ def test_the_verdict_names_the_better_one(tmp_path):
     assert verdicts[f"{SMALL} - {LARGE}"] == f"{LARGE} is better"
     assert verdicts[f"{MIDDLE} - {LARGE}"] == "not told apart"
     assert values(table, "difference in points") == pytest.approx([-5, -4, 1])
+
+
+def test_the_verdict_on_an_error_rate_is_for_the_lower_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(Results, "main_figures", lambda self: [self.figure("lfw", "EER")])
+    (row,) = texts(tables_of(make_study(tmp_path / "s"))["tests_lfw_eer"]).values()
+    assert row["difference in points"].startswith("-") and row["verdict"] == f"{SMALL} is better"
 
 
 # -------------------------------------------------------------------------------------------------------- training
