@@ -175,8 +175,21 @@ def test_runs_by_other_recipes_or_on_other_data_are_other_backbones_and_their_se
     results = load_results(*(tmp_path / name for name in ("a0", "a1", "b0", "c0")))
     labels = [run.backbone for run in results.runs]
     assert labels == [f"{SMALL} (a0)", f"{SMALL} (a0)", f"{SMALL} (b0)", f"{SMALL} (c0)"]
-    assert list(results.costs) == results.backbones and results.notes == []
+    assert list(results.costs) == results.backbones
+    (note,) = results.notes
+    assert "differ in optimizer.learning_rate, the training data;" in note
     assert "learning_rate" not in results.recipe["optimizer"] and "momentum" in results.recipe["optimizer"]
+
+
+def test_many_differences_of_recipes_are_counted_and_backbones_are_none(tmp_path):
+    make_run(tmp_path / "a", SMALL)
+    make_run(tmp_path / "b", MIDDLE, seed=1)
+    assert load_results(tmp_path / "a", tmp_path / "b").notes == []
+    fields = {"head__scale": 8.0, "head__m2": 0.1, "head__m3": 0.1, "optimizer__learning_rate": 0.5}
+    fields |= {"training__epochs": 3, "training__batch_size": 4, "schedule__power": 3.0, "data__flip": False}
+    make_run(tmp_path / "c", LARGE, **fields)
+    (note,) = load_results(tmp_path / "a", tmp_path / "c").notes
+    assert note.count(", ") == 5 and " and 2 more;" in note and "backbone.name" not in note
 
 
 def test_a_training_that_was_done_twice_is_noted(tmp_path):

@@ -13,7 +13,7 @@ from facebones.config import find_shipped
 from facebones.errors import ConfigError, FaceBonesError
 from facebones.evaluation.curves import RocCurve, roc
 from facebones.reporting.results import Cost, Figure, Results, Run
-from facebones.reporting.run_grouping import counted, repeated_seeds, shared_recipe, told_apart
+from facebones.reporting.run_grouping import counted, different_recipes, repeated_seeds, shared_recipe, told_apart
 from facebones.reporting.run_reading import OTHER_SHAPE, number, read_json, read_run, read_study_run, text, unlike
 from facebones.run_folder import RunFolder
 
@@ -96,7 +96,12 @@ class _Gathered:
             cmc=self.cmc,
             conditions=self.conditions,
             recipe=shared_recipe(runs),
-            notes=[*self.notes, *(_state_note(run) for run in runs if run.state != "done"), *repeated_seeds(runs)],
+            notes=[
+                *self.notes,
+                *(_state_note(run) for run in runs if run.state != "done"),
+                *repeated_seeds(runs),
+                *different_recipes(runs),
+            ],
             command="\n".join(self.commands),
         )
 

@@ -9,6 +9,8 @@ from facebones.reporting.results import Cost, Run
 
 # What makes two runs of one backbone seeds of one another: all of the recipe but these.
 NOT_COMPARED = {"backbone": ("name",), "training": ("seed", "checkpoint_every"), "data": ("path", "workers")}
+DATA = "the training data"
+MOST_SHOWN = 6  # fields in which recipes differ
 NOT_SHARED = {"backbone": ("name",), "training": ("seed",)}
 
 
@@ -35,6 +37,20 @@ def repeated_seeds(runs: Sequence[Run]) -> list[str]:
             notes.append(f"{run.name} and {other} are of the same recipe and seed, and count as two seeds")
         seen.setdefault((run.backbone, run.seed), run.name)
     return notes
+
+
+def different_recipes(runs: Sequence[Run]) -> list[str]:
+    """A note where the runs were not trained alike, so that the backbones are not all that was compared."""
+    found = [_compared(run) for run in runs if run.recipe]
+    names = list(dict.fromkeys(name for fields in found for name in fields))
+    names = [name for name in names if any(fields.get(name) != found[0].get(name) for fields in found)]
+    if not names:
+        return []
+    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
+    return [
+        f"the runs were not trained alike: they differ in {', '.join(names[:MOST_SHOWN])}{more}; what is better may be"
+        " the recipe and not the backbone"
+    ]
 
 
 def shared_recipe(runs: Sequence[Run]) -> dict[str, Any]:
@@ -69,14 +85,21 @@ def _kind(run: Run) -> str | None:
     """Equal for runs that are seeds of one another; None of a run of which nothing is there yet."""
     if not run.recipe:
         return None if run.source == "run" else f"{run.source} {run.name}"
-    kept = {
-        section: {key: value for key, value in values.items() if key not in NOT_COMPARED.get(section, ())}
+    return json.dumps(_compared(run), sort_keys=True)
+
+
+def _compared(run: Run) -> dict[str, Any]:
+    """What should be alike, by name: fields of the recipe, and what the data are told by."""
+    fields = {
+        f"{section}.{key}": value
         for section, values in run.recipe.items()
         if section not in ("validation", "log")
+        for key, value in values.items()
+        if key not in NOT_COMPARED.get(section, ())
     }
     data = run.environment.get("data")
     fingerprint = {key: value for key, value in data.items() if key != "path"} if isinstance(data, dict) else None
-    return json.dumps([kept, fingerprint], sort_keys=True)
+    return fields | {DATA: fingerprint}
 
 
 def _label(run: Run, kinds: dict[str, str]) -> str:

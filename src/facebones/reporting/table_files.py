@@ -30,7 +30,7 @@ LATEX_ESCAPES = str.maketrans(
         '"': r"\char34{}",
     }
 )
-LATEX_HEAD = r"""% A paper into which tables are copied needs \usepackage{booktabs}; long ones need \usepackage{longtable}.
+LATEX_HEAD = r"""% A paper that takes up a table needs \usepackage{booktabs}, and for a long one \usepackage{longtable}.
 \documentclass{article}
 \usepackage[a3paper,landscape,margin=15mm]{geometry}
 \usepackage[T1]{fontenc}
