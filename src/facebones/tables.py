@@ -1,7 +1,7 @@
-"""Tables on stdout, whole also where stdout is no terminal."""
+"""Tables on stdout, whole also where stdout is no terminal, and in Markdown; how their figures are written."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 MARKS = "best: the best of its column; *: not significantly different from it"
 FEWEST_DECIMALS, MOST_DECIMALS = 2, 4
@@ -55,3 +55,17 @@ def mark_best(cells: Sequence[str], best: int, alike: Sequence[bool]) -> list[st
     """
     marks = ["best" if index == best else "*" if same else "" for index, same in enumerate(alike)]
     return [f"{cell} {mark}".rstrip() for cell, mark in zip(cells, marks, strict=True)]
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """A table in Markdown; the columns numbered in `right` are right-aligned.
+
+    >>> print(markdown_table(("name", "size"), [("a", "1")], right=(1,)))
+    | name | size |
+    |---|--:|
+    | a | 1 |
+    <BLANKLINE>
+    """
+    rule = "|".join("--:" if number in right else "---" for number in range(len(columns)))
+    lines = [f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"

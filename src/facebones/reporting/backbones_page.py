@@ -1,9 +1,10 @@
 """docs/backbones.md: all backbones with their cost, and the published study's table beside what its code builds."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from facebones.catalogue import read_catalogue
+from facebones.tables import markdown_table
 
 # Table 1 of the published study: its name of the backbone, its GFLOPs, its millions of parameters.
 STUDY_TABLE = (
@@ -129,17 +130,3 @@ def _verdict(row: dict[str, Any]) -> str:
     if _is_foreign(row["network"]):
         parts.append("not the paper's network")
     return "; ".join(parts)
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A table in Markdown; the columns numbered in `right` are right-aligned.
-
-    >>> print(markdown_table(("name", "size"), [("a", "1")], right=(1,)))
-    | name | size |
-    |---|--:|
-    | a | 1 |
-    <BLANKLINE>
-    """
-    rule = "|".join("--:" if number in right else "---" for number in range(len(columns)))
-    lines = [f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines) + "\n"

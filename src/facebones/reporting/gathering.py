@@ -1,25 +1,24 @@
 """Folders in, one `Results` out: studies, runs of ours and of others, evaluations and profiles."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
-from facebones.config import load_recipe
-from facebones.errors import ConfigError, DataError, FaceBonesError
-from facebones.evaluation.curves import roc
+from facebones.config import find_shipped
+from facebones.errors import ConfigError, FaceBonesError
+from facebones.evaluation.curves import RocCurve, roc
 from facebones.reporting.results import Cost, Figure, Results, Run
+from facebones.reporting.run_grouping import counted, different_recipes, repeated_seeds, shared_recipe, told_apart
+from facebones.reporting.run_reading import OTHER_SHAPE, number, read_json, read_run, read_study_run, text, unlike
 from facebones.run_folder import RunFolder
-from facebones.training.logs import read_metrics
 
 STUDY_FILE = "study.json"
 EVALUATION_FILES = ("pairs.json", "templates.json", "identification.json")
-# What makes two runs of one backbone seeds of one another: all of the recipe but these.
-NOT_COMPARED = {"backbone": ("name",), "training": ("seed",), "data": ("path", "workers")}
 
 
 def load_results(*folders: str | Path) -> Results:
@@ -45,10 +44,18 @@ def load_results(*folders: str | Path) -> Results:
 
 @dataclass
 class _Gathered:
-    """What has been read so far."""
+    """What has been read so far.
+
+    Attributes:
+        others: models that no run is here of, by name; they come after all runs.
+        costs: as a study tells them, by backbone.
+        profiled: as a profile of its own tells them, by the name or file that was profiled.
+    """
 
     runs: list[Run] = field(default_factory=list)
+    others: dict[str, Run] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
+    profiled: dict[str, Cost] = field(default_factory=dict)
     figures: list[Figure] = field(default_factory=list)
     curves: dict[str, dict[str, Any]] = field(default_factory=dict)
     cmc: dict[str, dict[str, list[float]]] = field(default_factory=dict)
@@ -65,12 +72,20 @@ class _Gathered:
         """
         for other in self.runs:
             if other.name == run.name:
-                raise ConfigError(f"{run.folder}: is called {run.name} as {other.folder} is; rename one of the folders")
+                raise ConfigError(
+                    f"{run.folder}: is called {run.name} as {other.folder} is; rename one of the folders, or report"
+                    " them apart"
+                )
         self.runs.append(run)
 
     def results(self, folders: Sequence[Path]) -> Results:
-        runs = _told_apart(self.runs)
-        costs = {name: self.costs.get(name) or _counted(runs, name) for name in dict.fromkeys(r.backbone for r in runs)}
+        taken = {run.name for run in self.runs}
+        found = [*self.runs, *(run for run in self.others.values() if run.name not in taken)]
+        runs = told_apart(found)
+        costs: dict[str, Cost] = {}
+        for before, run in zip(found, runs, strict=True):
+            if run.backbone not in costs:
+                costs[run.backbone] = self._cost(before.backbone, run)
         return Results(
             title=", ".join(self.titles),
             folders=folders,
@@ -80,19 +95,53 @@ class _Gathered:
             curves=self.curves,
             cmc=self.cmc,
             conditions=self.conditions,
-            recipe=_shared_recipe(runs),
-            notes=self.notes,
+            recipe=shared_recipe(runs),
+            notes=[
+                *self.notes,
+                *(_state_note(run) for run in runs if run.state != "done"),
+                *repeated_seeds(runs),
+                *different_recipes(runs),
+            ],
             command="\n".join(self.commands),
         )
 
+    def _cost(self, backbone: str, run: Run) -> Cost:
+        """What a backbone costs; what was measured counts only if it was of a network of the same size."""
+        known = self.costs.get(backbone)
+        if known is not None and known.parameters is not None and run.backbone == backbone:
+            return known
+        known, built = known or self.profiled.get(backbone) or self.profiled.get(run.name), counted(run)
+        if known is None or known.parameters is None or built.parameters is None:
+            return _filled(known or Cost(), built)
+        if known.parameters != built.parameters:
+            self.notes.append(
+                f"{run.backbone}: has {built.parameters:,} parameters, and {known.parameters:,} in the profile"
+                " (another embedding size?); its latency and memory are left out"
+            )
+            return built
+        return _filled(known, built)
+
+
+def _filled(known: Cost, built: Cost) -> Cost:
+    return replace(
+        known,
+        parameters=built.parameters if known.parameters is None else known.parameters,
+        macs=built.macs if known.macs is None else known.macs,
+    )
+
+
+def _state_note(run: Run) -> str:
+    what = {"failed": f"failed: {run.error}", "to do": "is not trained yet"}
+    return f"{run.name}: {what.get(run.state, 'is not finished')}"
+
 
 def _read_folder(folder: Path, gathered: _Gathered) -> None:
-    found = False
+    is_study, found = (folder / STUDY_FILE).is_file(), False
     for is_there, read in (
-        ((folder / STUDY_FILE).is_file(), _read_study),
-        (RunFolder(folder).metrics.is_file() or RunFolder(folder).config.is_file(), _read_lone_run),
+        (is_study, _read_study),
+        (not is_study and _is_run(folder), _read_lone_run),
         (any((folder / name).is_file() for name in EVALUATION_FILES), _read_evaluations),
-        ((folder / "profile.json").is_file() and not (folder / STUDY_FILE).is_file(), _read_lone_profile),
+        (not is_study and (folder / "profile.json").is_file(), _read_lone_profile),
     ):
         if is_there:
             read(folder, gathered)
@@ -102,6 +151,10 @@ def _read_folder(folder: Path, gathered: _Gathered) -> None:
     gathered.titles.append(folder.resolve().name)
 
 
+def _is_run(folder: Path) -> bool:
+    return RunFolder(folder).metrics.is_file() or RunFolder(folder).config.is_file()
+
+
 def _read_study(folder: Path, gathered: _Gathered) -> None:
     path = folder / STUDY_FILE
     content = read_json(path)
@@ -109,16 +162,31 @@ def _read_study(folder: Path, gathered: _Gathered) -> None:
         for row in content["runs"]:
             gathered.add_run(_study_run(folder, row, gathered.notes))
         for row in content["summary"]:
-            gathered.costs[row["backbone"]] = Cost(parameters=row["parameters"], macs=row["macs"])
-        names = {run.name for run in gathered.runs}
+            cost = Cost(parameters=_whole(row["parameters"]), macs=_whole(row["macs"]))
+            gathered.costs[text(row["backbone"])] = cost
+        names = {text(row["name"]) for row in content["runs"]}
         for name, file in content["models"].items():
             if name not in names:
-                gathered.add_run(Run(name=name, backbone=name, folder=Path(file), source="file"))
+                gathered.others.setdefault(name, _trained_by_others(name, Path(file)))
         for name, part in content["evaluation"].items():
             _read_part(folder, name, part, gathered)
         gathered.commands.append(_study_command(content["study"], folder))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _unlike(path, error) from error
+    except OTHER_SHAPE as error:
+        raise unlike(path, error) from error
+
+
+def _study_run(folder: Path, row: Mapping[str, Any], notes: list[str]) -> Run:
+    run = read_study_run(folder, row)
+    if run.state == "done" and not run.folder.is_dir():
+        notes.append(f"{run.name}: {run.folder} is gone; only its final accuracy is known")
+    return run
+
+
+def _trained_by_others(name: str, path: Path) -> Run:
+    """A model that a study has only measured, with the course of its training where that is a run of ours."""
+    if _is_run(path):
+        return replace(read_run(path, name), backbone=name)
+    return Run(name=name, backbone=name, folder=path, source="file")
 
 
 def _read_part(folder: Path, name: str, part: Mapping[str, Any], gathered: _Gathered) -> None:
@@ -129,49 +197,17 @@ def _read_part(folder: Path, name: str, part: Mapping[str, Any], gathered: _Gath
     elif not file.is_file():
         gathered.notes.append(f"{name}: {file} is gone; `facebones compare` makes it again")
     elif name == "profile":
-        _read_profile(file, gathered)
+        _read_profile(file, gathered, gathered.costs)
     else:
         _read_evaluation(file, gathered)
 
 
-def _study_run(folder: Path, row: Mapping[str, Any], notes: list[str]) -> Run:
-    run = _read_run(folder / row["folder"], row["name"], notes)
-    state = "failed" if row["error"] else row["state"]
-    return Run(**{**vars(run), "backbone": row["backbone"], "seed": row["seed"], "state": state, "error": row["error"]})
-
-
 def _read_lone_run(folder: Path, gathered: _Gathered) -> None:
-    run = _read_run(folder, folder.resolve().name, gathered.notes)
+    run = read_run(folder, folder.resolve().name)
     gathered.add_run(run)
     if run.source == "run":
         file = shlex.quote(str(RunFolder(folder).config))
         gathered.commands.append(f"facebones train {file} --output RUN")
-
-
-def _read_run(folder: Path, name: str, notes: list[str]) -> Run:
-    """A run's files; each may be missing, of a run that has only begun."""
-    files = RunFolder(folder)
-    recipe = load_recipe(files.config).to_dict() if files.config.is_file() else {}
-    try:
-        lines = read_metrics(files.metrics) if files.metrics.is_file() else []
-    except ValueError as error:
-        raise _unlike(files.metrics, error) from error
-    is_log = (folder / "source.json").is_file()
-    done = files.result.is_file()
-    if not done and folder.exists():
-        notes.append(f"{name}: is not finished")
-    return Run(
-        name=name,
-        backbone=recipe["backbone"]["name"] if recipe else name,
-        seed=recipe["training"]["seed"] if recipe else None,
-        folder=folder,
-        source="log" if is_log else "run",
-        state="done" if done else "unfinished",
-        recipe=recipe,
-        environment=read_json(files.environment) if files.environment.is_file() else {},
-        lines=lines,
-        result=read_json(files.result) if done else {},
-    )
 
 
 def _read_evaluations(folder: Path, gathered: _Gathered) -> None:
@@ -187,131 +223,132 @@ def _read_evaluation(path: Path, gathered: _Gathered) -> None:
             _add_pairs(path.parent, content, gathered)
         elif path.name == "templates.json":
             for section in content["verification"]:
-                setting = section["name"].removeprefix(content["target"])
+                setting = text(section["name"]).removeprefix(content["target"])
                 _add_figures(f"{Path(content['data']).name}{setting} 1:1", "templates", section, gathered)
         else:
             section = content["identification"]
             where = f"{Path(content['data']).name} 1:N"
-            _add_figures(where, "identification", section, gathered)
-            gathered.cmc[where] = {name: model["cmc"] for name, model in section["models"].items()}
-        known = {run.name for run in gathered.runs}
-        for name in content["models"]:
-            if name not in known:
-                gathered.add_run(_evaluated_only(name, content["models"][name]))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _unlike(path, error) from error
+            if _add_figures(where, "identification", section, gathered):
+                gathered.cmc[where] = {
+                    name: [number(rate) for rate in model["cmc"]] for name, model in section["models"].items()
+                }
+        for name, model in content["models"].items():
+            gathered.others.setdefault(name, _evaluated_only(name, model))
+    except OTHER_SHAPE as error:
+        raise unlike(path, error) from error
 
 
 def _evaluated_only(name: str, model: Mapping[str, Any]) -> Run:
-    return Run(name=name, backbone=name, folder=Path(model["checkpoint"]), source="file")
+    known = {key: model.get(key) for key in ("backbone", "embedding_size")}
+    return Run(name=name, backbone=name, folder=Path(model["checkpoint"]), source="file", result=known)
 
 
 def _add_pairs(folder: Path, content: Mapping[str, Any], gathered: _Gathered) -> None:
     for section in content["sets"]:
-        _add_figures(section["set"], "pairs", section, gathered)
-        curves = {}
+        name = text(section["set"])
+        if not _add_figures(name, "pairs", section, gathered):
+            continue
+        gathered.curves[name] = {}
         for model in section["models"]:
-            file = folder / f"{model}_{section['set']}_scores.npz"
-            if not file.is_file():
-                gathered.notes.append(f"{file}: is gone, so there is no ROC of {model} on {section['set']}")
-                continue
-            with np.load(file, allow_pickle=False) as scores:
-                curves[model] = roc(-scores["distance"], scores["is_same"])
-        gathered.curves[section["set"]] = curves
+            file = folder / f"{model}_{name}_scores.npz"
+            if file.is_file():
+                gathered.curves[name][model] = _read_roc(file)
+            else:
+                gathered.notes.append(f"{file}: is gone, so there is no ROC of {model} on {name}")
 
 
-def _add_figures(where: str, kind: str, section: Mapping[str, Any], gathered: _Gathered) -> None:
+def _read_roc(file: Path) -> RocCurve:
+    try:
+        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as scores:  # of a path, numpy leaves it open
+            return roc(-scores["distance"], scores["is_same"])
+    except (*OTHER_SHAPE, OSError, EOFError, BadZipFile) as error:
+        raise unlike(file, error) from error
+
+
+def _add_figures(where: str, kind: str, section: Mapping[str, Any], gathered: _Gathered) -> bool:
+    """Add the figures of an evaluated set; false where it is there already."""
     if any(figure.where == where for figure in gathered.figures):
         gathered.notes.append(f"{where}: evaluated more than once; the first is shown, for the two were not compared")
-        return
-    for name, figure in section["figures"].items():
-        if figure["values"] is None:
-            gathered.figures.append(Figure(where=where, name=name, kind=kind, reason=figure["reason"]))
-            continue
-        gathered.figures.append(
-            Figure(
-                where=where,
-                name=name,
-                kind=kind,
-                values=figure["values"],
-                intervals=figure["intervals"],
-                comparisons=figure["comparisons"],
-            )
-        )
+        return False
+    gathered.figures += [_figure(where, kind, name, content) for name, content in section["figures"].items()]
+    return True
+
+
+def _figure(where: str, kind: str, name: str, content: Mapping[str, Any]) -> Figure:
+    if content["values"] is None:
+        return Figure(where=where, name=name, kind=kind, reason=text(content["reason"]))
+    return Figure(
+        where=where,
+        name=name,
+        kind=kind,
+        values={model: number(value) for model, value in content["values"].items()},
+        intervals={model: _interval(interval) for model, interval in content["intervals"].items()},
+        comparisons=[_comparison(test) for test in content["comparisons"]],
+    )
+
+
+def _interval(content: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = number(content["low"]), number(content["high"])
+    if low > high:
+        raise ValueError(f"{low} to {high} is no interval")
+    return {**content, "low": low, "high": high}
+
+
+def _comparison(content: Mapping[str, Any]) -> dict[str, Any]:
+    names = {key: text(content[key]) for key in ("first", "second")}
+    numbers = {key: number(content[key]) for key in ("difference", "p_value", "adjusted")}
+    return {**content, **names, **numbers, "interval": _interval(content["interval"])}
 
 
 def _read_lone_profile(folder: Path, gathered: _Gathered) -> None:
-    _read_profile(folder / "profile.json", gathered)
+    _read_profile(folder / "profile.json", gathered, gathered.profiled)
 
 
-def _read_profile(path: Path, gathered: _Gathered) -> None:
+def _read_profile(path: Path, gathered: _Gathered, costs: dict[str, Cost]) -> None:
+    """Read a profile; latency and memory only if they were measured as those of the profiles before."""
     content = read_json(path)
     try:
-        gathered.conditions |= content["conditions"]
+        conditions = dict(content["conditions"])
+        alike = gathered.conditions in ({}, conditions)
+        if alike:
+            gathered.conditions = conditions
+        else:
+            gathered.notes.append(f"{path}: measured under other conditions; its latency and memory are left out")
         for row in content["networks"]:
-            gathered.costs[row["name"]] = Cost(
-                parameters=row["parameters"],
-                macs=row["macs"],
-                latency_ms=row["latency_p50_ms"],
-                images_per_second=row["throughput_images_per_second"],
-                memory_bytes=row.get("peak_memory_bytes"),
-            )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _unlike(path, error) from error
+            costs[_profiled_name(row)] = _profiled_cost(row, alike)
+    except OTHER_SHAPE as error:
+        raise unlike(path, error) from error
 
 
-def _told_apart(runs: Sequence[Run]) -> list[Run]:
-    """The runs, where those of one backbone by different recipes count as backbones of their own, after their names."""
-    recipes: dict[str, list[str]] = {}
-    for run in runs:
-        recipes.setdefault(run.backbone, []).append(_compared(run))
-    return [
-        Run(**{**vars(run), "backbone": f"{run.backbone} ({run.name})"})
-        if run.recipe and len(set(recipes[run.backbone])) > 1
-        else run
-        for run in runs
-    ]
+def _profiled_name(row: Mapping[str, Any]) -> str:
+    """A backbone's name, or that of the run or file that was profiled."""
+    name = text(row["name"])
+    return name if name == row.get("backbone") or ":" in name else Path(name).name or name
 
 
-def _compared(run: Run) -> str:
-    kept = {
-        section: {key: value for key, value in values.items() if key not in NOT_COMPARED.get(section, ())}
-        for section, values in run.recipe.items()
-        if section not in ("validation", "log")
-    }
-    return json.dumps(kept, sort_keys=True)
+def _profiled_cost(row: Mapping[str, Any], measured: bool) -> Cost:
+    cost = Cost(parameters=_whole(row["parameters"]), macs=_whole(row["macs"]))
+    if not measured:
+        return cost
+    return replace(
+        cost,
+        latency_ms=_known(row["latency_p50_ms"]),
+        images_per_second=_known(row["throughput_images_per_second"]),
+        memory_bytes=_whole(row.get("peak_memory_bytes")),
+    )
 
 
-def _counted(runs: Sequence[Run], backbone: str) -> Cost:
-    """Parameters and MACs of a backbone that no profile has; nothing of what cannot be built here."""
-    from facebones.study.plan import network_costs
-
-    run = next(run for run in runs if run.backbone == backbone)
-    if not run.recipe:
-        return Cost()
-    row = network_costs(run.recipe["backbone"]["name"], run.recipe["backbone"]["embedding_size"])
-    return Cost(parameters=row["parameters"], macs=row["macs"])
+def _known(value: Any) -> float | None:
+    return None if value is None else number(value)
 
 
-def _shared_recipe(runs: Sequence[Run]) -> dict[str, Any]:
-    """Section to field to value, of what all runs of ours have alike."""
-    recipes = [run.recipe for run in runs if run.recipe]
-    return {
-        section: kept
-        for section in (recipes[0] if recipes else ())
-        if (
-            kept := {
-                key: value
-                for key, value in recipes[0][section].items()
-                if all(recipe.get(section, {}).get(key) == value for recipe in recipes)
-            }
-        )
-    }
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(number(value))
 
 
 def _study_command(study: Mapping[str, Any], folder: Path) -> str:
     """The command that makes the study again from nothing but its data."""
-    words = ["facebones", "compare", study["name"], "--output", str(folder)]
+    words = ["facebones", "compare", _study_word(study["name"]), "--output", str(folder)]
     for key in ("recipe", "data", "backbones", "seeds", "pair_sets", "ijb"):
         value = study[key]
         if value or value == 0:
@@ -322,17 +359,10 @@ def _study_command(study: Mapping[str, Any], folder: Path) -> str:
     return shlex.join(words)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DataError: it cannot be read, or is no JSON.
-    """
+def _study_word(name: str) -> str:
+    """A study's name on the command line; one that does not come with the package was a file of that name."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); restore it, or make it again") from error
-
-
-def _unlike(path: Path, error: Exception) -> FaceBonesError:
-    return DataError(f"{path}: is not as facebones writes it ({type(error).__name__}: {error}); make it again")
+        find_shipped(name, "study", "studies", "studies")
+    except FaceBonesError:
+        return f"{name}.yaml"
+    return name

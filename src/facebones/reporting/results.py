@@ -47,6 +47,14 @@ class Run:
         return [line for line in self.lines if line.get("kind") == kind]
 
     @property
+    def steps(self) -> int | None:
+        """Done so far."""
+        known = self.result.get("steps")
+        if known is not None:
+            return int(known)
+        return max((int(line["step"]) for line in self.lines), default=None)
+
+    @property
     def final_loss(self) -> float | None:
         """Mean loss of the last interval that has one."""
         losses: list[float] = [line["loss"] for line in self.of_kind("train") if line.get("loss") is not None]
@@ -58,10 +66,11 @@ class Run:
         return float(rows[0]["accuracy"]) if rows and rows[0]["accuracy"] is not None else None
 
     def best_accuracy(self, pair_set: str) -> float | None:
-        """The best of all steps, as measured while training."""
+        """The best of all steps, as measured while training; logs of others may know of more steps than they show."""
         rows = [line for line in self.of_kind("validation") if line["set"] == pair_set]
-        values = [row["accuracy"] for row in rows if row["accuracy"] is not None]
-        return max(values, default=self.result.get("best", {}).get("sets", {}).get(pair_set))
+        values = [row.get(key) for row in rows for key in ("accuracy", "best_accuracy")]
+        known = [*values, self.result.get("best", {}).get("sets", {}).get(pair_set)]
+        return max((float(value) for value in known if value), default=None)  # 0 is a best that was never measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +167,7 @@ class BackboneTest:
     @property
     def significant(self) -> bool:
         """At 5 %."""
-        return self.p_value < SIGNIFICANT
+        return self.p_value <= SIGNIFICANT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,10 +207,16 @@ class Results:
 
     @cached_property
     def pair_sets(self) -> list[str]:
-        """Validated or evaluated."""
-        validated = [line["set"] for run in self.runs for line in run.of_kind("validation")]
+        """Evaluated or validated."""
         evaluated = [figure.where for figure in self.figures if figure.kind == "pairs"]
-        return list(dict.fromkeys(evaluated + validated))
+        return list(dict.fromkeys(evaluated + self.validated_sets))
+
+    @cached_property
+    def validated_sets(self) -> list[str]:
+        """Pair sets that were measured while training."""
+        on_the_way = [line["set"] for run in self.runs for line in run.of_kind("validation")]
+        at_the_end = [row["set"] for run in self.runs for row in run.result.get("final", ())]
+        return list(dict.fromkeys(on_the_way + at_the_end))
 
     def runs_of(self, backbone: str) -> list[Run]:
         """Its seeds."""
@@ -216,7 +231,7 @@ class Results:
 
         Of 1:1 this is the TAR at the smallest FAR that the data can measure, but not below 1e-4, and of 1:N Rank-1.
         """
-        found = [figure for figure in self.figures if figure.values and figure.name in ("accuracy", "Rank-1")]
+        names = [figure.title for figure in self.figures if figure.values and figure.name in ("accuracy", "Rank-1")]
         for where in dict.fromkeys(figure.where for figure in self.figures if figure.kind == "templates"):
             rates = {
                 far: figure
@@ -224,8 +239,8 @@ class Results:
                 if figure.where == where and figure.values and (far := _far(figure.name)) is not None and far >= 1e-4
             }
             if rates:
-                found.append(rates[min(rates)])
-        return [figure for figure in self.figures if figure in found] + self._validated_only()
+                names.append(rates[min(rates)].title)
+        return [figure for figure in self.figures if figure.title in names] + self._validated_only()
 
     def spread(self, figure: Figure, backbone: str) -> Spread | None:
         """A backbone's figure over its seeds; None where it has none."""
@@ -252,7 +267,9 @@ class Results:
             sign = 1 if self.backbones.index(first) < self.backbones.index(second) else -1
             pair = (first, second) if sign == 1 else (second, first)
             cells.setdefault(pair, []).append((sign * test["difference"], test["adjusted"]))
-        return [_backbone_test(pair, outcomes) for pair, outcomes in cells.items()]
+        order = {name: place for place, name in enumerate(self.backbones)}
+        pairs = sorted(cells, key=lambda pair: (order[pair[0]], order[pair[1]]))
+        return [_backbone_test(pair, cells[pair]) for pair in pairs]
 
     def ranking(self, figure: Figure) -> list[str]:
         """The backbones that have the figure, the best first."""
@@ -266,6 +283,31 @@ class Results:
             if backbone in (test.first, test.second) and not test.significant:
                 alike.append(test.second if test.first == backbone else test.first)
         return alike
+
+    def numbers(self) -> list[dict[str, Any]]:
+        """The overview: of each backbone its costs, its main figures over its seeds, and its seeds; None is not known.
+
+        The keys are "backbone", the attributes of `Cost`, of each main figure its title (the mean), and the title with
+        " deviation", " low" and " high" (see `Spread`), "seeds_done" and "seeds_planned".
+        """
+        rows = []
+        figures = self.main_figures()
+        for backbone in self.backbones:
+            row = {"backbone": backbone, **vars(self.costs.get(backbone, Cost()))}
+            for figure in figures:
+                row |= _spread_numbers(figure.title, self.spread(figure, backbone))
+            runs = self.runs_of(backbone)
+            row |= {"seeds_done": sum(run.state == "done" for run in runs), "seeds_planned": len(runs)}
+            rows.append(row)
+        return rows
+
+    def table(self) -> Any:
+        """The overview for notebooks: `numbers` as a pandas DataFrame, or as they are where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            return self.numbers()
+        return pandas.DataFrame(self.numbers())
 
     def _validated_only(self) -> list[Figure]:
         """Accuracy at the end of training, for sets of which there is no evaluation; without intervals and tests."""
@@ -290,9 +332,17 @@ def pareto_front(costs: Mapping[str, float], values: Mapping[str, float]) -> lis
     return front
 
 
+def _spread_numbers(title: str, spread: Spread | None) -> dict[str, float | None]:
+    names = {"": "mean", " deviation": "deviation", " low": "low", " high": "high"}
+    return {f"{title}{ending}": getattr(spread, name, None) for ending, name in names.items()}
+
+
 def _far(name: str) -> float | None:
     head, _, rate = name.partition("TAR at FAR ")
-    return float(rate) if not head and rate else None
+    try:
+        return float(rate) if not head and rate else None
+    except ValueError:
+        return None
 
 
 def _backbone_test(pair: tuple[str, str], outcomes: Sequence[tuple[float, float]]) -> BackboneTest:

@@ -1,0 +1,178 @@
+"""Tables as files: Markdown, LaTeX and one tidy CSV. Names in them may be anybody's, so each format has its escapes."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from facebones.files import atomic_write
+from facebones.reporting.report_tables import Cell, Table
+from facebones.tables import markdown_table
+
+CSV_COLUMNS = ("table", "row", "column", "value", "text")
+FORMULA_BEGINS = ("=", "+", "-", "@")
+LONGEST_FLOAT = 40  # rows; a longer table does not fit on a page, and is a longtable
+MARKDOWN_ESCAPES = str.maketrans(
+    {**{character: f"\\{character}" for character in "\\`*_{}[]|$~#!@"}, "&": "&amp;", "<": "&lt;", ">": "&gt;"}
+)
+# Braces keep a bracket or a star from being an argument of the \\ before it, and quotes from ligatures.
+LATEX_ESCAPES = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "{}&%$#_"},
+        **{character: f"{{{character}}}" for character in "[]*'`"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        '"': r"\char34{}",
+    }
+)
+LATEX_HEAD = r"""% A paper that takes up a table needs \usepackage{booktabs}, and for a long one \usepackage{longtable}.
+\documentclass{article}
+\usepackage[a3paper,landscape,margin=15mm]{geometry}
+\usepackage[T1]{fontenc}
+\usepackage{booktabs}
+\usepackage{longtable}
+\begin{document}
+"""
+
+
+def write_tables(tables: Sequence[Table], output: Path) -> list[Path]:
+    """Write tables.md, tables.tex and tables.csv into a folder; returns their paths.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    writers: dict[str, Callable[[Sequence[Table]], str]] = {
+        "tables.md": markdown_text,
+        "tables.tex": latex_text,
+        "tables.csv": csv_text,
+    }
+    for name, make in writers.items():
+        with atomic_write(output / name) as file:
+            file.write(make(tables).encode())
+    return [output / name for name in writers]
+
+
+def one_line(text: str) -> str:
+    """A text without line feeds and what else cannot be printed, such as marks that turn the direction of reading."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+# ----------------------------------------------------------------------------------------------------- Markdown
+
+
+def markdown_text(tables: Sequence[Table]) -> str:
+    """All tables, each below its heading and note."""
+    return "\n".join(_markdown_section(table) for table in tables)
+
+
+def escape_markdown(text: str) -> str:
+    r"""A text as it is to be read, in Markdown; nothing in it is HTML, a link, a formula or the end of a cell.
+
+    >>> print(escape_markdown("a_b | <i>"))
+    a\_b \| &lt;i&gt;
+    """
+    escaped = one_line(text).translate(MARKDOWN_ESCAPES)
+    return escaped.replace("://", ":\\//").replace("www.", "www\\.")  # many renderers make links of bare addresses
+
+
+def _markdown_section(table: Table) -> str:
+    right = [number for number in range(len(table.columns)) if _is_numeric(table, number)]
+    rows = [[escape_markdown(cell.text) for cell in row] for row in table.rows]
+    body = markdown_table([escape_markdown(name) for name in table.columns], rows, right)
+    note = f"{escape_markdown(table.note)}\n\n" if table.note else ""
+    return f"## {escape_markdown(table.title)}\n\n{note}{body}"
+
+
+def _is_numeric(table: Table, number: int) -> bool:
+    """Whether a column holds numbers, and nothing else but dashes."""
+    values = [row[number].value for row in table.rows]
+    return any(value is not None for value in values) and not any(isinstance(value, str) for value in values)
+
+
+# -------------------------------------------------------------------------------------------------------- LaTeX
+
+
+def latex_text(tables: Sequence[Table]) -> str:
+    """A document of all tables, with rules of booktabs."""
+    return LATEX_HEAD + "".join(_latex_table(table) for table in tables) + "\\end{document}\n"
+
+
+def escape_latex(text: str) -> str:
+    r"""A text as it is to be read, in LaTeX; what its usual fonts lack is written as its number in Unicode.
+
+    >>> print(escape_latex("a_b 50 %"))
+    a\_b 50 \%
+    """
+    known = "".join(
+        character if ord(character) < 0x100 else f"(U+{ord(character):04X})" for character in one_line(text)
+    )
+    return re.sub(r"([-,])(?=[-,])", r"\1{}", known.translate(LATEX_ESCAPES))  # -- and ,, are ligatures
+
+
+def _latex_table(table: Table) -> str:
+    kinds = "".join("r" if _is_numeric(table, number) else "l" for number in range(len(table.columns)))
+    caption = f"\\caption{{{_latex_cell(f'{table.title}. {table.note}'.strip())}}}\\label{{tab:{table.key}}}"
+    head = _latex_row(table.columns)
+    body = "".join(_latex_row([cell.text for cell in row]) for row in table.rows)
+    if len(table.rows) > LONGEST_FLOAT:
+        return (
+            f"\n\\begin{{longtable}}{{{kinds}}}\n{caption}\\\\\n\\toprule\n{head}\\midrule\n\\endhead\n\\bottomrule\n"
+            f"\\endfoot\n{body}\\end{{longtable}}\n\\clearpage\n"
+        )
+    return (
+        f"\n\\begin{{table}}[htbp]\n\\centering\n{caption}\n\\begin{{tabular}}{{{kinds}}}\n\\toprule\n{head}\\midrule\n"
+        f"{body}\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n\\clearpage\n"  # LaTeX holds few floats at a time
+    )
+
+
+def _latex_row(texts: Sequence[str]) -> str:
+    return f"{' & '.join(map(_latex_cell, texts))} \\\\\n"
+
+
+def _latex_cell(text: str) -> str:
+    return escape_latex(text).replace(" +- ", r" $\pm$ ")
+
+
+# ---------------------------------------------------------------------------------------------------------- CSV
+
+
+def csv_text(tables: Sequence[Table]) -> str:
+    """A line a cell: its table's key, its row (the first cell, or the first two), its column, its value, its text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for table in tables:
+        for name, row in zip(_row_names(table), table.rows, strict=True):
+            for column, cell in zip(table.columns, row, strict=True):
+                value = "" if cell.value is None else cell.value
+                writer.writerow([_guarded(part) for part in (table.key, name, column, value, cell.text)])
+    return text.getvalue()
+
+
+def _row_names(table: Table) -> list[str]:
+    def named(row: Sequence[Cell], cells: int) -> str:
+        return ", ".join(cell.text for cell in row[:cells])
+
+    names = [named(row, 1) for row in table.rows]
+    return names if len(set(names)) == len(names) else [named(row, 2) for row in table.rows]
+
+
+def _guarded(part: float | str) -> float | str:
+    """A text that a spreadsheet would take for a formula, behind an apostrophe; numbers and dashes are none."""
+    if not isinstance(part, str):
+        return part
+    text = one_line(part)
+    return f"'{text}" if text.lstrip().startswith(FORMULA_BEGINS) and text != "-" and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

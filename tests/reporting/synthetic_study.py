@@ -1,0 +1,231 @@
+"""Folders as studies, runs, evaluations and profiles leave them, small and without training; for tests of reports."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+
+from facebones.config import dump_recipe, recipe_from_dict
+
+SMALL, MIDDLE, LARGE = "shufflefacenet_0_5", "shufflefacenet_1_0", "shufflefacenet_1_5"
+STEPS = 4
+PARAMETERS = {SMALL: 500_000, MIDDLE: 1_500_000, LARGE: 2_500_000}
+
+
+def default_accuracy(place, seed):
+    """Two points fewer for each backbone, a tenth more for each seed."""
+    return round(0.95 - 0.02 * place + 0.001 * seed, 6)
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def validation(set_name, step, accuracy, best):
+    known = {"accuracy_std": 0.01, "tar_at_far_1e3": 0.5, "far_reached": 0.001, "auc": 0.98, "eer": 0.05, "xnorm": 20.0}
+    return {"set": set_name, "accuracy": accuracy, **known, "step": step, "epoch": 1, "best_accuracy": best}
+
+
+def make_run(folder, backbone=SMALL, seed=0, *, accuracy=0.95, sets=("lfw",), done=True, best=0.96, data="a", **recipe):
+    """Write a run of STEPS steps; the best accuracy is that of the first validation.
+
+    Args:
+        folder: of the run.
+        backbone: name.
+        seed: of the training.
+        accuracy: the final one, of each set.
+        sets: that were validated.
+        done: whether there are final figures; else the run was stopped after two steps.
+        best: accuracy of each set at half of the steps.
+        data: fingerprint of the training data.
+        recipe: "section__field" to value.
+    """
+    sections = {"backbone": {"name": backbone, "embedding_size": 16}, "training": {"seed": seed, "batch_size": 8}}
+    for name, value in recipe.items():
+        section, key = name.split("__")
+        sections.setdefault(section, {})[key] = value
+    write(folder / "config.yaml", dump_recipe(recipe_from_dict(sections)))
+    environment = {"facebones": "0.1.0", "device": "cpu", "data": {"path": "faces", "images": 9, "labels_sha256": data}}
+    write(folder / "environment.json", environment)
+    lines = []
+    for step in range(1, (STEPS if done else STEPS // 2) + 1):
+        lines.append({"kind": "train", "step": step, "epoch": 1, "loss": 10.0 - step, "learning_rate": 0.1})
+        if step == STEPS // 2:
+            lines += [{"kind": "validation", **validation(name, step, best, best)} for name in sets]
+    final = [validation(name, STEPS, accuracy, max(best, accuracy)) for name in sets]
+    if done:
+        lines += [{"kind": "validation", **row} for row in final]
+        known = {"backbone": backbone, "embedding_size": 16, "steps": STEPS, "skipped_steps": 0, "final": final}
+        best_sets = {"mean_accuracy": best, "step": STEPS // 2, "sets": dict.fromkeys(sets, max(best, accuracy))}
+        write(folder / "result.json", {**known, "best": best_sets})
+    write(folder / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
+    return folder
+
+
+def interval(low, high):
+    low, high = round(low, 6), round(high, 6)
+    return {"low": low, "high": high, "level": 0.95, "method": "bootstrap", "resampled": "pairs", "replicates": 100}
+
+
+def figure_json(name, values, p=0.001):
+    """A measured figure: intervals of +- one point, and tests of every two models.
+
+    Args:
+        name: of the figure.
+        values: by model.
+        p: of every test, or by (first, second), otherwise 0.001; the same after Holm's correction.
+    """
+    tests = []
+    for first, second in combinations(values, 2):
+        found = p.get((first, second), 0.001) if isinstance(p, dict) else p
+        difference = values[first] - values[second]
+        ends = interval(difference - 0.01, difference + 0.01)
+        test = {"first": first, "second": second, "difference": difference, "interval": ends}
+        tests.append({**test, "p_value": found, "adjusted": found, "method": "McNemar mid-p"})
+    best = max(values, key=values.get)
+    intervals = {model: interval(value - 0.01, value + 0.01) for model, value in values.items()}
+    marks = {"best": best, "not_different_from_best": []}
+    return {"figure": name, "values": dict(values), "intervals": intervals, "comparisons": tests, **marks}
+
+
+def unmeasured_json(name, reason="too few pairs"):
+    return {"figure": name, "values": None, "reason": reason}
+
+
+def models_json(names, backbone=None):
+    return {
+        name: {"backbone": backbone or name, "embedding_size": 16, "checkpoint": f"/models/{name}.safetensors"}
+        for name in names
+    }
+
+
+def write_pairs(folder, sets, models=None):
+    """Write pairs.json and the scores.
+
+    Args:
+        folder: of the evaluation.
+        sets: name to name of the figure to the figure's JSON.
+        models: names, by default those of the accuracy.
+    """
+    names = models or list(dict.fromkeys(n for figures in sets.values() for n in figures["accuracy"]["values"]))
+    sections = [
+        {"set": name, "models": {model: {"set": name, "pairs": 20} for model in names}, "figures": figures}
+        for name, figures in sets.items()
+    ]
+    write(folder / "pairs.json", {"models": models_json(names), "flip": True, "sets": sections})
+    distance = np.arange(20) / 20
+    for name in sets:
+        for model in names:
+            file = folder / f"{model}_{name}_scores.npz".replace("/", "_")
+            np.savez(file, distance=distance, is_same=distance < 0.4)
+    return folder
+
+
+def write_ijb(folder, values, p=0.001, unmeasured=("TAR at FAR 1e-06",)):
+    """Write templates.json and identification.json of a target called IJBC."""
+    names = ("TAR at FAR 1e-05", "TAR at FAR 0.0001", "TAR at FAR 0.001", "AUC", "EER")
+    figures = {name: unmeasured_json(name) for name in unmeasured}
+    figures |= {name: figure_json(name, values, p) for name in names if name not in unmeasured}
+    known = {"target": "ijbc", "data": "/data/IJBC", "images": 9, "templates": 4, "models": models_json(values)}
+    section = {"name": "ijbc N1D1F1", "models": {model: {"pairs": 20} for model in values}, "figures": figures}
+    write(folder / "templates.json", {**known, "verification": [section]})
+    searches = {name: figure_json(name, values, p) for name in ("Rank-1", "Rank-5", "TPIR at FPIR 0.1")}
+    curves = {model: {"probes": 20, "cmc": [value, 1.0]} for model, value in values.items()}
+    section = {"name": "ijbc", "models": curves, "figures": searches}
+    write(folder / "identification.json", {**known, "setting": "N1D1F1", "identification": section})
+    return folder
+
+
+def write_profile(folder, backbones, batch_size=32, parameters=None):
+    """Write profile.json: a millisecond for each place among the backbones."""
+    conditions = {"device": "cpu", "processor": "a processor", "threads": 1, "precision": "fp32"}
+    networks = [
+        {
+            "name": name,
+            "backbone": name,
+            "parameters": (parameters or PARAMETERS)[name],
+            "macs": 100 * (parameters or PARAMETERS)[name],
+            "latency_p50_ms": float(place),
+            "throughput_images_per_second": 1000.0 / place,
+            "peak_memory_bytes": place * 2**20,
+        }
+        for place, name in enumerate(backbones, 1)
+    ]
+    write(folder / "profile.json", {"conditions": {**conditions, "batch_size": batch_size}, "networks": networks})
+    return folder
+
+
+def make_study(
+    folder,
+    *,
+    backbones=(SMALL, MIDDLE),
+    seeds=(0, 1),
+    failed=(),
+    unfinished=(),
+    to_do=(),
+    accuracy=default_accuracy,
+    p=0.001,
+    sets=("lfw",),
+    name="demo",
+    failed_parts=(),
+):
+    """Write a study with its runs, evaluations and profile.
+
+    Args:
+        folder: of the study.
+        backbones: of PARAMETERS.
+        seeds: of each.
+        failed: names of runs, such as "shufflefacenet_0_5_seed1", that have failed after two steps.
+        unfinished: of those that were stopped.
+        to_do: of those that have not begun.
+        accuracy: of the backbone's place and the seed.
+        p: see `figure_json`.
+        sets: pair sets.
+        name: of the study.
+        failed_parts: of "pairs", "templates IJBC", "identification IJBC" and "profile".
+    """
+    rows, values = [], {}
+    for place, backbone in enumerate(backbones):
+        for seed in seeds:
+            run = backbone + (f"_seed{seed}" if len(seeds) > 1 else "")
+            done = run not in (*failed, *unfinished, *to_do)
+            state = "done" if done else "to do" if run in to_do else "unfinished"
+            inside = f"runs/{backbone}/seed{seed}"
+            final = [validation(each, STEPS, accuracy(place, seed), 0.96) for each in sets] if done else []
+            known = {"name": run, "backbone": backbone, "seed": seed, "folder": inside, "state": state, "steps": STEPS}
+            rows.append({**known, "error": "no memory left" if run in failed else None, "final": final})
+            if run not in to_do:
+                make_run(folder / inside, backbone, seed, accuracy=accuracy(place, seed), sets=sets, done=done)
+            if done:
+                values[run] = accuracy(place, seed)
+    pairs = {
+        "accuracy": figure_json("accuracy", values, p),
+        "TAR at FAR 0.001": unmeasured_json("TAR at FAR 0.001"),
+        "AUC": figure_json("AUC", values, p),
+        "EER": figure_json("EER", {run: 1 - value for run, value in values.items()}, p),
+    }
+    write_pairs(folder / "evaluation", dict.fromkeys(sets, pairs))
+    write_ijb(folder / "evaluation" / "IJBC", values, p)
+    write_profile(folder, backbones)
+    files = {
+        "pairs": "evaluation/pairs.json",
+        "templates IJBC": "evaluation/IJBC/templates.json",
+        "identification IJBC": "evaluation/IJBC/identification.json",
+        "profile": "profile.json",
+    }
+    parts = {
+        part: {"file": file, "error": "no memory left" if part in failed_parts else None, "inputs": "0"}
+        for part, file in files.items()
+    }
+    asked = {"name": name, "recipe": "demo", "overrides": {"training.epochs": "2"}, "backbones": list(backbones)}
+    asked |= {"seeds": list(seeds), "data": "faces", "pair_sets": list(sets), "ijb": ["IJBC"]}
+    content = {
+        "study": {**asked, "profile": {"enabled": True}},
+        "models": {row["name"]: str(folder / row["folder"]) for row in rows if row["state"] == "done"},
+        "runs": rows,
+        "evaluation": parts,
+        "summary": [{"backbone": each, "parameters": PARAMETERS[each], "macs": 7} for each in backbones],
+    }
+    write(folder / "study.json", content)
+    return folder

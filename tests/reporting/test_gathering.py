@@ -1,0 +1,431 @@
+"""Folders that trainings, studies, evaluations and profiles have left, whole and damaged, read into one object."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+from synthetic_study import (
+    LARGE,
+    MIDDLE,
+    PARAMETERS,
+    SMALL,
+    figure_json,
+    make_run,
+    make_study,
+    models_json,
+    write,
+    write_ijb,
+    write_pairs,
+    write_profile,
+)
+
+import facebones
+from facebones.backbones import create_backbone
+from facebones.errors import ConfigError, DataError, FaceBonesError
+from facebones.reporting.gathering import load_results
+from facebones.reporting.report_tables import report_tables
+from facebones.study.study import load_study
+from facebones.training.foreign_logs import convert_logs
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def states(results):
+    return {run.name: run.state for run in results.runs}
+
+
+# ------------------------------------------------------------------------------------------------------- studies
+
+
+def test_a_study_gives_runs_costs_figures_curves_and_its_command(tmp_path):
+    results = facebones.load_results(make_study(tmp_path / "mine"))
+    assert results.title == "mine" and results.backbones == [SMALL, MIDDLE] and results.notes == []
+    assert [(run.name, run.seed, run.state) for run in results.runs_of(MIDDLE)] == [
+        (f"{MIDDLE}_seed0", 0, "done"),
+        (f"{MIDDLE}_seed1", 1, "done"),
+    ]
+    run = results.runs[0]
+    assert (run.final_loss, run.final_accuracy("lfw"), run.best_accuracy("lfw"), run.steps) == (6.0, 0.95, 0.96, 4)
+    assert run.environment["device"] == "cpu" and len(run.of_kind("train")) == 4
+    cost = results.costs[MIDDLE]
+    assert (cost.parameters, cost.latency_ms, cost.images_per_second) == (PARAMETERS[MIDDLE], 2.0, 500.0)
+    assert cost.memory_bytes == 2 * 2**20 and results.conditions["processor"] == "a processor"
+    assert list(results.curves) == ["lfw"] and list(results.curves["lfw"]) == [run.name for run in results.runs]
+    assert results.curves["lfw"][run.name].true_accept_rate[-1] == 1
+    assert results.cmc["IJBC 1:N"][run.name] == [0.95, 1.0]
+    assert [figure.kind for figure in results.main_figures()] == ["pairs", "templates", "identification"]
+
+
+def test_the_command_makes_a_study_of_the_same_fields(tmp_path):
+    results = load_results(make_study(tmp_path / "a study"))
+    words = shlex.split(results.command)
+    assert words[:5] == ["facebones", "compare", "demo", "--output", str(tmp_path / "a study")]
+    given = {words[at].removeprefix("--").replace("-", "_"): words[at + 1] for at in range(5, len(words), 2)}
+    overrides = {key: given.pop(key) for key in list(given) if "." in key}
+    study = load_study(words[2], overrides=overrides, **given)
+    assert (study.backbones, study.seeds, study.ijb) == ([SMALL, MIDDLE], [0, 1], ["IJBC"])
+    assert study.profile.enabled and study.overrides["training.epochs"] == "2"
+
+
+def test_a_study_that_does_not_come_with_the_package_is_a_file_in_the_command(tmp_path):
+    assert load_results(make_study(tmp_path / "a", name="my own")).command.startswith(
+        "facebones compare 'my own.yaml' "
+    )
+
+
+def test_failed_unfinished_and_future_runs_are_told_and_split_no_backbone(tmp_path):
+    study = make_study(
+        tmp_path / "s",
+        seeds=(0, 1, 2),
+        failed=[f"{SMALL}_seed0"],
+        unfinished=[f"{SMALL}_seed1"],
+        to_do=[f"{MIDDLE}_seed2"],
+    )
+    results = load_results(study)
+    assert results.backbones == [SMALL, MIDDLE]
+    assert list(states(results).values()) == ["failed", "unfinished", "done", "done", "done", "to do"]
+    assert results.runs[0].error == "no memory left" and results.runs[0].final_accuracy("lfw") is None
+    assert results.runs[0].steps == 2 and results.runs[5].steps is None
+    assert results.notes == [
+        f"{SMALL}_seed0: failed: no memory left",
+        f"{SMALL}_seed1: is not finished",
+        f"{MIDDLE}_seed2: is not trained yet",
+    ]
+
+
+def test_a_run_that_was_finished_after_the_study_was_written_is_done(tmp_path):
+    study = make_study(tmp_path / "s", failed=[f"{SMALL}_seed0"])
+    make_run(study / "runs" / SMALL / "seed0", SMALL, 0)
+    run = load_results(study).runs[0]
+    assert (run.state, run.error) == ("done", None)
+
+
+def test_of_a_finished_run_whose_folder_is_gone_the_final_accuracy_is_left(tmp_path):
+    study = make_study(tmp_path / "s", seeds=(0,))
+    (study / "runs" / SMALL).rename(tmp_path / "elsewhere")
+    results = load_results(study)
+    run = results.runs[0]
+    assert (run.state, run.final_accuracy("lfw"), run.final_loss) == ("done", 0.95, None)
+    assert any("is gone" in note and str(study / "runs" / SMALL) in note for note in results.notes)
+
+
+def test_a_part_of_the_evaluation_that_failed_or_is_gone_is_noted(tmp_path):
+    study = make_study(tmp_path / "s", failed_parts=["templates IJBC"])
+    (study / "evaluation" / "IJBC" / "identification.json").unlink()
+    (study / "profile.json").unlink()
+    results = load_results(study)
+    assert {figure.where for figure in results.figures} == {"lfw"}
+    first, second, third = results.notes
+    assert first == "templates IJBC: failed: no memory left"
+    assert "identification.json is gone" in second and "profile.json is gone" in third
+    assert results.costs[SMALL].parameters == PARAMETERS[SMALL] and results.costs[SMALL].latency_ms is None
+
+
+def test_a_missing_file_of_scores_costs_one_curve_and_is_noted(tmp_path):
+    study = make_study(tmp_path / "s")
+    (study / "evaluation" / f"{SMALL}_seed0_lfw_scores.npz").unlink()
+    results = load_results(study)
+    assert len(results.curves["lfw"]) == 3 and f"{SMALL}_seed0" not in results.curves["lfw"]
+    (note,) = results.notes
+    assert "is gone" in note and results.figure("lfw", "accuracy").values[f"{SMALL}_seed0"] == 0.95
+
+
+def test_a_trained_network_in_a_study_keeps_its_course(tmp_path):
+    study, other = make_study(tmp_path / "s"), make_run(tmp_path / "older", LARGE)
+
+    def add(content):
+        content["models"] |= {"older": str(other), "onnx": "/models/net.onnx"}
+        content["summary"].append({"backbone": "older", "parameters": None, "macs": None})
+
+    edit(study / "study.json", add)
+    results = load_results(study)
+    assert [(run.backbone, run.source) for run in results.runs[-2:]] == [("older", "run"), ("onnx", "file")]
+    assert len(results.runs[-2].lines) == 6
+    counted = sum(weight.numel() for weight in create_backbone(LARGE, 16).parameters())
+    assert results.costs["older"].parameters == counted and results.costs["onnx"].parameters is None
+
+
+# ------------------------------------------------------------------------------------------------------ lone runs
+
+
+def test_two_seeds_in_lone_folders_are_one_backbone_with_a_spread(tmp_path):
+    runs = [make_run(tmp_path / f"r{seed}", seed=seed, accuracy=0.90 + 0.02 * seed) for seed in (0, 1)]
+    results = load_results(*runs)
+    assert results.backbones == [SMALL] and results.title == "r0, r1" and results.notes == []
+    (figure,) = results.main_figures()
+    spread = results.spread(figure, SMALL)
+    assert spread.mean == pytest.approx(0.91) and spread.deviation == pytest.approx(0.02 / 2**0.5)
+    assert [line.split()[2] for line in results.command.splitlines()] == [f"{run}/config.yaml" for run in runs]
+    counted = sum(weight.numel() for weight in create_backbone(SMALL, 16).parameters())
+    assert results.costs[SMALL].parameters == counted
+    assert results.recipe["backbone"] == {"embedding_size": 16, "dropout": 0.0}
+    assert "seed" not in results.recipe["training"] and results.recipe["training"]["batch_size"] == 8
+
+
+def test_runs_by_other_recipes_or_on_other_data_are_other_backbones_and_their_seeds_stay_together(tmp_path):
+    make_run(tmp_path / "a0", seed=0)
+    make_run(tmp_path / "a1", seed=1, data__workers=1, validation__every=7, training__checkpoint_every=9)
+    make_run(tmp_path / "b0", seed=0, optimizer__learning_rate=0.5)
+    make_run(tmp_path / "c0", seed=0, data="b")
+    results = load_results(*(tmp_path / name for name in ("a0", "a1", "b0", "c0")))
+    labels = [run.backbone for run in results.runs]
+    assert labels == [f"{SMALL} (a0)", f"{SMALL} (a0)", f"{SMALL} (b0)", f"{SMALL} (c0)"]
+    assert list(results.costs) == results.backbones
+    (note,) = results.notes
+    assert "differ in optimizer.learning_rate, the training data;" in note
+    assert "learning_rate" not in results.recipe["optimizer"] and "momentum" in results.recipe["optimizer"]
+
+
+def test_many_differences_of_recipes_are_counted_and_backbones_are_none(tmp_path):
+    make_run(tmp_path / "a", SMALL)
+    make_run(tmp_path / "b", MIDDLE, seed=1)
+    assert load_results(tmp_path / "a", tmp_path / "b").notes == []
+    fields = {"head__scale": 8.0, "head__m2": 0.1, "head__m3": 0.1, "optimizer__learning_rate": 0.5}
+    fields |= {"training__epochs": 3, "training__batch_size": 4, "schedule__power": 3.0, "data__flip": False}
+    make_run(tmp_path / "c", LARGE, **fields)
+    (note,) = load_results(tmp_path / "a", tmp_path / "c").notes
+    assert note.count(", ") == 5 and " and 2 more;" in note and "backbone.name" not in note
+
+
+def test_a_training_that_was_done_twice_is_noted(tmp_path):
+    (note,) = load_results(make_run(tmp_path / "a"), make_run(tmp_path / "b")).notes
+    assert note.startswith("b and a are of the same recipe and seed")
+
+
+def test_a_stopped_run_is_unfinished_and_has_its_course(tmp_path):
+    results = load_results(make_run(tmp_path / "run", done=False))
+    assert states(results) == {"run": "unfinished"} and results.notes == ["run: is not finished"]
+    assert results.runs[0].final_loss == 8.0 and results.main_figures() == []
+
+
+def test_a_text_log_of_others_stands_beside_a_run_of_ours(tmp_path):
+    lines = []
+    for step, loss in ((1, "9.5"), (2, "nan"), (3, "7.25")):
+        lines.append(
+            "Training: 2022-02-17 20:06:49,083-Speed 3123.45 samples/sec   "
+            f"Loss {loss}   LearningRate 0.02   Epoch: 0   Global Step: {step}   Required: 1 hours\n"
+        )
+        figures = (("XNorm", "22.1"), ("Accuracy-Flip", f"0.9{step}000+-0.00350"), ("Accuracy-Highest", "0.99000"))
+        lines += [f"Training: 2022-02-17 20:06:50,083-[lfw][{step}]{name}: {value}\n" for name, value in figures]
+    (tmp_path / "training.log").write_text("".join(lines))
+    convert_logs([tmp_path / "training.log"], tmp_path / "theirs")
+    results = load_results(make_run(tmp_path / "ours"), tmp_path / "theirs")
+    assert [(run.name, run.backbone, run.source) for run in results.runs] == [
+        ("ours", SMALL, "run"),
+        ("theirs", "theirs", "log"),
+    ]
+    theirs = results.runs[1]
+    assert (theirs.final_loss, theirs.final_accuracy("lfw"), theirs.best_accuracy("lfw")) == (7.25, 0.93, 0.99)
+    tables = {table.key: table for table in report_tables(results)}
+    rows = {row[0].text: [cell.text for cell in row] for row in tables["training"].rows}
+    assert rows["theirs"] == ["theirs", "lfw", "93.00 %", "99.00 %", "7.2500", "3"]
+    assert rows[SMALL][2] == "95.00 %"
+    assert [row[0].text for row in tables["runs"].rows] == ["ours", "theirs"]
+    assert len(results.command.splitlines()) == 1
+
+
+def test_a_log_that_is_called_as_a_backbone_is_no_seed_of_it(tmp_path):
+    make_run(tmp_path / "ours")
+    theirs = make_run(tmp_path / SMALL)
+    (theirs / "config.yaml").unlink()
+    (theirs / "source.json").write_text("{}")
+    assert load_results(tmp_path / "ours", theirs).backbones == [f"{SMALL} (ours)", f"{SMALL} ({SMALL})"]
+
+
+# ------------------------------------------------------------------------------------- lone evaluations, profiles
+
+
+def test_models_that_were_only_evaluated_are_backbones_of_their_own(tmp_path):
+    write_pairs(tmp_path / "e", {"lfw": {"accuracy": figure_json("accuracy", {"x": 0.9, "y": 0.8})}})
+    edit(tmp_path / "e" / "pairs.json", lambda content: content["models"]["x"].update(backbone=SMALL))
+    results = load_results(tmp_path / "e")
+    assert results.backbones == ["x", "y"] and {run.source for run in results.runs} == {"file"}
+    counted = sum(weight.numel() for weight in create_backbone(SMALL, 16).parameters())
+    assert results.costs["x"].parameters == counted and results.costs["y"].parameters is None
+
+
+@pytest.mark.parametrize("order", [("r", "e"), ("e", "r")])
+def test_the_order_of_a_run_and_its_evaluation_does_not_matter(tmp_path, order):
+    make_run(tmp_path / "r")
+    write_pairs(tmp_path / "e", {"lfw": {"accuracy": figure_json("accuracy", {"r": 0.9, "y": 0.8})}})
+    results = load_results(*(tmp_path / name for name in order))
+    assert [(run.name, run.backbone, run.source) for run in results.runs] == [("r", SMALL, "run"), ("y", "y", "file")]
+
+
+def test_of_two_evaluations_of_one_set_the_first_is_shown_with_its_curves(tmp_path):
+    for name, value in (("a", 0.9), ("b", 0.8)):
+        write_pairs(tmp_path / name, {"lfw": {"accuracy": figure_json("accuracy", {name: value})}})
+        write_ijb(tmp_path / name, {name: value})
+    results = load_results(tmp_path / "a", tmp_path / "b")
+    assert results.figure("lfw", "accuracy").values == {"a": 0.9} and list(results.curves["lfw"]) == ["a"]
+    assert list(results.cmc["IJBC 1:N"]) == ["a"] and len(results.notes) == 3
+    assert all("more than once" in note for note in results.notes)
+
+
+def test_a_lone_profile_counts_for_networks_of_its_size_only(tmp_path):
+    run = make_run(tmp_path / "r")
+    built = sum(weight.numel() for weight in create_backbone(SMALL, 16).parameters())
+    right = write_profile(tmp_path / "right", [SMALL], parameters={SMALL: built})
+    wrong = write_profile(tmp_path / "wrong", [SMALL], parameters={SMALL: built + 1})
+    assert load_results(run, right).costs[SMALL].latency_ms == 1.0
+    results = load_results(run, wrong)
+    assert results.costs[SMALL].latency_ms is None and results.costs[SMALL].parameters == built
+    assert f"{built + 1:,} in the profile" in results.notes[0]
+
+
+def test_latencies_under_other_conditions_are_left_out(tmp_path):
+    run = make_run(tmp_path / "r", LARGE)
+    built = {name: sum(w.numel() for w in create_backbone(name, 16).parameters()) for name in (SMALL, LARGE)}
+    first = write_profile(tmp_path / "p", [SMALL], parameters=built)
+    second = write_profile(tmp_path / "q", [LARGE], batch_size=1, parameters=built)
+    results = load_results(run, first, second)
+    assert results.conditions["batch_size"] == 32 and results.costs[LARGE].latency_ms is None
+    assert any("other conditions" in note for note in results.notes)
+
+
+# -------------------------------------------------------------------------------------------------------- errors
+
+
+def refused(kind, *folders):
+    with pytest.raises(kind) as caught:
+        load_results(*folders)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_nothing_and_an_empty_folder_are_refused(tmp_path):
+    assert "at least one folder" in refused(ConfigError)
+    assert refused(ConfigError, tmp_path).startswith(f"{tmp_path}: holds no study")
+    assert "holds no study" in refused(ConfigError, tmp_path / "missing")
+
+
+def test_two_runs_of_one_name_are_refused(tmp_path):
+    first, second = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run")
+    message = refused(ConfigError, first, second)
+    assert str(first) in message and str(second) in message and "rename" in message
+    study = make_study(tmp_path / "s")
+    assert "is called" in refused(ConfigError, study, study)
+
+
+STUDY_FILES = (
+    "study.json",
+    "evaluation/pairs.json",
+    "evaluation/IJBC/templates.json",
+    "evaluation/IJBC/identification.json",
+    "profile.json",
+    f"runs/{SMALL}/seed0/result.json",
+    f"runs/{SMALL}/seed0/environment.json",
+)
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", "null", '"text"', "[" * 100_000, "\xff"])
+@pytest.mark.parametrize("name", STUDY_FILES)
+def test_a_damaged_file_or_one_of_another_shape_is_named(tmp_path, name, content):
+    study = make_study(tmp_path / "s")
+    (study / name).write_bytes(content.encode("latin-1"))
+    assert refused(DataError, study).startswith(f"{study / name}: ")
+
+
+def set_in(*keys, to):
+    def change(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = to
+
+    return change
+
+
+ACCURACY = ("sets", 0, "figures", "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("study.json", set_in("runs", 0, "name", to=None)),
+        ("study.json", set_in("runs", 0, "folder", to=7)),
+        ("study.json", set_in("runs", 0, "seed", to=[])),
+        ("study.json", set_in("summary", 0, "parameters", to="many")),
+        ("study.json", set_in("study", "overrides", to={"training.epochs": 2})),
+        ("study.json", set_in("evaluation", to=[])),
+        ("profile.json", set_in("networks", 0, "latency_p50_ms", to="fast")),
+        ("profile.json", set_in("conditions", to=3)),
+        ("evaluation/pairs.json", set_in(*ACCURACY, "values", f"{SMALL}_seed0", to="good")),
+        ("evaluation/pairs.json", set_in(*ACCURACY, "values", f"{SMALL}_seed0", to=float("nan"))),
+        ("evaluation/pairs.json", set_in(*ACCURACY, "intervals", f"{SMALL}_seed0", to={"low": 1.0, "high": 0.5})),
+        ("evaluation/pairs.json", set_in(*ACCURACY, "comparisons", to=[{}])),
+        ("evaluation/pairs.json", set_in("sets", 0, "figures", "AUC", to={"values": None})),
+        ("evaluation/IJBC/identification.json", set_in("identification", "models", "x", to={"cmc": ["1"]})),
+        (f"runs/{SMALL}/seed0/result.json", set_in("final", to=[{"accuracy": 0.5}])),
+        (f"runs/{SMALL}/seed0/result.json", set_in("final", 0, "accuracy", to="good")),
+        (f"runs/{SMALL}/seed0/result.json", set_in("best", "sets", "lfw", to=[])),
+        (f"runs/{SMALL}/seed0/result.json", set_in("steps", to="all")),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_the_name_of_its_file(tmp_path, name, change):
+    study = make_study(tmp_path / "s")
+    edit(study / name, change)
+    assert refused(DataError, study).startswith(f"{study / name}: ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        "nonsense",
+        "{}",
+        '{"kind": "train", "loss": 1.0}',
+        '{"kind": "train", "step": 1, "loss": "low"}',
+        '{"kind": "validation", "step": 1, "accuracy": 0.5}',
+        '{"kind": "validation", "step": 1, "set": "lfw", "accuracy": "x"}',
+    ],
+)
+def test_a_line_of_metrics_of_another_shape_is_refused(tmp_path, line):
+    run = make_run(tmp_path / "r")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    assert refused(DataError, run).startswith(f"{run / 'metrics.jsonl'}: ")
+
+
+def test_numbers_that_json_lacks_and_a_half_written_line_are_no_damage(tmp_path):
+    run = make_run(tmp_path / "r")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 5, "loss": NaN}\n{"kind": "tr')
+    found = load_results(run).runs[0]
+    assert found.lines[-1]["loss"] is None and found.final_loss == 6.0
+
+
+@pytest.mark.parametrize("damage", ["text", "keys", "lengths", "pickle"])
+def test_damaged_scores_are_named(tmp_path, damage):
+    study = make_study(tmp_path / "s")
+    file = study / "evaluation" / f"{SMALL}_seed0_lfw_scores.npz"
+    if damage == "text":
+        file.write_bytes(b"PK\x03\x04 no archive")
+    else:
+        arrays = {"keys": {"x": np.ones(3)}, "lengths": {"distance": np.ones(3), "is_same": np.ones(4, bool)}}
+        pickled = {"distance": np.array([None, {}]), "is_same": np.ones(2, bool)}
+        np.savez(file, **arrays.get(damage, pickled))
+    assert refused(DataError, study).startswith(f"{file}: ")
+
+
+def test_a_damaged_recipe_is_named(tmp_path):
+    run = make_run(tmp_path / "r")
+    (run / "config.yaml").write_text("backbone: {nme: x}")
+    assert str(run / "config.yaml") in refused(FaceBonesError, run)
+
+
+def test_models_without_a_backbone_have_no_costs(tmp_path):
+    values = {"net": 0.5}
+    write_pairs(tmp_path / "e", {"lfw": {"accuracy": figure_json("accuracy", values)}})
+    models = models_json(values)
+    models["net"] |= {"backbone": None, "embedding_size": None}
+    edit(tmp_path / "e" / "pairs.json", lambda content: content.update(models=models))
+    assert vars(load_results(tmp_path / "e").costs["net"]) == dict.fromkeys(
+        ("parameters", "macs", "latency_ms", "images_per_second", "memory_bytes")
+    )
+    write(tmp_path / "e" / "pairs.json", {"models": {"net": {}}, "sets": []})
+    assert "checkpoint" in refused(DataError, tmp_path / "e")
