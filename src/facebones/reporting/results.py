@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facebones.evaluation.significance import SIGNIFICANT, over_seeds
+
+if TYPE_CHECKING:
+    from facebones.reporting.report_pictures import Pictures
 
 Line = Mapping[str, Any]
 LOWER_IS_BETTER = ("EER",)
@@ -221,7 +224,7 @@ class Results:
             rates = {
                 far: figure
                 for figure in self.figures
-                if figure.where == where and figure.values and (far := _far(figure.name)) is not None and far >= 1e-4
+                if figure.where == where and figure.values and (far := false_accept_rate_of(figure)) is not None and far >= 1e-4
             }
             if rates:
                 found.append(rates[min(rates)])
@@ -267,6 +270,12 @@ class Results:
                 alike.append(test.second if test.first == backbone else test.first)
         return alike
 
+    def pictures(self) -> "Pictures":
+        """Those of the report, by name, each drawn when it is taken: `results.pictures()["loss"]`."""
+        from facebones.reporting.report_pictures import report_pictures
+
+        return report_pictures(self)
+
     def _validated_only(self) -> list[Figure]:
         """Accuracy at the end of training, for sets of which there is no evaluation; without intervals and tests."""
         found = []
@@ -290,8 +299,13 @@ def pareto_front(costs: Mapping[str, float], values: Mapping[str, float]) -> lis
     return front
 
 
-def _far(name: str) -> float | None:
-    head, _, rate = name.partition("TAR at FAR ")
+def false_accept_rate_of(figure: Figure) -> float | None:
+    """At which the figure is the TAR; None of another figure.
+
+    >>> false_accept_rate_of(Figure(where="lfw", name="TAR at FAR 0.001", kind="pairs"))
+    0.001
+    """
+    head, _, rate = figure.name.partition("TAR at FAR ")
     return float(rate) if not head and rate else None
 
 

@@ -1,0 +1,120 @@
+"""The picture of the tests of every two backbones by one figure: how far they are apart, and whether that is real."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from facebones.reporting.figures import new_figure, set_text
+from facebones.reporting.point_names import shortened
+from facebones.reporting.results import BackboneTest, Figure, Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
+    from matplotlib.figure import Figure as Picture
+
+CELL = (0.56, 0.36)  # inches
+LETTER = 0.075  # inches of width, about
+FRAME = (1.7, 1.0)  # inches for the scale and the heading
+NAME_SIZE = 8.0
+CELL_SIZE = 7.0
+SLANT = 50  # degrees
+SCALE = "PuOr"  # diverging, white in the middle, and told apart by colour-blind readers (C. Brewer)
+NOT_TESTED = "#eeeeee"
+HATCH: dict[str, Any] = {"hatch": "/////", "edgecolor": "#9a9a9a", "facecolor": "none", "linewidth": 0}
+
+
+def heat_map_pictures(results: Results) -> dict[tuple[str, ...], Callable[[], "Picture"]]:
+    """What draws the tests of each main figure, by the parts of its name; those only where there are tests."""
+    return {
+        ("tests", figure.title): partial(_heat_map, results, figure)
+        for figure in results.main_figures()
+        if results.tests(figure)
+    }
+
+
+def _heat_map(results: Results, figure: Figure) -> "Picture":
+    """A cell is its row minus its column, in points; the best backbone is the first of both."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    names = results.ranking(figure)
+    tests = results.tests(figure)
+    widest = max(abs(100 * test.difference) for test in tests) or 1.0
+    scale, colours = Normalize(-widest, widest), colormaps[SCALE]
+    longest = max(len(shortened(name)) for name in names) * LETTER
+    picture = new_figure(FRAME[0] + longest + CELL[0] * len(names), FRAME[1] + 0.8 * longest + CELL[1] * len(names))
+    axes = picture.add_subplot()
+    _draw_grid(axes, names)
+    for test in tests:
+        row, column = names.index(test.first), names.index(test.second)
+        _draw_cell(axes, row, column, 100 * test.difference, test, scale, colours)
+        _draw_cell(axes, column, row, -100 * test.difference, test, scale, colours)
+    bar = picture.colorbar(ScalarMappable(scale, colours), ax=axes, fraction=0.05, pad=0.02, aspect=25)
+    bar.set_label("Row minus column (points)", fontsize=NAME_SIZE)
+    bar.ax.tick_params(labelsize=CELL_SIZE)
+    title = picture.suptitle("", fontsize=10)
+    set_text(title, f"{figure.title}: differences\nhatched: not significant at 5 %")
+    return picture
+
+
+def _draw_grid(axes: "Axes", names: list[str]) -> None:
+    """Draw empty cells, and the names beside and above them."""
+    count = len(names)
+    axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), facecolor=NOT_TESTED)
+    axes.xaxis.tick_top()
+    slanted = {"rotation": SLANT, "ha": "left", "va": "bottom", "rotation_mode": "anchor"}
+    for axis, options in ((axes.xaxis, slanted), (axes.yaxis, {})):
+        axis.set_ticks(range(count), [""] * count, fontsize=NAME_SIZE, **options)
+        for label, name in zip(axis.get_ticklabels(), names, strict=True):
+            set_text(label, shortened(name))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _draw_cell(
+    axes: "Axes",
+    row: int,
+    column: int,
+    points: float,
+    test: BackboneTest,
+    scale: "Normalize",
+    colours: "Colormap",
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    colour = colours(scale(points))
+    corner = (column - 0.5, row - 0.5)
+    axes.add_patch(Rectangle(corner, 1, 1, facecolor=colour, edgecolor="white", linewidth=1.2))
+    clear: dict[str, Any] | None = None
+    if not test.significant:
+        axes.add_patch(Rectangle(corner, 1, 1, **HATCH))
+        clear = {"facecolor": colour, "edgecolor": "none", "pad": 1.2}  # no hatch behind the letters
+    axes.text(
+        column,
+        row,
+        difference_text(points),
+        ha="center",
+        va="center",
+        fontsize=CELL_SIZE,
+        color=_readable_on(colour),
+        fontweight="bold" if test.significant else "normal",
+        bbox=clear,
+    )
+
+
+def difference_text(points: float) -> str:
+    """With its sign and two digits; what rounds to nothing has no sign.
+
+    >>> difference_text(1.239), difference_text(-0.004)
+    ('+1.24', '0.00')
+    """
+    return f"{points:+.2f}" if round(points, 2) else "0.00"
+
+
+def _readable_on(colour: tuple[float, float, float, float]) -> str:
+    """Black or white, whichever has more contrast (WCAG 2, relative luminance)."""
+    linear = [(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4) for c in colour[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "white"
