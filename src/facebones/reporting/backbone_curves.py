@@ -70,7 +70,8 @@ def _name_backbones(figure: "Figure", results: Results, values: Mapping[str, flo
     """The legend: each backbone with the mean of a value over its seeds."""
     looks = model_styles(results.backbones)
     runs = _by_backbone(results, values)
-    labels = [f"{name} ({form.format(_mean([values[run] for run in runs[name]]))})" for name in runs]
+    mean = "mean " if any(len(names) > 1 for names in runs.values()) else ""
+    labels = [f"{name} ({mean}{form.format(_mean([values[run] for run in runs[name]]))})" for name in runs]
     legend_below(figure, labels, [looks[name] for name in runs])
 
 

@@ -69,7 +69,7 @@ def _front(figure: Figure, points: Mapping[str, tuple[float, Spread]]) -> list[s
 
 
 def _shown(spreads: list[Spread]) -> Ends:
-    """Limits of the axis: all runs, and of the intervals what leaves the runs at least a third of the height."""
+    """Limits of the axis: all runs, and of the intervals what leaves the runs a third of the height; rates only."""
     values = [value for spread in spreads for value in (spread.mean, *spread.values.values())]
     lowest, highest = min(values), max(values)
     span = max(highest - lowest, LEAST_SPAN)
@@ -77,7 +77,7 @@ def _shown(spreads: list[Spread]) -> Ends:
     low = max(min(ends, default=lowest), lowest - span)
     high = min(max(ends, default=highest), highest + span)
     room = 0.07 * max(high - low, span)
-    return min(low, lowest) - room, max(high, highest) + room
+    return max(min(low, lowest), 0.0) - room, min(max(high, highest), 1.0) + room
 
 
 def _draw_point(axes: "Axes", price: float, spread: Spread, look: Style, shown: Ends) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Series = tuple[FloatArray, FloatArray]  # steps and values, each (N,)
 Courses = Mapping[str, Sequence[Series]]  # of a backbone, one a run that has any
 
-THIN: Style = {"linewidth": 0.7, "alpha": 0.4}  # of a run behind the mean over the seeds
+THIN: Style = {"linestyle": "-", "linewidth": 0.7, "alpha": 0.4}  # of a run behind the mean over the seeds
 ONE_OF_SEVERAL: Style = {"linewidth": 0.9}  # of a run where there is no mean
 SHARED: Style = {"color": "#000000", "linewidth": 1.6}
 
@@ -120,38 +120,35 @@ def _legend_look(look: Style, smooth: bool) -> Style:
 
 
 def _rate_figure(results: Results, courses: Courses) -> "Figure":
-    """The learning rates: one line where all runs have one schedule, as they should."""
+    return _runs_figure(results, courses, "Learning rate")
+
+
+def _scale_figure(results: Results, courses: Courses) -> "Figure":
+    """The gradient scales, whose axis has the powers of two that they are."""
+    figure = _runs_figure(results, courses, "Gradient scale", drawstyle="steps-post")
+    figure.axes[0].set_yscale("log", base=2)
+    return figure
+
+
+def _runs_figure(results: Results, courses: Courses, title: str, **more: str) -> "Figure":
+    """A line a run, in the look of its backbone, thinner with several seeds; but one line where all are the same."""
     figure, axes = curve_axes()
     everything = [series for runs in courses.values() for series in runs]
     if len(everything) > 1 and all(_equal(series, everything[0]) for series in everything):
-        axes.plot(*everything[0], **SHARED)
-        _finish(figure, "Learning rate", "Learning rate", {f"all {len(everything)} runs": SHARED})
-    else:
-        _draw_runs(figure, results, courses, "Learning rate", "Learning rate")
+        axes.plot(*everything[0], **SHARED, **more)
+        _finish(figure, title, title, {f"all {len(everything)} runs": SHARED})
+        return figure
+    looks = {name: line_only(look) for name, look in model_styles(results.backbones).items()}
+    for backbone, runs in courses.items():
+        for step, value in runs:
+            axes.plot(step, value, **looks[backbone] | (ONE_OF_SEVERAL if len(runs) > 1 else {}), **more)
+    several = any(len(runs) > 1 for runs in courses.values())
+    _finish(figure, f"{title}: a line a run" if several else title, title, {name: looks[name] for name in courses})
     return figure
 
 
 def _equal(first: Series, second: Series) -> bool:
     return all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
-
-
-def _scale_figure(results: Results, courses: Courses) -> "Figure":
-    """The gradient scales, whose axis has the powers of two that they are."""
-    figure, axes = curve_axes()
-    _draw_runs(figure, results, courses, "Gradient scale", "Gradient scale", drawstyle="steps-post")
-    axes.set_yscale("log", base=2)
-    return figure
-
-
-def _draw_runs(figure: "Figure", results: Results, courses: Courses, title: str, y: str, **more: str) -> None:
-    """Draw a line a run, in the look of its backbone; those of several seeds are thinner."""
-    looks = {name: line_only(look) for name, look in model_styles(results.backbones).items()}
-    for backbone, runs in courses.items():
-        for step, value in runs:
-            look = looks[backbone] | (ONE_OF_SEVERAL if len(runs) > 1 else {})
-            figure.axes[0].plot(step, value, **look, **more)
-    several = any(len(runs) > 1 for runs in courses.values())
-    _finish(figure, f"{title}: a line a run" if several else title, y, {name: looks[name] for name in courses})
 
 
 def _finish(figure: "Figure", title: str, y: str, legend: Mapping[str, Style]) -> None:

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from facebones.reporting.figures import new_figure, set_text
+from facebones.reporting.figures import drawable, new_figure, set_text
 from facebones.reporting.point_names import shortened
 from facebones.reporting.results import BackboneTest, Figure, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure as Picture
 
@@ -20,8 +21,9 @@ NAME_SIZE = 8.0
 CELL_SIZE = 7.0
 SLANT = 50  # degrees
 SCALE = "PuOr"  # diverging, white in the middle, and told apart by colour-blind readers (C. Brewer)
-NOT_TESTED = "#eeeeee"
-HATCH: dict[str, Any] = {"hatch": "/////", "edgecolor": "#9a9a9a", "facecolor": "none", "linewidth": 0}
+STRONGEST = 0.85  # of the scale: its very ends are nearly black
+NOT_TESTED = "#e4e4e4"
+HATCH: dict[str, Any] = {"hatch": "////", "edgecolor": "#c4c4c4", "facecolor": "white", "linewidth": 0}
 
 
 def heat_map_pictures(results: Results) -> dict[tuple[str, ...], Callable[[], "Picture"]]:
@@ -34,15 +36,18 @@ def heat_map_pictures(results: Results) -> dict[tuple[str, ...], Callable[[], "P
 
 
 def _heat_map(results: Results, figure: Figure) -> "Picture":
-    """A cell is its row minus its column, in points; the best backbone is the first of both."""
+    """A cell is its row minus its column, in points, coloured where that is significant.
+
+    The best backbone is the first of both rows and columns.
+    """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     names = results.ranking(figure)
     tests = results.tests(figure)
-    widest = max(abs(100 * test.difference) for test in tests) or 1.0
-    scale, colours = Normalize(-widest, widest), colormaps[SCALE]
+    widest = max((abs(100 * test.difference) for test in tests if test.significant), default=1.0)
+    scale, colours = Normalize(-widest / STRONGEST, widest / STRONGEST), colormaps[SCALE]
     longest = max(len(shortened(name)) for name in names) * LETTER
     picture = new_figure(FRAME[0] + longest + CELL[0] * len(names), FRAME[1] + 0.8 * longest + CELL[1] * len(names))
     axes = picture.add_subplot()
@@ -51,12 +56,17 @@ def _heat_map(results: Results, figure: Figure) -> "Picture":
         row, column = names.index(test.first), names.index(test.second)
         _draw_cell(axes, row, column, 100 * test.difference, test, scale, colours)
         _draw_cell(axes, column, row, -100 * test.difference, test, scale, colours)
-    bar = picture.colorbar(ScalarMappable(scale, colours), ax=axes, fraction=0.05, pad=0.02, aspect=25)
+    if any(test.significant for test in tests):
+        _draw_scale(picture, axes, ScalarMappable(scale, colours))
+    title = picture.suptitle("", fontsize=10)
+    set_text(title, f"{figure.title}: row minus column, in points\nhatched: not significant at 5 %")
+    return picture
+
+
+def _draw_scale(picture: "Picture", axes: "Axes", mappable: "ScalarMappable") -> None:
+    bar = picture.colorbar(mappable, ax=axes, fraction=0.05, pad=0.02, aspect=25)
     bar.set_label("Row minus column (points)", fontsize=NAME_SIZE)
     bar.ax.tick_params(labelsize=CELL_SIZE)
-    title = picture.suptitle("", fontsize=10)
-    set_text(title, f"{figure.title}: differences\nhatched: not significant at 5 %")
-    return picture
 
 
 def _draw_grid(axes: "Axes", names: list[str]) -> None:
@@ -66,9 +76,9 @@ def _draw_grid(axes: "Axes", names: list[str]) -> None:
     axes.xaxis.tick_top()
     slanted = {"rotation": SLANT, "ha": "left", "va": "bottom", "rotation_mode": "anchor"}
     for axis, options in ((axes.xaxis, slanted), (axes.yaxis, {})):
-        axis.set_ticks(range(count), [""] * count, fontsize=NAME_SIZE, **options)
-        for label, name in zip(axis.get_ticklabels(), names, strict=True):
-            set_text(label, shortened(name))
+        axis.set_ticks(range(count), [drawable(shortened(name)) for name in names], fontsize=NAME_SIZE, **options)
+        for label in axis.get_ticklabels():
+            label.set_parse_math(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
@@ -84,13 +94,11 @@ def _draw_cell(
 ) -> None:
     from matplotlib.patches import Rectangle
 
-    colour = colours(scale(points))
+    colour = colours(scale(points)) if test.significant else (1.0, 1.0, 1.0, 1.0)
+    look = {"facecolor": colour} if test.significant else HATCH
     corner = (column - 0.5, row - 0.5)
-    axes.add_patch(Rectangle(corner, 1, 1, facecolor=colour, edgecolor="white", linewidth=1.2))
-    clear: dict[str, Any] | None = None
-    if not test.significant:
-        axes.add_patch(Rectangle(corner, 1, 1, **HATCH))
-        clear = {"facecolor": colour, "edgecolor": "none", "pad": 1.2}  # no hatch behind the letters
+    axes.add_patch(Rectangle(corner, 1, 1, **look))
+    axes.add_patch(Rectangle(corner, 1, 1, facecolor="none", edgecolor="white", linewidth=1.2))
     axes.text(
         column,
         row,
@@ -100,7 +108,7 @@ def _draw_cell(
         fontsize=CELL_SIZE,
         color=_readable_on(colour),
         fontweight="bold" if test.significant else "normal",
-        bbox=clear,
+        bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0},  # no hatch behind the letters
     )
 
 

@@ -80,7 +80,7 @@ def _candidates(
     angles = np.linspace(0, 2 * np.pi, DIRECTIONS, endpoint=False)
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)  # (A, 2), the first to the right
     reach = max(bounds[2] - bounds[0], bounds[3] - bounds[1])
-    rings = np.arange(GAP, reach, RING_STEP * size[1])[:, None, None]
+    rings = np.arange(GAP, reach, max(RING_STEP * size[1], 1.0))[:, None, None]
     half = (size + marker[2:] - marker[:2]) / 2
     # Along a direction the label just touches the marker's box where the longer component reaches its half-size.
     touching = directions * np.min(half / np.maximum(np.abs(directions), 1e-9), axis=1, keepdims=True)

@@ -224,7 +224,10 @@ class Results:
             rates = {
                 far: figure
                 for figure in self.figures
-                if figure.where == where and figure.values and (far := false_accept_rate_of(figure)) is not None and far >= 1e-4
+                if figure.where == where
+                and figure.values
+                and (far := false_accept_rate_of(figure)) is not None
+                and far >= 1e-4
             }
             if rates:
                 found.append(rates[min(rates)])
