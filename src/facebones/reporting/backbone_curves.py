@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from facebones.evaluation.curves import RocCurve, area_under_curve
 from facebones.reporting.curve_plots import Band, roc_figure
 from facebones.reporting.figures import Style, legend_below, model_styles
@@ -32,22 +34,22 @@ def curve_pictures(results: Results) -> dict[tuple[str, ...], Callable[[], "Figu
 def _roc_figure(results: Results, where: str) -> "Figure":
     curves: Mapping[str, RocCurve] = results.curves[where]
     bands = _bands(results, where, curves) if len(curves) <= MOST_WITH_BANDS else {}
-    figure = roc_figure(curves, _title(results, where, curves), styles=_looks(results, curves), bands=bands)
+    figure = roc_figure(curves, _title(results, f"{where}: ROC", curves), styles=_looks(results, curves), bands=bands)
     _name_backbones(figure, results, {name: area_under_curve(curve) for name, curve in curves.items()}, "AUC {:.4f}")
     return figure
 
 
 def _cmc_figure(results: Results, where: str) -> "Figure":
     rates = results.cmc[where]
-    figure = cmc_figure(rates, _title(results, where, rates), styles=_looks(results, rates))
+    figure = cmc_figure(rates, _title(results, f"{where}: CMC", rates), styles=_looks(results, rates))
     first = {name: 100 * one[0] for name, one in rates.items()}
     _name_backbones(figure, results, first, "rank 1: {:.2f} %")
     return figure
 
 
-def _title(results: Results, where: str, names: Iterable[str]) -> str:
+def _title(results: Results, title: str, names: Iterable[str]) -> str:
     several = any(len(runs) > 1 for runs in _by_backbone(results, names).values())
-    return f"{where}: a line a run" if several else where
+    return f"{title}, a line a run" if several else title
 
 
 def _by_backbone(results: Results, names: Iterable[str]) -> dict[str, list[str]]:
@@ -89,6 +91,5 @@ def _bands(results: Results, where: str, names: Iterable[str]) -> dict[str, Band
             if figure.where == where and name in figure.intervals and (far := false_accept_rate_of(figure)) is not None
         ]
         if bars:
-            far, low, high = zip(*sorted(bars), strict=True)
-            found[name] = (far, low, high)
+            found[name] = (*np.array(sorted(bars)).T,)
     return found

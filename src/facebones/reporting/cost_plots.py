@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,7 +145,7 @@ def _name_points(
     places = np.array([(price, spread.mean) for price, spread in points.values()])
     areas = np.full(len(points), (MARKER_SIZE + 1) ** 2)
     colours = [looks[name]["color"] for name in points]
-    draw_names(axes, list(points), places, areas, colours, _obstacles(axes, points, front))
+    draw_names(axes, list(points), places, areas, colours, obstacles=_obstacles(axes, points, front))
 
 
 def _obstacles(axes: "Axes", points: Mapping[str, tuple[float, Spread]], front: list[str]) -> FloatArray:
@@ -155,7 +156,7 @@ def _obstacles(axes: "Axes", points: Mapping[str, tuple[float, Spread]], front: 
         ends = [*spread.values.values(), spread.low, spread.high]
         known = np.clip([end for end in ends if end is not None], low, high)
         lines.append(((price, known.min()), (price, known.max())))
-    for first, second in zip(front, front[1:], strict=False):
+    for first, second in pairwise(front):
         (x, left), (end, right) = points[first], points[second]
         lines += [((x, left.mean), (end, left.mean)), ((end, left.mean), (end, right.mean))]
     corners = axes.transData.transform(np.array(lines).reshape(-1, 2)).reshape(-1, 2, 2)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -130,7 +130,7 @@ def _scale_figure(results: Results, courses: Courses) -> "Figure":
     return figure
 
 
-def _runs_figure(results: Results, courses: Courses, title: str, **more: str) -> "Figure":
+def _runs_figure(results: Results, courses: Courses, title: str, **more: Any) -> "Figure":
     """A line a run, in the look of its backbone, thinner with several seeds; but one line where all are the same."""
     figure, axes = curve_axes()
     everything = [series for runs in courses.values() for series in runs]

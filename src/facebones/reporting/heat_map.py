@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from facebones.reporting.figures import drawable, new_figure, set_text
 from facebones.reporting.point_names import shortened
-from facebones.reporting.results import BackboneTest, Figure, Results
+from facebones.reporting.results import Figure, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure as Picture
 
+Colour = tuple[float, float, float, float]  # red, green, blue and opacity, from 0 to 1
+
+WHITE: Colour = (1.0, 1.0, 1.0, 1.0)
 CELL = (0.56, 0.36)  # inches
 LETTER = 0.075  # inches of width, about
 FRAME = (1.7, 1.0)  # inches for the scale and the heading
@@ -53,9 +55,10 @@ def _heat_map(results: Results, figure: Figure) -> "Picture":
     axes = picture.add_subplot()
     _draw_grid(axes, names)
     for test in tests:
-        row, column = names.index(test.first), names.index(test.second)
-        _draw_cell(axes, row, column, 100 * test.difference, test, scale, colours)
-        _draw_cell(axes, column, row, -100 * test.difference, test, scale, colours)
+        first, second = names.index(test.first), names.index(test.second)
+        for place, sign in (((first, second), 100), ((second, first), -100)):
+            points = sign * test.difference
+            _draw_cell(axes, place, points, colours(scale(points)) if test.significant else None)
     if any(test.significant for test in tests):
         _draw_scale(picture, axes, ScalarMappable(scale, colours))
     title = picture.suptitle("", fontsize=10)
@@ -74,8 +77,9 @@ def _draw_grid(axes: "Axes", names: list[str]) -> None:
     count = len(names)
     axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), facecolor=NOT_TESTED)
     axes.xaxis.tick_top()
-    slanted = {"rotation": SLANT, "ha": "left", "va": "bottom", "rotation_mode": "anchor"}
-    for axis, options in ((axes.xaxis, slanted), (axes.yaxis, {})):
+    slanted: dict[str, Any] = {"rotation": SLANT, "ha": "left", "va": "bottom", "rotation_mode": "anchor"}
+    straight: dict[str, Any] = {}
+    for axis, options in ((axes.xaxis, slanted), (axes.yaxis, straight)):
         axis.set_ticks(range(count), [drawable(shortened(name)) for name in names], fontsize=NAME_SIZE, **options)
         for label in axis.get_ticklabels():
             label.set_parse_math(False)
@@ -83,21 +87,14 @@ def _draw_grid(axes: "Axes", names: list[str]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _draw_cell(
-    axes: "Axes",
-    row: int,
-    column: int,
-    points: float,
-    test: BackboneTest,
-    scale: "Normalize",
-    colours: "Colormap",
-) -> None:
+def _draw_cell(axes: "Axes", place: tuple[int, int], points: float, colour: Colour | None) -> None:
+    """Draw the cell of a row and a column, hatched if it has no colour."""
     from matplotlib.patches import Rectangle
 
-    colour = colours(scale(points)) if test.significant else (1.0, 1.0, 1.0, 1.0)
-    look = {"facecolor": colour} if test.significant else HATCH
+    row, column = place
+    behind = colour or WHITE
     corner = (column - 0.5, row - 0.5)
-    axes.add_patch(Rectangle(corner, 1, 1, **look))
+    axes.add_patch(Rectangle(corner, 1, 1, **({"facecolor": colour} if colour else HATCH)))
     axes.add_patch(Rectangle(corner, 1, 1, facecolor="none", edgecolor="white", linewidth=1.2))
     axes.text(
         column,
@@ -106,9 +103,9 @@ def _draw_cell(
         ha="center",
         va="center",
         fontsize=CELL_SIZE,
-        color=_readable_on(colour),
-        fontweight="bold" if test.significant else "normal",
-        bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.0},  # no hatch behind the letters
+        color=_readable_on(behind),
+        fontweight="bold" if colour else "normal",
+        bbox={"facecolor": behind, "edgecolor": "none", "pad": 1.0},  # no hatch behind the letters
     )
 
 
@@ -121,7 +118,7 @@ def difference_text(points: float) -> str:
     return f"{points:+.2f}" if round(points, 2) else "0.00"
 
 
-def _readable_on(colour: tuple[float, float, float, float]) -> str:
+def _readable_on(colour: Colour) -> str:
     """Black or white, whichever has more contrast (WCAG 2, relative luminance)."""
     linear = [(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4) for c in colour[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

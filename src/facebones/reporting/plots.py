@@ -109,14 +109,14 @@ def _set_names(lines: Sequence[MetricsLine], run: str) -> list[str]:
     return [str(name) for name in _values(_of_kind(lines, "validation"), "set", run)]
 
 
-def _values(lines: Sequence[MetricsLine], key: str, run: str) -> list[Any]:
+def _values(lines: Sequence[Mapping[str, Any]], key: str, run: str) -> list[Any]:
     for number, line in enumerate(lines):
         if key not in line:
             raise DataError(f"{run}: {line['kind']} line {number} of the metrics has no '{key}'; restore metrics.jsonl")
     return [line[key] for line in lines]
 
 
-def column(lines: Sequence[MetricsLine], key: str, run: str) -> FloatArray:
+def column(lines: Sequence[Mapping[str, Any]], key: str, run: str) -> FloatArray:
     """Numbers that the lines hold under a key, (N,)."""
     try:
         return np.array(_values(lines, key, run), dtype=np.float64)

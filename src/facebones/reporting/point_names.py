@@ -24,6 +24,7 @@ def draw_names(
     points: FloatArray,
     areas: FloatArray,
     colours: Sequence[Any],
+    *,
     obstacles: FloatArray | None = None,
 ) -> None:
     """Write the names beside their points, shortened where they are long.

@@ -64,7 +64,8 @@ class Run:
         """The best of all steps, as measured while training."""
         rows = [line for line in self.of_kind("validation") if line["set"] == pair_set]
         values = [row["accuracy"] for row in rows if row["accuracy"] is not None]
-        return max(values, default=self.result.get("best", {}).get("sets", {}).get(pair_set))
+        best: float | None = max(values, default=self.result.get("best", {}).get("sets", {}).get(pair_set))
+        return best
 
 
 @dataclass(frozen=True, kw_only=True)
