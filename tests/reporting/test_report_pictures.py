@@ -127,15 +127,13 @@ def test_every_picture_is_written_in_three_formats_and_twice_the_same(tmp_path):
     results = made_up_results(["a", "b"], seeds=2, scale=256.0)
     assert list(report_pictures(results)) == ALL
     few = replace(results, figures=results.figures[:1])  # a picture of each kind
-    first = write_pictures(few, tmp_path / "one")
-    write_pictures(few, tmp_path / "two", ["pdf", "svg"])
+    first, second = (write_pictures(few, tmp_path / name) for name in ("one", "two"))
     assert [file.name for file in first] == [f"{name}.{kind}" for name in OF_EACH_KIND for kind in REPORT_KINDS]
     assert sorted(first) == sorted((tmp_path / "one").iterdir())
-    for file in first:
-        if file.suffix == ".png":
-            assert cv2.imread(str(file)).std() > 0
-        else:
-            assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        if one.suffix == ".png":
+            assert cv2.imread(str(one)).std() > 0
 
 
 def test_what_cannot_be_filled_is_no_picture():
