@@ -32,15 +32,15 @@ def test_training_without_validation_has_two_panels(tmp_path, drawn):
 
 
 def test_running_mean():
-    np.testing.assert_allclose(plots._running_mean(np.array([3.0, 1.0])), [3, 1])
-    smooth = plots._running_mean(np.arange(100.0))  # over two values
+    np.testing.assert_allclose(plots.running_mean(np.array([3.0, 1.0])), [3, 1])
+    smooth = plots.running_mean(np.arange(100.0))  # over two values
     np.testing.assert_allclose(smooth[:3], [0, 0.5, 1.5])
 
 
 def test_running_mean_goes_on_behind_a_loss_that_is_no_number():
     values = np.arange(100.0)
     values[[10, 20, 21]] = np.nan
-    smooth = plots._running_mean(values)  # over two values
+    smooth = plots.running_mean(values)  # over two values
     np.testing.assert_allclose(smooth[[10, 11, 20, 21, 22, 99]], [9, 11, 19, np.nan, 22, 98.5])
 
 

@@ -26,6 +26,7 @@ from facebones.reporting.thinning import decades, thin_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Band = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
 Bars = tuple[FloatArray, FloatArray, FloatArray]
@@ -65,6 +66,26 @@ def plot_roc(
     """
     if not curves:
         raise DataError("no ROC curves to draw; evaluate at least one set")
+    looks = styles_of(curves, styles)
+    figure = roc_figure(curves, title, styles=looks, bands=bands, lowest_far=lowest_far)
+    labels = [f"{name} (AUC {area_under_curve(curve):.6f})" for name, curve in curves.items()]
+    legend_below(figure, labels, list(looks.values()))
+    save_pictures(figure, paths)
+
+
+def roc_figure(
+    curves: Mapping[str, RocCurve],
+    title: str,
+    *,
+    styles: Mapping[str, Style],
+    bands: Mapping[str, Band] | None = None,
+    lowest_far: float | None = None,
+) -> "Figure":
+    """The picture of `plot_roc` of at least one curve, without its legend; names may share a look.
+
+    Raises:
+        ValueError: as `plot_roc`.
+    """
     looks, bars = styles_of(curves, styles), _checked_bands(bands or {}, curves)
     start = _axis_start(curves) if lowest_far is None else lowest_far
     if not 0.0 < start < 1.0:
@@ -81,9 +102,7 @@ def plot_roc(
     label_axes(
         axes, f"{title}, with 95 % intervals" if bars else title, "False accept rate (FAR)", "True accept rate (TAR, %)"
     )
-    labels = [f"{name} (AUC {area_under_curve(curve):.6f})" for name, curve in curves.items()]
-    legend_below(figure, labels, list(looks.values()))
-    save_pictures(figure, paths)
+    return figure
 
 
 def _axis_start(curves: Mapping[str, RocCurve]) -> float:

@@ -200,4 +200,9 @@ def _legend(
 def set_text(text: "Text", content: str) -> None:
     """Write a name as it stands: a "$" in a file's name begins no formula, and no byte of it stops the drawing."""
     text.set_parse_math(False)
-    text.set_text(content.encode(errors="backslashreplace").decode())
+    text.set_text(drawable(content))
+
+
+def drawable(content: str) -> str:
+    """The name with bytes that no font can draw written out."""
+    return content.encode(errors="backslashreplace").decode()

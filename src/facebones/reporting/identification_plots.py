@@ -25,6 +25,7 @@ from facebones.reporting.thinning import height_at, thin_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FPIR_MARKS = (0.01, 0.1)
 HIGHEST_START = 0.1  # the FPIR axis begins there or lower, but where no impostor search has measured it
@@ -57,6 +58,19 @@ def plot_cmc(
     """
     if not hit_rates:
         raise DataError("no CMC curves to draw; evaluate at least one model")
+    looks = styles_of(hit_rates, styles)
+    figure = cmc_figure(hit_rates, title, styles=looks)
+    labels = [f"{name} (rank 1: {100 * np.asarray(rates)[0]:.2f} %)" for name, rates in hit_rates.items()]
+    legend_below(figure, labels, list(looks.values()))
+    save_pictures(figure, paths)
+
+
+def cmc_figure(hit_rates: Mapping[str, npt.ArrayLike], title: str, *, styles: Mapping[str, Style]) -> "Figure":
+    """The picture of `plot_cmc` of at least one curve, without its legend; names may share a look.
+
+    Raises:
+        ValueError: as `plot_cmc`.
+    """
     curves = {name: _checked_hit_rates(name, rates) for name, rates in hit_rates.items()}
     looks = styles_of(curves, styles)
     figure, axes = curve_axes()
@@ -69,9 +83,7 @@ def plot_cmc(
     axes.set_ylim(*rate_limits(min(float(rates[0]) for rates in curves.values()), highest))
     in_percent(axes.yaxis)
     label_axes(axes, title, "Rank", "Hit rate (%)")
-    labels = [f"{name} (rank 1: {100 * rates[0]:.2f} %)" for name, rates in curves.items()]
-    legend_below(figure, labels, list(looks.values()))
-    save_pictures(figure, paths)
+    return figure
 
 
 def plot_det(

@@ -29,7 +29,12 @@ class Placement(NamedTuple):
     cost: float
 
 
-def place_labels(markers: FloatArray, sizes: FloatArray, bounds: tuple[float, float, float, float]) -> FloatArray:
+def place_labels(
+    markers: FloatArray,
+    sizes: FloatArray,
+    bounds: tuple[float, float, float, float],
+    obstacles: FloatArray | None = None,
+) -> FloatArray:
     """Boxes for the labels of markers.
 
     Where there is no free place left, a label goes where it covers the least.
@@ -38,11 +43,13 @@ def place_labels(markers: FloatArray, sizes: FloatArray, bounds: tuple[float, fl
         markers: boxes of the markers, (N, 4).
         sizes: width and height of the labels, (N, 2).
         bounds: the box in which the labels must stay.
+        obstacles: boxes of what else no label may lie on, (M, 4).
 
     Returns:
         boxes of the labels, (N, 4).
     """
-    candidates = [_candidates(marker, size, bounds, markers) for marker, size in zip(markers, sizes, strict=True)]
+    taken = markers if obstacles is None else np.concatenate([markers, obstacles])
+    candidates = [_candidates(marker, size, bounds, taken) for marker, size in zip(markers, sizes, strict=True)]
     draws = np.random.default_rng(0)
     orders = [np.argsort(_distance_to_nearest(markers)), *(draws.permutation(len(markers)) for _ in range(ORDERS - 1))]
     placements = [_place_in_order(order, markers, candidates) for order in orders]
@@ -67,20 +74,20 @@ def nearest_point(box: FloatArray, point: FloatArray) -> FloatArray:
 
 
 def _candidates(
-    marker: FloatArray, size: FloatArray, bounds: tuple[float, float, float, float], markers: FloatArray
+    marker: FloatArray, size: FloatArray, bounds: tuple[float, float, float, float], taken: FloatArray
 ) -> FloatArray:
-    """Boxes on rings around a marker, inside the bounds and free of all markers, the nearest first: (C, 4)."""
+    """Boxes on rings around a marker, inside the bounds and free of what is taken, the nearest first: (C, 4)."""
     angles = np.linspace(0, 2 * np.pi, DIRECTIONS, endpoint=False)
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)  # (A, 2), the first to the right
     reach = max(bounds[2] - bounds[0], bounds[3] - bounds[1])
-    rings = np.arange(GAP, reach, RING_STEP * size[1])[:, None, None]
+    rings = np.arange(GAP, reach, max(RING_STEP * size[1], 1.0))[:, None, None]
     half = (size + marker[2:] - marker[:2]) / 2
     # Along a direction the label just touches the marker's box where the longer component reaches its half-size.
     touching = directions * np.min(half / np.maximum(np.abs(directions), 1e-9), axis=1, keepdims=True)
     centres = ((marker[:2] + marker[2:]) / 2 + touching + rings * directions).reshape(-1, 2)
     boxes = np.concatenate([centres - size / 2, centres + size / 2], axis=1)
     fit = (boxes[:, :2] >= bounds[:2]).all(axis=1) & (boxes[:, 2:] <= bounds[2:]).all(axis=1)
-    fit &= overlaps(boxes, markers, GAP / 2).sum(axis=1) == 0
+    fit &= overlaps(boxes, taken, GAP / 2).sum(axis=1) == 0
     return boxes[fit] if fit.any() else boxes
 
 

@@ -109,14 +109,14 @@ def _set_names(lines: Sequence[MetricsLine], run: str) -> list[str]:
     return [str(name) for name in _values(_of_kind(lines, "validation"), "set", run)]
 
 
-def _values(lines: Sequence[MetricsLine], key: str, run: str) -> list[Any]:
+def _values(lines: Sequence[Mapping[str, Any]], key: str, run: str) -> list[Any]:
     for number, line in enumerate(lines):
         if key not in line:
             raise DataError(f"{run}: {line['kind']} line {number} of the metrics has no '{key}'; restore metrics.jsonl")
     return [line[key] for line in lines]
 
 
-def _column(lines: Sequence[MetricsLine], key: str, run: str) -> FloatArray:
+def column(lines: Sequence[Mapping[str, Any]], key: str, run: str) -> FloatArray:
     """Numbers that the lines hold under a key, (N,)."""
     try:
         return np.array(_values(lines, key, run), dtype=np.float64)
@@ -130,20 +130,20 @@ def _draw_training(loss_axes: "Axes", rate_axes: "Axes", run: str, lines: Sequen
     lines = _of_kind(lines, "train")
     if not lines:
         raise DataError(f"{run}: the metrics hold no training lines; train at least one step")
-    step, loss = _column(lines, "step", run), _column(lines, "loss", run)
+    step, loss = column(lines, "step", run), column(lines, "loss", run)
     loss_axes.plot(step, loss, color=style["color"], linewidth=0.6, alpha=0.3)
-    loss_axes.plot(step, _running_mean(loss), **line_only(style))
-    rate_axes.plot(step, _column(lines, "learning_rate", run), **line_only(style))
+    loss_axes.plot(step, running_mean(loss), **line_only(style))
+    rate_axes.plot(step, column(lines, "learning_rate", run), **line_only(style))
 
 
 def _draw_accuracy(axes: "Axes", run: str, lines: Sequence[MetricsLine], style: Style) -> None:
-    step = _column(lines, "step", run)
-    accuracy, deviation = (100 * _column(lines, key, run) for key in ("accuracy", "accuracy_std"))
+    step = column(lines, "step", run)
+    accuracy, deviation = (100 * column(lines, key, run) for key in ("accuracy", "accuracy_std"))
     axes.fill_between(step, accuracy - deviation, accuracy + deviation, color=style["color"], alpha=0.12, linewidth=0)
     axes.plot(step, accuracy, **style)
 
 
-def _running_mean(values: FloatArray) -> FloatArray:
+def running_mean(values: FloatArray) -> FloatArray:
     """Mean over the last fiftieth of the values, fewer at the start: (N,) -> (N,); NaN counts as not there."""
     window = max(1, values.size // 50)
     there = np.isfinite(values)

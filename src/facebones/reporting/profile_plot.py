@@ -7,7 +7,8 @@ import numpy as np
 
 from facebones.errors import DataError
 from facebones.reporting.figures import COLOURS, Paths, label_axes, new_figure, save_pictures
-from facebones.reporting.label_placement import FloatArray, nearest_point, place_labels
+from facebones.reporting.label_placement import FloatArray
+from facebones.reporting.point_names import draw_names, label_log_axis, settle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,11 +24,6 @@ MARKERS = ("o", "s", "^", "v", "P", "X", "h")  # all of a size: none reaches far
 SMALLEST_MARKER = 30.0  # area in square points
 AREA_PER_MILLION = 8.0  # so that from four million on it is proportional
 PLAIN_MARKER = 36.0
-LABEL_SIZE = 7.5
-INK = 0.65  # of a marker's brightness
-LONGEST_LABEL = 34
-NEAR = 2.5  # points; a label nearer than that to its marker needs no line
-FULL_DECADES = 3  # from there on only the powers of ten are labelled
 
 
 def plot_profile(rows: Sequence[Row], paths: Paths, title: str) -> None:
@@ -59,10 +55,11 @@ def plot_profile(rows: Sequence[Row], paths: Paths, title: str) -> None:
         label_axes(axes, heading, axis, "Latency of one image, median (ms)")
         panels.append((axes, drawn, key, areas))
     _draw_legend(figure, families)
-    figure.draw_without_rendering()  # only now is known where the axes lie
-    figure.set_layout_engine("none")
+    settle(figure)
     for axes, drawn, key, areas in panels:
-        _draw_names(axes, drawn, key, areas, families)
+        points = np.array([(row[key], row["latency_p50_ms"]) for row in drawn], dtype=np.float64)
+        colours = [_style(row["family"], families)["color"] for row in drawn]
+        draw_names(axes, [row["name"] for row in drawn], points, areas, colours)
     save_pictures(figure, paths)
 
 
@@ -75,15 +72,8 @@ def _style(family: str, families: list[str]) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def _dark(colour: str) -> tuple[float, ...]:
-    """The colour, dark enough for small letters on white."""
-    from matplotlib.colors import to_rgb
-
-    return tuple(INK * channel for channel in to_rgb(colour))
-
-
 def _draw_markers(axes: "Axes", rows: Sequence[Row], key: str, areas: FloatArray, families: list[str]) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter
 
     for row, area in zip(rows, areas, strict=True):
         style = _style(row["family"], families)
@@ -99,10 +89,8 @@ def _draw_markers(axes: "Axes", rows: Sequence[Row], key: str, areas: FloatArray
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.margins(0.12)
-    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        steps = (1.0,) if high / low > 10**FULL_DECADES else (1.0, 2.0, 5.0)
-        axis.set_major_locator(LogLocator(subs=steps, numticks=40))
-        axis.set_minor_formatter(NullFormatter())
+    label_log_axis(axes.xaxis, axes.get_xlim())
+    label_log_axis(axes.yaxis, axes.get_ylim())
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.yaxis.set_major_formatter("{x:g}")
 
@@ -112,44 +100,3 @@ def _draw_legend(figure: "Figure", families: list[str]) -> None:
 
     handles = [Line2D([], [], linestyle="", label=family, **_style(family, families)) for family in families]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(families), frameon=False)
-
-
-def _draw_names(axes: "Axes", rows: Sequence[Row], key: str, areas: FloatArray, families: list[str]) -> None:
-    if not rows:
-        return
-    figure = axes.figure
-    pixels = figure.dpi / 72  # a point
-    points = np.array([(row[key], row["latency_p50_ms"]) for row in rows], dtype=np.float64)
-    centres = axes.transData.transform(points)
-    reach = np.sqrt(areas)[:, None] / 2 * pixels + 1
-    markers = np.concatenate([centres - reach, centres + reach], axis=1)
-    names = [_shortened(row["name"]) for row in rows]
-    boxes = place_labels(markers, _sizes(axes, names), axes.bbox.extents)
-    for row, name, centre, box, radius in zip(rows, names, centres, boxes, reach, strict=True):
-        end = nearest_point(box, centre)
-        far = np.linalg.norm(end - centre) - radius[0] > NEAR * pixels
-        colour = _dark(_style(row["family"], families)["color"])
-        axes.annotate(
-            name, (row[key], row["latency_p50_ms"]), xytext=(box[:2] - centre) / pixels, textcoords="offset points",
-            fontsize=LABEL_SIZE, color=colour, ha="left", va="bottom", annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": radius[0] / pixels,
-                "relpos": tuple((end - box[:2]) / (box[2:] - box[:2])),
-            } if far else None,
-        )  # fmt: skip
-
-
-def _shortened(name: str) -> str:
-    """The end of a long path, which tells networks apart better than its beginning."""
-    return name if len(name) <= LONGEST_LABEL else f"...{name[3 - LONGEST_LABEL :]}"
-
-
-def _sizes(axes: "Axes", names: Sequence[str]) -> FloatArray:
-    """Width and height of the names in pixels, (N, 2)."""
-    sizes = []
-    for name in names:
-        text = axes.text(0, 0, name, fontsize=LABEL_SIZE, transform=axes.transAxes)
-        extent = text.get_window_extent()
-        text.remove()
-        sizes.append((extent.width, extent.height))
-    return np.array(sizes, dtype=np.float64)

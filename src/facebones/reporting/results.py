@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facebones.evaluation.significance import SIGNIFICANT, over_seeds
+
+if TYPE_CHECKING:
+    from facebones.reporting.report_pictures import Pictures
 
 Line = Mapping[str, Any]
 LOWER_IS_BETTER = ("EER",)
@@ -236,7 +239,10 @@ class Results:
             rates = {
                 far: figure
                 for figure in self.figures
-                if figure.where == where and figure.values and (far := _far(figure.name)) is not None and far >= 1e-4
+                if figure.where == where
+                and figure.values
+                and (far := false_accept_rate_of(figure)) is not None
+                and far >= 1e-4
             }
             if rates:
                 names.append(rates[min(rates)].title)
@@ -309,6 +315,12 @@ class Results:
             return self.numbers()
         return pandas.DataFrame(self.numbers())
 
+    def pictures(self) -> "Pictures":
+        """Those of the report, by name, each drawn when it is taken: `results.pictures()["loss"]`."""
+        from facebones.reporting.report_pictures import report_pictures
+
+        return report_pictures(self)
+
     def _validated_only(self) -> list[Figure]:
         """Accuracy at the end of training, for sets of which there is no evaluation; without intervals and tests."""
         found = []
@@ -337,8 +349,13 @@ def _spread_numbers(title: str, spread: Spread | None) -> dict[str, float | None
     return {f"{title}{ending}": getattr(spread, name, None) for ending, name in names.items()}
 
 
-def _far(name: str) -> float | None:
-    head, _, rate = name.partition("TAR at FAR ")
+def false_accept_rate_of(figure: Figure) -> float | None:
+    """At which the figure is the TAR; None of another figure.
+
+    >>> false_accept_rate_of(Figure(where="lfw", name="TAR at FAR 0.001", kind="pairs"))
+    0.001
+    """
+    head, _, rate = figure.name.partition("TAR at FAR ")
     try:
         return float(rate) if not head and rate else None
     except ValueError:
