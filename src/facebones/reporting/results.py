@@ -135,7 +135,8 @@ class Spread:
     Attributes:
         mean: over the seeds.
         deviation: sample standard deviation; None of one seed.
-        low: of a 95 % interval: of one seed that of the evaluation, of several Student's over the seeds; or None.
+        low: of a 95 % interval: of one seed that of the evaluation, of several Student's over the seeds, cut off at 0
+            and 1; or None.
         high: likewise.
         values: of each run, by its name.
     """
@@ -258,7 +259,8 @@ class Results:
         if len(values) == 1:
             interval = figure.intervals.get(next(iter(values)))
         elif found.interval is not None:
-            interval = {"low": found.interval.low, "high": found.interval.high}
+            # All figures are rates; Student's t of two seeds does not know that.
+            interval = {"low": max(found.interval.low, 0.0), "high": min(found.interval.high, 1.0)}
         low, high = (None, None) if interval is None else (interval["low"], interval["high"])
         return Spread(mean=found.mean, deviation=found.deviation, low=low, high=high, values=values)
 
