@@ -108,7 +108,7 @@ def page_results():
             "runs": runs,
             "costs": {
                 name: Cost(parameters=1000 * 4**place, macs=5_000_000 * 3**place, latency_ms=1.5 + place)
-                for place, name in enumerate(backbones)
+                for place, name in enumerate(reversed(backbones))
             },
             "figures": [
                 _page_figure("lfw", "accuracy", "pairs", runs, backbones),
