@@ -173,6 +173,8 @@ def test_selections_change_the_pictures(visit):
     assert "faces 1:N Rank-1 against parameters" in page.locator("#cost figcaption").inner_text()
     page.locator("#heat-figure").select_option(label="faces 1:N Rank-1")
     assert page.locator(".heat:visible h3").all_inner_texts() == ["faces 1:N Rank-1"]
+    page.locator("#copy").click()
+    expect(page.locator("#copied")).not_to_be_empty()
 
 
 def test_tables_sort_up_and_down_with_empty_cells_last(visit):
@@ -240,6 +242,14 @@ def test_paper_has_no_controls_and_is_light(visit):
     assert page.pdf()[:5] == b"%PDF-"
     page.emulate_media(media="screen", color_scheme="dark")
     expect(papers.first).not_to_have_attribute("width", "660")
+    # Before a reader's own printing the rules for paper do not hold yet, but the pictures must be drawn for it.
+    dark = page.evaluate(COLOURS)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    expect(papers.first).to_have_attribute("width", "660")
+    assert set(page.evaluate(COLOURS)[1:]) == {"rgb(255, 255, 255)"}
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    expect(papers.first).not_to_have_attribute("width", "660")
+    assert page.evaluate(COLOURS) == dark
 
 
 def test_without_scripts_text_and_tables_are_all_there(visit):

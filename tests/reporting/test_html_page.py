@@ -9,7 +9,7 @@ import pytest
 from facebones.reporting.answer import Answer
 from facebones.reporting.figures import model_styles
 from facebones.reporting.heat_map import heat_maps
-from facebones.reporting.html_page import page_text, warnings, write_page
+from facebones.reporting.html_page import cautions, page_text, write_page
 from facebones.reporting.page_data import DASH_NAMES, MARKER_NAMES, MOST_POINTS, model_looks, page_data
 from facebones.reporting.results import Cost, Run
 
@@ -152,7 +152,7 @@ def test_failed_and_unfinished_runs_are_warned_of_once(page_results):
         Run(name="d", backbone="d", folder=Path("d")),
     ]
     results = page_results(runs=runs, notes=["b: is not finished", "lfw: is gone"])
-    assert warnings(results) == ["a: failed: loss is not finite", "c: to do", "b: is not finished", "lfw: is gone"]
+    assert cautions(results) == ["a: failed: loss is not finite", "c: to do", "b: is not finished", "lfw: is gone"]
 
 
 @pytest.mark.parametrize(

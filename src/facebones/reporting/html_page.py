@@ -51,7 +51,7 @@ def page_text(results: Results, tables: Sequence[Table], answer: Answer) -> str:
     ).render(
         title=results.title or "facebones",
         answer=answer,
-        warnings=warnings(results),
+        cautions=cautions(results),
         data=data,
         json=Markup(script_json(data)),  # noqa: S704 - escaped by script_json
         overview=[_shown(results, table) for table in tables[:1]],
@@ -73,7 +73,7 @@ def script_json(content: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def warnings(results: Results) -> list[str]:
+def cautions(results: Results) -> list[str]:
     """What a reader must know before believing the page: runs that are not done, and the notes of reading."""
     noted = "\n".join(results.notes)
     found = []
