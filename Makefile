@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two test processes on two cores, each with one thread: more would fight for the cores.
 WORKERS ?= auto
+SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo test test-all lint types format clean
+.PHONY: help demo browser test test-all lint types format clean
 
 help:
 	@echo "make demo      install, then train and compare two small backbones on synthetic faces"
-	@echo "make test      install, then run the quick tests"
+	@echo "make test      install (a browser too, if there is none), then run the quick tests"
 	@echo "make test-all  the slow tests too"
 	@echo "make lint      ruff"
 	@echo "make types     mypy"
@@ -20,10 +21,17 @@ help:
 demo: $(VENV)/installed
 	$(BIN)/facebones demo --output demo
 
-test: $(VENV)/installed-dev
+# For the tests of the report's page: any of these, or else Playwright's own.
+browser: $(VENV)/installed-dev
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { command -v apt-get && { $(SUDO) apt-get install -y chromium || \
+	    { $(SUDO) apt-get update && $(SUDO) apt-get install -y chromium; }; }; } || \
+	  $(BIN)/playwright install chromium
+
+test: $(VENV)/installed-dev browser
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/installed-dev
+test-all: $(VENV)/installed-dev browser
 	$(PYTEST)
 
 lint: $(VENV)/installed-dev

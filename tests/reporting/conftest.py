@@ -1,8 +1,17 @@
-"""Figures as they are drawn, and what is asked of every picture."""
+"""Figures as they are drawn, what is asked of every picture, and results for the page."""
+
+import itertools
+from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+
+from facebones.evaluation.curves import roc
+from facebones.reporting.report_tables import Cell, Table
+from facebones.reporting.results import Cost, Results, Run
+from facebones.reporting.results import Figure as ResultFigure
 
 
 @pytest.fixture
@@ -47,3 +56,92 @@ def assert_all_is_readable():
         assert axes.bbox.height > 3.9 * figure.dpi  # the legend has taken nothing of the curves' height
 
     return check
+
+
+def _page_run(backbone, seed, **changes):
+    """A finished run with a falling loss and two validations."""
+    train = [
+        {"kind": "train", "step": step, "loss": 20 / step, "learning_rate": 0.1 / step, "gradient_scale": 2.0**seed}
+        for step in range(1, 40)
+    ]
+    validation = [{"kind": "validation", "set": "lfw", "step": step, "accuracy": step / 50} for step in (20, 40)]
+    fields = {
+        "name": f"{backbone}_seed{seed}",
+        "backbone": backbone,
+        "seed": seed,
+        "folder": Path("runs") / str(seed),
+        "recipe": {"training": {"epochs": 7}},
+        "environment": {"device": "an abacus", "data": {"labels_sha256": "beef"}},
+        "lines": train + validation,
+    }
+    return Run(**fields | changes)
+
+
+def _page_figure(where, name, kind, runs, backbones):
+    """Worse from one backbone to the next; the first differs from all others, which are alike."""
+    values = {run.name: 0.95 - 0.05 * backbones.index(run.backbone) - 0.001 * run.seed for run in runs}
+    comparisons = [
+        {
+            "first": first.name,
+            "second": second.name,
+            "difference": values[first.name] - values[second.name],
+            "adjusted": 0.001 if backbones[0] in (first.backbone, second.backbone) else 0.6,
+        }
+        for first, second in itertools.combinations(runs, 2)
+    ]
+    intervals = {run: {"low": value - 0.02, "high": value + 0.02} for run, value in values.items()}
+    return ResultFigure(where=where, name=name, kind=kind, values=values, intervals=intervals, comparisons=comparisons)
+
+
+@pytest.fixture(scope="session")
+def page_results():
+    """Build results of so many backbones and seeds, with one pair set and one gallery; takes changes."""
+
+    def build(backbones=("alpha", "beta", "gamma"), seeds=2, **changes):
+        backbones = list(backbones)
+        runs = [_page_run(backbone, seed) for backbone in backbones for seed in range(seeds)]
+        draw = np.random.default_rng(0)
+        is_same = np.arange(200) % 2 == 0
+        fields = {
+            "title": "A small study",
+            "folders": [Path("study")],
+            "runs": runs,
+            "costs": {
+                name: Cost(parameters=1000 * 4**place, macs=5_000_000 * 3**place, latency_ms=1.5 + place)
+                for place, name in enumerate(reversed(backbones))
+            },
+            "figures": [
+                _page_figure("lfw", "accuracy", "pairs", runs, backbones),
+                _page_figure("faces 1:N", "Rank-1", "identification", runs, backbones),
+            ],
+            "curves": {"lfw": {run.name: roc(is_same + draw.normal(size=200), is_same) for run in runs}},
+            "cmc": {"faces 1:N": {run.name: list(np.linspace(0.5, 1, 30)) for run in runs}},
+            "conditions": {"processor": "a slide rule"},
+            "recipe": {"optimizer": {"momentum": 0.875}},
+            "notes": [],
+            "command": "facebones compare small --output study",
+        }
+        return Results(**fields | changes)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def page_tables():
+    """The overview of the backbones, and a table of the runs with an empty cell."""
+
+    def build(results):
+        overview = [
+            [Cell(text=name, value=name), Cell(text=f"{place} M", value=[2, 10, 1, 30][place % 4])]
+            for place, name in enumerate(results.backbones)
+        ]
+        runs = [
+            [Cell(text=run.name, value=run.name), Cell(text="-", value=None if run.seed == 0 else run.seed)]
+            for run in results.runs
+        ]
+        return [
+            Table(key="overview", title="At a glance", note="Of all.", columns=["backbone", "MACs"], rows=overview),
+            Table(key="runs", title="All runs", note="Each one.", columns=["run", "seed"], rows=runs),
+        ]
+
+    return build

@@ -1,0 +1,316 @@
+// What a reader can do with the page. All pictures are drawn from one state, so none can disagree with another.
+"use strict";
+(() => {
+  const PRINT_SIZE = { width: 660, height: 380 };
+  const ROOM_FOR_NAMES = 560; // pixels of a picture's width
+  const MOST_NAMES = 8;
+
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const off = new Set(); // places of the backbones that are switched off
+  const root = document.documentElement;
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const byId = (id) => document.getElementById(id);
+  const darkSystem = matchMedia("(prefers-color-scheme: dark)");
+  const paper = matchMedia("print");
+  const touch = matchMedia("(pointer: coarse)").matches;
+  const looks = all(".chip .look");
+  const probe = document.body.appendChild(document.createElement("span"));
+  probe.hidden = true;
+
+  // Words and numbers -------------------------------------------------------------------------------------------
+
+  // Plotly reads a little HTML and %{...} in its texts; a name is shown as it stands.
+  const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "%": "&#37;", "{": "&#123;", $: "&#36;" };
+  const plain = (name) => name.replace(/[&<>%{$]/g, (letter) => ESCAPES[letter]);
+  const percent = (rate) => `${(100 * rate).toFixed(2)} %`;
+  const short = (value) => {
+    for (const [size, unit] of [[1e9, " G"], [1e6, " M"], [1e3, " k"]]) {
+      if (value >= size) return (value / size).toPrecision(4) + unit;
+    }
+    return String(Number(value.toPrecision(4)));
+  };
+  const colour = (name) => {
+    probe.style.color = `var(--${name})`;
+    return getComputedStyle(probe).color;
+  };
+  const lookColour = (model) => getComputedStyle(looks[model]).color;
+  const isOn = (model) => !off.has(model);
+
+  // What all pictures share -------------------------------------------------------------------------------------
+
+  function axis(title, more) {
+    return {
+      title: { text: plain(title), standoff: 10 }, gridcolor: colour("grid"), linecolor: colour("rule"), zeroline: false,
+      tickcolor: colour("rule"), automargin: true, ...more,
+    };
+  }
+
+  function layout(key, xaxis, yaxis) {
+    const ink = colour("ink");
+    return {
+      ...(isPrinting() ? PRINT_SIZE : { autosize: true }),
+      paper_bgcolor: colour("surface"), plot_bgcolor: colour("surface"),
+      font: { color: ink, size: 13, family: getComputedStyle(document.body).fontFamily },
+      margin: { l: 56, r: 20, t: 20, b: 48 }, showlegend: false, hovermode: "closest",
+      hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("control"), font: { color: ink }, align: "left", namelength: -1 },
+      dragmode: touch ? false : "zoom", // a finger scrolls the page
+      uirevision: key, xaxis, yaxis,
+    };
+  }
+
+  const CONFIG = { displayModeBar: false, displaylogo: false, responsive: true, showTips: false, doubleClick: "reset" };
+
+  function show(plot, traces, itsLayout, words) {
+    Plotly.react(plot, traces, itsLayout, CONFIG);
+    plot.setAttribute("aria-label", words);
+    plot.closest("figure").querySelector("figcaption").textContent = words;
+    if (!plot.dataset.listens) {
+      plot.dataset.listens = "yes";
+      plot.on("plotly_click", ({ points }) => {
+        const model = points[0].data.meta;
+        if (Number.isInteger(model)) setModels([model], false);
+      });
+    }
+  }
+
+  const isPrinting = () => paper.matches || "printing" in root.dataset;
+
+  // Accuracy against cost ---------------------------------------------------------------------------------------
+
+  // As facebones.reporting.results.pareto_front: no other is at least as good in both and better in one.
+  function paretoFront(points, sign) {
+    const front = [];
+    for (const point of [...points].sort((a, b) => a.cost - b.cost || sign * (b.mean - a.mean))) {
+      if (!front.length || sign * (point.mean - front.at(-1).mean) > 0) front.push(point);
+    }
+    return front;
+  }
+
+  function drawCost(plot) {
+    const figure = data.figures[byId("cost-figure").value];
+    const cost = data.costs[byId("cost-axis").value];
+    const isKnown = (model) => figure.values[model] && cost.values[model] !== null;
+    const points = data.models.map((_, model) => model).filter((model) => isOn(model) && isKnown(model))
+      .map((model) => ({ model, cost: cost.values[model], ...figure.values[model] }));
+    const front = paretoFront(points, figure.lower_is_better ? -1 : 1);
+    const log = byId("cost-log").checked;
+    const width = isPrinting() ? PRINT_SIZE.width : plot.clientWidth;
+    const isNamed = width >= ROOM_FOR_NAMES && points.length <= MOST_NAMES;
+    const side = (point) => (isNamed ? nameSide(point, points, log) : "");
+    const traces = [frontTrace(front), ...points.map((point) => pointTrace(point, figure, cost, side(point)))];
+    const ticks = log ? { type: "log", tickvals: logTicks(points, width) } : { type: "linear", rangemode: "tozero", nticks: 7 };
+    const title = cost.name === "macs" ? "MACs (FLOPs = 2 × MACs)" : cost.title;
+    const x = axis(title, { tickformat: "~s", ...ticks });
+    const unknown = data.models.filter((model, place) => isOn(place) && !isKnown(place)).map((model) => model.name);
+    const key = [figure.title, cost.name, log].join("|");
+    show(plot, traces, layout(key, x, axis(`${figure.title} (%)`)), costWords(figure, cost, points, front, unknown));
+  }
+
+  // 1, 2 and 5 in each decade, or fewer where they would not have room.
+  function logTicks(points, width) {
+    if (!points.length) return [];
+    const costs = points.map((point) => point.cost);
+    const first = Math.floor(Math.log10(Math.min(...costs)));
+    const last = Math.ceil(Math.log10(Math.max(...costs)));
+    const steps = [[1, 2, 5], [1, 3], [1]].find((some) => some.length * (last - first + 1) * 55 < width) ?? [1];
+    const ticks = [];
+    for (let power = first; power <= last; power += 1) ticks.push(...steps.map((step) => step * 10 ** power));
+    return ticks;
+  }
+
+  // A name stands on the side where there is room.
+  function nameSide(point, points, log) {
+    const place = (cost) => (log ? Math.log(cost) : cost);
+    const [first, last] = [Math.min, Math.max].map((end) => end(...points.map((one) => place(one.cost))));
+    return place(point.cost) > (first + last) / 2 ? "top left" : "top right";
+  }
+
+  function frontTrace(front) {
+    return {
+      x: front.map((point) => point.cost), y: front.map((point) => 100 * point.mean), mode: "lines", hoverinfo: "skip",
+      line: { color: colour("control"), width: 1.5, dash: "dot", shape: "hv" }, cliponaxis: false,
+    };
+  }
+
+  function pointTrace(point, figure, cost, nameSide) {
+    const name = plain(data.models[point.model].name);
+    const shade = lookColour(point.model);
+    const isBar = point.low !== null;
+    const interval = isBar ? ` [${(100 * point.low).toFixed(2)}, ${(100 * point.high).toFixed(2)}]` : "";
+    const runs = point.runs > 1 ? `<br>mean of ${point.runs} runs` : "";
+    return {
+      x: [point.cost], y: [100 * point.mean], meta: point.model, mode: nameSide ? "markers+text" : "markers",
+      text: [`  ${name}  `], textposition: nameSide || "top right", textfont: { size: 12 }, cliponaxis: false,
+      marker: { color: shade, size: 12, symbol: data.models[point.model].marker, line: { color: colour("surface"), width: 1 } },
+      error_y: {
+        visible: isBar, type: "data", symmetric: false, color: shade, thickness: 1.5, width: 5,
+        array: [isBar ? 100 * (point.high - point.mean) : 0], arrayminus: [isBar ? 100 * (point.mean - point.low) : 0],
+      },
+      hovertemplate: `<b>${name}</b><br>${plain(figure.title)} ${plain(percent(point.mean) + interval)}`
+        + `<br>${plain(cost.title)}: ${short(point.cost)}${runs}<extra></extra>`,
+    };
+  }
+
+  function costWords(figure, cost, points, front, unknown) {
+    const missing = unknown.length ? ` Not shown, for one of the two is not known: ${unknown.join(", ")}.` : "";
+    if (!points.length) return `${figure.title} against ${cost.title}: no backbone to show.${missing}`;
+    const best = front.at(-1);
+    const names = front.map((point) => data.models[point.model].name).join(", ");
+    return `${figure.title} against ${cost.title} of ${points.length} backbones. Best is ${data.models[best.model].name} with `
+      + `${percent(best.mean)} at ${short(best.cost)}. No other is as good for less than these: ${names}.${missing}`;
+  }
+
+  // Lines -------------------------------------------------------------------------------------------------------
+
+  function drawLines(plot) {
+    const picture = data.pictures.find((one) => one.key === plot.dataset.key);
+    const lines = picture.lines.filter((line) => isOn(line.model));
+    const x = axis(picture.x, picture.log ? { type: "log", exponentformat: "power", minor: { showgrid: false } } : {});
+    if (picture.log) x.dtick = 1;
+    const traces = lines.map((line) => lineTrace(picture, line));
+    show(plot, traces, layout(picture.key, x, axis(picture.y)), lineWords(picture, lines));
+  }
+
+  function lineTrace(picture, line) {
+    const look = data.models[line.model];
+    const value = line.value === null || !picture.best ? "" : `<br>${picture.measure} ${plain(shown(picture, line.value))}`;
+    return {
+      x: line.x, y: picture.percent ? line.y.map((rate) => (rate === null ? null : 100 * rate)) : line.y, meta: line.model,
+      mode: line.x.length <= 12 ? "lines+markers" : "lines", marker: { symbol: look.marker, size: 7 },
+      line: { color: lookColour(line.model), dash: look.dash, width: 2, shape: picture.steps ? "hv" : "linear" },
+      hovertemplate: `<b>${plain(line.run)}</b><br>${plain(picture.x)} %{x:.4~g}<br>${plain(picture.y)} %{y:.4~f}${value}<extra></extra>`,
+    };
+  }
+
+  const shown = (picture, value) => (picture.percent && picture.measure !== "area under the curve" ? percent(value) : short(value));
+
+  function lineWords(picture, lines) {
+    const isSame = picture.title.toLowerCase() === picture.y;
+    const what = `${picture.title}${isSame ? "" : `: ${picture.y}`} against ${picture.x}`;
+    const models = [...new Set(lines.map((line) => line.model))];
+    if (!models.length) return `${what}: no backbone to show.`;
+    const count = `${models.length} ${models.length === 1 ? "backbone" : "backbones"}`;
+    const means = models.map((model) => [model, mean(lines.filter((line) => line.model === model))]).filter((pair) => pair[1] !== null);
+    if (!picture.best || !means.length) return `${what}, of ${count}.`;
+    means.sort((a, b) => (picture.best === "highest" ? b[1] - a[1] : a[1] - b[1]));
+    const named = ([model, value]) => `${data.models[model].name} (${shown(picture, value)})`;
+    const last = means.length > 1 ? `, and the worst of ${named(means.at(-1))}` : "";
+    return `${what}, of ${count}. The best mean ${picture.measure} is that of ${named(means[0])}${last}.`;
+  }
+
+  function mean(lines) {
+    const values = lines.map((line) => line.value).filter((value) => value !== null);
+    return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
+  }
+
+  // Switches ----------------------------------------------------------------------------------------------------
+
+  function setModels(models, on) {
+    for (const model of models) {
+      if (on) off.delete(model); else off.add(model);
+    }
+    const left = data.models.length - off.size;
+    const who = models.length === 1 ? data.models[models[0]].name : "All backbones";
+    byId("status").textContent = `${who} switched ${on ? "on" : "off"}; ${left} of ${data.models.length} are shown.`;
+    draw();
+  }
+
+  function draw() {
+    for (const input of all(".chip input")) input.checked = isOn(Number(input.dataset.model));
+    for (const row of all("tr[data-models]")) {
+      row.classList.toggle("off", row.dataset.models.split(" ").some((model) => model && off.has(Number(model))));
+    }
+    for (const part of all(".heat [data-model]")) part.hidden = off.has(Number(part.dataset.model));
+    for (const plot of all(".plot")) (plot.dataset.key === "cost" ? drawCost : drawLines)(plot);
+  }
+
+  function showHeatMap() {
+    const chosen = Number(byId("heat-figure").value);
+    all(".heat").forEach((map, place) => { map.hidden = place !== chosen; });
+  }
+
+  // Tables ------------------------------------------------------------------------------------------------------
+
+  function makeSortable(table) {
+    all("thead th", table).forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      button.addEventListener("click", () => sort(table, head, column));
+      head.append(button);
+    });
+  }
+
+  function sort(table, head, column) {
+    const falls = head.getAttribute("aria-sort") === "ascending";
+    const isNumber = head.classList.contains("number");
+    const value = (row) => row.cells[column].dataset.value;
+    const compare = (a, b) => (isNumber ? Number(a) - Number(b) : a.localeCompare(b, "en", { numeric: true }));
+    const rows = all("tbody tr", table).sort((a, b) => {
+      const [first, second] = [value(a), value(b)];
+      if (first === undefined || second === undefined) return (first === undefined) - (second === undefined); // last
+      return falls ? compare(second, first) : compare(first, second);
+    });
+    table.tBodies[0].append(...rows);
+    for (const other of all("thead th", table)) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", falls ? "descending" : "ascending");
+  }
+
+  // Theme, print, copy ------------------------------------------------------------------------------------------
+
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : darkSystem.matches);
+
+  function nameTheme() {
+    byId("theme").textContent = isDark() ? "Light theme" : "Dark theme";
+  }
+
+  function changeTheme() {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    nameTheme();
+    draw();
+  }
+
+  async function copyCommand() {
+    let words = "Copied.";
+    try {
+      await navigator.clipboard.writeText(byId("command").textContent);
+    } catch {
+      getSelection().selectAllChildren(byId("command"));
+      words = "Selected; press Ctrl+C or Cmd+C.";
+    }
+    byId("copied").textContent = words;
+  }
+
+  function begin() {
+    root.classList.add("script");
+    all(".sortable").forEach(makeSortable);
+    for (const input of all(".chip input")) {
+      input.addEventListener("change", () => setModels([Number(input.dataset.model)], input.checked));
+    }
+    const everyone = data.models.map((_, model) => model);
+    byId("all").addEventListener("click", () => setModels(everyone, true));
+    byId("none").addEventListener("click", () => setModels(everyone, false));
+    for (const head of all(".heat th[data-model]")) {
+      head.title = `Switch ${head.textContent.trim()} off`;
+      head.addEventListener("click", () => setModels([Number(head.dataset.model)], false));
+    }
+    for (const id of ["cost-figure", "cost-axis", "cost-log"]) {
+      byId(id)?.addEventListener("change", () => drawCost(document.querySelector('[data-key="cost"]')));
+    }
+    if (byId("heat-figure")) {
+      byId("heat-figure").addEventListener("change", showHeatMap);
+      showHeatMap();
+    }
+    byId("theme").addEventListener("click", changeTheme);
+    byId("copy")?.addEventListener("click", copyCommand);
+    darkSystem.addEventListener("change", () => { nameTheme(); draw(); });
+    paper.addEventListener("change", draw);
+    addEventListener("beforeprint", () => { root.dataset.printing = ""; draw(); });
+    addEventListener("afterprint", () => { delete root.dataset.printing; draw(); });
+    new ResizeObserver(([bar]) => { root.style.scrollPaddingTop = `${bar.target.offsetHeight + 12}px`; }).observe(byId("models"));
+    nameTheme();
+    draw();
+  }
+
+  begin();
+})();

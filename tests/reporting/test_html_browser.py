@@ -1,0 +1,261 @@
+"""The interactive page as a reader meets it: in a real browser, with mouse, keyboard, phone and paper."""
+
+import re
+import shutil
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Error, expect, sync_playwright
+
+from facebones.reporting.answer import Answer
+from facebones.reporting.html_page import write_page
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 700}
+
+# Places of the backbones that each picture shows, by their traces.
+SHOWN = """() => [...document.querySelectorAll(".plot")].map(
+    plot => [...new Set(plot.data.map(trace => trace.meta).filter(Number.isInteger))].sort())"""
+# Of each picture the sizes of what is drawn for a backbone.
+DRAWN = """() => [...document.querySelectorAll(".plot")].map(plot => {
+    const traces = [...plot.querySelectorAll("svg .scatterlayer .trace")];
+    return traces.map(trace => trace.getBoundingClientRect()).map(box => Math.max(box.width, box.height));
+})"""
+# Where the first point of a backbone's trace is in the window.
+POINT = """(plot, model) => {
+    const trace = plot.data.find(one => one.meta === model), {xaxis, yaxis} = plot._fullLayout;
+    const box = plot.getBoundingClientRect(), last = trace.x.length - 1;
+    return [box.left + xaxis._offset + xaxis.d2p(trace.x[last]), box.top + yaxis._offset + yaxis.d2p(trace.y[last])];
+}"""
+# Contrast of each look with the surface it stands on (WCAG 2, relative luminance).
+CONTRASTS = """() => [...document.querySelectorAll(".chip")].map(chip => {
+    const light = colour => {
+        const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map(value => value / 255)
+            .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+    };
+    const parts = [getComputedStyle(chip).backgroundColor, getComputedStyle(chip.querySelector(".look")).color];
+    const [low, high] = parts.map(light).sort((a, b) => a - b);
+    return high / low;
+})"""
+COLOURS = """() => [getComputedStyle(document.body).backgroundColor,
+    ...[...document.querySelectorAll(".plot .main-svg:first-child")].map(paper => paper.style.background)]"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, of the system or Playwright's own."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with sync_playwright() as playwright:
+        try:
+            found = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        except Error as error:
+            pytest.fail(f"no browser to look at the page with: `make test` installs one ({error})", pytrace=False)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def address(page_results, page_tables, tmp_path_factory):
+    """Of the page of seven backbones, one with a name that Plotly would read as HTML."""
+    results = page_results(["alpha", "beta", "<b>%{x}</b>", *(f"backbone_{number}" for number in range(4))])
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_page(results, page_tables(results), Answer(sentences=["Take alpha."], rules=["At 5 %."]), path)
+    return path.as_uri()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open the page; at the end it must have said nothing on the console and asked for nothing but itself."""
+    contexts, complaints = [], []
+
+    def allow(route):
+        if route.request.url == address:
+            route.continue_()
+        else:
+            complaints.append(f"request: {route.request.url}")
+            route.abort()
+
+    def open_page(**options):
+        context = browser.new_context(**{"viewport": DESK} | options)
+        contexts.append(context)
+        page = context.new_page()
+        page.route("**/*", allow)
+        page.on("console", lambda message: complaints.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def tab_to(page, selector, most=80):
+    """Press Tab until an element has the focus."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+    pytest.fail(f"{selector} is not reached by {most} Tabs")
+
+
+def serious(page):
+    """What axe finds of some weight."""
+    found = Axe().run(page).response["violations"]
+    return [(rule["id"], node["html"]) for rule in found for node in rule["nodes"] if rule["impact"] in WEIGHTY]
+
+
+WEIGHTY = ("serious", "critical")
+
+
+def test_every_picture_is_drawn_and_described(visit):
+    page = visit()
+    drawn = page.evaluate(DRAWN)
+    assert len(drawn) == page.locator("figure .plot").count()
+    assert all(sizes and min(sizes) > 1 for sizes in drawn), drawn
+    for label in page.evaluate("[...document.querySelectorAll('.plot')].map(plot => plot.getAttribute('aria-label'))"):
+        assert re.search(r"[Bb]est|7 backbones", label)
+    assert "alpha" in page.locator("#cost figcaption").inner_text()
+
+
+def test_switch_and_click_hide_a_model_everywhere(visit):
+    page = visit()
+    everyone = list(range(7))
+    switches = page.locator(".chip input")
+    assert all(shown == everyone for shown in page.evaluate(SHOWN))
+    switches.nth(1).click()
+    assert all(shown == [0, *everyone[2:]] for shown in page.evaluate(SHOWN))
+    assert page.locator("tr.off").count() == 3  # in the overview, and its two runs
+    assert page.locator(".heat [data-model='1']:visible").count() == 0
+    for key, model in (("cost", 3), ("roc0", 4)):
+        plot = page.locator(f".plot[data-key={key}]")
+        plot.scroll_into_view_if_needed()
+        page.mouse.move(*plot.evaluate(POINT, model))
+        page.mouse.click(*plot.evaluate(POINT, model))
+    assert all(not {1, 3} & set(shown) and len(shown) == 4 for shown in page.evaluate(SHOWN))
+    assert not switches.nth(3).is_checked()
+    page.locator("#all").click()
+    assert all(shown == everyone for shown in page.evaluate(SHOWN))
+    page.locator("#none").click()
+    assert not any(page.evaluate(SHOWN))
+
+
+def test_a_hostile_name_is_shown_as_it_stands_on_hovering(visit):
+    page = visit()
+    plot = page.locator(".plot[data-key=cost]")
+    plot.scroll_into_view_if_needed()
+    page.mouse.move(*plot.evaluate(POINT, 2))
+    page.locator(".hoverlayer .hovertext").wait_for()
+    assert "<b>%{x}</b>" in page.locator(".hoverlayer .hovertext").text_content()
+    assert "<b>%{x}</b>" in plot.locator(".textpoint").nth(2).text_content()
+
+
+def test_selections_change_the_pictures(visit):
+    page = visit()
+    plot = page.locator(".plot[data-key=cost]")
+    assert plot.evaluate("plot => plot._fullLayout.xaxis.type") == "log"
+    page.locator("#cost-figure").select_option(label="faces 1:N Rank-1")
+    page.locator("#cost-axis").select_option(label="parameters")
+    page.locator("#cost-log").uncheck()
+    assert plot.evaluate("plot => plot._fullLayout.xaxis.type") == "linear"
+    assert plot.evaluate("plot => plot.data.at(-1).x[0]") == 1000
+    assert "faces 1:N Rank-1 against parameters" in page.locator("#cost figcaption").inner_text()
+    page.locator("#heat-figure").select_option(label="faces 1:N Rank-1")
+    assert page.locator(".heat:visible h3").all_inner_texts() == ["faces 1:N Rank-1"]
+    page.locator("#copy").click()
+    expect(page.locator("#copied")).not_to_be_empty()
+
+
+def test_tables_sort_up_and_down_with_empty_cells_last(visit):
+    page = visit()
+    table = page.locator("#overview table")
+    head = table.locator("th").nth(1)
+    for direction, wanted in (("ascending", sorted), ("descending", lambda some: sorted(some, reverse=True))):
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == direction
+        values = [float(cell.get_attribute("data-value")) for cell in table.locator("td:nth-child(2)").all()]
+        assert values == wanted(values)
+    table.locator("th button").first.click()
+    assert table.locator("[aria-sort]").count() == 1
+    runs = page.locator("#tables table")
+    for _ in range(2):
+        runs.locator("th button").nth(1).click()
+        assert runs.locator("td:nth-child(2)").last.get_attribute("data-value") is None
+
+
+@pytest.mark.parametrize("system", ["light", "dark"])
+def test_both_themes_recolour_the_page_and_its_pictures_and_can_be_read(visit, system):
+    page = visit(color_scheme=system, reduced_motion="reduce")
+    before = page.evaluate(COLOURS)
+    assert serious(page) == []
+    assert min(page.evaluate(CONTRASTS)) >= 3
+    page.locator("#theme").click()
+    assert all(new != old for new, old in zip(page.evaluate(COLOURS), before, strict=True))
+    assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
+
+
+def test_a_phone_does_not_scroll_sideways(visit):
+    page = visit(viewport=PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert page.locator("#theme").bounding_box()["x"] > 0
+    for region in page.locator(".scroll:visible").all():
+        assert region.get_attribute("tabindex") == "0"
+        assert region.get_attribute("aria-label")
+
+
+def test_the_keyboard_alone_is_enough(visit):
+    page = visit()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    tab_to(page, "#theme")
+    before = page.evaluate(COLOURS)[0]
+    page.keyboard.press("Enter")
+    assert page.evaluate(COLOURS)[0] != before
+    tab_to(page, ".chip input[data-model='0']")
+    page.keyboard.press("Space")
+    assert all(0 not in shown for shown in page.evaluate(SHOWN))
+    tab_to(page, "#overview th button")
+    page.keyboard.press("Enter")
+    assert page.locator("#overview th").first.get_attribute("aria-sort") == "ascending"
+
+
+def test_paper_has_no_controls_and_is_light(visit):
+    page = visit(color_scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    papers = page.locator(".plot > .plot-container .main-svg:first-child")
+    expect(papers.first).to_have_attribute("width", "660")
+    for selector in ("button:not(th *)", "select", "input", "nav"):
+        assert page.locator(f"{selector}:visible").count() == 0
+    assert page.locator(".chip:visible").count() == 7  # the legend
+    assert set(page.evaluate(COLOURS)) == {"rgb(255, 255, 255)"}
+    assert page.pdf()[:5] == b"%PDF-"
+    page.emulate_media(media="screen", color_scheme="dark")
+    expect(papers.first).not_to_have_attribute("width", "660")
+    # Before a reader's own printing the rules for paper do not hold yet, but the pictures must be drawn for it.
+    dark = page.evaluate(COLOURS)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    expect(papers.first).to_have_attribute("width", "660")
+    assert set(page.evaluate(COLOURS)[1:]) == {"rgb(255, 255, 255)"}
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    expect(papers.first).not_to_have_attribute("width", "660")
+    assert page.evaluate(COLOURS) == dark
+
+
+def test_without_scripts_text_and_tables_are_all_there(visit):
+    page = visit(java_script_enabled=False)
+    assert page.locator("noscript").is_visible()
+    assert page.locator(".heat table:visible").count() == 2
+    assert page.locator("#tables td:visible").count() == 28
+    for selector in (".plot", "button", "select", "input"):
+        assert page.locator(f"{selector}:visible").count() == 0
