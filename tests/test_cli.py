@@ -110,8 +110,10 @@ def test_every_command_line_in_the_readme_is_understood():
     lines = [line for line in readme.splitlines() if line.startswith("facebones ")]
     assert len(lines) >= 12
     for line in lines:
-        _parse(shlex.split(line)[1:])
-    assert {COMMANDS[name].help for name in COMMANDS} == {_parse(shlex.split(line)[1:]).command.help for line in lines}
+        _parse(shlex.split(line, comments=True)[1:])
+    assert {COMMANDS[name].help for name in COMMANDS} == {
+        _parse(shlex.split(line, comments=True)[1:]).command.help for line in lines
+    }
 
 
 # --------------------------------------------------------------------------------------------------- bad input

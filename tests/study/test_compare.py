@@ -21,7 +21,7 @@ from facebones.study.compare import compare, plan_rows, plan_table, raise_failur
 from facebones.study.display import Display
 from facebones.study.plan import make_plan
 from facebones.study.study import load_study
-from facebones.training.checkpoint import load_checkpoint
+from facebones.training.checkpoint import load_checkpoint, save_checkpoint
 from facebones.training.interrupts import PARENT_VARIABLE
 from facebones.training.logs import read_metrics
 from facebones.training.loop import train
@@ -321,9 +321,16 @@ def test_a_study_trains_measures_and_does_nothing_twice(write, tmp_path):
     accuracy = content["summary"][0]["accuracy"]["tiny"]
     assert accuracy["values"] == values and accuracy["mean"] == pytest.approx(sum(values) / 2)
 
-    before = times(output)
+    report = output / "report"
+    assert table.splitlines()[-1] == f"report: {report / 'report.html'}"
+    assert {path.name for path in report.iterdir()} == {
+        *("report.html", "results.json", "tables.md", "tables.tex", "tables.csv", "pictures"),
+    }
+    assert f"* {SMALL} reaches" in table and f"{SMALL} reaches" in (report / "report.html").read_text()
+
+    before = times(output / "runs") | times(output / "evaluation")
     assert run(path, "--output", output, "--jobs", "2") == (0, table, "")
-    assert times(output) == before and study_json(output) == content
+    assert times(output / "runs") | times(output / "evaluation") == before and study_json(output) == content
 
 
 @pytest.mark.slow
@@ -341,6 +348,8 @@ def test_a_run_that_fails_is_recorded_and_the_others_finish(write, tmp_path):
     assert small["state"] == "done" and small["error"] is None
     assert list(study_json(output)["models"]) == [SMALL] and "is there already" in table
     assert (output / "runs" / LARGE / "seed0" / "metrics.jsonl").read_text() == "mine\n"
+    assert f"{LARGE} of 2 runs has failed or not finished" in table
+    assert "is there already, and a run would replace it" in (output / "report" / "report.html").read_text()
 
     shutil.rmtree(output / "runs" / LARGE / "seed0")
     trained = times(output / "runs" / SMALL)
@@ -390,6 +399,38 @@ def test_a_study_that_is_stopped_or_killed_ends_as_one_that_is_not(write, tmp_pa
     assert run(path, "--output", output)[0] == 0
     assert run(path, "--output", tmp_path / "whole")[0] == 0
     assert trained_files(output) == trained_files(tmp_path / "whole")
+    assert reported(output) == reported(tmp_path / "whole")
+
+
+def reported(output):
+    """What a report says of what was measured."""
+    content = json.loads((output / "report" / "results.json").read_text())
+    return {key: content[key] for key in ("answer", "figures", "recipe", "notes")}
+
+
+@pytest.mark.slow
+def test_a_run_whose_loss_is_no_number_leaves_a_whole_report_of_the_others(write, tmp_path):
+    path, output = write(f"{SMALL}, {LARGE}", epochs=40), tmp_path / "out"
+    process = begin(path, output, 4)
+    process.kill()
+    process.communicate()
+    folder = RunFolder(output / "runs" / SMALL / "seed0")
+    wait_for_the_end_of(folder)
+    state = load_checkpoint(folder.last)
+    for value in state["backbone"].values():
+        if value.is_floating_point():
+            value.fill_(float("nan"))
+    save_checkpoint(folder.last, state)
+
+    status, table, said = run(path, "--output", output)
+    assert status == 1 and said.splitlines()[-1].startswith(f"facebones: failed: {SMALL}; the rest is done"), said
+    assert f"{LARGE} reaches" in table and f"{SMALL} of 2 runs has failed or not finished" in table
+    content = json.loads((output / "report" / "results.json").read_text())
+    states = {row["name"]: (row["state"], row["error"]) for row in content["runs"]}
+    assert states[LARGE] == ("done", None)
+    assert states[SMALL][0] == "failed" and "loss nan" in states[SMALL][1]
+    assert "loss nan" in (output / "report" / "report.html").read_text()
+    assert "loss nan" in (output / "report" / "tables.md").read_text()
 
 
 def wait_for_the_end_of(folder):

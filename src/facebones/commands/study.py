@@ -8,6 +8,7 @@ from typing import Any
 
 from facebones.commands.command import Arguments, Command, device_option, json_option, positive
 
+REPORT_FOLDER = "report"
 # Fields of a study that the command line can set, with what is said of each.
 STUDY_OPTIONS = (
     ("recipe", "NAME", "a recipe's name, or its file"),
@@ -47,20 +48,24 @@ def _compare(arguments: Arguments) -> None:
         print(json.dumps(rows, indent=2)) if arguments.json else print_table(*work.plan_table(rows))
         return
     content = work.compare(study, arguments.output, jobs=arguments.jobs, device=arguments.device)
-    _print_study(content, as_json=arguments.json)
+    _report_study(content, as_json=arguments.json)
 
 
-def _print_study(content: dict[str, Any], *, as_json: bool) -> None:
-    """Print what came out; raises where a part has failed."""
+def _report_study(content: dict[str, Any], *, as_json: bool) -> None:
+    """Write the report into the study's folder and print what came out; raises where a part has failed."""
+    from facebones.reporting.report import PAGE, write_report
     from facebones.study.compare import raise_failures, study_table
     from facebones.tables import print_table
 
+    output = Path(content["file"]).parent
+    sentences = write_report([output], output / REPORT_FOLDER)["answer"]
+    page = str(output / REPORT_FOLDER / PAGE)
     if as_json:
-        print(json.dumps(content, indent=2))
+        print(json.dumps({**content, "answer": sentences, "report": page}, indent=2))
     else:
         name = content["study"]["name"]
         print_table(*study_table(content), title=f"{name}: mean over seeds +- standard deviation")
-        _print_answer(content["answer"], content["report"])
+        _print_answer(sentences, page)
     raise_failures(content)
 
 
@@ -79,19 +84,19 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
 def _demo(arguments: Arguments) -> None:
     from facebones.demo import demo
 
-    _print_study(demo(arguments.output, arguments.device), as_json=arguments.json)
+    _report_study(demo(arguments.output, arguments.device), as_json=arguments.json)
 
 
 def _report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="of a study, a run, or an evaluation")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder, made here ['report' in the first DIR]")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder, made here [report, in the first DIR]")
     json_option(parser)
 
 
 def _report(arguments: Arguments) -> None:
     from facebones.reporting.report import PAGE, write_report
 
-    output = arguments.output or arguments.folders[0] / "report"
+    output = arguments.output or arguments.folders[0] / REPORT_FOLDER
     content = write_report(arguments.folders, output)
     if arguments.json:
         print(json.dumps(content, indent=2))

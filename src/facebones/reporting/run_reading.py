@@ -86,7 +86,7 @@ def read_study_run(folder: Path, row: Mapping[str, Any]) -> Run:
 
     Where the folder of a finished run is gone, the final figures are those that study.json has.
     """
-    run = read_run(folder / text(row["folder"]), text(row["name"]))
+    run = _read_failed_or_not(folder / text(row["folder"]), row)
     state, error = run.state, row["error"] and " ".join(text(row["error"]).split())
     if state == "to do" and row["state"] == "done":
         state = "done"
@@ -100,6 +100,17 @@ def read_study_run(folder: Path, row: Mapping[str, Any]) -> Run:
         state="failed" if error else state,
         error=error or None,
     )
+
+
+def _read_failed_or_not(folder: Path, row: Mapping[str, Any]) -> Run:
+    """A run's files, or none of a failed run's that cannot be read: they may be why it failed."""
+    name = text(row["name"])
+    try:
+        return read_run(folder, name)
+    except FaceBonesError:
+        if not row["error"]:
+            raise
+        return Run(name=name, backbone=name, folder=folder, state="unfinished")
 
 
 def _environment(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`facebones compare`: a study from its file to `study.json`, which says what ran and what failed, and its report."""
+"""`facebones compare`: a study from its file to `study.json`, which says what ran, what failed, and what came out."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,13 @@ from facebones.errors import RunError
 from facebones.evaluation.significance import over_seeds
 from facebones.files import write_json
 from facebones.progress import format_seconds
-from facebones.reporting.report import PAGE, write_report
 from facebones.run_folder import folder_lock
 from facebones.study.evaluation import evaluate_all, finished_models
 from facebones.study.plan import DONE, UNFINISHED, Plan, PlannedRun, make_plan, network_costs
 from facebones.study.runner import train_all
 from facebones.study.study import Study
-from facebones.training.logs import say
 
 STUDY_FILE = "study.json"
-REPORT_FOLDER = "report"
 
 
 def compare(study: Study, output: Path, *, jobs: int = 1, device: str = "auto") -> dict[str, Any]:
@@ -32,7 +29,7 @@ def compare(study: Study, output: Path, *, jobs: int = 1, device: str = "auto") 
         device: "auto", "cpu", "cuda", ...
 
     Returns:
-        what study.json holds, the answer in words, and where the page is.
+        what study.json holds; `reporting.report.write_report` makes a report of it.
 
     Raises:
         FaceBonesError: input that cannot be used, or a run in `output` that another study has made.
@@ -48,10 +45,7 @@ def compare(study: Study, output: Path, *, jobs: int = 1, device: str = "auto") 
             errors = train_all(plan, jobs, device, lambda now: _write(plan, now, before))
         finally:
             _write(plan, errors, before)
-        content = _write(plan, errors, evaluate_all(plan, device, before))
-        say("writing the report")
-        told = write_report([output], output / REPORT_FOLDER)
-    return {**content, "answer": told["answer"], "report": str(output / REPORT_FOLDER / PAGE)}
+        return _write(plan, errors, evaluate_all(plan, device, before))
 
 
 def raise_failures(content: Mapping[str, Any]) -> None:
