@@ -60,14 +60,13 @@ def head_steps(classes: int, size: int, rate: float) -> tuple[Callable[[Tensor, 
         torch.nn.utils.get_total_norm([p.grad for group in optimizer.param_groups for p in group["params"]])
         optimizer.step()
         optimizer.zero_grad()
-        if head.rows is not None:
-            head.rows.draw(torch.empty(0, dtype=torch.long))  # they are part of the step, and not of the state
 
     return step, optimizer
 
 
-def measure(classes: int, rate: float | None, size: int, batch: int, steps: int, write_momentum: bool) -> dict:
-    """One case in this process; a rate of None is the plain head."""
+def measure(case: tuple[int, float | None], *, size: int, batch: int, steps: int, write_momentum: bool) -> dict:
+    """One case of classes and rate in this process; a rate of None is the plain head."""
+    classes, rate = case
     torch.manual_seed(0)
     step, optimizer = plain_steps(classes, size) if rate is None else head_steps(classes, size, rate)
     embedding = functional.normalize(torch.randn(batch, size)).requires_grad_()
@@ -94,10 +93,10 @@ def measure(classes: int, rate: float | None, size: int, batch: int, steps: int,
     }  # fmt: skip
 
 
-def in_new_process(*case: object) -> dict:
+def in_new_process(case: tuple[int, float | None], **options: int) -> dict:
     """Measure where nothing else has run."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *case).result()
+        return pool.submit(measure, case, **options).result()
 
 
 def say(row: dict, whole: dict | None, plain: dict | None) -> None:
@@ -132,13 +131,12 @@ def main() -> None:
     print("                              GiB          of rate 1       of plain       within 16 GiB")
     print("   classes   rate     s/step   state   extra    time  memory    time  memory  most classes")
     rows: dict[tuple[int, float | None], dict] = {}
-    for classes, rate in cases:
-        options = arguments.embedding_size, arguments.batch_size, arguments.steps, not arguments.large
-        rows[classes, rate] = in_new_process(classes, rate, *options)
-        say(rows[classes, rate], rows.get((classes, 1.0)), rows.get((classes, None)))
+    sizes = {"size": arguments.embedding_size, "batch": arguments.batch_size}
+    for case in cases:
+        rows[case] = in_new_process(case, **sizes, steps=arguments.steps, write_momentum=not arguments.large)
+        say(rows[case], rows.get((case[0], 1.0)), rows.get((case[0], None)))
     if arguments.output:
-        conditions = {"embedding_size": arguments.embedding_size, "batch_size": arguments.batch_size}
-        conditions |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        conditions = {**sizes, "threads": torch.get_num_threads(), "torch": torch.__version__}
         arguments.output.write_text(json.dumps({**conditions, "rows": list(rows.values())}, indent=2) + "\n")
 
 

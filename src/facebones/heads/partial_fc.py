@@ -98,7 +98,7 @@ class PartialFC(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.rows is not None:  # the leaf is moved with the centres, to where the optimizer keeps its state
-            self.rows.draw(torch.empty(0, dtype=torch.long, device=self.centres.device))
+            self.rows.clear()
         return self
 
     def _is_here(self, label: Tensor) -> Tensor:

@@ -1,17 +1,22 @@
 """The rows of a large matrix that take part in one step: only they get a gradient, and only their state is updated.
 
 The rows are a leaf of their own, so a backward pass makes a gradient of their size and no larger, and the norm, the
-clipping and the gradient scaler see them like any parameter. An ordinary torch optimizer holds the leaf. Just before
-its step, hooks put the leaf's rows of momentum where the optimizer looks for them; just after, they bring rows and
-momentum home. A row that is not drawn keeps its value and its momentum bit by bit; a step that is skipped changes
-nothing. A count of steps, as AdamW's, is one for all rows, as in torch's SparseAdam.
+clipping and the gradient scaler see them like any parameter. A torch optimizer holds the leaf; as it begins a step, an
+optimizer of its own kind takes that of the rows, block by block on the matrix and on the state, which is of the whole
+matrix and lies where the optimizer keeps any state. A row that is not drawn keeps its value and its momentum bit by
+bit; a step that is skipped changes nothing. A count of steps, as AdamW's, is one for all rows, as in torch's
+SparseAdam.
 """
 
 import mmap
-from typing import Any
+from copy import deepcopy
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+# Of 512 numbers each, 4 MiB: what an optimizer needs for a moment is of this size.
+BLOCK_ROWS = 2048
 
 
 class StepRows:
@@ -20,14 +25,17 @@ class StepRows:
     Args:
         matrix: (C, D), which needs no gradient of its own.
 
-    `leaf` (S, D) holds the rows `index` (S,); both are empty before the first draw.
+    `leaf` (S, D) holds the rows `index` (S,); both are empty before a draw and after the optimizer's step.
     """
 
     def __init__(self, matrix: nn.Parameter) -> None:
         self.matrix = matrix
         self.leaf = nn.Parameter(torch.empty(0))
-        self._whole: dict[str, Any] = {}
-        self.draw(torch.empty(0, dtype=torch.long, device=matrix.device))
+        self.clear()
+
+    def clear(self) -> None:
+        """Give up the rows; what is empty lies where the matrix lies."""
+        self.draw(torch.empty(0, dtype=torch.long, device=self.matrix.device))
 
     @torch.no_grad()
     def draw(self, index_S: Tensor) -> None:
@@ -50,29 +58,38 @@ class StepRows:
         return torch.where(row_B >= 0, place_B, -1)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Have the steps of an optimizer that holds the leaf act on the matrix; its state is of the whole matrix."""
-        optimizer.register_step_pre_hook(self._gather_state)
-        optimizer.register_step_post_hook(self._scatter)
+        """Have the steps of an optimizer that holds the leaf act on the matrix."""
+        optimizer.register_step_pre_hook(self._step)
 
     @torch.no_grad()
-    def _gather_state(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._whole = optimizer.state[self.leaf]
-        optimizer.state[self.leaf] = {
-            key: value.index_select(0, self.index) if _has_shape(value, self.matrix) else value
-            for key, value in self._whole.items()
-        }
+    def _step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Take the step of the rows; then the optimizer finds no gradient here, and goes on to its other parameters."""
+        if self.leaf.grad is None:
+            return
+        (group,) = (group for group in optimizer.param_groups if any(p is self.leaf for p in group["params"]))
+        whole, index, gradient = optimizer.state[self.leaf], self.index, self.leaf.grad
+        before = dict(whole)
+        self.clear()
+        for rows, part in zip(torch.split(index, BLOCK_ROWS), torch.split(gradient, BLOCK_ROWS), strict=True):
+            block = nn.Parameter(self.matrix.index_select(0, rows))
+            block.grad = part
+            own = cast(Any, type(optimizer))([{**group, "params": [block]}])
+            own.state[block] = {
+                key: value.index_select(0, rows) if _has_shape(value, self.matrix) else deepcopy(value)
+                for key, value in before.items()
+            }
+            own.step()
+            self.matrix.index_copy_(0, rows, block)
+            self._bring_home(own.state[block], rows, whole)
 
-    @torch.no_grad()
-    def _scatter(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for key, value in optimizer.state[self.leaf].items():
-            if _has_shape(value, self.leaf):
-                if key not in self._whole:
-                    self._whole[key] = lazy_zeros(self.matrix)
-                self._whole[key].index_copy_(0, self.index, value)
-            else:
-                self._whole[key] = value
-        optimizer.state[self.leaf], self._whole = self._whole, {}
-        self.matrix.index_copy_(0, self.index, self.leaf)
+    def _bring_home(self, state: dict[str, Any], rows: Tensor, whole: dict[str, Any]) -> None:
+        for key, value in state.items():
+            if not _has_shape(value, self.matrix[: len(rows)]):
+                whole[key] = value
+                continue
+            if key not in whole:
+                whole[key] = lazy_zeros(self.matrix)
+            whole[key].index_copy_(0, rows, value)
 
 
 def lazy_zeros(like: Tensor) -> Tensor:
