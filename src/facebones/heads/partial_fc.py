@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facebones.heads.normalized_rows import normalized_rows
+from facebones.heads.cosines import cosines
 from facebones.heads.step_rows import StepRows
 
 Margin = Callable[[Tensor, Tensor], Tensor]
@@ -84,7 +84,7 @@ class PartialFC(nn.Module):
         with torch.autocast(
             embedding_BD.device.type, enabled=False
         ):  # times 64, half a bfloat16 step is a logit of 0.1
-            cosine = functional.linear(embedding_BD.float(), normalized_rows(centres))
+            cosine = cosines(embedding_BD.float(), centres)
             return self.margin(cosine.clamp(-1, 1), column_B), column_B
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor) -> Tensor:
