@@ -6,7 +6,7 @@ momentum; memory is what a step takes over it at its highest (VmHWM, so Linux on
 The momentum is written once before, as after many steps; with --large it is not, for it would not fit, and what a step
 writes of it first counts as the step's.
 
-    python benchmarks/memory.py [--classes 100000 1000000] [--large] [--output FILE.json]
+    python benchmarks/memory.py [--classes 100000 1000000] [--without-plain] [--large] [--output FILE.json]
 """
 
 import argparse
@@ -118,13 +118,15 @@ def main() -> None:
     """Measure each case and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--classes", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--without-plain", action="store_true", help="not the plain head: 14 GiB at 1 M classes")
     parser.add_argument("--large", action="store_true", help="10 M classes at rate 0.01 and no other: some 21 GiB")
     parser.add_argument("--embedding-size", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--output", type=Path, help="write the rows as JSON")
     arguments = parser.parse_args()
-    cases = [(classes, rate) for classes in arguments.classes for rate in (None, *RATES)]
+    rates = RATES if arguments.without_plain else (None, *RATES)
+    cases = [(classes, rate) for classes in arguments.classes for rate in rates]
     if arguments.large:
         cases = [(LARGE_CLASSES, LARGE_RATE)]
     print(f"D {arguments.embedding_size}, batch {arguments.batch_size}, {torch.get_num_threads()} threads, SGD, fp32")
