@@ -12,10 +12,11 @@ BLOCK_ROWS = 2048
 
 
 def cosines(embedding_BD: Tensor, centres_CD: Tensor) -> Tensor:
-    """Products (B, C) of normalised embeddings with the centres at norm 1.
+    """Products (B, C) of normalised embeddings with the centres at norm 1, held within [-1, 1].
 
-    Values and gradients are bit by bit those of torch's `linear` and `normalize`, which would keep the normalised
-    centres from forward to backward, and make five more tensors of their size in backward.
+    Values and gradients are bit by bit those of torch's `linear`, `normalize` and `clamp`, which would keep the
+    normalised centres and the products from forward to backward, and make five more tensors of the size of the centres
+    in backward.
 
     >>> cosines(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
     tensor([[0.6000, 0.0000]])
@@ -26,13 +27,16 @@ def cosines(embedding_BD: Tensor, centres_CD: Tensor) -> Tensor:
 class _Cosines(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, embedding_BD: Tensor, centres_CD: Tensor) -> Tensor:
-        ctx.save_for_backward(embedding_BD, centres_CD)
-        return functional.linear(embedding_BD, functional.normalize(centres_CD))
+        cosine_BC = functional.linear(embedding_BD, functional.normalize(centres_CD))
+        is_within_BC = (cosine_BC >= -1).logical_and_(cosine_BC <= 1)
+        ctx.save_for_backward(embedding_BD, centres_CD, is_within_BC)
+        return cosine_BC.clamp_(-1, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_BC: Tensor) -> tuple[Tensor, Tensor]:
-        embedding_BD, centres_CD = ctx.saved_tensors
+        embedding_BD, centres_CD, is_within_BC = ctx.saved_tensors
+        gradient_BC = torch.where(is_within_BC, gradient_BC, 0)
         with torch.autocast(gradient_BC.device.type, enabled=False):
             gradient_BD = gradient_BC @ functional.normalize(centres_CD)
             gradient_CD = gradient_BC.T @ embedding_BD  # by the normalised centres, and in place by the centres

@@ -84,8 +84,7 @@ class PartialFC(nn.Module):
         with torch.autocast(
             embedding_BD.device.type, enabled=False
         ):  # times 64, half a bfloat16 step is a logit of 0.1
-            cosine = cosines(embedding_BD.float(), centres)
-            return self.margin(cosine.clamp(-1, 1), column_B), column_B
+            return self.margin(cosines(embedding_BD.float(), centres), column_B), column_B
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor) -> Tensor:
         """Mean cross-entropy of the rows with a class; rows of label -1 add nothing. Shapes as in `logits`."""
