@@ -64,7 +64,7 @@ def combined_margin(
     if interclass_filter > 0:
         others = torch.where(cosine_BC.detach() > interclass_filter, 0.0, cosine_BC)
         target_margined = torch.where(has_class, target_margined, others.gather(1, column))
-    return scale * others.scatter(1, column, target_margined)
+    return (scale * others).scatter_(1, column, scale * target_margined)  # into the product: one copy of (B, C) less
 
 
 def arcface(

@@ -182,6 +182,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.backbone.train()
+        self.head.draw_sample(torch.cat([label_B for _, label_B in batches]))
         loss_sum = torch.zeros((), device=self.device)
         for images_BHWC, label_B in batches:
             x_B3HW = self._network_input(images_BHWC)

@@ -4,23 +4,31 @@ import torch
 from torch import nn
 
 from facebones.config import OptimizerConfig
+from facebones.heads import PartialFC
 
 
 def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters of the modules.
+    """SGD or AdamW over the trainable parameters of the modules; of a sampled head, over the rows of each step.
 
     With `decay_norm_and_prelu` off, parameters of fewer than two dimensions (normalisation, PReLU, biases) are not
     decayed. The learning rate is set anew at each step.
     """
+    sampled = [m.rows for m in modules if isinstance(m, PartialFC) and m.rows is not None]
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    parameters += [rows.leaf for rows in sampled]
     decayed = [p for p in parameters if config.decay_norm_and_prelu or p.ndim >= 2]
     others = [p for p in parameters if not config.decay_norm_and_prelu and p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}]
     if others:
         groups.append({"params": others, "weight_decay": 0.0})
+    optimizer: torch.optim.Optimizer
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+    else:
+        optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    for rows in sampled:
+        rows.follow(optimizer)
+    return optimizer
 
 
 def fill_state(optimizer: torch.optim.Optimizer) -> None:

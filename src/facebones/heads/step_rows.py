@@ -1,0 +1,109 @@
+"""The rows of a large matrix that take part in one step: only they get a gradient, and only their state is updated.
+
+The rows are a leaf of their own, so a backward pass makes a gradient of their size and no larger, and the norm, the
+clipping and the gradient scaler see them like any parameter. A torch optimizer holds the leaf; as it begins a step, an
+optimizer of its own kind takes that of the rows, block by block on the matrix and on the state, which is of the whole
+matrix and lies where the optimizer keeps any state. A row that is not drawn keeps its value and its momentum bit by
+bit; a step that is skipped changes nothing. A count of steps, as AdamW's, is one for all rows, as in torch's
+SparseAdam.
+"""
+
+import mmap
+from copy import deepcopy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+# Of 512 numbers each, 4 MiB: what an optimizer needs for a moment is of this size.
+BLOCK_ROWS = 2048
+
+
+class StepRows:
+    """Rows of a matrix, drawn anew for each step.
+
+    Args:
+        matrix: (C, D), which needs no gradient of its own.
+
+    `leaf` (S, D) holds the rows `index` (S,); both are empty before a draw and after the optimizer's step.
+    """
+
+    def __init__(self, matrix: nn.Parameter) -> None:
+        self.matrix = matrix
+        self.leaf = nn.Parameter(torch.empty(0))
+        self.clear()
+
+    def clear(self) -> None:
+        """Give up the rows; what is empty lies where the matrix lies."""
+        self.draw(torch.empty(0, dtype=torch.long, device=self.matrix.device))
+
+    @torch.no_grad()
+    def draw(self, index_S: Tensor) -> None:
+        """Take up the rows of these sorted indices, each at most once, and drop those of the step before."""
+        self.leaf.grad = None
+        self.leaf.data = self.matrix[:0]  # the old rows go before the new ones come
+        self.leaf.data = self.matrix.index_select(0, index_S)
+        self.index = index_S
+
+    def place(self, row_B: Tensor) -> Tensor:
+        """Where rows of the matrix stand in the leaf; -1 stays -1.
+
+        Raises:
+            ValueError: one of them is not in this step's draw.
+        """
+        place_B = torch.searchsorted(self.index, row_B)
+        drawn_B = torch.cat([self.index, row_B.new_tensor([-1])])[place_B] == row_B
+        if not (drawn_B | (row_B == -1)).all():
+            raise ValueError("a class is not in this step's sample; call draw_sample with all of the step's labels")
+        return torch.where(row_B >= 0, place_B, -1)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Have the steps of an optimizer that holds the leaf act on the matrix."""
+        optimizer.register_step_pre_hook(self._step)
+
+    @torch.no_grad()
+    def _step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Take the step of the rows; then the optimizer finds no gradient here, and goes on to its other parameters."""
+        if self.leaf.grad is None:
+            return
+        (group,) = (group for group in optimizer.param_groups if any(p is self.leaf for p in group["params"]))
+        whole, index, gradient = optimizer.state[self.leaf], self.index, self.leaf.grad
+        before = dict(whole)
+        self.clear()
+        for rows, part in zip(torch.split(index, BLOCK_ROWS), torch.split(gradient, BLOCK_ROWS), strict=True):
+            block = nn.Parameter(self.matrix.index_select(0, rows))
+            block.grad = part
+            own = cast(Any, type(optimizer))([{**group, "params": [block]}])
+            own.state[block] = {
+                key: value.index_select(0, rows) if _has_shape(value, self.matrix) else deepcopy(value)
+                for key, value in before.items()
+            }
+            own.step()
+            self.matrix.index_copy_(0, rows, block)
+            self._bring_home(own.state[block], rows, whole)
+
+    def _bring_home(self, state: dict[str, Any], rows: Tensor, whole: dict[str, Any]) -> None:
+        for key, value in state.items():
+            if not _has_shape(value, self.matrix[: len(rows)]):
+                whole[key] = value
+                continue
+            if key not in whole:
+                whole[key] = lazy_zeros(self.matrix)
+            whole[key].index_copy_(0, rows, value)
+
+
+def lazy_zeros(like: Tensor) -> Tensor:
+    """Zeros of a tensor's shape that take memory only where they have been written, on systems that can.
+
+    torch.zeros writes them all. The pages are small ones: with huge pages, a few rows here and there would be
+    everything.
+    """
+    if like.device.type != "cpu" or not hasattr(mmap, "MADV_NOHUGEPAGE") or like.numel() == 0:
+        return torch.zeros_like(like)
+    memory = mmap.mmap(-1, like.numel() * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=like.dtype).view(like.shape)
+
+
+def _has_shape(value: Any, like: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == like.shape
