@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from facebones import __version__
+from facebones.allocation import keep_freed_memory
 from facebones.commands import COMMANDS, GROUPS
 from facebones.commands.command import Arguments, Command
 from facebones.errors import ConfigError, FaceBonesError
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Arguments) -> None:
     """Run the command; a signal breaks it off, save a training, which saves first."""
+    keep_freed_memory()
     if arguments.command_name in {"train", "resume"}:
         stop_with_parent()
         arguments.command.run(arguments)
