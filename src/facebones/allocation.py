@@ -2,7 +2,7 @@
 
 A step allocates tensors of many megabytes and frees them again. By default the C library (glibc) maps each from the
 kernel and unmaps it at once, so that every page of it is cleared and faulted in anew, step for step: on two cores a
-third of the time of a training step (`benchmarks/allocation.py`).
+third of the time of a training step (`benchmarks/training_step.py`).
 """
 
 import ctypes

@@ -44,7 +44,7 @@ def states(results):
 
 def test_a_study_gives_runs_costs_figures_curves_and_its_command(tmp_path):
     results = facebones.load_results(make_study(tmp_path / "mine"))
-    assert results.title == "mine" and results.backbones == [SMALL, MIDDLE] and results.notes == []
+    assert results.title == "demo" and results.backbones == [SMALL, MIDDLE] and results.notes == []
     assert [(run.name, run.seed, run.state) for run in results.runs_of(MIDDLE)] == [
         (f"{MIDDLE}_seed0", 0, "done"),
         (f"{MIDDLE}_seed1", 1, "done"),

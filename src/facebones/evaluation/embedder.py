@@ -88,8 +88,16 @@ def open_embedder(
         ConfigError: no such device, or preprocessing for a file that has its own within.
     """
     network, path, computing = open_backbone(checkpoint, name, device)
+    channels_last = not isinstance(network, OnnxBackbone)
+    if channels_last:  # torch's convolutions are up to 1.8 times as fast so
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Embedder(
-        network=network, device=computing, preprocessing=preprocessing, path=path, weights_sha256=_digest(path)
+        network=network,
+        device=computing,
+        preprocessing=preprocessing,
+        channels_last=channels_last,
+        path=path,
+        weights_sha256=_digest(path),
     )
 
 

@@ -148,7 +148,8 @@ def _read_folder(folder: Path, gathered: _Gathered) -> None:
             found = True
     if not found:
         raise ConfigError(f"{folder}: holds no study, run, evaluation or profile; give a folder that one has made")
-    gathered.titles.append(folder.resolve().name)
+    if not is_study:
+        gathered.titles.append(folder.resolve().name)
 
 
 def _is_run(folder: Path) -> bool:
@@ -171,6 +172,7 @@ def _read_study(folder: Path, gathered: _Gathered) -> None:
         for name, part in content["evaluation"].items():
             _read_part(folder, name, part, gathered)
         gathered.commands.append(_study_command(content["study"], folder))
+        gathered.titles.append(text(content["study"]["name"]))
     except OTHER_SHAPE as error:
         raise unlike(path, error) from error
 

@@ -1,0 +1,180 @@
+"""Compare a training step of ours, in several settings, with the plain loop of the field's trainers.
+
+The plain side is as simple as can be: eager, fp32, contiguous, a dense ArcFace head, SGD, the C library as it is. Ours
+is `Trainer.train_step` on the same images, as `facebones train` runs it. Both sides of a comparison are processes of
+their own, for what the C library does with freed memory holds for a whole process; they take their steps in turn, one
+at a time, and the ratio is the median of the ratios of neighbouring steps.
+
+    python benchmarks/training_step.py [--backbones NAME ...] [--settings NAME ...] [--steps 7] [--output FILE.json]
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CLASSES, BATCH_SIZE = 8631, 64
+PLAIN = "plain"
+SETTINGS = {
+    "contiguous": {"channels_last": False},
+    "default": {},
+    "compile": {"compile": True},
+    "bf16": {"precision": "bf16"},
+    "bf16 compile": {"precision": "bf16", "compile": True},
+}
+BACKBONES = ("mobilefacenet_wide", "iresnet18", "shufflefacenet_1_0", "mixfacenet_xs")
+
+
+def write_data(folder: Path) -> None:
+    """Write one image each of so many people; a step's time does not depend on what they show."""
+    from facebones.data.records import Header, RecordWriter, pack
+
+    noise = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    jpeg = cv2.imencode(".jpg", noise)[1].tobytes()
+    with RecordWriter(folder / "train.rec") as writer:
+        for person in range(CLASSES):
+            writer.write(person + 1, pack(Header(label=float(person), id=person + 1), jpeg))
+    (folder / "property").write_text(f"{CLASSES},112,112\n")
+
+
+def plain_step(backbone: str) -> Callable[[], None]:
+    """The reference: what a trainer of the field does in a step, and no more."""
+    import torch
+    from torch.nn import functional
+
+    from facebones.backbones import create_backbone
+
+    network = create_backbone(backbone).train()
+    centres = torch.nn.Parameter(torch.randn(CLASSES, 512) * 0.01)
+    parameters = [*network.parameters(), centres]
+    optimizer = torch.optim.SGD(parameters, lr=0.001, momentum=0.9, weight_decay=5e-4)
+    images = torch.randint(0, 256, (BATCH_SIZE, 112, 112, 3), dtype=torch.uint8)
+    labels = torch.arange(BATCH_SIZE)
+
+    def step() -> None:
+        x = (images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        cosine = functional.linear(functional.normalize(network(x)), functional.normalize(centres)).clamp(-1, 1)
+        target = torch.zeros_like(cosine).scatter(1, labels[:, None], 1.0)
+        logits = 64 * torch.where(target > 0, torch.cos(torch.acos(cosine * 0.999999) + 0.5), cosine)
+        loss = functional.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def our_step(backbone: str, data: Path, setting: str) -> Callable[[], None]:
+    """`Trainer.train_step` by the recipe of the published study, in one setting."""
+    import torch
+
+    from facebones.allocation import keep_freed_memory
+    from facebones.config import load_recipe
+    from facebones.training.loop import Trainer
+
+    keep_freed_memory()
+    fields = {"backbone.name": backbone, "data.path": str(data), "validation.sets": "", "training.batch_size": "64"}
+    recipe = load_recipe("vggface2_arcface", fields)
+    recipe = replace(recipe, training=replace(recipe.training, **SETTINGS[setting]))
+    trainer = Trainer(recipe, torch.device("cpu"))
+    images = torch.randint(0, 256, (BATCH_SIZE, 112, 112, 3), dtype=torch.uint8)
+    batch = [(images, torch.arange(BATCH_SIZE))]
+    return lambda: trainer.train_step(batch)
+
+
+def serve(backbone: str, side: str, data: Path) -> None:
+    """Take a step at each line of stdin; answer with its seconds."""
+    step = plain_step(backbone) if side == PLAIN else our_step(backbone, data, side)
+    for _ in range(2):  # the first compiles and fills the heap
+        step()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(time.perf_counter() - start, flush=True)
+
+
+class Side:
+    """A process that takes steps when asked."""
+
+    def __init__(self, backbone: str, side: str, data: Path) -> None:
+        words = [sys.executable, __file__, "--serve", side, "--backbones", backbone, "--data", str(data)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n", f"{side} does not run"
+
+    def step(self) -> float:
+        """Seconds of a step."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def compare(backbone: str, setting: str, data: Path, steps: int) -> dict[str, object]:
+    """Steps of both sides in turn."""
+    plain, ours = Side(backbone, PLAIN, data), Side(backbone, setting, data)
+    pairs = [(plain.step(), ours.step()) for _ in range(steps)]
+    plain.close()
+    ours.close()
+    ratios = sorted(first / second for first, second in pairs)
+    row = {
+        "backbone": backbone,
+        "setting": setting,
+        "plain_seconds": statistics.median(first for first, _ in pairs),
+        "seconds": statistics.median(second for _, second in pairs),
+        "ratio": statistics.median(ratios),
+        "lowest": ratios[0],
+        "highest": ratios[-1],
+    }
+    print(
+        f"{backbone:24} {setting:14} plain {row['plain_seconds']:.2f} s, ours {row['seconds']:.2f} s:"
+        f" ratio {row['ratio']:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+        flush=True,
+    )
+    return row
+
+
+def main() -> None:
+    """Measure each backbone in each setting."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.backbones[0], arguments.serve, arguments.data)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        write_data(Path(name))
+        print(f"batch {BATCH_SIZE}, {CLASSES} classes, {os.cpu_count()} cores, {platform.processor() or 'CPU'}")
+        rows = [
+            compare(backbone, setting, Path(name), arguments.steps)
+            for backbone in arguments.backbones
+            for setting in arguments.settings
+        ]
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"machine": platform.platform(), "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
