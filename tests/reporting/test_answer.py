@@ -1,5 +1,6 @@
 """The answer in words, from results made by hand: every sentence says what the figures and tests say."""
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -46,9 +47,9 @@ def make_results(values, alike=(), macs=MACS, **changes):
 def test_the_best_of_all_comes_first_then_the_best_of_smaller_budgets():
     results = make_results({"tiny": [0.70, 0.71], "small": [0.80, 0.82], "large": [0.90, 0.91]})
     first, second, *_ = answer(results).sentences
-    assert first.startswith("With 500 M MACs or more, large is best by lfw accuracy: 90.50% +- 0.71;")
+    assert first.startswith("large, at 400 M MACs, is best by lfw accuracy: 90.50% +- 0.71;")
     assert "small and tiny are significantly worse" in first
-    assert second.startswith("At up to 100 M MACs, small is best by lfw accuracy: 81.00% +- 1.41;")
+    assert second.startswith("At up to 150 M MACs, small is best by lfw accuracy: 81.00% +- 1.41;")
     assert "tiny is significantly worse" in second
     assert "large" not in second
 
@@ -66,8 +67,7 @@ def test_what_no_test_tells_apart_is_said_and_the_cheapest_of_it_named():
 def test_a_cheap_winner_leaves_one_sentence_and_no_cheaper_one():
     sentences = answer(make_results({"tiny": [0.95, 0.95], "small": [0.8, 0.8], "large": [0.7, 0.7]})).sentences
     assert sentences == [
-        "With 100 M MACs or more, tiny is best by lfw accuracy: 95.00% +- 0.00;"
-        " small and large are significantly worse."
+        "tiny, at 5 M MACs, is best by lfw accuracy: 95.00% +- 0.00; small and large are significantly worse."
     ]
 
 
@@ -83,21 +83,41 @@ def test_unknown_costs_and_failed_runs_are_said():
         {"tiny": [0.7, 0.7], "small": [0.8, 0.8], "theirs": [0.9, 0.9]}, runs=[*results.runs, failed]
     )
     sentences = answer(results).sentences
-    assert any(s.startswith("theirs, whose MACs are not known,") and "90.00%" in s for s in sentences)
-    assert any(s.startswith("large_seed0 of 7 runs has failed or not finished") for s in sentences)
+    assert sentences[0].startswith("theirs is best by lfw accuracy: 90.00%")
+    assert "The MACs of theirs are not known, so no budget counts it." in sentences
+    assert sentences[1].startswith("At up to 20 G MACs, small is best by lfw accuracy: 80.00% +- 0.00; tiny is ")
+    assert "large_seed0 of 7 runs has failed or not finished." in sentences
+
+
+def test_what_an_earlier_evaluation_knows_of_a_lost_run_is_said():
+    results = make_results({"tiny": [0.7, 0.7], "small": [0.8, 0.8]})
+    runs = [replace(run, state="unfinished") if run.name == "tiny_seed1" else run for run in results.runs]
+    sentences = answer(make_results({"tiny": [0.7, 0.7], "small": [0.8, 0.8]}, runs=runs)).sentences
+    assert "An earlier evaluation of tiny_seed1 is among the figures." in sentences
+    assert "Of tiny there is one seed, so what another would change is not known." in sentences
+
+
+def test_of_equals_none_is_called_better():
+    sentences = answer(make_results({"tiny": [0.8, 0.8], "small": [0.8, 0.8], "large": [0.7, 0.7]})).sentences
+    assert sentences[0].startswith("tiny and small, at 5 M MACs, are level and best by lfw accuracy: 80.00% +- 0.00;")
+    assert "large is significantly worse" in sentences[0]
 
 
 def test_latency_has_budgets_of_its_own():
     results = make_results({"tiny": [0.7, 0.7], "large": [0.9, 0.9]})
-    costs = {"tiny": Cost(macs=5e6, latency_ms=1.5), "large": Cost(macs=400e6, latency_ms=12.0)}
-    sentences = answer(make_results({"tiny": [0.7, 0.7], "large": [0.9, 0.9]}, costs=costs)).sentences
-    assert any(s.startswith("With 20 ms an image or more, large is best") for s in sentences)
+    values = {"tiny": [0.7, 0.7], "small": [0.8, 0.8], "large": [0.9, 0.9]}
+    costs = {
+        name: Cost(macs=MACS[name], latency_ms=ms) for name, ms in (("tiny", 1.5), ("small", 4.0), ("large", 12.0))
+    }
+    sentences = answer(make_results(values, costs=costs)).sentences
+    assert any(s.startswith("At up to 5 ms an image, small is best by lfw accuracy") for s in sentences)
     assert not any(" ms " in s for s in answer(results).sentences)
 
 
 def test_guessing_is_called_so():
-    guess = answer(make_results({"tiny": [0.5], "large": [0.505]}))
-    assert any("no backbone is better than guessing" in s for s in guess.sentences)
+    guess = answer(make_results({"tiny": [0.5], "large": [0.505]})).sentences
+    assert guess[0].startswith("By lfw accuracy no backbone is better than guessing (50 %)")
+    assert not any(" is best " in s for s in guess)
     assert not any("guessing" in s for s in answer(make_results({"tiny": [0.5], "large": [0.52]})).sentences)
 
 

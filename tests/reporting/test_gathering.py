@@ -257,14 +257,42 @@ def test_the_order_of_a_run_and_its_evaluation_does_not_matter(tmp_path, order):
     assert [(run.name, run.backbone, run.source) for run in results.runs] == [("r", SMALL, "run"), ("y", "y", "file")]
 
 
-def test_of_two_evaluations_of_one_set_the_first_is_shown_with_its_curves(tmp_path):
+def test_two_evaluations_of_one_set_are_joined_and_said_to_be_two(tmp_path):
     for name, value in (("a", 0.9), ("b", 0.8)):
         write_pairs(tmp_path / name, {"lfw": {"accuracy": figure_json("accuracy", {name: value})}})
         write_ijb(tmp_path / name, {name: value})
     results = load_results(tmp_path / "a", tmp_path / "b")
-    assert results.figure("lfw", "accuracy").values == {"a": 0.9} and list(results.curves["lfw"]) == ["a"]
-    assert list(results.cmc["IJBC 1:N"]) == ["a"] and len(results.notes) == 3
-    assert all("more than once" in note for note in results.notes)
+    assert results.figure("lfw", "accuracy").values == {"a": 0.9, "b": 0.8}
+    assert list(results.curves["lfw"]) == list(results.cmc["IJBC 1:N"]) == ["a", "b"]
+    assert len(results.notes) == 3 and all("no test joins models of different ones" in note for note in results.notes)
+
+
+def test_an_evaluation_that_stands_twice_counts_once(tmp_path):
+    study = make_study(tmp_path / "s")
+    results = load_results(study, study / "evaluation")
+    assert results.figure("lfw", "accuracy") == load_results(study).figure("lfw", "accuracy")
+    assert any("evaluated more than once; the first is shown" in note for note in results.notes)
+
+
+def test_studies_with_runs_of_the_same_names_stand_side_by_side(tmp_path):
+    first, second = make_study(tmp_path / "one"), make_study(tmp_path / "two")
+    results = load_results(first, second)
+    names = [f"{backbone}_seed{seed}" for backbone in (SMALL, MIDDLE) for seed in (0, 1)]
+    assert [run.name for run in results.runs] == [*names, *(f"two/{name}" for name in names)]
+    figure, alone = results.figure("lfw", "accuracy"), load_results(first).figure("lfw", "accuracy")
+    assert figure.values == {**alone.values, **{f"two/{name}": alone.values[name] for name in alone.values}}
+    assert len(figure.comparisons) == 2 * len(alone.comparisons)
+    assert list(results.curves["lfw"]) == list(results.cmc["IJBC 1:N"]) == [run.name for run in results.runs]
+
+
+def test_a_run_that_only_validated_a_set_keeps_its_accuracy_beside_a_study(tmp_path):
+    study, run = make_study(tmp_path / "s"), make_run(tmp_path / "theirs")
+    alone = load_results(study).figure("lfw", "accuracy")
+    results = load_results(study, run)
+    assert results.figure("lfw", "accuracy").values == {
+        **alone.values,
+        "theirs": results.runs[-1].final_accuracy("lfw"),
+    }
 
 
 def test_a_lone_profile_counts_for_networks_of_its_size_only(tmp_path):
@@ -304,12 +332,14 @@ def test_nothing_and_an_empty_folder_are_refused(tmp_path):
     assert "holds no study" in refused(ConfigError, tmp_path / "missing")
 
 
-def test_two_runs_of_one_name_are_refused(tmp_path):
+def test_two_runs_of_one_name_are_told_apart_by_their_folders_or_refused(tmp_path):
     first, second = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run")
-    message = refused(ConfigError, first, second)
-    assert str(first) in message and str(second) in message and "rename" in message
+    assert [run.name for run in load_results(first, second).runs] == ["run", "b/run"]
+    third = make_run(tmp_path / "c" / "b" / "run")
+    message = refused(ConfigError, first, second, third)
+    assert str(second) in message and str(third) in message and "rename" in message
     study = make_study(tmp_path / "s")
-    assert "is called" in refused(ConfigError, study, study)
+    assert "stands twice" in refused(ConfigError, study, study)
 
 
 STUDY_FILES = (

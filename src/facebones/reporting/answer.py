@@ -1,25 +1,25 @@
 """The answer in words: which backbone for which budget, and what is not told apart from it, by stated rules."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from facebones.reporting.results import Cost, Figure, Results, Spread
+from facebones.reporting.results import Figure, Results, Spread
 
-MACS_BUDGETS = tuple(1e6 * value for value in (10, 25, 50, 100, 150, 300, 500, 1e3, 2e3, 5e3, 10e3, 25e3, 50e3))
-LATENCY_BUDGETS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0)
+MACS_BUDGETS = tuple(1e6 * value for value in (10, 50, 150, 500, 1e3, 5e3, 20e3))
+LATENCY_BUDGETS = (2.0, 5.0, 20.0, 100.0, 500.0)
 MOST_NAMED = 4  # backbones in a list of a sentence; of more, their number is said
 
 BUDGET_RULE = (
-    "Budgets are 10, 25, 50, 100, 150, 300, 500 M, 1, 2, 5, 10, 25 and 50 G MACs, and 1, 2, 5, 10, 20, 50, 100, 200,"
-    " 500, 1000 and 5000 ms for an image. One is named where its best backbone is another than that of the budget"
-    " before it, and where it is not a matter of one backbone only."
+    "The best of all is named with its cost. Smaller budgets are 10, 50, 150 and 500 M, 1, 5 and 20 G MACs: the largest"
+    " is named for each other best backbone, where there are at least two to choose from. By latency, at 2, 5, 20, 100"
+    " and 500 ms for an image, the same is said of the first figure only."
 )
 BEST_RULE = (
     "The best backbone has the best mean over its seeds: of accuracy on each pair set; of 1:1, of TAR at the smallest"
     " FAR, but not below 1e-4, that the data can measure; of 1:N, of Rank-1."
 )
 TEST_RULE = (
-    "Two backbones are told apart where each run of one differs from each run of the other significantly (p < 0.05"
+    "Two backbones are told apart where each run of one differs from each run of the other significantly (p <= 0.05"
     " after Holm's correction over all pairs of runs), and always in the same direction. Otherwise they are not"
     " significantly different, which does not say that they are equal."
 )
@@ -59,54 +59,58 @@ def answer(results: Results) -> Answer:
 
 def _of_figure(results: Results, figure: Figure) -> list[str]:
     ranking = results.ranking(figure)
+    if _all_guess(figure):
+        return [f"By {figure.title} no backbone is better than guessing (50 %); nothing can be concluded from it."]
     if len(ranking) == 1:
         return [f"{ranking[0]} reaches {_value(results, figure, ranking[0])} by {figure.title}; nothing is compared."]
-    sentences = _by_budget(results, figure, MACS_BUDGETS, lambda cost: cost.macs, _macs)
-    unknown = [name for name in ranking if results.costs[name].macs is None]
-    if not sentences:  # fewer than two costs are known
-        return [_verdict(results, figure, ranking, "Of all,")]
-    sentences += [
-        f"{name}, whose MACs are not known, is in no budget; by {figure.title} it has {_value(results, figure, name)}."
-        for name in unknown
-    ]
+    costs = {name: macs for name in ranking if (macs := results.costs[name].macs) is not None}
+    best = costs.get(ranking[0])
+    sentences = [_verdict(results, figure, ranking, place="" if best is None else f", at {_macs(best)} MACs,")]
+    sentences += _by_budget(results, figure, costs, MACS_BUDGETS, lambda value: f"{_macs(value)} MACs")
+    unknown = [name for name in ranking if name not in costs]
+    if unknown and costs:
+        sentences.append(f"The MACs of {_listed(unknown)} are not known, so no budget counts {_them(unknown)}.")
     return sentences + _cheapest(results, figure, ranking)
 
 
 def _by_latency(results: Results, figure: Figure) -> list[str]:
-    return _by_budget(results, figure, LATENCY_BUDGETS, lambda cost: cost.latency_ms, lambda value: f"{value:g} ms")
+    ranking = results.ranking(figure)
+    costs = {name: cost for name in ranking if (cost := results.costs[name].latency_ms) is not None}
+    if len(costs) < 2 or _all_guess(figure):
+        return []
+    return _by_budget(results, figure, costs, LATENCY_BUDGETS, lambda value: f"{value:g} ms an image")
 
 
 def _by_budget(
     results: Results,
     figure: Figure,
+    costs: Mapping[str, float],
     budgets: Sequence[float],
-    cost_of: Callable[[Cost], float | None],
     text: Callable[[float], str],
 ) -> list[str]:
-    """The best of all, and from which budget on; then what is best below, where at least two can be afforded."""
-    unit = " MACs" if budgets is MACS_BUDGETS else " an image"
-    costs = {name: cost for name in results.ranking(figure) if (cost := cost_of(results.costs[name])) is not None}
-    sentences: list[str] = []
-    before = None
-    for budget in budgets:
+    """A sentence for each best that is not the best of all, the largest budget first; `costs` has the best first."""
+    sentences = []
+    before = results.ranking(figure)[0]
+    for budget in reversed(budgets):
         affordable = [name for name, cost in costs.items() if cost <= budget]
         if len(affordable) > 1 and affordable[0] != before:
             before = affordable[0]
-            is_last = before == next(iter(costs))
-            lead = f"With {text(budget)}{unit} or more," if is_last else f"At up to {text(budget)}{unit},"
-            sentences.insert(0, _verdict(results, figure, list(costs) if is_last else affordable, lead))
+            sentences.append(_verdict(results, figure, affordable, lead=f"At up to {text(budget)}, "))
     return sentences
 
 
-def _verdict(results: Results, figure: Figure, ranking: Sequence[str], lead: str) -> str:
+def _verdict(results: Results, figure: Figure, ranking: Sequence[str], *, lead: str = "", place: str = "") -> str:
     """Which of these, the best first, is best, and what the tests say of the others."""
-    best, others = ranking[0], ranking[1:]
+    means = {name: spread.mean for name in ranking if (spread := results.spread(figure, name)) is not None}
+    best, ties = ranking[0], [name for name in ranking if means[name] == means[ranking[0]]]
+    others = [name for name in ranking if name not in ties]
     pairs = [{test.first, test.second} for test in results.tests(figure)]
     tested = {name for pair in pairs if best in pair for name in pair}
     alike = [name for name in results.as_good_as(figure, best) if name in others]
     worse = [name for name in others if name in tested and name not in alike]
     untested = [name for name in others if name not in tested]
-    parts = [f"{lead} {best} is best by {figure.title}: {_value(results, figure, best)}"]
+    level = "is best" if len(ties) == 1 else "are level and best"
+    parts = [f"{lead}{_listed(ties)}{place} {level} by {figure.title}: {_value(results, figure, best)}"]
     if alike:
         parts.append(f"{_listed(alike)} {_is(alike)} not significantly different")
     if worse:
@@ -139,16 +143,15 @@ def _reservations(results: Results, figures: Sequence[Figure]) -> list[str]:
     unfinished = [run.name for run in results.runs if run.state != "done"]
     if unfinished:
         verb = "has" if len(unfinished) == 1 else "have"
-        sentences.append(
-            f"{_listed(unfinished)} of {len(results.runs)} runs {verb} failed or not finished; this is of the others."
-        )
-    if results.runs and all(len(results.runs_of(name)) == 1 for name in results.backbones):
+        sentences.append(f"{_listed(unfinished)} of {len(results.runs)} runs {verb} failed or not finished.")
+    still = {name for figure in figures for name in figure.values}.intersection(unfinished)
+    if still:
+        sentences.append(f"An earlier evaluation of {_listed(sorted(still))} is among the figures.")
+    single = [name for name in results.backbones if sum(run.state == "done" for run in results.runs_of(name)) == 1]
+    if len(single) == len(results.backbones) > 0:
         sentences.append("There is one seed of each backbone, so what another seed would change is not known.")
-    by_chance = [figure for figure in figures if _all_guess(figure)]
-    sentences += [
-        f"By {figure.title} no backbone is better than guessing (50 %); nothing can be concluded from it."
-        for figure in by_chance
-    ]
+    elif single:
+        sentences.append(f"Of {_listed(single)} there is one seed, so what another would change is not known.")
     return sentences
 
 
@@ -191,6 +194,10 @@ def _listed(names: Sequence[str]) -> str:
 
 def _is(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
+
+
+def _them(names: Sequence[str]) -> str:
+    return "it" if len(names) == 1 else "them"
 
 
 def _macs(value: float) -> str:

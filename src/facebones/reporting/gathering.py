@@ -1,7 +1,7 @@
 """Folders in, one `Results` out: studies, runs of ours and of others, evaluations and profiles."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,10 @@ def load_results(*folders: str | Path) -> Results:
     if not folders:
         raise ConfigError("nothing to report: give at least one folder of a study or a run")
     gathered = _Gathered()
-    for folder in map(Path, folders):
+    places = [Path(folder).resolve() for folder in folders]
+    for folder, place in zip(map(Path, folders), places, strict=True):
+        if places.count(place) > 1:
+            raise ConfigError(f"{folder}: stands twice; leave one out")
         _read_folder(folder, gathered)
     return gathered.results([Path(folder) for folder in folders])
 
@@ -47,12 +50,14 @@ class _Gathered:
     """What has been read so far.
 
     Attributes:
+        names: of the models of the folder that is being read: as it calls them, to what they are called here.
         others: models that no run is here of, by name; they come after all runs.
         costs: as a study tells them, by backbone.
         profiled: as a profile of its own tells them, by the name or file that was profiled.
     """
 
     runs: list[Run] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
     others: dict[str, Run] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
     profiled: dict[str, Cost] = field(default_factory=dict)
@@ -64,19 +69,33 @@ class _Gathered:
     titles: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
 
-    def add_run(self, run: Run) -> None:
-        """Add a run.
+    def add_run(self, run: Run, label: str) -> None:
+        """Add a run; where another one has its name, as the same run of another study, the label is put before it.
 
         Raises:
-            ConfigError: another one has its name.
+            ConfigError: another one has that name, too.
         """
-        for other in self.runs:
-            if other.name == run.name:
-                raise ConfigError(
-                    f"{run.folder}: is called {run.name} as {other.folder} is; rename one of the folders, or report"
-                    " them apart"
-                )
-        self.runs.append(run)
+        taken = {other.name: other.folder for other in self.runs}
+        name = f"{label}/{run.name}" if run.name in taken else run.name
+        if name in taken:
+            raise ConfigError(
+                f"{run.folder}: is called {name} as {taken[name]} is; rename one of the folders, or report them apart"
+            )
+        self.names[run.name] = name
+        self.runs.append(replace(run, name=name))
+
+    def add_other(self, run: Run, label: str) -> None:
+        """Add a model that may be known: by its name, and by where it lies."""
+        if run.name in self.names:
+            return
+        other = self.others.get(run.name)
+        name = run.name if other is None or other.folder == run.folder else f"{label}/{run.name}"
+        self.names[run.name] = name
+        self.others.setdefault(name, replace(run, name=name, backbone=name))
+
+    def called(self, models: Iterable[str]) -> dict[str, str]:
+        """Models of the folder that is being read, to their names here."""
+        return {model: self.names.get(model, model) for model in models}
 
     def results(self, folders: Sequence[Path]) -> Results:
         taken = {run.name for run in self.runs}
@@ -137,6 +156,7 @@ def _state_note(run: Run) -> str:
 
 def _read_folder(folder: Path, gathered: _Gathered) -> None:
     is_study, found = (folder / STUDY_FILE).is_file(), False
+    gathered.names = {}
     for is_there, read in (
         (is_study, _read_study),
         (not is_study and _is_run(folder), _read_lone_run),
@@ -161,14 +181,14 @@ def _read_study(folder: Path, gathered: _Gathered) -> None:
     content = read_json(path)
     try:
         for row in content["runs"]:
-            gathered.add_run(_study_run(folder, row, gathered.notes))
+            gathered.add_run(_study_run(folder, row, gathered.notes), folder.resolve().name)
         for row in content["summary"]:
             cost = Cost(parameters=_whole(row["parameters"]), macs=_whole(row["macs"]))
             gathered.costs[text(row["backbone"])] = cost
         names = {text(row["name"]) for row in content["runs"]}
         for name, file in content["models"].items():
             if name not in names:
-                gathered.others.setdefault(name, _trained_by_others(name, Path(file)))
+                gathered.add_other(_trained_by_others(name, Path(file)), folder.resolve().name)
         for name, part in content["evaluation"].items():
             _read_part(folder, name, part, gathered)
         gathered.commands.append(_study_command(content["study"], folder))
@@ -206,7 +226,7 @@ def _read_part(folder: Path, name: str, part: Mapping[str, Any], gathered: _Gath
 
 def _read_lone_run(folder: Path, gathered: _Gathered) -> None:
     run = read_run(folder, folder.resolve().name)
-    gathered.add_run(run)
+    gathered.add_run(run, folder.resolve().parent.name)
     if run.source == "run":
         file = shlex.quote(str(RunFolder(folder).config))
         gathered.commands.append(f"facebones train {file} --output RUN")
@@ -221,6 +241,10 @@ def _read_evaluations(folder: Path, gathered: _Gathered) -> None:
 def _read_evaluation(path: Path, gathered: _Gathered) -> None:
     content = read_json(path)
     try:
+        known = {run.name for run in gathered.runs}
+        for name, model in content["models"].items():
+            if name not in known:
+                gathered.add_other(_evaluated_only(name, model), path.parent.resolve().name)
         if path.name == "pairs.json":
             _add_pairs(path.parent, content, gathered)
         elif path.name == "templates.json":
@@ -230,12 +254,9 @@ def _read_evaluation(path: Path, gathered: _Gathered) -> None:
         else:
             section = content["identification"]
             where = f"{Path(content['data']).name} 1:N"
-            if _add_figures(where, "identification", section, gathered):
-                gathered.cmc[where] = {
-                    name: [number(rate) for rate in model["cmc"]] for name, model in section["models"].items()
-                }
-        for name, model in content["models"].items():
-            gathered.others.setdefault(name, _evaluated_only(name, model))
+            for model, name in _add_figures(where, "identification", section, gathered).items():
+                rates = [number(rate) for rate in section["models"][model]["cmc"]]
+                gathered.cmc.setdefault(where, {})[name] = rates
     except OTHER_SHAPE as error:
         raise unlike(path, error) from error
 
@@ -247,16 +268,14 @@ def _evaluated_only(name: str, model: Mapping[str, Any]) -> Run:
 
 def _add_pairs(folder: Path, content: Mapping[str, Any], gathered: _Gathered) -> None:
     for section in content["sets"]:
-        name = text(section["set"])
-        if not _add_figures(name, "pairs", section, gathered):
-            continue
-        gathered.curves[name] = {}
-        for model in section["models"]:
-            file = folder / f"{model}_{name}_scores.npz"
+        where = text(section["set"])
+        curves = gathered.curves.setdefault(where, {})
+        for model, name in _add_figures(where, "pairs", section, gathered).items():
+            file = folder / f"{model}_{where}_scores.npz"
             if file.is_file():
-                gathered.curves[name][model] = _read_roc(file)
+                curves[name] = _read_roc(file)
             else:
-                gathered.notes.append(f"{file}: is gone, so there is no ROC of {model} on {name}")
+                gathered.notes.append(f"{file}: is gone, so there is no ROC of {name} on {where}")
 
 
 def _read_roc(file: Path) -> RocCurve:
@@ -267,25 +286,56 @@ def _read_roc(file: Path) -> RocCurve:
         raise unlike(file, error) from error
 
 
-def _add_figures(where: str, kind: str, section: Mapping[str, Any], gathered: _Gathered) -> bool:
-    """Add the figures of an evaluated set; false where it is there already."""
-    if any(figure.where == where for figure in gathered.figures):
-        gathered.notes.append(f"{where}: evaluated more than once; the first is shown, for the two were not compared")
-        return False
-    gathered.figures += [_figure(where, kind, name, content) for name, content in section["figures"].items()]
-    return True
+def _add_figures(where: str, kind: str, section: Mapping[str, Any], gathered: _Gathered) -> dict[str, str]:
+    """Add the figures of an evaluated set; of one that is there already, those of the models that it lacks.
+
+    Returns:
+        the models that were added, as the evaluation calls them, to what they are called here.
+    """
+    called = gathered.called(section["models"])
+    before = [figure for figure in gathered.figures if figure.where == where]
+    if before:
+        there = {model for figure in before for model in figure.values}
+        if again := [name for name in called.values() if name in there]:
+            gathered.notes.append(f"{where}: {', '.join(again)} evaluated more than once; the first is shown")
+        called = {model: name for model, name in called.items() if name not in there}
+        if called:
+            gathered.notes.append(f"{where}: evaluated by several studies, and no test joins models of different ones")
+    for name, content in section["figures"].items():
+        figure = _figure(where, kind, name, content, called)
+        place = next((i for i, known in enumerate(gathered.figures) if known.title == figure.title), None)
+        if place is None:
+            gathered.figures.append(figure)
+        else:
+            gathered.figures[place] = _joined(gathered.figures[place], figure)
+    return called
 
 
-def _figure(where: str, kind: str, name: str, content: Mapping[str, Any]) -> Figure:
+def _figure(where: str, kind: str, name: str, content: Mapping[str, Any], called: Mapping[str, str]) -> Figure:
     if content["values"] is None:
         return Figure(where=where, name=name, kind=kind, reason=text(content["reason"]))
+    tests = [_comparison(test) for test in content["comparisons"]]
     return Figure(
         where=where,
         name=name,
         kind=kind,
-        values={model: number(value) for model, value in content["values"].items()},
-        intervals={model: _interval(interval) for model, interval in content["intervals"].items()},
-        comparisons=[_comparison(test) for test in content["comparisons"]],
+        values={called[model]: number(value) for model, value in content["values"].items() if model in called},
+        intervals={called[model]: _interval(one) for model, one in content["intervals"].items() if model in called},
+        comparisons=[
+            {**test, "first": called[test["first"]], "second": called[test["second"]]}
+            for test in tests
+            if test["first"] in called and test["second"] in called
+        ],
+    )
+
+
+def _joined(first: Figure, second: Figure) -> Figure:
+    return replace(
+        first,
+        values={**first.values, **second.values},
+        intervals={**first.intervals, **second.intervals},
+        comparisons=[*first.comparisons, *second.comparisons],
+        reason=first.reason if not second.values else None,
     )
 
 

@@ -27,8 +27,6 @@ def results_json(results: Results) -> dict[str, Any]:
         None stands where something is not known. There is no number that JSON lacks.
     """
     main = [figure.title for figure in results.main_figures()]
-    evaluated = {figure.title for figure in results.figures}
-    figures = [*results.figures, *(figure for figure in results.main_figures() if figure.title not in evaluated)]
     content = {
         "facebones": __version__,
         "title": results.title,
@@ -39,7 +37,7 @@ def results_json(results: Results) -> dict[str, Any]:
         "conditions": results.conditions,
         "backbones": results.numbers(),
         "runs": [_run(run, results.validated_sets) for run in results.runs],
-        "figures": [{**_figure(results, figure), "main": figure.title in main} for figure in figures],
+        "figures": [{**_figure(results, figure), "main": figure.title in main} for figure in results.known_figures],
         "cmc": results.cmc,
     }
     plain: dict[str, Any] = _plain(content)

@@ -1,7 +1,7 @@
 """What a report is made of: runs, costs and figures, and what they say of each backbone over its seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,19 +227,42 @@ class Results:
         return [run for run in self.runs if run.backbone == backbone]
 
     def figure(self, where: str, name: str) -> Figure | None:
-        """A figure, or None where it was not asked for."""
-        return next((one for one in self.figures if (one.where, one.name) == (where, name)), None)
+        """A figure, or None where it was not asked for; see `known_figures`."""
+        return next((one for one in self.known_figures if (one.where, one.name) == (where, name)), None)
+
+    @cached_property
+    def known_figures(self) -> list[Figure]:
+        """The evaluated figures, and the accuracy at the end of training where there is none, as of others' logs.
+
+        What training measured has no interval, and no test joins it with anything.
+        """
+        accuracies = {name: self._validated(name) for name in self.validated_sets}
+        found = [
+            replace(figure, values={**accuracies.get(figure.where, {}), **figure.values})
+            if figure.kind == "pairs" and figure.name == "accuracy" and figure.values
+            else figure
+            for figure in self.figures
+        ]
+        evaluated = {figure.title for figure in found if figure.values}
+        added = [
+            Figure(where=where, name="accuracy", kind="pairs", values=values) for where, values in accuracies.items()
+        ]
+        return found + [figure for figure in added if figure.values and figure.title not in evaluated]
+
+    def _validated(self, pair_set: str) -> dict[str, float]:
+        return {run.name: value for run in self.runs if (value := run.final_accuracy(pair_set)) is not None}
 
     def main_figures(self) -> list[Figure]:
         """By which backbones are chosen: accuracy of each pair set, and one figure of each IJB evaluation.
 
         Of 1:1 this is the TAR at the smallest FAR that the data can measure, but not below 1e-4, and of 1:N Rank-1.
         """
-        names = [figure.title for figure in self.figures if figure.values and figure.name in ("accuracy", "Rank-1")]
-        for where in dict.fromkeys(figure.where for figure in self.figures if figure.kind == "templates"):
+        known = self.known_figures
+        names = [figure.title for figure in known if figure.values and figure.name in ("accuracy", "Rank-1")]
+        for where in dict.fromkeys(figure.where for figure in known if figure.kind == "templates"):
             rates = {
                 far: figure
-                for figure in self.figures
+                for figure in known
                 if figure.where == where
                 and figure.values
                 and (far := false_accept_rate_of(figure)) is not None
@@ -247,7 +270,7 @@ class Results:
             }
             if rates:
                 names.append(rates[min(rates)].title)
-        return [figure for figure in self.figures if figure.title in names] + self._validated_only()
+        return [figure for figure in known if figure.title in names]
 
     def spread(self, figure: Figure, backbone: str) -> Spread | None:
         """A backbone's figure over its seeds; None where it has none."""
@@ -322,15 +345,6 @@ class Results:
         from facebones.reporting.report_pictures import report_pictures
 
         return report_pictures(self)
-
-    def _validated_only(self) -> list[Figure]:
-        """Accuracy at the end of training, for sets of which there is no evaluation; without intervals and tests."""
-        found = []
-        for name in self.pair_sets:
-            values = {run.name: value for run in self.runs if (value := run.final_accuracy(name)) is not None}
-            if values and self.figure(name, "accuracy") is None:
-                found.append(Figure(where=name, name="accuracy", kind="pairs", values=values))
-        return found
 
 
 def pareto_front(costs: Mapping[str, float], values: Mapping[str, float]) -> list[str]:
