@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 .PHONY: help demo browser test test-all lint types format clean
 
 help:
-	@echo "make demo      install, then train and compare two small backbones on synthetic faces"
+	@echo "make demo      install, then train and compare three small backbones on synthetic faces"
 	@echo "make test      install (a browser too, if there is none), then run the quick tests"
 	@echo "make test-all  the slow tests too"
 	@echo "make lint      ruff"
