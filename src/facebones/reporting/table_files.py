@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from facebones.files import atomic_write
@@ -46,15 +46,24 @@ def write_tables(tables: Sequence[Table], output: Path) -> list[Path]:
     Raises:
         RunError: a file cannot be written.
     """
-    writers: dict[str, Callable[[Sequence[Table]], str]] = {
-        "tables.md": markdown_text,
-        "tables.tex": latex_text,
-        "tables.csv": csv_text,
-    }
-    for name, make in writers.items():
+    return save_tables(table_texts(tables), output)
+
+
+def table_texts(tables: Sequence[Table]) -> dict[str, str]:
+    """What each file of tables holds, by its name."""
+    return {"tables.md": markdown_text(tables), "tables.tex": latex_text(tables), "tables.csv": csv_text(tables)}
+
+
+def save_tables(texts: Mapping[str, str], output: Path) -> list[Path]:
+    """Write what `table_texts` made.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    for name, text in texts.items():
         with atomic_write(output / name) as file:
-            file.write(make(tables).encode())
-    return [output / name for name in writers]
+            file.write(text.encode())
+    return [output / name for name in texts]
 
 
 def one_line(text: str) -> str:
