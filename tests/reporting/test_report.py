@@ -10,6 +10,7 @@ from facebones.cli import main
 from facebones.errors import ConfigError
 from facebones.reporting.report import PAGE, write_report
 from facebones.reporting.report_folder import PICTURES, RESULTS, listed_pictures, remove_pictures
+from facebones.reporting.table_files import escape_markdown
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,10 @@ def test_a_report_lists_its_pictures_and_removes_those_of_an_earlier_one(study, 
     folder = tmp_path / PICTURES
     assert sorted(content["pictures"]) == sorted(path.name for path in folder.iterdir()) != []
     assert json.loads((tmp_path / RESULTS).read_text())["pictures"] == content["pictures"]
+    markdown = (tmp_path / "tables.md").read_text()
+    assert markdown.startswith("# ") and all(
+        escape_markdown(text) in markdown.partition("\n## ")[0] for text in [*content["answer"], *content["notes"]]
+    )
     earlier = {**content, "pictures": [*content["pictures"], "old.png", "gone.pdf"]}
     (tmp_path / RESULTS).write_text(json.dumps(earlier))
     for name in ("old.png", "mine.png"):

@@ -7,12 +7,12 @@ from typing import Any
 from facebones.files import write_json
 from facebones.reporting.answer import answer
 from facebones.reporting.gathering import load_results
-from facebones.reporting.html_page import page_text, save_page
+from facebones.reporting.html_page import cautions, page_text, save_page
 from facebones.reporting.report_folder import PICTURES, RESULTS, check_places, listed_pictures, remove_pictures
 from facebones.reporting.report_json import results_json
 from facebones.reporting.report_pictures import picture_files, write_pictures
 from facebones.reporting.report_tables import report_tables
-from facebones.reporting.table_files import save_tables, table_texts
+from facebones.reporting.table_files import Beginning, save_tables, table_texts
 from facebones.training.logs import say
 
 PAGE = "report.html"
@@ -42,7 +42,8 @@ def write_report(folders: Sequence[Path], output: Path) -> dict[str, Any]:
         **results_json(results),
     }
     # All is built and every place looked at before the first file, so that old and new do not mix on an error.
-    texts, page = table_texts(tables), page_text(results, tables, words)
+    beginning = Beginning(title=results.title or "facebones", sentences=words.sentences, notes=cautions(results))
+    texts, page = table_texts(tables, beginning), page_text(results, tables, words)
     check_places(output, [*pictures, *(output / name for name in (*texts, RESULTS, PAGE))])
     stale = listed_pictures(output / RESULTS) - set(content["pictures"])
     write_pictures(results, output / PICTURES)
