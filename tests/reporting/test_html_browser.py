@@ -288,13 +288,15 @@ FADING = "place => [place.dataset.more ?? '', getComputedStyle(place).maskImage.
 def test_what_scrolls_fades_where_there_is_more_and_stays_in_its_column(visit, many):
     page = visit(many, viewport={"width": 1000, "height": 900})
     heat, chips = page.locator(".heat:visible .scroll"), page.locator(".chips")
-    assert heat.bounding_box()["x"] == page.locator("#tests h2").bounding_box()["x"]
     assert heat.evaluate(FADING) == ["right", True]
     assert chips.evaluate(FADING) == ["down", True]
     for place, wanted in ((heat, "left"), (chips, "up")):
         place.evaluate("place => place.scrollTo({left: 1e6, top: 1e6, behavior: 'instant'})")
         expect(place).to_have_attribute("data-more", wanted)
     assert page.locator("#overview .scroll").evaluate(FADING) == ["", False]
+    page.set_viewport_size({"width": 1600, "height": 900})
+    assert heat.bounding_box()["x"] == page.locator("#tests h2").bounding_box()["x"]
+    assert page.locator("#overview").bounding_box()["width"] == pytest.approx(1280, abs=2)
     assert page.locator("#overview td.number").first.evaluate("cell => getComputedStyle(cell).whiteSpace") == "nowrap"
 
 
