@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import warnings
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import pytest
 
@@ -12,12 +14,14 @@ from facebones.reporting.figures import (
     in_percent,
     label_axes,
     legend_below,
+    missing_glyphs,
     model_styles,
     picture_paths,
     rate_limits,
     save_pictures,
     styles_of,
 )
+from facebones.reporting.point_names import settle
 
 MODELS = [f"model {number}" for number in range(140)]
 
@@ -115,13 +119,37 @@ def test_the_legend_is_below_and_whole(names, columns, assert_all_is_readable):
     assert shown == ["".join(name.split()) for name in names]
 
 
-@pytest.mark.parametrize("name", ["_hidden", "$x^", r"$\frac{", "a_$1$", "\udcff.pth", "", "100 %"])
+@pytest.mark.parametrize(
+    "name", ["_hidden", "$x^", r"$\frac{", "a_$1$", "\udcff.pth", "", "100 %", "a\u3000b", "\u65e5\u672c"]
+)
 def test_names_are_shown_as_they_are(tmp_path, name):
     figure = labelled_figure([name, "b"], title=name)
     save_pictures(figure, picture_paths(tmp_path / "picture"))
     shown = name.encode(errors="backslashreplace").decode()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [shown, "b"]
     assert figure.axes[0].get_title() == shown
+
+
+CONTROLS = "a\x00b\x07c\nd\x1be\u202ef\uffffg"
+
+
+@pytest.mark.parametrize("letters", [1, 50])  # a long one is broken into lines
+def test_control_characters_are_written_out_and_an_svg_can_be_read(tmp_path, letters):
+    figure = labelled_figure([CONTROLS * letters], title=CONTROLS)
+    save_pictures(figure, tmp_path / "picture.svg")
+    ElementTree.parse(tmp_path / "picture.svg")
+    shown = "a\\x00b\\x07c\\nd\\x1be\\u202ef\\uffffg"
+    assert figure.axes[0].get_title() == shown
+    assert figure.legends[0].get_texts()[0].get_text().replace("\n", "") == shown * letters
+
+
+@pytest.mark.filterwarnings("error")
+def test_letters_that_the_font_lacks_are_no_warnings_but_others_are(tmp_path):
+    figure = labelled_figure(["\u65e5\u672c " * 40], title="\u65e5\u672c")
+    settle(figure)
+    save_pictures(figure, picture_paths(tmp_path / "picture", ("png", "svg", "pdf")))
+    with pytest.warns(UserWarning, match="another"), missing_glyphs():
+        warnings.warn("another", UserWarning, stacklevel=1)
 
 
 @pytest.mark.parametrize(

@@ -73,19 +73,28 @@ def address(page_results, page_tables, tmp_path_factory):
     return path.as_uri()
 
 
+@pytest.fixture(scope="module")
+def many(page_results, page_tables, tmp_path_factory):
+    """Address of the page of fourteen backbones with long names."""
+    results = page_results([f"a_backbone_with_a_long_name_{number:02}" for number in range(14)], seeds=1)
+    path = tmp_path_factory.mktemp("page") / "many.html"
+    write_page(results, page_tables(results), Answer(sentences=["Take any."], rules=[]), path)
+    return path.as_uri()
+
+
 @pytest.fixture
-def visit(browser, address):
+def visit(browser, address, many):
     """Open the page; at the end it must have said nothing on the console and asked for nothing but itself."""
     contexts, complaints = [], []
 
     def allow(route):
-        if route.request.url == address:
+        if route.request.url in (address, many):
             route.continue_()
         else:
             complaints.append(f"request: {route.request.url}")
             route.abort()
 
-    def open_page(**options):
+    def open_page(address=address, **options):
         context = browser.new_context(**{"viewport": DESK} | options)
         contexts.append(context)
         page = context.new_page()
@@ -259,3 +268,41 @@ def test_without_scripts_text_and_tables_are_all_there(visit):
     assert page.locator("#tables td:visible").count() == 28
     for selector in (".plot", "button", "select", "input"):
         assert page.locator(f"{selector}:visible").count() == 0
+
+
+def test_without_a_backbone_the_heat_map_says_so(visit):
+    page = visit()
+    caption = page.locator(".heat:visible figcaption")
+    words = caption.inner_text()
+    page.locator("#none").click()
+    assert page.locator(".heat .scroll:visible").count() == 0
+    assert caption.inner_text() == "No backbone is switched on."
+    page.locator("#all").click()
+    assert page.locator(".heat .scroll:visible").count() == 1
+    assert caption.inner_text() == words
+
+
+FADING = "place => [place.dataset.more ?? '', getComputedStyle(place).maskImage.includes('gradient')]"
+
+
+def test_what_scrolls_fades_where_there_is_more_and_stays_in_its_column(visit, many):
+    page = visit(many, viewport={"width": 1000, "height": 900})
+    heat, chips = page.locator(".heat:visible .scroll"), page.locator(".chips")
+    assert heat.evaluate(FADING) == ["right", True]
+    assert chips.evaluate(FADING) == ["down", True]
+    for place, wanted in ((heat, "left"), (chips, "up")):
+        place.evaluate("place => place.scrollTo({left: 1e6, top: 1e6, behavior: 'instant'})")
+        expect(place).to_have_attribute("data-more", wanted)
+    assert page.locator("#overview .scroll").evaluate(FADING) == ["", False]
+    page.set_viewport_size({"width": 1600, "height": 900})
+    assert heat.bounding_box()["x"] == page.locator("#tests h2").bounding_box()["x"]
+    assert page.locator("#overview").bounding_box()["width"] == pytest.approx(1280, abs=2)
+    assert page.locator("#overview td.number").first.evaluate("cell => getComputedStyle(cell).whiteSpace") == "nowrap"
+
+
+def test_the_bar_of_fourteen_backbones_is_low_on_a_phone(visit, many):
+    page = visit(many, viewport=PHONE)
+    rows = page.locator(".chips").evaluate("bar => bar.clientHeight / bar.firstElementChild.offsetHeight")
+    assert rows <= 3
+    assert page.locator(".chips").evaluate(FADING) == ["right", True]
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

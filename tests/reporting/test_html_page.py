@@ -1,13 +1,18 @@
 import json
 import math
+import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 
 from facebones.reporting.answer import Answer
 from facebones.reporting.figures import model_styles
+from facebones.reporting.heat_map import SCALE
 from facebones.reporting.heat_table import heat_maps
 from facebones.reporting.html_page import cautions, page_text, write_page
 from facebones.reporting.page_data import DASH_NAMES, MARKER_NAMES, MOST_POINTS, model_looks, page_data
@@ -208,3 +213,13 @@ def test_cells_of_the_heat_map_say_which_is_better_and_mark_what_is_not_told_apa
     assert heat_map.rows[1][0].difference == "\N{MINUS SIGN}5.00"
     assert 0 < heat_map.rows[0][1].tint < heat_map.rows[0][2].tint
     assert heat_map.rows[1][2].tint == 0
+
+
+@pytest.mark.parametrize(("name", "half"), [("better", (0.5, 1)), ("worse", (0, 0.5))])
+def test_the_heat_map_has_the_colours_of_its_picture(name, half, page_results, page_tables):
+    results = page_results()
+    text = page_text(results, page_tables(results), ANSWER)
+    (colours,) = re.findall(rf"--{name}: light-dark\((#\w+), (#\w+)\)", text)
+    scale = colormaps[SCALE](np.linspace(*half, 200))[:, :3]
+    for colour in colours:
+        assert np.abs(scale - to_rgb(colour)).max(1).min() < 0.02

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from facebones.reporting.label_placement import overlaps
 from facebones.reporting.report_pictures import REPORT_KINDS, Pictures, report_pictures, slug, write_pictures
 from facebones.reporting.results import Cost, Figure, Results, Run
 
-HOSTILE = ["$x^{", "<script>&|", "_a\nb", "100 % \\frac", "name \udcff", "../../etc", ""]
+HOSTILE = ["$x^{", "<script>&|", "_a\nb\x07\x00", "100 % \\frac", "name \udcff", "../../etc", "", "\u65e5\u672c"]
 FOURTEEN = [f"backbone_{number:02}_with_a_long_name" for number in range(14)]
 CONDITIONS = {"device": "cpu", "processor": "A processor", "threads": 4, "precision": "bf16", "batch_size": 32}
 QUALITY = 0.9  # of the worst of them
@@ -175,6 +176,7 @@ def test_names_of_files_are_safe_and_apart():
     assert slug("顔") == "unnamed"
 
 
+@pytest.mark.filterwarnings("error")
 def test_hostile_names_are_drawn_as_they_stand(tmp_path):
     results = made_up_results(HOSTILE, seeds=1, where="$^{<&", scale=2.0)
     few = replace(results, figures=results.figures[:1])
@@ -183,6 +185,8 @@ def test_hostile_names_are_drawn_as_they_stand(tmp_path):
     for name in ("loss", "roc_unnamed", "accuracy_against_macs", "tests_accuracy"):
         text = (tmp_path / f"{name}.svg").read_text()
         assert f"<!-- {HOSTILE[0]}" in text
+    for path in written:
+        ElementTree.parse(path)
 
 
 def test_loss_is_the_mean_of_the_seeds_before_its_runs():

@@ -11,7 +11,7 @@ from synthetic_study import SMALL, make_study, write
 from facebones.errors import RunError
 from facebones.reporting.gathering import load_results
 from facebones.reporting.report_tables import Cell, Table, report_tables
-from facebones.reporting.table_files import csv_text, escape_latex, escape_markdown, latex_text, write_tables
+from facebones.reporting.table_files import Beginning, csv_text, escape_latex, escape_markdown, latex_text, write_tables
 
 HOSTILE = "=<script>a|b</script> $x_1$ & 50% #1 {\\input{x}} ~^\"'` [x](http://y.z) *b* ,,--\n# h \u202e\u4e2d\ud800"
 
@@ -175,3 +175,15 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(RunError) as caught:
         write_tables([table(row("a"))], tmp_path / "file")
     assert "\n" not in str(caught.value)
+
+
+def test_the_markdown_begins_with_the_answer_and_the_notes(tmp_path):
+    beginning = Beginning(title="My study", sentences=["Take a_b.", "Or c."], notes=["d failed", "1. - e", HOSTILE])
+    paths = write_tables([table(row("a"))], tmp_path, beginning)
+    head, _, rest = paths[0].read_text().partition("\n## T\n")
+    title, answer, notes = head.split("\n\n", 2)
+    assert title == "# My study" and rest
+    assert answer.splitlines() == ["- Take a\\_b.", "- Or c."]
+    assert notes.startswith("Read this first:\n\n- d failed\n- 1\\. - e\n- \\=&lt;script") and notes.count("\n") == 5
+    for text in (latex_text([table(row("a"))]), csv_text([table(row("a"))])):
+        assert any(path.read_text() == text for path in paths[1:])

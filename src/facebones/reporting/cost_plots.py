@@ -113,7 +113,7 @@ def _scale_axes(axes: "Axes", prices: list[float], shown: Ends) -> None:
     in_percent(axes.yaxis)
 
 
-def _title(results: Results, figure: Figure, cost: str, points: Mapping[str, Any]) -> str:
+def _title(results: Results, figure: Figure, cost: str, points: Mapping[str, Any]) -> tuple[str, ...]:
     """The heading, and what the marks are; also how many backbones cannot be shown."""
     spreads: list[Spread] = [spread for _, spread in points.values()]
     marks = ["line: Pareto front"]
@@ -123,7 +123,7 @@ def _title(results: Results, figure: Figure, cost: str, points: Mapping[str, Any
         marks.append("dots: seeds")
     if missing := len(results.ranking(figure)) - len(points):
         marks.append(f"{missing} not shown: {COSTS[cost]} not known")
-    return f"{figure.title} against {COSTS[cost]}\n{'; '.join(marks)}"
+    return f"{figure.title} against {COSTS[cost]}", "; ".join(marks)
 
 
 def _cost_label(results: Results, cost: str) -> str:

@@ -6,7 +6,10 @@ follows the file's suffix (.png, .svg, .pdf ...). Equal input gives equal bytes:
 
 import os
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +110,15 @@ def picture_paths(base: PathName, kinds: Sequence[str] = PICTURE_KINDS) -> tuple
     return tuple(Path(f"{os.fspath(base)}.{kind}") for kind in kinds)
 
 
+@contextmanager
+def missing_glyphs() -> Iterator[None]:
+    """Let a name of letters that the font lacks be drawn as boxes without a warning for each letter and layout."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from ", UserWarning)
+        yield
+
+
+@missing_glyphs()
 def save_pictures(figure: "Figure", paths: Paths) -> None:
     """Write a figure into one file or several, each whole or not at all; the suffix decides the format.
 
@@ -134,11 +146,11 @@ def _kind(figure: "Figure", path: Path) -> str:
     return kind
 
 
-def label_axes(axes: "Axes", title: str, x: str, y: str) -> None:
-    """Write title and axis labels, and draw the grid behind the lines."""
-    set_text(axes.set_title("", fontsize=10), title)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+def label_axes(axes: "Axes", title: str | Sequence[str], x: str, y: str) -> None:
+    """Write the title, of one line or several, and axis labels, and draw the grid behind the lines."""
+    set_text(axes.set_title("", fontsize=10), *([title] if isinstance(title, str) else title))
+    set_text(axes.xaxis.label, x)
+    set_text(axes.yaxis.label, y)
     axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -168,6 +180,7 @@ def in_percent(axis: "Axis") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+@missing_glyphs()
 def legend_below(figure: "Figure", labels: Sequence[str], styles: Sequence[Style]) -> None:
     """Name the lines under the axes, where none can be hidden; the figure grows by the height of the legend."""
     width = figure.get_figwidth() - 2 * LEGEND_MARGIN
@@ -193,16 +206,24 @@ def _legend(
         handles, places, loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False, handlelength=3.2
     )
     for text, label in zip(legend.get_texts(), labels, strict=True):
-        set_text(text, "\n".join(textwrap.wrap(label, letters)) if letters else label)
+        set_text(text, *(textwrap.wrap(drawable(label), letters) if letters else [label]))
     return legend
 
 
-def set_text(text: "Text", content: str) -> None:
-    """Write a name as it stands: a "$" in a file's name begins no formula, and no byte of it stops the drawing."""
+def set_text(text: "Text", *lines: str) -> None:
+    """Write names as they stand: a "$" in a file's name begins no formula, and no byte of it stops the drawing."""
     text.set_parse_math(False)
-    text.set_text(drawable(content))
+    text.set_text("\n".join(map(drawable, lines)))
 
 
 def drawable(content: str) -> str:
-    """The name with bytes that no font can draw written out."""
-    return content.encode(errors="backslashreplace").decode()
+    r"""The name in one line, with what no font can draw written out: control characters, bytes that are no text.
+
+    >>> print(drawable("a\x07b\nc"))
+    a\x07b\nc
+    """
+    return "".join(letter if _is_drawn(letter) else letter.encode("unicode_escape").decode() for letter in content)
+
+
+def _is_drawn(letter: str) -> bool:
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"  # spaces of every width

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from facebones.reporting.figures import drawable, new_figure, set_text
+from facebones.reporting.figures import new_figure, set_text
 from facebones.reporting.point_names import shortened
 from facebones.reporting.results import Figure, Results
 
@@ -62,7 +62,7 @@ def _heat_map(results: Results, figure: Figure) -> "Picture":
     if any(test.significant for test in tests):
         _draw_scale(picture, axes, ScalarMappable(scale, colours))
     title = picture.suptitle("", fontsize=10)
-    set_text(title, f"{figure.title}: row minus column, in points\nhatched: not significant at 5 %")
+    set_text(title, f"{figure.title}: row minus column, in points", "hatched: not significant at 5 %")
     return picture
 
 
@@ -80,7 +80,7 @@ def _draw_grid(axes: "Axes", names: list[str]) -> None:
     slanted: dict[str, Any] = {"rotation": SLANT, "ha": "left", "va": "bottom", "rotation_mode": "anchor"}
     straight: dict[str, Any] = {}
     for axis, options in ((axes.xaxis, slanted), (axes.yaxis, straight)):
-        axis.set_ticks(range(count), [drawable(shortened(name)) for name in names], fontsize=NAME_SIZE, **options)
+        axis.set_ticks(range(count), [shortened(name) for name in names], fontsize=NAME_SIZE, **options)
         for label in axis.get_ticklabels():
             label.set_parse_math(False)
     axes.tick_params(length=0)

@@ -31,7 +31,15 @@ def write_page(results: Results, tables: Sequence[Table], answer: Answer, path: 
     Raises:
         RunError: the disk is full, or the place cannot be written.
     """
-    text = page_text(results, tables, answer)
+    save_page(page_text(results, tables, answer), path)
+
+
+def save_page(text: str, path: Path) -> None:
+    """Write what `page_text` made.
+
+    Raises:
+        RunError: the disk is full, or the place cannot be written.
+    """
     with atomic_write(path) as file:
         # A name need not be Unicode; Python holds such a byte as a surrogate, which UTF-8 has not.
         file.write(text.encode(errors="backslashreplace"))

@@ -16,6 +16,7 @@ from facebones.reporting.figures import (
     line_only,
     new_figure,
     save_pictures,
+    set_text,
     styles_of,
 )
 
@@ -93,7 +94,7 @@ def plot_faces(rows: Sequence[Sequence[ImageArray]], paths: Paths, titles: Seque
         axes.imshow(_strip(row, most, height, width), interpolation="lanczos")
         axes.set_axis_off()
         if titles is not None:
-            axes.set_title(titles[index], loc="left", fontsize=9, pad=3)
+            set_text(axes.set_title("", loc="left", fontsize=9, pad=3), titles[index])
     save_pictures(figure, paths)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from facebones.reporting.figures import set_text
+from facebones.reporting.figures import drawable, missing_glyphs, set_text
 from facebones.reporting.label_placement import FloatArray, nearest_point, place_labels
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def draw_names(
         set_text(written, text)
 
 
+@missing_glyphs()
 def settle(figure: Any) -> None:
     """Lay the figure out for good: only now is known where the axes lie."""
     figure.draw_without_rendering()
@@ -79,7 +80,7 @@ def label_log_axis(axis: Any, limits: tuple[float, float]) -> None:
 
 def shortened(name: str) -> str:
     """One line, and the end of a long path, which tells networks apart better than its beginning."""
-    name = " ".join(name.split())
+    name = drawable(" ".join(name.split()))
     return name if len(name) <= LONGEST_LABEL else f"...{name[3 - LONGEST_LABEL :]}"
 
 
@@ -95,6 +96,7 @@ def _dark(colour: Any) -> tuple[float, ...]:
     return tuple(INK * channel for channel in to_rgb(colour))
 
 
+@missing_glyphs()
 def _sizes(axes: "Axes", names: Sequence[str]) -> FloatArray:
     """Width and height of the names in pixels, (N, 2)."""
     sizes = []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from facebones.errors import DataError
-from facebones.reporting.figures import COLOURS, Paths, label_axes, new_figure, save_pictures
+from facebones.reporting.figures import COLOURS, Paths, label_axes, new_figure, save_pictures, set_text
 from facebones.reporting.label_placement import FloatArray
 from facebones.reporting.point_names import draw_names, label_log_axis, settle
 
@@ -44,7 +44,7 @@ def plot_profile(rows: Sequence[Row], paths: Paths, title: str) -> None:
     if not rows:
         raise DataError("no networks to draw; name at least one")
     figure = new_figure(15.0, max(8.0, 0.25 * len(rows)))
-    figure.suptitle(title, fontsize=9)
+    set_text(figure.suptitle("", fontsize=9), title)
     families = list(dict.fromkeys(row["family"] for row in rows))
     panels = []
     for place, (key, axis, heading) in enumerate(PANELS, start=1):
@@ -98,5 +98,8 @@ def _draw_markers(axes: "Axes", rows: Sequence[Row], key: str, areas: FloatArray
 def _draw_legend(figure: "Figure", families: list[str]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], linestyle="", label=family, **_style(family, families)) for family in families]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(families), frameon=False)
+    handles = [Line2D([], [], linestyle="", **_style(family, families)) for family in families]
+    places = [str(number) for number in range(len(families))]  # matplotlib hides names that begin with "_"
+    legend = figure.legend(handles, places, loc="outside lower center", ncols=len(families), frameon=False)
+    for text, family in zip(legend.get_texts(), families, strict=True):
+        set_text(text, family)

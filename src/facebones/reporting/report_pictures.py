@@ -69,12 +69,14 @@ def write_pictures(results: Results, folder: Path, kinds: Sequence[str] = REPORT
         ConfigError: a format that cannot be written.
         RunError: the disk is full, or the place cannot be written.
     """
-    written: list[Path] = []
     for name, figure in report_pictures(results).items():
-        paths = picture_paths(folder / name, kinds)
-        save_pictures(figure, paths)
-        written += paths
-    return written
+        save_pictures(figure, picture_paths(folder / name, kinds))
+    return picture_files(results, folder, kinds)
+
+
+def picture_files(results: Results, folder: Path, kinds: Sequence[str] = REPORT_KINDS) -> list[Path]:
+    """The files that `write_pictures` writes, before any is drawn."""
+    return [path for name in report_pictures(results) for path in picture_paths(folder / name, kinds)]
 
 
 def slug(text: str) -> str:

@@ -3,7 +3,8 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from facebones.files import atomic_write
@@ -40,21 +41,49 @@ LATEX_HEAD = r"""% A paper that takes up a table needs \usepackage{booktabs}, an
 """
 
 
-def write_tables(tables: Sequence[Table], output: Path) -> list[Path]:
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What tables.md begins with, so that a table that is copied from it does not lose its reservations.
+
+    Attributes:
+        title: of the report.
+        sentences: of the answer.
+        notes: what a reader must know before believing the tables.
+    """
+
+    title: str
+    sentences: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+def write_tables(tables: Sequence[Table], output: Path, beginning: Beginning | None = None) -> list[Path]:
     """Write tables.md, tables.tex and tables.csv into a folder; returns their paths.
 
     Raises:
         RunError: a file cannot be written.
     """
-    writers: dict[str, Callable[[Sequence[Table]], str]] = {
-        "tables.md": markdown_text,
-        "tables.tex": latex_text,
-        "tables.csv": csv_text,
+    return save_tables(table_texts(tables, beginning), output)
+
+
+def table_texts(tables: Sequence[Table], beginning: Beginning | None = None) -> dict[str, str]:
+    """What each file of tables holds, by its name."""
+    return {
+        "tables.md": markdown_text(tables, beginning),
+        "tables.tex": latex_text(tables),
+        "tables.csv": csv_text(tables),
     }
-    for name, make in writers.items():
+
+
+def save_tables(texts: Mapping[str, str], output: Path) -> list[Path]:
+    """Write what `table_texts` made.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    for name, text in texts.items():
         with atomic_write(output / name) as file:
-            file.write(make(tables).encode())
-    return [output / name for name in writers]
+            file.write(text.encode())
+    return [output / name for name in texts]
 
 
 def one_line(text: str) -> str:
@@ -65,9 +94,10 @@ def one_line(text: str) -> str:
 # ----------------------------------------------------------------------------------------------------- Markdown
 
 
-def markdown_text(tables: Sequence[Table]) -> str:
-    """All tables, each below its heading and note."""
-    return "\n".join(_markdown_section(table) for table in tables)
+def markdown_text(tables: Sequence[Table], beginning: Beginning | None = None) -> str:
+    """All tables, each below its heading and note, and before them the beginning."""
+    first = [_markdown_beginning(beginning)] if beginning else []
+    return "\n".join([*first, *(_markdown_section(table) for table in tables)])
 
 
 def escape_markdown(text: str) -> str:
@@ -78,6 +108,20 @@ def escape_markdown(text: str) -> str:
     """
     escaped = one_line(text).translate(MARKDOWN_ESCAPES)
     return escaped.replace("://", ":\\//").replace("www.", "www\\.")  # many renderers make links of bare addresses
+
+
+def _markdown_beginning(beginning: Beginning) -> str:
+    """The title, a list of the answer's sentences, and one of the notes."""
+    answer = "".join(f"- {_markdown_prose(sentence)}\n" for sentence in beginning.sentences)
+    notes = "".join(f"- {_markdown_prose(note)}\n" for note in beginning.notes)
+    parts = [f"# {_markdown_prose(beginning.title)}\n", answer, f"Read this first:\n\n{notes}" if notes else ""]
+    return "\n".join(filter(None, parts))
+
+
+def _markdown_prose(text: str) -> str:
+    """Of text outside of a cell: what begins it begins no list or heading within."""
+    escaped = escape_markdown(text.strip())
+    return re.sub(r"^(\d*)([-+.)=])", r"\1\\\2", escaped)
 
 
 def _markdown_section(table: Table) -> str:

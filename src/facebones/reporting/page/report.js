@@ -221,12 +221,38 @@
       row.classList.toggle("off", row.dataset.models.split(" ").some((model) => model && off.has(Number(model))));
     }
     for (const part of all(".heat [data-model]")) part.hidden = off.has(Number(part.dataset.model));
+    all(".heat").forEach(nameHeatMap);
     for (const plot of all(".plot")) (plot.dataset.key === "cost" ? drawCost : drawLines)(plot);
+  }
+
+  function nameHeatMap(map) {
+    const isEmpty = all("tbody tr", map).every((row) => row.hidden);
+    const caption = map.querySelector("figcaption");
+    map.querySelector(".scroll").hidden = isEmpty;
+    caption.textContent = isEmpty ? "No backbone is switched on." : caption.dataset.words;
   }
 
   function showHeatMap() {
     const chosen = Number(byId("heat-figure").value);
     all(".heat").forEach((map, place) => { map.hidden = place !== chosen; });
+  }
+
+  // Scrolling ---------------------------------------------------------------------------------------------------
+
+  // The style sheet fades the edges behind which there is more.
+  function markMore(place) {
+    const { scrollLeft, scrollTop, scrollWidth, scrollHeight, clientWidth, clientHeight } = place;
+    const hidden = {
+      left: scrollLeft, right: scrollWidth - clientWidth - scrollLeft, up: scrollTop, down: scrollHeight - clientHeight - scrollTop,
+    };
+    const more = Object.keys(hidden).filter((side) => hidden[side] >= 2); // pixels; less is rounding
+    if (more.length) place.dataset.more = more.join(" "); else delete place.dataset.more;
+  }
+
+  function watchMore(place) {
+    const sizes = new ResizeObserver(() => markMore(place));
+    for (const part of [place, ...place.children]) sizes.observe(part);
+    place.addEventListener("scroll", () => markMore(place), { passive: true });
   }
 
   // Tables ------------------------------------------------------------------------------------------------------
@@ -284,6 +310,7 @@
   function begin() {
     root.classList.add("script");
     all(".sortable").forEach(makeSortable);
+    all(".scroll, .chips").forEach(watchMore);
     for (const input of all(".chip input")) {
       input.addEventListener("change", () => setModels([Number(input.dataset.model)], input.checked));
     }

@@ -1,0 +1,132 @@
+"""The whole of a report: it replaces an earlier one and nothing else, and is refused before anything is written."""
+
+import json
+import os
+
+import pytest
+from synthetic_study import make_study
+
+from facebones.cli import main
+from facebones.errors import ConfigError
+from facebones.reporting.report import PAGE, write_report
+from facebones.reporting.report_folder import PICTURES, RESULTS, listed_pictures, remove_pictures
+from facebones.reporting.table_files import escape_markdown
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return make_study(tmp_path_factory.mktemp("study") / "s")
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures are empty files, which is quicker."""
+
+    def touch(figure, paths):
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("new")
+
+    monkeypatch.setattr("facebones.reporting.report_pictures.save_pictures", touch)
+
+
+def all_files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_report_lists_its_pictures_and_removes_those_of_an_earlier_one(study, undrawn, tmp_path):
+    content = write_report([study], tmp_path)
+    folder = tmp_path / PICTURES
+    assert sorted(content["pictures"]) == sorted(path.name for path in folder.iterdir()) != []
+    assert json.loads((tmp_path / RESULTS).read_text())["pictures"] == content["pictures"]
+    markdown = (tmp_path / "tables.md").read_text()
+    assert markdown.startswith("# ") and all(
+        escape_markdown(text) in markdown.partition("\n## ")[0] for text in [*content["answer"], *content["notes"]]
+    )
+    earlier = {**content, "pictures": [*content["pictures"], "old.png", "gone.pdf"]}
+    (tmp_path / RESULTS).write_text(json.dumps(earlier))
+    for name in ("old.png", "mine.png"):
+        (folder / name).write_text("old")
+    write_report([study], tmp_path)
+    assert {path.name for path in folder.iterdir()} == {*content["pictures"], "mine.png"}
+
+
+HOSTILE_LISTS = [
+    "../results.png",
+    "sub/a.png",
+    "/etc/a.png",
+    "a.png\n",
+    "a.txt",
+    "..",
+    "",
+    None,
+    7,
+    ["a.png"],
+]
+
+
+def test_a_hostile_list_removes_nothing(tmp_path):
+    results = tmp_path / RESULTS
+    results.write_text(json.dumps({"pictures": HOSTILE_LISTS}))
+    assert listed_pictures(results) == set()
+    for text in ("{", "[]", '{"pictures": {"a.png": 1}}', '{"pictures": "a.png"}', "[" * 100_000, "\x00"):
+        results.write_text(text)
+        assert listed_pictures(results) == set()
+    results.write_text('{"pictures": ["a.png"]}')
+    assert listed_pictures(results) == {"a.png"}
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").write_text("")
+    (tmp_path / PICTURES).symlink_to(tmp_path / "elsewhere")
+    remove_pictures(tmp_path, ["folder.png", "none.png"])
+    remove_pictures(tmp_path / PICTURES, ["a.png"])
+    assert (tmp_path / "folder.png").is_dir() and (tmp_path / "elsewhere" / "a.png").is_file()
+
+
+def file_at(path):
+    path.write_text("mine")
+
+
+def link_to_nowhere(path):
+    path.symlink_to(path.parent / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("make", "place", "below"),
+    [
+        (file_at, "out/pictures", "out"),
+        (link_to_nowhere, "out/pictures", "out"),
+        (os.mkdir, "out/pictures/loss.png", "out"),
+        (os.mkdir, f"out/{PAGE}", "out"),
+        (os.mkdir, "out/tables.csv", "out"),
+        (os.mkdir, f"out/{RESULTS}", "out"),
+        (file_at, "file", "file"),
+        (file_at, "file", "file/below/it"),
+        (link_to_nowhere, "link", "link"),
+        (link_to_nowhere, "link", "link/below"),
+    ],
+)
+def test_what_is_in_the_way_is_named_before_anything_is_written(study, undrawn, tmp_path, make, place, below, capsys):
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    make(tmp_path / place)
+    before = all_files(tmp_path)
+    assert main(["report", str(study), "--output", str(tmp_path / below)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+    assert str(tmp_path / place) in line
+    assert all_files(tmp_path) == before
+
+
+@pytest.mark.parametrize("part", ["page_text", "table_texts", "results_json"])
+def test_what_cannot_be_built_leaves_the_old_report(study, undrawn, tmp_path, monkeypatch, part):
+    write_report([study], tmp_path)
+    for path in tmp_path.rglob("*.*"):
+        path.write_text("old")
+    before = all_files(tmp_path)
+
+    def fail(*arguments, **options):
+        raise ConfigError("no")
+
+    monkeypatch.setattr(f"facebones.reporting.report.{part}", fail)
+    with pytest.raises(ConfigError):
+        write_report([study], tmp_path)
+    assert all_files(tmp_path) == before
