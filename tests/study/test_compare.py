@@ -326,7 +326,9 @@ def test_a_study_trains_measures_and_does_nothing_twice(write, tmp_path):
     assert {path.name for path in report.iterdir()} == {
         *("report.html", "results.json", "tables.md", "tables.tex", "tables.csv", "pictures"),
     }
-    assert f"* {SMALL} reaches" in table and f"{SMALL} reaches" in (report / "report.html").read_text()
+    said_in_words = [line.removeprefix("* ") for line in table.splitlines() if line.startswith("* ")]
+    assert said_in_words == json.loads((report / "results.json").read_text())["answer"]
+    assert all(sentence in (report / "report.html").read_text() for sentence in said_in_words)
 
     before = times(output / "runs") | times(output / "evaluation")
     assert run(path, "--output", output, "--jobs", "2") == (0, table, "")
