@@ -27,9 +27,9 @@ import numpy as np
 CLASSES, BATCH_SIZE = 8631, 64
 PLAIN = "plain"
 SETTINGS = {
-    "contiguous": {"channels_last": False},
-    "default": {},
-    "compile": {"compile": True},
+    "contiguous": {"precision": "fp32", "channels_last": False},
+    "channels-last": {"precision": "fp32"},
+    "compile": {"precision": "fp32", "compile": True},
     "bf16": {"precision": "bf16"},
     "bf16 compile": {"precision": "bf16", "compile": True},
 }

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from facebones.backbones.layers import SplitConv
+from facebones.backbones.layers import GroupedConv2d, SplitConv
 from facebones.backbones.registry import Backbone, register_backbone
 
 
@@ -87,7 +87,7 @@ def _pointwise(in_channels: int, channels: int, groups: int) -> nn.Module:
 def _depthwise(channels: int, kernels: int, stride: int) -> nn.Module:
     """Depthwise convolution of the first so many kernel sizes 3, 5, 7, ..., each on its share of the channels."""
     convolutions = [
-        nn.Conv2d(share, share, kernel, stride, kernel // 2, groups=share, bias=False)
+        GroupedConv2d(share, share, kernel, stride, kernel // 2, groups=share, bias=False)
         for share, kernel in zip(split_evenly(channels, kernels), range(3, 3 + 2 * kernels, 2), strict=True)
     ]
     return convolutions[0] if kernels == 1 else SplitConv(convolutions)
@@ -193,7 +193,7 @@ class MixFaceNet(Backbone):
                 channels = scaled.channels
             self.features.add_module(f"stage{number}", _named(units))
         self.tail = _ConvBlock(nn.Conv2d(channels, tail_width, 1, bias=False), tail_width, nn.PReLU(tail_width))
-        pool = _ConvBlock(nn.Conv2d(tail_width, tail_width, 7, groups=tail_width, bias=False), tail_width, None)
+        pool = _ConvBlock(GroupedConv2d(tail_width, tail_width, 7, groups=tail_width, bias=False), tail_width, None)
         project = _ConvBlock(nn.Conv2d(tail_width, embedding_size, 1, bias=False), embedding_size, None, norm=False)
         # "feautre" is the authors' spelling, and so the key name of their weights.
         self.feautre_layer = _named({"dw_conv": pool, "dropout": nn.Dropout(dropout), "pw_conv": project})

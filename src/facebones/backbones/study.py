@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facebones.backbones.layers import SplitConv, conv_block, conv_bn, global_depthwise, initialize
+from facebones.backbones.layers import (
+    GroupedConv2d,
+    SplitConv,
+    conv_block,
+    conv_bn,
+    global_depthwise,
+    initialize,
+)
 from facebones.backbones.registry import Backbone, register_backbone
 
 STAGE_UNITS = (4, 8, 4)
@@ -101,7 +108,7 @@ class _MixedKernels(nn.Module):
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
         self.convs = SplitConv(
-            nn.Conv2d(share, share, kernel, stride, kernel // 2, groups=share, bias=False)
+            GroupedConv2d(share, share, kernel, stride, kernel // 2, groups=share, bias=False)
             for share, kernel in zip(_even_shares(channels, 3), (3, 5, 7), strict=True)
         )
 
@@ -187,7 +194,7 @@ class _Embedding(nn.Module):
         self.expand = nn.Conv2d(channels, 1024, 1, bias=False)
         self.expand_bn = nn.BatchNorm2d(1024)
         self.expand_act = nn.PReLU(1024)
-        self.dw = nn.Conv2d(1024, 1024, 7, groups=1024, bias=False)
+        self.dw = GroupedConv2d(1024, 1024, 7, groups=1024, bias=False)
         self.dw_bn = nn.BatchNorm2d(1024)
         self.project = nn.Conv2d(1024, embedding_size, 1, bias=False)
         self.project_bn = nn.BatchNorm2d(embedding_size)

@@ -150,7 +150,11 @@ class Trainer:
         if config.channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Same weights, other code: it is used in training steps only, and never saved.
-        self.compiled_backbone = torch.compile(self.backbone) if config.compile else self.backbone
+        self.compiled_backbone = (
+            torch.compile(self.backbone, options={"force_layout_optimization": True})
+            if config.compile
+            else self.backbone
+        )
         self.head = build_head(recipe.head, self.data.num_identities, recipe.backbone.embedding_size).to(device)
         self.optimizer = build_optimizer(recipe.optimizer, self.backbone, self.head)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
