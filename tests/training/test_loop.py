@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from facebones.backbones import create_backbone
 from facebones.cli import main
@@ -19,6 +20,7 @@ from facebones.training.optimizers import build_optimizer
 from facebones.weights import load_backbone
 
 CPU = torch.device("cpu")
+aten = torch.ops.aten
 
 
 def trainer(recipe):
@@ -63,6 +65,7 @@ def test_clipping_bounds_the_step(tiny_recipe, clip_norm):
     built = trainer(tiny_recipe(**options))
     before = parameters(built)
     built.train_step(first_batches(built)[0])
+    built.settle()
     moved = (parameters(built) - before).norm().item()
     assert built.latest["gradient_norm"] > 0.5
     assert moved == pytest.approx(clip_norm or built.latest["gradient_norm"], rel=1e-3)
@@ -86,7 +89,61 @@ def test_a_gradient_that_is_not_finite_is_not_applied(tiny_recipe, bad, precisio
     before = parameters(built)
     with pytest.raises(RunError, match=r"step 1: loss [\d.]+, gradient norm (nan|inf): not applied"):
         built.train_step(first_batches(built)[0])
+        built.settle()
     assert torch.equal(parameters(built), before)
+
+
+@pytest.mark.parametrize("options", [{}, {"head.sample_rate": 0.5}, {"optimizer.name": "adamw"}])
+def test_a_step_that_is_left_out_changes_nothing_that_is_saved(tiny_recipe, options):
+    built = trainer(tiny_recipe(**options))
+    built.backbone.linear.weight.register_hook(lambda gradient: gradient * math.nan)
+    batches = first_batches(built)[0]
+    before = parameters(built)
+    built.train_step(batches)
+    assert torch.equal(parameters(built), before)
+    moments = [value for state in built.optimizer.state.values() for value in state.values()]
+    assert moments and not any(value.any() for value in moments)
+
+
+def test_the_error_names_the_first_bad_step_and_nothing_of_it_is_kept(tiny_recipe, tmp_path):
+    built = trainer(tiny_recipe())
+    good, bad, after = first_batches(built, 3)
+    built.train_step(good)
+    hook = built.backbone.linear.weight.register_hook(lambda gradient: gradient * math.nan)
+    built.train_step(bad)
+    hook.remove()
+    built.train_step(after)
+    with pytest.raises(RunError, match=r"step 2: .*not applied"):
+        built._save(RunFolder(tmp_path), None)
+    assert not list(tmp_path.iterdir())
+
+
+class Questions(TorchDispatchMode):
+    """Counts what makes the host wait for the device: a value, or a size that depends on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (aten._local_scalar_dense, aten.nonzero, aten.equal, aten._unique2):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"training.precision": "bf16"}, {"training.clip_norm": 1.0}])
+def test_a_step_asks_the_device_nothing_and_settling_once(tiny_recipe, options):
+    built = trainer(tiny_recipe(**{"head.sample_rate": 1.0}, **options))  # a sample's size is a question
+    batches = first_batches(built, 2)
+    built.train_step(batches[0])
+    with Questions() as questions:
+        built.train_step(batches[1])
+    assert questions.found == []
+    with Questions() as questions:
+        built.settle()
+        assert built.meter.settle() == []
+        assert built.head.centres.norm().item() > 0
+    assert len(questions.found) == 1  # of the norm just above, so they are found; settling copies, all steps at once
 
 
 def test_in_fp16_the_scaler_skips_bad_steps_and_gives_up_at_last(tiny_recipe):
@@ -97,9 +154,10 @@ def test_in_fp16_the_scaler_skips_bad_steps_and_gives_up_at_last(tiny_recipe):
     with pytest.raises(RunError, match="not applied"):
         for _ in range(40):
             built.train_step(next(steps))
+            built.settle()
     assert torch.equal(parameters(built), before)
-    assert (built.step, built.meter.skipped, built.meter.loss) == (16, 16, None)
-    assert built.scaler.get_scale() == 1.0
+    assert (built.step, built.meter.skipped, built.meter.loss) == (17, 17, None)
+    assert built.scaler.get_scale() == 0.5
 
 
 def test_in_fp16_training_goes_on_after_skipped_steps(tiny_recipe):
@@ -113,6 +171,7 @@ def test_in_fp16_training_goes_on_after_skipped_steps(tiny_recipe):
     hook.remove()
     for _ in range(10):  # the first ones may still be too much for float16
         built.train_step(next(steps))
+    built.settle()
     assert not torch.equal(parameters(built), before)
     assert built.meter.counted > 0 and math.isfinite(built.meter.loss)
 
@@ -215,10 +274,12 @@ def test_a_validation_without_a_finite_embedding_is_noted_and_ends_no_run(tiny_r
 
 def test_the_meter_survives_a_save():
     first, second = Meter(), Meter()
-    first.add(2.0, skipped=False)
-    first.add(math.nan, skipped=True)
+    first.add(torch.tensor(2.0), torch.tensor(1.0))
+    first.add(torch.tensor(5.0), torch.tensor(math.nan))
+    assert first.settle()[0] == (2.0, 1.0) and first.settle() == []
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    second.add(4.0, skipped=False)
+    second.add(torch.tensor(4.0), torch.tensor(1.0))
+    second.settle()
     assert (second.loss, second.skipped) == (3.0, 1)
 
 

@@ -74,6 +74,7 @@ class StepRows:
             block = nn.Parameter(self.matrix.index_select(0, rows))
             block.grad = part
             own = cast(Any, type(optimizer))([{**group, "params": [block]}])
+            own.found_inf = getattr(optimizer, "found_inf", None)
             own.state[block] = {
                 key: value.index_select(0, rows) if _has_shape(value, self.matrix) else deepcopy(value)
                 for key, value in before.items()

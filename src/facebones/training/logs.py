@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from facebones.errors import ConfigError, RunError
 from facebones.progress import format_seconds
 
@@ -25,9 +28,14 @@ def say(text: str) -> None:
 
 
 class Meter:
-    """What the steps since the last line add up to; part of the saved state, so that a resumed line is the same."""
+    """What the steps since the last line add up to; part of the saved state, so that a resumed line is the same.
+
+    The figures of a step stay where they were computed until `settle`: to read them at once would make the host wait
+    for the device.
+    """
 
     def __init__(self) -> None:
+        self._waiting: list[Tensor] = []
         self.reset()
 
     def reset(self) -> None:
@@ -36,12 +44,20 @@ class Meter:
         self.counted = 0
         self.skipped = 0
 
-    def add(self, loss: float, skipped: bool) -> None:
-        """Count a step; one that the gradient scaler skipped has no meaningful loss."""
-        self.skipped += skipped
-        if not skipped:
-            self.loss_sum += loss
-            self.counted += 1
+    def add(self, loss: Tensor, gradient_norm: Tensor) -> None:
+        """Note a step."""
+        self._waiting.append(torch.stack([loss, gradient_norm]))
+
+    def settle(self) -> list[tuple[float, float]]:
+        """Count the noted steps and hand out their losses and gradient norms; of those not finite, no loss is added."""
+        figures = [tuple(row) for row in torch.stack(self._waiting).tolist()] if self._waiting else []
+        self._waiting.clear()
+        for loss, gradient_norm in figures:
+            usable = math.isfinite(loss + gradient_norm)
+            self.loss_sum += loss if usable else 0.0
+            self.counted += usable
+            self.skipped += not usable
+        return figures
 
     @property
     def loss(self) -> float | None:
@@ -50,7 +66,7 @@ class Meter:
 
     def state_dict(self) -> dict[str, float]:
         """The sums."""
-        return dict(vars(self))
+        return {"loss_sum": self.loss_sum, "counted": self.counted, "skipped": self.skipped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the sums of `state_dict`."""

@@ -2,7 +2,7 @@
 
 import math
 import platform
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import facebones
-from facebones.backbones import create_backbone
+from facebones.backbones import Backbone, create_backbone
 from facebones.config import HeadConfig, Recipe
 from facebones.data.folders import open_training_set
 from facebones.data.loading import Batch, training_batches
@@ -39,13 +39,13 @@ from facebones.training.logs import (
     train_line,
     validation_line,
 )
-from facebones.training.optimizers import build_optimizer, fill_state
+from facebones.training.optimizers import build_optimizer, fill_state, leave_out_unless
 from facebones.training.saved_state import check_state
 from facebones.training.schedule import build_schedule
 from facebones.training.validation import Validation, mean_accuracy
 from facebones.weights import save_weights
 
-# Below this the gradient scaler has halved sixteen times in a row without finding a finite gradient.
+# Below this the gradient scaler has halved more than sixteen times in a row without finding a finite gradient.
 SMALLEST_GRADIENT_SCALE = 1.0
 
 
@@ -150,11 +150,7 @@ class Trainer:
         if config.channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Same weights, other code: it is used in training steps only, and never saved.
-        self.compiled_backbone = (
-            torch.compile(self.backbone, options={"force_layout_optimization": True})
-            if config.compile
-            else self.backbone
-        )
+        self.compiled_backbone = compiled(self.backbone, config.channels_last) if config.compile else self.backbone
         self.head = build_head(recipe.head, self.data.num_identities, recipe.backbone.embedding_size).to(device)
         self.optimizer = build_optimizer(recipe.optimizer, self.backbone, self.head)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -176,11 +172,9 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ one step
 
     def train_step(self, batches: list[Batch]) -> None:
-        """One update of the optimizer from `accumulation_steps` batches.
+        """One update of the optimizer from `accumulation_steps` batches; a gradient that is not finite is not applied.
 
-        Raises:
-            RunError: a loss or gradient that is not finite, before it is applied; in fp16 only once the gradient
-                scaler, which skips such steps, has given up.
+        Nothing here waits for the device: what the steps came to is read by `settle`.
         """
         learning_rate = self.schedule(self.step)
         for group in self.optimizer.param_groups:
@@ -198,14 +192,33 @@ class Trainer:
             loss_sum += loss.detach()
         self.scaler.unscale_(self.optimizer)
         gradient_norm = self._clip_gradients()
-        skipped = self._check_finite(loss_sum, gradient_norm)
+        leave_out_unless(self.optimizer, (loss_sum + gradient_norm).isfinite())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.skipped_steps += skipped
-        self.meter.add(loss_sum.item(), skipped)
-        self.latest = {"learning_rate": learning_rate, "gradient_norm": gradient_norm.item()}
+        self.latest["learning_rate"] = learning_rate
+        self.meter.add(loss_sum, gradient_norm)
+
+    def settle(self) -> None:
+        """Take note of the steps since the last time; comes before every line, save and validation.
+
+        Raises:
+            RunError: a loss or gradient was not finite; in fp16 only once the gradient scaler, which leaves such steps
+                out, has given up.
+        """
+        figures = self.meter.settle()
+        for step, (loss, gradient_norm) in enumerate(figures, self.step - len(figures) + 1):
+            self.latest["gradient_norm"] = gradient_norm
+            if math.isfinite(loss + gradient_norm):
+                continue
+            self.skipped_steps += 1
+            if not self.scaler.is_enabled() or self.scaler.get_scale() < SMALLEST_GRADIENT_SCALE:
+                raise RunError(
+                    f"step {step}: loss {loss:g}, gradient norm {gradient_norm:g}: not applied; the last"
+                    " checkpoint stands; try a lower --optimizer.learning_rate, --schedule.warmup_epochs 1,"
+                    " --training.clip_norm 5 or --training.precision fp32"
+                )
 
     # ---------------------------------------------------------------------------------------------------------
 
@@ -348,18 +361,6 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
         return norm
 
-    def _check_finite(self, loss: Tensor, gradient_norm: Tensor) -> bool:
-        """Whether the gradient scaler will skip this step; raises where the step may not be applied."""
-        if loss.isfinite() and gradient_norm.isfinite():
-            return False
-        if self.scaler.is_enabled() and self.scaler.get_scale() / 2 >= SMALLEST_GRADIENT_SCALE:
-            return True
-        raise RunError(
-            f"step {self.step + 1}: loss {loss.item():g}, gradient norm {gradient_norm.item():g}: not applied; the last"
-            " checkpoint stands; try a lower --optimizer.learning_rate, --schedule.warmup_epochs 1,"
-            " --training.clip_norm 5 or --training.precision fp32"
-        )
-
     def _validation_due(self) -> bool:
         due = self.step == self.total_steps or (self.step > 0 and self.step % self.recipe.validation.every == 0)
         return due and self.validated_step != self.step and bool(self.validation.sets)
@@ -381,6 +382,7 @@ class Trainer:
             self.final = rows
 
     def _log_interval(self, log: MetricsLog) -> None:
+        self.settle()
         rate, seconds_left = self.stopwatch.read((self.total_steps - self.step) * self.step_images)
         values = {
             "step": self.step,
@@ -417,6 +419,7 @@ class Trainer:
             self._save(folder, log)
 
     def _save(self, folder: RunFolder, log: MetricsLog) -> None:
+        self.settle()
         save_checkpoint(folder.last, self.state_dict(log.length))
 
     def _finish(self, folder: RunFolder) -> dict[str, Any]:
@@ -463,6 +466,12 @@ def build_head(config: HeadConfig, num_classes: int, embedding_size: int) -> Par
         gradient=cast(Any, config.gradient),
     )
     return PartialFC(num_classes, embedding_size, margin, sample_rate=config.sample_rate)
+
+
+def compiled(backbone: Backbone, channels_last: bool) -> Callable[[Tensor], Tensor]:
+    """The same network, with what lies between its convolutions fused."""
+    # Left to itself, inductor copies the input of each depthwise convolution into another layout in backward.
+    return torch.compile(backbone, options={"force_layout_optimization": channels_last})
 
 
 def _fitting_batch(recipe: Recipe, images: int) -> str:

@@ -1,17 +1,21 @@
 """The optimizer of a recipe."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from facebones.config import OptimizerConfig
 from facebones.heads import PartialFC
+from facebones.heads.step_rows import StepRows, lazy_zeros
 
 
 def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim.Optimizer:
     """SGD or AdamW over the trainable parameters of the modules; of a sampled head, over the rows of each step.
 
     With `decay_norm_and_prelu` off, parameters of fewer than two dimensions (normalisation, PReLU, biases) are not
-    decayed. The learning rate is set anew at each step.
+    decayed. The learning rate is set anew at each step. A step is one pass over each parameter (fused), which
+    `leave_out_unless` can turn into none.
     """
     sampled = [m.rows for m in modules if isinstance(m, PartialFC) and m.rows is not None]
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -23,12 +27,31 @@ def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim
         groups.append({"params": others, "weight_decay": 0.0})
     optimizer: torch.optim.Optimizer
     if config.name == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
     else:
-        optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+        optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+        _begin_momentum(optimizer, sampled)
     for rows in sampled:
         rows.follow(optimizer)
     return optimizer
+
+
+def leave_out_unless(optimizer: torch.optim.Optimizer, usable: Tensor) -> None:
+    """Have the optimizer's next step do nothing where `usable` is false; the device finds that out by itself.
+
+    A gradient scaler that is in use says the same in its own way, of the gradients alone.
+    """
+    optimizer.found_inf = usable.logical_not().float()  # type: ignore[attr-defined]
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer, sampled: Sequence[StepRows]) -> None:
+    """Give SGD its momentum at 0: where it lacks one, torch's fused step leaves it undefined if it is left out."""
+    matrices = {rows.leaf: rows.matrix for rows in sampled}
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            whole = matrices.get(parameter)
+            momentum = torch.zeros_like(parameter) if whole is None else lazy_zeros(whole)
+            optimizer.state[parameter]["momentum_buffer"] = momentum
 
 
 def fill_state(optimizer: torch.optim.Optimizer) -> None:
