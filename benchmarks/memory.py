@@ -27,8 +27,8 @@ from torch.nn import functional
 
 from facebones.config import HeadConfig, OptimizerConfig
 from facebones.profiling.peak_memory import CLEAR_REFS, RESET_PEAK, _resident
-from facebones.training.loop import build_head
 from facebones.training.optimizers import build_optimizer
+from facebones.training.trainer import build_head
 
 RATES, LARGE_CLASSES, LARGE_RATE = (1.0, 0.3, 0.1), 10_000_000, 0.01
 WARM_UP = 2

@@ -81,7 +81,7 @@ def our_step(backbone: str, data: Path, setting: str) -> Callable[[], None]:
 
     from facebones.allocation import keep_freed_memory
     from facebones.config import load_recipe
-    from facebones.training.loop import Trainer
+    from facebones.training.trainer import Trainer
 
     keep_freed_memory()
     fields = {"backbone.name": backbone, "data.path": str(data), "validation.sets": "", "training.batch_size": "64"}

@@ -24,7 +24,7 @@ from facebones.cli import COMMANDS, main
 from facebones.data.pairs import read_pairs, write_pairs
 from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import load_checkpoint
-from facebones.training.loop import Trainer
+from facebones.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 MAGIC = struct.pack("<I", 0xCED7230A)

@@ -23,6 +23,7 @@ from facebones.errors import ConfigError, UnknownNameError
 LARGEST_NUMBER = 1e30  # some way below the end of float32, in which torch computes
 LARGEST_INTEGER = 2**63 - 1
 MOST_BYTES = 2**20
+CHOOSABLE = ("precision", "compile")  # of a training's settings, those that it can choose by measuring
 
 
 def setting(
@@ -113,6 +114,7 @@ class TrainingConfig:
     precision: str = setting("fp32", "number format of the backbone", choices=("fp32", "bf16", "fp16"))
     channels_last: bool = setting(True, "memory layout in which convolutions are faster on most devices")
     compile: bool = setting(False, "let torch.compile fuse the backbone: slow to begin, then faster")
+    choose: list[str] = setting([], "what the first steps choose by measuring; --speed auto sets it", choices=CHOOSABLE)
     clip_norm: float = setting(0.0, "largest norm of the gradient; 0 does not clip", minimum=0)
     seed: int = setting(0, "seed of weights, order, flips and samples", minimum=0)
     checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)

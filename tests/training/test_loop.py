@@ -15,8 +15,9 @@ from facebones.errors import RunError
 from facebones.reporting.plots import plot_training
 from facebones.run_folder import RunFolder
 from facebones.training.logs import Meter, read_metrics
-from facebones.training.loop import Trainer, resume, train
+from facebones.training.loop import resume, train
 from facebones.training.optimizers import build_optimizer
+from facebones.training.trainer import Trainer
 from facebones.weights import load_backbone
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def trainer(recipe):
 
 
 def first_batches(built, count=1):
-    steps = built._step_batches()
+    steps = built.step_batches()
     return [next(steps) for _ in range(count)]
 
 
@@ -150,7 +151,7 @@ def test_in_fp16_the_scaler_skips_bad_steps_and_gives_up_at_last(tiny_recipe):
     built = trainer(tiny_recipe(**{"training.precision": "fp16", "training.epochs": 20}))
     built.backbone.linear.weight.register_hook(lambda gradient: gradient * math.inf)
     before = parameters(built)
-    steps = built._step_batches()
+    steps = built.step_batches()
     with pytest.raises(RunError, match="not applied"):
         for _ in range(40):
             built.train_step(next(steps))
@@ -163,7 +164,7 @@ def test_in_fp16_the_scaler_skips_bad_steps_and_gives_up_at_last(tiny_recipe):
 def test_in_fp16_training_goes_on_after_skipped_steps(tiny_recipe):
     built = trainer(tiny_recipe(**{"training.precision": "fp16"}))
     hook = built.backbone.linear.weight.register_hook(lambda gradient: gradient * math.inf)
-    steps = built._step_batches()
+    steps = built.step_batches()
     before = parameters(built)
     for _ in range(3):
         built.train_step(next(steps))

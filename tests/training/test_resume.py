@@ -17,7 +17,8 @@ from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import load_checkpoint
 from facebones.training.interrupts import Interrupted
 from facebones.training.logs import read_metrics
-from facebones.training.loop import Trainer, resume, train
+from facebones.training.loop import resume, train
+from facebones.training.trainer import Trainer
 
 TIMES = ("images_per_second",)
 

@@ -20,7 +20,8 @@ from facebones.reporting.plots import plot_training
 from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import load_checkpoint, save_checkpoint
 from facebones.training.logs import read_metrics
-from facebones.training.loop import Trainer, resume, train
+from facebones.training.loop import resume, train
+from facebones.training.trainer import Trainer
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from facebones.config import OptimizerConfig
 from facebones.heads import PartialFC, arcface
 from facebones.heads.step_rows import lazy_zeros
-from facebones.training.loop import Trainer
 from facebones.training.optimizers import build_optimizer, fill_state
+from facebones.training.trainer import Trainer
 
 CLASSES, SIZE, BATCH, RATE = 300, 8, 5, 0.1
 OPTIMIZERS = {
@@ -196,7 +196,7 @@ def centres_and_state(trainer):
 def test_a_step_that_the_scaler_skips_leaves_centres_and_state(tiny_recipe):
     options = {"training.precision": "fp16", "head.sample_rate": 0.3, "optimizer.name": "adamw", "head.scale": 8}
     trainer = Trainer(tiny_recipe(**options), torch.device("cpu"))
-    steps = trainer._step_batches()
+    steps = trainer.step_batches()
     while trainer.step == trainer.skipped_steps:  # the first scales are too much for float16
         trainer.train_step(next(steps))
         trainer.settle()
@@ -220,7 +220,7 @@ def test_the_rows_count_in_the_norm_and_are_clipped(tiny_recipe):
 
         trainer.optimizer._optimizer_step_pre_hooks.clear()  # the rows' own, which takes their gradient
         trainer.optimizer.register_step_pre_hook(look)
-        trainer.train_step(next(trainer._step_batches()))
+        trainer.train_step(next(trainer.step_batches()))
         trainer.settle()
         norms.append(trainer.latest["gradient_norm"])
     total = torch.nn.utils.get_total_norm(seen[0]).item()

@@ -37,6 +37,26 @@ def device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps [auto]")
 
 
+def speed_option(parser: argparse.ArgumentParser) -> None:
+    """--speed; `choose_by_speed` applies it."""
+    parser.add_argument(
+        "--speed",
+        choices=("recipe", "auto"),
+        default="recipe",
+        help="auto: first measure which precision, and whether compiling, is fastest here; settings given here stay"
+        " [recipe]",
+    )
+
+
+def choose_by_speed(arguments: Arguments) -> None:
+    """Leave to the training what it may choose; what the command line sets is no longer open."""
+    from facebones.config import CHOOSABLE
+
+    if arguments.speed == "auto":
+        still_open = [name for name in CHOOSABLE if f"training.{name}" not in arguments.overrides]
+        arguments.overrides.setdefault("training.choose", ",".join(still_open))
+
+
 def json_option(parser: argparse.ArgumentParser) -> None:
     """--json."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facebones.commands.command import Arguments, Command, device_option, json_option, positive
+from facebones.commands.command import (
+    Arguments,
+    Command,
+    choose_by_speed,
+    device_option,
+    json_option,
+    positive,
+    speed_option,
+)
 
 REPORT_FOLDER = "report"
 # Fields of a study that the command line can set, with what is said of each.
@@ -28,6 +36,7 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{key.replace('_', '-')}", metavar=metavar, help=f"{text}; sets {key}")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="trainings at a time [1]")
     parser.add_argument("--dry-run", action="store_true", help="show the runs and how far they are, and end")
+    speed_option(parser)
     device_option(parser)
     json_option(parser)
 
@@ -35,6 +44,7 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
 def _compare(arguments: Arguments) -> None:
     from facebones.study.study import load_study
 
+    choose_by_speed(arguments)
     given = {key: getattr(arguments, key) for key, _, _ in STUDY_OPTIONS}
     study = load_study(arguments.study, overrides=arguments.overrides, **given)
     from facebones.device import select_device

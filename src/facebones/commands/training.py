@@ -5,7 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from facebones.commands.command import Arguments, Command, device_option, json_option, not_negative
+from facebones.commands.command import (
+    Arguments,
+    Command,
+    choose_by_speed,
+    device_option,
+    json_option,
+    not_negative,
+    speed_option,
+)
 from facebones.errors import ConfigError
 
 
@@ -17,6 +25,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", metavar="N", help="sets training.batch_size")
     parser.add_argument("--seed", metavar="N", help="sets training.seed")
     parser.add_argument("--workers", metavar="N", help="sets data.workers")
+    speed_option(parser)
     device_option(parser)
 
 
@@ -37,6 +46,7 @@ def _train(arguments: Arguments) -> None:
             if field in arguments.overrides:
                 raise ConfigError(f"--{option.replace('_', '-')} and --{field} are the same; give one of them")
             arguments.overrides[field] = value
+    choose_by_speed(arguments)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
 
     from facebones.training.loop import train

@@ -24,7 +24,7 @@ from facebones.study.study import Study
 from facebones.training.loop import with_absolute_paths
 
 # What may differ between a run and its plan: where things lie, how much is said, and measurements on the way.
-FREE_FIELDS = ("data.path", "data.workers", "training.checkpoint_every", "validation.", "log.")
+FREE_FIELDS = ("data.path", "data.workers", "training.checkpoint_every", "training.choose", "validation.", "log.")
 DONE, UNFINISHED, TO_DO = "done", "unfinished", "to do"
 TAIL_BYTES = 2**16
 
@@ -70,8 +70,13 @@ class PlannedRun:
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """What decides the weights, by name: fields of the recipe, the data, and the version of the package."""
-        return _decisive(self.recipe, self.data, facebones.__version__)
+        """What decides the weights, by name: fields of the recipe, the data, and the version of the package.
+
+        Without what the run is to choose by itself.
+        """
+        chosen = [f"training.{name}" for name in self.recipe.training.choose]
+        decisive = _decisive(self.recipe, self.data, facebones.__version__)
+        return {key: value for key, value in decisive.items() if key not in chosen}
 
     @property
     def fingerprint(self) -> str:
