@@ -18,8 +18,9 @@ from torch.nn import functional
 import facebones
 from facebones.backbones import create_backbone
 from facebones.config import HeadConfig, Recipe
+from facebones.data.batch_memory import Batch
 from facebones.data.folders import open_training_set
-from facebones.data.loading import Batch, training_batches
+from facebones.data.loading import training_batches
 from facebones.data.normalize import to_network_input
 from facebones.device import select_device
 from facebones.errors import CheckpointError, ConfigError, FaceBonesError, RunError
@@ -320,6 +321,7 @@ class Trainer:
             last=self.total_steps * config.accumulation_steps,
             seed=config.seed,
             workers=self.recipe.data.workers,
+            shuffle=self.recipe.data.shuffle,
             pin_memory=self.device.type == "cuda",
         )
         gathered: list[Batch] = []
