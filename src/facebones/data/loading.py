@@ -1,5 +1,6 @@
 """From a training set to batches, numbered through the whole training: a resumed run takes up at any of them."""
 
+import gc
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from facebones.allocation import give_back_freed_memory
 from facebones.backbones.registry import IMAGE_SIZE
 from facebones.data.batch_memory import Batch, BatchMemory, FilledPlace, Images, Labels
 from facebones.data.folders import TrainingSet
@@ -149,3 +151,6 @@ def _start_worker(_: int) -> None:
     # die, torch's watchdog ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # What this process shares with that one stays shared: no collection of garbage walks through inherited objects.
+    gc.freeze()
+    give_back_freed_memory()
