@@ -1,4 +1,4 @@
-"""Claim: from a file that is not in memory, images in the order of `data.shuffle block:1024` come several times as fast.
+"""Claim: from a file that is not in memory, images ordered by `data.shuffle block:1024` come several times as fast.
 
 Images are read, not decoded, one after another in the order of an epoch, from a record file of random bytes that the
 system has been told to forget; with what is read ahead in that order, and without. Also said is how many bytes came
@@ -26,14 +26,14 @@ from facebones.data.order import EpochOrder
 from facebones.data.records import Header, RecordWriter, pack
 
 BATCH_SIZE = 128
-# Name, block, what the system is told of the file, and whether the order reads ahead.
-ORDERS = (
-    ("full", 0, mmap.MADV_NORMAL, True),
-    ("full, MADV_RANDOM", 0, mmap.MADV_RANDOM, True),
-    ("block:1024, nothing ahead", 1024, mmap.MADV_NORMAL, False),
-    ("block:1024", 1024, mmap.MADV_NORMAL, True),
-    ("block:256", 256, mmap.MADV_NORMAL, True),
-)
+# Block, what the system is told of the file, and whether the order reads ahead.
+ORDERS = {
+    "full": (0, mmap.MADV_NORMAL, True),
+    "full, MADV_RANDOM": (0, mmap.MADV_RANDOM, True),
+    "block:1024, nothing ahead": (1024, mmap.MADV_NORMAL, False),
+    "block:1024": (1024, mmap.MADV_NORMAL, True),
+    "block:256": (256, mmap.MADV_NORMAL, True),
+}
 
 
 def generate(path: Path, images: int, seed: int) -> None:
@@ -62,8 +62,9 @@ def from_disk() -> int:
     return int(fields["read_bytes"])
 
 
-def read(data: RecordSet, images: int, seed: int, block: int, advice: int, ahead: bool) -> tuple[float, float]:
+def read(data: RecordSet, images: int, seed: int, how: tuple[int, int, bool]) -> tuple[float, float]:
     """Read that many in order; images a second, and bytes from the disk for each byte used."""
+    block, advice, ahead = how
     forget(data)
     data.records._bytes.madvise(advice)
     batches = images // BATCH_SIZE
@@ -99,11 +100,11 @@ def main() -> None:
             f"{arguments.images} images, {data.records.size / 1e9:.1f} GB; {arguments.read} read in a turn", flush=True
         )
         turns = [
-            {title: read(data, arguments.read, turn, *how) for title, *how in ORDERS}
+            {title: read(data, arguments.read, turn, how) for title, how in ORDERS.items()}
             for turn in range(arguments.turns)
         ]  # fmt: skip
     rows = []
-    for title, *_ in ORDERS:
+    for title in ORDERS:
         rates, amounts = zip(*(turn[title] for turn in turns), strict=True)
         ratios = sorted(turn[title][0] / turn["full"][0] for turn in turns)
         row = {

@@ -1,9 +1,9 @@
 """Claim: batches of faces come as fast as OpenCV decodes, 2.5 times as fast as from a plain image folder, by each core.
 
-Three references. Raw: `cv2.imdecode` over images in memory, which keeps no result. Plain: what the field's trainers do
-by default, that is Pillow, a random flip, to a tensor and normalised image by image, torch's collate and DataLoader over
-a folder of images. Bare: the raw loop in several processes at once, which is what the machine gives. Ours is the way of
-`facebones train` from a `.rec`; against plain, with the batch flipped and normalised too, as the training step does.
+Three references. Raw: `cv2.imdecode` over images in memory, which keeps no result. Plain: what the field's trainers do,
+that is Pillow, a random flip, to a tensor and normalised image by image, torch's collate and DataLoader over a folder.
+Bare: the raw loop in several processes at once, which is what the machine gives. Ours is the way of `facebones train`
+from a `.rec`; against plain, with the batch flipped and normalised too, as the training step does.
 
 Each side is a process of its own with one thread; all take their turns, and a ratio is the median of those within a
 turn. A side with workers first uses up what these have prepared while others were measured. Memory is what all
@@ -21,6 +21,7 @@ import random
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -242,6 +243,7 @@ def memory_of(workers: int, records: Path, pipe: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "This DataLoader will create 4 worker", UserWarning)  # than cores: on purpose
     batches = our_batches(records, workers, INDEX)
     for _ in range(40 * workers):
         next(batches)
