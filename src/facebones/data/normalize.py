@@ -81,8 +81,8 @@ def to_network_input(
 def _mirrored(images_BHWC: torch.Tensor, mirror_B: torch.Tensor) -> torch.Tensor:
     """Flip some images left to right.
 
-    Whole images are copied: a choice byte by byte, as `torch.where` makes it, takes most of the time of a batch's way to
-    the network on a CPU. Nor does a GPU have to wait for the count of those that are flipped.
+    Whole images are copied: a choice byte by byte, as `torch.where` makes it, takes most of the time of a batch's way
+    to the network on a CPU. Nor does a GPU have to wait for the count of those that are flipped.
     """
     count = len(images_BHWC)
     choice_B = torch.arange(count, device=images_BHWC.device) + count * mirror_B
