@@ -1,9 +1,10 @@
-"""Claim: from a file that is not in memory, images ordered by `data.shuffle block:1024` come several times as fast.
+"""Claim: from a file that is not in memory, images ordered by `data.shuffle block:1024` come twice as fast or more.
 
 Images are read, not decoded, one after another in the order of an epoch, from a record file of random bytes that the
 system has been told to forget; with what is read ahead in that order, and without. Also said is how many bytes came
 from the disk for each byte used (/proc, so Linux only): at a random place the system fetches what is around as well.
-What a disk does depends on its kind: name a folder on the one that is meant.
+The first 64 blocks are all read at once, so that short turns are to the disadvantage of large blocks. What a disk does
+depends on its kind: name a folder on the one that is meant.
 
     python benchmarks/cold_reads.py [--folder FOLDER] [--images 200000] [--read 12800] [--turns 3] [--output FILE.json]
 """
