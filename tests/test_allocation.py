@@ -10,16 +10,18 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import numpy
-from facebones.allocation import keep_freed_memory
+from facebones.allocation import give_back_freed_memory, keep_freed_memory
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) // 1024
 
-kept = keep_freed_memory() if sys.argv[1] == "keep" else False
+kept = keep_freed_memory() if sys.argv[1] != "leave" else False
 before = resident()
 block = numpy.ones(200 * 2**20, dtype=numpy.uint8)
 del block
+if sys.argv[1] == "give back":
+    assert give_back_freed_memory()
 print(kept, resident() - before)
 """
 
@@ -39,6 +41,8 @@ def test_freed_memory_is_kept_only_where_it_is_asked_for():
     assert kept and left >= 200
     kept, left = left_after_200_mib("leave")
     assert not kept and left < 100
+    kept, left = left_after_200_mib("give back")
+    assert kept and left < 100
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux")

@@ -123,6 +123,10 @@ def test_plain_text_in_a_recipe_is_taken_as_it_stands(write):
         ("optimizer: {beta1: 1}", "optimizer.beta1: 1.0 is out of range; it must be at least 0 and at most 0.9999"),
         ("optimizer: {beta2: 1}", "optimizer.beta2: 1.0 is out of range"),
         ("data: {workers: 1000000}", "data.workers: 1000000 is out of range"),
+        ("data: {shuffle: block}", "data.shuffle: 'block' is not full or block:N, such as block:1024"),
+        ("data: {shuffle: 'block:0'}", "data.shuffle: 'block:0' is not full or block:N"),
+        ("data: {shuffle: 'block:-3'}", "data.shuffle: 'block:-3' is not full or block:N"),
+        ("data: {shuffle: Full}", "data.shuffle: 'Full' is not full or block:N"),
     ],
 )
 def test_a_bad_recipe_is_refused_in_one_line_that_names_the_file(write, text, message):

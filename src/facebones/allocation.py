@@ -27,3 +27,13 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, LARGEST) and mallopt(M_TOP_PAD, GROWTH))
+
+
+def give_back_freed_memory() -> bool:
+    """Give to the system what was freed and kept; says whether that is possible here.
+
+    For a forked process: what its parent had freed is of no use to it, yet would stay with it once the parent writes
+    there again.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    return trim is not None and bool(trim(0))

@@ -10,6 +10,7 @@ file stays short in memory and builds nothing.
 
 import dataclasses
 import math
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,14 +32,19 @@ def setting(
     help: str,
     *,
     choices: Sequence[str] = (),
+    form: tuple[str, str] = ("", ""),
     minimum: float = -math.inf,
     maximum: float | None = None,
     above: float = -math.inf,
 ) -> Any:
-    """A field of a recipe: its default, help, and what values it admits."""
+    """A field of a recipe: its default, help, and what values it admits.
+
+    `form` is what a text looks like: a regular expression, and how an error says it.
+    """
     if maximum is None:
         maximum = LARGEST_INTEGER if isinstance(default, int) else LARGEST_NUMBER
-    metadata = {"help": help, "choices": tuple(choices), "minimum": minimum, "maximum": maximum, "above": above}
+    limits = {"choices": tuple(choices), "form": form, "minimum": minimum, "maximum": maximum, "above": above}
+    metadata = {"help": help, **limits}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -74,6 +80,11 @@ class DataConfig:
 
     path: str = setting("", "folder with train.rec, or with one folder an identity; --data sets it")
     flip: bool = setting(True, "mirror half of the images at random")
+    shuffle: str = setting(
+        "full",
+        "order of an epoch: full, or block:N, which keeps N neighbouring images together, for slow disks",
+        form=(r"full|block:[1-9][0-9]{0,8}", "full or block:N, such as block:1024"),
+    )
     workers: int = setting(
         2, "processes that read and decode; 0 reads in the training process", minimum=0, maximum=1024
     )
@@ -347,6 +358,9 @@ def check_value(value: Any, kind: Any, limits: Mapping[str, Any], where: str) ->
         raise ConfigError(f"{where}: {reprlib.repr(value)} is not {_KIND_NAMES[kind]}")
     if limits["choices"] and converted not in limits["choices"]:
         raise UnknownNameError("value", str(converted), limits["choices"], where)
+    pattern, spelled = limits["form"]
+    if pattern and not re.fullmatch(pattern, converted):
+        raise ConfigError(f"{where}: {reprlib.repr(converted)} is not {spelled}")
     if isinstance(converted, int | float) and not (
         limits["minimum"] <= converted <= limits["maximum"] and converted > limits["above"]
     ):

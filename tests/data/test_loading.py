@@ -1,38 +1,17 @@
+import gc
 import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
+from facebones.data import loading
+from facebones.data.batch_memory import BatchMemory
 from facebones.data.folders import open_training_set
-from facebones.data.loading import EpochOrder, training_batches
-
-
-def order(first=0, last=12, **options):
-    return list(
-        EpochOrder(
-            **{"images": 23, "batch_size": 5, "batches_per_epoch": 4, "seed": 3} | options, first=first, last=last
-        )
-    )
-
-
-def test_an_epoch_uses_each_image_once_at_most_and_epochs_differ():
-    batches = order(last=40)
-    epochs = [[index for batch in batches[start : start + 4] for index in batch] for start in range(0, 40, 4)]
-    for epoch in epochs:
-        assert len(epoch) == len(set(epoch)) == 20 and set(epoch) <= set(range(23))
-    assert len({tuple(epoch) for epoch in epochs}) == 10
-    assert set().union(*epochs) == set(range(23)), "what one epoch leaves out, others use"
-
-
-@pytest.mark.parametrize("first", range(12))
-def test_the_order_goes_on_from_any_batch(first):
-    assert order(first=first) == order()[first:]
-
-
-def test_the_order_follows_the_seed():
-    assert order(seed=4) != order() == order()
+from facebones.data.loading import training_batches
+from facebones.errors import DataError, RunError
 
 
 def collect(small_data, **options):
@@ -62,6 +41,8 @@ def test_workers_start_after_opencv_has_been_busy_in_this_process(small_data):
     """OpenCV's own threads do not survive a fork: a worker that inherits them hangs."""
     code = f"""
 import numpy as np
+from facebones.data import loading
+from facebones.data.batch_memory import BatchMemory
 from facebones.data.folders import open_training_set
 from facebones.data.loading import training_batches
 import cv2
@@ -71,3 +52,65 @@ print(sum(len(labels) for _, labels in training_batches(open_training_set({str(s
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout == "24\n"
+
+
+@pytest.mark.parametrize("shuffle", ["full", "block:2"])
+def test_more_batches_than_there_is_shared_memory_for_can_be_kept(small_data, shuffle):
+    """More than the places: 4 a worker and 4 besides."""
+    alone = collect(small_data, last=40, shuffle=shuffle)
+    kept = collect(small_data, last=40, workers=1, shuffle=shuffle)
+    assert len(kept) == 40
+    for (images, labels), (others, other_labels) in zip(alone, kept, strict=True):
+        assert torch.equal(images, others) and torch.equal(labels, other_labels)
+
+
+def test_a_place_is_free_again_once_no_tensor_uses_it():
+    memory = BatchMemory(2, (3, 1, 1, 3))
+    place = memory.take()
+    memory.images(place, 2)[:] = 7
+    images, labels = pickle.loads(pickle.dumps(memory.filled(place, np.array([4, 5]))))
+    assert images.tolist() == [[[[7, 7, 7]]]] * 2 and labels.tolist() == [4, 5]
+    part = images[1:]
+    assert memory.take() == 1 - place and memory.take() is None
+    del images
+    gc.collect()
+    assert memory.take() is None, "a part of it is in use"
+    del part
+    gc.collect()
+    assert memory.take() == place
+
+
+def test_too_much_shared_memory_is_refused_in_one_line():
+    with pytest.raises(RunError, match=r"GiB of shared memory for batches cannot be had; give fewer --workers"):
+        BatchMemory(2**30, (2**20, 112, 112, 3))
+
+
+@pytest.mark.skipif(not loading.CAN_INHERIT, reason="workers inherit the memory on Linux only")
+def test_shared_memory_is_used_over_and_over(small_data):
+    addresses = set()
+    data = open_training_set(small_data)
+    batches = training_batches(data, batch_size=6, batches_per_epoch=4, first=0, last=60, seed=0, workers=2)
+    for images, _ in batches:
+        addresses.add(images.data_ptr())
+    assert len(addresses) <= 12
+
+
+def test_without_inherited_memory_workers_send_the_same_batches(small_data, monkeypatch):
+    alone = collect(small_data)
+    monkeypatch.setattr(loading, "CAN_INHERIT", False)
+    for (images, labels), (others, other_labels) in zip(alone, collect(small_data, workers=1), strict=True):
+        assert torch.equal(images, others) and torch.equal(labels, other_labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_decoded_is_named(small_data, tmp_path, workers):
+    content = (small_data / "train.rec").read_bytes()
+    data = open_training_set(small_data)
+    position = int(data.records.offsets[data.positions[9]])
+    broken = bytearray(content)
+    broken[position + 32 : position + 48] = bytes(16)  # the beginning of the image, behind frame and header
+    (tmp_path / "train.rec").write_bytes(broken)
+    (tmp_path / "train.idx").write_bytes((small_data / "train.idx").read_bytes())
+    with pytest.raises(DataError, match=rf"train\.rec, key 10, byte {position}: no readable image") as raised:
+        collect(tmp_path, workers=workers)
+    assert "\n" not in str(raised.value)

@@ -283,3 +283,28 @@ def test_file_of_mxnet_is_written_again_byte_for_byte(tmp_path):
             writer.write(key, records.read(position))
     for name in ("train.rec", "train.idx"):
         assert (tmp_path / name).read_bytes() == (FACES / name).read_bytes()
+
+
+def test_reading_ahead_asks_for_each_record_and_leaves_out_what_is_between(tmp_path):
+    size = 50_000
+    path = write(tmp_path / "a.rec", {key: bytes([key]) * size for key in range(24)})
+    file = RecordFile(path)
+
+    class Asked:
+        def __init__(self):
+            self.parts = []
+
+        def madvise(self, option, start, length):
+            assert option == module.mmap.MADV_WILLNEED and start % module.mmap.PAGESIZE == 0
+            self.parts.append(range(start, start + length))
+
+    file._map = asked = Asked()
+    file.read_ahead(np.array([20, 2, 3, 21]))
+    for position in (2, 3, 20, 21):
+        assert any(file.offsets[position] in part for part in asked.parts)
+    for position in (8, 15):
+        assert not any(file.offsets[position] in part for part in asked.parts)
+    assert max(part.stop for part in asked.parts) <= file.size
+    again = RecordFile(path)
+    again.read_ahead(np.arange(24))
+    assert again.read(23) == bytes([23]) * size

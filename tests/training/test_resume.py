@@ -70,6 +70,7 @@ def stopped_after(monkeypatch, steps, number=signal.SIGTERM):
 OPTIONS = {
     "plain": {},
     "workers": {"data.workers": 2},
+    "blocks": {"data.shuffle": "block:3", "data.workers": 1},
     "accumulation": {"training.accumulation_steps": 3, "training.batch_size": 2},
     "adamw cosine": {"optimizer.name": "adamw", "schedule.name": "cosine", "schedule.warmup_epochs": 1},
     "few centres": {"head.sample_rate": 0.3, "training.batch_size": 2},

@@ -57,6 +57,10 @@ class TrainingSet(ABC):
             DataError: it cannot be read, or its label is not the one in `labels`.
         """
 
+    def read_ahead(self, first: int, last: int) -> None:
+        """Say that the images `first` to `last` - 1 will be read soon; where files are many and small, for nothing."""
+        return
+
     @abstractmethod
     def describe(self, index: int) -> str:
         """Name an image for an error, such as "train.rec, key 17"."""
@@ -102,6 +106,10 @@ class RecordSet(TrainingSet):
             found = f"the image has label {label:g}, but its identity record says {known}"
             raise DataError(f"{self.describe(index)}: {found}; restore the file from its source")
         return head, image, known
+
+    def read_ahead(self, first: int, last: int) -> None:
+        """Have the system fetch a part of the file, in one go where the images stand in it one after another."""
+        self.records.read_ahead(self.positions[first:last])
 
     def describe(self, index: int) -> str:
         """Name an image by file, key and byte offset."""

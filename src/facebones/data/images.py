@@ -1,5 +1,7 @@
 """From encoded bytes to pixels, with every failure named."""
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -9,12 +11,13 @@ from facebones.errors import DataError
 ImageArray = npt.NDArray[np.uint8]
 
 
-def decode(encoded: bytes, what: str, size: int | None = None) -> ImageArray:
+def decode(encoded: bytes, what: str | Callable[[], str], size: int | None = None) -> ImageArray:
     """Decode a JPEG, PNG, BMP or WebP image to RGB.
 
     Args:
         encoded: the file's bytes.
-        what: how to name the image in an error, such as "train.rec, key 17".
+        what: how to name the image in an error, such as "train.rec, key 17", or a function that tells: where there are
+            millions, names that nobody reads take their time.
         size: height and width of the result; the image is resized (bilinear) where it differs.
 
     Returns:
@@ -29,7 +32,8 @@ def decode(encoded: bytes, what: str, size: int | None = None) -> ImageArray:
     except cv2.error:
         image = None
     if image is None:
-        raise DataError(f"{what}: no readable image ({buffer.size} bytes); remove it or restore it from the source")
+        place = what() if callable(what) else what
+        raise DataError(f"{place}: no readable image ({buffer.size} bytes); remove it or restore it from the source")
     if size is not None and image.shape[:2] != (size, size):
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     return np.asarray(image, dtype=np.uint8)

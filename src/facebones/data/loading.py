@@ -1,23 +1,28 @@
-"""From a training set to batches, in an order that is a pure function of seed and epoch.
+"""From a training set to batches, numbered through the whole training: a resumed run takes up at any of them."""
 
-Batches are numbered through the whole training, so that a resumed run takes up at any of them, also in mid-epoch.
-"""
-
+import gc
 import signal
+import sys
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from facebones.allocation import give_back_freed_memory
 from facebones.backbones.registry import IMAGE_SIZE
+from facebones.data.batch_memory import Batch, BatchMemory, FilledPlace, Images, Labels
 from facebones.data.folders import TrainingSet
 from facebones.data.images import decode
+from facebones.data.order import EpochOrder, block_size
 from facebones.errors import DataError, RunError
 
-Batch = tuple[Tensor, Tensor]
+IMAGE_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
+PREFETCH = 4  # batches that each worker is ahead
+SPARE = 4  # batches beside those, in use by the training
+CAN_INHERIT = sys.platform == "linux"  # elsewhere a process with threads, as any with torch, is not to be forked
 
 
 def training_batches(
@@ -29,6 +34,7 @@ def training_batches(
     last: int,
     seed: int,
     workers: int,
+    shuffle: str = "full",
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """Yield the batches numbered `first` to `last` - 1.
@@ -41,6 +47,7 @@ def training_batches(
         last: number of the batch before which to end.
         seed: decides the order of every epoch.
         workers: processes that read and decode; with 0 this process does.
+        shuffle: "full", or "block:N" to keep N neighbouring images together, see `BlockOrder`.
         pin_memory: give page-locked memory, from which copies to a GPU are faster.
 
     Yields:
@@ -50,23 +57,27 @@ def training_batches(
         DataError: an image cannot be read.
     """
     order = EpochOrder(
-        images=len(training_set),
+        training_set,
         batch_size=batch_size,
         batches_per_epoch=batches_per_epoch,
         first=first,
         last=last,
         seed=seed,
+        block=block_size(shuffle),
     )
+    memory = BatchMemory(PREFETCH * workers + SPARE, (batch_size, *IMAGE_SHAPE)) if workers and CAN_INHERIT else None
     loader = DataLoader(
-        _DecodedImages(training_set),
-        batch_sampler=order,
+        _DecodedImages(training_set, memory),
+        sampler=_Requests(order, memory),
+        batch_size=None,  # a request is for a whole batch
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_start_worker,
         pin_memory=pin_memory,
         # A generator of its own: torch's global one belongs to the training, whose state is saved.
         generator=torch.Generator(),
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
+        multiprocessing_context="fork" if workers and CAN_INHERIT else None,
     )
     try:
         for batch in loader:
@@ -79,50 +90,56 @@ def training_batches(
         raise RunError("a data worker was killed, perhaps for want of memory; resume with fewer --workers") from error
 
 
-class EpochOrder(Sampler[list[int]]):
-    """The indices of each batch; every epoch has its own order, drawn from seed and epoch alone."""
+class _Request(NamedTuple):
+    """What a worker is to do: the images of a batch, and where in the shared memory to put them."""
 
-    def __init__(
-        self, *, images: int, batch_size: int, batches_per_epoch: int, first: int, last: int, seed: int
-    ) -> None:
-        self.images, self.batch_size, self.batches_per_epoch = images, batch_size, batches_per_epoch
-        self.first, self.last, self.seed = first, last, seed
+    indices: list[int]
+    place: int | None
+
+
+class _Requests(Sampler[_Request]):
+    """The batches of an order, with a place for each as long as there are free ones."""
+
+    def __init__(self, order: EpochOrder, memory: BatchMemory | None) -> None:
+        self.order, self.memory = order, memory
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return len(self.order)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        order, order_epoch = np.empty(0, np.int64), -1
-        for number in range(self.first, self.last):
-            epoch, position = divmod(number, self.batches_per_epoch)
-            if epoch != order_epoch:
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
-                order_epoch = epoch
-            yield order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
+    def __iter__(self) -> Iterator[_Request]:
+        for indices in self.order:
+            yield _Request(indices, self.memory.take() if self.memory else None)
 
 
-class _DecodedImages(Dataset[Batch | DataError]):
+class _DecodedImages(Dataset[Batch | FilledPlace | DataError]):
     """Decodes a batch at a time straight into one array.
 
     An error is handed over as a value: raised in a worker, torch would wrap it in that process's traceback.
     """
 
-    def __init__(self, training_set: TrainingSet) -> None:
-        self.training_set = training_set
+    def __init__(self, training_set: TrainingSet, memory: BatchMemory | None) -> None:
+        self.training_set, self.memory = training_set, memory
 
-    def __getitems__(self, indices: list[int]) -> Batch | DataError:
+    def __getitem__(self, request: _Request) -> Batch | FilledPlace | DataError:
         try:
-            return self._read(indices)
+            return self._read(request)
         except DataError as error:
             return error
 
-    def _read(self, indices: list[int]) -> Batch:
-        images = np.empty((len(indices), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    def _read(self, request: _Request) -> Batch | FilledPlace:
+        indices, place = request
+        if self.memory is None or place is None:
+            images = np.empty((len(indices), *IMAGE_SHAPE), np.uint8)
+            return torch.from_numpy(images), torch.from_numpy(self._decode(indices, images))
+        return self.memory.filled(place, self._decode(indices, self.memory.images(place, len(indices))))
+
+    def _decode(self, indices: list[int], images: Images) -> Labels:
+        """Decode images into an array (B, 112, 112, 3); returns their labels (B,)."""
         labels = np.empty(len(indices), np.int64)
         for row, index in enumerate(indices):
             encoded, labels[row] = self.training_set.read(index)
-            images[row] = decode(encoded, self.training_set.describe(index), IMAGE_SIZE)
-        return torch.from_numpy(images), torch.from_numpy(labels)
+            images[row] = decode(encoded, partial(self.training_set.describe, index), IMAGE_SIZE)
+        return labels
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -134,3 +151,6 @@ def _start_worker(_: int) -> None:
     # die, torch's watchdog ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # What this process shares with that one stays shared: no collection of garbage walks through inherited objects.
+    gc.freeze()
+    give_back_freed_memory()

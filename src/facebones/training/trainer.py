@@ -17,8 +17,9 @@ from torch.nn import functional
 import facebones
 from facebones.backbones import Backbone, create_backbone
 from facebones.config import HeadConfig, Recipe
+from facebones.data.batch_memory import Batch
 from facebones.data.folders import open_training_set
-from facebones.data.loading import Batch, training_batches
+from facebones.data.loading import training_batches
 from facebones.data.normalize import to_network_input
 from facebones.errors import CheckpointError, ConfigError, FaceBonesError, RunError
 from facebones.evaluation.embedder import AUTOCAST_TYPE
@@ -267,6 +268,7 @@ class Trainer:
             last=self.total_steps * config.accumulation_steps,
             seed=config.seed,
             workers=self.recipe.data.workers,
+            shuffle=self.recipe.data.shuffle,
             pin_memory=self.device.type == "cuda",
         )
         gathered: list[Batch] = []
