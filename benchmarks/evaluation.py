@@ -1,10 +1,10 @@
 """Compare the embedding of faces by each `--runtime` of `evaluate` with a plain loop over batches.
 
-The plain side is as simple as can be: torch eager, fp32, contiguous, the C library as it is, no mirror images. Ours is the
-`Embedder` of `facebones evaluate`, by one runtime. Both sides of a comparison are processes of their own, for what the C
-library does with freed memory holds for a whole process; they embed the same batch in turn, one at a time, and the ratio
-is the median of the ratios of neighbouring batches. Setup (export, compilation, measuring of `auto`) is told beside it,
-not in it. `int8` is no runtime but what `export --int8` makes, a network of its own, in ONNX Runtime.
+The plain side is as simple as can be: torch eager, fp32, contiguous, the C library as it is, no mirror images. Ours is
+the `Embedder` of `facebones evaluate`, by one runtime. Both sides of a comparison are processes of their own, for what
+the C library does with freed memory holds for a whole process; they embed the same batch in turn, one at a time, and
+the ratio is the median of the ratios of neighbouring batches. Setup (export, compilation, measuring of `auto`) is told
+beside it, not in it. `int8` is no runtime but what `export --int8` makes, a network of its own, in ONNX Runtime.
 
     python benchmarks/evaluation.py [--backbones NAME ...] [--runtimes NAME ...] [--batches 7] [--output FILE.json]
 """
@@ -71,7 +71,7 @@ def plain_pass(backbone: str) -> Callable[[], object]:
 
 
 def our_pass(backbone: str, runtime: str) -> tuple[Callable[[], object], dict[str, object]]:
-    """`Embedder` by a runtime, and what is told of it: the runtime, the setup's seconds, the smallest cosine to eager."""
+    """`Embedder` by a runtime; and what is told of it: its name, seconds of setup, the smallest cosine to eager."""
     import torch
 
     from facebones.allocation import keep_freed_memory
