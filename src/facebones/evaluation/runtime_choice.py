@@ -86,10 +86,16 @@ def with_runtime(
             check_runtime(runtime, embedder)
     batch_size = min(batch_size, max(len(source) for source in sources))
     if runtime != AUTO:
-        return {name: run_by(embedder, runtime, batch_size) for name, embedder in models.items()}
+        return {name: _run_by(name, embedder, runtime, batch_size) for name, embedder in models.items()}
     count = sum(len(source) for source in sources) * (2 if flip else 1)
     images = np.stack([sources[0].read(index, IMAGE_SIZE) for index in range(min(batch_size, len(sources[0])))])
     return {name: choose(name, embedder, images, batch_size, count) for name, embedder in models.items()}
+
+
+def _run_by(name: str, embedder: Embedder, runtime: str, batch_size: int) -> Embedder:
+    if embedder.runtime != runtime:
+        say(f"{name}: preparing --runtime {runtime}")
+    return run_by(embedder, runtime, batch_size)
 
 
 def choose(name: str, embedder: Embedder, images_BHWC: Images, batch_size: int, count: int) -> Embedder:
@@ -114,6 +120,7 @@ def choose(name: str, embedder: Embedder, images_BHWC: Images, batch_size: int, 
     trial = _Trial(embedder, images_BHWC, batch_size)
     for runtime in RUNTIMES:
         if runtime not in known and _worth_trying(runtime, known, count):
+            say(f"{name}: --runtime auto tries {runtime}")
             try:
                 known[runtime] = trial.measure(runtime)
             except FaceBonesError as error:
