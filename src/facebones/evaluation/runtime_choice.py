@@ -123,6 +123,7 @@ def choose(name: str, embedder: Embedder, images_BHWC: Images, batch_size: int, 
             say(f"{name}: --runtime auto tries {runtime}")
             try:
                 known[runtime] = trial.measure(runtime)
+                trial.keep(min(known, key=lambda one: known[one].seconds(count)))
             except FaceBonesError as error:
                 say(f"{name}: --runtime auto leaves out {runtime}: {error}")
     if known != before:
@@ -153,7 +154,7 @@ def _worth_trying(runtime: str, known: Mapping[str, Speed], count: int) -> bool:
 
 
 class _Trial:
-    """A model by several runtimes; what has been prepared is kept until one is taken."""
+    """A model by several runtimes, one of which will be taken."""
 
     def __init__(self, embedder: Embedder, images_BHWC: Images, batch_size: int) -> None:
         self._embedder, self._images, self._batch_size = embedder, images_BHWC, batch_size
@@ -164,6 +165,10 @@ class _Trial:
         if runtime not in self._prepared:
             self._prepared[runtime] = run_by(self._embedder, runtime, self._batch_size)
         return self._prepared[runtime]
+
+    def keep(self, runtime: str) -> None:
+        """Let go of all that has been prepared, but one: together they may be some gigabytes."""
+        self._prepared = {name: embedder for name, embedder in self._prepared.items() if name == runtime}
 
     def measure(self, runtime: str) -> Speed:
         start = time.perf_counter()
