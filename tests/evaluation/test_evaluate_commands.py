@@ -204,7 +204,7 @@ def test_features_of_one_runtime_are_not_taken_for_those_of_another(models, ijb,
     words = words_of({"first": models["first"]}, "templates", "--data", ijb, "--output", tmp_path)
     content = run_json(capsys, [*words, "--runtime", "bf16"])
     assert (content["models"]["first"]["runtime"], content["models"]["first"]["precision"]) == ("bf16", "bf16")
-    assert "first.features.npy: holds features of other precision, runtime" in refusal(capsys, words)
+    assert "first.features.npy: holds features of other runtime, precision" in refusal(capsys, words)
     assert run_json(capsys, [*words, "--runtime", "bf16"]) == content
 
 
