@@ -24,10 +24,7 @@ from facebones.onnx_backbone import OnnxBackbone
 from facebones.onnx_graph import check_packages, to_onnx
 
 AUTO, EAGER, ONNX_RUNTIME = "auto", "eager", "onnxruntime"
-EXACT, ROUNDED = (
-    0.99999,
-    0.999,
-)  # least cosines of fp32 and of bf16; fp32 backbones measured >= 0.9999999, bf16 >= 0.9998
+EXACT, ROUNDED = 0.99999, 0.999  # least cosines to eager in fp32 and in bf16 (`benchmarks/evaluation.py` shows them)
 MOST_COMPILED = 256  # networks in one process: torch goes back to eager, in silence, after the eighth of one class
 Prepare = Callable[[Backbone, int], Backbone]  # from a network in eval mode and a batch size
 
@@ -149,9 +146,9 @@ class FixedBatch(Backbone):
         if count > self.batch_size:
             raise ValueError(f"{count} images; this was made for {self.batch_size}")
         if count < self.batch_size:  # a plain pad would lose the memory format, for which a compiled network was made
-            last = x_B3HW.is_contiguous(memory_format=torch.channels_last)
+            channels_last = x_B3HW.is_contiguous(memory_format=torch.channels_last)
             filled = pad(x_B3HW, (0, 0, 0, 0, 0, 0, 0, self.batch_size - count))
-            x_B3HW = filled.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+            x_B3HW = filled.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         return self._compute[0](x_B3HW)[:count]
 
 
@@ -200,7 +197,7 @@ def _openvino(precision: str) -> Prepare:
 
 
 def _onnx_file(network: Backbone, folder: Path) -> Path:
-    path = folder / f"{network.name.replace('/', '_').replace(':', '_')}.onnx"
+    path = folder / "network.onnx"
     path.write_bytes(to_onnx(network, network.name).SerializeToString())
     return path
 
