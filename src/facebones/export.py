@@ -1,18 +1,13 @@
 """`facebones export`: a trained backbone as one ONNX file, written only where it answers as torch does."""
 
-import io
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
-from importlib.util import find_spec
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facebones import __version__
 from facebones.backbones import Backbone
@@ -25,34 +20,14 @@ from facebones.evaluation.pairs import pair_set_files
 from facebones.evaluation.verification import check_pair_set
 from facebones.files import atomic_write, check_writable
 from facebones.onnx_backbone import OnnxBackbone
+from facebones.onnx_graph import NETWORK_INPUT, OPSET, PIXEL_INPUT, InputForm, check_packages, quiet, to_onnx
 from facebones.quantization import METHOD, Calibration, quantize, stack_images, what_changed
 from facebones.weights import load_backbone, read_card
 
-OPSET = 20
-LARGEST_FILE = 2**31 - 1  # bytes; protobuf's limit
 TOLERANCE = 1e-4  # of an embedding's norm
 PARITY_BATCHES = (1, 2, 5)
 FACES_COMPARED = 32  # of each set
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-
-@dataclass(frozen=True)
-class InputForm:
-    """What an exported file takes; the text goes into the file.
-
-    Attributes:
-        name: the input's name.
-        layout: shape and type.
-        preprocessing: what is done to 8-bit pixels before the network, and where.
-    """
-
-    name: str
-    layout: str
-    preprocessing: str
-
-
-NETWORK_INPUT = InputForm("input", "B,3,112,112 float32", "RGB, x / 127.5 - 1")
-PIXEL_INPUT = InputForm("image", "B,112,112,3 uint8", "none: RGB pixels as they are; x / 127.5 - 1 is in the graph")
 
 
 def export_backbone(
@@ -97,7 +72,7 @@ def export_backbone(
     form = PIXEL_INPUT if fold_preprocessing else NETWORK_INPUT
     metadata = _metadata(network, path, form)
     with atomic_write(output) as file, _scratch_folder(output) as scratch:
-        exported = _write_model(scratch / "fp32.onnx", _to_onnx(network, path, form), metadata)
+        exported = _write_model(scratch / "fp32.onnx", to_onnx(network, str(path), form), metadata)
         result: dict[str, Any] = {"output": str(output), "checkpoint": str(path), "opset": OPSET}
         result["parity"] = _parity(network, exported, {"calibration": drawn, **faces}, path)
         if calibration:
@@ -148,21 +123,8 @@ def export_table(result: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequenc
     return ("", "fp32", "int8", "int8 / fp32"), rows
 
 
-class _FromPixels(nn.Module):
-    """A backbone with its preprocessing, from pixels (B, 112, 112, 3) uint8."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, image: Tensor) -> Tensor:
-        embedding: Tensor = self.backbone(to_network_input(image))
-        return embedding
-
-
 def _check(output: Path) -> None:
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise ConfigError(f"exporting needs {', '.join(missing)}; pip install 'facebones[export]'")
+    check_packages("exporting", PACKAGES, "export")
     if output.exists():
         raise ConfigError(f"{output}: exists already; remove it or choose another name")
     if output.suffix != ".onnx":
@@ -193,45 +155,6 @@ def _scratch_folder(output: Path) -> Iterator[Path]:
     """A folder beside the output, where there must be room anyway, and which is removed."""
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp") as folder:
         yield Path(folder)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what exporter and quantiser say of their own insides; what goes wrong arrives as an exception."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-def _to_onnx(network: Backbone, path: Path, form: InputForm) -> Any:
-    """The network as an ONNX model, batch normalisation folded into the convolutions before it."""
-    size = sum(tensor.nbytes for tensor in network.state_dict().values())
-    if size > LARGEST_FILE:
-        raise RunError(f"{path}: {size / 1e9:.1f} GB of weights; an ONNX file holds 2.1 GB")
-    pixels = torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
-    folded = form is PIXEL_INPUT
-    try:
-        with _quiet(), redirect_stderr(io.StringIO()):  # where it fails, torch prints the graph
-            program = torch.onnx.export(
-                _FromPixels(network).eval() if folded else network,
-                (pixels if folded else to_network_input(pixels),),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[form.name],
-                output_names=["embedding"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise RunError(f"{path}: {network.name} cannot be exported: {reason}; --debug shows the rest") from error
-    assert program is not None  # noqa: S101 (only with other options)
-    return program.model_proto
 
 
 def _write_model(path: Path, model: Any, metadata: Mapping[str, str]) -> OnnxBackbone:
@@ -284,6 +207,6 @@ def _quantized(
 ) -> OnnxBackbone:
     import onnx
 
-    with _quiet():
+    with quiet():
         quantize(exported, target, images)
     return _write_model(target, onnx.load(str(target)), metadata)

@@ -200,6 +200,14 @@ def test_identification_reads_the_features_that_are_there(models, ijb, tmp_path,
     assert "Rank-5" in capsys.readouterr().out
 
 
+def test_features_of_one_runtime_are_not_taken_for_those_of_another(models, ijb, tmp_path, capsys):
+    words = words_of({"first": models["first"]}, "templates", "--data", ijb, "--output", tmp_path)
+    content = run_json(capsys, [*words, "--runtime", "bf16"])
+    assert (content["models"]["first"]["runtime"], content["models"]["first"]["precision"]) == ("bf16", "bf16")
+    assert "first.features.npy: holds features of other runtime, precision" in refusal(capsys, words)
+    assert run_json(capsys, [*words, "--runtime", "bf16"]) == content
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_pass_goes_on_and_gives_equal_scores(ijb, tmp_path, number):
     # A real backbone: a registered one that the child process knows as well.

@@ -8,6 +8,10 @@ from typing import Any
 from facebones.commands.command import Arguments, Command, device_option, json_option, not_negative, positive
 
 CHECKPOINT_HELP = "a run, a file of weights or an ONNX file; repeat it to compare"
+RUNTIME_HELP = (
+    "eager, bf16, compiled, compiled-bf16, onnxruntime, openvino, openvino-bf16; auto: the fastest here"
+    " whose embeddings are eager's [eager]"
+)
 DEFAULT_REPLICATES = 1000
 
 
@@ -30,6 +34,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images a forward pass [128]")
     parser.add_argument("--workers", type=positive, metavar="N", help="threads that read images [the cores]")
     device_option(parser)
+    parser.add_argument("--runtime", metavar="NAME", help=RUNTIME_HELP)
 
 
 def _result_options(parser: argparse.ArgumentParser, what: str) -> None:
@@ -86,6 +91,7 @@ def _evaluate_pairs(arguments: Arguments) -> None:
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         device=arguments.device,
+        runtime=arguments.runtime,
         replicates=arguments.replicates,
         seed=arguments.seed,
     )
@@ -148,6 +154,7 @@ def _work(arguments: Arguments) -> Any:
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         device=arguments.device,
+        runtime=arguments.runtime,
         replicates=arguments.replicates,
         seed=arguments.seed,
     )

@@ -32,6 +32,7 @@ class Embedder:
         preprocessing: how the network wants its input.
         precision: fp32, or the type of torch's autocast.
         channels_last: feed the network in the channels-last memory format.
+        runtime: what computes the network, of `evaluation.runtimes`.
         path: the file of the weights, where there is one.
         weights_sha256: digest of that file; features on disk are kept under it.
 
@@ -44,6 +45,7 @@ class Embedder:
     preprocessing: Preprocessing = OURS
     precision: Precision = "fp32"
     channels_last: bool = False
+    runtime: str = "eager"
     path: Path | None = None
     weights_sha256: str = ""
 
@@ -72,6 +74,7 @@ class Embedder:
         return {
             "weights_sha256": self.weights_sha256,
             "preprocessing": self.preprocessing.to_json(),
+            "runtime": self.runtime,
             "precision": self.precision,
             "channels_last": self.channels_last,
             "device": self.device.type,
@@ -96,6 +99,7 @@ def open_embedder(
         device=computing,
         preprocessing=preprocessing,
         channels_last=channels_last,
+        runtime="eager" if channels_last else "onnxruntime",
         path=path,
         weights_sha256=_digest(path),
     )

@@ -20,6 +20,7 @@ from facebones.evaluation.identification import identify_templates
 from facebones.evaluation.identification_comparison import compare_on_searches
 from facebones.evaluation.models import describe, open_models
 from facebones.evaluation.outputs import check_output
+from facebones.evaluation.runtime_choice import with_runtime
 from facebones.evaluation.template_comparison import (
     Scores,
     check_identities,
@@ -48,6 +49,7 @@ class Work:
         batch_size: images a forward pass.
         workers: threads that read and align; as many as there are cores by default.
         device: "auto", "cpu", "cuda", ...
+        runtime: as in `runtime_choice.with_runtime`.
         replicates: of the bootstrap over identities.
         seed: of the bootstrap.
     """
@@ -60,6 +62,7 @@ class Work:
     batch_size: int = 128
     workers: int | None = None
     device: str = "auto"
+    runtime: str | None = None
     replicates: int = REPLICATES
     seed: int = 0
 
@@ -142,6 +145,7 @@ def evaluate_identification(work: Work, setting: PoolingSetting = USUAL_SETTING)
 def _embed(work: Work, template_set: TemplateSet) -> tuple[dict[str, Embedder], dict[str, Features]]:
     source = LooseCrops(template_set.name, template_set.image_folder, template_set.image_names, template_set.landmarks)
     models = open_models(work.checkpoints, backbone=work.backbone, device=work.device, preprocessing=work.preprocessing)
+    models = with_runtime(models, work.runtime, [source], batch_size=work.batch_size)
     folder = None if work.output is None else work.output / FEATURES_FOLDER
     features = embed(models, source, batch_size=work.batch_size, workers=work.workers, folder=folder, progress=True)
     return models, features

@@ -81,8 +81,7 @@ def describe(embedder: Embedder) -> dict[str, Any]:
         "backbone": network.name,
         "embedding_size": network.embedding_size,
         "checkpoint": str(embedder.path),
-        "weights_sha256": embedder.weights_sha256,
-        "preprocessing": embedder.preprocessing.to_json(),
+        **embedder.settings(),
     }
 
 

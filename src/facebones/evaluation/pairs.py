@@ -18,6 +18,7 @@ from facebones.evaluation.embedder import Embedder
 from facebones.evaluation.embedding import embed
 from facebones.evaluation.models import describe, open_models
 from facebones.evaluation.outputs import check_output
+from facebones.evaluation.runtime_choice import with_runtime
 from facebones.evaluation.significance import FigureComparison, compare_models, comparison_json
 from facebones.evaluation.verification import PairSetResult, check_pair_set, correct_pairs, verify_features
 from facebones.files import atomic_write, write_json
@@ -59,6 +60,7 @@ def evaluate_pairs(
     batch_size: int = 128,
     workers: int | None = None,
     device: str = "auto",
+    runtime: str | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def evaluate_pairs(
         batch_size: images a forward pass.
         workers: threads that decode; as many as there are cores by default.
         device: "auto", "cpu", "cuda", ...
+        runtime: as in `runtime_choice.with_runtime`.
         replicates: of the bootstrap over pairs, for their files do not say who is who.
         seed: of the bootstrap.
 
@@ -93,6 +96,8 @@ def evaluate_pairs(
     for pair_set in sets:
         check_pair_set(pair_set)
     models = open_models(checkpoints, backbone=backbone, device=device, preprocessing=preprocessing)
+    sources = [_source(pair_set) for pair_set in sets]
+    models = with_runtime(models, runtime, sources, batch_size=batch_size, flip=flip)
     compared = []
     for pair_set in sets:
         results = _verify(models, pair_set, batch_size, workers, flip)
@@ -158,9 +163,12 @@ def _read_sets(files: Sequence[Path], root: Path | None) -> list[PairSet]:
 def _verify(
     models: Mapping[str, Embedder], pair_set: PairSet, batch_size: int, workers: int | None, flip: bool
 ) -> dict[str, PairSetResult]:
-    source = EncodedImages(pair_set.name, pair_set.images)
-    features = embed(models, source, batch_size=batch_size, workers=workers, flip=flip, progress=True)
+    features = embed(models, _source(pair_set), batch_size=batch_size, workers=workers, flip=flip, progress=True)
     return {name: verify_features(features.pop(name), pair_set) for name in models}
+
+
+def _source(pair_set: PairSet) -> EncodedImages:
+    return EncodedImages(pair_set.name, pair_set.images)
 
 
 def _write_scores(output: Path, comparison: PairSetComparison) -> None:

@@ -1,0 +1,215 @@
+"""Compare the embedding of faces by each `--runtime` of `evaluate` with a plain loop over batches.
+
+The plain side is as simple as can be: torch eager, fp32, contiguous, the C library as it is, no mirror images. Ours is
+the `Embedder` of `facebones evaluate`, by one runtime. Both sides of a comparison are processes of their own, for what
+the C library does with freed memory holds for a whole process; they embed the same batch in turn, one at a time, and
+the ratio is the median of the ratios of neighbouring batches. Setup (export, compilation, measuring of `auto`) is told
+beside it, not in it. `int8` is no runtime but what `export --int8` makes, a network of its own, in ONNX Runtime.
+
+    python benchmarks/evaluation.py [--backbones NAME ...] [--runtimes NAME ...] [--batches 7] [--output FILE.json]
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+BATCH_SIZE = 64
+IMAGES = 938_750  # that `auto` is told of: IJB-C's with the mirror images; 24,000 would be LFW's
+PLAIN, INT8, AUTO = "plain", "int8", "auto"
+RUNTIMES = (
+    "eager", "bf16", "onnxruntime", "openvino", "openvino-bf16", "compiled", "compiled-bf16", INT8, AUTO,
+)  # fmt: skip
+BACKBONES = ("mobilefacenet_wide", "shufflefacenet_1_0", "mixfacenet_s", "iresnet18", "iresnet50")
+
+
+def smooth_images(count: int, seed: int) -> np.ndarray:
+    """Draw (N, 112, 112, 3) uint8 without an edge, as a face has few."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 9, 9, 3), dtype=np.uint8)
+    return np.stack([cv2.resize(image, (112, 112), interpolation=cv2.INTER_CUBIC) for image in coarse])
+
+
+def network_of(backbone: str):
+    """Draw a network whose running statistics are those of its activations, as after a training."""
+    import torch
+
+    from facebones.backbones import create_backbone
+    from facebones.data.normalize import to_network_input
+
+    torch.manual_seed(0)
+    network = create_backbone(backbone).train()
+    with torch.no_grad():
+        for seed in range(5):
+            network(to_network_input(torch.from_numpy(smooth_images(16, seed + 1))))
+    return network.eval()
+
+
+def plain_pass(backbone: str) -> Callable[[], object]:
+    """The reference: what an evaluation of the field does with a batch, and no more."""
+    import torch
+
+    network = network_of(backbone)
+    images = torch.from_numpy(smooth_images(BATCH_SIZE, 0))
+
+    def embed() -> object:
+        with torch.no_grad():
+            x = (images.permute(0, 3, 1, 2).contiguous().float() / 255 - 0.5) / 0.5
+            return network(x).numpy()
+
+    return embed
+
+
+def our_pass(backbone: str, runtime: str, count: int) -> tuple[Callable[[], object], dict[str, object]]:
+    """`Embedder` by a runtime; and what is told of it: its name, seconds of setup, the smallest cosine to eager."""
+    import torch
+
+    from facebones.allocation import keep_freed_memory
+    from facebones.evaluation.embedder import Embedder
+    from facebones.evaluation.runtime_choice import choose, smallest_cosine
+    from facebones.evaluation.runtimes import run_by
+
+    keep_freed_memory()
+    network = network_of(backbone).to(memory_format=torch.channels_last)
+    images = smooth_images(BATCH_SIZE, 0)
+    eager = Embedder(network=network, device=torch.device("cpu"), channels_last=True)
+    start = time.perf_counter()
+    if runtime == INT8:
+        ours = replace(eager, network=quantized(network), channels_last=False, runtime=INT8)
+    elif runtime == AUTO:
+        ours = choose(backbone, eager, images, BATCH_SIZE, count)
+    else:
+        ours = run_by(eager, runtime, BATCH_SIZE)
+    setup = time.perf_counter() - start
+    cosine = smallest_cosine(eager(images, flip=False)[:, 0], ours(images, flip=False)[:, 0])
+    return lambda: ours(images, flip=False), {"taken": ours.runtime, "setup_seconds": setup, "cosine_min": cosine}
+
+
+def quantized(network):
+    """The 8-bit form, its ranges from other images."""
+    from facebones.onnx_backbone import OnnxBackbone
+    from facebones.onnx_graph import to_onnx
+    from facebones.quantization import quantize
+
+    with tempfile.TemporaryDirectory() as name:
+        source, target = Path(name) / "fp32.onnx", Path(name) / "int8.onnx"
+        source.write_bytes(to_onnx(network, network.name).SerializeToString())
+        quantize(OnnxBackbone(source), target, list(smooth_images(64, 1)))
+        return OnnxBackbone(target)
+
+
+def serve(backbone: str, side: str, count: int) -> None:
+    """Embed a batch at each line of stdin; answer with its seconds."""
+    embed, told = (plain_pass(backbone), {}) if side == PLAIN else our_pass(backbone, side, count)
+    for _ in range(2):
+        embed()
+    print(json.dumps(told), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        embed()
+        print(time.perf_counter() - start, flush=True)
+
+
+class Side:
+    """A process that embeds a batch when asked."""
+
+    def __init__(self, backbone: str, side: str, count: int, cache: str) -> None:
+        words = [sys.executable, __file__, "--serve", side, "--backbones", backbone, "--images", str(count)]
+        pipe, environment = subprocess.PIPE, os.environ | {"XDG_CACHE_HOME": cache}
+        self.process = subprocess.Popen(
+            words, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"{backbone} by {side} does not run: {' '.join(words)}"
+        self.told = json.loads(line)
+
+    def embed(self) -> float:
+        """Seconds of a batch."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def compare(plain: Side, backbone: str, runtime: str, batches: int, count: int) -> dict[str, object]:
+    """Batches of both sides in turn; `auto` measures from nothing, in a cache folder of its own."""
+    with tempfile.TemporaryDirectory() as cache:
+        ours = Side(backbone, runtime, count, cache)
+    pairs = [(plain.embed(), ours.embed()) for _ in range(batches)]
+    ours.close()
+    ratios = sorted(first / second for first, second in pairs)
+    row = {
+        "backbone": backbone,
+        "runtime": runtime,
+        "plain_images_per_second": BATCH_SIZE / statistics.median(first for first, _ in pairs),
+        "images_per_second": BATCH_SIZE / statistics.median(second for _, second in pairs),
+        "ratio": statistics.median(ratios),
+        "lowest": ratios[0],
+        "highest": ratios[-1],
+        **ours.told,
+    }
+    taken = f" ({row['taken']})" if runtime == AUTO else ""
+    print(
+        f"{backbone:22} {runtime:14} plain {row['plain_images_per_second']:6.1f}, ours {row['images_per_second']:6.1f}"
+        f" images/s: ratio {row['ratio']:5.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), cosine {row['cosine_min']:.6f},"
+        f" setup {row['setup_seconds']:.0f} s{taken}",
+        flush=True,
+    )
+    return row
+
+
+def main() -> None:
+    """Measure each backbone by each runtime."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES)
+    parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, choices=RUNTIMES)
+    parser.add_argument("--batches", type=int, default=7)
+    parser.add_argument("--images", type=int, default=IMAGES, help="that `auto` is told of")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.backbones[0], arguments.serve, arguments.images)
+        return
+    print(f"batch {BATCH_SIZE}, {os.cpu_count()} cores, {platform.processor() or 'CPU'}")
+    rows = []
+    for backbone in arguments.backbones:
+        plain = Side(backbone, PLAIN, 0, "")
+        for runtime in arguments.runtimes:
+            rows.append(compare(plain, backbone, runtime, arguments.batches, arguments.images))
+        plain.close()
+    means = {
+        runtime: statistics.geometric_mean(row["ratio"] for row in rows if row["runtime"] == runtime)
+        for runtime in arguments.runtimes
+    }
+    for runtime, mean in means.items():
+        print(f"geometric mean over {len(arguments.backbones)} backbones: {runtime} {mean:.2f}")
+    if arguments.output:
+        content = {
+            "machine": platform.platform(),
+            "batch_size": BATCH_SIZE,
+            "images": arguments.images,
+            "rows": rows,
+            "geometric_means": means,
+        }
+        arguments.output.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

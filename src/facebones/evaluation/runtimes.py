@@ -1,0 +1,225 @@
+"""Runtimes: ways to compute a network for embedding. `eager`, torch as it is in fp32, is what all others are held to.
+
+A compiled network and those of ONNX Runtime and OpenVINO are made once for one batch size; a smaller batch, the last
+one, is filled up. That changes no embedding: in eval mode each image is computed by itself. Autocast keeps in fp32 what
+a backbone wants in fp32; OpenVINO in bf16 decides about each layer itself.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from facebones.backbones import Backbone
+from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
+from facebones.errors import ConfigError, FaceBonesError, UnknownNameError
+from facebones.evaluation.embedder import Embedder, Precision
+from facebones.onnx_backbone import OnnxBackbone
+from facebones.onnx_graph import check_packages, to_onnx
+
+AUTO, EAGER, ONNX_RUNTIME = "auto", "eager", "onnxruntime"
+EXACT, ROUNDED = 0.99999, 0.999  # least cosines to eager in fp32 and in bf16 (`benchmarks/evaluation.py` shows them)
+MOST_COMPILED = 256  # networks in one process: torch goes back to eager, in silence, after the eighth of one class
+Prepare = Callable[[Backbone, int], Backbone]  # from a network in eval mode and a batch size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """A way to compute.
+
+    Attributes:
+        precision: of convolutions and linear layers.
+        prepare: makes the network that is called instead; None where the network is called itself.
+        setup_seconds: what that takes at most for a compact network on two cores, about.
+        torch: whether torch computes, on any device and channels-last; the others compute on the CPU.
+        packages: that must be installed.
+        extra: that brings them.
+    """
+
+    precision: Precision = "fp32"
+    prepare: Prepare | None = None
+    setup_seconds: float = 0.0
+    torch: bool = True
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+    @property
+    def lowest_cosine(self) -> float:
+        """Between embeddings of one image by this and by eager; `auto` refuses a runtime with a lower one."""
+        return EXACT if self.precision == "fp32" else ROUNDED
+
+
+def lookup_runtime(name: str) -> Runtime:
+    """The runtime of a name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in RUNTIMES:
+        raise UnknownNameError("runtime", name, [*RUNTIMES, AUTO], where="--runtime")
+    return RUNTIMES[name]
+
+
+def check_runtime(name: str, embedder: Embedder) -> None:
+    """Refuse a runtime that cannot compute a model here.
+
+    Raises:
+        ConfigError: the model is an ONNX file, or the runtime does not compute on the device or is not installed.
+    """
+    runtime = lookup_runtime(name)
+    if isinstance(embedder.network, OnnxBackbone):
+        if name != ONNX_RUNTIME:
+            raise ConfigError(
+                f"--runtime {name}: {embedder.path} is an ONNX file, which ONNX Runtime computes; leave --runtime out"
+            )
+        return
+    if not runtime.torch and embedder.device.type != "cpu":
+        raise ConfigError(f"--runtime {name}: computes on the CPU only; --device cpu, or another runtime")
+    check_packages(f"--runtime {name}", runtime.packages, runtime.extra)
+
+
+def run_by(embedder: Embedder, name: str, batch_size: int) -> Embedder:
+    """The same model by a runtime, ready to go: a batch has been computed.
+
+    Args:
+        embedder: as it was opened.
+        name: of the runtime.
+        batch_size: the largest batch that will be embedded.
+
+    Raises:
+        ConfigError: as `check_runtime`, or torch cannot compile here.
+        RunError: the network cannot be brought into the form that the runtime takes.
+    """
+    check_runtime(name, embedder)
+    runtime, network = RUNTIMES[name], embedder.network
+    if name == embedder.runtime or isinstance(network, OnnxBackbone):
+        return embedder
+    if runtime.prepare is not None:
+        assert isinstance(network, Backbone)  # noqa: S101 (what open_embedder opens)
+        with evaluation_mode(network):
+            network = runtime.prepare(network, batch_size)
+    prepared = replace(
+        embedder, network=network, runtime=name, precision=runtime.precision, channels_last=runtime.torch
+    )
+    with evaluation_mode(network):
+        _first_batch(prepared, batch_size)
+    return prepared
+
+
+def _first_batch(embedder: Embedder, batch_size: int) -> None:
+    blank = np.zeros((batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    try:
+        embedder(blank, flip=False)
+    except FaceBonesError:
+        raise
+    except RuntimeError as error:  # the base of the many of torch's compiler and of OpenVINO
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(
+            f"--runtime {embedder.runtime}: {reason}; take another runtime, or --debug shows the rest"
+        ) from error
+
+
+class FixedBatch(Backbone):
+    """A network that is called with one batch size only.
+
+    Args:
+        original: whose name and embedding size it has; it shares its mode.
+        compute: (batch_size, 3, H, W) float32 -> (batch_size, D).
+        batch_size: the largest batch that it takes.
+    """
+
+    def __init__(self, original: Backbone, compute: Callable[[Tensor], Tensor], batch_size: int) -> None:
+        super().__init__()
+        self.name, self.embedding_size, self.batch_size = original.name, original.embedding_size, batch_size
+        self.original = original
+        self._compute = (compute,)  # a module in a tuple is not a part of this one: its mode stays as it is
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        """Embed up to `batch_size` images."""
+        count = len(x_B3HW)
+        if count > self.batch_size:
+            raise ValueError(f"{count} images; this was made for {self.batch_size}")
+        if count < self.batch_size:  # a plain pad would lose the memory format, for which a compiled network was made
+            channels_last = x_B3HW.is_contiguous(memory_format=torch.channels_last)
+            filled = pad(x_B3HW, (0, 0, 0, 0, 0, 0, 0, self.batch_size - count))
+            x_B3HW = filled.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        return self._compute[0](x_B3HW)[:count]
+
+
+def _compiled(network: Backbone, batch_size: int) -> Backbone:
+    import torch._dynamo.config
+    import torch._inductor.config
+
+    compiled = torch.compile(network, dynamic=False)
+
+    def compute(x_B3HW: Tensor) -> Tensor:
+        # Weights become constants. As an option of torch.compile this has no effect: dynamo reads the global one.
+        with torch._inductor.config.patch(freezing=True), torch._dynamo.config.patch(recompile_limit=MOST_COMPILED):
+            answer: Tensor = compiled(x_B3HW)
+            return answer
+
+    return FixedBatch(network, compute, batch_size)
+
+
+def _onnx_runtime(network: Backbone, batch_size: int) -> Backbone:
+    with tempfile.TemporaryDirectory() as folder:
+        path = _onnx_file(network, Path(folder))
+        return FixedBatch(network, OnnxBackbone(path), batch_size)
+
+
+def _openvino(precision: str) -> Prepare:
+    def prepare(network: Backbone, batch_size: int) -> Backbone:
+        import openvino
+
+        with tempfile.TemporaryDirectory() as folder:
+            model = openvino.Core().read_model(str(_onnx_file(network, Path(folder))))
+            model.reshape([batch_size, 3, IMAGE_SIZE, IMAGE_SIZE])
+            options: dict[str, Any] = {
+                "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, by all threads
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "INFERENCE_PRECISION_HINT": precision,
+            }
+            request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+
+        def compute(x_B3HW: Tensor) -> Tensor:
+            answer = request.infer([np.ascontiguousarray(x_B3HW.numpy())], share_inputs=True)[0]
+            return torch.from_numpy(np.array(answer, dtype=np.float32))  # a copy: the next batch goes to the same place
+
+        return FixedBatch(network, compute, batch_size)
+
+    return prepare
+
+
+def _onnx_file(network: Backbone, folder: Path) -> Path:
+    path = folder / "network.onnx"
+    path.write_bytes(to_onnx(network, network.name).SerializeToString())
+    return path
+
+
+_ONNX = ("onnx", "onnxscript")
+RUNTIMES = {
+    EAGER: Runtime(),
+    "bf16": Runtime(precision="bf16", setup_seconds=1),
+    ONNX_RUNTIME: Runtime(
+        prepare=_onnx_runtime, setup_seconds=15, torch=False, packages=(*_ONNX, "onnxruntime"), extra="export"
+    ),
+    "openvino": Runtime(
+        prepare=_openvino("f32"), setup_seconds=15, torch=False, packages=(*_ONNX, "openvino"), extra="openvino"
+    ),
+    "openvino-bf16": Runtime(
+        precision="bf16",
+        prepare=_openvino("bf16"),
+        setup_seconds=15,
+        torch=False,
+        packages=(*_ONNX, "openvino"),
+        extra="openvino",
+    ),
+    "compiled": Runtime(prepare=_compiled, setup_seconds=45),
+    "compiled-bf16": Runtime(precision="bf16", prepare=_compiled, setup_seconds=45),
+}
