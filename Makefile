@@ -7,12 +7,13 @@ WORKERS ?= auto
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo browser test test-all lint types format clean
+.PHONY: help demo browser test test-all bench lint types format clean
 
 help:
 	@echo "make demo      install, then train and compare three small backbones on synthetic faces"
 	@echo "make test      install (a browser too, if there is none), then run the quick tests"
 	@echo "make test-all  the slow tests too"
+	@echo "make bench     all benchmarks, for half an hour; leave the machine alone meanwhile"
 	@echo "make lint      ruff"
 	@echo "make types     mypy"
 	@echo "make format    let ruff rewrite the code"
@@ -34,6 +35,11 @@ test: $(VENV)/installed-dev browser
 test-all: $(VENV)/installed-dev browser
 	$(PYTEST)
 
+bench: $(VENV)/installed-dev
+	mkdir -p bench
+	for name in startup training_step data_path evaluation memory; do \
+	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py --output bench/$$name.json || exit 1; done
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -46,7 +52,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo bench
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

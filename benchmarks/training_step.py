@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -93,6 +94,23 @@ def our_step(backbone: str, data: Path, setting: str) -> Callable[[], None]:
     return lambda: trainer.train_step(batch)
 
 
+def profile(backbone: str, side: str, data: Path, rows: int = 12) -> None:
+    """Print where the time of a step goes, operator by operator."""
+    import torch
+
+    step = plain_step(backbone) if side == PLAIN else our_step(backbone, data, side)
+    for _ in range(4):
+        step()
+    with torch.profiler.profile() as profiler:
+        step()
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    print(f"{backbone}, {side}: {total / 1e6:.2f} s")
+    for event in events[:rows]:
+        share = event.self_cpu_time_total / total
+        print(f"{share:6.1%} {event.self_cpu_time_total / 1e3:8.1f} ms {event.count:5} x {event.key[:60]}")
+
+
 def serve(backbone: str, side: str, data: Path) -> None:
     """Take a step at each line of stdin; answer with its seconds."""
     step = plain_step(backbone) if side == PLAIN else our_step(backbone, data, side)
@@ -111,7 +129,7 @@ class Side:
     def __init__(self, backbone: str, side: str, data: Path) -> None:
         words = [sys.executable, __file__, "--serve", side, "--backbones", backbone, "--data", str(data)]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
         assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n", f"{side} does not run"
 
     def step(self) -> float:
@@ -127,7 +145,7 @@ class Side:
         self.process.wait()
 
 
-def compare(backbone: str, setting: str, data: Path, steps: int) -> dict[str, object]:
+def compare(backbone: str, setting: str, data: Path, steps: int) -> dict[str, Any]:
     """Steps of both sides in turn."""
     plain, ours = Side(backbone, PLAIN, data), Side(backbone, setting, data)
     pairs = [(plain.step(), ours.step()) for _ in range(steps)]
@@ -155,9 +173,10 @@ def main() -> None:
     """Measure each backbone in each setting."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--backbones", nargs="+", default=BACKBONES)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--settings", nargs="+", default=["bf16 compile"], choices=list(SETTINGS))
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--profile", action="store_true", help="the operators of a step of each side, and no ratios")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -167,11 +186,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write_data(Path(name))
         print(f"batch {BATCH_SIZE}, {CLASSES} classes, {os.cpu_count()} cores, {platform.processor() or 'CPU'}")
+        if arguments.profile:
+            for backbone in arguments.backbones:
+                for side in (PLAIN, *arguments.settings):
+                    profile(backbone, side, Path(name))
+            return
         rows = [
             compare(backbone, setting, Path(name), arguments.steps)
             for backbone in arguments.backbones
             for setting in arguments.settings
         ]
+    mean = statistics.geometric_mean(row["ratio"] for row in rows)
+    print(f"geometric mean of {len(rows)} ratios: {mean:.2f}; lowest {min(row['ratio'] for row in rows):.2f}")
     if arguments.output:
         arguments.output.write_text(json.dumps({"machine": platform.platform(), "rows": rows}, indent=2) + "\n")
 

@@ -289,7 +289,7 @@ def test_cache_that_cannot_be_written_stops_nothing(only, images, cache, capsys)
     only(same=fake())
     cache.parent.parent.write_text("a file, where a folder should be")
     assert take(images).runtime == "same"
-    assert "what --runtime auto has measured is not kept" in capsys.readouterr().err
+    assert "what was measured is not kept" in capsys.readouterr().err
 
 
 def test_explicit_runtime_wins_over_what_was_measured(only, images, faces):

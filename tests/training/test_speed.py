@@ -1,5 +1,6 @@
 """--speed auto: what it takes, what it refuses, and that a run keeps what it took."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,13 @@ def trial(precision, compile, total_seconds, *, loss=10.0, gradient=GRADIENT):
         step_seconds=1.0,
         total_seconds=total_seconds,
     )
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Keep what is measured out of the user's own folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "facebones" / "speed.json"
 
 
 @pytest.fixture
@@ -90,6 +98,26 @@ def test_with_compiling_given_both_precisions_are_held_against_the_plain_way(tin
     asked = measured(*(trial(p, c, LONG - (p == "bf16") - c) for p in ("fp32", "bf16") for c in (False, True)))
     assert chosen(tiny_recipe(), ["precision"], compile=True) == ("bf16", True)
     assert asked == [("fp32", False), ("fp32", True), ("bf16", True)]
+
+
+def test_what_was_chosen_is_known_the_next_time_and_for_other_seeds(tiny_recipe, measured, capsys):
+    asked = measured(trial("fp32", False, SHORT), trial("bf16", False, SHORT - 1))
+    for seed in (0, 0, 1):
+        assert chosen(tiny_recipe(), seed=seed) == ("bf16", False)
+    assert len(asked) == 2 and "speed: takes bf16, as was measured here before\n" in capsys.readouterr().err
+    chosen(tiny_recipe(), batch_size=8)
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize("content", ["x", "[]", '"KEY": 1', '"KEY": {"precision": "fp64", "compile": false}'])
+def test_what_others_left_in_the_cache_is_ignored_and_said(tiny_recipe, measured, cache, capsys, content):
+    asked = measured(trial("fp32", False, SHORT), trial("bf16", False, SHORT - 1))
+    chosen(tiny_recipe())
+    (key,) = json.loads(cache.read_bytes())
+    cache.write_text("{" + content.replace('"KEY"', json.dumps(key)) + "}" if "KEY" in content else content)
+    assert chosen(tiny_recipe()) == ("bf16", False) and len(asked) == 4
+    assert f"{cache}: " in (said := capsys.readouterr().err) and "so ignored" in said
+    assert chosen(tiny_recipe()) == ("bf16", False) and len(asked) == 4
 
 
 def test_precisions_agree_on_a_real_step_and_other_data_does_not(tiny_recipe):

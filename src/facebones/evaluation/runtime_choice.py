@@ -5,15 +5,11 @@ folder, so that the next evaluation need not measure again, and decides alike, w
 runtime's embeddings are near enough to eager's is looked at each time, on images of the set.
 """
 
-import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +18,10 @@ import torch
 
 from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
 from facebones.data.image_sources import ImageSource
-from facebones.errors import FaceBonesError, RunError
+from facebones.errors import FaceBonesError
 from facebones.evaluation.embedder import Embedder
 from facebones.evaluation.runtimes import AUTO, EAGER, RUNTIMES, check_runtime, lookup_runtime, run_by
-from facebones.files import write_json
+from facebones.measured import keep, recall, say_ignored, version_of
 from facebones.onnx_backbone import OnnxBackbone
 from facebones.profiling.conditions import processor_model
 from facebones.training.logs import say
@@ -33,7 +29,7 @@ from facebones.training.logs import say
 FEWEST_BATCHES = 16  # to measure takes some four batches a runtime
 LARGEST_SHARE = 0.25  # of the time that the best runtime so far would take, which trying another may cost
 TIMED_BATCHES, TIMED_SECONDS = 5, 5.0  # whichever is reached first
-LARGEST_CACHE = 2**20  # bytes
+CACHE = "runtimes"
 PACKAGES = ("torch", "onnxruntime", "openvino")
 
 Images = npt.NDArray[np.uint8]
@@ -114,8 +110,8 @@ def choose(name: str, embedder: Embedder, images_BHWC: Images, batch_size: int, 
     if count < FEWEST_BATCHES * batch_size:
         say(f"{name}: --runtime auto takes eager: {count} images are too few to try others")
         return embedder
-    cache, key = _cache_file(), _conditions(embedder, batch_size)
-    known = _read(cache, key)
+    key = _conditions(embedder, batch_size)
+    known = _read(key)
     before = dict(known)
     trial = _Trial(embedder, images_BHWC, batch_size)
     for runtime in RUNTIMES:
@@ -127,7 +123,7 @@ def choose(name: str, embedder: Embedder, images_BHWC: Images, batch_size: int, 
             except FaceBonesError as error:
                 say(f"{name}: --runtime auto leaves out {runtime}: {error}")
     if known != before:
-        _write(cache, key, known)
+        keep(CACHE, key, {runtime: asdict(speed) for runtime, speed in known.items()})
     for runtime in sorted(known, key=lambda one: known[one].seconds(count)):
         try:
             chosen, cosine = trial.prepared(runtime), trial.cosine(runtime)
@@ -209,55 +205,22 @@ def _conditions(embedder: Embedder, batch_size: int) -> str:
     """All that decides how fast a network is here."""
     network: Any = embedder.network
     computes = f"{embedder.device.type} {processor_model(embedder.device)}"
-    versions = [f"{package} {_version(package)}" for package in PACKAGES]
+    versions = [f"{package} {version_of(package)}" for package in PACKAGES]
     parts = [network.name, f"embedding {network.embedding_size}", f"batch {batch_size}", computes]
     return ", ".join([*parts, f"threads {torch.get_num_threads()}", *versions])
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "-"
-
-
-def _cache_file() -> Path:
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    folder = given if given.is_absolute() else Path(os.path.expanduser("~/.cache"))  # noqa: PTH111 (never raises)
-    return folder / "facebones" / "runtimes.json"
-
-
-def _read_all(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        if path.stat().st_size > LARGEST_CACHE:
-            raise ValueError("too large")
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError, RecursionError):
-        say(f"{path}: not understood, so ignored; remove it")
-        return {}
-    return content
-
-
-def _read(path: Path, key: str) -> dict[str, Speed]:
+def _read(key: str) -> dict[str, Speed]:
     """Speeds under these conditions; of what others may have written there, nothing is taken but positive numbers."""
-    found = _read_all(path).get(key, {})
+    found = recall(CACHE, key)
+    if found is None:
+        return {}
     try:
         speeds = {runtime: Speed(**row) for runtime, row in found.items()}
         fine = all(0 <= s.setup_seconds < math.inf and 0 < s.images_per_second < math.inf for s in speeds.values())
         if not (fine and speeds.keys() <= RUNTIMES.keys() and (EAGER in speeds or not speeds)):
             raise ValueError("no speeds")
     except (AttributeError, TypeError, ValueError):
-        say(f"{path}: what it says of {key.partition(',')[0]} is not understood, so ignored; measuring anew")
+        say_ignored(CACHE, key.partition(",")[0])
         return {}
     return speeds
-
-
-def _write(path: Path, key: str, speeds: Mapping[str, Speed]) -> None:
-    try:
-        write_json(path, _read_all(path) | {key: {runtime: asdict(speed) for runtime, speed in speeds.items()}})
-    except (RunError, ValueError) as error:  # ValueError: another has left NaN there
-        say(f"what --runtime auto has measured is not kept: {error}")

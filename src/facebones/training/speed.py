@@ -3,9 +3,12 @@
 What the recipe leaves to choose (`training.choose`) is tried on its own data, batch size and device. A setting is taken
 only where its first gradient agrees with that of the plain way within AGREEMENT and LOSS_DIFFERENCE: in bfloat16,
 compact networks reach cosines of 0.87 to 0.96, which is far more than the gradients of two batches have in common. The
-choice goes into the run's config.yaml, so that a resumed run does not choose again and stays bit-exact.
+choice goes into the run's config.yaml, so that a resumed run does not choose again and stays bit-exact. It is also kept
+under its conditions in the user's cache folder, for the next run.
 """
 
+import hashlib
+import json
 import statistics
 import time
 from contextlib import closing
@@ -16,7 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import facebones
 from facebones.config import Recipe
+from facebones.data.folders import open_training_set
+from facebones.measured import keep, recall, say_ignored
+from facebones.profiling.conditions import processor_model
 from facebones.progress import format_seconds
 from facebones.training.logs import say
 from facebones.training.trainer import Trainer
@@ -24,6 +31,7 @@ from facebones.training.trainer import Trainer
 AGREEMENT = 0.8  # least cosine between the gradients of the backbone
 LOSS_DIFFERENCE = 0.01  # largest, relative
 MEASURED = 5  # steps
+CACHE = "speed"
 # About what it takes (40 to 95 s on two cores); tried where the quickest way without it takes ten times as long.
 COMPILING_SECONDS = 60.0
 
@@ -49,7 +57,7 @@ class Trial:
     total_seconds: float
 
     def __str__(self) -> str:
-        return self.precision + (" compiled" if self.compile else "")
+        return _named(self.precision, self.compile)
 
     def agrees(self, plain: "Trial") -> bool:
         """Whether it computes what the plain way computes, within the bounds."""
@@ -63,6 +71,10 @@ def choose_settings(recipe: Recipe, device: torch.device) -> Recipe:
     Raises:
         FaceBonesError: the data cannot be used, or the loss of the plain way is not finite.
     """
+    key = _conditions(recipe, device)
+    if (known := _recalled(recipe, device, key)) is not None:
+        say(f"speed: takes {_named(*known)}, as was measured here before")
+        return _with(recipe, *known)
     plain = measure(_with(recipe, "fp32" if "precision" in recipe.training.choose else None, False), device)
     trials = [plain]
     for precision, compile in _settings(recipe, device):
@@ -77,6 +89,7 @@ def choose_settings(recipe: Recipe, device: torch.device) -> Recipe:
         note = "" if trial in usable else ", but its gradient is another"
         say(f"speed: {trial}: {trial.step_seconds:.3g} s a step, {format_seconds(trial.total_seconds)} in all{note}")
     say(f"speed: takes {best}")
+    keep(CACHE, key, {"precision": best.precision, "compile": best.compile})
     return _with(recipe, best.precision, best.compile)
 
 
@@ -125,6 +138,34 @@ def measure(recipe: Recipe, device: torch.device) -> Trial:
         step_seconds=step_seconds,
         total_seconds=first + trainer.total_steps * step_seconds,
     )
+
+
+def _conditions(recipe: Recipe, device: torch.device) -> str:
+    """All that decides what is fastest, but the seed: trainings of one backbone from several seeds choose alike."""
+    sections = recipe.to_dict()
+    sections = {name: sections[name] for name in ("backbone", "head", "optimizer", "training")}
+    for free in ("seed", "checkpoint_every"):
+        del sections["training"][free]
+    sections["data"] = open_training_set(recipe.data.path).fingerprint()
+    digest = hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
+    computes = f"{device.type} {processor_model(device)}, threads {torch.get_num_threads()}"
+    return f"{recipe.backbone.name}, {computes}, torch {torch.__version__}, {facebones.__version__}, recipe {digest}"
+
+
+def _recalled(recipe: Recipe, device: torch.device, key: str) -> tuple[str, bool] | None:
+    """What was chosen under these conditions; None where nothing was, or nothing that could be chosen."""
+    found = recall(CACHE, key)
+    if found is None:
+        return None
+    for precision, compile in _settings(recipe, device):
+        if found == {"precision": precision, "compile": compile}:
+            return precision, compile
+    say_ignored(CACHE, recipe.backbone.name)
+    return None
+
+
+def _named(precision: str, compile: bool) -> str:
+    return precision + (" compiled" if compile else "")
 
 
 def _settings(recipe: Recipe, device: torch.device) -> list[tuple[str, bool]]:

@@ -225,7 +225,9 @@ class Trainer:
             raise CheckpointError(f"{path}: its place in the data does not fit its config.yaml; restore both")
         self.backbone.load_state_dict(state["backbone"])
         self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # The groups say how a step is taken: that is the recipe's and this version's, not the file's.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])
         self.meter.load_state_dict(state["meter"])
         self.best, self.latest, self.final = state["best"], state["latest"], state["final"]

@@ -1,0 +1,66 @@
+"""What was measured of this machine, kept in the user's cache folder, so that it is measured once and decides alike.
+
+One JSON file a kind of measurement, `~/.cache/facebones/KIND.json` or below `$XDG_CACHE_HOME`; in it, a value under the
+conditions that it was measured in. Anything may have been written there by others, so whoever recalls a value checks
+it.
+"""
+
+import json
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from facebones.errors import RunError
+from facebones.files import write_json
+from facebones.training.logs import say
+
+LARGEST_FILE = 2**20  # bytes
+
+
+def recall(kind: str, conditions: str) -> Any:
+    """What was kept under these conditions, as JSON has it; None where nothing is known."""
+    return _read(_file(kind)).get(conditions)
+
+
+def keep(kind: str, conditions: str, value: Any) -> None:
+    """Keep a value that JSON can hold; where that fails, it is said, and nothing else is lost."""
+    path = _file(kind)
+    try:
+        write_json(path, _read(path) | {conditions: value})
+    except (RunError, ValueError) as error:  # ValueError: another has left NaN there
+        say(f"what was measured is not kept: {error}")
+
+
+def say_ignored(kind: str, what: str) -> None:
+    """Say that what was recalled makes no sense."""
+    say(f"{_file(kind)}: what it says of {what} is not understood, so ignored; measuring anew")
+
+
+def version_of(package: str) -> str:
+    """The installed version of a package, or a dash."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "-"
+
+
+def _file(kind: str) -> Path:
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = given if given.is_absolute() else Path(os.path.expanduser("~/.cache"))  # noqa: PTH111 (never raises)
+    return folder / "facebones" / f"{kind}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ValueError("too large")
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError, RecursionError):
+        say(f"{path}: not understood, so ignored; remove it")
+        return {}
+    return content
