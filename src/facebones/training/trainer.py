@@ -156,6 +156,8 @@ class Trainer:
             say(f"note: {note}")
         if not self.validation.sets:
             say("note: no validation sets: only the loss will tell how training goes (--validation.sets NAME,...)")
+        if config.precision == "fp16" and self.device.type == "cpu":
+            say("note: fp16 is up to 20 times as slow as fp32 on a CPU; --speed auto takes what is fast here")
         say(
             f"training {self.backbone.name} on {len(self.data)} images of"
             f" {self.data.num_identities} identities: {config.epochs} epochs of {self.steps_per_epoch} steps,"
