@@ -171,7 +171,8 @@ def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
 
     Args:
         path: a YAML file, or the name of a recipe that comes with the package, such as "casia_webface".
-        overrides: "section.field" to the value's text, as on the command line; a list has commas between.
+        overrides: "section.field" to the value's text, as on the command line; a list has commas between. What they
+            set is no longer open to `training.choose`.
 
     Raises:
         ConfigError: not readable, not YAML, or a value of the wrong kind or out of range.
@@ -186,7 +187,9 @@ def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
             raise UnknownNameError("option", f"--{key}", [f"--{name}" for name in field_names()])
         where[key] = f"--{key}"
         sections.setdefault(section, {})[name] = text
-    return recipe_from_dict(sections, where)
+    recipe = recipe_from_dict(sections, where)
+    still_open = [name for name in recipe.training.choose if f"training.{name}" not in (overrides or {})]
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, choose=still_open))
 
 
 def find_recipe(name: str) -> Path:

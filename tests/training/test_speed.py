@@ -11,6 +11,7 @@ from facebones.config import load_recipe
 from facebones.errors import RunError
 from facebones.run_folder import RunFolder
 from facebones.study.plan import make_plan
+from facebones.study.runner import next_run
 from facebones.study.study import load_study
 from facebones.training import speed
 from facebones.training.loop import resume, train
@@ -120,6 +121,35 @@ def test_what_others_left_in_the_cache_is_ignored_and_said(tiny_recipe, measured
     assert chosen(tiny_recipe()) == ("bf16", False) and len(asked) == 4
 
 
+def test_a_given_compiling_stays_also_where_the_plain_way_is_quicker_or_the_training_short(tiny_recipe, measured):
+    measured(trial("fp32", False, SHORT), trial("fp32", True, LONG), trial("bf16", True, LONG - 1))
+    assert chosen(tiny_recipe(), ["precision"], compile=True) == ("bf16", True)
+
+
+@pytest.mark.parametrize("error", [RunError("step 1: loss nan"), RuntimeError("no C++ compiler\nand more")])
+def test_a_setting_that_cannot_be_measured_is_left_out(tiny_recipe, monkeypatch, capsys, error):
+    def answer(recipe, device):
+        if recipe.training.precision == "bf16":
+            raise error
+        return trial("fp32", False, SHORT)
+
+    monkeypatch.setattr(speed, "measure", answer)
+    assert chosen(tiny_recipe()) == ("fp32", False)
+    assert f"speed: leaves out bf16: {str(error).splitlines()[0]}\n" in capsys.readouterr().err
+
+
+def test_where_nothing_agrees_the_recipe_stays(tiny_recipe, measured, cache):
+    off = {"gradient": -GRADIENT}
+    measured(trial("fp32", False, SHORT), trial("fp32", True, SHORT, **off), trial("bf16", True, SHORT, **off))
+    assert chosen(tiny_recipe(), ["precision"], compile=True) == ("fp32", True)
+    assert not cache.exists()
+
+
+def test_a_training_of_fewer_steps_than_are_measured_can_be_measured(tiny_recipe):
+    recipe = tiny_recipe(**{"training.epochs": 1, "training.batch_size": 14, "schedule.power": 1.5})
+    assert Trainer(recipe, CPU).total_steps == 2 and measure(recipe, CPU).step_seconds > 0
+
+
 def test_precisions_agree_on_a_real_step_and_other_data_does_not(tiny_recipe):
     plain, half = (measure(tiny_recipe(**{"training.precision": precision}), CPU) for precision in ("fp32", "bf16"))
     assert half.agrees(plain) and plain.step_seconds > 0
@@ -189,3 +219,19 @@ def test_a_study_accepts_what_its_runs_have_chosen_and_nothing_else(small_data, 
     assert plan({"training.batch_size": "4", "training.precision": "bf16"}).runs
     with pytest.raises(Exception, match=r"training\.precision bf16, and the study says fp32"):
         plan({"training.batch_size": "4"})
+
+
+def test_the_seeds_of_a_study_are_trained_with_what_the_first_of_them_has_chosen(small_data, tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text("recipe: small_data\nbackbones: [shufflefacenet_0_5, shufflefacenet_1_0]\nseeds: [0, 1]\n")
+    fields = {"training.batch_size": "4", "training.choose": "precision"}
+    study = load_study(str(file), overrides=fields, data=str(small_data), pair_sets="tiny")
+    first, second, other, _ = runs = make_plan(study, tmp_path / "out").runs
+    assert next_run(runs, []) is first and next_run([second, other], [first]) is other
+    assert next_run([second], [first]) is None and second.first_recipe() == second.recipe
+    first.folder.path.mkdir(parents=True)
+    chosen_fields = replace(first.recipe.training, choose=[], precision="bf16")
+    first.folder.write_recipe(replace(first.recipe, training=chosen_fields))
+    assert next_run([second, other], [first]) is second
+    assert second.first_recipe().training == replace(chosen_fields, seed=1)
+    assert other.first_recipe() == other.recipe

@@ -49,12 +49,11 @@ def speed_option(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_by_speed(arguments: Arguments) -> None:
-    """Leave to the training what it may choose; what the command line sets is no longer open."""
+    """Leave to the training what it may choose."""
     from facebones.config import CHOOSABLE
 
     if arguments.speed == "auto":
-        still_open = [name for name in CHOOSABLE if f"training.{name}" not in arguments.overrides]
-        arguments.overrides.setdefault("training.choose", ",".join(still_open))
+        arguments.overrides.setdefault("training.choose", ",".join(CHOOSABLE))
 
 
 def json_option(parser: argparse.ArgumentParser) -> None:

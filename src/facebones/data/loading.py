@@ -35,6 +35,7 @@ def training_batches(
     seed: int,
     workers: int,
     shuffle: str = "full",
+    held: int = 1,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """Yield the batches numbered `first` to `last` - 1.
@@ -48,6 +49,7 @@ def training_batches(
         seed: decides the order of every epoch.
         workers: processes that read and decode; with 0 this process does.
         shuffle: "full", or "block:N" to keep N neighbouring images together, see `BlockOrder`.
+        held: batches that are used at a time.
         pin_memory: give page-locked memory, from which copies to a GPU are faster.
 
     Yields:
@@ -65,7 +67,9 @@ def training_batches(
         seed=seed,
         block=block_size(shuffle),
     )
-    memory = BatchMemory(PREFETCH * workers + SPARE, (batch_size, *IMAGE_SHAPE)) if workers and CAN_INHERIT else None
+    memory = None
+    if workers and CAN_INHERIT:
+        memory = BatchMemory(PREFETCH * workers + SPARE + held, (batch_size, *IMAGE_SHAPE))
     loader = DataLoader(
         _DecodedImages(training_set, memory),
         sampler=_Requests(order, memory),

@@ -227,6 +227,8 @@ class RecordFile:
 
     def read_ahead(self, positions: Integers) -> None:
         """Tell the system that these records will be read soon; it fetches them while this process goes on."""
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            return
         offsets = np.sort(self.offsets[positions])
         cuts = np.flatnonzero(np.diff(offsets) > READ_AHEAD_BYTES) + 1  # records elsewhere in the file
         for part in np.split(offsets, cuts):

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+import facebones
 from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
 from facebones.data.image_sources import ImageSource
 from facebones.errors import FaceBonesError
@@ -205,7 +206,7 @@ def _conditions(embedder: Embedder, batch_size: int) -> str:
     """All that decides how fast a network is here."""
     network: Any = embedder.network
     computes = f"{embedder.device.type} {processor_model(embedder.device)}"
-    versions = [f"{package} {version_of(package)}" for package in PACKAGES]
+    versions = [f"facebones {facebones.__version__}", *(f"{package} {version_of(package)}" for package in PACKAGES)]
     parts = [network.name, f"embedding {network.embedding_size}", f"batch {batch_size}", computes]
     return ", ".join([*parts, f"threads {torch.get_num_threads()}", *versions])
 

@@ -100,29 +100,22 @@ def run_by(embedder: Embedder, name: str, batch_size: int) -> Embedder:
     runtime, network = RUNTIMES[name], embedder.network
     if name == embedder.runtime or isinstance(network, OnnxBackbone):
         return embedder
-    if runtime.prepare is not None:
-        assert isinstance(network, Backbone)  # noqa: S101 (what open_embedder opens)
-        with evaluation_mode(network):
-            network = runtime.prepare(network, batch_size)
-    prepared = replace(
-        embedder, network=network, runtime=name, precision=runtime.precision, channels_last=runtime.torch
-    )
-    with evaluation_mode(network):
-        _first_batch(prepared, batch_size)
-    return prepared
-
-
-def _first_batch(embedder: Embedder, batch_size: int) -> None:
-    blank = np.zeros((batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     try:
-        embedder(blank, flip=False)
+        if runtime.prepare is not None:
+            assert isinstance(network, Backbone)  # noqa: S101 (what open_embedder opens)
+            with evaluation_mode(network):
+                network = runtime.prepare(network, batch_size)
+        prepared = replace(
+            embedder, network=network, runtime=name, precision=runtime.precision, channels_last=runtime.torch
+        )
+        with evaluation_mode(network):
+            prepared(np.zeros((batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8), flip=False)
     except FaceBonesError:
         raise
-    except RuntimeError as error:  # the base of the many of torch's compiler and of OpenVINO
+    except (RuntimeError, ImportError, OSError) as error:  # of torch's compiler and of OpenVINO, in many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ConfigError(
-            f"--runtime {embedder.runtime}: {reason}; take another runtime, or --debug shows the rest"
-        ) from error
+        raise ConfigError(f"--runtime {name}: {reason}; take another runtime, or --debug shows the rest") from error
+    return prepared
 
 
 class FixedBatch(Backbone):

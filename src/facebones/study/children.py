@@ -56,7 +56,7 @@ def start_child(run: PlannedRun, slot: int, jobs: int, device: str) -> Child:
         words = ["resume", str(run.folder.path), "--data", run.recipe.data.path]
     else:
         with atomic_write(run.recipe_file) as file:
-            file.write(dump_recipe(run.recipe).encode())
+            file.write(dump_recipe(run.first_recipe()).encode())
         words = ["train", str(run.recipe_file), "--output", str(run.folder.path)]
     with _open_log(run.log) as log:
         begin = log.tell()

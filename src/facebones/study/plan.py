@@ -83,6 +83,14 @@ class PlannedRun:
         """Digest of `decisive`."""
         return hashlib.sha256(json.dumps(self.decisive, sort_keys=True).encode()).hexdigest()
 
+    def first_recipe(self) -> Recipe:
+        """The recipe to begin with: what it is to choose by measuring is as another seed of the backbone has it."""
+        for config in sorted(self.folder.path.parent.glob("seed*/config.yaml")) if self.recipe.training.choose else ():
+            known = load_recipe(config).training
+            chosen: dict[str, Any] = {name: getattr(known, name) for name in self.recipe.training.choose}
+            return replace(self.recipe, training=replace(self.recipe.training, choose=[], **chosen))
+        return self.recipe
+
     def refuse_another(self) -> None:
         """Raise ConfigError where the folder holds a run that this plan would not have made."""
         if self.state == TO_DO:

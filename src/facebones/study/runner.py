@@ -7,7 +7,7 @@ from contextlib import closing
 
 from facebones.study.children import Child, start_child
 from facebones.study.display import Display
-from facebones.study.plan import DONE, Plan
+from facebones.study.plan import DONE, TO_DO, Plan, PlannedRun
 from facebones.training.interrupts import Interrupted, stop_signals
 from facebones.training.logs import say
 
@@ -38,8 +38,8 @@ def train_all(plan: Plan, jobs: int, device: str, note: Callable[[Mapping[str, s
     with stop_signals() as stop, closing(Display(plan.runs)) as display:
         try:
             while (waiting or running) and stop.received is None:
-                while waiting and len(running) < jobs:
-                    run = waiting.pop(0)
+                while len(running) < jobs and (run := next_run(waiting, [child.run for child in running])):
+                    waiting.remove(run)
                     display.begin(run)
                     slot = min(set(range(jobs)) - {child.slot for child in running})
                     running.append(start_child(run, slot, jobs, device))
@@ -54,6 +54,12 @@ def train_all(plan: Plan, jobs: int, device: str, note: Callable[[Mapping[str, s
         if stop.received is not None:
             raise Interrupted(stop.received)
     return errors
+
+
+def next_run(waiting: Sequence[PlannedRun], running: Sequence[PlannedRun]) -> PlannedRun | None:
+    """The first that can begin; another seed of a backbone waits while the first one chooses settings for both."""
+    choosing = {run.backbone for run in running if run.recipe.training.choose and run.state == TO_DO}
+    return next((run for run in waiting if run.backbone not in choosing), None)
 
 
 def _reap(running: list[Child], errors: Errors, display: Display) -> bool:

@@ -39,8 +39,10 @@ def train(recipe: Recipe, output: Path, device: str = "auto") -> dict[str, Any]:
     recipe = with_absolute_paths(recipe)
     trainer = _built(recipe, device)
     if recipe.training.choose:
-        recipe = choose_settings(recipe, trainer.device)
-        trainer = Trainer(recipe, trainer.device)
+        computing = trainer.device
+        del trainer  # one at a time: a head may take most of the memory
+        recipe = choose_settings(recipe, computing)
+        trainer = Trainer(recipe, computing)
     with folder.create(recipe):
         return trainer.run(folder)
 

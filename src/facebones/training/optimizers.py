@@ -25,11 +25,13 @@ def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim
     groups = [{"params": decayed, "weight_decay": config.weight_decay}]
     if others:
         groups.append({"params": others, "weight_decay": 0.0})
+    # Only there can a step be left out without the host knowing.
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
     optimizer: torch.optim.Optimizer
     if config.name == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
     else:
-        optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=fused)
         _begin_momentum(optimizer, sampled)
     for rows in sampled:
         rows.follow(optimizer)
@@ -37,10 +39,14 @@ def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim
 
 
 def leave_out_unless(optimizer: torch.optim.Optimizer, usable: Tensor) -> None:
-    """Have the optimizer's next step do nothing where `usable` is false; the device finds that out by itself.
+    """Have the optimizer's next step do nothing where `usable` is false; if it is fused, the device finds that out.
 
     A gradient scaler that is in use says the same in its own way, of the gradients alone.
     """
+    if not optimizer.defaults["fused"]:
+        if not usable:
+            optimizer.zero_grad(set_to_none=True)
+        return
     optimizer.found_inf = usable.logical_not().float()  # type: ignore[attr-defined]
 
 

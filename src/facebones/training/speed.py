@@ -9,6 +9,7 @@ under its conditions in the user's cache folder, for the next run.
 
 import hashlib
 import json
+import math
 import statistics
 import time
 from contextlib import closing
@@ -22,6 +23,7 @@ from torch.nn import functional
 import facebones
 from facebones.config import Recipe
 from facebones.data.folders import open_training_set
+from facebones.errors import FaceBonesError
 from facebones.measured import keep, recall, say_ignored
 from facebones.profiling.conditions import processor_model
 from facebones.progress import format_seconds
@@ -76,18 +78,27 @@ def choose_settings(recipe: Recipe, device: torch.device) -> Recipe:
         say(f"speed: takes {_named(*known)}, as was measured here before")
         return _with(recipe, *known)
     plain = measure(_with(recipe, "fp32" if "precision" in recipe.training.choose else None, False), device)
-    trials = [plain]
+    trials: list[Trial] = []
     for precision, compile in _settings(recipe, device):
-        if compile and min(trial.total_seconds for trial in trials) < 10 * COMPILING_SECONDS:
+        quickest = min((trial.total_seconds for trial in trials), default=math.inf)
+        if compile and "compile" in recipe.training.choose and quickest < 10 * COMPILING_SECONDS:
             say("speed: too short a training to compile for")
             break
-        if (precision, compile) != (plain.precision, plain.compile):
+        if (precision, compile) == (plain.precision, plain.compile):
+            trials.append(plain)
+            continue
+        try:
             trials.append(measure(_with(recipe, precision, compile), device))
-    usable = [trial for trial in trials if trial.agrees(plain)]
-    best = min(usable, key=lambda trial: trial.total_seconds)
+        except (FaceBonesError, RuntimeError) as error:  # no compiler, no memory, no finite loss
+            say(f"speed: leaves out {_named(precision, compile)}: {(str(error).splitlines() or ['failed'])[0][:200]}")
+    usable = [trial for trial in trials if trial is plain or trial.agrees(plain)]
     for trial in trials:
         note = "" if trial in usable else ", but its gradient is another"
         say(f"speed: {trial}: {trial.step_seconds:.3g} s a step, {format_seconds(trial.total_seconds)} in all{note}")
+    if not usable:
+        say("speed: takes none of them, and leaves the recipe as it is")
+        return _with(recipe, None, recipe.training.compile)
+    best = min(usable, key=lambda trial: trial.total_seconds)
     say(f"speed: takes {best}")
     keep(CACHE, key, {"precision": best.precision, "compile": best.compile})
     return _with(recipe, best.precision, best.compile)
@@ -111,6 +122,7 @@ def measure(recipe: Recipe, device: torch.device) -> Trial:
 
     def step() -> float:
         torch.manual_seed(recipe.training.seed)  # mirrored images, dropout, the sample of a head
+        trainer.step = 0  # a training may have fewer steps than are measured
         start = time.perf_counter()
         trainer.train_step(batches)
         trainer.settle()  # waits for the device

@@ -101,7 +101,7 @@ class Trainer:
     def train_step(self, batches: list[Batch]) -> None:
         """One update of the optimizer from `accumulation_steps` batches; a gradient that is not finite is not applied.
 
-        Nothing here waits for the device: what the steps came to is read by `settle`.
+        Nothing here waits for the device, but the draw of a sampled head: what the steps came to is read by `settle`.
         """
         learning_rate = self.schedule(self.step)
         for group in self.optimizer.param_groups:
@@ -135,17 +135,19 @@ class Trainer:
                 out, has given up.
         """
         figures = self.meter.settle()
-        for step, (loss, gradient_norm) in enumerate(figures, self.step - len(figures) + 1):
-            self.latest["gradient_norm"] = gradient_norm
-            if math.isfinite(loss + gradient_norm):
-                continue
-            self.skipped_steps += 1
-            if not self.scaler.is_enabled() or self.scaler.get_scale() < SMALLEST_GRADIENT_SCALE:
-                raise RunError(
-                    f"step {step}: loss {loss:g}, gradient norm {gradient_norm:g}: not applied; the last"
-                    " checkpoint stands; try a lower --optimizer.learning_rate, --schedule.warmup_epochs 1,"
-                    " --training.clip_norm 5 or --training.precision fp32"
-                )
+        steps = range(self.step - len(figures) + 1, self.step + 1)
+        bad = [(step, *row) for step, row in zip(steps, figures, strict=True) if not math.isfinite(sum(row))]
+        self.skipped_steps += len(bad)
+        if figures:
+            self.latest["gradient_norm"] = figures[-1][1]
+        scaled = self.scaler.is_enabled()
+        if bad and not (scaled and self.scaler.get_scale() >= SMALLEST_GRADIENT_SCALE):
+            step, loss, gradient_norm = bad[-1 if scaled else 0]
+            raise RunError(
+                f"step {step}: loss {loss:g}, gradient norm {gradient_norm:g}: not applied; the last"
+                " checkpoint stands; try a lower --optimizer.learning_rate, --schedule.warmup_epochs 1,"
+                " --training.clip_norm 5 or --training.precision fp32"
+            )
 
     # ---------------------------------------------------------------------------------------------------------
 
@@ -175,8 +177,11 @@ class Trainer:
                     break
                 self.stopwatch.start()
                 self.train_step(self._next_batches(steps, folder, log))
+                line_due = self.step % self.recipe.log.every == 0 or self.step == total
+                if line_due:
+                    self.settle()  # waits for the device, which is a part of the steps' time
                 self.stopwatch.stop(self.step_images)
-                if self.step % self.recipe.log.every == 0 or self.step == total:
+                if line_due:
                     self._log_interval(log)
                 if self.step % config.checkpoint_every == 0 or stop.received:
                     self._save(folder, log)
@@ -227,9 +232,7 @@ class Trainer:
             raise CheckpointError(f"{path}: its place in the data does not fit its config.yaml; restore both")
         self.backbone.load_state_dict(state["backbone"])
         self.head.load_state_dict(state["head"])
-        # The groups say how a step is taken: that is the recipe's and this version's, not the file's.
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+        self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.meter.load_state_dict(state["meter"])
         self.best, self.latest, self.final = state["best"], state["latest"], state["final"]
@@ -273,6 +276,7 @@ class Trainer:
             seed=config.seed,
             workers=self.recipe.data.workers,
             shuffle=self.recipe.data.shuffle,
+            held=config.accumulation_steps,
             pin_memory=self.device.type == "cuda",
         )
         gathered: list[Batch] = []
@@ -285,7 +289,10 @@ class Trainer:
     def _network_input(self, images_BHWC: Tensor) -> Tensor:
         mirror_B = None
         if self.recipe.data.flip:
-            mirror_B = (torch.rand(len(images_BHWC)) < 0.5).to(self.device)
+            mirror_B = torch.rand(len(images_BHWC)) < 0.5
+            if self.device.type == "cuda":
+                mirror_B = mirror_B.pin_memory()  # else the copy would wait
+            mirror_B = mirror_B.to(self.device, non_blocking=True)
         images_BHWC = images_BHWC.to(self.device, non_blocking=True)
         return to_network_input(images_BHWC, self.recipe.training.channels_last, mirror_B)
 
@@ -318,7 +325,6 @@ class Trainer:
             self.final = rows
 
     def _log_interval(self, log: MetricsLog) -> None:
-        self.settle()
         rate, seconds_left = self.stopwatch.read((self.total_steps - self.step) * self.step_images)
         values = {
             "step": self.step,
