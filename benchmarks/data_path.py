@@ -96,6 +96,7 @@ def our_batches(records: Path, workers: int, index: int = 0) -> Iterator[object]
     from facebones.allocation import keep_freed_memory
     from facebones.data.folders import RecordSet, open_training_set
     from facebones.data.loading import training_batches
+    from facebones.data.order import EpochOrder
 
     keep_freed_memory()
     data = open_training_set(records)
@@ -107,9 +108,8 @@ def our_batches(records: Path, workers: int, index: int = 0) -> Iterator[object]
                 setattr(owner, name, np.resize(getattr(owner, name), index))
         assert len(file) == len(data) == index
     per_epoch = len(data) // BATCH_SIZE
-    return training_batches(
-        data, batch_size=BATCH_SIZE, batches_per_epoch=per_epoch, first=0, last=10**9, seed=0, workers=workers
-    )
+    order = EpochOrder(data, batch_size=BATCH_SIZE, batches_per_epoch=per_epoch, first=0, last=10**9, seed=0)
+    return training_batches(order, workers=workers)
 
 
 def our_side(workers: int, network_input: bool) -> Callable[[Path, Path], Side]:

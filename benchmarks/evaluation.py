@@ -14,8 +14,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from turns import Side, compare, serve
 
 BATCH_SIZE = 64
 IMAGES = 938_750  # that `auto` is told of: IJB-C's with the mirror images; 24,000 would be LFW's
@@ -109,67 +108,31 @@ def quantized(network):
         return OnnxBackbone(target)
 
 
-def serve(backbone: str, side: str, count: int) -> None:
-    """Embed a batch at each line of stdin; answer with its seconds."""
-    embed, told = (plain_pass(backbone), {}) if side == PLAIN else our_pass(backbone, side, count)
-    for _ in range(2):
-        embed()
-    print(json.dumps(told), flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        embed()
-        print(time.perf_counter() - start, flush=True)
-
-
-class Side:
+def embedding_side(backbone: str, side: str, count: int = 0, cache: str = "") -> Side:
     """A process that embeds a batch when asked."""
-
-    def __init__(self, backbone: str, side: str, count: int, cache: str) -> None:
-        words = [sys.executable, __file__, "--serve", side, "--backbones", backbone, "--images", str(count)]
-        pipe, environment = subprocess.PIPE, os.environ | {"XDG_CACHE_HOME": cache}
-        self.process = subprocess.Popen(
-            words, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"{backbone} by {side} does not run: {' '.join(words)}"
-        self.told = json.loads(line)
-
-    def embed(self) -> float:
-        """Seconds of a batch."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.wait()
+    words = [__file__, "--serve", side, "--backbones", backbone, "--images", count]
+    return Side(*words, XDG_CACHE_HOME=cache)
 
 
-def compare(plain: Side, backbone: str, runtime: str, batches: int, count: int) -> dict[str, object]:
+def measure(plain: Side, backbone: str, runtime: str, batches: int, count: int) -> dict[str, object]:
     """Batches of both sides in turn; `auto` measures from nothing, in a cache folder of its own."""
     with tempfile.TemporaryDirectory() as cache:
-        ours = Side(backbone, runtime, count, cache)
-    pairs = [(plain.embed(), ours.embed()) for _ in range(batches)]
+        ours = embedding_side(backbone, runtime, count, cache)
+    found = compare(plain, ours, batches)
     ours.close()
-    ratios = sorted(first / second for first, second in pairs)
     row = {
         "backbone": backbone,
         "runtime": runtime,
-        "plain_images_per_second": BATCH_SIZE / statistics.median(first for first, _ in pairs),
-        "images_per_second": BATCH_SIZE / statistics.median(second for _, second in pairs),
-        "ratio": statistics.median(ratios),
-        "lowest": ratios[0],
-        "highest": ratios[-1],
+        "plain_images_per_second": BATCH_SIZE / found.pop("plain_seconds"),
+        "images_per_second": BATCH_SIZE / found.pop("seconds"),
+        **found,
         **ours.told,
     }
     taken = f" ({row['taken']})" if runtime == AUTO else ""
     print(
         f"{backbone:22} {runtime:14} plain {row['plain_images_per_second']:6.1f}, ours {row['images_per_second']:6.1f}"
-        f" images/s: ratio {row['ratio']:5.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), cosine {row['cosine_min']:.6f},"
-        f" setup {row['setup_seconds']:.0f} s{taken}",
+        f" images/s: ratio {row['ratio']:5.2f} ({row['lowest']:.2f} to {row['highest']:.2f}), cosine"
+        f" {row['cosine_min']:.6f}, setup {row['setup_seconds']:.0f} s{taken}",
         flush=True,
     )
     return row
@@ -186,14 +149,17 @@ def main() -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.backbones[0], arguments.serve, arguments.images)
+        backbone = arguments.backbones[0]
+        plain = arguments.serve == PLAIN
+        work, told = (plain_pass(backbone), {}) if plain else our_pass(backbone, arguments.serve, arguments.images)
+        serve(work, told)
         return
     print(f"batch {BATCH_SIZE}, {os.cpu_count()} cores, {platform.processor() or 'CPU'}")
     rows = []
     for backbone in arguments.backbones:
-        plain = Side(backbone, PLAIN, 0, "")
+        plain = embedding_side(backbone, PLAIN)
         for runtime in arguments.runtimes:
-            rows.append(compare(plain, backbone, runtime, arguments.batches, arguments.images))
+            rows.append(measure(plain, backbone, runtime, arguments.batches, arguments.images))
         plain.close()
     means = {
         runtime: statistics.geometric_mean(row["ratio"] for row in rows if row["runtime"] == runtime)

@@ -13,10 +13,7 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +21,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from turns import Side, compare, serve
 
 CLASSES, BATCH_SIZE = 8631, 64
 PLAIN = "plain"
@@ -94,11 +92,16 @@ def our_step(backbone: str, data: Path, setting: str) -> Callable[[], None]:
     return lambda: trainer.train_step(batch)
 
 
+def step_of(backbone: str, side: str, data: Path) -> Callable[[], None]:
+    """A step of a side: plain, or ours in a setting."""
+    return plain_step(backbone) if side == PLAIN else our_step(backbone, data, side)
+
+
 def profile(backbone: str, side: str, data: Path, rows: int = 12) -> None:
     """Print where the time of a step goes, operator by operator."""
     import torch
 
-    step = plain_step(backbone) if side == PLAIN else our_step(backbone, data, side)
+    step = step_of(backbone, side, data)
     for _ in range(4):
         step()
     with torch.profiler.profile() as profiler:
@@ -111,59 +114,16 @@ def profile(backbone: str, side: str, data: Path, rows: int = 12) -> None:
         print(f"{share:6.1%} {event.self_cpu_time_total / 1e3:8.1f} ms {event.count:5} x {event.key[:60]}")
 
 
-def serve(backbone: str, side: str, data: Path) -> None:
-    """Take a step at each line of stdin; answer with its seconds."""
-    step = plain_step(backbone) if side == PLAIN else our_step(backbone, data, side)
-    for _ in range(2):  # the first compiles and fills the heap
-        step()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        step()
-        print(time.perf_counter() - start, flush=True)
-
-
-class Side:
-    """A process that takes steps when asked."""
-
-    def __init__(self, backbone: str, side: str, data: Path) -> None:
-        words = [sys.executable, __file__, "--serve", side, "--backbones", backbone, "--data", str(data)]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
-        assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n", f"{side} does not run"
-
-    def step(self) -> float:
-        """Seconds of a step."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.wait()
-
-
-def compare(backbone: str, setting: str, data: Path, steps: int) -> dict[str, Any]:
+def measure(backbone: str, setting: str, data: Path, steps: int) -> dict[str, Any]:
     """Steps of both sides in turn."""
-    plain, ours = Side(backbone, PLAIN, data), Side(backbone, setting, data)
-    pairs = [(plain.step(), ours.step()) for _ in range(steps)]
+    words = [__file__, "--backbones", backbone, "--data", data, "--serve"]
+    plain, ours = Side(*words, PLAIN), Side(*words, setting)
+    row = {"backbone": backbone, "setting": setting, **compare(plain, ours, steps)}
     plain.close()
     ours.close()
-    ratios = sorted(first / second for first, second in pairs)
-    row = {
-        "backbone": backbone,
-        "setting": setting,
-        "plain_seconds": statistics.median(first for first, _ in pairs),
-        "seconds": statistics.median(second for _, second in pairs),
-        "ratio": statistics.median(ratios),
-        "lowest": ratios[0],
-        "highest": ratios[-1],
-    }
     print(
         f"{backbone:24} {setting:14} plain {row['plain_seconds']:.2f} s, ours {row['seconds']:.2f} s:"
-        f" ratio {row['ratio']:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+        f" ratio {row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})",
         flush=True,
     )
     return row
@@ -181,7 +141,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.backbones[0], arguments.serve, arguments.data)
+        serve(step_of(arguments.backbones[0], arguments.serve, arguments.data), {})
         return
     with tempfile.TemporaryDirectory() as name:
         write_data(Path(name))
@@ -192,7 +152,7 @@ def main() -> None:
                     profile(backbone, side, Path(name))
             return
         rows = [
-            compare(backbone, setting, Path(name), arguments.steps)
+            measure(backbone, setting, Path(name), arguments.steps)
             for backbone in arguments.backbones
             for setting in arguments.settings
         ]

@@ -1,6 +1,7 @@
 """The device that computes, chosen by name."""
 
 import torch
+from torch import Tensor
 
 from facebones.errors import ConfigError
 
@@ -23,3 +24,10 @@ def select_device(name: str = "auto") -> torch.device:
     if not known or (device.index or 0) >= max(1, torch.accelerator.device_count()):
         raise ConfigError(f"--device {name}: no such device; {available}")
     return device
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device, without waiting for what the device is busy with."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # from other memory the copy would wait

@@ -48,3 +48,8 @@ class RunError(FaceBonesError):
     """The input was fine, but the run itself failed (non-finite loss, full disk while saving)."""
 
     exit_status = 1
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error's message, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

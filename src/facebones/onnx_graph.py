@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from facebones.backbones import Backbone
 from facebones.backbones.registry import IMAGE_SIZE
 from facebones.data.normalize import to_network_input
-from facebones.errors import ConfigError, RunError
+from facebones.errors import ConfigError, RunError, first_line
 
 OPSET = 20
 LARGEST_FILE = 2**31 - 1  # bytes; protobuf's limit
@@ -79,7 +79,7 @@ def to_onnx(network: Backbone, where: str, form: InputForm = NETWORK_INPUT) -> A
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise RunError(f"{where}: {network.name} cannot be exported: {reason}; --debug shows the rest") from error
     assert program is not None  # noqa: S101 (only with other options)
     return program.model_proto

@@ -11,12 +11,15 @@ from facebones.data import loading
 from facebones.data.batch_memory import BatchMemory
 from facebones.data.folders import open_training_set
 from facebones.data.loading import training_batches
+from facebones.data.order import EpochOrder
 from facebones.errors import DataError, RunError
 
 
 def collect(small_data, **options):
-    defaults = {"batch_size": 6, "batches_per_epoch": 4, "first": 0, "last": 8, "seed": 0, "workers": 0}
-    return list(training_batches(open_training_set(small_data), **defaults | options))
+    workers = options.pop("workers", 0)
+    defaults = {"batch_size": 6, "batches_per_epoch": 4, "first": 0, "last": 8, "seed": 0}
+    order = EpochOrder(open_training_set(small_data), **defaults | options)
+    return list(training_batches(order, workers=workers))
 
 
 def test_batches_are_the_same_for_any_number_of_workers_and_leave_torchs_generator_alone(small_data):
@@ -45,20 +48,22 @@ from facebones.data import loading
 from facebones.data.batch_memory import BatchMemory
 from facebones.data.folders import open_training_set
 from facebones.data.loading import training_batches
+from facebones.data.order import EpochOrder
 import cv2
 cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 9)
-options = dict(batch_size=6, batches_per_epoch=4, first=0, last=4, seed=0, workers=2)
-print(sum(len(labels) for _, labels in training_batches(open_training_set({str(small_data)!r}), **options)))
+data = open_training_set({str(small_data)!r})
+order = EpochOrder(data, batch_size=6, batches_per_epoch=4, first=0, last=4, seed=0)
+print(sum(len(labels) for _, labels in training_batches(order, workers=2)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout == "24\n"
 
 
-@pytest.mark.parametrize("shuffle", ["full", "block:2"])
-def test_more_batches_than_there_is_shared_memory_for_can_be_kept(small_data, shuffle):
+@pytest.mark.parametrize("block", [0, 2])
+def test_more_batches_than_there_is_shared_memory_for_can_be_kept(small_data, block):
     """More than the places: 4 a worker and 4 besides."""
-    alone = collect(small_data, last=40, shuffle=shuffle)
-    kept = collect(small_data, last=40, workers=1, shuffle=shuffle)
+    alone = collect(small_data, last=40, block=block)
+    kept = collect(small_data, last=40, workers=1, block=block)
     assert len(kept) == 40
     for (images, labels), (others, other_labels) in zip(alone, kept, strict=True):
         assert torch.equal(images, others) and torch.equal(labels, other_labels)
@@ -89,8 +94,8 @@ def test_too_much_shared_memory_is_refused_in_one_line():
 def test_shared_memory_is_used_over_and_over(small_data):
     addresses = set()
     data = open_training_set(small_data)
-    batches = training_batches(data, batch_size=6, batches_per_epoch=4, first=0, last=60, seed=0, workers=2)
-    for images, _ in batches:
+    order = EpochOrder(data, batch_size=6, batches_per_epoch=4, first=0, last=60, seed=0)
+    for images, _ in training_batches(order, workers=2):
         addresses.add(images.data_ptr())
     assert len(addresses) <= 12
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from facebones.backbones.registry import IMAGE_SIZE, TIMM_PREFIX, Backbone, BackboneEntry, evaluation_mode
-from facebones.errors import ConfigError, MissingExtraError, UnknownNameError
+from facebones.errors import ConfigError, MissingExtraError, UnknownNameError, first_line
 
 
 def import_timm() -> ModuleType:
@@ -106,7 +106,7 @@ def create_timm_model(model: str, **options: Any) -> nn.Module:
     try:
         return timm.create_model(model, pretrained=False, **options)  # type: ignore[no-any-return]
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise _unfit(model, reason) from error
 
 
@@ -121,7 +121,7 @@ def _feature_size(body: nn.Module, model: str) -> int:
         with evaluation_mode(body), torch.no_grad():
             features = body(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=device))
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        raise _unfit(model, str(error).splitlines()[0]) from error
+        raise _unfit(model, first_line(error)) from error
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise _unfit(model, "it gives no feature vector")
     return features.shape[1]

@@ -16,39 +16,21 @@ from facebones.backbones.registry import IMAGE_SIZE
 from facebones.data.batch_memory import Batch, BatchMemory, FilledPlace, Images, Labels
 from facebones.data.folders import TrainingSet
 from facebones.data.images import decode
-from facebones.data.order import EpochOrder, block_size
+from facebones.data.order import EpochOrder
 from facebones.errors import DataError, RunError
 
 IMAGE_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 PREFETCH = 4  # batches that each worker is ahead
-SPARE = 4  # batches beside those, in use by the training
+SPARE = 3  # batches beside those and what the training uses at a time
 CAN_INHERIT = sys.platform == "linux"  # elsewhere a process with threads, as any with torch, is not to be forked
 
 
-def training_batches(
-    training_set: TrainingSet,
-    *,
-    batch_size: int,
-    batches_per_epoch: int,
-    first: int,
-    last: int,
-    seed: int,
-    workers: int,
-    shuffle: str = "full",
-    held: int = 1,
-    pin_memory: bool = False,
-) -> Iterator[Batch]:
-    """Yield the batches numbered `first` to `last` - 1.
+def training_batches(order: EpochOrder, *, workers: int, held: int = 1, pin_memory: bool = False) -> Iterator[Batch]:
+    """Yield the batches of an order.
 
     Args:
-        training_set: encoded images and their labels.
-        batch_size: B; what is left of an epoch after the last whole batch is not used in that epoch.
-        batches_per_epoch: after so many, a new order begins.
-        first: number of the first batch, counted from the start of the training.
-        last: number of the batch before which to end.
-        seed: decides the order of every epoch.
+        order: of which images of which training set, batch by batch.
         workers: processes that read and decode; with 0 this process does.
-        shuffle: "full", or "block:N" to keep N neighbouring images together, see `BlockOrder`.
         held: batches that are used at a time.
         pin_memory: give page-locked memory, from which copies to a GPU are faster.
 
@@ -58,20 +40,11 @@ def training_batches(
     Raises:
         DataError: an image cannot be read.
     """
-    order = EpochOrder(
-        training_set,
-        batch_size=batch_size,
-        batches_per_epoch=batches_per_epoch,
-        first=first,
-        last=last,
-        seed=seed,
-        block=block_size(shuffle),
-    )
     memory = None
     if workers and CAN_INHERIT:
-        memory = BatchMemory(PREFETCH * workers + SPARE + held, (batch_size, *IMAGE_SHAPE))
+        memory = BatchMemory(PREFETCH * workers + SPARE + held, (order.batch_size, *IMAGE_SHAPE))
     loader = DataLoader(
-        _DecodedImages(training_set, memory),
+        _DecodedImages(order.training_set, memory),
         sampler=_Requests(order, memory),
         batch_size=None,  # a request is for a whole batch
         num_workers=workers,

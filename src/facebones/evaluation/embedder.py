@@ -8,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from facebones.data.normalize import OURS, Preprocessing, to_network_input
+from facebones.device import to_device
 from facebones.errors import CheckpointError, ConfigError
 from facebones.onnx_backbone import OnnxBackbone
 from facebones.weights import open_backbone
@@ -63,7 +64,7 @@ class Embedder:
         """
         kind = self.device.type
         with torch.inference_mode(), torch.autocast(kind, AUTOCAST_TYPE[self.precision], self.precision != "fp32"):
-            images = _on_device(torch.from_numpy(images_BHWC), self.device)
+            images = to_device(torch.from_numpy(images_BHWC), self.device)
             x = to_network_input(images, self.channels_last, preprocessing=self.preprocessing)  # (B, 3, H, W)
             views = (x, x.flip(3)) if flip else (x,)
             answers = torch.stack([self.network(view).float() for view in views], dim=1)  # (B, V, D)
@@ -117,9 +118,3 @@ def _digest(path: Path) -> str:
         except OSError as error:
             raise CheckpointError(f"{part}: cannot be read: {error.strerror}") from error
     return digest.hexdigest()
-
-
-def _on_device(images: Tensor, device: torch.device) -> Tensor:
-    if device.type != "cuda":
-        return images.to(device)
-    return images.pin_memory().to(device, non_blocking=True)  # from other memory the copy would wait for the network

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from facebones.backbones import Backbone
 from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
-from facebones.errors import ConfigError, FaceBonesError, UnknownNameError
+from facebones.errors import ConfigError, FaceBonesError, UnknownNameError, first_line
 from facebones.evaluation.embedder import Embedder, Precision
 from facebones.onnx_backbone import OnnxBackbone
 from facebones.onnx_graph import check_packages, to_onnx
@@ -113,7 +113,7 @@ def run_by(embedder: Embedder, name: str, batch_size: int) -> Embedder:
     except FaceBonesError:
         raise
     except (RuntimeError, ImportError, OSError) as error:  # of torch's compiler and of OpenVINO, in many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)[:200]
         raise ConfigError(f"--runtime {name}: {reason}; take another runtime, or --debug shows the rest") from error
     return prepared
 

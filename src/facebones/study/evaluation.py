@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import facebones
-from facebones.errors import FaceBonesError
+from facebones.errors import FaceBonesError, first_line
 from facebones.evaluation.ijb import Work, evaluate_identification, evaluate_template_pairs
 from facebones.evaluation.pairs import evaluate_pairs
 from facebones.profiling import Conditions, profile
@@ -71,7 +71,7 @@ def _once(output: Path, part: Part, before: Any) -> dict[str, Any]:
         except (FaceBonesError, OSError, RuntimeError) as error:  # torch says of memory in a RuntimeError
             if stop.received is not None:  # a library took the stop for a failure of its own
                 raise Interrupted(stop.received) from None
-            row["error"] = (str(error).splitlines() or [type(error).__name__])[0]
+            row["error"] = first_line(error)
             say(f"{part.name}: failed: {row['error']}")
     return row
 

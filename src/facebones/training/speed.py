@@ -23,7 +23,7 @@ from torch.nn import functional
 import facebones
 from facebones.config import Recipe
 from facebones.data.folders import open_training_set
-from facebones.errors import FaceBonesError
+from facebones.errors import FaceBonesError, first_line
 from facebones.measured import keep, recall, say_ignored
 from facebones.profiling.conditions import processor_model
 from facebones.progress import format_seconds
@@ -90,7 +90,7 @@ def choose_settings(recipe: Recipe, device: torch.device) -> Recipe:
         try:
             trials.append(measure(_with(recipe, precision, compile), device))
         except (FaceBonesError, RuntimeError) as error:  # no compiler, no memory, no finite loss
-            say(f"speed: leaves out {_named(precision, compile)}: {(str(error).splitlines() or ['failed'])[0][:200]}")
+            say(f"speed: leaves out {_named(precision, compile)}: {first_line(error)[:200]}")
     usable = [trial for trial in trials if trial is plain or trial.agrees(plain)]
     for trial in trials:
         note = "" if trial in usable else ", but its gradient is another"
@@ -130,11 +130,11 @@ def measure(recipe: Recipe, device: torch.device) -> Trial:
 
     gradient = torch.empty(0)
 
-    def keep(*_: Any) -> None:
+    def note_gradient(*_: Any) -> None:
         nonlocal gradient
         gradient = torch.cat([p.grad.flatten() for p in trainer.backbone.parameters() if p.grad is not None])
 
-    hook = trainer.optimizer.register_step_pre_hook(keep)
+    hook = trainer.optimizer.register_step_pre_hook(note_gradient)
     first = step()
     while trainer.meter.loss is None:  # a scaler that looks for its scale
         step()

@@ -21,6 +21,8 @@ from facebones.data.batch_memory import Batch
 from facebones.data.folders import open_training_set
 from facebones.data.loading import training_batches
 from facebones.data.normalize import to_network_input
+from facebones.data.order import EpochOrder, block_size
+from facebones.device import to_device
 from facebones.errors import CheckpointError, ConfigError, FaceBonesError, RunError
 from facebones.evaluation.embedder import AUTOCAST_TYPE
 from facebones.files import write_json
@@ -267,18 +269,17 @@ class Trainer:
     def step_batches(self) -> Generator[list[Batch]]:
         """The batches of each step from the present one to the last."""
         config = self.recipe.training
-        batches = training_batches(
+        order = EpochOrder(
             self.data,
             batch_size=config.batch_size,
             batches_per_epoch=self.steps_per_epoch * config.accumulation_steps,
             first=self.step * config.accumulation_steps,
             last=self.total_steps * config.accumulation_steps,
             seed=config.seed,
-            workers=self.recipe.data.workers,
-            shuffle=self.recipe.data.shuffle,
-            held=config.accumulation_steps,
-            pin_memory=self.device.type == "cuda",
+            block=block_size(self.recipe.data.shuffle),
         )
+        workers, pinned = self.recipe.data.workers, self.device.type == "cuda"
+        batches = training_batches(order, workers=workers, held=config.accumulation_steps, pin_memory=pinned)
         gathered: list[Batch] = []
         for batch in batches:
             gathered.append(batch)
@@ -289,10 +290,7 @@ class Trainer:
     def _network_input(self, images_BHWC: Tensor) -> Tensor:
         mirror_B = None
         if self.recipe.data.flip:
-            mirror_B = torch.rand(len(images_BHWC)) < 0.5
-            if self.device.type == "cuda":
-                mirror_B = mirror_B.pin_memory()  # else the copy would wait
-            mirror_B = mirror_B.to(self.device, non_blocking=True)
+            mirror_B = to_device(torch.rand(len(images_BHWC)) < 0.5, self.device)
         images_BHWC = images_BHWC.to(self.device, non_blocking=True)
         return to_network_input(images_BHWC, self.recipe.training.channels_last, mirror_B)
 
