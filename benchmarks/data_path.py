@@ -133,6 +133,7 @@ def plain_side(workers: int) -> Callable[[Path, Path], Side]:
     """From the folder of images, an image at a time."""
 
     def build(_: Path, folder: Path) -> Side:
+        from plain import PlainFolder
         from torch.utils.data import DataLoader, RandomSampler
 
         data = PlainFolder(folder)
@@ -140,28 +141,6 @@ def plain_side(workers: int) -> Callable[[Path, Path], Side]:
         return from_loader(iter(DataLoader(data, BATCH_SIZE, sampler=endless, num_workers=workers)), workers)
 
     return build
-
-
-class PlainFolder:
-    """A data set as anyone would write it first."""
-
-    def __init__(self, folder: Path) -> None:
-        people = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-        self.samples = [(path, label) for label, person in enumerate(people) for path in sorted(person.iterdir())]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> object:
-        import torch
-        from PIL import Image
-
-        path, label = self.samples[index]
-        image = Image.open(path).convert("RGB")
-        if random.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        x = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
-        return x.sub_(0.5).div_(0.5), label
 
 
 SIDES: dict[str, Callable[[Path, Path], Side]] = {

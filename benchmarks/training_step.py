@@ -50,26 +50,14 @@ def write_data(folder: Path) -> None:
 def plain_step(backbone: str) -> Callable[[], None]:
     """The reference: what a trainer of the field does in a step, and no more."""
     import torch
-    from torch.nn import functional
+    from plain import PlainTraining
 
-    from facebones.backbones import create_backbone
-
-    network = create_backbone(backbone).train()
-    centres = torch.nn.Parameter(torch.randn(CLASSES, 512) * 0.01)
-    parameters = [*network.parameters(), centres]
-    optimizer = torch.optim.SGD(parameters, lr=0.001, momentum=0.9, weight_decay=5e-4)
+    training = PlainTraining(backbone, CLASSES, learning_rate=0.001, margin=0.5)
     images = torch.randint(0, 256, (BATCH_SIZE, 112, 112, 3), dtype=torch.uint8)
     labels = torch.arange(BATCH_SIZE)
 
     def step() -> None:
-        x = (images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-        cosine = functional.linear(functional.normalize(network(x)), functional.normalize(centres)).clamp(-1, 1)
-        target = torch.zeros_like(cosine).scatter(1, labels[:, None], 1.0)
-        logits = 64 * torch.where(target > 0, torch.cos(torch.acos(cosine * 0.999999) + 0.5), cosine)
-        loss = functional.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        training.step((images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5, labels)
 
     return step
 

