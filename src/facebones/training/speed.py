@@ -116,6 +116,7 @@ def measure(recipe: Recipe, device: torch.device) -> Trial:
         validation=replace(recipe.validation, sets=[]),
         log=replace(recipe.log, tensorboard=False),
     )
+    say(f"speed: measures {_named(recipe.training.precision, recipe.training.compile)}")
     trainer = Trainer(recipe, device)
     with closing(trainer.step_batches()) as steps:
         batches = next(steps)

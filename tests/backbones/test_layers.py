@@ -1,0 +1,76 @@
+"""The ways that convolutions and shuffles go on a CPU under autocast and torch.compile, against the plain ones."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from facebones.backbones.interleaving import shuffle_two
+from facebones.backbones.layers import MERGED_WIDTH, GroupedConv2d
+
+DRAW = torch.Generator().manual_seed(0)
+
+
+def results(compute, x, parameter):
+    """Output and both gradients."""
+    y = compute(x)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad((y.float() * weight).sum(), (x, parameter))
+    return [y, *gradients]
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "kernel", "stride", "padding", "size", "dtype", "bound"),
+    [
+        pytest.param(128, 64, 3, 1, 1, 10, torch.bfloat16, 0.01, id="mobilefacenet_wide, groups of 2"),
+        pytest.param(256, 64, 3, 2, 1, 10, torch.bfloat16, 0.01, id="mobilefacenet_large, groups of 4"),
+        pytest.param(36, 12, 3, 1, 1, 10, torch.bfloat16, 0.01, id="groups of 3, which 32 is no multiple of"),
+        pytest.param(6, 3, 3, 1, 1, 10, torch.bfloat16, 0.01, id="fewer channels than a merged group"),
+        pytest.param(16, 16, 3, 2, 1, 10, torch.float32, 1e-5, id="depthwise"),
+        pytest.param(16, 16, 7, 1, 0, 7, torch.float32, 1e-5, id="global depthwise"),
+        pytest.param(16, 16, 7, 1, 0, 9, torch.float32, 1e-5, id="depthwise of a larger map"),
+        pytest.param(128, 2, 3, 1, 1, 10, torch.float32, 1e-5, id="wide groups"),
+    ],
+)
+def test_grouped_convolutions_under_autocast(channels, groups, kernel, stride, padding, size, dtype, bound):
+    convolution = GroupedConv2d(channels, channels, kernel, stride, padding, groups=groups, bias=False)
+    x = torch.randn(3, channels, size, size, generator=DRAW, requires_grad=True)
+    plain = results(convolution, x, convolution.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = results(convolution, x, convolution.weight)
+    assert half[0].dtype == dtype
+    for found, expected in zip(half, plain, strict=True):
+        assert found.shape == expected.shape
+        assert (found - expected).norm() < bound * expected.norm()
+
+
+def test_merged_groups_take_nothing_from_their_neighbours():
+    convolution = GroupedConv2d(2 * MERGED_WIDTH, 2 * MERGED_WIDTH, 3, 1, 1, groups=MERGED_WIDTH, bias=False)
+    x = torch.zeros(1, 2 * MERGED_WIDTH, 4, 4)
+    x[:, 6:8] = 1
+    with torch.autocast("cpu", torch.bfloat16):
+        touched = convolution(x).detach().abs().sum((0, 2, 3)) > 0
+    assert touched.nonzero().flatten().tolist() == [6, 7]
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_shuffle_is_the_same_when_compiled(dtypes, memory_format):
+    first, second = (
+        torch.randn(2, 6, 5, 5, generator=DRAW).to(dtype, memory_format=memory_format).requires_grad_()
+        for dtype in dtypes
+    )
+    expected = functional.channel_shuffle(torch.cat((first, second), dim=1), 2)
+    assert torch.equal(expected[:, 0::2], first) and torch.equal(expected[:, 1::2], second)
+    compiled = torch.compile(shuffle_two, backend="aot_eager", fullgraph=True)
+    found = compiled(first, second)
+    assert torch.equal(shuffle_two(first, second), expected) and torch.equal(found, expected)
+    weight = torch.randn(expected.shape, generator=DRAW)
+    ours, plain = (torch.autograd.grad((y * weight).sum(), (first, second)) for y in (found, expected))
+    for found, expected in zip(ours, plain, strict=True):
+        assert found.dtype == expected.dtype and torch.equal(found, expected)
+
+
+def test_the_operators_keep_what_they_promise():
+    x = torch.randn(2, 4, 3, 3, requires_grad=True)
+    torch.library.opcheck(torch.ops.facebones.interleave, (x, x))
+    torch.library.opcheck(torch.ops.facebones.deinterleave, (x.detach(),))
