@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from facebones.heads import cosines as module
-from facebones.heads.cosines import cosines
+from facebones.heads.cosines import cosines, sampled_cosines
 
 
 def plain(embedding, centres):
@@ -30,3 +30,21 @@ def test_values_and_gradients_are_those_of_torch(classes, block, batch, size, mo
     expected = values_and_gradients(plain, embedding, centres, upstream)
     found = values_and_gradients(cosines, embedding, centres, upstream)
     assert all(map(torch.equal, expected, found))
+
+
+@pytest.mark.parametrize("block", [1, 7, 2048])
+def test_those_of_drawn_rows_are_those_of_the_rows(block, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ROWS", block)
+    torch.manual_seed(0)
+    embedding, matrix, index = torch.randn(6, 64), torch.randn(300, 64), torch.tensor([0, 3, 4, 9, 200, 298, 299])
+    matrix[3] = 0
+    upstream = torch.randn(6, len(index))
+    expected = values_and_gradients(cosines, embedding, matrix[index], upstream)
+    without_values = torch.zeros(1, 1).expand(len(index), 64)
+
+    def sampled(embedding, rows):
+        return sampled_cosines(embedding, rows, matrix, index)
+
+    found = values_and_gradients(sampled, embedding, without_values, upstream)
+    for ours, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, plain)

@@ -218,8 +218,9 @@ def test_the_rows_count_in_the_norm_and_are_clipped(tiny_recipe):
         def look(optimizer, *_):
             seen.append([p.grad.clone() for p in optimizer.param_groups[0]["params"] if p.grad is not None])
 
-        trainer.optimizer._optimizer_step_pre_hooks.clear()  # the rows' own, which takes their gradient
-        trainer.optimizer.register_step_pre_hook(look)
+        handle = trainer.optimizer.register_step_pre_hook(look)
+        # Before the rows' own, which takes their gradient.
+        trainer.optimizer._optimizer_step_pre_hooks.move_to_end(handle.id, last=False)
         trainer.train_step(next(trainer.step_batches()))
         trainer.settle()
         norms.append(trainer.latest["gradient_norm"])

@@ -1,5 +1,6 @@
 """Cosines between embeddings and class centres, whose gradient takes little memory beside itself."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +25,14 @@ def cosines(embedding_BD: Tensor, centres_CD: Tensor) -> Tensor:
     return _Cosines.apply(embedding_BD, centres_CD)  # type: ignore[no-untyped-call,no-any-return]
 
 
+def sampled_cosines(embedding_BD: Tensor, rows_SD: Tensor, matrix_CD: Tensor, index_S: Tensor) -> Tensor:
+    """`cosines` (B, S) with the rows `index_S` of a matrix, which are copied block by block and never all at once.
+
+    The gradient is that of `rows_SD`, whose values are not looked at.
+    """
+    return _SampledCosines.apply(embedding_BD, rows_SD, matrix_CD, index_S)  # type: ignore[no-untyped-call,no-any-return]
+
+
 class _Cosines(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, embedding_BD: Tensor, centres_CD: Tensor) -> Tensor:
@@ -44,6 +53,39 @@ class _Cosines(torch.autograd.Function):
                 block = gradient_CD[start : start + BLOCK_ROWS]
                 block.copy_(_through_normalize(centres_CD[start : start + BLOCK_ROWS], block))
         return gradient_BD, gradient_CD
+
+
+class _SampledCosines(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, embedding_BD: Tensor, rows_SD: Tensor, matrix_CD: Tensor, index_S: Tensor) -> Tensor:
+        cosine_BS = embedding_BD.new_empty(len(embedding_BD), len(index_S))
+        for start, centres in _drawn_blocks(matrix_CD, index_S):
+            block = functional.linear(embedding_BD, functional.normalize(centres))
+            cosine_BS[:, start : start + len(centres)] = block
+        is_within_BS = (cosine_BS >= -1).logical_and_(cosine_BS <= 1)
+        ctx.save_for_backward(embedding_BD, matrix_CD, index_S, is_within_BS)
+        return cosine_BS.clamp_(-1, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BS: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        embedding_BD, matrix_CD, index_S, is_within_BS = ctx.saved_tensors
+        gradient_BS = torch.where(is_within_BS, gradient_BS, 0)
+        gradient_BD = torch.zeros_like(embedding_BD)
+        gradient_SD = embedding_BD.new_empty(len(index_S), matrix_CD.shape[1])
+        with torch.autocast(gradient_BS.device.type, enabled=False):
+            for start, centres in _drawn_blocks(matrix_CD, index_S):
+                block_BS = gradient_BS[:, start : start + len(centres)]
+                gradient_BD += block_BS @ functional.normalize(centres)
+                own = gradient_SD[start : start + len(centres)]
+                own.copy_(_through_normalize(centres, block_BS.T @ embedding_BD))
+        return gradient_BD, gradient_SD, None, None
+
+
+def _drawn_blocks(matrix_CD: Tensor, index_S: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Where each block of the drawn rows begins, and a copy of its rows."""
+    for start in range(0, len(index_S), BLOCK_ROWS):
+        yield start, matrix_CD.index_select(0, index_S[start : start + BLOCK_ROWS])
 
 
 def _through_normalize(centres: Tensor, gradient: Tensor) -> Tensor:

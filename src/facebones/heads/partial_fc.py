@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facebones.heads.cosines import cosines
+from facebones.heads.cosines import cosines, sampled_cosines
 from facebones.heads.step_rows import StepRows
 
 Margin = Callable[[Tensor, Tensor], Tensor]
@@ -78,13 +78,14 @@ class PartialFC(nn.Module):
         """
         here = self._is_here(label_B)
         column_B = torch.where(here, label_B - self.shard.start, -1)
-        centres: Tensor = self.centres
-        if self.rows is not None:
-            centres, column_B = self.rows.leaf, self.rows.place(column_B)
-        with torch.autocast(
-            embedding_BD.device.type, enabled=False
-        ):  # times 64, half a bfloat16 step is a logit of 0.1
-            return self.margin(cosines(embedding_BD.float(), centres), column_B), column_B
+        # In float32: times 64, half a bfloat16 step is a logit of 0.1.
+        with torch.autocast(embedding_BD.device.type, enabled=False):
+            if self.rows is None:
+                cosine_BS = cosines(embedding_BD.float(), self.centres)
+            else:
+                column_B = self.rows.place(column_B)
+                cosine_BS = sampled_cosines(embedding_BD.float(), self.rows.leaf, self.centres, self.rows.index)
+            return self.margin(cosine_BS, column_B), column_B
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor) -> Tensor:
         """Mean cross-entropy of the rows with a class; rows of label -1 add nothing. Shapes as in `logits`."""

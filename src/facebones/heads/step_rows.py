@@ -1,9 +1,10 @@
 """The rows of a large matrix that take part in one step: only they get a gradient, and only their state is updated.
 
-The rows are a leaf of their own, so a backward pass makes a gradient of their size and no larger, and the norm, the
-clipping and the gradient scaler see them like any parameter. A torch optimizer holds the leaf; as it begins a step, an
-optimizer of its own kind takes that of the rows, block by block on the matrix and on the state, which is of the whole
-matrix and lies where the optimizer keeps any state. A row that is not drawn keeps its value and its momentum bit by
+The rows have a leaf of their own, so a backward pass makes a gradient of their size and no larger, and the norm, the
+clipping and the gradient scaler see them like any parameter. The leaf has their shape and no memory; their values are
+read from the matrix, block by block. A torch optimizer holds the leaf; as it begins a step, an optimizer of its own
+kind takes that of the rows, block by block on the matrix and on the state, which is of the whole matrix and lies where
+the optimizer keeps any state. A row that is not drawn keeps its value and its momentum bit by
 bit; a step that is skipped changes nothing. A count of steps, as AdamW's, is one for all rows, as in torch's
 SparseAdam.
 """
@@ -25,7 +26,8 @@ class StepRows:
     Args:
         matrix: (C, D), which needs no gradient of its own.
 
-    `leaf` (S, D) holds the rows `index` (S,); both are empty before a draw and after the optimizer's step.
+    `leaf` (S, D) gets the gradient of the rows `index` (S,); both are empty before a draw and after the optimizer's
+    step. The leaf's own values mean nothing.
     """
 
     def __init__(self, matrix: nn.Parameter) -> None:
@@ -34,15 +36,15 @@ class StepRows:
         self.clear()
 
     def clear(self) -> None:
-        """Give up the rows; what is empty lies where the matrix lies."""
+        """Give up the rows."""
         self.draw(torch.empty(0, dtype=torch.long, device=self.matrix.device))
 
     @torch.no_grad()
     def draw(self, index_S: Tensor) -> None:
         """Take up the rows of these sorted indices, each at most once, and drop those of the step before."""
         self.leaf.grad = None
-        self.leaf.data = self.matrix[:0]  # the old rows go before the new ones come
-        self.leaf.data = self.matrix.index_select(0, index_S)
+        # One number for all: it takes no memory, lies where the matrix lies, and gets its gradient laid out in rows.
+        self.leaf.data = self.matrix.new_zeros(1, 1).expand(len(index_S), self.matrix.shape[1])
         self.index = index_S
 
     def place(self, row_B: Tensor) -> Tensor:
