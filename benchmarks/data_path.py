@@ -21,7 +21,6 @@ import random
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -222,7 +221,6 @@ def memory_of(workers: int, records: Path, pipe: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "This DataLoader will create 4 worker", UserWarning)  # than cores: on purpose
     batches = our_batches(records, workers, INDEX)
     for _ in range(40 * workers):
         next(batches)

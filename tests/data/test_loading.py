@@ -1,4 +1,5 @@
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -31,6 +32,16 @@ def test_batches_are_the_same_for_any_number_of_workers_and_leave_torchs_generat
     for (images, labels), (others, other_labels) in zip(alone, helped, strict=True):
         assert images.dtype == torch.uint8 and images.shape == (6, 112, 112, 3)
         assert torch.equal(images, others) and torch.equal(labels, other_labels)
+
+
+def test_more_workers_than_cores_are_no_news(small_data):
+    """Here a warning is an error; torch has one for each of the two places at which it looks."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert len(collect(small_data, workers=2)) == 8
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def test_labels_belong_to_their_images(small_data):
