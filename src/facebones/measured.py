@@ -5,6 +5,7 @@ conditions that it was measured in. Anything may have been written there by othe
 it.
 """
 
+import fcntl
 import json
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -27,8 +28,11 @@ def keep(kind: str, conditions: str, value: Any) -> None:
     """Keep a value that JSON can hold; where that fails, it is said, and nothing else is lost."""
     path = _file(kind)
     try:
-        write_json(path, _read(path) | {conditions: value})
-    except (RunError, ValueError) as error:  # ValueError: another has left NaN there
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of two that measure at once, both keep theirs
+            write_json(path, _read(path) | {conditions: value})
+    except (RunError, OSError, ValueError) as error:  # ValueError: another has left NaN there
         say(f"what was measured is not kept: {error}")
 
 
