@@ -10,7 +10,7 @@ from torch import nn
 
 from facebones.backbones import Backbone, create_backbone
 from facebones.cli import main
-from facebones.commands.evaluation import RUNTIME_HELP
+from facebones.commands.command import RUNTIME_HELP
 from facebones.data.image_sources import EncodedImages
 from facebones.data.pairs import read_pairs
 from facebones.errors import ConfigError, UnknownNameError
@@ -350,5 +350,5 @@ def test_onnx_files_have_their_runtime(weights, small_data, capsys, tmp_path):
 
 
 def test_help_names_all_runtimes():
-    names = RUNTIME_HELP.partition(";")[0].split(", ")
+    names = RUNTIME_HELP.removeprefix("of the evaluation: ").partition(";")[0].split(", ")
     assert sorted(names) == sorted(runtimes.RUNTIMES)

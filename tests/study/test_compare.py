@@ -155,6 +155,8 @@ BAD = {
     "unknown set": (["--validation.sets", "lfw"], "lfw: no such verification set"),
     "no such file": (["--backbones", "theirs.onnx"], "theirs.onnx: no such run or file"),
     "no such device": (["--device", "abacus"], "--device abacus: no such device"),
+    "no such runtime": (["--runtime", "openvina"], "did you mean 'openvino'"),
+    "no such runtime, in a plan": (["--runtime", "openvina", "--dry-run"], "did you mean 'openvino'"),
 }
 
 
@@ -271,6 +273,24 @@ def test_what_is_finished_is_measured_once_and_again_where_it_has_changed(finish
         "pairs.json",
         "profile.json",
     }
+
+
+def test_another_runtime_measures_anew_and_is_told(finished):
+    study, output = finished()
+    told = []
+    for runtime in (None, "bf16", "bf16"):
+        compare(study, output, device="cpu", runtime=runtime)
+        pairs = json.loads((output / "evaluation" / "pairs.json").read_text())
+        told.append(({model["runtime"] for model in pairs["models"].values()}, times(output)))
+    assert [runtimes for runtimes, _ in told] == [{"eager"}, {"bf16"}, {"bf16"}]
+    assert told[0][1] != told[1][1] == told[2][1]
+
+
+def test_a_runtime_that_cannot_compute_one_of_the_models_is_refused_before_any_training(write, tmp_path, capsys):
+    (tmp_path / "theirs.onnx").write_bytes(b"")
+    words = ["compare", write(f"{SMALL}, {tmp_path / 'theirs.onnx'}"), "--output", str(tmp_path / "out")]
+    assert main([*words, "--runtime", "compiled"]) == 2
+    assert "theirs.onnx is an ONNX file" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_part_that_fails_is_recorded_and_tried_again(finished, tmp_path):

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Arguments = argparse.Namespace
+RUNTIME_HELP = (
+    "of the evaluation: eager, bf16, compiled, compiled-bf16, onnxruntime, openvino, openvino-bf16; auto: the fastest"
+    " here whose embeddings are eager's [eager]"
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ def checkpoint_option(parser: argparse.ArgumentParser, what: str) -> None:
 def device_option(parser: argparse.ArgumentParser) -> None:
     """--device."""
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps [auto]")
+
+
+def runtime_option(parser: argparse.ArgumentParser) -> None:
+    """--runtime, of an evaluation."""
+    parser.add_argument("--runtime", metavar="NAME", help=RUNTIME_HELP)
 
 
 def speed_option(parser: argparse.ArgumentParser) -> None:

@@ -5,13 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from facebones.commands.command import Arguments, Command, device_option, json_option, not_negative, positive
+from facebones.commands.command import (
+    Arguments,
+    Command,
+    device_option,
+    json_option,
+    not_negative,
+    positive,
+    runtime_option,
+)
 
 CHECKPOINT_HELP = "a run, a file of weights or an ONNX file; repeat it to compare"
-RUNTIME_HELP = (
-    "eager, bf16, compiled, compiled-bf16, onnxruntime, openvino, openvino-bf16; auto: the fastest here"
-    " whose embeddings are eager's [eager]"
-)
 DEFAULT_REPLICATES = 1000
 
 
@@ -34,7 +38,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images a forward pass [128]")
     parser.add_argument("--workers", type=positive, metavar="N", help="threads that read images [the cores]")
     device_option(parser)
-    parser.add_argument("--runtime", metavar="NAME", help=RUNTIME_HELP)
+    runtime_option(parser)
 
 
 def _result_options(parser: argparse.ArgumentParser, what: str) -> None:

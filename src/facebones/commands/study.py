@@ -13,6 +13,7 @@ from facebones.commands.command import (
     device_option,
     json_option,
     positive,
+    runtime_option,
     speed_option,
 )
 
@@ -37,6 +38,7 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="trainings at a time [1]")
     parser.add_argument("--dry-run", action="store_true", help="show the runs and how far they are, and end")
     speed_option(parser)
+    runtime_option(parser)
     device_option(parser)
     json_option(parser)
 
@@ -49,15 +51,19 @@ def _compare(arguments: Arguments) -> None:
     study = load_study(arguments.study, overrides=arguments.overrides, **given)
     from facebones.device import select_device
     from facebones.study import compare as work
+    from facebones.study.evaluation import check_study_runtime
     from facebones.study.plan import make_plan
     from facebones.tables import print_table
 
     select_device(arguments.device)
     if arguments.dry_run:
-        rows = work.plan_rows(make_plan(study, arguments.output))
+        plan = make_plan(study, arguments.output)
+        check_study_runtime(plan, arguments.device, arguments.runtime)
+        rows = work.plan_rows(plan)
         print(json.dumps(rows, indent=2)) if arguments.json else print_table(*work.plan_table(rows))
         return
-    content = work.compare(study, arguments.output, jobs=arguments.jobs, device=arguments.device)
+    options = {"jobs": arguments.jobs, "device": arguments.device, "runtime": arguments.runtime}
+    content = work.compare(study, arguments.output, **options)
     _report_study(content, as_json=arguments.json)
 
 

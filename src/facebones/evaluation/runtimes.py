@@ -72,16 +72,25 @@ def check_runtime(name: str, embedder: Embedder) -> None:
     Raises:
         ConfigError: the model is an ONNX file, or the runtime does not compute on the device or is not installed.
     """
-    runtime = lookup_runtime(name)
+    lookup_runtime(name)
     if isinstance(embedder.network, OnnxBackbone):
-        if name != ONNX_RUNTIME:
-            raise ConfigError(
-                f"--runtime {name}: {embedder.path} is an ONNX file, which ONNX Runtime computes; leave --runtime out"
-            )
-        return
-    if not runtime.torch and embedder.device.type != "cpu":
+        check_takes_onnx(name, embedder.path)
+    else:
+        check_available(name, embedder.device)
+
+
+def check_available(name: str, device: torch.device) -> None:
+    """Refuse a runtime that does not compute on the device, or is not installed; ConfigError as in `check_runtime`."""
+    runtime = lookup_runtime(name)
+    if not runtime.torch and device.type != "cpu":
         raise ConfigError(f"--runtime {name}: computes on the CPU only; --device cpu, or another runtime")
     check_packages(f"--runtime {name}", runtime.packages, runtime.extra)
+
+
+def check_takes_onnx(name: str, path: Path | None) -> None:
+    """Refuse a runtime that computes no ONNX file; ConfigError as in `check_runtime`."""
+    if name != ONNX_RUNTIME:
+        raise ConfigError(f"--runtime {name}: {path} is an ONNX file, which ONNX Runtime computes; leave --runtime out")
 
 
 def run_by(embedder: Embedder, name: str, batch_size: int) -> Embedder:

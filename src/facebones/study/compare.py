@@ -11,7 +11,7 @@ from facebones.evaluation.significance import over_seeds
 from facebones.files import write_json
 from facebones.progress import format_seconds
 from facebones.run_folder import folder_lock
-from facebones.study.evaluation import evaluate_all, finished_models
+from facebones.study.evaluation import check_study_runtime, evaluate_all, finished_models
 from facebones.study.plan import DONE, UNFINISHED, Plan, PlannedRun, make_plan, network_costs
 from facebones.study.runner import train_all
 from facebones.study.study import Study
@@ -19,7 +19,9 @@ from facebones.study.study import Study
 STUDY_FILE = "study.json"
 
 
-def compare(study: Study, output: Path, *, jobs: int = 1, device: str = "auto") -> dict[str, Any]:
+def compare(
+    study: Study, output: Path, *, jobs: int = 1, device: str = "auto", runtime: str | None = None
+) -> dict[str, Any]:
     """Train every backbone from every seed by one recipe, and measure them all; what is done already is kept.
 
     Args:
@@ -27,6 +29,7 @@ def compare(study: Study, output: Path, *, jobs: int = 1, device: str = "auto") 
         output: folder of the study, made here.
         jobs: trainings at a time.
         device: "auto", "cpu", "cuda", ...
+        runtime: of the evaluation, as in `runtime_choice.with_runtime`.
 
     Returns:
         what study.json holds; `reporting.report.write_report` makes a report of it.
@@ -36,6 +39,7 @@ def compare(study: Study, output: Path, *, jobs: int = 1, device: str = "auto") 
         Interrupted: SIGINT or SIGTERM came; all trainings have saved. The same call goes on.
     """
     plan = make_plan(study, output)
+    check_study_runtime(plan, device, runtime)
     with folder_lock(output, "compares"):
         for run in plan.runs:  # since they were last asked, another process may have been here
             run.refuse_another()
@@ -45,7 +49,7 @@ def compare(study: Study, output: Path, *, jobs: int = 1, device: str = "auto") 
             errors = train_all(plan, jobs, device, lambda now: _write(plan, now, before))
         finally:
             _write(plan, errors, before)
-        return _write(plan, errors, evaluate_all(plan, device, before))
+        return _write(plan, errors, evaluate_all(plan, device, runtime, before))
 
 
 def raise_failures(content: Mapping[str, Any]) -> None:

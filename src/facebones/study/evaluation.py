@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import facebones
+from facebones.device import select_device
 from facebones.errors import FaceBonesError, first_line
 from facebones.evaluation.ijb import Work, evaluate_identification, evaluate_template_pairs
 from facebones.evaluation.pairs import evaluate_pairs
+from facebones.evaluation.runtimes import AUTO, check_available, check_takes_onnx
 from facebones.profiling import Conditions, profile
 from facebones.profiling.profiler import write_profile
 from facebones.run_folder import RunFolder
@@ -42,12 +44,27 @@ def finished_models(plan: Plan) -> dict[str, Path]:
     return {run.name: run.folder.path for run in plan.runs if run.state == DONE} | dict(plan.trained)
 
 
-def evaluate_all(plan: Plan, device: str, before: Mapping[str, Any]) -> dict[str, Any]:
+def check_study_runtime(plan: Plan, device: str, runtime: str | None) -> None:
+    """Refuse what would fail only after all trainings.
+
+    Raises:
+        UnknownNameError, ConfigError: no such runtime, or it cannot compute one of the models here.
+    """
+    if runtime in (None, AUTO):
+        return
+    check_available(runtime, select_device(device))
+    for path in plan.trained.values():
+        if path.suffix == ".onnx":
+            check_takes_onnx(runtime, path)
+
+
+def evaluate_all(plan: Plan, device: str, runtime: str | None, before: Mapping[str, Any]) -> dict[str, Any]:
     """Measure what has changed since the last time; a part that fails does not stop the others.
 
     Args:
         plan: the study.
         device: "auto", "cpu", ...
+        runtime: as in `runtime_choice.with_runtime`.
         before: what the last call returned.
 
     Returns:
@@ -56,7 +73,7 @@ def evaluate_all(plan: Plan, device: str, before: Mapping[str, Any]) -> dict[str
     Raises:
         Interrupted: SIGINT or SIGTERM came.
     """
-    parts = _parts(plan, device) if finished_models(plan) else []
+    parts = _parts(plan, device, runtime) if finished_models(plan) else []
     return {part.name: _once(plan.output, part, before.get(part.name)) for part in parts}
 
 
@@ -76,7 +93,7 @@ def _once(output: Path, part: Part, before: Any) -> dict[str, Any]:
     return row
 
 
-def _parts(plan: Plan, device: str) -> list[Part]:
+def _parts(plan: Plan, device: str, runtime: str | None) -> list[Part]:
     models = finished_models(plan)
     weights = {name: _signature([_weights_file(path)]) for name, path in models.items()}
     folder = plan.output / "evaluation"
@@ -90,16 +107,16 @@ def _parts(plan: Plan, device: str) -> list[Part]:
         add(
             "pairs",
             folder / "pairs.json",
-            _signature(plan.pair_sets),
-            lambda: evaluate_pairs(models, plan.pair_sets, output=folder, device=device),
+            [_signature(plan.pair_sets), runtime],
+            lambda: evaluate_pairs(models, plan.pair_sets, output=folder, device=device, runtime=runtime),
         )
     for data in map(Path, plan.study.ijb):
         # Below a folder of its own: features and pictures have the same names for every target.
-        work = Work(checkpoints=models, data=data, output=folder / data.resolve().name, device=device)
-        lists = _signature(sorted((data / "meta").glob("*")))
+        target = folder / data.resolve().name
+        work = Work(checkpoints=models, data=data, output=target, device=device, runtime=runtime)
+        inputs: list[Any] = [_signature(sorted((data / "meta").glob("*"))), runtime]
         for name, measure in (("templates", evaluate_template_pairs), ("identification", evaluate_identification)):
-            file = folder / data.resolve().name / f"{name}.json"
-            add(f"{name} {data.resolve().name}", file, lists, _call(measure, work))
+            add(f"{name} {target.name}", target / f"{name}.json", inputs, _call(measure, work))
     if plan.study.profile.enabled:
         settings = plan.study.profile
         inputs = [settings.batch_size, settings.threads, settings.precision, settings.seconds]
