@@ -2,7 +2,7 @@
 
 Both follow the same recipe on the same faces: the loop of `plain.py` over a folder of images, and `facebones train
 --speed auto`, which begins with nothing measured and nothing compiled before. Two trainings go on at once, each on its
-half of the cores (by `taskset`), as a rule one of each side. Hours go by: a training that has ended is kept in
+half of the cores (by `taskset`), the first ones one of each side. Hours go by: a training that has ended is kept in
 --output, and is not repeated when the command is given again.
 
     python benchmarks/whole_training.py --data FOLDER --output DIR [--recipe small_data] [--seeds 0 1] [--jobs 2]
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,7 @@ def plain_training(recipe_name: str, data: Path, folder: Path, seed: int) -> lis
     from facebones.data.pairs import read_pairs
 
     recipe = load_recipe(recipe_name, {})
+    assert follows(recipe), f"{recipe_name}: the plain loop cannot follow it"
     torch.manual_seed(seed)
     random.seed(seed)
     faces = PlainFolder(folder)
@@ -59,6 +61,18 @@ def plain_training(recipe_name: str, data: Path, folder: Path, seed: int) -> lis
                 accuracies.append(statistics.mean(plain_accuracy(training.network, pairs) for pairs in sets))
                 print(f"step {step}: accuracy {accuracies[-1]:.4f}", flush=True)
     return accuracies
+
+
+def follows(recipe: Any) -> bool:
+    """Whether the plain loop, which has not all that a recipe can ask for, does what this one says."""
+    head, optimizer, training = recipe.head, recipe.optimizer, recipe.training
+    return (
+        (head.scale, head.m1, head.m3, head.interclass_filter, head.sample_rate) == (64, 1, 0, 0, 1)
+        and (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 5e-4)
+        and (recipe.schedule.name, recipe.schedule.warmup_epochs) == ("polynomial", 0)
+        and (recipe.backbone.embedding_size, recipe.backbone.dropout) == (512, 0)
+        and (training.accumulation_steps, training.clip_norm) == (1, 0)
+    )
 
 
 def plain_accuracy(network: Any, pairs: Any) -> float:
@@ -93,14 +107,24 @@ def our_accuracies(run: Path) -> list[float]:
 
 
 def begin(side: str, seed: int, cores: list[int], arguments: argparse.Namespace) -> subprocess.Popen[bytes]:
-    """Begin a training on the given cores."""
-    run = arguments.output / f"{side}-{seed}"
+    """Begin a training on the given cores; what an earlier one has left goes first, what it measured included."""
+    run, cache = arguments.output / f"{side}-{seed}", arguments.output / f"cache-{side}-{seed}"
+    for left in (run, cache):
+        shutil.rmtree(left, ignore_errors=True)
     words = [arguments.recipe, "--data", str(arguments.data), "--output", str(run), "--seed", str(seed)]
     if side == "plain":
         words = [sys.executable, __file__, "--plain", "--recipe", *words]
     else:
-        words = [str(Path(sys.executable).with_name("facebones")), "train", *words, "--speed", "auto"]
-    own = {"OMP_NUM_THREADS": str(len(cores))} | {name: str(arguments.output / f"cache-{seed}") for name in CACHES}
+        words = [
+            str(Path(sys.executable).with_name("facebones")),
+            "train",
+            *words,
+            "--speed",
+            "auto",
+            "--device",
+            "cpu",
+        ]
+    own = {"OMP_NUM_THREADS": str(len(cores))} | {name: str(cache) for name in CACHES}
     with run.with_name(f"{run.name}.log").open("wb") as log:
         command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *words]
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | own)
@@ -113,23 +137,27 @@ def train_all(missing: list[tuple[str, int]], arguments: argparse.Namespace) -> 
     assert share, f"{len(cores)} cores for {arguments.jobs} trainings at once; give fewer --jobs"
     free = [cores[place * share : (place + 1) * share] for place in range(arguments.jobs)]
     running: dict[tuple[str, int], tuple[subprocess.Popen[bytes], list[int], float]] = {}
-    while queue or running:
-        while queue and free:
-            mine = free.pop(0)
-            running[queue[0]] = begin(*queue.pop(0), mine, arguments), mine, time.monotonic()
-        time.sleep(0.1)
-        for (side, seed), (process, mine, start) in list(running.items()):
-            if process.poll() is None:
-                continue
-            seconds = time.monotonic() - start
-            run = arguments.output / f"{side}-{seed}"
-            assert process.returncode == 0, f"{run}.log says why it failed"
-            accuracies = json.loads(run.read_text()) if side == "plain" else our_accuracies(run)
-            row = {"side": side, "seed": seed, "seconds": seconds, "accuracies": accuracies}
-            run.with_name(f"{run.name}.json").write_text(json.dumps(row) + "\n")
-            print(f"{side}, seed {seed}: {seconds / 60:.1f} min, accuracy {accuracies[-1]:.4f}", flush=True)
-            del running[side, seed]
-            free.append(mine)
+    try:
+        while queue or running:
+            while queue and free:
+                mine = free.pop(0)
+                running[queue[0]] = begin(*queue.pop(0), mine, arguments), mine, time.monotonic()
+            time.sleep(0.1)
+            for (side, seed), (process, mine, start) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                seconds = time.monotonic() - start
+                run = arguments.output / f"{side}-{seed}"
+                assert process.returncode == 0, f"{run}.log says why it failed"
+                accuracies = json.loads(run.read_text()) if side == "plain" else our_accuracies(run)
+                row = {"side": side, "seed": seed, "seconds": seconds, "accuracies": accuracies}
+                run.with_name(f"{run.name}.json").write_text(json.dumps(row) + "\n")
+                print(f"{side}, seed {seed}: {seconds / 60:.1f} min, accuracy {accuracies[-1]:.4f}", flush=True)
+                del running[side, seed]
+                free.append(mine)
+    finally:
+        for process, _, _ in running.values():
+            process.terminate()
 
 
 def main() -> None:

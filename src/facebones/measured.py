@@ -8,6 +8,7 @@ it.
 import fcntl
 import json
 import os
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def keep(kind: str, conditions: str, value: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of two that measure at once, both keep theirs
+            with suppress(OSError):  # some file systems of networks have no locks
+                fcntl.flock(lock, fcntl.LOCK_EX)  # of two that measure at once, both keep theirs
             write_json(path, _read(path) | {conditions: value})
     except (RunError, OSError, ValueError) as error:  # ValueError: another has left NaN there
         say(f"what was measured is not kept: {error}")

@@ -67,7 +67,7 @@ def to_onnx(network: Backbone, where: str, form: InputForm = NETWORK_INPUT) -> A
     pixels = torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
     folded = form is PIXEL_INPUT
     try:
-        with quiet(), redirect_stderr(io.StringIO()):  # where it fails, torch prints the graph
+        with torch.no_grad(), quiet(), redirect_stderr(io.StringIO()):  # where it fails, torch prints the graph
             program = torch.onnx.export(
                 _FromPixels(network).eval() if folded else network,
                 (pixels if folded else to_network_input(pixels),),

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 from torch.nn import functional
 
+from facebones.backbones import create_backbone
 from facebones.backbones.interleaving import shuffle_two
 from facebones.backbones.layers import MERGED_WIDTH, GroupedConv2d
 
@@ -29,6 +31,7 @@ def results(compute, x, parameter):
         pytest.param(16, 16, 7, 1, 0, 7, torch.float32, 1e-5, id="global depthwise"),
         pytest.param(16, 16, 7, 1, 0, 9, torch.float32, 1e-5, id="depthwise of a larger map"),
         pytest.param(128, 2, 3, 1, 1, 10, torch.float32, 1e-5, id="wide groups"),
+        pytest.param(6, 3, 3, 1, 1, 7, torch.bfloat16, 0.01, id="an odd map"),
     ],
 )
 def test_grouped_convolutions_under_autocast(channels, groups, kernel, stride, padding, size, dtype, bound):
@@ -61,13 +64,27 @@ def test_the_shuffle_is_the_same_when_compiled(dtypes, memory_format):
     )
     expected = functional.channel_shuffle(torch.cat((first, second), dim=1), 2)
     assert torch.equal(expected[:, 0::2], first) and torch.equal(expected[:, 1::2], second)
-    compiled = torch.compile(shuffle_two, backend="aot_eager", fullgraph=True)
+    graphs = []
+
+    def keep_graph(graph, inputs):
+        graphs.append(graph.code)
+        return aot_eager(graph, inputs)
+
+    compiled = torch.compile(shuffle_two, backend=keep_graph, fullgraph=True)
     found = compiled(first, second)
+    with torch.no_grad():
+        assert torch.equal(compiled(first.detach(), second.detach()), expected)
+    assert ["facebones.interleave" in code for code in graphs] == [True, False]
     assert torch.equal(shuffle_two(first, second), expected) and torch.equal(found, expected)
     weight = torch.randn(expected.shape, generator=DRAW)
     ours, plain = (torch.autograd.grad((y * weight).sum(), (first, second)) for y in (found, expected))
     for found, expected in zip(ours, plain, strict=True):
         assert found.dtype == expected.dtype and torch.equal(found, expected)
+
+
+def test_an_exported_graph_needs_no_operator_of_this_package():
+    backbone = create_backbone("shufflefacenet_0_5").eval()
+    assert "facebones" not in str(torch.export.export(backbone, (torch.randn(2, 3, 112, 112),)).graph)
 
 
 def test_the_operators_keep_what_they_promise():

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 def shuffle_two(first: Tensor, second: Tensor) -> Tensor:
     """Concatenate two tensors (B, C/2, H, W) and shuffle the channels in two groups: theirs alternate."""
-    if torch.compiler.is_compiling() and first.requires_grad and first.device.type == "cpu":
+    # Not where a graph is exported: it would need this package.
+    if torch.compiler.is_dynamo_compiling() and first.requires_grad and first.device.type == "cpu":
         dtype = torch.promote_types(first.dtype, second.dtype)
         return torch.ops.facebones.interleave(first.to(dtype), second.to(dtype))  # type: ignore[no-any-return]
     return functional.channel_shuffle(torch.cat((first, second), dim=1), 2)

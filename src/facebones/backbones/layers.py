@@ -42,20 +42,23 @@ def initialize(network: nn.Module) -> None:
 class GroupedConv2d(nn.Conv2d):
     """A convolution in groups, which under autocast on a CPU goes the ways that are fast there.
 
-    Depthwise ones compute in their weights' type, for a reduced precision has no fast kernels for their gradients: by
-    the input of a depthwise 3x3 at stride 2, bfloat16 takes 15 to 100 times as long as float32, by a depthwise 5x5's
-    weights 5 times. One that leaves a single pixel is a product and a sum. Groups of a few channels, which are slow in
-    either type, are merged into wider ones.
+    They compute in their weights' type, for a reduced precision has no fast kernels for the gradients of depthwise
+    ones: by the input of a 3x3 at stride 2, bfloat16 takes 15 to 100 times as long as float32, by a 5x5's weights 5
+    times. A depthwise one that leaves a single pixel is a product and a sum. But groups of a few channels, which are
+    slow in either type, are merged into wider ones in bfloat16.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        if 1 < (width := self.in_channels // self.groups) < MERGED_WIDTH and self.in_channels == self.out_channels:
+        width = self.in_channels // self.groups
+        plain = self.in_channels == self.out_channels and self.bias is None and self.padding_mode == "zeros"
+        if plain and 1 < width < MERGED_WIDTH and torch.get_autocast_dtype("cpu") == torch.bfloat16:
             return self._merged(x, width)
         with full_precision(x.device):
             x = x.to(self.weight.dtype)
-            if width == 1 and x.shape[2:] == self.weight.shape[2:] and self.padding == (0, 0) and self.bias is None:
+            single = x.shape[2:] == self.weight.shape[2:] and self.padding == (0, 0) and self.dilation == (1, 1)
+            if plain and width == 1 and single:
                 return (x * self.weight.squeeze(1)).sum((2, 3), keepdim=True)
             return super().forward(x)
 
@@ -67,7 +70,7 @@ class GroupedConv2d(nn.Conv2d):
         weight = self.weight.new_zeros(self.in_channels, merged, *self.kernel_size)
         weight = weight.index_put((rows, columns), self.weight)
         groups = self.in_channels // merged
-        return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, groups)
+        return functional.conv2d(x, weight, None, self.stride, self.padding, self.dilation, groups)
 
 
 class SplitConv(nn.ModuleList):

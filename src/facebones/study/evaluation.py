@@ -99,7 +99,9 @@ def _parts(plan: Plan, device: str, runtime: str | None) -> list[Part]:
     folder = plan.output / "evaluation"
     parts = []
 
-    def add(name: str, file: Path, inputs: Any, measure: Callable[[], Any]) -> None:
+    by = [] if runtime is None else [runtime]
+
+    def add(name: str, file: Path, inputs: list[Any], measure: Callable[[], Any]) -> None:
         digest = _digest([facebones.__version__, device, list(weights.items()), inputs])
         parts.append(Part(name=name, file=file.relative_to(plan.output), inputs=digest, measure=measure))
 
@@ -107,20 +109,20 @@ def _parts(plan: Plan, device: str, runtime: str | None) -> list[Part]:
         add(
             "pairs",
             folder / "pairs.json",
-            [_signature(plan.pair_sets), runtime],
+            _signature(plan.pair_sets) + by,
             lambda: evaluate_pairs(models, plan.pair_sets, output=folder, device=device, runtime=runtime),
         )
     for data in map(Path, plan.study.ijb):
         # Below a folder of its own: features and pictures have the same names for every target.
         target = folder / data.resolve().name
         work = Work(checkpoints=models, data=data, output=target, device=device, runtime=runtime)
-        inputs: list[Any] = [_signature(sorted((data / "meta").glob("*"))), runtime]
+        inputs = _signature(sorted((data / "meta").glob("*"))) + by
         for name, measure in (("templates", evaluate_template_pairs), ("identification", evaluate_identification)):
             add(f"{name} {target.name}", target / f"{name}.json", inputs, _call(measure, work))
     if plan.study.profile.enabled:
         settings = plan.study.profile
-        inputs = [settings.batch_size, settings.threads, settings.precision, settings.seconds]
-        add("profile", plan.output / "profile.json", inputs, lambda: profile_networks(plan, settings, device))
+        conditions = [settings.batch_size, settings.threads, settings.precision, settings.seconds]
+        add("profile", plan.output / "profile.json", conditions, lambda: profile_networks(plan, settings, device))
     return parts
 
 
