@@ -140,8 +140,8 @@ def train_all(missing: list[tuple[str, int]], arguments: argparse.Namespace) -> 
     try:
         while queue or running:
             while queue and free:
-                mine = free.pop(0)
-                running[queue[0]] = begin(*queue.pop(0), mine, arguments), mine, time.monotonic()
+                training, mine = queue.pop(0), free.pop(0)
+                running[training] = begin(*training, mine, arguments), mine, time.monotonic()
             time.sleep(0.1)
             for (side, seed), (process, mine, start) in list(running.items()):
                 if process.poll() is None:
