@@ -1,4 +1,5 @@
 import gc
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -130,3 +131,4 @@ def test_an_image_that_cannot_be_decoded_is_named(small_data, tmp_path, workers)
     with pytest.raises(DataError, match=rf"train\.rec, key 10, byte {position}: no readable image") as raised:
         collect(tmp_path, workers=workers)
     assert "\n" not in str(raised.value)
+    assert not multiprocessing.active_children()  # though the error is still held

@@ -45,24 +45,8 @@ def training_batches(order: EpochOrder, *, workers: int, held: int = 1, pin_memo
     if workers and CAN_INHERIT:
         memory = BatchMemory(PREFETCH * workers + SPARE + held, (order.batch_size, *IMAGE_SHAPE))
     try:
-        with warnings.catch_warnings():
-            # More workers than cores do no harm: most of the time they wait for the training.
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-            loader = DataLoader(
-                _DecodedImages(order.training_set, memory),
-                sampler=_Requests(order, memory),
-                batch_size=None,  # a request is for a whole batch
-                num_workers=workers,
-                collate_fn=_as_it_is,
-                worker_init_fn=_start_worker,
-                pin_memory=pin_memory,
-                # A generator of its own: torch's global one belongs to the training, whose state is saved.
-                generator=torch.Generator(),
-                prefetch_factor=PREFETCH if workers else None,
-                multiprocessing_context="fork" if workers and CAN_INHERIT else None,
-            )
-            batches = iter(loader)
-        for batch in batches:
+        # Without a name: an error that someone keeps would keep it, and so the workers, from ending.
+        for batch in _loaded(order, memory, workers, pin_memory):
             if isinstance(batch, DataError):
                 raise batch
             yield batch
@@ -70,6 +54,27 @@ def training_batches(order: EpochOrder, *, workers: int, held: int = 1, pin_memo
         if "DataLoader worker" not in str(error):
             raise
         raise RunError("a data worker was killed, perhaps for want of memory; resume with fewer --workers") from error
+
+
+def _loaded(order: EpochOrder, memory: BatchMemory | None, workers: int, pin_memory: bool) -> Iterator[Any]:
+    """What the workers make of an order: batches and errors."""
+    with warnings.catch_warnings():
+        # More workers than cores do no harm: most of the time they wait for the training.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        loader = DataLoader(
+            _DecodedImages(order.training_set, memory),
+            sampler=_Requests(order, memory),
+            batch_size=None,  # a request is for a whole batch
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_start_worker,
+            pin_memory=pin_memory,
+            # A generator of its own: torch's global one belongs to the training, whose state is saved.
+            generator=torch.Generator(),
+            prefetch_factor=PREFETCH if workers else None,
+            multiprocessing_context="fork" if workers and CAN_INHERIT else None,
+        )
+        return iter(loader)
 
 
 class _Request(NamedTuple):
