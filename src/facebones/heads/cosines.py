@@ -51,7 +51,8 @@ class _Cosines(torch.autograd.Function):
             gradient_CD = gradient_BC.T @ embedding_BD  # by the normalised centres, and in place by the centres
             for start in range(0, len(centres_CD), BLOCK_ROWS):
                 block = gradient_CD[start : start + BLOCK_ROWS]
-                block.copy_(_through_normalize(centres_CD[start : start + BLOCK_ROWS], block))
+                centres, normalised = _normalised(centres_CD[start : start + BLOCK_ROWS])
+                block.copy_(torch.autograd.grad(normalised, centres, block)[0])
         return gradient_BD, gradient_CD
 
 
@@ -74,11 +75,12 @@ class _SampledCosines(torch.autograd.Function):
         gradient_BD = torch.zeros_like(embedding_BD)
         gradient_SD = embedding_BD.new_empty(len(index_S), matrix_CD.shape[1])
         with torch.autocast(gradient_BS.device.type, enabled=False):
-            for start, centres in _drawn_blocks(matrix_CD, index_S):
-                block_BS = gradient_BS[:, start : start + len(centres)]
-                gradient_BD += block_BS @ functional.normalize(centres)
-                own = gradient_SD[start : start + len(centres)]
-                own.copy_(_through_normalize(centres, block_BS.T @ embedding_BD))
+            for start, rows in _drawn_blocks(matrix_CD, index_S):
+                block_BS = gradient_BS[:, start : start + len(rows)]
+                centres, normalised = _normalised(rows)
+                gradient_BD += block_BS @ normalised.detach()
+                own = torch.autograd.grad(normalised, centres, block_BS.T @ embedding_BD)[0]
+                gradient_SD[start : start + len(rows)] = own
         return gradient_BD, gradient_SD, None, None
 
 
@@ -88,8 +90,8 @@ def _drawn_blocks(matrix_CD: Tensor, index_S: Tensor) -> Iterator[tuple[int, Ten
         yield start, matrix_CD.index_select(0, index_S[start : start + BLOCK_ROWS])
 
 
-def _through_normalize(centres: Tensor, gradient: Tensor) -> Tensor:
-    """By torch's own differentiation of a block that is normalised again."""
+def _normalised(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows as a leaf, and normalised, so that torch itself differentiates the one by the other."""
     with torch.enable_grad():
-        centres = centres.detach().requires_grad_()
-        return torch.autograd.grad(functional.normalize(centres), centres, gradient)[0]
+        centres = rows.detach().requires_grad_()
+        return centres, functional.normalize(centres)
