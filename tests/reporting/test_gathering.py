@@ -26,7 +26,7 @@ from facebones.errors import ConfigError, DataError, FaceBonesError
 from facebones.reporting.gathering import load_results
 from facebones.reporting.report_tables import report_tables
 from facebones.study.study import load_study
-from facebones.training.foreign_logs import convert_logs
+from facebones.training.foreign_run import convert_logs
 
 
 def edit(path, change):

@@ -15,7 +15,8 @@ from facebones.errors import ConfigError, DataError
 from facebones.reporting.plots import plot_training
 from facebones.training import foreign_logs
 from facebones.training.foreign_log_lines import Measurement, Message, Notice, Setting, Training, read_message
-from facebones.training.foreign_logs import convert_logs, read_logs
+from facebones.training.foreign_logs import read_logs
+from facebones.training.foreign_run import convert_logs
 from facebones.training.logs import read_metrics
 
 TIME = "Training: 2022-02-17 20:06:49,083-"

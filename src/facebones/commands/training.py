@@ -84,7 +84,7 @@ def _logs_options(parser: argparse.ArgumentParser) -> None:
 
 def _logs(arguments: Arguments) -> None:
     from facebones.reporting.foreign_logs_table import print_logs
-    from facebones.training.foreign_logs import convert_logs
+    from facebones.training.foreign_run import convert_logs
 
     summary = convert_logs(arguments.logs, arguments.output)
     if arguments.json:
