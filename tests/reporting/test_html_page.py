@@ -196,6 +196,16 @@ def test_a_long_training_is_thinned_and_a_loss_that_is_no_number_is_a_gap(page_r
     assert (line["y"][0], line["y"][-1]) == (None, lines[-1]["loss"])
 
 
+def test_gradient_scales_are_drawn_where_they_are_used(page_results):
+    def titles(scales):
+        lines = [{"kind": "train", "step": step, "gradient_scale": scale} for step, scale in enumerate(scales)]
+        run = Run(name="one", backbone="one", folder=Path("one"), lines=lines)
+        return [picture["title"] for picture in page_data(page_results(runs=[run], figures=[]))["pictures"]]
+
+    assert "Gradient scale" in titles([1.0, 2.0])
+    assert "Gradient scale" not in titles([1.0, 1.0])
+
+
 def test_a_model_has_the_dash_and_marker_that_it_has_in_the_other_pictures():
     names = [f"backbone_{number}" for number in range(30)]
     for look, style in zip(model_looks(names), model_styles(names).values(), strict=True):

@@ -38,8 +38,8 @@ def course_pictures(results: Results) -> dict[tuple[str, ...], Callable[[], "Fig
         drawers[("loss",)] = partial(_loss_figure, results, losses)
     if rates := _courses(results, lambda run: _series(run, run.of_kind("train"), "learning_rate")):
         drawers[("learning_rate",)] = partial(_rate_figure, results, rates)
-    scales = _courses(results, lambda run: _series(run, run.of_kind("train"), "gradient_scale"))
-    if any((scale != 1).any() for runs in scales.values() for _, scale in runs):
+    if results.scales_gradients:
+        scales = _courses(results, lambda run: _series(run, run.of_kind("train"), "gradient_scale"))
         drawers[("gradient_scale",)] = partial(_scale_figure, results, scales)
     for name in results.pair_sets:
         if accuracies := _courses(results, partial(_accuracy, pair_set=name)):

@@ -184,6 +184,7 @@ def _training_pictures(results: Results) -> list[Picture]:
             lines=_lines(results, partial(_trained, key)),
         )
         for key, title in TRAINING.items()
+        if key != "gradient_scale" or results.scales_gradients
     ]
     return pictures + [
         Picture(

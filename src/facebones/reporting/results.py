@@ -222,6 +222,11 @@ class Results:
         at_the_end = [row["set"] for run in self.runs for row in run.result.get("final", ())]
         return list(dict.fromkeys(on_the_way + at_the_end))
 
+    @property
+    def scales_gradients(self) -> bool:
+        """Whether a run was trained in fp16, its gradients scaled."""
+        return any(line.get("gradient_scale") not in (None, 1) for run in self.runs for line in run.of_kind("train"))
+
     def runs_of(self, backbone: str) -> list[Run]:
         """Its seeds."""
         return [run for run in self.runs if run.backbone == backbone]
