@@ -1,15 +1,16 @@
 """Checkpoints: one dictionary of tensors, numbers and text with everything that training needs to go on.
 
-Written atomically; read with torch's weights-only loader, so that a stranger's file cannot run code.
+Written atomically, without a copy in memory; mapped into memory, so that what is read takes none before it is changed;
+by torch's weights-only loader, so that a stranger's file cannot run code.
 """
 
-import io
 import pickle
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -29,10 +30,12 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         RunError: the disk is full or the place cannot be written; an older checkpoint there is kept.
     """
-    buffer = io.BytesIO()  # torch's own writer hides the reason of a failed write
-    torch.save(dict(state), buffer)
     with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+        keeper = _ReasonKeeper(file)
+        try:
+            torch.save(dict(state), cast(IO[bytes], keeper))
+        except RuntimeError:
+            raise keeper.reason or RuntimeError("torch cannot write this state") from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -42,12 +45,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: missing, cut short, no checkpoint, or holding anything but tensors and plain values.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            is_archive = zipfile.is_zipfile(file)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's doubts about odd pickles: the error says it all
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors and plain values, or is no checkpoint; refused, nothing in it was run"
@@ -57,3 +61,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
     return content
+
+
+class _ReasonKeeper:
+    """A file that remembers why it could not be written: torch's writer tells only that it could not."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.reason: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.reason = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
