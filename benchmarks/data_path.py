@@ -1,10 +1,10 @@
 """Claim: batches of faces come as fast as OpenCV decodes, 2.5 times as fast as from a plain image folder, by each core.
 
-Three references. Raw: `cv2.imdecode` over images in memory, which keeps no result; raw
-against plain is what a flawless way around that decoder could gain. Plain: what the field's trainers do,
-that is Pillow, a random flip, to a tensor and normalised image by image, torch's collate and DataLoader over a folder.
-Bare: the raw loop in several processes at once, which is what the machine gives. Ours is the way of `facebones train`
-from a `.rec`; against plain, with the batch flipped and normalised too, as the training step does.
+Three references. Raw: `cv2.imdecode` over images in memory, which keeps no result; what it is to plain is the most that
+any way around this decoder could be. Plain: what the field's trainers do, that is Pillow, a random flip, to a tensor
+and normalised image by image, torch's collate and DataLoader over a folder. Bare: the raw loop in several processes at
+once, which is what the machine gives. Ours is the way of `facebones train` from a `.rec`; against plain, with the
+batch flipped and normalised too, as the training step does.
 
 Each side is a process of its own with one thread; all take their turns, and a ratio is the median of those within a
 turn. A side with workers first uses up what these have prepared while others were measured. Memory is what all

@@ -17,7 +17,7 @@ from facebones import __version__
 from facebones.allocation import keep_freed_memory
 from facebones.commands import COMMANDS, GROUPS
 from facebones.commands.command import Arguments, Command
-from facebones.errors import ConfigError, FaceBonesError
+from facebones.errors import ConfigError, FaceBonesError, first_line
 from facebones.training.interrupts import Interrupted, stop_signals, stop_with_parent
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -43,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv or not (error.filename or error.errno in FULL):
             raise
         return _report(error)
+    except RuntimeError as error:
+        if "--debug" in argv or type(error).__name__ != "OutOfMemoryError":  # torch's, by name: it may not be imported
+            raise
+        _say(f"the GPU's memory is full; take smaller batches: {first_line(error)}")
+        return 1
     except Interrupted as stop:
         _say(f"stopped by {stop}; {_continuation(arguments, argv)}")
         return 128 + stop.signal

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch._dynamo.backends.debugging import aot_eager
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from facebones.backbones import create_backbone
-from facebones.backbones.interleaving import shuffle_two
+from facebones.backbones import create_backbone, interleaving
+from facebones.backbones.interleaving import shuffle, shuffle_two, unshuffle
 from facebones.backbones.layers import MERGED_WIDTH, GroupedConv2d
 
 DRAW = torch.Generator().manual_seed(0)
@@ -91,3 +92,28 @@ def test_the_operators_keep_what_they_promise():
     x = torch.randn(2, 4, 3, 3, requires_grad=True)
     torch.library.opcheck(torch.ops.facebones.interleave, (x, x))
     torch.library.opcheck(torch.ops.facebones.deinterleave, (x.detach(),))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_shuffles_of_other_devices_compute_the_same_in_channels_last(memory_format):
+    x = torch.randn(2, 6, 5, 4, generator=DRAW).contiguous(memory_format=memory_format)
+    alternating, separate = interleaving._alternate(*x.chunk(2, dim=1)), interleaving._separate(x)
+    assert torch.equal(alternating, shuffle(x)) and torch.equal(separate, unshuffle(x))
+    assert torch.equal(unshuffle(shuffle(x)), x)
+    assert all(y.is_contiguous(memory_format=torch.channels_last) for y in (alternating, separate))
+
+
+@pytest.mark.parametrize("name", ["shufflefacenet_0_5", "study_shufflefacenet_0_5", "study_shufflemixfacenet_xs"])
+def test_networks_off_the_cpu_need_no_operator_that_mps_lacks(name):
+    called = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.add(str(function))
+            return function(*args, **(kwargs or {}))
+
+    backbone = create_backbone(name).eval().to("meta")
+    with torch.no_grad(), Watch():
+        backbone(torch.empty(2, 3, 112, 112, device="meta"))
+    assert any("convolution" in one for one in called)
+    assert not any("channel_shuffle" in one for one in called)

@@ -89,6 +89,12 @@ def test_a_short_training_is_not_compiled_for(tiny_recipe, measured, capsys):
     assert "too short a training to compile for" in capsys.readouterr().err
 
 
+def test_a_quick_setting_that_computes_something_else_does_not_keep_others_from_being_compiled(tiny_recipe, measured):
+    wrong = trial("bf16", False, SHORT, gradient=-GRADIENT)
+    measured(trial("fp32", False, LONG), wrong, trial("fp32", True, SHORT), trial("bf16", True, LONG))
+    assert chosen(tiny_recipe()) == ("fp32", True)
+
+
 def test_what_is_not_left_open_stays(tiny_recipe, measured):
     asked = measured(trial("bf16", False, LONG), trial("bf16", True, LONG - 1))
     assert chosen(tiny_recipe(), ["compile"], precision="bf16") == ("bf16", True)

@@ -39,7 +39,7 @@ def batch(seed, classes=CLASSES):
 
 @pytest.fixture(params=[7, 2048], autouse=True)
 def block_rows(request, monkeypatch):
-    monkeypatch.setattr("facebones.heads.step_rows.BLOCK_ROWS", request.param)
+    monkeypatch.setattr("facebones.heads.blocks.CPU_ROWS", request.param)
 
 
 def step(head, optimizer, *batches):
@@ -228,3 +228,19 @@ def test_the_rows_count_in_the_norm_and_are_clipped(tiny_recipe):
     without_rows = torch.nn.utils.get_total_norm(seen[0][:-1]).item()
     assert norms[0] == norms[1] == pytest.approx(total) and total > 1.001 * without_rows
     torch.testing.assert_close(seen[1][-1], seen[0][-1] * 0.5 / total, rtol=1e-4, atol=1e-8)
+
+
+@every_optimizer
+def test_what_fills_the_state_has_the_strides_of_the_state(config, monkeypatch):
+    """CUDA's fused steps refuse tensors of which one is laid out otherwise, also where they are empty."""
+    seen = []
+    for name in ("_fused_sgd_", "_fused_adamw_"):
+        real = getattr(torch, name)
+
+        def spy(*lists, real=real, **others):
+            seen.extend(zip(*(each for each in lists[:3] if each), strict=True))
+            return real(*lists, **others)
+
+        monkeypatch.setattr(torch, name, spy)
+    fill_state(build(config)[1])
+    assert seen and all(len({tensor.stride() for tensor in tensors}) == 1 for tensors in seen)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from facebones.backbones.interleaving import unshuffle
 from facebones.backbones.layers import GroupedConv2d, SplitConv
 from facebones.backbones.registry import Backbone, register_backbone
 
@@ -120,12 +121,6 @@ class _SqueezeExcite(nn.Module):
         return x * weight.sigmoid()
 
 
-def _shuffle(x: Tensor) -> Tensor:
-    """Channels c of (2, C/2) become c' of (C/2, 2), as the authors do it: the inverse of ShuffleNet's order."""
-    batch, channels, height, width = x.shape
-    return x.view(batch, channels // 2, 2, height, width).transpose(1, 2).flatten(1, 2)
-
-
 class Unit(nn.Module):
     """Expansion, mixed depthwise convolution, squeeze-and-excitation, projection; residual where shapes allow it."""
 
@@ -145,7 +140,8 @@ class Unit(nn.Module):
         out = self.conv2(self.se(self.conv1(self.exp_conv(x))))
         if self.residual:
             out = x + out
-        return _shuffle(out) if self.shuffle else out
+        # As the authors do it: the inverse of ShuffleNet's order.
+        return unshuffle(out) if self.shuffle else out
 
 
 def _swish(channels: int) -> nn.Module:

@@ -10,10 +10,9 @@ Two of its names are swapped: `sfn1_0` builds the network of width 1.5, and `sfn
 here follow the study, so that its files load; our names say what the network is.
 """
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from facebones.backbones.interleaving import shuffle, shuffle_two
 from facebones.backbones.layers import (
     GroupedConv2d,
     SplitConv,
@@ -52,7 +51,7 @@ class ShuffleUnit(nn.Module):
             parts = (kept, self.branch2(transformed))
         else:
             parts = (self.branch1(x), self.branch2(x))
-        return functional.channel_shuffle(torch.cat(parts, dim=1), 2)
+        return shuffle_two(*parts)
 
 
 def _transform(in_channels: int, mid: int, channels: int, stride: int) -> nn.Sequential:
@@ -183,7 +182,7 @@ class MixUnit(nn.Module):
         out = self.conv2(self.se(self.conv1(x)))
         if self.residual:
             out = out + x
-        return functional.channel_shuffle(out, 2) if self.shuffle else out
+        return shuffle(out) if self.shuffle else out
 
 
 class _Embedding(nn.Module):

@@ -123,7 +123,7 @@ def run_by(embedder: Embedder, name: str, batch_size: int) -> Embedder:
             prepared(np.zeros((batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8), flip=False)
     except FaceBonesError:
         raise
-    except (RuntimeError, ImportError, OSError) as error:  # of torch's compiler and of OpenVINO, in many kinds
+    except Exception as error:  # of compilers and OpenVINO, of all kinds
         reason = first_line(error)[:200]
         raise ConfigError(f"--runtime {name}: {reason}; take another runtime, or --debug shows the rest") from error
     return prepared

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-# Of 512 numbers each, 4 MiB: small beside the centres, large enough to keep a GPU or a processor busy.
-BLOCK_ROWS = 2048
+from facebones.heads.blocks import block_rows
 
 
 def cosines(embedding_BD: Tensor, centres_CD: Tensor) -> Tensor:
@@ -49,9 +48,9 @@ class _Cosines(torch.autograd.Function):
         with torch.autocast(gradient_BC.device.type, enabled=False):
             gradient_BD = gradient_BC @ functional.normalize(centres_CD)
             gradient_CD = gradient_BC.T @ embedding_BD  # by the normalised centres, and in place by the centres
-            for start in range(0, len(centres_CD), BLOCK_ROWS):
-                block = gradient_CD[start : start + BLOCK_ROWS]
-                centres, normalised = _normalised(centres_CD[start : start + BLOCK_ROWS])
+            rows = block_rows(centres_CD.device)
+            for block, part in zip(gradient_CD.split(rows), centres_CD.split(rows), strict=True):
+                centres, normalised = _normalised(part)
                 block.copy_(torch.autograd.grad(normalised, centres, block)[0])
         return gradient_BD, gradient_CD
 
@@ -86,8 +85,9 @@ class _SampledCosines(torch.autograd.Function):
 
 def _drawn_blocks(matrix_CD: Tensor, index_S: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Where each block of the drawn rows begins, and a copy of its rows."""
-    for start in range(0, len(index_S), BLOCK_ROWS):
-        yield start, matrix_CD.index_select(0, index_S[start : start + BLOCK_ROWS])
+    rows = block_rows(matrix_CD.device)
+    for start in range(0, len(index_S), rows):
+        yield start, matrix_CD.index_select(0, index_S[start : start + rows])
 
 
 def _normalised(rows: Tensor) -> tuple[Tensor, Tensor]:

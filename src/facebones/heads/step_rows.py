@@ -16,8 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-# Of 512 numbers each, 4 MiB: what an optimizer needs for a moment is of this size.
-BLOCK_ROWS = 2048
+from facebones.heads.blocks import block_rows
 
 
 class StepRows:
@@ -70,9 +69,9 @@ class StepRows:
             return
         (group,) = (group for group in optimizer.param_groups if any(p is self.leaf for p in group["params"]))
         whole, index, gradient = optimizer.state[self.leaf], self.index, self.leaf.grad
-        before = dict(whole)
+        before, size = dict(whole), block_rows(self.matrix.device)
         self.clear()
-        for rows, part in zip(torch.split(index, BLOCK_ROWS), torch.split(gradient, BLOCK_ROWS), strict=True):
+        for rows, part in zip(torch.split(index, size), torch.split(gradient, size), strict=True):
             block = nn.Parameter(self.matrix.index_select(0, rows))
             block.grad = part
             own = cast(Any, type(optimizer))([{**group, "params": [block]}])

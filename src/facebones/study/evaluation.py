@@ -13,6 +13,7 @@ from facebones.errors import FaceBonesError, first_line
 from facebones.evaluation.ijb import Work, evaluate_identification, evaluate_template_pairs
 from facebones.evaluation.pairs import evaluate_pairs
 from facebones.evaluation.runtimes import AUTO, check_available, check_takes_onnx
+from facebones.onnx_backbone import onnx_providers
 from facebones.profiling import Conditions, profile
 from facebones.profiling.profiler import write_profile
 from facebones.run_folder import RunFolder
@@ -48,14 +49,16 @@ def check_study_runtime(plan: Plan, device: str, runtime: str | None) -> None:
     """Refuse what would fail only after all trainings.
 
     Raises:
-        UnknownNameError, ConfigError: no such runtime, or it cannot compute one of the models here.
+        UnknownNameError, ConfigError: no such runtime or device, or it cannot compute one of the models here.
     """
+    onnx_files = [path for path in plan.trained.values() if path.suffix == ".onnx"]
+    if onnx_files:
+        onnx_providers(device)
     if runtime in (None, AUTO):
         return
     check_available(runtime, select_device(device))
-    for path in plan.trained.values():
-        if path.suffix == ".onnx":
-            check_takes_onnx(runtime, path)
+    for path in onnx_files:
+        check_takes_onnx(runtime, path)
 
 
 def evaluate_all(plan: Plan, device: str, runtime: str | None, before: Mapping[str, Any]) -> dict[str, Any]:

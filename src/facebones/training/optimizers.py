@@ -65,6 +65,7 @@ def fill_state(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         group["lr"] = 0.0
         for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+            # Of a leaf without rows, zeros_like keeps strides that CUDA's fused step refuses beside its momentum's.
+            parameter.grad = torch.zeros_like(parameter) if parameter.numel() else parameter.new_zeros(parameter.shape)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

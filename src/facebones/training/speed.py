@@ -23,7 +23,7 @@ from torch.nn import functional
 import facebones
 from facebones.config import Recipe
 from facebones.data.folders import open_training_set
-from facebones.errors import FaceBonesError, first_line
+from facebones.errors import first_line
 from facebones.measured import keep, recall, say_ignored
 from facebones.profiling.conditions import processor_model
 from facebones.progress import format_seconds
@@ -79,19 +79,18 @@ def choose_settings(recipe: Recipe, device: torch.device) -> Recipe:
         return _with(recipe, *known)
     plain = measure(_with(recipe, "fp32" if "precision" in recipe.training.choose else None, False), device)
     trials: list[Trial] = []
+    usable: list[Trial] = []
     for precision, compile in _settings(recipe, device):
-        quickest = min((trial.total_seconds for trial in trials), default=math.inf)
+        quickest = min((trial.total_seconds for trial in usable), default=math.inf)
         if compile and "compile" in recipe.training.choose and quickest < 10 * COMPILING_SECONDS:
             say("speed: too short a training to compile for")
             break
-        if (precision, compile) == (plain.precision, plain.compile):
-            trials.append(plain)
-            continue
-        try:
-            trials.append(measure(_with(recipe, precision, compile), device))
-        except (FaceBonesError, RuntimeError) as error:  # no compiler, no memory, no finite loss
-            say(f"speed: leaves out {_named(precision, compile)}: {first_line(error)[:200]}")
-    usable = [trial for trial in trials if trial is plain or trial.agrees(plain)]
+        is_plain = (precision, compile) == (plain.precision, plain.compile)
+        trial = plain if is_plain else _try(_with(recipe, precision, compile), device)
+        if trial is not None:
+            trials.append(trial)
+        if trial is not None and (is_plain or trial.agrees(plain)):
+            usable.append(trial)
     for trial in trials:
         note = "" if trial in usable else ", but its gradient is another"
         say(f"speed: {trial}: {trial.step_seconds:.3g} s a step, {format_seconds(trial.total_seconds)} in all{note}")
@@ -102,6 +101,16 @@ def choose_settings(recipe: Recipe, device: torch.device) -> Recipe:
     say(f"speed: takes {best}")
     keep(CACHE, key, {"precision": best.precision, "compile": best.compile})
     return _with(recipe, best.precision, best.compile)
+
+
+def _try(recipe: Recipe, device: torch.device) -> Trial | None:
+    """Measure a setting that may not work here; None where it does not."""
+    try:
+        return measure(recipe, device)
+    except Exception as error:  # noqa: BLE001 (no compiler, no memory, no finite loss: of all kinds)
+        named = _named(recipe.training.precision, recipe.training.compile)
+        say(f"speed: leaves out {named}: {first_line(error)[:200]}")
+        return None
 
 
 def measure(recipe: Recipe, device: torch.device) -> Trial:
@@ -147,7 +156,7 @@ def measure(recipe: Recipe, device: torch.device) -> Trial:
         precision=recipe.training.precision,
         compile=recipe.training.compile,
         loss=loss,
-        gradient=gradient.double(),
+        gradient=gradient.cpu().double(),  # MPS has no float64
         step_seconds=step_seconds,
         total_seconds=first + trainer.total_steps * step_seconds,
     )
@@ -185,7 +194,8 @@ def _settings(recipe: Recipe, device: torch.device) -> list[tuple[str, bool]]:
     """Pairs of precision and compile, those that need no compiling first."""
     precisions, compiling = [recipe.training.precision], [recipe.training.compile]
     if "precision" in recipe.training.choose:
-        half = "fp16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bf16"
+        # Older GPUs compute in bf16 too, but by emulation.
+        half = "fp16" if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) else "bf16"
         precisions = ["fp32", half]
     if "compile" in recipe.training.choose:
         compiling = [False, True]

@@ -76,10 +76,12 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.backbone = create_backbone(recipe.backbone.name, recipe.backbone.embedding_size, recipe.backbone.dropout)
         self.backbone.to(device)
-        if config.channels_last:
+        # On MPS the gradient of BatchNorm2d comes out wrong in this layout (github.com/pytorch/pytorch/issues/175189).
+        self.channels_last = config.channels_last and device.type != "mps"
+        if self.channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Same weights, other code: it is used in training steps only, and never saved.
-        self.compiled_backbone = compiled(self.backbone, config.channels_last) if config.compile else self.backbone
+        self.compiled_backbone = compiled(self.backbone, self.channels_last) if config.compile else self.backbone
         self.head = build_head(recipe.head, self.data.num_identities, recipe.backbone.embedding_size).to(device)
         self.optimizer = build_optimizer(recipe.optimizer, self.backbone, self.head)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -292,7 +294,7 @@ class Trainer:
         if self.recipe.data.flip:
             mirror_B = to_device(torch.rand(len(images_BHWC)) < 0.5, self.device)
         images_BHWC = images_BHWC.to(self.device, non_blocking=True)
-        return to_network_input(images_BHWC, self.recipe.training.channels_last, mirror_B)
+        return to_network_input(images_BHWC, self.channels_last, mirror_B)
 
     def _clip_gradients(self) -> Tensor:
         """The norm of the whole gradient (backbone and head), which is scaled down to `clip_norm` where that is set."""
@@ -425,6 +427,8 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -433,5 +437,7 @@ def _restore_random_state(state: Mapping[str, Tensor], device: torch.device, pat
         torch.set_rng_state(state["cpu"])
         if device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], device)
+        if device.type == "mps" and "mps" in state:
+            torch.mps.set_rng_state(state["mps"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: rng: no state of a random generator; damaged: restore the file") from error
