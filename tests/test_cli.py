@@ -243,6 +243,8 @@ def test_unknown_names(refused, train_words, tmp_path):
     assert "--device tpu: no such device; available here: cpu" in refused(*train_words("--device", "tpu"))
     assert "--batch-size and --training.batch_size are the same" in refused(*train_words("--training.batch_size", "8"))
     assert "a value is missing" in refused(*train_words("--data.flip"))
+    first, rest = train_words()[0], train_words()[1:]
+    assert "unknown key 'epoch'" in refused(first, "--training.epoch", "4", "--training.seed=3", *rest)
     for words in (["--batch-size", "x"], ["--batch-size", "2.5"]):
         line = refused("evaluate", "pairs", "--checkpoint", "x", "--data", "y", *words)
         assert f"argument --batch-size: '{words[1]}' is not a whole number; see" in line

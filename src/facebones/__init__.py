@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
     from facebones.reporting.results import Results
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 
 def load_results(*folders: "str | Path") -> "Results":

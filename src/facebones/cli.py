@@ -8,6 +8,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from facebones.commands.command import Arguments, Command
 from facebones.errors import ConfigError, FaceBonesError, first_line
 from facebones.training.interrupts import Interrupted, stop_signals, stop_with_parent
 
+FIELD = re.compile(r"--\w+\.\w")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -120,8 +122,9 @@ def _continuation(arguments: Arguments, argv: list[str]) -> str:
 
 
 def _parse(argv: list[str]) -> Arguments:
-    parser = _build_parser()
-    arguments, unknown = parser.parse_known_args(argv)
+    fields, others = _split_fields(argv)
+    arguments, unknown = _build_parser().parse_known_args(others)
+    unknown = [*fields, *unknown]
     command: Command = arguments.command
     arguments.overrides = _overrides(unknown) if command.takes_recipe_fields else {}
     if unknown and not command.takes_recipe_fields:
@@ -172,6 +175,25 @@ class _RecipeHelp(argparse.RawDescriptionHelpFormatter):
 
         rows = "\n".join(f"  --{name} VALUE\n        {text}" for name, text in field_help())
         return f"{super().format_help()}\nfields of the recipe:\n{rows}\n"
+
+
+def _split_fields(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Words `--section.field VALUE` or `--section.field=VALUE`, and the others: argparse takes VALUE for one of these.
+
+    >>> _split_fields(["train", "--training.epochs", "4", "demo"])
+    (['--training.epochs', '4'], ['train', 'demo'])
+    """
+    fields: list[str] = []
+    others: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if not FIELD.match(word):
+            others.append(word)
+            continue
+        fields.append(word)
+        if "=" not in word and (value := next(words, None)) is not None:
+            fields.append(value)
+    return fields, others
 
 
 def _overrides(unknown: list[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from facebones.study.display import Display
 from facebones.study.plan import make_plan
 from facebones.study.study import load_study
 from facebones.training.checkpoint import load_checkpoint, save_checkpoint
-from facebones.training.interrupts import PARENT_VARIABLE
+from facebones.training.interrupts import PARENT_VARIABLE, Interrupted
 from facebones.training.logs import read_metrics
 from facebones.training.loop import train
 
@@ -353,6 +353,18 @@ def test_a_study_trains_measures_and_does_nothing_twice(write, tmp_path):
     before = times(output / "runs") | times(output / "evaluation")
     assert run(path, "--output", output, "--jobs", "2") == (0, table, "")
     assert times(output / "runs") | times(output / "evaluation") == before and study_json(output) == content
+
+
+def test_what_failed_before_a_stop_is_kept(write, tmp_path, monkeypatch):
+    def fail_and_stop(plan, jobs, device, errors, note):
+        errors[SMALL] = "no memory"
+        note()
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr("facebones.study.compare.train_all", fail_and_stop)
+    with pytest.raises(Interrupted):
+        compare(load_study(write(f"{SMALL}, {LARGE}")), tmp_path / "out")
+    assert [run["error"] for run in study_json(tmp_path / "out")["runs"]] == ["no memory", None]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import facebones
 from facebones.cli import _parse
 from facebones.config import load_recipe
 from facebones.data.pairs import read_pairs, write_pairs
@@ -287,3 +288,28 @@ def test_what_the_environment_says(stopped, small_data):
     environment = json.loads(stopped().environment.read_text())
     assert environment["validation"]["tiny"]["pairs"] == 20
     assert Path(environment["data"]["path"]) == small_data
+
+
+def test_the_environment_keeps_what_was_not_as_before_when_the_run_went_on(stopped, monkeypatch, capsys):
+    folder = stopped()
+    first = json.loads(folder.environment.read_text())
+    finish(folder)
+    assert json.loads(folder.environment.read_text()) == first
+    assert "not as before" not in capsys.readouterr().err
+
+    folder.result.unlink()
+    monkeypatch.setattr(facebones, "__version__", "7.0")
+    for _ in range(2):  # the second time, this is as before
+        finish(folder)
+        assert json.loads(folder.environment.read_text()) == first | {"resumed": {"step 28": {"facebones": "7.0"}}}
+    said = [line for line in capsys.readouterr().err.splitlines() if "not as before" in line]
+    assert said == [f"note: not as before: facebones 7.0, was {first['facebones']}"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"resumed": 3}', '{"resumed": {"step 1": 3}}'])
+def test_an_environment_that_is_not_understood_is_left_as_it_is(stopped, capsys, content):
+    folder = stopped()
+    folder.environment.write_text(content)
+    assert finish(folder)["steps"] == 28
+    assert folder.environment.read_text() == content
+    assert "environment.json: not understood, and left as it is" in capsys.readouterr().err

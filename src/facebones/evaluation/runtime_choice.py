@@ -18,6 +18,7 @@ import torch
 
 import facebones
 from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
+from facebones.checkout import commit
 from facebones.data.image_sources import ImageSource
 from facebones.errors import FaceBonesError
 from facebones.evaluation.embedder import Embedder
@@ -206,7 +207,8 @@ def _conditions(embedder: Embedder, batch_size: int) -> str:
     """All that decides how fast a network is here."""
     network: Any = embedder.network
     computes = f"{embedder.device.type} {processor_model(embedder.device)}"
-    versions = [f"facebones {facebones.__version__}", *(f"{package} {version_of(package)}" for package in PACKAGES)]
+    versions = [f"facebones {facebones.__version__}", f"commit {commit()}"]
+    versions += [f"{package} {version_of(package)}" for package in PACKAGES]
     parts = [network.name, f"embedding {network.embedding_size}", f"batch {batch_size}", computes]
     return ", ".join([*parts, f"threads {torch.get_num_threads()}", *versions])
 

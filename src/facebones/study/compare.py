@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import facebones
+from facebones.checkout import commit
 from facebones.errors import RunError
 from facebones.evaluation.significance import over_seeds
 from facebones.files import write_json
@@ -46,7 +47,7 @@ def compare(
         before = _evaluation_before(output / STUDY_FILE)
         errors: dict[str, str] = {}
         try:
-            errors = train_all(plan, jobs, device, lambda now: _write(plan, now, before))
+            train_all(plan, jobs, device, errors, lambda: _write(plan, errors, before))
         finally:
             _write(plan, errors, before)
         return _write(plan, errors, evaluate_all(plan, device, runtime, before))
@@ -126,6 +127,7 @@ def _write(plan: Plan, errors: Mapping[str, str], evaluation: Mapping[str, Any])
     runs = [_run_json(plan, run, errors.get(run.name)) for run in plan.runs]
     content = {
         "facebones": facebones.__version__,
+        "commit": commit(),
         "file": str(plan.output / STUDY_FILE),
         "study": plan.study.to_json(),
         "recipe": plan.study.resolved_recipe().to_dict(),

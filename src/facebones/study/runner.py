@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from facebones.study.children import Child, start_child
@@ -16,24 +16,21 @@ POLL_SECONDS = 0.2
 Errors = dict[str, str]
 
 
-def train_all(plan: Plan, jobs: int, device: str, note: Callable[[Mapping[str, str]], object]) -> Errors:
+def train_all(plan: Plan, jobs: int, device: str, errors: Errors, note: Callable[[], object]) -> None:
     """Train what is not done yet; a run that fails does not stop the others.
 
     Args:
         plan: the runs.
         jobs: how many at a time.
         device: of each, as for `facebones train`.
-        note: called with the errors so far, by run, whenever a run has ended.
-
-    Returns:
-        the error of each run that failed, by the run's name.
+        errors: gets the error of each run that fails, by the run's name; also where all is broken off later.
+        note: called whenever a run has ended.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came, and the trainings have saved and ended. After a second one they were
             killed, and their last checkpoints stand.
     """
     waiting = [run for run in plan.runs if run.state != DONE]
-    errors: Errors = {}
     running: list[Child] = []
     with stop_signals() as stop, closing(Display(plan.runs)) as display:
         try:
@@ -45,7 +42,7 @@ def train_all(plan: Plan, jobs: int, device: str, note: Callable[[Mapping[str, s
                     running.append(start_child(run, slot, jobs, device))
                 time.sleep(POLL_SECONDS)
                 if _reap(running, errors, display):
-                    note(errors)
+                    note()
                 display.show([child.run for child in running], errors)
             _stop_all(running, stop.received)
         except BaseException:  # a second signal, or a failure of this process: nothing goes on behind its back
@@ -53,7 +50,6 @@ def train_all(plan: Plan, jobs: int, device: str, note: Callable[[Mapping[str, s
             raise
         if stop.received is not None:
             raise Interrupted(stop.received)
-    return errors
 
 
 def next_run(waiting: Sequence[PlannedRun], running: Sequence[PlannedRun]) -> PlannedRun | None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import facebones
+from facebones.checkout import commit
 from facebones.config import Recipe
 from facebones.data.folders import open_training_set
 from facebones.errors import first_line
@@ -171,7 +172,8 @@ def _conditions(recipe: Recipe, device: torch.device) -> str:
     sections["data"] = open_training_set(recipe.data.path).fingerprint()
     digest = hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
     computes = f"{device.type} {processor_model(device)}, threads {torch.get_num_threads()}"
-    return f"{recipe.backbone.name}, {computes}, torch {torch.__version__}, {facebones.__version__}, recipe {digest}"
+    versions = f"torch {torch.__version__}, {facebones.__version__}, commit {commit()}"
+    return f"{recipe.backbone.name}, {computes}, {versions}, recipe {digest}"
 
 
 def _recalled(recipe: Recipe, device: torch.device, key: str) -> tuple[str, bool] | None:

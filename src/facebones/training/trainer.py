@@ -1,15 +1,12 @@
 """The trainer: what is built from a recipe, one step of it, and the loop over all steps, which saves as it goes."""
 
 import math
-import platform
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -29,6 +26,7 @@ from facebones.files import write_json
 from facebones.heads import PartialFC, combined_margin
 from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import save_checkpoint
+from facebones.training.environment import describe_environment, note_environment
 from facebones.training.interrupts import Interrupted, stop_signals
 from facebones.training.logs import (
     Meter,
@@ -249,19 +247,9 @@ class Trainer:
         return self.data.fingerprint()
 
     def environment(self) -> dict[str, Any]:
-        """Versions, device and data, for environment.json."""
-        return {
-            "facebones": facebones.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "opencv": cv2.__version__,
-            "platform": platform.platform(),
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
-            "data": {"path": self.recipe.data.path, **self.data_fingerprint()},
-            "validation": self.validation.fingerprint,
-        }
+        """What environment.json says."""
+        data = {"path": self.recipe.data.path, **self.data_fingerprint()}
+        return describe_environment(self.device, data, self.validation.fingerprint)
 
     @property
     def _autocast(self) -> dict[str, Any]:
@@ -354,10 +342,8 @@ class Trainer:
 
         Also where lines of metrics.jsonl are gone, for the checkpoint must know its length before it grows again.
         """
-        if not folder.last.is_file():
-            write_json(folder.environment, self.environment())
-            self._save(folder, log)
-        elif log.length != self.metrics_bytes:
+        note_environment(folder, self.environment(), self.step)
+        if not folder.last.is_file() or log.length != self.metrics_bytes:
             self._save(folder, log)
 
     def _save(self, folder: RunFolder, log: MetricsLog) -> None:
