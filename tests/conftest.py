@@ -1,5 +1,6 @@
 """Small data sets and runs that many tests share."""
 
+import shutil
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from facebones.backbones import Backbone, create_backbone, list_backbones, register_backbone, registry
 from facebones.config import recipe_from_dict
+from facebones.data.folders import open_training_set
 
 ROOT = Path(__file__).parents[1]
 REAL_FACES = ROOT.parent / "shared" / "faces"
@@ -85,6 +87,23 @@ class TinyBackbone(Backbone):
     def forward(self, x):
         x = self.prelu(self.norm2d(self.conv(x))).flatten(1)
         return self.norm(self.linear(self.dropout(x))).float()
+
+
+@pytest.fixture
+def break_images(small_data, tmp_path):
+    """Copy the small data with images that cannot be read; returns the folder, and the byte of the first's record."""
+
+    def broken(*indices):
+        folder = shutil.copytree(small_data, tmp_path / "broken")
+        data = open_training_set(folder)
+        places = [int(data.records.offsets[data.positions[index]]) for index in indices]
+        content = bytearray((folder / "train.rec").read_bytes())
+        for place in places:
+            content[place + 32 : place + 48] = bytes(16)  # the beginning of the image, behind frame and header
+        (folder / "train.rec").write_bytes(content)
+        return folder, places[0]
+
+    return broken
 
 
 @pytest.fixture(scope="session")

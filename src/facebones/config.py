@@ -85,6 +85,9 @@ class DataConfig:
         "order of an epoch: full, or block:N, which keeps N neighbouring images together, for slow disks",
         form=(r"full|block:[1-9][0-9]{0,8}", "full or block:N, such as block:1024"),
     )
+    unreadable_limit: int = setting(
+        0, "images that cannot be read, in whose place the next one is used; one more ends the training", minimum=0
+    )
     workers: int = setting(
         2, "processes that read and decode; 0 reads in the training process", minimum=0, maximum=1024
     )

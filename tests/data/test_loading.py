@@ -12,6 +12,7 @@ import torch
 from facebones.data import loading
 from facebones.data.batch_memory import BatchMemory
 from facebones.data.folders import open_training_set
+from facebones.data.images import decode
 from facebones.data.loading import training_batches
 from facebones.data.order import EpochOrder
 from facebones.errors import DataError, RunError
@@ -59,6 +60,7 @@ import numpy as np
 from facebones.data import loading
 from facebones.data.batch_memory import BatchMemory
 from facebones.data.folders import open_training_set
+from facebones.data.images import decode
 from facebones.data.loading import training_batches
 from facebones.data.order import EpochOrder
 import cv2
@@ -120,15 +122,29 @@ def test_without_inherited_memory_workers_send_the_same_batches(small_data, monk
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_cannot_be_decoded_is_named(small_data, tmp_path, workers):
-    content = (small_data / "train.rec").read_bytes()
-    data = open_training_set(small_data)
-    position = int(data.records.offsets[data.positions[9]])
-    broken = bytearray(content)
-    broken[position + 32 : position + 48] = bytes(16)  # the beginning of the image, behind frame and header
-    (tmp_path / "train.rec").write_bytes(broken)
-    (tmp_path / "train.idx").write_bytes((small_data / "train.idx").read_bytes())
+def test_the_next_image_takes_the_place_of_one_that_cannot_be_read(break_images, workers):
+    told = []
+    data = open_training_set(break_images(9, 10)[0])
+    order = EpochOrder(data, batch_size=6, batches_per_epoch=4, first=0, last=8, seed=0)
+    for number, (images, labels) in enumerate(training_batches(order, workers=workers, replaced=told.append)):
+        for row, index in enumerate(list(order)[number]):
+            encoded, label = data.read(11 if index in (9, 10) else index)
+            assert np.array_equal(images[row].numpy(), decode(encoded, "image")) and labels[row] == label
+    assert sorted(index for found in told for index in found) == [9, 9, 10, 10]  # once an epoch
+    assert all(f"key {index + 1}, byte" in reason for found in told for index, reason in found.items())
+
+
+def test_where_no_image_can_be_read_there_is_none_to_take_a_place(small_data, break_images):
+    folder, _ = break_images(*range(len(open_training_set(small_data))))
+    order = EpochOrder(open_training_set(folder), batch_size=6, batches_per_epoch=4, first=0, last=1, seed=0)
+    with pytest.raises(DataError, match="no image of the training set can be read"):
+        list(training_batches(order, workers=0, replaced=list))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_decoded_is_named(break_images, workers):
+    folder, position = break_images(9)
     with pytest.raises(DataError, match=rf"train\.rec, key 10, byte {position}: no readable image") as raised:
-        collect(tmp_path, workers=workers)
+        collect(folder, workers=workers)
     assert "\n" not in str(raised.value)
     assert not multiprocessing.active_children()  # though the error is still held

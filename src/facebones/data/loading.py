@@ -4,9 +4,10 @@ import gc
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -26,7 +27,14 @@ SPARE = 3  # batches beside those and what the training uses at a time
 CAN_INHERIT = sys.platform == "linux"  # elsewhere a process with threads, as any with torch, is not to be forked
 
 
-def training_batches(order: EpochOrder, *, workers: int, held: int = 1, pin_memory: bool = False) -> Iterator[Batch]:
+def training_batches(
+    order: EpochOrder,
+    *,
+    workers: int,
+    held: int = 1,
+    pin_memory: bool = False,
+    replaced: Callable[[Mapping[int, str]], object] | None = None,
+) -> Iterator[Batch]:
     """Yield the batches of an order.
 
     Args:
@@ -34,6 +42,8 @@ def training_batches(order: EpochOrder, *, workers: int, held: int = 1, pin_memo
         workers: processes that read and decode; with 0 this process does.
         held: batches that are used at a time.
         pin_memory: give page-locked memory, from which copies to a GPU are faster.
+        replaced: is told, before a batch comes, of images that cannot be read and why, by index; the next image that
+            can be read stands in their place. Without it, the first of them is an error.
 
     Yields:
         images (B, 112, 112, 3) uint8 RGB, and labels (B,) int64.
@@ -46,23 +56,30 @@ def training_batches(order: EpochOrder, *, workers: int, held: int = 1, pin_memo
         memory = BatchMemory(PREFETCH * workers + SPARE + held, (order.batch_size, *IMAGE_SHAPE))
     try:
         # Without a name: an error that someone keeps would keep it, and so the workers, from ending.
-        for batch in _loaded(order, memory, workers, pin_memory):
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        for loaded in _loaded(order, memory, workers, pin_memory, replaced is not None):
+            if isinstance(loaded, DataError):
+                raise loaded
+            if isinstance(loaded, _WithReplaced):
+                assert replaced is not None  # noqa: S101 (only then are images replaced)
+                replaced(loaded.unreadable)
+                yield cast(Batch, loaded.batch)
+            else:
+                yield loaded
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise RunError("a data worker was killed, perhaps for want of memory; resume with fewer --workers") from error
 
 
-def _loaded(order: EpochOrder, memory: BatchMemory | None, workers: int, pin_memory: bool) -> Iterator[Any]:
+def _loaded(
+    order: EpochOrder, memory: BatchMemory | None, workers: int, pin_memory: bool, replace: bool
+) -> Iterator[Any]:
     """What the workers make of an order: batches and errors."""
     with warnings.catch_warnings():
         # More workers than cores do no harm: most of the time they wait for the training.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         loader = DataLoader(
-            _DecodedImages(order.training_set, memory),
+            _DecodedImages(order.training_set, memory, replace),
             sampler=_Requests(order, memory),
             batch_size=None,  # a request is for a whole batch
             num_workers=workers,
@@ -98,35 +115,62 @@ class _Requests(Sampler[_Request]):
             yield _Request(indices, self.memory.take() if self.memory else None)
 
 
-class _DecodedImages(Dataset[Batch | FilledPlace | DataError]):
+class _WithReplaced(NamedTuple):
+    """A batch in which other images stand for some that cannot be read."""
+
+    batch: Batch | FilledPlace
+    unreadable: dict[int, str]
+
+
+class _DecodedImages(Dataset[Batch | FilledPlace | _WithReplaced | DataError]):
     """Decodes a batch at a time straight into one array.
 
     An error is handed over as a value: raised in a worker, torch would wrap it in that process's traceback.
     """
 
-    def __init__(self, training_set: TrainingSet, memory: BatchMemory | None) -> None:
-        self.training_set, self.memory = training_set, memory
+    def __init__(self, training_set: TrainingSet, memory: BatchMemory | None, replace: bool) -> None:
+        self.training_set, self.memory, self.replace = training_set, memory, replace
 
-    def __getitem__(self, request: _Request) -> Batch | FilledPlace | DataError:
+    def __getitem__(self, request: _Request) -> Batch | FilledPlace | _WithReplaced | DataError:
+        unreadable: dict[int, str] = {}
         try:
-            return self._read(request)
+            batch = self._read(request, unreadable)
         except DataError as error:
             return error
+        return _WithReplaced(batch, unreadable) if unreadable else batch
 
-    def _read(self, request: _Request) -> Batch | FilledPlace:
+    def _read(self, request: _Request, unreadable: dict[int, str]) -> Batch | FilledPlace:
         indices, place = request
         if self.memory is None or place is None:
             images = np.empty((len(indices), *IMAGE_SHAPE), np.uint8)
-            return torch.from_numpy(images), torch.from_numpy(self._decode(indices, images))
-        return self.memory.filled(place, self._decode(indices, self.memory.images(place, len(indices))))
+            return torch.from_numpy(images), torch.from_numpy(self._decode(indices, images, unreadable))
+        return self.memory.filled(place, self._decode(indices, self.memory.images(place, len(indices)), unreadable))
 
-    def _decode(self, indices: list[int], images: Images) -> Labels:
-        """Decode images into an array (B, 112, 112, 3); returns their labels (B,)."""
+    def _decode(self, indices: list[int], images: Images, unreadable: dict[int, str]) -> Labels:
+        """Decode images into an array (B, 112, 112, 3); returns their labels (B,), and notes what was replaced."""
         labels = np.empty(len(indices), np.int64)
         for row, index in enumerate(indices):
-            encoded, labels[row] = self.training_set.read(index)
-            images[row] = decode(encoded, partial(self.training_set.describe, index), IMAGE_SIZE)
+            try:
+                labels[row] = self._decode_one(index, images[row])
+            except DataError as error:
+                if not self.replace:
+                    raise
+                unreadable[index] = str(error)
+                labels[row] = self._decode_following(index, images[row])
         return labels
+
+    def _decode_one(self, index: int, image: Images) -> int:
+        encoded, label = self.training_set.read(index)
+        image[:] = decode(encoded, partial(self.training_set.describe, index), IMAGE_SIZE)
+        return label
+
+    def _decode_following(self, index: int, image: Images) -> int:
+        """Decode the next image that can be read: where those of a person stand together, one of the same person."""
+        total = len(self.training_set)
+        for other in range(index + 1, index + total):
+            with suppress(DataError):
+                return self._decode_one(other % total, image)
+        raise DataError("no image of the training set can be read; restore it")
 
 
 def _as_it_is(batch: Any) -> Any:

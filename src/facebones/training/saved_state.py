@@ -15,10 +15,13 @@ from facebones.training.validation import FIGURES
 
 # What may differ between a run and its continuation without changing a number. The sets may lie elsewhere; that they
 # hold what they held is checked by their fingerprint.
-CHANGEABLE_FIELDS = ("data.path", "data.workers", "training.checkpoint_every", "validation.sets", "log.tensorboard")
+CHANGEABLE_FIELDS = (
+    *("data.path", "data.workers", "data.unreadable_limit"),
+    *("training.checkpoint_every", "validation.sets", "log.tensorboard"),
+)
 
-# Parts that are compared by value, or (the random state) depend on the device.
-CHECKED_APART = ("recipe", "data", "validation", "rng")
+# Parts that are compared by value, depend on the device (the random state), or are of any length.
+CHECKED_APART = ("recipe", "data", "validation", "rng", "unreadable")
 FINAL_ROW = {"set": "", **dict.fromkeys(FIGURES, 0.0), "step": 0, "epoch": 0, "best_accuracy": 0.0}
 
 

@@ -41,6 +41,7 @@ from facebones.training.logs import (
 from facebones.training.optimizers import build_optimizer, fill_state, leave_out_unless
 from facebones.training.saved_state import check_state
 from facebones.training.schedule import build_schedule
+from facebones.training.unreadable import UnreadableImages
 from facebones.training.validation import Validation, mean_accuracy
 from facebones.weights import save_weights
 
@@ -61,6 +62,7 @@ class Trainer:
         self.recipe, self.device = recipe, device
         self.data = open_training_set(recipe.data.path)
         self.step_images = config.batch_size * config.accumulation_steps
+        self.unreadable = UnreadableImages(recipe.data.unreadable_limit, len(self.data))
         self.steps_per_epoch = len(self.data) // self.step_images
         if self.steps_per_epoch == 0:
             raise ConfigError(
@@ -212,6 +214,7 @@ class Trainer:
             "best": self.best,
             "validated_step": self.validated_step,
             "skipped_steps": self.skipped_steps,
+            "unreadable": self.unreadable.images,
             "meter": self.meter.state_dict(),
             "latest": self.latest,
             "final": self.final,
@@ -236,6 +239,7 @@ class Trainer:
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.unreadable.load(state["unreadable"], path)
         self.meter.load_state_dict(state["meter"])
         self.best, self.latest, self.final = state["best"], state["latest"], state["final"]
         self.validated_step, self.skipped_steps = state["validated_step"], state["skipped_steps"]
@@ -268,8 +272,13 @@ class Trainer:
             seed=config.seed,
             block=block_size(self.recipe.data.shuffle),
         )
-        workers, pinned = self.recipe.data.workers, self.device.type == "cuda"
-        batches = training_batches(order, workers=workers, held=config.accumulation_steps, pin_memory=pinned)
+        batches = training_batches(
+            order,
+            workers=self.recipe.data.workers,
+            held=config.accumulation_steps,
+            pin_memory=self.device.type == "cuda",
+            replaced=self.unreadable.add if self.unreadable.limit else None,
+        )
         gathered: list[Batch] = []
         for batch in batches:
             gathered.append(batch)
@@ -375,6 +384,7 @@ class Trainer:
             **card,
             "steps": self.step,
             "skipped_steps": self.skipped_steps,
+            "unreadable_images": len(self.unreadable.images),
             "final": [finite_or_none(row) for row in self.final],
             "best": self.best,
         }
