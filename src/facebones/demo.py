@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from facebones.data.contact_sheet import write_face_sheet
 from facebones.data.folders import open_training_set
 from facebones.data.images import decode
 from facebones.data.synthetic import synthesize
 from facebones.device import select_device
-from facebones.reporting.plots import plot_faces
 from facebones.study.compare import compare
 from facebones.study.study import load_study
 from facebones.training.logs import say
@@ -45,5 +45,6 @@ def _draw_faces(data: Path, path: Path) -> None:
     rows = []
     for label in range(PEOPLE_SHOWN):
         indices = np.flatnonzero(training_set.labels == label)[:FACES_SHOWN]
-        rows.append([decode(training_set.read(i)[0], training_set.describe(i)) for i in indices.tolist()])
-    plot_faces(rows, path, [f"person {label}" for label in range(PEOPLE_SHOWN)])
+        faces = [decode(training_set.read(i)[0], training_set.describe(i)) for i in indices.tolist()]
+        rows.append((f"person {label}", faces))
+    write_face_sheet(path, "People who do not exist", rows)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from facebones import load_results
 from facebones.backbones import create_backbone
 from facebones.cli import main
 from facebones.commands.training import _print_run
 from facebones.config import OptimizerConfig
 from facebones.errors import RunError
-from facebones.reporting.plots import plot_training
 from facebones.run_folder import RunFolder
 from facebones.training.logs import Meter, read_metrics
 from facebones.training.loop import resume, train
@@ -268,7 +268,7 @@ def test_a_validation_without_a_finite_embedding_is_noted_and_ends_no_run(tiny_r
     assert result["final"][0]["best_accuracy"] == accuracy[5]
     assert "note: tiny: image 0: the embedding has norm nan" in capsys.readouterr().err
     resume(tmp_path / "run", "cpu")
-    plot_training({"run": lines}, tmp_path / "plot.png")
+    assert load_results(tmp_path / "run").pictures()["accuracy_tiny"].axes
     _print_run(tmp_path / "run", result)
     assert capsys.readouterr().out.startswith("tiny: not measured\n")
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import facebones
+from facebones import load_results
 from facebones.cli import _parse
 from facebones.config import load_recipe
 from facebones.data.pairs import read_pairs, write_pairs
 from facebones.errors import CheckpointError, ConfigError
-from facebones.reporting.plots import plot_training
 from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import load_checkpoint, save_checkpoint
 from facebones.training.logs import read_metrics
@@ -155,7 +155,8 @@ def test_lost_metrics_are_noted_and_the_run_goes_on(stopped, tiny_recipe, tmp_pa
     found = read_metrics(folder.metrics)
     train_steps = [line["step"] for line in found if line["kind"] == "train"]
     assert train_steps[-11:] == list(range(8, 29, 2)) and len(set(train_steps)) == len(train_steps)
-    plot_training({"run": found}, tmp_path / "plot.png")
+    pictures = load_results(folder.path).pictures()
+    assert {"loss", "accuracy_tiny"} <= {name for name in pictures if pictures[name].axes}
 
 
 def test_a_finished_run_without_its_metrics_can_be_resumed(stopped, capsys):

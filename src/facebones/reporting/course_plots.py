@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from facebones.errors import DataError
 from facebones.reporting.figures import (
     FloatArray,
     Style,
@@ -16,7 +17,6 @@ from facebones.reporting.figures import (
     line_only,
     model_styles,
 )
-from facebones.reporting.plots import column, running_mean
 from facebones.reporting.results import Line, Results, Run
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _series(run: Run, lines: Sequence[Line], key: str) -> Series | None:
         DataError: a value is no number, or its line has no step.
     """
     lines = [line for line in lines if line.get(key) is not None]
-    return (column(lines, "step", run.name), column(lines, key, run.name)) if lines else None
+    return (_column(lines, "step", run.name), _column(lines, key, run.name)) if lines else None
 
 
 def _accuracy(run: Run, pair_set: str) -> Series | None:
@@ -159,3 +159,32 @@ def _finish(figure: "Figure", title: str, y: str, legend: Mapping[str, Style]) -
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
     axes.margins(x=0.02)
     legend_below(figure, list(legend), list(legend.values()))
+
+
+def running_mean(values: FloatArray) -> FloatArray:
+    """Mean over the last fiftieth of the values, fewer at the start: (N,) -> (N,); NaN counts as not there."""
+    window = max(1, values.size // 50)
+    there = np.isfinite(values)
+    total = np.concatenate([[0.0], np.cumsum(np.where(there, values, 0.0))])
+    count = np.concatenate([[0], np.cumsum(there)])
+    end = np.arange(1, values.size + 1)
+    start = np.maximum(end - window, 0)
+    counted = count[end] - count[start]
+    return np.where(counted > 0, (total[end] - total[start]) / np.maximum(counted, 1), np.nan)
+
+
+def _column(lines: Sequence[Mapping[str, Any]], key: str, run: str) -> FloatArray:
+    """Numbers that the lines hold under a key, (N,)."""
+    try:
+        return np.array(_values(lines, key, run), dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{run}: the metrics hold something else than numbers as '{key}'; restore metrics.jsonl"
+        ) from None
+
+
+def _values(lines: Sequence[Mapping[str, Any]], key: str, run: str) -> list[Any]:
+    for number, line in enumerate(lines):
+        if key not in line:
+            raise DataError(f"{run}: {line['kind']} line {number} of the metrics has no '{key}'; restore metrics.jsonl")
+    return [line[key] for line in lines]
