@@ -2,6 +2,7 @@
 
 import filecmp
 import pickle
+import re
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from facebones.data.records import MAGIC_BYTES, Header, RecordFile, RecordWriter
 from facebones.errors import DataError, RunError
 
 FACES = Path(__file__).parents[3] / "shared" / "faces" / "celeba_cfp"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "data_formats.md"
 FILES = ("train.rec", "train.idx", "property")
 
 
@@ -266,6 +268,17 @@ def test_pairs_to_folder_and_back(tmp_path):
     done = convert(tmp_path / "lfw" / "pairs.txt", tmp_path / "again.bin")
     assert (done.images, done.groups) == (22, "11 pairs")
     assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "lfw.bin").read_bytes()
+
+
+def test_the_form_of_pairs_txt_is_the_one_that_the_documentation_names(tmp_path):
+    write_pairs(tmp_path / "lfw.bin", [image(1), image(2)] * 2, [True, False])
+    convert(tmp_path / "lfw.bin", tmp_path / "lfw")
+    rows = [line.split("\t") for line in (tmp_path / "lfw" / "pairs.txt").read_text().splitlines()]
+    assert [(len(row), row[2]) for row in rows] == [(3, "1"), (3, "0")]
+    _, _, lists = DOCUMENTATION.read_text().partition("## Pair lists in text")
+    forms = re.findall(r"^\* \*\*(.+)\*\*.*", lists.partition("## Conversion")[0], re.MULTILINE)
+    named = re.search(r"`pairs.txt` of the (\w+) form above", lists)
+    assert forms[("first", "second", "third").index(named[1])] == "Any other"
 
 
 def test_pair_list_with_images_elsewhere(tmp_path):
