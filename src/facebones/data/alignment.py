@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.data.align import align_face
+from facebones.data.choice import evenly
 from facebones.data.contact_sheet import IN_ROW, write_face_sheet
 from facebones.data.detection import quiet_opencv
 from facebones.data.folders import is_image_name, read_image_file
@@ -362,12 +363,7 @@ def _write_sheet(path: Path, root: Path, names: Sequence[str]) -> None:
     for name in names:
         of_folder.setdefault(os.path.dirname(name), []).append(name)  # noqa: PTH120
     rows = []
-    for folder in _evenly(sorted(of_folder)):
-        faces = [decode((root / name).read_bytes(), name) for name in _evenly(of_folder[folder])]
+    for folder in evenly(sorted(of_folder), IN_ROW):
+        faces = [decode((root / name).read_bytes(), name) for name in evenly(of_folder[folder], IN_ROW)]
         rows.append((folder or root.name, faces))
     write_face_sheet(path, f"{root.name}: {len(names)} faces in {len(of_folder)} folders", rows)
-
-
-def _evenly(values: Sequence[str]) -> list[str]:
-    places = np.linspace(0, len(values) - 1, min(IN_ROW, len(values))).round().astype(int)
-    return [values[place] for place in places.tolist()]
