@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import shutil
 from collections import Counter, deque
@@ -25,14 +24,14 @@ from facebones.data.detection import quiet_opencv
 from facebones.data.folders import is_image_name, read_image_file
 from facebones.data.images import ImageArray, decode
 from facebones.data.landmarks import LandmarkTable
-from facebones.data.partial_folder import PartialFolder, partial_path
+from facebones.data.origin import photos_origin
+from facebones.data.partial_folder import PartialFolder
 from facebones.errors import ConfigError, DataError
 from facebones.files import check_writable
 from facebones.progress import track
 
 FORMATS = ("jpg", "png")
 MISSING = "not_found.csv"
-RECORD = ".alignment.json"  # how the faces were made; hidden, so that readers of image folders pass it over
 ENDINGS = {"jpg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
 AHEAD = 4  # images a thread that wait for their turn
 SHOWN = 3
@@ -187,12 +186,9 @@ def align_folder(
     names, notes = list_images(source)
     targets = _targets(names, encoding.format, source)
     missing = [Missing(name, "no such image") for name in _unused(landmarks, set(names))]
-    settings = landmarks.settings | asdict(encoding)
-    if resume:
-        _refuse_other_settings(destination, settings)
     several = 0
-    with PartialFolder(destination, resume, RECORD, "alignment") as folder:
-        folder.place(RECORD, json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
+    origin = photos_origin(source, names, landmarks.settings | asdict(encoding))
+    with PartialFolder(destination, resume, "alignment", origin) as folder:
         wanted = [name for name in names if not folder.keep(targets[name], encoding.is_whole)]
         kept = len(names) - len(wanted)
         work = partial(_align, source, landmarks, encoding, targets)
@@ -279,20 +275,6 @@ def _targets(names: Sequence[str], format: str, source: Path) -> dict[str, str]:
 def _unused(landmarks: LandmarkSource, names: set[str]) -> list[str]:
     """The rows of a table that no image has."""
     return [name for name in landmarks.names() if name not in names] if isinstance(landmarks, LandmarkTable) else []
-
-
-def _refuse_other_settings(destination: Path, settings: dict[str, Any]) -> None:
-    """A run that goes on must make its faces as those that are there were made."""
-    for folder in (partial_path(destination), destination):
-        try:
-            earlier = json.loads((folder / RECORD).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{folder / RECORD}: cannot be read; remove {folder} and begin again") from error
-        earlier = earlier if isinstance(earlier, dict) else {}
-        if other := [key for key in sorted({*earlier, *settings}) if earlier.get(key) != settings.get(key)]:
-            raise DataError(f"{folder}: was begun with another {', '.join(other)}; give the same, or remove it")
 
 
 def _align(source: Path, landmarks: LandmarkSource, encoding: Encoding, targets: dict[str, str], name: str) -> _Face:
