@@ -186,36 +186,68 @@ def align_folder(
     names, notes = list_images(source)
     targets = _targets(names, encoding.format, source)
     missing = [Missing(name, "no such image") for name in _unused(landmarks, set(names))]
-    several = 0
     origin = photos_origin(source, names, landmarks.settings | asdict(encoding))
     with PartialFolder(destination, resume, "alignment", origin) as folder:
         wanted = [name for name in names if not folder.keep(targets[name], encoding.is_whole)]
-        kept = len(names) - len(wanted)
         work = partial(_align, source, landmarks, encoding, targets)
-        with quiet_opencv(), closing(_in_threads(work, wanted, workers or os.cpu_count() or 1)) as faces:
-            for face in track(faces, "aligning", len(wanted)):
-                if face.reason:
-                    missing.append(Missing(face.path, face.reason))
-                else:
-                    folder.place(face.target, face.encoded)
-                several += face.faces > 1
-        lost = {path for path, _ in missing}
-        found = [targets[name] for name in names if name not in lost]
-        if not found:
+        without, several = _fill(folder, work, wanted, workers or os.cpu_count() or 1)
+        missing = sorted([*missing, *without])
+        if not (found := _found(targets, missing)):
             _fail_empty(folder, source, len(names), missing)
-        folder.place(MISSING, _csv(sorted(missing)))
+        folder.place(MISSING, _csv(missing))
     if contact_sheet is not None:
         _write_sheet(contact_sheet, destination, found)
+    kept = len(names) - len(wanted)
+    return _summary(source, destination, targets, missing, notes, kept=kept, several=several)
+
+
+def _fill(
+    folder: PartialFolder, work: Callable[[str], _Face], names: Sequence[str], workers: int
+) -> tuple[list[Missing], int]:
+    """Write the faces of these images.
+
+    Returns:
+        The images that no face came of, and how many showed several faces.
+    """
+    missing: list[Missing] = []
+    several = 0
+    with quiet_opencv(), closing(_in_threads(work, names, workers)) as faces:
+        for face in track(faces, "aligning", len(names)):
+            if face.reason:
+                missing.append(Missing(face.path, face.reason))
+            else:
+                folder.place(face.target, face.encoded)
+            several += face.faces > 1
+    return missing, several
+
+
+def _found(targets: dict[str, str], missing: Sequence[Missing]) -> list[str]:
+    """The faces that there are, in the order of their images."""
+    lost = {path for path, _ in missing}
+    return [target for name, target in targets.items() if name not in lost]
+
+
+def _summary(
+    source: Path,
+    destination: Path,
+    targets: dict[str, str],
+    missing: Sequence[Missing],
+    notes: Sequence[str],
+    *,
+    kept: int,
+    several: int,
+) -> Alignment:
+    found = _found(targets, missing)
     return Alignment(
         source=source,
         destination=destination,
-        images=len(names),
+        images=len(targets),
         faces=len(found),
         folders=len({os.path.dirname(name) for name in found}),  # noqa: PTH120
         kept=kept,
         several=several,
-        not_found=tuple(sorted(missing)),
-        notes=(*notes, *_empty_folders(names, lost)),
+        not_found=tuple(missing),
+        notes=(*notes, *_empty_folders(list(targets), {path for path, _ in missing})),
     )
 
 
