@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import struct
 
@@ -13,15 +14,17 @@ import pytest
 from facebones.cli import main
 from facebones.data import alignment
 from facebones.data.align import REFERENCE, align_face, five_of_68
-from facebones.data.alignment import MISSING, RECORD, Encoding, align_folder
+from facebones.data.alignment import MISSING, Encoding, align_folder
 from facebones.data.detection import FaceDetector, quiet_opencv
 from facebones.data.folders import open_training_set
 from facebones.data.images import decode
 from facebones.data.landmarks import LandmarkTable
+from facebones.data.partial_folder import record_name
 from facebones.data.synthetic import Shot, draw_shot
 from facebones.errors import CheckpointError, ConfigError, DataError, RunError
 
 PEOPLE, EACH = 3, 2
+RECORD = record_name("alignment")
 
 
 def crop(person, number):
@@ -249,7 +252,7 @@ def test_a_heading_and_the_marks_of_other_programs_are_admitted(tmp_path):
 
 def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(photos, table, tmp_path, monkeypatch):
     align_folder(photos, tmp_path / "whole", LandmarkTable(table))
-    monkeypatch.setattr("facebones.data.partial_folder._write", breaks_at(4))
+    monkeypatch.setattr("facebones.data.partial_folder._write", breaks_at(3))
     with pytest.raises(RunError, match=r"faces\.partial/person1/1\.jpg: cannot be written: No space left.*--resume"):
         align_folder(photos, tmp_path / "faces", LandmarkTable(table))
     monkeypatch.undo()
@@ -287,6 +290,32 @@ def test_resume_completes_a_finished_folder(photos, drawn, table, tmp_path):
     (tmp_path / "faces" / "person9" / "1.jpg").touch()
     with pytest.raises(DataError, match=r"person9/1\.jpg: does not come from this source"):
         align_folder(photos, tmp_path / "faces", LandmarkTable(table), resume=True)
+
+
+@pytest.mark.parametrize("partial", [False, True], ids=["finished", "partial"])
+def test_resume_leaves_the_faces_of_other_photos_as_they_are(photos, drawn, table, tmp_path, partial):
+    align_folder(photos, tmp_path / "faces", LandmarkTable(table))
+    folder = (tmp_path / "faces").rename(tmp_path / "faces.partial") if partial else tmp_path / "faces"
+    before = files_below(folder)
+    for name in list(drawn)[2:]:  # most are other photos of the same name
+        (photos / name).write_bytes(drawn[name].encoded() + b"again")
+    with pytest.raises(DataError, match=rf"{folder.name}: was begun with another source \(photos\); give the same"):
+        align_folder(photos, tmp_path / "faces", LandmarkTable(table), resume=True)
+    assert files_below(folder) == before
+    assert [path.name for path in tmp_path.glob("faces*")] == [folder.name]
+
+
+def test_photos_that_were_moved_and_have_grown_go_on(photos, table, tmp_path):
+    align_folder(photos, tmp_path / "faces", LandmarkTable(table))
+    before = files_below(tmp_path / "faces")
+    assert align_folder(photos, tmp_path / "faces", LandmarkTable(table), resume=True).kept == 6
+    assert files_below(tmp_path / "faces") == before
+    moved = photos.rename(tmp_path / "more photos")
+    for number in range(9):  # more than before; without landmarks, so that they are listed
+        shutil.copy(moved / "person0" / "1.jpg", moved / f"{number}.jpg")
+    done = align_folder(moved, tmp_path / "faces", LandmarkTable(table), resume=True)
+    assert (done.kept, len(done.not_found)) == (6, 9)
+    assert json.loads((tmp_path / "faces" / RECORD).read_bytes())["source"]["name"] == "more photos"
 
 
 @pytest.mark.parametrize("record", [None, b"{", b"[1]"])

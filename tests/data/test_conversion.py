@@ -1,21 +1,27 @@
 """Conversions: every image byte survives, what was there stays, and an interruption costs nothing."""
 
 import filecmp
+import json
 import pickle
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from facebones.cli import main
 from facebones.data import conversion
 from facebones.data.conversion import HEADERS_FOLDER, convert
 from facebones.data.folders import open_training_set
 from facebones.data.pairs import read_pairs, write_pairs
+from facebones.data.partial_folder import record_name
 from facebones.data.records import MAGIC_BYTES, Header, RecordFile, RecordWriter, pack
 from facebones.errors import DataError, RunError
 
 FACES = Path(__file__).parents[3] / "shared" / "faces" / "celeba_cfp"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "data_formats.md"
+RECORD = record_name("conversion")
 FILES = ("train.rec", "train.idx", "property")
 
 
@@ -77,7 +83,7 @@ def test_files_are_the_images_themselves(tmp_path):
     files = files_below(tmp_path / "folder")
     names = ["0/1.jpg", "0/2.jpg", "1/3.jpg", "1/4.jpg", "1/5.jpg"]
     assert {name: files[name] for name in names} == {name: image(int(name[2])) for name in names}
-    assert set(files) - set(names) == {f"{HEADERS_FOLDER}/{name}" for name in FILES}
+    assert set(files) - set(names) == {RECORD, *(f"{HEADERS_FOLDER}/{name}" for name in FILES)}
     assert open_training_set(tmp_path / "folder").notes == []
 
 
@@ -179,14 +185,121 @@ def test_resume_refuses_what_does_not_come_from_the_source(tmp_path):
     source, folder = write_insightface(tmp_path / "source"), tmp_path / "folder"
     convert(source, folder)
     (folder / "1" / "stranger.jpg").write_bytes(image(1))
-    with pytest.raises(DataError, match=r"1/stranger\.jpg: does not come from this source"):
+    before = files_below(folder)
+    with pytest.raises(DataError, match=r"folder/1/stranger\.jpg: does not come from this source"):
         convert(source, folder, resume=True)
+    assert files_below(folder) == before and not (tmp_path / "folder.partial").exists()
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "letter.txt").touch()
     with pytest.raises(DataError, match="mine: not a conversion to continue"):
         convert(source, mine, resume=True)
     assert [path.name for path in mine.iterdir()] == ["letter.txt"]
+
+
+def write_numbered(path: Path, numbers: list[int], labels: list[int] | None = None) -> Path:
+    """A record file without record 0, or a verification set, as the name says."""
+    if path.suffix == ".bin":
+        write_pairs(path, [image(number) for number in numbers], [True, False][: len(numbers) // 2])
+        return path
+    with RecordWriter(path) as writer:
+        for key, number in enumerate(numbers):
+            label = (labels or [0, 0, 1, 1])[key]
+            writer.write(key, pack(Header(float(label), key), image(number)))
+    return path
+
+
+FOREIGN = {
+    "other labels": ("a.rec", [1, 2, 3, 4], [0, 1, 1, 1]),
+    "other images": ("b.rec", [1, 6, 7, 8], None),
+    "other images under the old name": ("a.rec", [1, 6, 7, 8], None),
+    "fewer images": ("b.rec", [1, 2, 3], None),
+    "a verification set": ("lfw.bin", [1, 2, 3, 4], None),
+}
+
+
+@pytest.mark.parametrize("partial", [False, True], ids=["finished", "partial"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_resume_leaves_the_folder_of_another_source_as_it_is(tmp_path, capsys, name, partial):
+    folder = tmp_path / "out"
+    convert(write_numbered(tmp_path / "a.rec", [1, 2, 3, 4]), folder)
+    if partial:
+        (folder / "0" / "1.jpg").unlink()
+        folder = folder.rename(tmp_path / "out.partial")
+    before = files_below(folder)
+    file, numbers, labels = FOREIGN[name]
+    (tmp_path / "other").mkdir()
+    other = write_numbered(tmp_path / "other" / file, numbers, labels)
+    assert main(["data", "convert", str(other), str(tmp_path / "out"), "--resume"]) == 2
+    told = f"{folder}: was begun with another source (a.rec); give the same, or choose another name\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert files_below(folder) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.idx", "a.rec", "other", folder.name]
+
+
+def test_resume_leaves_the_pairs_of_another_verification_set_as_they_are(tmp_path):
+    convert(write_numbered(tmp_path / "a.bin", [1, 2, 3, 4]), tmp_path / "out")
+    before = files_below(tmp_path / "out")
+    with pytest.raises(DataError, match=r"out: was begun with another source \(a\.bin\)"):
+        convert(write_numbered(tmp_path / "b.bin", [1, 6, 7, 8]), tmp_path / "out", resume=True)
+    assert files_below(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("kind", ["lfw", "headers alone", "no JSON"])
+def test_resume_leaves_a_folder_that_no_conversion_has_marked(tmp_path, kind):
+    """LFW's own list is called pairs.txt as well; and other programs may know a folder by a name of ours."""
+    source = write_numbered(tmp_path / ("a.rec" if kind == "headers alone" else "lfw.bin"), [1, 2, 3, 4])
+    if kind == "headers alone":
+        convert(source, tmp_path / "out")
+        (tmp_path / "out" / RECORD).unlink()
+    else:
+        (tmp_path / "out" / "Ann").mkdir(parents=True)
+        (tmp_path / "out" / "pairs.txt").write_text("1\t1\nAnn\t1\t2\nAnn\t1\tBo\t1\n")
+        (tmp_path / "out" / "Ann" / "Ann_0001.jpg").write_bytes(image(9))
+    if kind == "no JSON":
+        (tmp_path / "out" / RECORD).write_text("mine")
+    before = files_below(tmp_path / "out")
+    told = "cannot be read; choose another name" if kind == "no JSON" else f"holds no {RECORD}; choose another name"
+    with pytest.raises(DataError, match=told):
+        convert(source, tmp_path / "out", resume=True)
+    assert files_below(tmp_path / "out") == before and not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("file", ["a.rec", "a.bin"])
+def test_a_source_that_was_moved_goes_on_and_a_whole_folder_stays_as_it_is(tmp_path, file):
+    source = write_numbered(tmp_path / file, [1, 2, 3, 4])
+    convert(source, tmp_path / "out")
+    before = files_below(tmp_path / "out")
+    for _ in range(2):
+        assert convert(source, tmp_path / "out", resume=True).kept == 4
+        assert files_below(tmp_path / "out") == before
+    (tmp_path / "elsewhere").mkdir()
+    moved = source.rename(tmp_path / "elsewhere" / f"moved{source.suffix}")  # without an index: it is scanned
+    (tmp_path / "out").rename(tmp_path / "out.partial")
+    assert convert(moved, tmp_path / "out", resume=True).kept == 4
+    after = files_below(tmp_path / "out")
+    assert json.loads(after.pop(RECORD))["source"]["name"] == moved.name
+    assert before.pop(RECORD) and after == before
+
+
+def test_a_finished_folder_has_its_name_again_after_a_failure(tmp_path, monkeypatch):
+    source, folder = write_insightface(tmp_path / "source"), tmp_path / "folder"
+    convert(source, folder)
+    whole = files_below(folder)
+    (folder / "1" / "4.jpg").unlink()
+    damaged = files_below(folder)
+    write = conversion.os.write
+    full = lambda file, content: 0 if content == image(4) else write(file, content)  # noqa: E731
+    monkeypatch.setattr(conversion.os, "write", full)
+    with pytest.raises(RunError, match=r"folder/1/4\.jpg: cannot be written: No space left on device"):
+        convert(source, folder, resume=True)
+    monkeypatch.undo()
+    assert files_below(folder) == damaged | {"1/4.jpg": b""} and not (tmp_path / "folder.partial").exists()
+    convert(source, folder, resume=True)
+    assert files_below(folder) == whole
+    (tmp_path / "folder.partial").mkdir()
+    with pytest.raises(DataError, match=r"folder\.partial: stands beside the finished .*folder; remove one of them"):
+        convert(source, folder, resume=True)
 
 
 def test_full_disk_is_one_line_and_can_be_continued(tmp_path, monkeypatch):
@@ -266,6 +379,17 @@ def test_pairs_to_folder_and_back(tmp_path):
     done = convert(tmp_path / "lfw" / "pairs.txt", tmp_path / "again.bin")
     assert (done.images, done.groups) == (22, "11 pairs")
     assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "lfw.bin").read_bytes()
+
+
+def test_the_form_of_pairs_txt_is_the_one_that_the_documentation_names(tmp_path):
+    write_pairs(tmp_path / "lfw.bin", [image(1), image(2)] * 2, [True, False])
+    convert(tmp_path / "lfw.bin", tmp_path / "lfw")
+    rows = [line.split("\t") for line in (tmp_path / "lfw" / "pairs.txt").read_text().splitlines()]
+    assert [(len(row), row[2]) for row in rows] == [(3, "1"), (3, "0")]
+    _, _, lists = DOCUMENTATION.read_text().partition("## Pair lists in text")
+    forms = re.findall(r"^\* \*\*(.+)\*\*.*", lists.partition("## Conversion")[0], re.MULTILINE)
+    named = re.search(r"`pairs.txt` of the (\w+) form above", lists)
+    assert forms[("first", "second", "third").index(named[1])] == "Any other"
 
 
 def test_pair_list_with_images_elsewhere(tmp_path):

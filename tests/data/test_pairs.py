@@ -343,6 +343,34 @@ def test_a_pair_set_is_a_bin_file_or_a_list(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("root", "name"),
+    [(".", "../secret.txt"), (".", "ann/../../secret.txt"), ("..", "../secret.txt"), ("../list", "../secret.txt")],
+)
+def test_a_list_cannot_leave_a_root_that_is_given_by_dots(tmp_path, monkeypatch, root, name):
+    (tmp_path / "above" / "list" / "ann").mkdir(parents=True)
+    for secret in (tmp_path / "secret.txt", tmp_path / "above" / "secret.txt"):
+        secret.write_text("a secret")
+    monkeypatch.chdir(tmp_path / "above" / "list")
+    Path("list.txt").write_text(f"{name} {name} 1\n")
+    with pytest.raises(DataError, match=r"list\.txt, line 1: .*secret\.txt leads out of \.+"):
+        read_pair_set("list.txt", root)
+
+
+def test_a_list_may_go_about_inside_its_root(tmp_path, monkeypatch):
+    """By a link that its owner has set, by a whole path, up and down again, by a name that begins with dots."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "root" / "ann").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "1.jpg").write_bytes(b"linked")
+    (tmp_path / "root" / "..2.jpg").write_bytes(b"dotted")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "root")
+    Path("list.txt").write_text(f"link/1.jpg ..2.jpg 0\n{tmp_path}/root/link/1.jpg ann/../..2.jpg 0\n")
+    for root in (".", "../root", tmp_path / "root"):
+        assert read_pair_set("list.txt", root).images == [b"linked", b"dotted"] * 2
+    assert read_pair_set("list.txt").images == [b"linked", b"dotted"] * 2
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "holds no pair"),

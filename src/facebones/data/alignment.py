@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import shutil
 from collections import Counter, deque
@@ -19,19 +18,20 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.data.align import align_face
+from facebones.data.choice import evenly
 from facebones.data.contact_sheet import IN_ROW, write_face_sheet
 from facebones.data.detection import quiet_opencv
 from facebones.data.folders import is_image_name, read_image_file
 from facebones.data.images import ImageArray, decode
 from facebones.data.landmarks import LandmarkTable
-from facebones.data.partial_folder import PartialFolder, partial_path
+from facebones.data.origin import photos_origin
+from facebones.data.partial_folder import PartialFolder
 from facebones.errors import ConfigError, DataError
 from facebones.files import check_writable
 from facebones.progress import track
 
 FORMATS = ("jpg", "png")
 MISSING = "not_found.csv"
-RECORD = ".alignment.json"  # how the faces were made; hidden, so that readers of image folders pass it over
 ENDINGS = {"jpg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
 AHEAD = 4  # images a thread that wait for their turn
 SHOWN = 3
@@ -186,39 +186,68 @@ def align_folder(
     names, notes = list_images(source)
     targets = _targets(names, encoding.format, source)
     missing = [Missing(name, "no such image") for name in _unused(landmarks, set(names))]
-    settings = landmarks.settings | asdict(encoding)
-    if resume:
-        _refuse_other_settings(destination, settings)
-    several = 0
-    with PartialFolder(destination, resume, RECORD, "alignment") as folder:
-        folder.place(RECORD, json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
+    origin = photos_origin(source, names, landmarks.settings | asdict(encoding))
+    with PartialFolder(destination, resume, "alignment", origin) as folder:
         wanted = [name for name in names if not folder.keep(targets[name], encoding.is_whole)]
-        kept = len(names) - len(wanted)
         work = partial(_align, source, landmarks, encoding, targets)
-        with quiet_opencv(), closing(_in_threads(work, wanted, workers or os.cpu_count() or 1)) as faces:
-            for face in track(faces, "aligning", len(wanted)):
-                if face.reason:
-                    missing.append(Missing(face.path, face.reason))
-                else:
-                    folder.place(face.target, face.encoded)
-                several += face.faces > 1
-        lost = {path for path, _ in missing}
-        found = [targets[name] for name in names if name not in lost]
-        if not found:
+        without, several = _fill(folder, work, wanted, workers or os.cpu_count() or 1)
+        missing = sorted([*missing, *without])
+        if not (found := _found(targets, missing)):
             _fail_empty(folder, source, len(names), missing)
-        folder.place(MISSING, _csv(sorted(missing)))
+        folder.place(MISSING, _csv(missing))
     if contact_sheet is not None:
         _write_sheet(contact_sheet, destination, found)
+    kept = len(names) - len(wanted)
+    return _summary(source, destination, targets, missing, notes, kept=kept, several=several)
+
+
+def _fill(
+    folder: PartialFolder, work: Callable[[str], _Face], names: Sequence[str], workers: int
+) -> tuple[list[Missing], int]:
+    """Write the faces of these images.
+
+    Returns:
+        The images that no face came of, and how many showed several faces.
+    """
+    missing: list[Missing] = []
+    several = 0
+    with quiet_opencv(), closing(_in_threads(work, names, workers)) as faces:
+        for face in track(faces, "aligning", len(names)):
+            if face.reason:
+                missing.append(Missing(face.path, face.reason))
+            else:
+                folder.place(face.target, face.encoded)
+            several += face.faces > 1
+    return missing, several
+
+
+def _found(targets: dict[str, str], missing: Sequence[Missing]) -> list[str]:
+    """The faces that there are, in the order of their images."""
+    lost = {path for path, _ in missing}
+    return [target for name, target in targets.items() if name not in lost]
+
+
+def _summary(
+    source: Path,
+    destination: Path,
+    targets: dict[str, str],
+    missing: Sequence[Missing],
+    notes: Sequence[str],
+    *,
+    kept: int,
+    several: int,
+) -> Alignment:
+    found = _found(targets, missing)
     return Alignment(
         source=source,
         destination=destination,
-        images=len(names),
+        images=len(targets),
         faces=len(found),
         folders=len({os.path.dirname(name) for name in found}),  # noqa: PTH120
         kept=kept,
         several=several,
-        not_found=tuple(sorted(missing)),
-        notes=(*notes, *_empty_folders(names, lost)),
+        not_found=tuple(missing),
+        notes=(*notes, *_empty_folders(list(targets), {path for path, _ in missing})),
     )
 
 
@@ -278,20 +307,6 @@ def _targets(names: Sequence[str], format: str, source: Path) -> dict[str, str]:
 def _unused(landmarks: LandmarkSource, names: set[str]) -> list[str]:
     """The rows of a table that no image has."""
     return [name for name in landmarks.names() if name not in names] if isinstance(landmarks, LandmarkTable) else []
-
-
-def _refuse_other_settings(destination: Path, settings: dict[str, Any]) -> None:
-    """A run that goes on must make its faces as those that are there were made."""
-    for folder in (partial_path(destination), destination):
-        try:
-            earlier = json.loads((folder / RECORD).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{folder / RECORD}: cannot be read; remove {folder} and begin again") from error
-        earlier = earlier if isinstance(earlier, dict) else {}
-        if other := [key for key in sorted({*earlier, *settings}) if earlier.get(key) != settings.get(key)]:
-            raise DataError(f"{folder}: was begun with another {', '.join(other)}; give the same, or remove it")
 
 
 def _align(source: Path, landmarks: LandmarkSource, encoding: Encoding, targets: dict[str, str], name: str) -> _Face:
@@ -362,12 +377,7 @@ def _write_sheet(path: Path, root: Path, names: Sequence[str]) -> None:
     for name in names:
         of_folder.setdefault(os.path.dirname(name), []).append(name)  # noqa: PTH120
     rows = []
-    for folder in _evenly(sorted(of_folder)):
-        faces = [decode((root / name).read_bytes(), name) for name in _evenly(of_folder[folder])]
+    for folder in evenly(sorted(of_folder), IN_ROW):
+        faces = [decode((root / name).read_bytes(), name) for name in evenly(of_folder[folder], IN_ROW)]
         rows.append((folder or root.name, faces))
     write_face_sheet(path, f"{root.name}: {len(names)} faces in {len(of_folder)} folders", rows)
-
-
-def _evenly(values: Sequence[str]) -> list[str]:
-    places = np.linspace(0, len(values) - 1, min(IN_ROW, len(values))).round().astype(int)
-    return [values[place] for place in places.tolist()]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
+from facebones.data.choice import evenly
 from facebones.data.folders import TrainingSet
 from facebones.data.images import ImageArray, decode
 from facebones.data.pairs import PairSet
@@ -90,8 +90,8 @@ def _heading(title: str) -> ImageArray:
 
 def _identity_rows(data: TrainingSet) -> list[_Row]:
     rows = []
-    for label in _evenly(np.unique(data.labels)):
-        images = _evenly(np.flatnonzero(data.labels == label))
+    for label in evenly(np.unique(data.labels).tolist(), IN_ROW):
+        images = evenly(np.flatnonzero(data.labels == label).tolist(), IN_ROW)
         rows.append((f"identity {data.identity_name(label)}", [_Tile([_pixels(data, index)]) for index in images]))
     return rows
 
@@ -99,7 +99,7 @@ def _identity_rows(data: TrainingSet) -> list[_Row]:
 def _pair_rows(data: PairSet) -> list[_Row]:
     rows: list[_Row] = []
     for mark, color, wanted in (("genuine", GENUINE, True), ("impostor", IMPOSTOR, False)):
-        pairs = _evenly(np.flatnonzero(data.is_same == wanted))
+        pairs = evenly(np.flatnonzero(data.is_same == wanted).tolist(), IN_ROW)
         tiles = [
             _Tile([_pixels(data, 2 * pair), _pixels(data, 2 * pair + 1)], f"{mark}, pair {pair}", color)
             for pair in pairs
@@ -114,12 +114,6 @@ def _pixels(data: TrainingSet | PairSet, index: int) -> ImageArray | None:
         return decode(encoded, "an image of the contact sheet")
     except DataError:
         return None  # drawn as broken; the inspection names it
-
-
-def _evenly(values: npt.NDArray[np.int64]) -> list[int]:
-    """Choose up to IN_ROW of the values, evenly spaced, the first and the last among them."""
-    places = np.linspace(0, len(values) - 1, min(IN_ROW, len(values))).round().astype(np.int64)
-    return [int(value) for value in values[places]]
 
 
 def _row(caption: str, tiles: Sequence[_Tile]) -> ImageArray:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from facebones.data.folders import ImageFolder, RecordSet, find_records, image_suffix, pair_sets, read_image_file
 from facebones.data.images import decode
+from facebones.data.origin import pairs_origin, records_origin
 from facebones.data.pair_lists import PAIR_LIST_SUFFIXES, read_pair_list
 from facebones.data.pairs import read_pairs, write_pairs
 from facebones.data.partial_folder import PartialFolder, is_occupied, refuse_existing
@@ -104,20 +105,21 @@ def _records_to_folder(source: Path, destination: Path, resume: bool) -> Convers
     """Write each image to `label/key.ending`, and all that the images do not say to HEADERS_FOLDER."""
     data = RecordSet(source)
     with (
-        PartialFolder(destination, resume, HEADERS_FOLDER, "conversion") as folder,
+        PartialFolder(destination, resume, "conversion", records_origin(data), anew=HEADERS_FOLDER) as folder,
         RecordWriter(folder.path / HEADERS_FOLDER / "train.rec") as headers,
         closing(_unpacked(data, folder)) as unpacked,
     ):
-        for key, record, name, kept in track(unpacked, "converting", len(data.records)):
+        for key, record, name, was_there in track(unpacked, "converting", len(data.records)):
             headers.write(key, record)
             if name:
-                folder.count(name, kept)
+                folder.count(name, was_there)
+        kept = folder.kept
         if (size := source.with_name("property")).is_file():
             folder.place(f"{HEADERS_FOLDER}/property", size.read_bytes())
     notes = list(data.notes)
     if sets := pair_sets(source):
         notes.append(f"left where they are: {', '.join(path.name for path in sets)}; convert each by itself")
-    return _training_summary(source, destination, data, notes, folder.kept)
+    return _training_summary(source, destination, data, notes, kept)
 
 
 def _unpacked(data: RecordSet, folder: PartialFolder) -> Generator[_Unpacked]:
@@ -241,15 +243,16 @@ def _pairs_to_folder(source: Path, destination: Path, resume: bool) -> Conversio
     pairs = read_pairs(source)
     width = len(str(len(pairs) - 1))
     names = []
-    with PartialFolder(destination, resume, "pairs.txt", "conversion") as folder:
+    with PartialFolder(destination, resume, "conversion", pairs_origin(pairs, source)) as folder:
         for index, image in enumerate(track(pairs.images, "converting")):
             suffix = image_suffix(image) or _refuse_image(image, f"{source}, image {index}")
             names.append(f"images/{index // 2:0{width}d}_{'ab'[index % 2]}{suffix}")
             folder.place(names[-1], image)
+        kept = folder.kept
         rows = zip(names[::2], names[1::2], pairs.is_same.tolist(), strict=True)
         folder.place("pairs.txt", "".join(f"{first}\t{second}\t{same:d}\n" for first, second, same in rows).encode())
     groups = f"{len(pairs)} pairs"
-    return Conversion(source=source, destination=destination, images=len(pairs.images), groups=groups, kept=folder.kept)
+    return Conversion(source=source, destination=destination, images=len(pairs.images), groups=groups, kept=kept)
 
 
 def _training_summary(

@@ -14,6 +14,7 @@ import numpy as np
 
 from facebones.data.folders import IMAGE_SUFFIXES
 from facebones.data.pairs import PairSet, read_pairs
+from facebones.data.text_lists import leads_out
 from facebones.errors import DataError
 
 PAIR_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
@@ -173,10 +174,11 @@ def _fail_line(path: Path, number: int, fields: list[str], wanted: str) -> NoRet
 
 
 def _read_image(path: Path, number: int, root: Path, name: str) -> bytes:
-    # The list may come from a stranger: it has no business with files outside of the folder it is used with.
-    place = Path(os.path.normpath(root / name))
-    if not place.is_relative_to(os.path.normpath(root)):
+    # From the root, with no `..` inside: a list may name an image by its whole path, or go up and down again.
+    inside = os.path.relpath(root / name, root)
+    if leads_out(inside):
         raise DataError(f"{path}, line {number}: {name} leads out of {root}; name a folder that holds all images")
+    place = root / inside
     try:
         return place.read_bytes()
     except (OSError, ValueError) as error:

@@ -4,11 +4,14 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from facebones.data.origin import Origin, read_record
 from facebones.errors import DataError, RunError
+from facebones.files import write_json
 
 
 def partial_path(destination: Path) -> Path:
@@ -19,48 +22,62 @@ def partial_path(destination: Path) -> Path:
 class PartialFolder:
     """A folder that is filled as NAME.partial and gets its name when it is complete.
 
+    What it is made from stands in a hidden file in it, which is compared before anything else is done: a folder that
+    is not of this origin stays as it is.
+
     Attributes:
         path: the folder to write into, while the block lasts.
         kept: files that were there already, and right.
     """
 
-    def __init__(self, destination: Path, resume: bool, mark: str, work: str) -> None:
+    def __init__(self, destination: Path, resume: bool, work: str, origin: Origin, anew: str = "") -> None:
         """Name the folder to make.
 
         Args:
             destination: where it is when it is complete.
             resume: whether to go on with what an earlier run has left, or to complete what it has made.
-            mark: a name by which a folder of this kind is known; if it is a folder, it is written anew each time.
-            work: what makes it, such as "conversion".
+            work: what makes it, such as "conversion"; the hidden file is called after it.
+            origin: from what it is made.
+            anew: a folder inside, of which nothing is kept from a run that was broken off.
         """
         self.destination = destination
         self.work = work
         self.path = partial_path(destination)
-        self.mark = mark
+        self.origin = origin
+        self.anew = anew
+        self._record_name = record_name(work)
         self._prefix = f"{self.path}/"
         self.resume = resume
         self.kept = 0
-        self._placed: set[str] = set()
+        self._placed = {self._record_name}
+        self._was_finished = False
 
     def __enter__(self) -> Self:
-        if is_occupied(self.destination):
-            self._reopen()
+        self._was_finished = is_occupied(self.destination)
+        if self._was_finished and not self.resume:
+            refuse_existing(self.destination)
         if self.path.exists() and not self.resume:
             raise DataError(f"{self.path}: left by an interrupted {self.work}; continue with --resume or remove it")
-        if (marked := self.path / self.mark).is_dir():  # a killed run may have left a half there
-            shutil.rmtree(marked)
+        if self._was_finished and self.path.exists():
+            raise DataError(f"{self.path}: stands beside the finished {self.destination}; remove one of them")
+        self._record(self.destination if self._was_finished else self.path)  # before anything is renamed or removed
+        if self._was_finished:
+            self._rename(self.destination, self.path)
+        elif self.anew and (self.path / self.anew).is_dir():  # a killed run may have left a half there
+            shutil.rmtree(self.path / self.anew)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
+            self._give_back()
             return
         if self.resume:
             self._refuse_strangers()
         if self.destination.exists():
             self.destination.rmdir()
-        self.path.rename(self.destination)
+        self._rename(self.path, self.destination)
 
     def place(self, name: str, content: bytes) -> None:
         """Write a file, unless it is there with this content; errors as in `put`."""
@@ -81,7 +98,8 @@ class PartialFolder:
         try:
             _write(path, content)
         except OSError as error:
-            raise RunError(f"{path}: cannot be written: {error.strerror}; mend it and go on with --resume") from error
+            where = f"{self._shown}/{name}"
+            raise RunError(f"{where}: cannot be written: {error.strerror}; mend it and go on with --resume") from error
         return False
 
     def count(self, name: str, kept: bool) -> None:
@@ -103,23 +121,57 @@ class PartialFolder:
         self.kept += 1
         return True
 
-    def _reopen(self) -> None:
-        """Take up a folder that an earlier run has made, to complete it."""
-        if not self.resume:
-            refuse_existing(self.destination)
-        if not (self.destination / self.mark).exists() or self.path.exists():
-            a_work = f"{'an' if self.work[0] in 'aeiou' else 'a'} {self.work}"
-            raise DataError(f"{self.destination}: not {a_work} to continue; remove it or choose another name")
-        self.destination.rename(self.path)
+    @property
+    def _shown(self) -> Path:
+        """Where the folder is after an error, for the error to name."""
+        return self.destination if self._was_finished else self.path
+
+    def _record(self, folder: Path) -> None:
+        """Write down from what a folder is made; refuse one that is made from something else, or not by this work."""
+        path, record = folder / self._record_name, self.origin.record()
+        if is_occupied(folder):
+            earlier = read_record(path)
+            if earlier is None:
+                work = f"{'an' if self.work[0] in 'aeiou' else 'a'} {self.work}"
+                mend = "choose another name, or remove it"
+                raise DataError(f"{folder}: not {work} to continue, for it holds no {self._record_name}; {mend}")
+            if other := self.origin.differences(earlier):
+                mend = "give the same, or choose another name"
+                raise DataError(f"{folder}: was begun with another {', '.join(other)}; {mend}")
+            if earlier == record:
+                return
+        write_json(path, record)
+
+    def _give_back(self) -> None:
+        """Let a folder that was finished have its name again: no file in it is worse than it was."""
+        if self._was_finished:
+            with suppress(OSError):  # the error that led here is the one to tell
+                self.path.rename(self.destination)
+
+    def _rename(self, old: Path, new: Path) -> None:
+        try:
+            old.rename(new)
+        except OSError as error:
+            raise RunError(f"{old}: cannot be renamed to {new.name}: {error.strerror}; mend it and resume") from error
 
     def _refuse_strangers(self) -> None:
         for folder, folders, files in os.walk(self.path):
-            if self.mark in folders:
-                folders.remove(self.mark)
+            if self.anew in folders:
+                folders.remove(self.anew)
             for file in files:
                 name = os.path.relpath(f"{folder}/{file}", self.path)
                 if name not in self._placed:
-                    raise DataError(f"{self.path}/{name}: does not come from this source; remove it and resume")
+                    self._give_back()
+                    raise DataError(f"{self._shown}/{name}: does not come from this source; remove it and resume")
+
+
+def record_name(work: str) -> str:
+    """The file in a folder that says from what it is made; hidden, so that readers of image folders pass it over.
+
+    >>> record_name("conversion")
+    '.conversion.json'
+    """
+    return f".{work}.json"
 
 
 def is_occupied(destination: Path) -> bool:

@@ -11,7 +11,7 @@ Benchmark - C: Face Dataset and Protocol", ICB (2018).
 import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -32,6 +32,7 @@ from facebones.data.text_lists import (
     blame_line,
     has_columns,
     is_whole_number,
+    leads_out,
     line_blocks,
     shown,
     whole_numbers,
@@ -297,8 +298,7 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
             if (before := seen.setdefault(name, number)) != number:
                 raise DataError(f"{path}, line {number}: {name} stands in line {before} already; remove one of them")
     for number, name in enumerate(names, 1):
-        # The list may come from a stranger: it has no business with other folders.
-        if name.startswith("/") or (".." in name and ".." in PurePosixPath(name).parts):
+        if leads_out(name):
             raise DataError(f"{path}, line {number}: {name[:SHOWN_CHARACTERS]} leads out of loose_crop; mend the list")
 
 

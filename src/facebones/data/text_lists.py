@@ -21,6 +21,19 @@ _OF_WHOLE_NUMBERS = np.isin(np.arange(256, dtype=np.uint8), np.frombuffer(b"0123
 IntArray = npt.NDArray[np.int32]
 
 
+def leads_out(name: str) -> bool:
+    """Whether a path that a list gives may leave the folder that it starts from: it is absolute, or holds a `..`.
+
+    A list may come from a stranger: it has no business with files outside of that folder. Links inside the folder are
+    its owner's, and lead where they lead. A `..` behind a link would go up from where the link leads, so that none is
+    let through, even where it seems to stay inside.
+
+    >>> [leads_out(name) for name in ("ann/1.jpg", "../1.jpg", "ann/../../1.jpg", "/1.jpg", "..1.jpg")]
+    [False, True, True, True, False]
+    """
+    return name.startswith("/") or (".." in name and ".." in name.split("/"))
+
+
 def line_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (number of the first line, whole lines) up to the end of the file; blank lines at the end are left out.
 
