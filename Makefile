@@ -13,7 +13,7 @@ help:
 	@echo "make demo      install, then train and compare three small backbones on synthetic faces"
 	@echo "make test      install (a browser too, if there is none), then run the quick tests"
 	@echo "make test-all  the slow tests too"
-	@echo "make bench     the figures of docs/performance.md, for half an hour; leave the machine alone meanwhile"
+	@echo "make bench     the main figures of docs/performance.md, for half an hour; leave the machine alone meanwhile"
 	@echo "make lint      ruff"
 	@echo "make types     mypy"
 	@echo "make format    let ruff rewrite the code"

@@ -11,7 +11,7 @@ each person; the product carries nothing but that chance, a third time. No weigh
 variance over the cells of the table of two persons, and `Figure.variance` takes it off, as is done for regressions on
 pairs (P. M. Aronow, C. Samii and V. A. Assenova, "Cluster-robust variance estimation for dyadic data", Political
 Analysis 23 (2015)). Without this, intervals of sets with few pairs for each person (LFW) are up to sqrt(3) times too
-wide. With it, tests/evaluation/test_significance.py finds that 95 % intervals hold the truth in 93-97 % of simulations.
+wide. With it, 95 % intervals hold the truth as often as docs/protocols.md says ("How well it holds").
 
 For speed, a score counts by its cell: impostor scores, ordered, are cut into cells of one rank and, below rank
 1 / RESOLUTION, of a width of RESOLUTION of the rank, so that a replicate's FAR is off by half a percent of itself at

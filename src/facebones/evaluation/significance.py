@@ -2,10 +2,10 @@
 
 An interval for a rate is Wilson's score interval with the effective number of outcomes, value (1 - value) / variance,
 the variance being the bootstrap's (`bootstrap.Figure.variance`). It keeps to 0-1, and it is as skew as a rate near 1
-is. It was chosen by simulation (500 persons whose quality differs; accuracy, TAR, AUC and EER): of 95 % intervals it
-held the truth in 94-96 % of data sets, value +- 1.96 standard errors in 93-95 %, the bootstrap's percentiles in
-93-94 %, basic intervals in 91-94 %; with 300 persons, and 30 or fewer accepted impostor pairs, the others fell to
-88-93 %, this one to 92. Its limits: where AUC is above 0.999, its interval is too narrow (84-92 %).
+is. It was chosen by simulation (500 persons whose quality differs; accuracy, TAR, AUC and EER): value +- 1.96 standard
+errors held the truth about one data set in a hundred less often, the bootstrap's percentiles one or two, basic
+intervals three; with 300 persons, and 30 or fewer accepted impostor pairs, the others fell to 88-93 %, this one to 92.
+How often it holds, and where it does not, stands in docs/protocols.md ("How well it holds").
 
 A test of two models asks whether the difference is further from 0 than its standard error explains; the models share
 their replicates. The p-value is two-sided, by Student's t with one degree less than there are identities (or pairs).
