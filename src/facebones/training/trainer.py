@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -248,6 +247,8 @@ class Trainer:
 
     def environment(self) -> dict[str, Any]:
         """Versions, device and data, for environment.json."""
+        import cv2  # not above: `facebones.data` has to set its limits first
+
         return {
             "facebones": facebones.__version__,
             "python": platform.python_version(),
