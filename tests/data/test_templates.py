@@ -284,7 +284,10 @@ def test_files_that_are_no_scores_are_refused(write, tmp_path):
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-8])
     (tmp_path / "text.npy").write_text("0.1 0.2 0.3")
     (tmp_path / "empty.npy").write_bytes(b"")
-    for name in ("scores.npz", "pickle.npy", "cut.npy", "text.npy", "empty.npy"):
+    for name, kind in {"no_type.npy": "()", "strange_type.npy": "[('', 'f4')]"}.items():
+        header = f"{{'descr': {kind}, 'fortran_order': False, 'shape': (True,)}}".encode()
+        (tmp_path / name).write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+    for name in ("scores.npz", "pickle.npy", "cut.npy", "text.npy", "empty.npy", "no_type.npy", "strange_type.npy"):
         with pytest.raises(DataError, match=f"{name}: no .npy file of numbers"):
             read_scores(tmp_path / name, pairs)
     for name in ("none.npy", "."):
