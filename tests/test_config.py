@@ -111,6 +111,7 @@ def test_plain_text_in_a_recipe_is_taken_as_it_stands(write):
         ("data:\n  path: a\x07b", "line 2: not valid YAML: the character U+0007 is not allowed"),
         ("data: " + "[" * 5000, "nested too deep"),
         ("#" * (2**20 + 1), "larger than 1048576 bytes"),
+        ("#" + "é" * 2**19 + "\nnonsense: {}", "larger than 1048576 bytes"),
         ("training: {epochs: 2026-13-45}", "training.epochs: '2026-13-45' is not a whole number"),
         ("training: {seed: 2026-01-01}", "training.seed: '2026-01-01' is not a whole number"),
         (f"training: {{seed: {10**400}}}", "is out of range; it must be at least 0 and at most 9223372036854775807"),

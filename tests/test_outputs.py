@@ -96,8 +96,9 @@ def test_a_bad_set_among_several_is_found_before_the_first_is_embedded(small_dat
     pairs = read_pairs(small_data / "tiny.bin")
     write_pairs(tmp_path / "few.bin", pairs.images[:18], pairs.is_same[:9])
     monkeypatch.setattr(evaluation, "open_models", lambda *_: pytest.fail("the work has begun"))
+    sets = [small_data / "tiny.bin", tmp_path / "few.bin"]
     with pytest.raises(DataError) as error:
-        evaluation.evaluate_pairs({"model": tmp_path}, [small_data / "tiny.bin", tmp_path / "few.bin"], device="cpu")
+        evaluation.evaluate_pairs(evaluation.PairsWork(checkpoints={"model": tmp_path}, data=sets, device="cpu"))
     mend = "give a set of 10 pairs or more, or leave this one out"
     assert str(error.value) == f"{tmp_path}/few.bin: 9 pairs cannot fill the 10 folds of the protocol; {mend}"
 

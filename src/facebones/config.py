@@ -327,9 +327,10 @@ def read_yaml(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            text = file.read(MOST_BYTES + 1).decode("utf-8")
-        if len(text) > MOST_BYTES:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
             raise ConfigError(f"{path}: larger than {MOST_BYTES} bytes, which no recipe is; name another file")
+        text = content.decode("utf-8")
         return yaml.load(text, _StrictLoader)  # noqa: S506 (derived from BaseLoader, which builds text only)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

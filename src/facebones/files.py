@@ -1,18 +1,24 @@
-"""Writing files so that a reader sees the old content or the new, never a half."""
+"""Writing files so that a reader sees the old content or the new, never a half; and numpy's files of strangers."""
 
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from facebones.errors import ConfigError, RunError
+
+MOST_INFLATION = 20  # times; what was measured hardly shrinks
+# What numpy raises over a header of a stranger, besides ValueError.
+_BAD_HEADER = (EOFError, SyntaxError, OverflowError, MemoryError, RecursionError, TokenError, TypeError, IndexError)
 
 
 @contextmanager
@@ -75,11 +81,35 @@ def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     """
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (EOFError, SyntaxError, OverflowError, MemoryError, RecursionError, TokenError) as error:
+    except _BAD_HEADER as error:
         raise ValueError("no .npy file") from error
     if not isinstance(found, np.ndarray):
         raise ValueError("an archive of several arrays")
     return found
+
+
+def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Read arrays of a `.npz` file, whatever a stranger may have put into it; nothing is unpickled.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file, lacks one of the arrays, is damaged, or inflates as no measurements do.
+    """
+    try:
+        with Path(path).open("rb") as file, ZipFile(file) as archive:
+            members = [archive.getinfo(f"{name}.npy") for name in names]
+            if any(member.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for member in members):
+                raise ValueError("compressed otherwise than numpy does")
+            # No member gives more than the directory says.
+            if sum(member.file_size for member in members) > MOST_INFLATION * os.fstat(file.fileno()).st_size:
+                raise ValueError(f"inflates to more than {MOST_INFLATION} times its size")
+            found = {}
+            for name, member in zip(names, members, strict=True):
+                with archive.open(member) as content:
+                    found[name] = np.lib.format.read_array(content, allow_pickle=False)
+            return found
+    except (*_BAD_HEADER, BadZipFile, zlib.error, KeyError, RuntimeError) as error:  # RuntimeError: it is encrypted
+        raise ValueError(f"no .npz file of {' and '.join(names)}: {error}") from error
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

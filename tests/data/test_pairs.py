@@ -149,6 +149,13 @@ def _numpy_array_of(shape: bytes, raw: bytes) -> bytes:
     )
 
 
+def _arrays_over_one_buffer(array: bytes) -> bytes:
+    """2,000 images of which each is an array over the same 60,000 bytes (memo 0) of one type (memo 1)."""
+    images = array * 2_000
+    buffer = b"B" + (60_000).to_bytes(4, "little") + b"a" * 60_000 + b"q\x000"
+    return buffer + b"cnumpy\ndtype\n(U\x02u1I0\nI1\ntRq\x010](" + images + b"e](" + b"\x88" * 1_000 + b"e\x86."
+
+
 def _long_text() -> bytes:
     """60,000 bytes, memorised as 0."""
     return b"X" + (60_000).to_bytes(4, "little") + b"a" * 60_000 + b"q\x000"
@@ -171,6 +178,10 @@ def _long_text() -> bytes:
         + b"cnumpy\ndtype\n(U\x02u1I0\nI1\ntRq\x01]("
         + b"cnumpy.core.numeric\n_frombuffer\n(h\x00h\x01M\x60\xea\x85U\x01CtR" * 2_000
         + b"e](\x88e\x86.",
+        _arrays_over_one_buffer(b"cnumpy.core.numeric\n_frombuffer\n(h\x00h\x01M\x60\xea\x85U\x01CtR"),
+        _arrays_over_one_buffer(
+            b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR(I1\nM\x60\xea\x85h\x01I00\nh\x00tb"
+        ),
     ],
 )
 def test_small_file_cannot_ask_for_much_memory(tmp_path, content):

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -142,6 +144,9 @@ BROKEN = {
     "blank line between": ("template_pair_label.txt", "10 7 1\n\n7 30 0\n", r"line 2: '' is not"),
     "number too large": ("template_pair_label.txt", "10 7 1\n99999999999999999999 30 0\n", r"line 2: '9+ 30 0' is not"),
     "control characters": ("template_pair_label.txt", "10 7 1\n7\x0130 0 0\n", r"line 2: "),
+    "control character in an image": ("name_5pts_score.txt", IMAGE_LINE + IMAGE_LINE.replace("a.jpg ", "b.jpg\x01"),
+                                      r"line 2: .* is not 'image x1"),
+    "control character in a medium": ("face_tid_mid.txt", "a.jpg 10 1\nb.jpg\x012 2\n", r"line 2: .* is not 'image t"),
     "pair of no image": ("template_pair_label.txt", "10 7 1\n7 30 0\n8 30 0\n", r"line 3: no image has the template 8"),
     "second of no image": ("template_pair_label.txt", "10 7 1\n7 31 0\n", r"line 2: no image has the template 31"),
     "gallery template twice": ("1N_gallery_G1.csv", "T,S\n10,1\n10,1\n", r"G1.csv, line 3: template 10 is listed"),
@@ -163,6 +168,20 @@ def test_a_broken_list_is_one_line_with_file_and_line(write, case):
     with pytest.raises(DataError, match=message) as caught:
         read_template_set(write(**{name.replace(".", "__"): content}))
     assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([b"1", b"23", *(bytes([code]) for code in range(33))]), max_size=12).map(b"".join))
+def test_columns_are_those_of_split(text):
+    block = text.strip(b"\n") + b"\n"
+    lines = [line.split() for line in block[:-1].split(b"\n")]
+    for columns in (1, 2, 3):
+        assert text_lists.has_columns(block, columns) == all(len(line) == columns for line in lines)
+    if text_lists.has_columns(block, 2):
+        numbers = text_lists.whole_numbers(block)
+        fit = all(text_lists.is_whole_number(field) for line in lines for field in line)
+        assert fit == (numbers is not None)
+        assert not fit or numbers.tolist() == [int(field) for line in lines for field in line]
 
 
 def test_line_numbers_go_on_from_block_to_block(write, monkeypatch):
@@ -265,7 +284,10 @@ def test_files_that_are_no_scores_are_refused(write, tmp_path):
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-8])
     (tmp_path / "text.npy").write_text("0.1 0.2 0.3")
     (tmp_path / "empty.npy").write_bytes(b"")
-    for name in ("scores.npz", "pickle.npy", "cut.npy", "text.npy", "empty.npy"):
+    for name, kind in {"no_type.npy": "()", "strange_type.npy": "[('', 'f4')]"}.items():
+        header = f"{{'descr': {kind}, 'fortran_order': False, 'shape': (True,)}}".encode()
+        (tmp_path / name).write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+    for name in ("scores.npz", "pickle.npy", "cut.npy", "text.npy", "empty.npy", "no_type.npy", "strange_type.npy"):
         with pytest.raises(DataError, match=f"{name}: no .npy file of numbers"):
             read_scores(tmp_path / name, pairs)
     for name in ("none.npy", "."):

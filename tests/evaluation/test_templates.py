@@ -16,10 +16,10 @@ from facebones.evaluation.identification import identify_templates
 from facebones.evaluation.template_scores import (
     ALL_SETTINGS,
     USUAL_SETTING,
+    PairScorer,
     PoolingSetting,
     parse_settings,
     pool_templates,
-    score_pairs,
 )
 from facebones.evaluation.templates import FAR_TARGETS, evaluate_templates, verify_templates
 
@@ -57,7 +57,7 @@ def test_agrees_with_the_published_scores(golden, monkeypatch, setting, block, m
     monkeypatch.setattr(template_scores, "BLOCK_IMAGES", block)
     monkeypatch.setattr(template_scores, "MOST_SCORES_A_PAIR", most)
     pooled = pool_templates(golden["features"], *golden["images"], [setting])
-    scores = score_pairs(pooled[setting], *golden["pairs"])
+    scores = PairScorer(*golden["pairs"], len(pooled[setting])).scores(pooled[setting])
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, golden[f"scores_{setting}"], rtol=0, atol=1e-6)
 
@@ -108,7 +108,8 @@ def test_scores_are_dot_products(monkeypatch, templates, ordered, most):
     if ordered:
         pair_a.sort()
     wanted = np.sum(vectors[pair_a].astype(np.float64) * vectors[pair_b], axis=1)
-    np.testing.assert_allclose(score_pairs(vectors, pair_a, pair_b), wanted, rtol=0, atol=1e-6)
+    scores = PairScorer(pair_a, pair_b, templates).scores(vectors)
+    np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("setting", ALL_SETTINGS, ids=str)

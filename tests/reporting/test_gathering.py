@@ -1,7 +1,10 @@
 """Folders that trainings, studies, evaluations and profiles have left, whole and damaged, read into one object."""
 
+import io
 import json
 import shlex
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -440,6 +443,47 @@ def test_damaged_scores_are_named(tmp_path, damage):
         pickled = {"distance": np.array([None, {}]), "is_same": np.ones(2, bool)}
         np.savez(file, **arrays.get(damage, pickled))
     assert refused(DataError, study).startswith(f"{file}: ")
+
+
+def compressed(file, kind=zipfile.ZIP_DEFLATED, pairs=2000):
+    """Write scores of which the first half are genuine."""
+    distance, is_same = np.random.default_rng(0).random(pairs), np.arange(pairs) < pairs / 2
+    with zipfile.ZipFile(file, "w", kind) as archive:
+        for name, values in {"distance": distance, "is_same": is_same}.items():
+            content = io.BytesIO()
+            np.save(content, values)
+            archive.writestr(f"{name}.npy", content.getvalue())
+
+
+def test_scores_may_be_compressed(tmp_path):
+    study = make_study(tmp_path / "s")
+    compressed(study / "evaluation" / f"{SMALL}_seed0_lfw_scores.npz")
+    assert load_results(study).curves["lfw"][f"{SMALL}_seed0"].genuine == 1000
+
+
+@pytest.mark.parametrize("damage", ["member", "encrypted", "otherwise", "inflates", "no type"])
+def test_archives_of_strangers_are_one_line(tmp_path, damage):
+    study = make_study(tmp_path / "s")
+    file = study / "evaluation" / f"{SMALL}_seed0_lfw_scores.npz"
+    compressed(file, zipfile.ZIP_LZMA if damage == "otherwise" else zipfile.ZIP_DEFLATED)
+    content = bytearray(file.read_bytes())
+    if damage == "member":
+        content[60:200] = b"\xff" * 140
+    elif damage == "encrypted":
+        content[6] |= 1
+        content[content.index(b"PK\x01\x02") + 8] |= 1
+    file.write_bytes(content)
+    if damage == "inflates":
+        np.savez_compressed(file, distance=np.zeros(10**6), is_same=np.arange(10**6) < 10**5)
+    elif damage == "no type":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("is_same.npy", b"")
+            header = b"{'descr': (), 'fortran_order': False, 'shape': (1,)}"
+            archive.writestr("distance.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    tracemalloc.start()
+    assert refused(DataError, study).startswith(f"{file}: ")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
 
 
 def test_a_damaged_recipe_is_named(tmp_path):

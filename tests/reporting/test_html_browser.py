@@ -8,7 +8,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Error, expect, sync_playwright
 
 from facebones.reporting.answer import Answer
-from facebones.reporting.html_page import write_page
+from facebones.reporting.html_page import page_text, save_page
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -69,7 +69,8 @@ def address(page_results, page_tables, tmp_path_factory):
     """Of the page of seven backbones, one with a name that Plotly would read as HTML."""
     results = page_results(["alpha", "beta", "<b>%{x}</b>", *(f"backbone_{number}" for number in range(4))])
     path = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(results, page_tables(results), Answer(sentences=["Take alpha."], rules=["At 5 %."]), path)
+    answer = Answer(sentences=["Take alpha."], rules=["At 5 %."])
+    save_page(page_text(results, page_tables(results), answer), path)
     return path.as_uri()
 
 
@@ -78,7 +79,8 @@ def many(page_results, page_tables, tmp_path_factory):
     """Address of the page of fourteen backbones with long names."""
     results = page_results([f"a_backbone_with_a_long_name_{number:02}" for number in range(14)], seeds=1)
     path = tmp_path_factory.mktemp("page") / "many.html"
-    write_page(results, page_tables(results), Answer(sentences=["Take any."], rules=[]), path)
+    answer = Answer(sentences=["Take any."], rules=[])
+    save_page(page_text(results, page_tables(results), answer), path)
     return path.as_uri()
 
 

@@ -14,7 +14,7 @@ from facebones.reporting.answer import Answer
 from facebones.reporting.figures import model_styles
 from facebones.reporting.heat_map import SCALE
 from facebones.reporting.heat_table import heat_maps
-from facebones.reporting.html_page import cautions, page_text, write_page
+from facebones.reporting.html_page import cautions, page_text, save_page
 from facebones.reporting.page_data import DASH_NAMES, MARKER_NAMES, MOST_POINTS, model_looks, page_data
 from facebones.reporting.results import Cost, Run
 
@@ -96,7 +96,7 @@ def test_hostile_names_are_shown_as_they_stand(hostile):
 
 def test_a_name_that_is_no_unicode_is_written_with_an_escape(page_results, page_tables, tmp_path):
     results = page_results(["bad\udcffname"])
-    write_page(results, page_tables(results), ANSWER, tmp_path / "report.html")
+    save_page(page_text(results, page_tables(results), ANSWER), tmp_path / "report.html")
     assert r"bad\udcffname" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 

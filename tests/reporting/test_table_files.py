@@ -11,7 +11,15 @@ from synthetic_study import SMALL, make_study, write
 from facebones.errors import RunError
 from facebones.reporting.gathering import load_results
 from facebones.reporting.report_tables import Cell, Table, report_tables
-from facebones.reporting.table_files import Beginning, csv_text, escape_latex, escape_markdown, latex_text, write_tables
+from facebones.reporting.table_files import (
+    Beginning,
+    csv_text,
+    escape_latex,
+    escape_markdown,
+    latex_text,
+    save_tables,
+    table_texts,
+)
 
 HOSTILE = "=<script>a|b</script> $x_1$ & 50% #1 {\\input{x}} ~^\"'` [x](http://y.z) *b* ,,--\n# h \u202e\u4e2d\ud800"
 
@@ -33,12 +41,12 @@ def read_csv(path):
 def hostile(tmp_path):
     """Files of tables whose every text is hostile; by ending."""
     bad = table(row(HOSTILE), title=HOSTILE, note=HOSTILE, columns=(HOSTILE, "value"))
-    return {path.suffix: path for path in write_tables([bad], tmp_path / "out")}
+    return {path.suffix: path for path in save_tables(table_texts([bad]), tmp_path / "out")}
 
 
 def test_all_tables_of_a_study_are_in_every_file(tmp_path):
     tables = report_tables(load_results(make_study(tmp_path / "s")))
-    paths = write_tables(tables, tmp_path / "out")
+    paths = save_tables(table_texts(tables), tmp_path / "out")
     assert [path.name for path in paths] == ["tables.md", "tables.tex", "tables.csv"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in paths)
     markdown, latex = paths[0].read_text(), paths[1].read_text()
@@ -53,7 +61,7 @@ def test_all_tables_of_a_study_are_in_every_file(tmp_path):
 
 def test_the_csv_holds_values_unrounded_and_texts(tmp_path):
     tables = report_tables(load_results(make_study(tmp_path / "s", seeds=(0, 1, 2))))
-    cells = read_csv(write_tables(tables, tmp_path / "out")[2])
+    cells = read_csv(save_tables(table_texts(tables), tmp_path / "out")[2])
     found = {(cell["table"], cell["row"], cell["column"]): cell for cell in cells}
     assert len(found) == len(cells)  # so that a row and a column name one cell
     accuracy = found["overview", SMALL, "lfw accuracy"]
@@ -117,7 +125,7 @@ def test_the_latex_compiles_if_latex_is_here(hostile, tmp_path):
 
 @pytest.mark.parametrize("name", ["=1+1", "+cmd", "-cmd", "@sum(a1)", " =1", "\t=1", "\n=1"])
 def test_no_name_is_a_formula_in_a_spreadsheet(tmp_path, name):
-    paths = write_tables([table(row(name), columns=(name, "value"))], tmp_path)
+    paths = save_tables(table_texts([table(row(name), columns=(name, "value"))]), tmp_path)
     for cell in read_csv(paths[2]):
         for part in cell.values():
             assert not part.lstrip().startswith(("=", "+", "-", "@")) or part in ("-",)
@@ -127,7 +135,7 @@ def test_no_name_is_a_formula_in_a_spreadsheet(tmp_path, name):
 
 @pytest.mark.parametrize("text", ["-", "+0.15", "-3.20", "-1e-05"])
 def test_numbers_and_dashes_are_not_guarded(tmp_path, text):
-    cells = read_csv(write_tables([table(row("a", -0.5, text))], tmp_path)[2])
+    cells = read_csv(save_tables(table_texts([table(row("a", -0.5, text))]), tmp_path)[2])
     assert (cells[1]["text"], cells[1]["value"]) == (text, "-0.5")
 
 
@@ -141,7 +149,7 @@ def test_a_hostile_study_goes_through(tmp_path):
     study = make_study(tmp_path / "s", failed=[f"{SMALL}_seed0"], sets=("a|b <i>",))
     content = (study / "study.json").read_text()
     write(study / "study.json", content.replace("no memory left", "=cmd|'x'!A1\\n</table> \\\\end{table}"))
-    paths = write_tables(report_tables(load_results(study)), tmp_path / "out")
+    paths = save_tables(table_texts(report_tables(load_results(study))), tmp_path / "out")
     assert "<" not in paths[0].read_text()
     assert paths[1].read_text().count(r"\end{table}") == paths[1].read_text().count(r"\begin{table}")
     errors = [cell["text"] for cell in read_csv(paths[2]) if cell["column"] == "error" and cell["text"]]
@@ -165,7 +173,7 @@ def test_a_long_table_may_go_over_pages():
 
 
 def test_without_tables_the_files_are_there_and_valid(tmp_path):
-    paths = write_tables([], tmp_path)
+    paths = save_tables(table_texts([]), tmp_path)
     assert paths[0].read_text() == "" and read_csv(paths[2]) == []
     assert r"\begin{document}" in paths[1].read_text()
 
@@ -173,13 +181,13 @@ def test_without_tables_the_files_are_there_and_valid(tmp_path):
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError) as caught:
-        write_tables([table(row("a"))], tmp_path / "file")
+        save_tables(table_texts([table(row("a"))]), tmp_path / "file")
     assert "\n" not in str(caught.value)
 
 
 def test_the_markdown_begins_with_the_answer_and_the_notes(tmp_path):
     beginning = Beginning(title="My study", sentences=["Take a_b.", "Or c."], notes=["d failed", "1. - e", HOSTILE])
-    paths = write_tables([table(row("a"))], tmp_path, beginning)
+    paths = save_tables(table_texts([table(row("a"))], beginning), tmp_path)
     head, _, rest = paths[0].read_text().partition("\n## T\n")
     title, answer, notes = head.split("\n\n", 2)
     assert title == "# My study" and rest

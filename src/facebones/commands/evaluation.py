@@ -80,26 +80,11 @@ def _pairs_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_pairs(arguments: Arguments) -> None:
-    from facebones.evaluation.models import named_files
-    from facebones.evaluation.pairs import evaluate_pairs
+    from facebones.evaluation.pairs import PairsWork, evaluate_pairs
     from facebones.reporting.evaluation_tables import print_pairs
 
-    result = evaluate_pairs(
-        named_files(arguments.checkpoint, "--checkpoint"),
-        arguments.data,
-        root=arguments.root,
-        backbone=arguments.backbone,
-        preprocessing=_preprocessing(arguments),
-        flip=arguments.flip,
-        output=arguments.output,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        device=arguments.device,
-        runtime=arguments.runtime,
-        replicates=arguments.replicates,
-        seed=arguments.seed,
-    )
-    _show(arguments, result, print_pairs)
+    work = PairsWork(**_work(arguments), root=arguments.root, flip=arguments.flip)
+    _show(arguments, evaluate_pairs(work), print_pairs)
 
 
 def _ijb_options(parser: argparse.ArgumentParser) -> None:
@@ -119,12 +104,12 @@ def _templates_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_templates(arguments: Arguments) -> None:
-    from facebones.evaluation.ijb import evaluate_template_pairs
+    from facebones.evaluation.ijb import TemplateWork, evaluate_template_pairs
     from facebones.evaluation.template_scores import parse_settings
     from facebones.reporting.evaluation_tables import print_templates
 
     settings = parse_settings(arguments.settings)
-    _show(arguments, evaluate_template_pairs(_work(arguments), settings), print_templates)
+    _show(arguments, evaluate_template_pairs(TemplateWork(**_work(arguments)), settings), print_templates)
 
 
 def _identification_options(parser: argparse.ArgumentParser) -> None:
@@ -135,33 +120,26 @@ def _identification_options(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate_identification(arguments: Arguments) -> None:
     from facebones.errors import ConfigError
-    from facebones.evaluation.ijb import evaluate_identification
+    from facebones.evaluation.ijb import TemplateWork, evaluate_identification
     from facebones.evaluation.template_scores import parse_settings
     from facebones.reporting.evaluation_tables import print_identification
 
     setting, *more = parse_settings(arguments.setting)
     if more:
         raise ConfigError(f"--setting {arguments.setting}: several settings; give one")
-    _show(arguments, evaluate_identification(_work(arguments), setting), print_identification)
+    result = evaluate_identification(TemplateWork(**_work(arguments)), setting)
+    _show(arguments, result, print_identification)
 
 
-def _work(arguments: Arguments) -> Any:
-    from facebones.evaluation.ijb import Work
+def _work(arguments: Arguments) -> dict[str, Any]:
+    """What all commands here that run models have in common; see `evaluation.work.Work`."""
     from facebones.evaluation.models import named_files
 
-    return Work(
-        checkpoints=named_files(arguments.checkpoint, "--checkpoint"),
-        data=arguments.data,
-        output=arguments.output,
-        backbone=arguments.backbone,
-        preprocessing=_preprocessing(arguments),
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        device=arguments.device,
-        runtime=arguments.runtime,
-        replicates=arguments.replicates,
-        seed=arguments.seed,
-    )
+    taken = ("data", "output", "backbone", "batch_size", "workers", "device", "runtime", "replicates", "seed")
+    return {name: getattr(arguments, name) for name in taken} | {
+        "checkpoints": named_files(arguments.checkpoint, "--checkpoint"),
+        "preprocessing": _preprocessing(arguments),
+    }
 
 
 def _scores_options(parser: argparse.ArgumentParser) -> None:

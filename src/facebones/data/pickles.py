@@ -81,7 +81,7 @@ class _Reader:
 
     def __init__(self, content: bytes | mmap.mmap) -> None:
         self.content = content
-        self.built = 0
+        self.built = {bytes: 0, PickledArray: 0}
         self.start = self.position = 0
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
@@ -179,10 +179,16 @@ class _Reader:
             raise TypeError(name)
         result = name.build(*arguments)
         if isinstance(result, bytes):
-            self.built += len(result)
-            if self.built > len(self.content):
-                raise _Unfit("the pickle builds more bytes than it holds; refused")
+            self.count(bytes, len(result))
+        elif isinstance(result, PickledArray):
+            self.count(PickledArray, result.values.nbytes)
         self.push(result)
+
+    def count(self, kind: type, size: int) -> None:
+        """Refuse what is made over and over of the same bytes: a reader of the arrays copies the bytes of each."""
+        self.built[kind] += size
+        if self.built[kind] > len(self.content):
+            raise _Unfit("the pickle builds more bytes than it holds; refused")
 
     def instance(self) -> None:
         self.name(self.line(), self.line())
@@ -198,6 +204,7 @@ class _Reader:
         elif isinstance(target, PickledArray):
             _, shape, kind, by_columns, raw = state
             target.values = _array(raw, kind, shape, "F" if by_columns else "C").values
+            self.count(PickledArray, target.values.nbytes)
         else:
             raise TypeError(target)
 

@@ -16,7 +16,7 @@ from facebones.errors import DataError
 BLOCK_BYTES = 1 << 20  # the arrays made from a block stay in the processor's cache
 LARGEST_NUMBER = 2**31 - 1  # of a template, a medium or a subject: an int32 holds it
 SHOWN_CHARACTERS = 60
-_OF_WHOLE_NUMBERS = np.isin(np.arange(256, dtype=np.uint8), np.frombuffer(b"0123456789 \t\r\n", np.uint8))
+_OF_WHOLE_NUMBERS = np.isin(np.arange(256, dtype=np.uint8), np.frombuffer(b"0123456789 \t\n\v\f\r", np.uint8))
 
 IntArray = npt.NDArray[np.int32]
 
@@ -61,9 +61,10 @@ def line_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def has_columns(block: bytes, columns: int) -> bool:
-    """Whether every line of a block has so many columns between blanks."""
+    """Whether every line of a block has so many columns between blanks, which are those of `bytes.split`."""
     characters = np.frombuffer(block, np.uint8)
-    blank = characters <= ord(" ")
+    controls = characters - np.uint8(ord("\t")) <= ord("\r") - ord("\t")  # \t \n \v \f \r, and none below them
+    blank = np.logical_or(controls, characters == ord(" "))
     starts = np.flatnonzero(blank[:-1] > blank[1:]) + 1
     if not blank[0]:
         starts = np.concatenate([[0], starts])
@@ -93,14 +94,13 @@ def blame_line(path: Path, first: int, block: bytes, fits: Callable[[list[bytes]
     Args:
         path: the list.
         first: number of the block's first line.
-        block: whole lines.
+        block: whole lines, of which one does not fit.
         fits: whether the columns of a line are as they should be.
         wanted: what a line should be.
     """
-    for number, line in enumerate(block[:-1].split(b"\n"), first):
-        if not fits(line.split()):
-            raise DataError(f"{path}, line {number}: {shown(line)} is not {wanted}; mend or restore the list")
-    raise DataError(f"{path}: the lines from {first} on hold characters that are no text; restore the list")
+    lines = enumerate(block[:-1].split(b"\n"), first)
+    number, line = next((number, line) for number, line in lines if not fits(line.split()))
+    raise DataError(f"{path}, line {number}: {shown(line)} is not {wanted}; mend or restore the list")
 
 
 def shown(line: bytes) -> str:

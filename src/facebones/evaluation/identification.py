@@ -97,13 +97,6 @@ class OpenSetResult:
     det_fpir: RateArray
     det_fnir: RateArray
 
-    def identified(self, rate: IdentificationRate) -> BoolArray:
-        """(K,) whether a probe's subject is found at rank 1 and accepted; for paired tests, of the mated probes."""
-        if rate.tpir is None:
-            raise ValueError(f"FPIR {rate.fpir}: {rate.unmeasurable}")
-        first = self.searches.rank_of_probe == 1
-        return np.asarray(first if rate.threshold is None else first & (self.searches.own_score >= rate.threshold))
-
     def to_json(self) -> dict[str, Any]:
         """Give counts and rates; every number is finite."""
         rates = [dict(vars(rate)) for rate in self.rates]

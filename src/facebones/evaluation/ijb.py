@@ -9,10 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.data.image_sources import LooseCrops
-from facebones.data.normalize import Preprocessing
 from facebones.data.template_pairs import PAIR_LIST
 from facebones.data.templates import TemplateSet, read_template_set
-from facebones.evaluation.bootstrap import REPLICATES
 from facebones.evaluation.embedder import Embedder
 from facebones.evaluation.embedding import embed
 from facebones.evaluation.feature_files import Features
@@ -29,6 +27,7 @@ from facebones.evaluation.template_comparison import (
 )
 from facebones.evaluation.template_scores import USUAL_SETTING, PoolingSetting
 from facebones.evaluation.templates import pooled_templates, template_scores
+from facebones.evaluation.work import Work
 from facebones.files import atomic_write, write_json
 from facebones.reporting.figures import picture_paths
 
@@ -36,38 +35,21 @@ FEATURES_FOLDER = "features"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What both commands take.
+class TemplateWork(Work):
+    """What both commands take; the bootstrap is over identities.
 
     Attributes:
-        checkpoints: name -> a run's folder, a file of weights, or an ONNX file.
         data: the folder that holds `loose_crop` and `meta`.
         output: folder for the figures as JSON, scores, pictures, and the features, which a stopped pass goes on with
-            and a later evaluation of the same models takes up; None writes nothing.
-        backbone: its name, where a single file does not say it.
-        preprocessing: of files that others made.
-        batch_size: images a forward pass.
-        workers: threads that read and align; as many as there are cores by default.
-        device: "auto", "cpu", "cuda", ...
-        runtime: as in `runtime_choice.with_runtime`.
-        replicates: of the bootstrap over identities.
-        seed: of the bootstrap.
+            and a later evaluation of the same models takes up.
     """
 
-    checkpoints: Mapping[str, Path]
     data: Path
-    output: Path | None = None
-    backbone: str | None = None
-    preprocessing: Preprocessing | None = None
-    batch_size: int = 128
-    workers: int | None = None
-    device: str = "auto"
-    runtime: str | None = None
-    replicates: int = REPLICATES
-    seed: int = 0
 
 
-def evaluate_template_pairs(work: Work, settings: Sequence[PoolingSetting] = (USUAL_SETTING,)) -> dict[str, Any]:
+def evaluate_template_pairs(
+    work: TemplateWork, settings: Sequence[PoolingSetting] = (USUAL_SETTING,)
+) -> dict[str, Any]:
     """Verify the template pairs of a target (1:1), and test the differences between models.
 
     With an output, the scores are written as MODEL_TARGET.npy, or MODEL_TARGET_SETTING.npy where there are several
@@ -114,7 +96,7 @@ def evaluate_template_pairs(work: Work, settings: Sequence[PoolingSetting] = (US
     return content
 
 
-def evaluate_identification(work: Work, setting: PoolingSetting = USUAL_SETTING) -> dict[str, Any]:
+def evaluate_identification(work: TemplateWork, setting: PoolingSetting = USUAL_SETTING) -> dict[str, Any]:
     """Search the galleries of a target with its probes (1:N), and test the differences between models.
 
     Returns:
@@ -142,7 +124,7 @@ def evaluate_identification(work: Work, setting: PoolingSetting = USUAL_SETTING)
     return content
 
 
-def _embed(work: Work, template_set: TemplateSet) -> tuple[dict[str, Embedder], dict[str, Features]]:
+def _embed(work: TemplateWork, template_set: TemplateSet) -> tuple[dict[str, Embedder], dict[str, Features]]:
     source = LooseCrops(template_set.name, template_set.image_folder, template_set.image_names, template_set.landmarks)
     models = open_models(work.checkpoints, backbone=work.backbone, device=work.device, preprocessing=work.preprocessing)
     models = with_runtime(models, work.runtime, [source], batch_size=work.batch_size)
@@ -175,7 +157,7 @@ def _setting_name(template_set: TemplateSet, setting: PoolingSetting, settings: 
     return template_set.name if len(settings) == 1 else f"{template_set.name}_{setting}"
 
 
-def _content(work: Work, models: Mapping[str, Embedder], template_set: TemplateSet) -> dict[str, Any]:
+def _content(work: TemplateWork, models: Mapping[str, Embedder], template_set: TemplateSet) -> dict[str, Any]:
     return {
         "target": template_set.name,
         "data": str(work.data),

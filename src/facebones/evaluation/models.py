@@ -75,7 +75,7 @@ def open_models(
 
 
 def describe(embedder: Embedder) -> dict[str, Any]:
-    """What result.json says of a model."""
+    """What an evaluation's JSON says of a model."""
     network: Any = embedder.network
     return {
         "backbone": network.name,

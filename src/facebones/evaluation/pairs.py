@@ -9,7 +9,6 @@ import numpy as np
 
 from facebones.data.folders import pair_sets
 from facebones.data.image_sources import EncodedImages
-from facebones.data.normalize import Preprocessing
 from facebones.data.pair_lists import PAIR_LIST_SUFFIXES, read_pair_set
 from facebones.data.pairs import PairSet
 from facebones.errors import ConfigError, DataError
@@ -21,12 +20,30 @@ from facebones.evaluation.outputs import check_output
 from facebones.evaluation.runtime_choice import with_runtime
 from facebones.evaluation.significance import FigureComparison, compare_models, comparison_json
 from facebones.evaluation.verification import PairSetResult, check_pair_set, correct_pairs, verify_features
+from facebones.evaluation.work import Work
 from facebones.files import atomic_write, write_json
 from facebones.reporting.comparison_table import tar_bands
 from facebones.reporting.curve_plots import plot_roc
 from facebones.reporting.figures import model_styles, picture_paths
 
 FAR_TARGET = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsWork(Work):
+    """What the command takes; the bootstrap is over pairs, for their files do not say who is who.
+
+    Attributes:
+        data: `.bin` files, lists of pairs, or folders that hold `.bin` files.
+        root: the folder that lists of pairs start from; each list's own by default.
+        flip: add the embedding of the mirror image, as the published protocol does.
+        output: folder for pairs.json, MODEL_SET_scores.npz (distance and is_same of each pair) and the ROC pictures;
+            those of an earlier evaluation are replaced.
+    """
+
+    data: Sequence[Path]
+    root: Path | None = None
+    flip: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,39 +65,8 @@ class PairSetComparison:
         return {"set": self.pair_set.name} | comparison_json(self.results, self.figures)
 
 
-def evaluate_pairs(
-    checkpoints: Mapping[str, Path],
-    data: Sequence[Path],
-    *,
-    root: Path | None = None,
-    backbone: str | None = None,
-    preprocessing: Preprocessing | None = None,
-    flip: bool = True,
-    output: Path | None = None,
-    batch_size: int = 128,
-    workers: int | None = None,
-    device: str = "auto",
-    runtime: str | None = None,
-    replicates: int = REPLICATES,
-    seed: int = 0,
-) -> dict[str, Any]:
+def evaluate_pairs(work: PairsWork) -> dict[str, Any]:
     """Verify pair sets with trained backbones by the published protocol, and test their differences.
-
-    Args:
-        checkpoints: name -> a run's folder, a file of weights, or an ONNX file.
-        data: `.bin` files, lists of pairs, or folders that hold `.bin` files.
-        root: the folder that lists of pairs start from; each list's own by default.
-        backbone: its name, where a single file does not say it.
-        preprocessing: of files that others made.
-        flip: add the embedding of the mirror image, as the published protocol does.
-        output: folder for pairs.json, MODEL_SET_scores.npz (distance and is_same of each pair) and the ROC pictures;
-            those of an earlier evaluation are replaced.
-        batch_size: images a forward pass.
-        workers: threads that decode; as many as there are cores by default.
-        device: "auto", "cpu", "cuda", ...
-        runtime: as in `runtime_choice.with_runtime`.
-        replicates: of the bootstrap over pairs, for their files do not say who is who.
-        seed: of the bootstrap.
 
     Returns:
         what pairs.json holds: the models, and of each set their figures with intervals and tests.
@@ -88,30 +74,26 @@ def evaluate_pairs(
     Raises:
         FaceBonesError: a set or the weights cannot be used, or the output could not be written.
     """
-    files = pair_set_files(data)
-    if output is not None:
-        scores = [f"{model}_{path.stem}_scores.npz" for model in checkpoints for path in files]
-        check_output(output, ["pairs.json", *scores])
-    sets = _read_sets(files, root)
-    for pair_set in sets:
-        check_pair_set(pair_set)
-    models = open_models(checkpoints, backbone=backbone, device=device, preprocessing=preprocessing)
-    sources = [_source(pair_set) for pair_set in sets]
-    models = with_runtime(models, runtime, sources, batch_size=batch_size, flip=flip)
+    files = pair_set_files(work.data)
+    if work.output is not None:
+        scores = [_scores_name(model, path.stem) for model in work.checkpoints for path in files]
+        check_output(work.output, ["pairs.json", *scores])
+    sets = _read_sets(files, work.root)
+    models = _open(work, sets)
     compared = []
     for pair_set in sets:
-        results = _verify(models, pair_set, batch_size, workers, flip)
-        compared.append(compare_on_pairs(pair_set, results, replicates, seed))
+        results = _verify(work, models, pair_set)
+        compared.append(compare_on_pairs(pair_set, results, work.replicates, work.seed))
     content = {
         "models": {name: describe(embedder) for name, embedder in models.items()},
-        "flip": flip,
+        "flip": work.flip,
         "sets": [comparison.to_json() for comparison in compared],
     }
-    if output is not None:
-        write_json(output / "pairs.json", content)
+    if work.output is not None:
+        write_json(work.output / "pairs.json", content)
         for comparison in compared:
-            _write_scores(output, comparison)
-        _draw(output, list(models), compared)
+            _write_scores(work.output, comparison)
+        _draw(work.output, list(models), compared)
     return content
 
 
@@ -157,13 +139,21 @@ def _read_sets(files: Sequence[Path], root: Path | None) -> list[PairSet]:
     is_list = [path.suffix.lower() in PAIR_LIST_SUFFIXES for path in files]
     if root is not None and not any(is_list):
         raise ConfigError(f"--root {root}: goes with a list of pairs, and none is here; leave it out")
-    return [read_pair_set(path, root if listed else None) for path, listed in zip(files, is_list, strict=True)]
+    sets = [read_pair_set(path, root if listed else None) for path, listed in zip(files, is_list, strict=True)]
+    for pair_set in sets:
+        check_pair_set(pair_set)
+    return sets
 
 
-def _verify(
-    models: Mapping[str, Embedder], pair_set: PairSet, batch_size: int, workers: int | None, flip: bool
-) -> dict[str, PairSetResult]:
-    features = embed(models, _source(pair_set), batch_size=batch_size, workers=workers, flip=flip, progress=True)
+def _open(work: PairsWork, sets: Sequence[PairSet]) -> dict[str, Embedder]:
+    models = open_models(work.checkpoints, backbone=work.backbone, device=work.device, preprocessing=work.preprocessing)
+    sources = [_source(pair_set) for pair_set in sets]
+    return with_runtime(models, work.runtime, sources, batch_size=work.batch_size, flip=work.flip)
+
+
+def _verify(work: PairsWork, models: Mapping[str, Embedder], pair_set: PairSet) -> dict[str, PairSetResult]:
+    source = _source(pair_set)
+    features = embed(models, source, batch_size=work.batch_size, workers=work.workers, flip=work.flip, progress=True)
     return {name: verify_features(features.pop(name), pair_set) for name in models}
 
 
@@ -171,9 +161,13 @@ def _source(pair_set: PairSet) -> EncodedImages:
     return EncodedImages(pair_set.name, pair_set.images)
 
 
+def _scores_name(model: str, pair_set: str) -> str:
+    return f"{model}_{pair_set}_scores.npz"
+
+
 def _write_scores(output: Path, comparison: PairSetComparison) -> None:
     for model, result in comparison.results.items():
-        with atomic_write(output / f"{model}_{result.name}_scores.npz") as file:
+        with atomic_write(output / _scores_name(model, result.name)) as file:
             np.savez(file, distance=result.verification.distances, is_same=comparison.pair_set.is_same)
 
 

@@ -200,20 +200,6 @@ def _normalise(pooled: FloatArray, template_ids: Sequence[int] | npt.NDArray[np.
     pooled /= length[:, None]
 
 
-def score_pairs(templates_TxD: FloatArray, pair_a: IntArray, pair_b: IntArray) -> FloatArray:
-    """Score pairs of templates by the dot product; see `PairScorer`, which serves many sets of templates.
-
-    Args:
-        templates_TxD: (T, D) of length 1.
-        pair_a: (P,) index from 0 to T - 1.
-        pair_b: (P,) likewise.
-
-    Returns:
-        (P,) float32. A score depends on how pairs are taken together, to about 1e-7.
-    """
-    return PairScorer(pair_a, pair_b, len(templates_TxD)).scores(templates_TxD)
-
-
 class PairScorer:
     """Scores listed pairs of templates by the dot product; what depends on the list only is found once.
 

@@ -5,13 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
-
-import numpy as np
 
 from facebones.config import find_shipped
 from facebones.errors import ConfigError, FaceBonesError
 from facebones.evaluation.curves import RocCurve, roc
+from facebones.files import read_npz
 from facebones.reporting.results import Cost, Figure, Results, Run
 from facebones.reporting.run_grouping import counted, different_recipes, repeated_seeds, shared_recipe, told_apart
 from facebones.reporting.run_reading import OTHER_SHAPE, number, read_json, read_run, read_study_run, text, unlike
@@ -280,9 +278,9 @@ def _add_pairs(folder: Path, content: Mapping[str, Any], gathered: _Gathered) ->
 
 def _read_roc(file: Path) -> RocCurve:
     try:
-        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as scores:  # of a path, numpy leaves it open
-            return roc(-scores["distance"], scores["is_same"])
-    except (*OTHER_SHAPE, OSError, EOFError, BadZipFile) as error:
+        scores = read_npz(file, ("distance", "is_same"))
+        return roc(-scores["distance"], scores["is_same"])
+    except (*OTHER_SHAPE, OSError) as error:
         raise unlike(file, error) from error
 
 

@@ -19,23 +19,8 @@ from facebones.reporting.report_tables import Cell, Table
 from facebones.reporting.results import Results
 
 
-def write_page(results: Results, tables: Sequence[Table], answer: Answer, path: Path) -> None:
-    """Write the interactive page, whole or not at all.
-
-    Args:
-        results: what is shown.
-        tables: the first is the overview; the others follow the pictures.
-        answer: what the page begins with.
-        path: of the HTML file.
-
-    Raises:
-        RunError: the disk is full, or the place cannot be written.
-    """
-    save_page(page_text(results, tables, answer), path)
-
-
 def save_page(text: str, path: Path) -> None:
-    """Write what `page_text` made.
+    """Write what `page_text` made, whole or not at all.
 
     Raises:
         RunError: the disk is full, or the place cannot be written.
@@ -46,7 +31,7 @@ def save_page(text: str, path: Path) -> None:
 
 
 def page_text(results: Results, tables: Sequence[Table], answer: Answer) -> str:
-    """The page."""
+    """The page: the answer, the first of the tables, which is the overview, the pictures, and the other tables."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs

@@ -56,15 +56,6 @@ class Beginning:
     notes: Sequence[str] = ()
 
 
-def write_tables(tables: Sequence[Table], output: Path, beginning: Beginning | None = None) -> list[Path]:
-    """Write tables.md, tables.tex and tables.csv into a folder; returns their paths.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
-    return save_tables(table_texts(tables, beginning), output)
-
-
 def table_texts(tables: Sequence[Table], beginning: Beginning | None = None) -> dict[str, str]:
     """What each file of tables holds, by its name."""
     return {

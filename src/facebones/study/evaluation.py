@@ -10,8 +10,8 @@ from typing import Any
 import facebones
 from facebones.device import select_device
 from facebones.errors import FaceBonesError, first_line
-from facebones.evaluation.ijb import Work, evaluate_identification, evaluate_template_pairs
-from facebones.evaluation.pairs import evaluate_pairs
+from facebones.evaluation.ijb import TemplateWork, evaluate_identification, evaluate_template_pairs
+from facebones.evaluation.pairs import PairsWork, evaluate_pairs
 from facebones.evaluation.runtimes import AUTO, check_available, check_takes_onnx
 from facebones.onnx_backbone import onnx_providers
 from facebones.profiling import Conditions, profile
@@ -109,16 +109,12 @@ def _parts(plan: Plan, device: str, runtime: str | None) -> list[Part]:
         parts.append(Part(name=name, file=file.relative_to(plan.output), inputs=digest, measure=measure))
 
     if plan.pair_sets:
-        add(
-            "pairs",
-            folder / "pairs.json",
-            _signature(plan.pair_sets) + by,
-            lambda: evaluate_pairs(models, plan.pair_sets, output=folder, device=device, runtime=runtime),
-        )
+        pairs = PairsWork(checkpoints=models, data=plan.pair_sets, output=folder, device=device, runtime=runtime)
+        add("pairs", folder / "pairs.json", _signature(plan.pair_sets) + by, lambda: evaluate_pairs(pairs))
     for data in map(Path, plan.study.ijb):
         # Below a folder of its own: features and pictures have the same names for every target.
         target = folder / data.resolve().name
-        work = Work(checkpoints=models, data=data, output=target, device=device, runtime=runtime)
+        work = TemplateWork(checkpoints=models, data=data, output=target, device=device, runtime=runtime)
         inputs = _signature(sorted((data / "meta").glob("*"))) + by
         for name, measure in (("templates", evaluate_template_pairs), ("identification", evaluate_identification)):
             add(f"{name} {target.name}", target / f"{name}.json", inputs, _call(measure, work))
@@ -151,7 +147,7 @@ def profile_networks(plan: Plan, settings: ProfileSettings, device: str) -> dict
     return result
 
 
-def _call(measure: Callable[[Work], Any], work: Work) -> Callable[[], Any]:
+def _call(measure: Callable[[TemplateWork], Any], work: TemplateWork) -> Callable[[], Any]:
     return lambda: measure(work)
 
 

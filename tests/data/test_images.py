@@ -1,0 +1,120 @@
+"""Images of strangers: what they claim is known before they are decoded, whoever imported OpenCV first."""
+
+import os
+import struct
+import subprocess
+import sys
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+
+from facebones.data import images
+from facebones.data.image_headers import image_size
+from facebones.data.images import decode
+from facebones.errors import DataError
+
+FORMS = {
+    "jpeg": (".jpg", []),
+    "progressive jpeg": (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+    "png": (".png", []),
+    "bmp": (".bmp", []),
+    "webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 80]),
+    "lossless webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]),
+}
+
+
+def encode(form, height, width, channels=3):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    ending, options = FORMS[form]
+    return cv2.imencode(ending, pixels, options)[1].tobytes()
+
+
+def huge_png(side=9000):
+    """Black, a bit a pixel: 10 kB."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(side * (1 + side // 8)), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def huge_jpeg(side=9000):
+    """A small one that claims more; what is missing OpenCV fills with grey."""
+    content = encode("jpeg", 8, 8)
+    place = content.index(b"\xff\xc0") + 5
+    return content[:place] + struct.pack(">HH", side, side) + content[place + 4 :]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (112, 96), (300, 1000), (16000, 3)])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_size_that_an_image_claims_is_that_of_the_decoded_one(form, size):
+    assert image_size(encode(form, *size)) == size
+
+
+def test_the_size_of_a_webp_image_with_more_than_pixels():
+    assert image_size(b"RIFF" + bytes(4) + b"WEBPVP8X" + bytes(8) + b"\x2b\x01\x00\x05\x00\x00") == (6, 300)
+
+
+def test_the_size_of_a_jpeg_behind_an_exif_thumbnail_and_padding():
+    content, thumbnail = encode("jpeg", 40, 50), encode("jpeg", 8, 8)
+    exif = b"\xff\xe1" + (len(thumbnail) + 8).to_bytes(2) + b"Exif\0\0" + thumbnail
+    assert image_size(content[:2] + exif + b"\xff\xff" + content[2:]) == (40, 50)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_header_that_is_cut_short_has_no_size(form):
+    content = encode(form, 40, 50)
+    found = [image_size(content[:end]) for end in range(len(content))]
+    assert found[0] is None and set(found) == {None, (40, 50)}
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        b"\xff\x01\x00\x0d",  # TEM, which has no length
+        b"\xff\xd0\x00\x0d",  # RST0, likewise
+        b"\xff\x00\x00\x0d",  # no marker at all
+        b"\xff\xe0\x00\x00",
+        b"\x00\xff\xe0\x00\x0d",
+    ],
+)
+def test_a_jpeg_whose_size_others_might_read_elsewhere_has_none(hidden):
+    """A small frame behind such a marker must not stand for the large one that libjpeg finds."""
+    content = huge_jpeg()
+    small = b"\xff\xc0\x00\x11\x08\x00\x08\x00\x08"
+    assert image_size(content[:2] + hidden + small + content[2:]) is None
+
+
+def test_what_opencv_does_not_bound_is_bounded_here(monkeypatch):
+    monkeypatch.setattr(images, "OPENCV_KEEPS_LIMIT", False)
+    monkeypatch.setattr(images, "MOST_PIXELS", 40 * 50)
+    for form in FORMS:
+        assert decode(encode(form, 40, 50), "x").shape == (40, 50, 3)
+        with pytest.raises(DataError, match="x: no readable image"):
+            decode(encode(form, 41, 50), "x")
+
+
+@pytest.mark.parametrize("first", ["cv2", "facebones.training.trainer", "facebones.data", "facebones.data.images"])
+def test_a_small_file_cannot_claim_a_huge_image_whatever_is_imported_first(tmp_path, first):
+    for name, content in {"png": huge_png(), "jpeg": huge_jpeg(), "good": encode("jpeg", 8, 8)}.items():
+        (tmp_path / name).write_bytes(content)
+    code = f"""
+import {first}
+from pathlib import Path
+from facebones.data.images import decode
+from facebones.errors import DataError
+print(decode(Path("good").read_bytes(), "good").shape)
+for name in ("png", "jpeg"):
+    try:
+        print(decode(Path(name).read_bytes(), name).shape)
+    except DataError:
+        print(name, "is refused")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENCV_IO_MAX_IMAGE_PIXELS"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "(8, 8, 3)\npng is refused\njpeg is refused\n"
