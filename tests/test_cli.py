@@ -283,12 +283,23 @@ def test_resuming_takes_whole_workers(refused, trained):
     assert "--workers: -1 is negative" in refused("resume", trained, "--workers", "-1")
 
 
+@pytest.mark.parametrize("words", [("train", "demo", "--output", ""), ("data", "inspect", ""), ("report", "run", "")])
+def test_an_empty_name_is_not_the_present_folder(refused, words):
+    assert "an empty name; '.' is the present folder" in refused(*words)
+
+
+def test_a_place_below_a_file_is_bad_input(refused, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    line = refused("data", "synthesize", tmp_path / "file" / "faces")
+    assert line.endswith("choose another place") and "free space" not in line
+
+
 def test_a_place_that_became_read_only_is_named(refused, trained, monkeypatch):
     def read_only(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr("tempfile.mkstemp", read_only)
-    line = refused("resume", trained, "--device", "cpu", status=1)
+    line = refused("resume", trained, "--device", "cpu")
     assert "last.pt: cannot be written: Read-only file system" in line
     (trained / ".lock").unlink()
     monkeypatch.setattr(Path, "open", read_only)

@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from facebones import __version__
@@ -163,8 +164,19 @@ def _build_parser() -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     """Reports a misuse as everything else is reported: in one line."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("type", Path, _given_path)
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _given_path(text: str) -> Path:
+    """A path; that of an empty name, as of a shell's variable that is not set, would be the present folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name; '.' is the present folder")
+    return Path(text)
 
 
 class _RecipeHelp(argparse.RawDescriptionHelpFormatter):

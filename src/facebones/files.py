@@ -1,5 +1,6 @@
 """Writing files so that a reader sees the old content or the new, never a half; and numpy's files of strangers."""
 
+import errno
 import json
 import os
 import tempfile
@@ -14,8 +15,12 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 import numpy as np
 import numpy.typing as npt
 
-from facebones.errors import ConfigError, RunError
+from facebones.errors import ConfigError, FaceBonesError, RunError
 
+BAD_PLACE = {
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+}
 MOST_INFLATION = 20  # times; what was measured hardly shrinks
 # What numpy raises over a header of a stranger, besides ValueError.
 _BAD_HEADER = (EOFError, SyntaxError, OverflowError, MemoryError, RecursionError, TokenError, TypeError, IndexError)
@@ -29,7 +34,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     the temporary file is removed and what stood at `path` stays. Parent folders are made, and removed on an error.
 
     Raises:
-        RunError: the disk is full, or the place cannot be written.
+        RunError: the disk is full or fails.
+        ConfigError: the place cannot be written.
     """
     path = Path(path)
     temporary: str | None = None
@@ -46,14 +52,21 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"{path}: cannot be written: {reason}; free space or choose another place") from error
+        raise cannot_write(path, error) from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         for folder in new_folders:  # the innermost first; one that holds something stays
             with suppress(OSError):
                 folder.rmdir()
+
+
+def cannot_write(path: str | os.PathLike[str], error: OSError) -> FaceBonesError:
+    """What to raise of a file that could not be written: a bad choice of the place, or a full disk."""
+    reason = f"{path}: cannot be written: {error.strerror or error}"
+    if error.errno in BAD_PLACE:
+        return ConfigError(f"{reason}; choose another place")
+    return RunError(f"{reason}; free space or choose another place")
 
 
 def check_writable(path: Path) -> None:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from facebones.errors import RunError
+from facebones.errors import FaceBonesError
 from facebones.files import write_json
 from facebones.training.logs import say
 
@@ -34,7 +34,7 @@ def keep(kind: str, conditions: str, value: Any) -> None:
             with suppress(OSError):  # some file systems of networks have no locks
                 fcntl.flock(lock, fcntl.LOCK_EX)  # of two that measure at once, both keep theirs
             write_json(path, _read(path) | {conditions: value})
-    except (RunError, OSError, ValueError) as error:  # ValueError: another has left NaN there
+    except (FaceBonesError, OSError, ValueError) as error:  # ValueError: another has left NaN there
         say(f"what was measured is not kept: {error}")
 
 

@@ -1,6 +1,7 @@
 import pytest
 
 from facebones.config import ScheduleConfig
+from facebones.errors import ConfigError
 from facebones.training.schedule import build_schedule
 
 PER_EPOCH, EPOCHS = 10, 4
@@ -33,6 +34,12 @@ def test_warmup_rises_linearly_and_the_decay_begins_at_its_end(name):
     assert found[5] == 0.2 and found[6] < 0.2 and 0 < found[-1] < 0.02
 
 
-def test_a_warmup_as_long_as_the_training_leaves_one_step():
-    found = rates(warmup_epochs=99)
-    assert len(found) == 40 and max(found) == found[-1] == 0.2
+def test_a_warmup_ends_within_the_training():
+    assert rates(warmup_epochs=3.9)[-1] == 0.2
+    with pytest.raises(ConfigError, match=r"warmup_epochs 4 leaves nothing of training\.epochs 4"):
+        rates(warmup_epochs=4)
+
+
+def test_steps_need_milestones():
+    with pytest.raises(ConfigError, match=r"schedule\.name step needs schedule\.milestones"):
+        rates(name="step")

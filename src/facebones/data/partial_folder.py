@@ -11,7 +11,7 @@ from typing import Self
 
 from facebones.data.origin import Origin, read_record
 from facebones.errors import DataError, RunError
-from facebones.files import write_json
+from facebones.files import BAD_PLACE, cannot_write, write_json
 
 
 def partial_path(destination: Path) -> Path:
@@ -99,6 +99,8 @@ class PartialFolder:
             _write(path, content)
         except OSError as error:
             where = f"{self._shown}/{name}"
+            if error.errno in BAD_PLACE:
+                raise cannot_write(where, error) from error
             raise RunError(f"{where}: cannot be written: {error.strerror}; mend it and go on with --resume") from error
         return False
 

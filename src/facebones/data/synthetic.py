@@ -28,6 +28,7 @@ from facebones.data.processes import leave_signals_to_parent, signals_deferred
 from facebones.data.synthetic_identity import Identity, draw_identity
 from facebones.data.synthetic_image import FaceImage, draw_face, draw_loose_crop, image_generator, numbered_identity
 from facebones.errors import ConfigError, DataError, RunError, UnknownNameError
+from facebones.files import cannot_write
 from facebones.progress import track
 
 __all__ = ["FaceImage", "Identity", "draw_face", "draw_identity", "draw_loose_crop", "synthesize"]
@@ -276,8 +277,7 @@ def _new_folder(destination: Path) -> Iterator[tuple[Path, Path]]:
                 destination.rmdir()
             building.rename(destination)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"{destination}: cannot be written: {reason}; free space or choose another place") from error
+        raise cannot_write(destination, error) from error
 
 
 def _write_training(building: Path, faces: Path, identities: int, images: int, artist: _Artist) -> None:

@@ -21,8 +21,8 @@ from typing import Any, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 
-from facebones.errors import ConfigError, RunError
-from facebones.files import check_writable, map_array, write_json
+from facebones.errors import ConfigError, FaceBonesError
+from facebones.files import cannot_write, check_writable, map_array, write_json
 
 Features = npt.NDArray[np.float32]
 
@@ -232,5 +232,5 @@ class FeatureFile:
     def _refuse(self, reason: str) -> NoReturn:
         raise ConfigError(f"{self.path}: {reason}; remove it with its .json, or choose another folder")
 
-    def _failure(self, error: OSError) -> RunError:
-        return RunError(f"{self.path}: cannot be written: {error.strerror}; free space or choose another place")
+    def _failure(self, error: OSError) -> FaceBonesError:
+        return cannot_write(self.path, error)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from facebones.config import ScheduleConfig
+from facebones.errors import ConfigError
 
 Schedule = Callable[[int], float]
 
@@ -42,9 +43,16 @@ def build_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch
     """The learning rate of step 0, 1, ... steps_per_epoch * epochs - 1.
 
     The first step of a warm-up already has a rate above 0; the decay runs over the steps after the warm-up.
+
+    Raises:
+        ConfigError: a warm-up that never ends, or steps without milestones.
     """
-    total = steps_per_epoch * epochs
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
+    total, warmup = steps_per_epoch * epochs, round(config.warmup_epochs * steps_per_epoch)
+    if warmup >= total:
+        given = f"schedule.warmup_epochs {config.warmup_epochs:g}"
+        raise ConfigError(f"{given} leaves nothing of training.epochs {epochs}; give less of it, or more epochs")
+    if config.name == "step" and not config.milestones:
+        raise ConfigError("schedule.name step needs schedule.milestones, the epochs at which the rate falls: 10,16")
 
     def schedule(step: int) -> float:
         if step < warmup:
