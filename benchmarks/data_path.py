@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 BATCH_SIZE = 128
@@ -40,6 +39,8 @@ Side = Callable[[], float]
 
 def generate(path: Path, images: int, seed: int) -> None:
     """Write a record file of smooth random images, 112x112, JPEG of some 5 kB, which decode in the time of faces."""
+    import cv2
+
     from facebones.data.records import Header, RecordWriter, pack
 
     noise = np.random.default_rng(seed)
@@ -60,6 +61,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 def raw_side(records: Path, _: Path) -> Side:
     """Decode, and nothing else."""
+    import cv2
+
     from facebones.data.folders import open_training_set
 
     data = open_training_set(records)
@@ -302,6 +305,8 @@ def main() -> None:
     for title, value in memory.items():
         print(f"{title.replace('_', ' '):38} {value:10,.0f}")
     if arguments.output:
+        import cv2
+
         medians = {side: statistics.median(of_turns) for side, of_turns in rates.items()}
         machine = {"machine": platform.platform(), "cores": os.cpu_count(), "opencv": cv2.__version__}
         content = {**machine, "images_per_second": medians, "ratios": rows, "memory": memory}

@@ -307,6 +307,13 @@ def test_the_environment_keeps_what_was_not_as_before_when_the_run_went_on(stopp
     assert said == [f"note: not as before: facebones 7.0, was {first['facebones']}"]
 
 
+def test_a_recipe_without_data_is_not_taken_for_the_present_folder(stopped):
+    folder = stopped()
+    folder.config.write_text("")
+    with pytest.raises(CheckpointError, match=r"config\.yaml: names no data"):
+        finish(folder)
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"resumed": 3}', '{"resumed": {"step 1": 3}}'])
 def test_an_environment_that_is_not_understood_is_left_as_it_is(stopped, capsys, content):
     folder = stopped()

@@ -61,6 +61,8 @@ def resume(output: Path, device: str = "auto", data: str | None = None, workers:
     """
     folder = RunFolder(output)
     with folder.open() as saved:
+        if not saved.data.path:
+            raise CheckpointError(f"{folder.config}: names no data (data.path); restore it, or begin a new run")
         given = {"path": None if data is None else str(Path(data).resolve()), "workers": workers}
         changed = {key: value for key, value in given.items() if value is not None}
         recipe = replace(saved, data=replace(saved.data, **cast(Any, changed)))
