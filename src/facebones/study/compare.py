@@ -12,7 +12,7 @@ from facebones.evaluation.significance import over_seeds
 from facebones.files import write_json
 from facebones.progress import format_seconds
 from facebones.run_folder import folder_lock
-from facebones.study.evaluation import check_study_runtime, evaluate_all, finished_models
+from facebones.study.evaluation import check_evaluation, evaluate_all, finished_models
 from facebones.study.plan import DONE, UNFINISHED, Plan, PlannedRun, make_plan, network_costs
 from facebones.study.runner import train_all
 from facebones.study.study import Study
@@ -40,7 +40,7 @@ def compare(
         Interrupted: SIGINT or SIGTERM came; all trainings have saved. The same call goes on.
     """
     plan = make_plan(study, output)
-    check_study_runtime(plan, device, runtime)
+    check_evaluation(plan, device, runtime)
     with folder_lock(output, "compares"):
         for run in plan.runs:  # since they were last asked, another process may have been here
             run.refuse_another()

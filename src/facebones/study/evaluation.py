@@ -10,10 +10,9 @@ from typing import Any
 import facebones
 from facebones.device import select_device
 from facebones.errors import FaceBonesError, first_line
-from facebones.evaluation.ijb import Work, evaluate_identification, evaluate_template_pairs
-from facebones.evaluation.pairs import evaluate_pairs
+from facebones.evaluation.ijb import Work, check_target, evaluate_identification, evaluate_template_pairs
+from facebones.evaluation.pairs import evaluate_pairs, read_sound_set
 from facebones.evaluation.runtimes import AUTO, check_available, check_takes_onnx
-from facebones.onnx_backbone import onnx_providers
 from facebones.profiling import Conditions, profile
 from facebones.profiling.profiler import write_profile
 from facebones.run_folder import RunFolder
@@ -21,6 +20,7 @@ from facebones.study.plan import DONE, Plan
 from facebones.study.study import ProfileSettings
 from facebones.training.interrupts import Interrupted, stop_signals
 from facebones.training.logs import say
+from facebones.weights import open_backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,20 +45,32 @@ def finished_models(plan: Plan) -> dict[str, Path]:
     return {run.name: run.folder.path for run in plan.runs if run.state == DONE} | dict(plan.trained)
 
 
-def check_study_runtime(plan: Plan, device: str, runtime: str | None) -> None:
-    """Refuse what would fail only after all trainings.
+def check_evaluation(plan: Plan, device: str, runtime: str | None) -> None:
+    """Refuse what would fail only after all trainings, in seconds: models are opened, pair sets and IJB lists read.
 
     Raises:
-        UnknownNameError, ConfigError: no such runtime or device, or it cannot compute one of the models here.
+        UnknownNameError, ConfigError: no such runtime or device, it cannot compute one of the models here, or the
+            profile cannot be measured so.
+        CheckpointError, DataError: a model, a pair set or an IJB folder is missing, broken or unfit.
     """
-    onnx_files = [path for path in plan.trained.values() if path.suffix == ".onnx"]
-    if onnx_files:
-        onnx_providers(device)
-    if runtime in (None, AUTO):
-        return
-    check_available(runtime, select_device(device))
-    for path in onnx_files:
-        check_takes_onnx(runtime, path)
+    if runtime not in (None, AUTO):
+        check_available(runtime, select_device(device))
+        for path in plan.trained.values():
+            if path.suffix == ".onnx":
+                check_takes_onnx(runtime, path)
+    if plan.study.profile.enabled:
+        _conditions(plan.study.profile, device).check("profile.")
+    for path in plan.trained.values():
+        _open(path, device)
+    for path in plan.pair_sets:  # one after the other, so that no two are in memory
+        read_sound_set(path)
+    for folder in plan.study.ijb:
+        check_target(Path(folder))
+
+
+def _open(path: Path, device: str) -> None:
+    """Open a model and let it go; weights on the CPU, as they would leave something on the GPU of the trainings."""
+    open_backbone(path, None, device if path.suffix == ".onnx" else "cpu")
 
 
 def evaluate_all(plan: Plan, device: str, runtime: str | None, before: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,19 +148,22 @@ def profile_networks(plan: Plan, settings: ProfileSettings, device: str) -> dict
         if run.state == DONE:
             words.setdefault(run.backbone, run.folder.path)
     words |= plan.trained
-    conditions = Conditions(
+    # As absolute paths, which no backbone is called.
+    result = profile([str(path.absolute()) for path in words.values()], _conditions(settings, device))
+    for name, row in zip(words, result["networks"], strict=True):
+        row["name"] = name
+    write_profile(result, plan.output)
+    return result
+
+
+def _conditions(settings: ProfileSettings, device: str) -> Conditions:
+    return Conditions(
         device=device,
         threads=settings.threads or None,
         precision=settings.precision,
         batch_size=settings.batch_size,
         seconds=settings.seconds,
     )
-    # As absolute paths, which no backbone is called.
-    result = profile([str(path.absolute()) for path in words.values()], conditions)
-    for name, row in zip(words, result["networks"], strict=True):
-        row["name"] = name
-    write_profile(result, plan.output)
-    return result
 
 
 def _call(measure: Callable[[Work], Any], work: Work) -> Callable[[], Any]:
