@@ -19,9 +19,11 @@ from facebones.cli import main
 from facebones.data.pairs import write_pairs
 from facebones.data.synthetic import synthesize
 from facebones.errors import ConfigError, DataError, RunError
+from facebones.reporting.gathering import load_results
+from facebones.reporting.report import write_report
 from facebones.run_folder import RunFolder
 from facebones.study.children import child_environment
-from facebones.study.compare import compare, plan_rows, plan_table, raise_failures
+from facebones.study.compare import compare, plan_rows, plan_table, raise_failures, study_table
 from facebones.study.display import Display
 from facebones.study.evaluation import check_evaluation
 from facebones.study.plan import make_plan
@@ -392,6 +394,72 @@ def test_a_part_that_fails_is_recorded_and_tried_again(finished, tmp_path, monke
         assert "broken" in content["evaluation"]["pairs"]["error"]
         with pytest.raises(RunError, match=r"^failed: pairs; .*study\.json has the"):
             raise_failures(content)
+
+
+@pytest.fixture
+def lost(finished, small_data, tmp_path, monkeypatch):
+    """A study whose foreign model is emptied, and one of its two pair sets removed, while it trains."""
+    monkeypatch.setattr("facebones.profiling.profiler.measure_peak_memory", lambda *_: 1)
+    shutil.copy(small_data / "tiny.bin", tmp_path / "other.bin")
+    sets = f"pair_sets: [tiny, {tmp_path / 'other.bin'}]\n"
+    study, output = finished(profile="{seconds: 0.01, batch_size: 2}", more=sets)
+
+    def lose(*_):
+        RunFolder(tmp_path / "theirs").weights.write_bytes(b"")
+        (tmp_path / "other.bin").unlink()
+
+    monkeypatch.setattr("facebones.study.compare.train_all", lose)
+    return study, output
+
+
+def test_a_model_and_a_pair_set_that_are_lost_while_it_trains_are_left_out_of_the_figures(lost):
+    study, output = lost
+    content = compare(study, output, device="cpu")
+    errors = {name: part["error"] for name, part in content["evaluation"].items()}
+    assert list(errors) == ["model theirs", "pair set other", "pairs", "profile"]
+    assert errors["pairs"] is errors["profile"] is None
+    assert "no safetensors file" in errors["model theirs"] and "other.bin: cannot be read" in errors["pair set other"]
+    own, theirs = content["summary"]
+    assert list(own["accuracy"]) == ["tiny"] and theirs["accuracy"] == {}
+    assert study_table(content)[1][1][-2:] == ("0/1", errors["model theirs"])
+    networks = json.loads((output / "profile.json").read_text())["networks"]
+    assert [row["name"] for row in networks] == [SMALL]
+    with pytest.raises(RunError, match=r"^failed: model theirs, pair set other; "):
+        raise_failures(content)
+    assert content == study_json(output)
+
+
+def test_the_report_says_what_was_left_out(lost):
+    study, output = lost
+    errors = {name: part["error"] for name, part in compare(study, output, device="cpu")["evaluation"].items()}
+    results = load_results(output)
+    assert results.notes == [
+        f"pair set other: failed: {errors['pair set other']}",
+        f"theirs: failed: {errors['model theirs']}",
+    ]
+    assert [(run.name, run.state) for run in results.runs] == [(SMALL, "done"), ("theirs", "failed")]
+    assert list(results.figure("tiny", "accuracy").values) == [SMALL]
+    write_report([output], output / "report")
+    assert "FAILED" in (output / "report" / "tables.md").read_text()
+    assert "model.safetensors: no safetensors file" in (output / "report" / "report.html").read_text()
+
+
+def test_a_finished_run_whose_weights_are_lost_is_left_out_and_the_rest_is_measured_once(finished, tmp_path):
+    study, output = finished()
+    weights = RunFolder(output / "runs" / SMALL / "seed0").weights
+    whole = weights.read_bytes()
+    weights.write_bytes(b"")
+    content = compare(study, output, device="cpu")
+    own, theirs = content["summary"]
+    assert own["accuracy"] == {} and "no safetensors file" in own["errors"][0] and list(theirs["accuracy"]) == ["tiny"]
+    before = times(output / "evaluation")
+    assert compare(study, output, device="cpu") == content and times(output / "evaluation") == before
+    assert load_results(output).notes == [f"model {SMALL}: failed: {own['errors'][0]}"]
+
+    weights.write_bytes(whole)
+    content = compare(study, output, device="cpu")
+    assert [list(row["accuracy"]) for row in content["summary"]] == [["tiny"], ["tiny"]]
+    assert list(content["evaluation"]) == ["pairs"]
 
 
 def test_two_models_of_one_name_are_refused(write, tmp_path):

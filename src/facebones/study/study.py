@@ -14,6 +14,7 @@ from facebones.errors import ConfigError, UnknownNameError
 
 # What a study says itself; in its overrides these would contradict it.
 OWN_FIELDS = {"backbone.name": "backbones", "training.seed": "seeds", "data.path": "data"}
+MODEL_PART = "model "  # and a model's name: of the evaluation in study.json, what says why the model was left out
 
 
 @dataclass(frozen=True, kw_only=True)
