@@ -169,13 +169,16 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Mapping[str, str] | None = None, where: Mapping[str, str] | None = None
+) -> Recipe:
     """Read a recipe and apply overrides.
 
     Args:
         path: a YAML file, or the name of a recipe that comes with the package, such as "casia_webface".
         overrides: "section.field" to the value's text, as on the command line; a list has commas between. What they
             set is no longer open to `training.choose`.
+        where: of overrides that do not come from the command line, how their place is named in an error.
 
     Raises:
         ConfigError: not readable, not YAML, or a value of the wrong kind or out of range.
@@ -183,14 +186,17 @@ def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     """
     path = find_recipe(str(path))
     sections = _sections(path)
-    where = {f"{name}.{key}": f"{path}: {name}.{key}" for name, values in sections.items() for key in values}
+    places = {f"{name}.{key}": f"{path}: {name}.{key}" for name, values in sections.items() for key in values}
+    where = where or {}
     for key, text in (overrides or {}).items():
         section, _, name = key.partition(".")
         if section not in _section_types() or not name:
+            if key in where:
+                raise UnknownNameError("field", key, field_names(), where[key])
             raise UnknownNameError("option", f"--{key}", [f"--{name}" for name in field_names()])
-        where[key] = f"--{key}"
+        places[key] = where.get(key, f"--{key}")
         sections.setdefault(section, {})[name] = text
-    recipe = recipe_from_dict(sections, where)
+    recipe = recipe_from_dict(sections, places)
     still_open = [name for name in recipe.training.choose if f"training.{name}" not in (overrides or {})]
     return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, choose=still_open))
 

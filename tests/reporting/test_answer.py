@@ -89,6 +89,11 @@ def test_unknown_costs_and_failed_runs_are_said():
     assert "large_seed0 of 7 runs has failed or not finished." in sentences
 
 
+def test_of_a_lone_run_that_has_failed_no_others_are_spoken_of():
+    failed = Run(name="rm6", backbone="rm6", folder=Path("rm6"), state="failed", error="NaN")
+    assert "rm6 (the only run) has failed or not finished." in answer(make_results({}, runs=[failed])).sentences
+
+
 def test_what_an_earlier_evaluation_knows_of_a_lost_run_is_said():
     results = make_results({"tiny": [0.7, 0.7], "small": [0.8, 0.8]})
     runs = [replace(run, state="unfinished") if run.name == "tiny_seed1" else run for run in results.runs]

@@ -18,6 +18,7 @@ from synthetic_study import (
     write_pairs,
 )
 
+from facebones.errors import UnknownNameError
 from facebones.reporting.gathering import load_results
 from facebones.reporting.report_json import results_json
 from facebones.reporting.results import pareto_front
@@ -45,6 +46,14 @@ def evaluated(tmp_path):
         return load_results(write_ijb(tmp_path / "e", values, p, **options))
 
     return load
+
+
+def test_a_figure_that_is_not_there_is_answered_with_those_that_are(study):
+    results = study()
+    with pytest.raises(UnknownNameError, match=r"unknown figure 'lfv accuracy'; did you mean 'lfw accuracy'\?"):
+        results.figure("lfv", "accuracy")
+    with pytest.raises(UnknownNameError, match=r"unknown figure 'x y'; known: .*lfw EER"):
+        results.figure("x", "y")
 
 
 # ----------------------------------------------------------------------------------------------------- spreads

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,13 +13,19 @@ import sys
 import time
 
 import pytest
+from onnx import TensorProto, helper
 
 from facebones.cli import main
+from facebones.data.pairs import write_pairs
+from facebones.data.synthetic import synthesize
 from facebones.errors import ConfigError, DataError, RunError
+from facebones.reporting.gathering import load_results
+from facebones.reporting.report import write_report
 from facebones.run_folder import RunFolder
 from facebones.study.children import child_environment
-from facebones.study.compare import compare, plan_rows, plan_table, raise_failures
+from facebones.study.compare import compare, plan_rows, plan_table, raise_failures, study_table
 from facebones.study.display import Display
+from facebones.study.evaluation import check_evaluation
 from facebones.study.plan import make_plan
 from facebones.study.study import load_study
 from facebones.training.checkpoint import load_checkpoint, save_checkpoint
@@ -167,6 +174,88 @@ def test_bad_input_is_one_line_and_leaves_nothing(write, tmp_path, capsys, words
     assert message in lines[-1] and not (tmp_path / "out").exists()
 
 
+def empty_file(folder):
+    (folder / "empty.pt").touch()
+    return ["--backbones", f"{SMALL},{folder / 'empty.pt'}"], r"empty\.pt: .*restore"
+
+
+def folder_that_is_no_run(folder):
+    (folder / "study" / "runs").mkdir(parents=True)
+    return ["--backbones", f"{SMALL},{folder / 'study'}"], "study: neither model.safetensors nor checkpoints/last.pt"
+
+
+def detector(folder):
+    """An ONNX file with more outputs than one."""
+    value = helper.make_tensor_value_info
+    outputs = [value(f"out{number}", TensorProto.FLOAT, None) for number in range(12)]
+    nodes = [helper.make_node("Identity", ["input"], [output.name]) for output in outputs]
+    graph = helper.make_graph(nodes, "detector", [value("input", TensorProto.FLOAT, ["B", 3, 112, 112])], outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    (folder / "detector.onnx").write_bytes(model.SerializeToString())
+    return ["--backbones", f"{SMALL},{folder / 'detector.onnx'}"], "detector.onnx: has 1 inputs and 12 outputs"
+
+
+def folder_without_lists(folder):
+    (folder / "sf" / "person").mkdir(parents=True)
+    return ["--ijb", str(folder / "sf")], r"sf/meta: no .* in it; give the folder that holds loose_crop and meta"
+
+
+def lists_without_images(folder):
+    synthesize(folder / "set", identities=2, images_per_identity=1, pairs=20, template_subjects=3, workers=1)
+    shutil.rmtree(folder / "set" / "ijb" / "loose_crop")
+    return ["--ijb", str(folder / "set" / "ijb")], "loose_crop/"
+
+
+def lists_without_galleries(folder):
+    synthesize(folder / "set", identities=2, images_per_identity=1, pairs=20, template_subjects=3, workers=1)
+    for path in (folder / "set" / "ijb" / "meta").glob("*_1N_*"):
+        path.unlink()
+    return ["--ijb", str(folder / "set" / "ijb")], r"1N_gallery_G1\.csv: no such file; identification"
+
+
+def pair_set_of_four_bytes(folder):
+    (folder / "junk.bin").write_bytes(b"junk")
+    return ["--pair-sets", f"tiny,{folder / 'junk.bin'}"], r"junk\.bin"
+
+
+def pair_set_of_one_kind(folder):
+    write_pairs(folder / "alike.bin", [b"image"] * 40, [True] * 20)
+    return ["--pair-sets", f"tiny,{folder / 'alike.bin'}"], r"alike\.bin"
+
+
+UNFIT = (
+    *(empty_file, folder_that_is_no_run, detector, folder_without_lists, lists_without_images),
+    *(lists_without_galleries, pair_set_of_four_bytes, pair_set_of_one_kind),
+)
+
+
+@pytest.mark.parametrize("unfit", UNFIT, ids=lambda unfit: unfit.__name__)
+def test_what_would_fail_after_all_trainings_is_refused_before_the_first(write, tmp_path, capsys, unfit):
+    words, message = unfit(tmp_path)
+    refused_before_any_training(["compare", write(), *words], tmp_path / "out", capsys, message)
+
+
+def test_more_threads_than_processors_are_refused_before_any_training(write, tmp_path, capsys):
+    study = write(profile="{threads: 99999}")
+    message = r"profile\.threads 99999: this machine has \d+ processor"
+    refused_before_any_training(["compare", study], tmp_path / "out", capsys, message)
+    assert main(["compare", study, "--output", str(tmp_path / "out"), "--profile", "false", "--dry-run"]) == 0
+
+
+def refused_before_any_training(words, output, capsys, message):
+    """That a study and its plan end in one line about what is unfit, and leave nothing."""
+    for more in ([], ["--dry-run"]):
+        assert main([*words, "--output", str(output), "--device", "cpu", *more]) == 2
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("facebones: "))
+        assert re.search(message, line) and not output.exists()
+
+
+def test_a_large_pair_set_is_not_decoded_before_the_trainings(write, tmp_path):
+    write_pairs(tmp_path / "large.bin", [b"no image"] * 14_000, [True, False] * 3500)
+    plan = make_plan(load_study(write(more=f"pair_sets: [{tmp_path / 'large.bin'}]")), tmp_path / "out")
+    check_evaluation(plan, "cpu", None)
+
+
 def test_a_dry_run_shows_the_plan_and_leaves_nothing(write, tmp_path, capsys):
     words = ["compare", write(f"{SMALL}, {LARGE}", "0, 1"), "--output", str(tmp_path / "out"), "--dry-run"]
     assert main(words) == 0
@@ -293,14 +382,84 @@ def test_a_runtime_that_cannot_compute_one_of_the_models_is_refused_before_any_t
     assert "theirs.onnx is an ONNX file" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_part_that_fails_is_recorded_and_tried_again(finished, tmp_path):
-    study, output = finished(more=f"ijb: [{tmp_path / 'theirs'}]\n")
+def test_a_part_that_fails_is_recorded_and_tried_again(finished, tmp_path, monkeypatch):
+    """It fails by images that cannot be decoded, which nothing has looked at before."""
+    write_pairs(tmp_path / "broken.bin", [b"no image"] * 40, [True, False] * 10)
+    monkeypatch.setattr("facebones.profiling.profiler.measure_peak_memory", lambda *_: 1)
+    broken = f"pair_sets: [{tmp_path / 'broken.bin'}]\n"
+    study, output = finished(profile="{seconds: 0.01, batch_size: 2}", more=broken)
     for _ in range(2):
         content = compare(study, output, device="cpu")
-        assert content["evaluation"]["pairs"]["error"] is None
-        assert "meta" in content["evaluation"]["templates theirs"]["error"]
-        with pytest.raises(RunError, match=r"^failed: templates theirs, identification theirs; .*study\.json has the"):
+        assert content["evaluation"]["profile"]["error"] is None
+        assert "broken" in content["evaluation"]["pairs"]["error"]
+        with pytest.raises(RunError, match=r"^failed: pairs; .*study\.json has the"):
             raise_failures(content)
+
+
+@pytest.fixture
+def lost(finished, small_data, tmp_path, monkeypatch):
+    """A study whose foreign model is emptied, and one of its two pair sets removed, while it trains."""
+    monkeypatch.setattr("facebones.profiling.profiler.measure_peak_memory", lambda *_: 1)
+    shutil.copy(small_data / "tiny.bin", tmp_path / "other.bin")
+    sets = f"pair_sets: [tiny, {tmp_path / 'other.bin'}]\n"
+    study, output = finished(profile="{seconds: 0.01, batch_size: 2}", more=sets)
+
+    def lose(*_):
+        RunFolder(tmp_path / "theirs").weights.write_bytes(b"")
+        (tmp_path / "other.bin").unlink()
+
+    monkeypatch.setattr("facebones.study.compare.train_all", lose)
+    return study, output
+
+
+def test_a_model_and_a_pair_set_that_are_lost_while_it_trains_are_left_out_of_the_figures(lost):
+    study, output = lost
+    content = compare(study, output, device="cpu")
+    errors = {name: part["error"] for name, part in content["evaluation"].items()}
+    assert list(errors) == ["model theirs", "pair set other", "pairs", "profile"]
+    assert errors["pairs"] is errors["profile"] is None
+    assert "no safetensors file" in errors["model theirs"] and "other.bin: cannot be read" in errors["pair set other"]
+    own, theirs = content["summary"]
+    assert list(own["accuracy"]) == ["tiny"] and theirs["accuracy"] == {}
+    assert study_table(content)[1][1][-2:] == ("0/1", errors["model theirs"])
+    networks = json.loads((output / "profile.json").read_text())["networks"]
+    assert [row["name"] for row in networks] == [SMALL]
+    with pytest.raises(RunError, match=r"^failed: model theirs, pair set other; "):
+        raise_failures(content)
+    assert content == study_json(output)
+
+
+def test_the_report_says_what_was_left_out(lost):
+    study, output = lost
+    errors = {name: part["error"] for name, part in compare(study, output, device="cpu")["evaluation"].items()}
+    results = load_results(output)
+    assert results.notes == [
+        f"pair set other: failed: {errors['pair set other']}",
+        f"theirs: failed: {errors['model theirs']}",
+    ]
+    assert [(run.name, run.state) for run in results.runs] == [(SMALL, "done"), ("theirs", "failed")]
+    assert list(results.figure("tiny", "accuracy").values) == [SMALL]
+    write_report([output], output / "report")
+    assert "FAILED" in (output / "report" / "tables.md").read_text()
+    assert "model.safetensors: no safetensors file" in (output / "report" / "report.html").read_text()
+
+
+def test_a_finished_run_whose_weights_are_lost_is_left_out_and_the_rest_is_measured_once(finished, tmp_path):
+    study, output = finished()
+    weights = RunFolder(output / "runs" / SMALL / "seed0").weights
+    whole = weights.read_bytes()
+    weights.write_bytes(b"")
+    content = compare(study, output, device="cpu")
+    own, theirs = content["summary"]
+    assert own["accuracy"] == {} and "no safetensors file" in own["errors"][0] and list(theirs["accuracy"]) == ["tiny"]
+    before = times(output / "evaluation")
+    assert compare(study, output, device="cpu") == content and times(output / "evaluation") == before
+    assert load_results(output).notes == [f"model {SMALL}: failed: {own['errors'][0]}"]
+
+    weights.write_bytes(whole)
+    content = compare(study, output, device="cpu")
+    assert [list(row["accuracy"]) for row in content["summary"]] == [["tiny"], ["tiny"]]
+    assert list(content["evaluation"]) == ["pairs"]
 
 
 def test_two_models_of_one_name_are_refused(write, tmp_path):

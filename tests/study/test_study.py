@@ -62,18 +62,27 @@ def test_a_full_study_and_what_the_command_line_replaces(write):
 REFUSED = {
     "recipe: demo\nbackbone: [mobilefacenet]": "unknown key 'backbone'; did you mean 'backbones'?",
     "recipe: demi\nbackbones: [r18]": "unknown recipe 'demi'; did you mean 'demo'?",
-    "recipe: demo\nbackbones: []": "'backbones' is missing or empty",
-    "backbones: [r18]": "'recipe' is missing or empty",
+    "recipe: demo\nbackbones: []": r"mine\.yaml: backbones: is missing or empty",
+    "backbones: [r18]": r"mine\.yaml: recipe: is missing or empty",
     "recipe: demo\nbackbones: [r18]\nseeds: [one]": "seeds: 'one' is not a whole number",
     "recipe: demo\nbackbones: [r18]\nseeds: [-1]": "seeds: -1 is out of range",
-    "recipe: demo\nbackbones: [r18]\nseeds: [1, 1]": "seeds: 1 stands twice",
+    "recipe: demo\nbackbones: [r18]\nseeds: [1, 1]": r"mine\.yaml: seeds: 1 stands twice",
     "recipe: demo\nbackbones: [r18, r18]": "backbones: r18 stands twice",
     "recipe: demo\nbackbones: {r18: 1}": "backbones: .* is not text",
     "recipe: demo\nbackbones: [r18]\noverrides: [a]": "overrides: is a mapping",
     "recipe: demo\nbackbones: [r18]\noverrides: {training: {epochs: 2}}": "overrides.training: is one value",
-    "recipe: demo\nbackbones: [r18]\noverrides: {training.epoch: 2}": "did you mean 'epochs'",
-    "recipe: demo\nbackbones: [r18]\noverrides: {training.epochs: many}": "'many' is not a whole number",
-    "recipe: demo\nbackbones: [r18]\noverrides: {training.seed: 2}": "give --seeds, or `seeds` in the file",
+    "recipe: demo\nbackbones: [r18]\noverrides: {training.epoch: 2}": (
+        r"mine\.yaml: overrides\.training\.epoch: unknown key 'epoch'; did you mean 'epochs'"
+    ),
+    "recipe: demo\nbackbones: [r18]\noverrides: {trainin.epochs: 2}": (
+        r"mine\.yaml: overrides\.trainin\.epochs: unknown field 'trainin\.epochs'; did you mean 'training\.epochs'"
+    ),
+    "recipe: demo\nbackbones: [r18]\noverrides: {training.epochs: many}": (
+        r"mine\.yaml: overrides\.training\.epochs: 'many' is not a whole number"
+    ),
+    "recipe: demo\nbackbones: [r18]\noverrides: {training.seed: 2}": (
+        r"mine\.yaml: overrides\.training\.seed: the study itself says it; give --seeds, or `seeds` in the file"
+    ),
     "recipe: demo\nbackbones: [r18]\nprofile: perhaps": "profile: 'perhaps' is not true or false",
     "recipe: demo\nbackbones: [r18]\nprofile: {second: 1}": "unknown key 'second'; did you mean 'seconds'?",
     "recipe: demo\nbackbones: [r18]\nprofile: {precision: fp8}": "profile.precision: unknown value 'fp8'",
@@ -87,6 +96,23 @@ def test_what_is_wrong_is_said_in_one_line(write, text):
     with pytest.raises((ConfigError, UnknownNameError), match=REFUSED[text]) as refused:
         load_study(write(text))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seeds": "0,0"}, "--seeds: 0 stands twice"),
+        ({"pair_sets": "lfw,lfw"}, "--pair-sets: lfw stands twice"),
+        ({"seeds": ""}, "--seeds: is missing or empty"),
+        ({"backbones": ""}, "--backbones: is missing or empty"),
+        ({"overrides": {"training.epochs": "many"}}, "--training.epochs: 'many' is not"),
+        ({"overrides": {"training.epoch": "2"}}, "--training.epoch: unknown key 'epoch'"),
+        ({"overrides": {"training.seed": "2"}}, "--training.seed: the study itself says it"),
+    ],
+)
+def test_what_is_wrong_on_the_command_line_is_said_of_the_option(write, given, message):
+    with pytest.raises((ConfigError, UnknownNameError), match=f"^{message}"):
+        load_study(write(FULL), **given)
 
 
 def test_an_unknown_study_is_answered_with_the_nearest():

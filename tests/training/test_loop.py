@@ -251,6 +251,11 @@ def test_the_result_says_how_many_steps_were_skipped(tiny_recipe, tmp_path):
     assert result["skipped_steps"] == sum(line.get("skipped_steps", 0) for line in lines) < result["steps"]
 
 
+def test_what_is_one_is_said_in_the_singular(tiny_recipe, tmp_path, capsys):
+    train(tiny_recipe(**{"training.epochs": 1, "training.batch_size": 28}), tmp_path / "run", "cpu")
+    assert "4 identities: 1 epoch of 1 step, fp32, cpu" in capsys.readouterr().err
+
+
 def test_a_validation_without_a_finite_embedding_is_noted_and_ends_no_run(tiny_recipe, tmp_path, monkeypatch, capsys):
     original = Trainer._validate
 

@@ -51,14 +51,14 @@ def _compare(arguments: Arguments) -> None:
     study = load_study(arguments.study, overrides=arguments.overrides, **given)
     from facebones.device import select_device
     from facebones.study import compare as work
-    from facebones.study.evaluation import check_study_runtime
+    from facebones.study.evaluation import check_evaluation
     from facebones.study.plan import make_plan
     from facebones.tables import print_table
 
     select_device(arguments.device)
     if arguments.dry_run:
         plan = make_plan(study, arguments.output)
-        check_study_runtime(plan, arguments.device, arguments.runtime)
+        check_evaluation(plan, arguments.device, arguments.runtime)
         rows = work.plan_rows(plan)
         print(json.dumps(rows, indent=2)) if arguments.json else print_table(*work.plan_table(rows))
         return

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from facebones.backbones.registry import IMAGE_SIZE
 from facebones.data.image_sources import LooseCrops
 from facebones.data.template_pairs import PAIR_LIST
 from facebones.data.templates import TemplateSet, read_template_set
@@ -124,8 +125,26 @@ def evaluate_identification(work: TemplateWork, setting: PoolingSetting = USUAL_
     return content
 
 
+def check_target(folder: Path) -> None:
+    """Say at once what would make both evaluations of a folder fail: its lists, and whether the images are there.
+
+    Of the images the first one is read.
+
+    Raises:
+        DataError: a list is missing or broken, the lists do not fit together, or the image cannot be read.
+    """
+    template_set = read_template_set(folder)
+    template_set.identification_lists()
+    _subjects(template_set)
+    _source(template_set).read(0, IMAGE_SIZE)
+
+
+def _source(template_set: TemplateSet) -> LooseCrops:
+    return LooseCrops(template_set.name, template_set.image_folder, template_set.image_names, template_set.landmarks)
+
+
 def _embed(work: TemplateWork, template_set: TemplateSet) -> tuple[dict[str, Embedder], dict[str, Features]]:
-    source = LooseCrops(template_set.name, template_set.image_folder, template_set.image_names, template_set.landmarks)
+    source = _source(template_set)
     models = open_models(work.checkpoints, backbone=work.backbone, device=work.device, preprocessing=work.preprocessing)
     models = with_runtime(models, work.runtime, [source], batch_size=work.batch_size)
     folder = None if work.output is None else work.output / FEATURES_FOLDER

@@ -135,14 +135,26 @@ def pair_set_files(data: Sequence[Path]) -> list[Path]:
     return files
 
 
+def read_sound_set(path: Path, root: Path | None = None) -> PairSet:
+    """Read a set that can be verified; no image is decoded.
+
+    Args:
+        path: a `.bin` file, or a list of pairs.
+        root: the folder that a list's paths start from.
+
+    Raises:
+        DataError: as `read_pair_set` and `check_pair_set`.
+    """
+    pair_set = read_pair_set(path, root)
+    check_pair_set(pair_set)
+    return pair_set
+
+
 def _read_sets(files: Sequence[Path], root: Path | None) -> list[PairSet]:
     is_list = [path.suffix.lower() in PAIR_LIST_SUFFIXES for path in files]
     if root is not None and not any(is_list):
         raise ConfigError(f"--root {root}: goes with a list of pairs, and none is here; leave it out")
-    sets = [read_pair_set(path, root if listed else None) for path, listed in zip(files, is_list, strict=True)]
-    for pair_set in sets:
-        check_pair_set(pair_set)
-    return sets
+    return [read_sound_set(path, root if listed else None) for path, listed in zip(files, is_list, strict=True)]
 
 
 def _open(work: PairsWork, sets: Sequence[PairSet]) -> dict[str, Embedder]:

@@ -40,16 +40,22 @@ class Conditions:
     batch_size: int = 32
     seconds: float = 2.0
 
-    def check(self) -> None:
-        """Raise ConfigError where the device is not here or does not compute in that precision."""
+    def check(self, option: str = "--") -> None:
+        """Raise ConfigError where device, precision or threads are not to be had here.
+
+        `option` is what an error puts before "threads" and "precision".
+        """
         device = select_device(self.device)
         processors = os.cpu_count() or 1
         if self.threads and self.threads > processors:
-            raise ConfigError(f"--threads {self.threads}: this machine has {processors} processors")
+            raise ConfigError(
+                f"{option}threads {self.threads}: this machine has {processors} processor{'s' * (processors > 1)}; give"
+                " no more"
+            )
         if self.precision not in PRECISIONS:
-            raise ConfigError(f"--precision {self.precision}: known are {', '.join(PRECISIONS)}")
+            raise ConfigError(f"{option}precision {self.precision}: known are {', '.join(PRECISIONS)}")
         if self.precision != "fp32" and not torch.amp.is_autocast_available(device.type):
-            raise ConfigError(f"--precision {self.precision}: {device.type} has no autocast; take fp32")
+            raise ConfigError(f"{option}precision {self.precision}: {device.type} has no autocast; take fp32")
 
     @contextmanager
     def threads_set(self) -> Iterator[None]:

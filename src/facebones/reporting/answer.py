@@ -143,7 +143,8 @@ def _reservations(results: Results, figures: Sequence[Figure]) -> list[str]:
     unfinished = [run.name for run in results.runs if run.state != "done"]
     if unfinished:
         verb = "has" if len(unfinished) == 1 else "have"
-        sentences.append(f"{_listed(unfinished)} of {len(results.runs)} runs {verb} failed or not finished.")
+        whole = f"of {len(results.runs)} runs" if len(results.runs) > 1 else "(the only run)"
+        sentences.append(f"{_listed(unfinished)} {whole} {verb} failed or not finished.")
     still = {name for figure in figures for name in figure.values}.intersection(unfinished)
     if still:
         sentences.append(f"An earlier evaluation of {_listed(sorted(still))} is among the figures.")

@@ -14,6 +14,7 @@ from facebones.reporting.results import Cost, Figure, Results, Run
 from facebones.reporting.run_grouping import counted, different_recipes, repeated_seeds, shared_recipe, told_apart
 from facebones.reporting.run_reading import OTHER_SHAPE, number, read_json, read_run, read_study_run, text, unlike
 from facebones.run_folder import RunFolder
+from facebones.study.study import MODEL_PART
 
 STUDY_FILE = "study.json"
 EVALUATION_FILES = ("pairs.json", "templates.json", "identification.json")
@@ -184,10 +185,12 @@ def _read_study(folder: Path, gathered: _Gathered) -> None:
             cost = Cost(parameters=_whole(row["parameters"]), macs=_whole(row["macs"]))
             gathered.costs[text(row["backbone"])] = cost
         names = {text(row["name"]) for row in content["runs"]}
+        parts = {**content["evaluation"]}  # of a list, `dict` could make one
         for name, file in content["models"].items():
             if name not in names:
-                gathered.add_other(_trained_by_others(name, Path(file)), folder.resolve().name)
-        for name, part in content["evaluation"].items():
+                left_out = parts.pop(f"{MODEL_PART}{name}", None)
+                gathered.add_other(_trained_by_others(name, Path(file), left_out), folder.resolve().name)
+        for name, part in parts.items():
             _read_part(folder, name, part, gathered)
         gathered.commands.append(_study_command(content["study"], folder))
         gathered.titles.append(text(content["study"]["name"]))
@@ -202,8 +205,14 @@ def _study_run(folder: Path, row: Mapping[str, Any], notes: list[str]) -> Run:
     return run
 
 
-def _trained_by_others(name: str, path: Path) -> Run:
-    """A model that a study has only measured, with the course of its training where that is a run of ours."""
+def _trained_by_others(name: str, path: Path, left_out: Mapping[str, Any] | None) -> Run:
+    """A model that a study has only measured, with the course of its training where that is a run of ours.
+
+    `left_out` says why it could not be measured after all; then nothing is read, as it may be damaged.
+    """
+    if left_out is not None:
+        error = " ".join(text(left_out["error"]).split())
+        return Run(name=name, backbone=name, folder=path, source="file", state="failed", error=error)
     if _is_run(path):
         return replace(read_run(path, name), backbone=name)
     return Run(name=name, backbone=name, folder=path, source="file")

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from facebones.errors import UnknownNameError
 from facebones.evaluation.significance import SIGNIFICANT, over_seeds
 
 if TYPE_CHECKING:
@@ -231,9 +232,16 @@ class Results:
         """Its seeds."""
         return [run for run in self.runs if run.backbone == backbone]
 
-    def figure(self, where: str, name: str) -> Figure | None:
-        """A figure, or None where it was not asked for; see `known_figures`."""
-        return next((one for one in self.known_figures if (one.where, one.name) == (where, name)), None)
+    def figure(self, where: str, name: str) -> Figure:
+        """A figure; see `known_figures`.
+
+        Raises:
+            UnknownNameError: no evaluation has given it.
+        """
+        for one in self.known_figures:
+            if (one.where, one.name) == (where, name):
+                return one
+        raise UnknownNameError("figure", f"{where} {name}", [one.title for one in self.known_figures])
 
     @cached_property
     def known_figures(self) -> list[Figure]:

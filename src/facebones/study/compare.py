@@ -12,10 +12,10 @@ from facebones.evaluation.significance import over_seeds
 from facebones.files import write_json
 from facebones.progress import format_seconds
 from facebones.run_folder import folder_lock
-from facebones.study.evaluation import check_study_runtime, evaluate_all, finished_models
+from facebones.study.evaluation import check_evaluation, evaluate_all, finished_models
 from facebones.study.plan import DONE, UNFINISHED, Plan, PlannedRun, make_plan, network_costs
 from facebones.study.runner import train_all
-from facebones.study.study import Study
+from facebones.study.study import MODEL_PART, Study
 
 STUDY_FILE = "study.json"
 
@@ -40,7 +40,7 @@ def compare(
         Interrupted: SIGINT or SIGTERM came; all trainings have saved. The same call goes on.
     """
     plan = make_plan(study, output)
-    check_study_runtime(plan, device, runtime)
+    check_evaluation(plan, device, runtime)
     with folder_lock(output, "compares"):
         for run in plan.runs:  # since they were last asked, another process may have been here
             run.refuse_another()
@@ -161,6 +161,7 @@ def _run_json(plan: Plan, run: PlannedRun, error: str | None) -> dict[str, Any]:
 def _summary(plan: Plan, runs: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of each backbone: cost, accuracies over its seeds, errors."""
     measured = _accuracies(plan.output, evaluation)
+    left_out = {run["name"]: _left_out(evaluation, run["name"]) for run in runs}
     size = plan.study.resolved_recipe().backbone.embedding_size
     rows = []
     for backbone in dict.fromkeys(run["backbone"] for run in runs):
@@ -172,20 +173,27 @@ def _summary(plan: Plan, runs: Sequence[Mapping[str, Any]], evaluation: Mapping[
                 "planned": len(own),
                 "done": sum(run["state"] == DONE for run in own),
                 "accuracy": _over_seeds(measured, [run["name"] for run in own if run["state"] == DONE]),
-                "errors": list(dict.fromkeys(run["error"] for run in own if run["error"])),
+                "errors": list(dict.fromkeys(filter(None, (run["error"] or left_out[run["name"]] for run in own)))),
             }
         )
     for name in plan.trained:
-        unknown: dict[str, Any] = {
+        error = _left_out(evaluation, name)
+        known: dict[str, Any] = {
             "parameters": None,
             "macs": None,
             "problem": None,
             "planned": 1,
-            "done": 1,
-            "errors": [],
+            "done": int(error is None),
+            "errors": [] if error is None else [error],
         }
-        rows.append({"backbone": name, **unknown, "accuracy": _over_seeds(measured, [name])})
+        rows.append({"backbone": name, **known, "accuracy": _over_seeds(measured, [name])})
     return rows
+
+
+def _left_out(evaluation: Mapping[str, Any], model: str) -> str | None:
+    """Why a model could not be measured."""
+    row = evaluation.get(f"{MODEL_PART}{model}")
+    return row and row["error"]
 
 
 def _accuracies(output: Path, evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:

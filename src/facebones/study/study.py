@@ -14,6 +14,7 @@ from facebones.errors import ConfigError, UnknownNameError
 
 # What a study says itself; in its overrides these would contradict it.
 OWN_FIELDS = {"backbone.name": "backbones", "training.seed": "seeds", "data.path": "data"}
+MODEL_PART = "model "  # and a model's name: of the evaluation in study.json, what says why the model was left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +48,22 @@ class Study:
     ijb: list[str] = setting([], "IJB-B or IJB-C folders")
     profile: ProfileSettings = field(default_factory=ProfileSettings)
 
-    def resolved_recipe(self) -> Recipe:
+    def resolved_recipe(self, where: Mapping[str, str] | None = None) -> Recipe:
         """The recipe that all runs share, with the study's overrides and data; it validates on the study's pair sets.
+
+        Args:
+            where: of overrides that do not come from the command line, how their place is named in an error.
 
         Raises:
             ConfigError: the recipe cannot be used.
         """
+        where = where or {}
         for name, own in OWN_FIELDS.items():
             if name in self.overrides:
-                raise ConfigError(f"--{name}: the study itself says it; give --{own}, or `{own}` in the file")
+                place = where.get(name, f"--{name}")
+                raise ConfigError(f"{place}: the study itself says it; give --{own}, or `{own}` in the file")
         validated = {"validation.sets": ",".join(self.pair_sets)} if self.pair_sets else {}
-        recipe = load_recipe(self.recipe, validated | dict(self.overrides))
+        recipe = load_recipe(self.recipe, validated | dict(self.overrides), where)
         return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=self.data))
 
     def to_json(self) -> dict[str, Any]:
@@ -104,17 +110,18 @@ def _build(file: Path, values: dict[str, Any], where: Mapping[str, str], overrid
         checked["profile"] = _profile_settings(values["profile"], where["profile"])
     own = _texts(values.get("overrides", {}), where["overrides"])
     study = Study(name=file.stem, overrides=own | dict(overrides), **checked)
-    _check_complete(study, file)
-    study.resolved_recipe()  # refuses what its recipe does not know
+    _check_complete(study, where)
+    # Refuses what its recipe does not know.
+    study.resolved_recipe({key: f"{where['overrides']}.{key}" for key in own if key not in overrides})
     return study
 
 
-def _check_complete(study: Study, file: Path) -> None:
+def _check_complete(study: Study, where: Mapping[str, str]) -> None:
     for key in ("recipe", "backbones", "seeds"):
         if not getattr(study, key):
-            raise ConfigError(f"{file}: '{key}' is missing or empty; a study needs it")
+            raise ConfigError(f"{where[key]}: is missing or empty; a study needs it")
     for key in ("backbones", "seeds", "pair_sets", "ijb"):
-        _refuse_twice(getattr(study, key), f"{file}: {key}")
+        _refuse_twice(getattr(study, key), where[key])
 
 
 def _refuse_twice(items: Sequence[Any], where: str) -> None:

@@ -166,8 +166,8 @@ class Trainer:
             say("note: fp16 is up to 20 times as slow as fp32 on a CPU; --speed auto takes what is fast here")
         say(
             f"training {self.backbone.name} on {len(self.data)} images of"
-            f" {self.data.num_identities} identities: {config.epochs} epochs of {self.steps_per_epoch} steps,"
-            f" {config.precision}, {self.device}"
+            f" {self.data.num_identities} identities: {_counted(config.epochs, 'epoch')} of"
+            f" {_counted(self.steps_per_epoch, 'step')}, {config.precision}, {self.device}"
         )
         log = MetricsLog(folder.metrics, self.metrics_bytes, self.summary_writer)
         with closing(log), closing(self.step_batches()) as steps, stop_signals() as stop:
@@ -410,6 +410,15 @@ def compiled(backbone: Backbone, channels_last: bool) -> Callable[[Tensor], Tens
     """The same network, with what lies between its convolutions fused."""
     # Left to itself, inductor copies the input of each depthwise convolution into another layout in backward.
     return torch.compile(backbone, options={"force_layout_optimization": channels_last})
+
+
+def _counted(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> _counted(1, "epoch"), _counted(2, "step")
+    ('1 epoch', '2 steps')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _fitting_batch(recipe: Recipe, images: int) -> str:
