@@ -11,9 +11,9 @@ from facebones.data.folders import open_training_set
 from facebones.data.images import decode
 from facebones.data.synthetic import synthesize
 from facebones.device import select_device
+from facebones.progress import say
 from facebones.study.compare import compare
 from facebones.study.study import load_study
-from facebones.training.logs import say
 
 STUDY = "demo"
 IDENTITIES, IMAGES_PER_IDENTITY, PAIRS = 400, 10, 600

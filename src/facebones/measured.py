@@ -15,7 +15,7 @@ from typing import Any
 
 from facebones.errors import FaceBonesError
 from facebones.files import write_json
-from facebones.training.logs import say
+from facebones.progress import say
 
 LARGEST_FILE = 2**20  # bytes
 

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+"""What is said on stderr: lines for people; of long work a bar on a terminal, a plain line now and then elsewhere."""
 
 import sys
 import time
@@ -9,6 +9,11 @@ Item = TypeVar("Item")
 
 PLAIN_LINE_SECONDS = 10.0
 BAR_SECONDS = 0.1
+
+
+def say(text: str) -> None:
+    """Print a line for people."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def track(

@@ -10,7 +10,7 @@ from pathlib import Path
 from facebones.config import Recipe, dump_recipe, load_recipe
 from facebones.errors import CheckpointError, ConfigError
 from facebones.files import atomic_write
-from facebones.training.logs import say
+from facebones.progress import say
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from facebones.data.normalize import OURS, Preprocessing
 from facebones.errors import ConfigError
 from facebones.evaluation.embedder import Embedder, open_embedder
 from facebones.onnx_backbone import OnnxBackbone
-from facebones.training.logs import say
+from facebones.progress import say
 from facebones.weights import read_card
 
 LONGEST_NAME = 100

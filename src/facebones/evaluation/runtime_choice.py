@@ -26,7 +26,7 @@ from facebones.evaluation.runtimes import AUTO, EAGER, RUNTIMES, check_runtime, 
 from facebones.measured import keep, recall, say_ignored, version_of
 from facebones.onnx_backbone import OnnxBackbone
 from facebones.profiling.conditions import processor_model
-from facebones.training.logs import say
+from facebones.progress import say
 
 FEWEST_BATCHES = 16  # to measure takes some four batches a runtime
 LARGEST_SHARE = 0.25  # of the time that the best runtime so far would take, which trying another may cost

@@ -9,7 +9,7 @@ import torch
 from facebones.backbones import Backbone, create_backbone, list_backbones, lookup_backbone
 from facebones.device import select_device
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError
-from facebones.training.logs import say
+from facebones.progress import say
 from facebones.weights import open_backbone
 
 SUFFIXES = {".onnx", ".pt", ".pth", ".safetensors"}

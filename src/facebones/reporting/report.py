@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from facebones.files import write_json
+from facebones.progress import say
 from facebones.reporting.answer import answer
 from facebones.reporting.gathering import load_results
 from facebones.reporting.html_page import cautions, page_text, save_page
@@ -13,7 +14,6 @@ from facebones.reporting.report_json import results_json
 from facebones.reporting.report_pictures import picture_files, write_pictures
 from facebones.reporting.report_tables import report_tables
 from facebones.reporting.table_files import Beginning, save_tables, table_texts
-from facebones.training.logs import say
 
 PAGE = "report.html"
 

@@ -16,11 +16,11 @@ from facebones.evaluation.pairs import PairsWork, evaluate_pairs, read_sound_set
 from facebones.evaluation.runtimes import AUTO, check_available, check_takes_onnx
 from facebones.profiling import Conditions, profile
 from facebones.profiling.profiler import write_profile
+from facebones.progress import say
 from facebones.run_folder import RunFolder
 from facebones.study.plan import DONE, Plan
 from facebones.study.study import MODEL_PART, ProfileSettings
 from facebones.training.interrupts import Interrupted, stop_signals
-from facebones.training.logs import say
 from facebones.weights import open_backbone
 
 

@@ -11,8 +11,8 @@ import torch
 import facebones
 from facebones.checkout import commit
 from facebones.files import write_json
+from facebones.progress import say
 from facebones.run_folder import RunFolder
-from facebones.training.logs import say
 
 
 def describe_environment(

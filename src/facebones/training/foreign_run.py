@@ -13,10 +13,10 @@ from typing import IO, Any
 from facebones import __version__
 from facebones.errors import ConfigError
 from facebones.files import atomic_write, check_writable, write_json
+from facebones.progress import say
 from facebones.run_folder import RunFolder
 from facebones.training.foreign_log_lines import Training
 from facebones.training.foreign_logs import Course, ForeignLogs, read_logs
-from facebones.training.logs import say
 
 KIND = "text logs"  # what source.json says of a folder made here
 TRAINING_FILE, VALIDATION_FILE, SOURCE_FILE = "training_metrics.json", "validation_metrics.json", "source.json"

@@ -1,4 +1,4 @@
-"""What a run says: lines for people on stderr, one JSON object a line in metrics.jsonl, TensorBoard where asked.
+"""What a run says: lines for people, one JSON object a line in metrics.jsonl, TensorBoard where asked.
 
 metrics.jsonl is the source of every plot and table. A checkpoint knows how long the file was when it was made; a
 resumed run cuts it back to there, so that a killed run leaves no line twice. Where lines before that have been lost,
@@ -7,7 +7,6 @@ this is said and the run goes on: no weight depends on them, and a gap in a plot
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,14 +16,9 @@ import torch
 from torch import Tensor
 
 from facebones.errors import ConfigError, RunError
-from facebones.progress import format_seconds
+from facebones.progress import format_seconds, say
 
 SummaryWriter = Callable[[str], Any]
-
-
-def say(text: str) -> None:
-    """Print a line for people."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class Meter:

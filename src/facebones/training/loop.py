@@ -7,9 +7,9 @@ from typing import Any, cast
 from facebones.config import Recipe
 from facebones.device import select_device
 from facebones.errors import CheckpointError, ConfigError
+from facebones.progress import say
 from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import load_checkpoint
-from facebones.training.logs import say
 from facebones.training.speed import choose_settings
 from facebones.training.trainer import Trainer
 

@@ -27,8 +27,7 @@ from facebones.data.folders import open_training_set
 from facebones.errors import first_line
 from facebones.measured import keep, recall, say_ignored
 from facebones.profiling.conditions import processor_model
-from facebones.progress import format_seconds
-from facebones.training.logs import say
+from facebones.progress import format_seconds, say
 from facebones.training.trainer import Trainer
 
 AGREEMENT = 0.8  # least cosine between the gradients of the backbone

@@ -24,6 +24,7 @@ from facebones.errors import CheckpointError, ConfigError, FaceBonesError, RunEr
 from facebones.evaluation.embedder import AUTOCAST_TYPE
 from facebones.files import write_json
 from facebones.heads import PartialFC, combined_margin
+from facebones.progress import say
 from facebones.run_folder import RunFolder
 from facebones.training.checkpoint import save_checkpoint
 from facebones.training.environment import describe_environment, note_environment
@@ -34,7 +35,6 @@ from facebones.training.logs import (
     Stopwatch,
     find_summary_writer,
     finite_or_none,
-    say,
     train_line,
     validation_line,
 )

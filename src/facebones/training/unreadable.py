@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from facebones.errors import CheckpointError, DataError
-from facebones.training.logs import say
+from facebones.progress import say
 
 
 class UnreadableImages:

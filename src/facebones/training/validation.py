@@ -23,7 +23,7 @@ from facebones.data.pairs import PairSet, read_pairs
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.embedding import embed_images
 from facebones.evaluation.verification import check_pair_set, evaluate_pair_set
-from facebones.training.logs import say
+from facebones.progress import say
 
 TRIED_BATCHES = 2
 FIGURES = ("accuracy", "accuracy_std", "tar_at_far_1e3", "far_reached", "auc", "eer", "xnorm")
