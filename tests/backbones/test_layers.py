@@ -103,7 +103,15 @@ def test_the_shuffles_of_other_devices_compute_the_same_in_channels_last(memory_
     assert all(y.is_contiguous(memory_format=torch.channels_last) for y in (alternating, separate))
 
 
-@pytest.mark.parametrize("name", ["shufflefacenet_0_5", "study_shufflefacenet_0_5", "study_shufflemixfacenet_xs"])
+def test_parts_of_unequal_width_are_shuffled_as_one():
+    x = torch.randn(2, 6, 5, 4, generator=DRAW)
+    assert torch.equal(shuffle_two(x[:, :4], x[:, 4:]), functional.channel_shuffle(x, 2))
+    torch.compiler.reset()  # after the other tests' forms it would be one too many
+    compiled = torch.compile(shuffle_two, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x[:, :4].requires_grad_(), x[:, 4:]), functional.channel_shuffle(x, 2))
+
+
+@pytest.mark.parametrize("name", ["shufflefacenet_0_5", "study_shufflefacenet_1_0", "study_shufflemixfacenet_xs"])
 def test_networks_off_the_cpu_need_no_operator_that_mps_lacks(name):
     called = set()
 

@@ -11,7 +11,9 @@ from torch.nn import functional
 
 
 def shuffle_two(first: Tensor, second: Tensor) -> Tensor:
-    """Concatenate two tensors (B, C/2, H, W) and shuffle the channels in two groups: theirs alternate."""
+    """Concatenate two tensors (B, ., H, W) and shuffle the channels in two groups: those of equal ones alternate."""
+    if first.shape != second.shape:  # as in some units of the study
+        return shuffle(torch.cat((first, second), dim=1))
     # Not where a graph is exported: it would need this package.
     if torch.compiler.is_dynamo_compiling() and first.requires_grad and first.device.type == "cpu":
         dtype = torch.promote_types(first.dtype, second.dtype)
