@@ -77,6 +77,14 @@ def test_folds(tmp_path, same, folds):
     assert inspect_data(tmp_path / "x.bin").parts[0].folds == folds
 
 
+def test_an_ijb_folder_is_said_to_be_one(tmp_path):
+    for name, content in {"loose_crop/1.jpg": image(1, ".jpg"), "meta/ijbc_face_tid_mid.txt": b"1.jpg 1 1\n"}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(content)
+    (note,) = inspect_data(tmp_path).parts[0].notes
+    assert note.startswith(f"{tmp_path}: an IJB folder, by the lists of ijbc in meta, and no training set; it is for")
+
+
 def test_overlaps_of_all_sets_of_a_folder(folder):
     write_pairs(folder / "lfw.bin", [image(3), image(3), image(8), image(9)], [True, False])
     write_pairs(folder / "cfp.bin", [image(9), image(10)], [True])

@@ -17,6 +17,7 @@ from facebones.data.folders import ImageFolder, RecordSet, TrainingSet, find_rec
 from facebones.data.images import decode
 from facebones.data.jpeg_damage import DecoderWarnings, decoder_warnings, lacks_end
 from facebones.data.pairs import PairSet, read_pairs
+from facebones.data.templates import listed_targets
 from facebones.errors import ConfigError, DataError
 from facebones.files import check_writable
 from facebones.progress import track
@@ -324,9 +325,17 @@ def _training_part(images: _Images, found: _Findings, data: TrainingSet) -> Trai
         histogram=_histogram(counts),
         identical=[[images.name(index) for index in group] for group in groups],
         conflicts=[[f"{images.name(k)}, identity {data.identity_name(data.labels[k])}" for k in c] for c in conflicts],
-        notes=list(data.notes),
+        notes=_training_notes(data),
         **_image_facts(images, found, groups),
     )
+
+
+def _training_notes(data: TrainingSet) -> list[str]:
+    """What to know of a training set; of an IJB folder only that it is none: the lists in it are not left over."""
+    if not (targets := listed_targets(data.path)):
+        return list(data.notes)
+    what = f"an IJB folder, by the lists of {' and '.join(targets)} in meta, and no training set"
+    return [f"{data.path}: {what}; it is for `evaluate templates` and `evaluate identification`"]
 
 
 def _pair_part(images: _Images, found: _Findings, data: PairSet) -> PairPart:
