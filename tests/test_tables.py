@@ -1,4 +1,6 @@
-"""Cells of tables that compare models."""
+"""Cells of tables that compare models, and tables that fit a terminal."""
+
+import re
 
 import pytest
 
@@ -35,3 +37,72 @@ def test_marks_of_a_column(capsys):
     assert "99 % best" in capsys.readouterr().out
     with pytest.raises(ValueError, match="zip"):
         mark_best(["98 %"], 0, [True, False])
+
+
+COSTS = (
+    "network",
+    "parameters",
+    "2 x MACs",
+    "2 x MACs + BN + act. + pool",
+    "images/s",
+    "accuracy [95 %]",
+    "what it is",
+)
+NETWORKS = [
+    ("study_shufflefacenet_0_5", "923,808", "41,062,368", "42,092,448", "107.5", "80.00 % [65.14, 89.54] best", ""),
+    ("xs", "1,037,602", "5,609,040", "6,101,787", "1,206.6", "79.50 % [64.90, 88.71] *", "the study's own network"),
+]
+
+
+@pytest.fixture
+def terminal(monkeypatch, capsys):
+    """Print a table in a terminal of so many columns; gives the lines that come out."""
+
+    def show(width, *table, **options):
+        for name, value in {"COLUMNS": str(width), "FORCE_COLOR": "1", "TERM": "xterm"}.items():
+            monkeypatch.setenv(name, value)
+        print_table(*table, **options)
+        return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+
+    return show
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 140, 200])
+def test_a_terminal_breaks_no_name_and_no_figure(terminal, width):
+    lines = terminal(width, COSTS, NETWORKS, title="what networks cost and how well they recognise the faces of pairs")
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for row in NETWORKS:
+        assert all(cell in text for cell in row[:-1])
+    for word in " ".join([*COSTS, "the study's own network", "what networks cost and how well they"]).split():
+        assert re.search(rf"(?<!\S){re.escape(word)}:?(?!\S)", text), word
+
+
+def test_headers_and_texts_are_broken_at_blanks(terminal):
+    rows = [("iresnet100", "+0.10 [-0.25, +0.45]", "paired bootstrap of the pairs")]
+    lines = terminal(60, ("model", "difference in points [95 %]", "test"), rows)
+    assert "│ iresnet100 │ +0.10 [-0.25, +0.45] │ paired bootstrap of  │" in lines
+    assert "┃ model      ┃ [95 %]               ┃ test                 ┃" in lines
+
+
+def test_a_table_that_fits_no_way_is_turned(terminal):
+    assert terminal(60, COSTS, NETWORKS, title="costs")[7:] == [
+        "xs",
+        "  parameters:                  1,037,602",
+        "  2 x MACs:                    5,609,040",
+        "  2 x MACs + BN + act. + pool: 6,101,787",
+        "  images/s:                    1,206.6",
+        "  accuracy [95 %]:             79.50 % [64.90, 88.71] *",
+        "  what it is:                  the study's own network",
+    ]
+    assert terminal(46, COSTS, NETWORKS)[-2:] == [
+        "  what it is:                  the study's own",
+        "                               network",
+    ]
+
+
+def test_a_pipe_gets_whole_rows(capsys):
+    print_table(COSTS, NETWORKS, title="costs")
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + len(NETWORKS) + 1
+    print_table(["error"], [["a" * 300]])
+    assert "a" * 300 in capsys.readouterr().out

@@ -1,28 +1,93 @@
 """Tables on stdout, whole also where stdout is no terminal, and in Markdown; how their figures are written."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MARKS = "best: the best of its column; *: not significantly different from it"
 FEWEST_DECIMALS, MOST_DECIMALS = 2, 4
+PIPED_WIDTH = 240  # at least: where no terminal is, nothing else says how wide a line may be
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Print rows of text under column names; columns of numbers, or "-", are right-aligned."""
+    """Print rows of text under column names; columns of numbers, or "-", are right-aligned.
+
+    Names of columns and texts are broken at blanks where a terminal is narrow, never inside a word; figures never. A
+    table that does not fit even so is turned: a block a row, with a line a column.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
-    if not console.is_terminal:
-        console.width = 240
-    table = Table(title=title or None, title_justify="left")
+    room = console.width if console.is_terminal else PIPED_WIDTH
+    widths = _fitted(columns, rows, room - _frame(columns))
+    needed = sum(widths) + _frame(columns)
+    for line in title.splitlines():
+        console.print(Text(_broken_at_blanks(line, room), style="table.title"), soft_wrap=True)
+    if needed > room and console.is_terminal:
+        _print_turned(console, columns, rows)
+        return
+    console.width = max(needed, room)
+    table = Table()
     for number, name in enumerate(columns):
         numeric = all(row[number][:1].isdigit() or row[number] == "-" for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(name), justify="right" if numeric else "left", width=widths[number])
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
+
+
+def _print_turned(console: "Console", columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a block a row: its first cell, and under it a line for each other cell that holds something."""
+    from rich.text import Text
+
+    margin = max(map(len, columns[1:]), default=0) + len("  : ")
+    for first, *others in rows:
+        console.print(Text(first, style="table.header"), soft_wrap=True)
+        for name, cell in zip(columns[1:], others, strict=True):
+            if cell:
+                print(_broken_at_blanks(cell, console.width, f"  {name}:".ljust(margin), " " * margin))
+
+
+def _broken_at_blanks(text: str, width: int, first: str = "", later: str = "") -> str:
+    """Text in lines of a width, the first and the later ones behind a margin; a longer word is left whole."""
+    return textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Widths of the columns: what they hold, the widest narrowed until all fit, or until none can give more."""
+    from rich.cells import cell_len
+
+    widths, least = [], []
+    for number, name in enumerate(columns):
+        cells = [row[number] for row in rows]
+        pieces = [*name.split(), *(piece for cell in cells for piece in _unbroken(cell))]
+        widths.append(max(map(cell_len, [name, *cells])))
+        least.append(max(map(cell_len, pieces), default=0))
+    while sum(widths) > room:
+        loose = [number for number, width in enumerate(widths) if width > least[number]]
+        if not loose:
+            break
+        widths[max(loose, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _unbroken(cell: str) -> list[str]:
+    """The parts of a cell that stay in one line: words, but a figure as a whole, with unit, interval and mark."""
+    figure = cell[:1].isdigit() or cell.startswith(("+", "-", "<"))
+    return [cell] if figure else cell.split()
+
+
+def _frame(columns: Sequence[str]) -> int:
+    """How much of a line borders take: one and two blanks a column, and the last border."""
+    return 3 * len(columns) + 1
 
 
 def format_interval(value: float, low: float, high: float) -> str:

@@ -1,6 +1,8 @@
 """Inspection: counts, sizes, broken and identical images, conflicts, overlaps, and the contact sheet."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -75,6 +77,14 @@ def test_folds(tmp_path, same, folds):
     assert inspect_data(tmp_path / "x.bin").parts[0].folds == folds
 
 
+def test_an_ijb_folder_is_said_to_be_one(tmp_path):
+    for name, content in {"loose_crop/1.jpg": image(1, ".jpg"), "meta/ijbc_face_tid_mid.txt": b"1.jpg 1 1\n"}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(content)
+    (note,) = inspect_data(tmp_path).parts[0].notes
+    assert note.startswith(f"{tmp_path}: an IJB folder, by the lists of ijbc in meta, and no training set; it is for")
+
+
 def test_overlaps_of_all_sets_of_a_folder(folder):
     write_pairs(folder / "lfw.bin", [image(3), image(3), image(8), image(9)], [True, False])
     write_pairs(folder / "cfp.bin", [image(9), image(10)], [True])
@@ -125,6 +135,7 @@ def test_report_for_people_and_programs(folder):
         "  sizes: 8x8 (4), 6x9 (1)",
         "  encodings: png (3), bmp (1), jpg (1)",
         "  broken images: 1",
+        "  damaged images: 0",
         "  groups of identical images (1 byte for byte): 2",
         "    set/a/3.png = set/b/1.bmp",
         "  label conflicts: 1",
@@ -132,6 +143,66 @@ def test_report_for_people_and_programs(folder):
         f"{folder} and {folder}/lfw.bin: 1 images in common",
     ):
         assert line in text
+
+
+def with_zeros(encoded: bytes, start: int, count: int) -> bytes:
+    return encoded[:start] + bytes(count) + encoded[start + count :]
+
+
+def test_no_half_jpeg_passes_as_sound(tmp_path):
+    images = [image(number, ".jpg", (64, 64)) for number in range(24)]
+    write_pairs(tmp_path / "x.bin", [with_zeros(each, len(each) // 2, len(each)) for each in images], [True] * 12)
+    (part,) = inspect_data(tmp_path / "x.bin").parts
+    assert len(part.broken) + len(part.damaged) == 24
+    assert len(part.damaged) == sum(part.sizes.values()) > 0
+    assert part.damaged[0].endswith("damaged image (its end is missing); remove it or restore it from the source")
+
+
+def test_libjpeg_is_quoted_with_the_name_of_the_image(tmp_path):
+    """As it is damaged in a record file, where nothing but the decoder sees it; the others decode at the same time."""
+    images = [image(number, ".jpg", (64, 64)) for number in range(200)]
+    images[70] = with_zeros(images[70], len(images[70]) // 2, 300)
+    write_pairs(tmp_path / "x.bin", images, [True] * 100)
+    arguments = [sys.executable, "-m", "facebones", "data", "inspect", str(tmp_path / "x.bin")]
+    done = subprocess.run([*arguments, "--output", str(tmp_path / "x.png")], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert "damaged images: 1\n" in done.stdout
+    assert f"{tmp_path}/x.bin, image 70: damaged image (Corrupt JPEG data: " in done.stdout
+    one, many = (inspect_data(tmp_path / "x.bin", threads=threads) for threads in (1, 8))
+    assert one == many
+    assert one.parts[0].images == one.parts[0].distinct == 200
+
+
+@pytest.mark.parametrize("behind", [b"", bytes(2000), b"what a camera appends"])
+def test_what_stands_behind_the_end_of_a_jpeg_is_no_damage(tmp_path, behind):
+    write_pairs(tmp_path / "x.bin", [image(1, ".jpg") + behind, image(2) + behind], [True])
+    (part,) = inspect_data(tmp_path / "x.bin").parts
+    assert part.damaged == part.broken == []
+
+
+def test_the_end_of_a_thumbnail_is_not_that_of_the_jpeg(tmp_path):
+    thumbnail = b"\xff\xe1" + (2 + 4).to_bytes(2, "big") + b"\xff\xda\xff\xd9"
+    whole = image(1, ".jpg", (64, 64))
+    write_pairs(
+        tmp_path / "x.bin", [whole[:2] + thumbnail + each[2:] for each in (whole, whole[:-2] + bytes(9))], [True]
+    )
+    (part,) = inspect_data(tmp_path / "x.bin").parts
+    assert [line.partition(": ")[0] for line in part.damaged] == [f"{tmp_path}/x.bin, image 1"]
+
+
+def test_only_warnings_of_damage_are_kept_from_stderr():
+    program = """
+import os, sys
+from facebones.data.jpeg_damage import decoder_warnings
+with decoder_warnings() as warnings:
+    print("python", file=sys.stderr)
+    os.write(2, b"Corrupt JPEG data: something\\nlibpng warning: something\\n")
+    assert warnings.of_damage(0) == "Corrupt JPEG data: something", warnings.of_damage(0)
+    print("and so on", file=sys.stderr)
+print("after", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines() == ["python", "and so on", "libpng warning: something", "after"]
 
 
 def test_long_lists_are_cut_for_people_only(tmp_path):
@@ -165,6 +236,6 @@ def test_real_faces():
     training, pairs = (inspection := inspect_data(FACES)).parts
     assert (training.images, training.identities, training.sizes) == (10309, 603, {"112x112": 10309})
     assert (pairs.pairs, pairs.genuine, pairs.folds) == (6000, 3000, "10 of 600 pairs")
-    assert training.broken == pairs.broken == []
+    assert training.broken == pairs.broken == training.damaged == pairs.damaged == []
     assert len(training.conflicts) == 4
     assert inspection.overlaps[0].images == 0

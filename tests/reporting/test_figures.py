@@ -1,5 +1,7 @@
 """What pictures share: looks that stay with a model, files that are whole and equal, names as they are."""
 
+import resource
+import string
 import subprocess
 import sys
 import warnings
@@ -8,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from facebones.errors import ConfigError
+from facebones.errors import ConfigError, RunError
 from facebones.reporting.figures import (
     curve_axes,
     in_percent,
@@ -73,6 +75,19 @@ def test_one_call_writes_several_formats(tmp_path):
 def test_an_unknown_format_is_named_and_nothing_is_written(tmp_path, name):
     with pytest.raises(ConfigError, match=r"cannot be written as .* png"):
         save_pictures(labelled_figure(), [tmp_path / "good.png", tmp_path / name])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_a_full_disk_is_one_line(tmp_path, kind):
+    figure = labelled_figure(title=string.printable.strip())  # the more letters, the longer the font in the PDF
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+    try:
+        with pytest.raises(RunError, match=rf"^{tmp_path}/roc\.{kind}: cannot be written: .*; free space"):
+            save_pictures(figure, tmp_path / f"roc.{kind}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert not list(tmp_path.iterdir())
 
 

@@ -15,7 +15,9 @@ import numpy.typing as npt
 from facebones.data.contact_sheet import write_contact_sheet
 from facebones.data.folders import ImageFolder, RecordSet, TrainingSet, find_records, image_suffix, pair_sets
 from facebones.data.images import decode
+from facebones.data.jpeg_damage import DecoderWarnings, decoder_warnings, lacks_end
 from facebones.data.pairs import PairSet, read_pairs
+from facebones.data.templates import listed_targets
 from facebones.errors import ConfigError, DataError
 from facebones.files import check_writable
 from facebones.progress import track
@@ -38,6 +40,7 @@ class Part:
         sizes: images of each size, "height x width".
         encodings: images of each encoding, by the usual file ending.
         broken: what cannot be decoded, and why.
+        damaged: what can be decoded, but has lost some of its content, and what is wrong; counted among the images.
         identical: groups of images with the same pixels, each named. Of a verification set only the number of
             different images is given, for there a photo occurs in several pairs by design.
         same_bytes: how many of these groups are the same file, byte for byte.
@@ -51,6 +54,7 @@ class Part:
     sizes: dict[str, int]
     encodings: dict[str, int]
     broken: list[str]
+    damaged: list[str]
     identical: list[list[str]]
     same_bytes: int
     distinct: int
@@ -168,6 +172,7 @@ class _Findings(NamedTuple):
     sizes: Counter[str]
     encodings: Counter[str]
     broken: list[str]
+    damaged: list[str]
 
 
 def inspect_data(path: Path, contact_sheet: Path | None = None, *, threads: int | None = None) -> Inspection:
@@ -190,7 +195,8 @@ def inspect_data(path: Path, contact_sheet: Path | None = None, *, threads: int 
     hashes: list[tuple[_Images, Hashes]] = []
     for each in sets:
         images = _images(*each)
-        found = _decode_all(images, workers)
+        with decoder_warnings() as warnings:
+            found = _decode_all(images, workers, warnings)
         parts.append(
             _pair_part(images, found, each[1])
             if isinstance(each[1], PairSet)
@@ -198,7 +204,8 @@ def inspect_data(path: Path, contact_sheet: Path | None = None, *, threads: int 
         )
         hashes.append((images, found.pixels))
     if contact_sheet is not None:
-        write_contact_sheet(contact_sheet, sets)
+        with decoder_warnings():  # the same as before
+            write_contact_sheet(contact_sheet, sets)
     overlaps = [_overlap(*hashes[i], *hashes[k]) for i in range(len(hashes)) for k in range(i + 1, len(hashes))]
     return Inspection(parts, overlaps)
 
@@ -235,12 +242,13 @@ def _images(path: Path, data: TrainingSet | PairSet) -> _Images:
     return _Images(path, len(data), lambda index: data.read(index)[0], data.describe)
 
 
-def _decode_all(images: _Images, threads: int) -> _Findings:
+def _decode_all(images: _Images, threads: int, warnings: DecoderWarnings) -> _Findings:
     files, pixels = np.zeros((2, images.count), dtype=np.uint64)
-    found = _Findings(files, pixels, Counter(), Counter(), [])
+    found = _Findings(files, pixels, Counter(), Counter(), [], [])
     starts = range(0, images.count, CHUNK)
+    suspects = []
     with ThreadPoolExecutor(threads) as pool:
-        chunks = pool.map(lambda start: _decode_chunk(images, start), starts)
+        chunks = pool.map(lambda start: _decode_chunk(images, start, warnings), starts)
         rows: Iterator[_Row] = (row for chunk in chunks for row in chunk)
         for index, row in enumerate(track(rows, f"inspecting {images.path.name}", images.count)):
             if row.problem:
@@ -249,6 +257,14 @@ def _decode_all(images: _Images, threads: int) -> _Findings:
             files[index], pixels[index] = row.file, row.pixels
             found.sizes[row.size] += 1
             found.encodings[row.encoding] += 1
+            if row.suspect:
+                suspects.append(index)
+    damages = ((index, _damage(images.read(index), warnings)) for index in suspects)
+    found.damaged.extend(
+        f"{images.describe(index)}: damaged image ({damage}); remove it or restore it from the source"
+        for index, damage in damages
+        if damage
+    )
     return found
 
 
@@ -258,13 +274,15 @@ class _Row(NamedTuple):
     size: str = ""
     encoding: str = ""
     problem: str = ""
+    suspect: bool = False
 
 
-def _decode_chunk(images: _Images, start: int) -> list[_Row]:
-    return [_examine(images, index) for index in range(start, min(start + CHUNK, images.count))]
+def _decode_chunk(images: _Images, start: int, warnings: DecoderWarnings) -> list[_Row]:
+    return [_examine(images, index, warnings) for index in range(start, min(start + CHUNK, images.count))]
 
 
-def _examine(images: _Images, index: int) -> _Row:
+def _examine(images: _Images, index: int, warnings: DecoderWarnings) -> _Row:
+    before = warnings.size()
     try:
         encoded = images.read(index)
         pixels = decode(encoded, images.describe(index))
@@ -276,7 +294,15 @@ def _examine(images: _Images, index: int) -> _Row:
         _hash(size.encode(), np.ascontiguousarray(pixels).data),
         size,
         (image_suffix(encoded) or ".other")[1:],
+        suspect=lacks_end(encoded) or warnings.size() > before,  # that may be of another thread's image
     )
+
+
+def _damage(encoded: bytes, warnings: DecoderWarnings) -> str:
+    """Decode a suspect again, alone, to see what is wrong with it; "" where it is nothing."""
+    before = warnings.size()
+    decode(encoded, "an image that was decoded before")
+    return warnings.of_damage(before) or ("its end is missing" if lacks_end(encoded) else "")
 
 
 def _hash(*contents: bytes | memoryview) -> int:
@@ -299,9 +325,17 @@ def _training_part(images: _Images, found: _Findings, data: TrainingSet) -> Trai
         histogram=_histogram(counts),
         identical=[[images.name(index) for index in group] for group in groups],
         conflicts=[[f"{images.name(k)}, identity {data.identity_name(data.labels[k])}" for k in c] for c in conflicts],
-        notes=list(data.notes),
+        notes=_training_notes(data),
         **_image_facts(images, found, groups),
     )
+
+
+def _training_notes(data: TrainingSet) -> list[str]:
+    """What to know of a training set; of an IJB folder only that it is none: the lists in it are not left over."""
+    if not (targets := listed_targets(data.path)):
+        return list(data.notes)
+    what = f"an IJB folder, by the lists of {' and '.join(targets)} in meta, and no training set"
+    return [f"{data.path}: {what}; it is for `evaluate templates` and `evaluate identification`"]
 
 
 def _pair_part(images: _Images, found: _Findings, data: PairSet) -> PairPart:
@@ -332,6 +366,7 @@ def _image_facts(images: _Images, found: _Findings, groups: Sequence[npt.NDArray
         "sizes": dict(found.sizes.most_common()),
         "encodings": dict(found.encodings.most_common()),
         "broken": found.broken,
+        "damaged": found.damaged,
         "same_bytes": sum(len(np.unique(found.files[group])) == 1 for group in groups),
         "distinct": len(np.unique(sound)),
     }
@@ -383,7 +418,8 @@ def _image_lines(part: Part) -> list[str]:
     more = f" and {len(part.sizes) - SHOWN} more sizes" if len(part.sizes) > SHOWN else ""
     encodings = ", ".join(f"{name} ({count})" for name, count in part.encodings.items())
     lines = [f"sizes: {sizes or 'none'}{more}", f"encodings: {encodings or 'none'}"]
-    lines += [f"different images: {part.distinct}", *_listed("broken images", part.broken)]
+    lines += [f"different images: {part.distinct}"]
+    lines += [*_listed("broken images", part.broken), *_listed("damaged images", part.damaged)]
     groups = [" = ".join(group) for group in part.identical]
     if groups:
         lines += _listed(f"groups of identical images ({part.same_bytes} byte for byte)", groups)

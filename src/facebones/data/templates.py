@@ -168,10 +168,14 @@ def read_template_set(folder: str | os.PathLike[str]) -> TemplateSet:
     )
 
 
+def listed_targets(folder: Path) -> list[str]:
+    """Which of the targets the lists in `meta` are for; none where it is no IJB folder."""
+    lists = (IMAGE_LIST, MEDIA_LIST, PAIR_LIST)
+    return [name for name in TARGETS if any((folder / "meta" / f"{name}_{file}").exists() for file in lists)]
+
+
 def _target(folder: Path) -> str:
-    """Which of the targets the lists in `meta` are for."""
-    meta, lists = folder / "meta", (IMAGE_LIST, MEDIA_LIST, PAIR_LIST)
-    found = [name for name in TARGETS if any((meta / f"{name}_{file}").exists() for file in lists)]
+    meta, found = folder / "meta", listed_targets(folder)
     if not found:
         wanted = " or ".join(f"{name}_{IMAGE_LIST}" for name in TARGETS)
         raise DataError(f"{meta}: no {wanted} in it; give the folder that holds loose_crop and meta")

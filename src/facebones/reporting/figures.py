@@ -10,6 +10,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,8 +133,10 @@ def save_pictures(figure: "Figure", paths: Paths) -> None:
     kinds = [_kind(figure, path) for path in files]
     with rc_context(FILE_SETTINGS):
         for path, kind in zip(files, kinds, strict=True):
+            drawn = BytesIO()  # matplotlib's PDF writer hides a full disk behind an AttributeError of its own
+            figure.savefig(drawn, format=kind, metadata=UNDATED.get(kind))
             with atomic_write(path) as file:
-                figure.savefig(file, format=kind, metadata=UNDATED.get(kind))
+                file.write(drawn.getbuffer())
 
 
 def _kind(figure: "Figure", path: Path) -> str:
