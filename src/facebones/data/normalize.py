@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+import cv2
+import numpy as np
 import torch
 
 from facebones.errors import ConfigError
@@ -81,9 +83,16 @@ def to_network_input(
 def _mirrored(images_BHWC: torch.Tensor, mirror_B: torch.Tensor) -> torch.Tensor:
     """Flip some images left to right.
 
-    Whole images are copied: a choice byte by byte, as `torch.where` makes it, takes most of the time of a batch's way
-    to the network on a CPU. Nor does a GPU have to wait for the count of those that are flipped.
+    A choice byte by byte, as `torch.where` makes it, takes most of the time of a batch's way to the network on a CPU;
+    there OpenCV flips a copy in place, in a quarter of the time that torch takes for whole images. Elsewhere both kinds
+    are made and chosen from, so that a GPU does not have to wait for the count of those that are flipped.
     """
+    if images_BHWC.device.type == "cpu":
+        mirrored = images_BHWC.clone(memory_format=torch.contiguous_format)
+        images = mirrored.numpy()
+        for index in np.flatnonzero(mirror_B.numpy()):
+            cv2.flip(images[index], 1, images[index])
+        return mirrored
     count = len(images_BHWC)
     choice_B = torch.arange(count, device=images_BHWC.device) + count * mirror_B
     return torch.cat([images_BHWC, images_BHWC.flip(2)]).index_select(0, choice_B)
