@@ -125,8 +125,9 @@ def _open_session(path: Path, device: str, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = ONLY_FATAL
+    providers = _providers(device, onnxruntime.get_available_providers())
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device))
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except _runtime_errors() as error:
         raise CheckpointError(f"{path}: no ONNX file that can be run: {_one_line(error)}") from error
     if device.startswith("cuda") and session.get_providers()[0] != CUDA_PROVIDER:  # it would go on without a word
@@ -134,15 +135,7 @@ def _open_session(path: Path, device: str, threads: int) -> Any:
     return session
 
 
-def onnx_providers(device: str) -> list[Any]:
-    """Where ONNX Runtime is to compute, the best first.
-
-    Raises:
-        ConfigError: it has no such device.
-    """
-    import onnxruntime
-
-    available = onnxruntime.get_available_providers()
+def _providers(device: str, available: list[str]) -> list[Any]:
     kind, _, index = device.partition(":")
     if kind == "cuda" and CUDA_PROVIDER not in available:
         raise ConfigError(f"--device {device}: this ONNX Runtime has no CUDA; --device cpu, or install onnxruntime-gpu")

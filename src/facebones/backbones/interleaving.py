@@ -14,13 +14,13 @@ def shuffle_two(first: Tensor, second: Tensor) -> Tensor:
     """Concatenate two tensors (B, ., H, W) and shuffle the channels in two groups: those of equal ones alternate."""
     if first.shape != second.shape:  # as in some units of the study
         return shuffle(torch.cat((first, second), dim=1))
+    if first.device.type != "cpu":
+        return _alternate(first, second)
     # Not where a graph is exported: it would need this package.
-    if torch.compiler.is_dynamo_compiling() and first.requires_grad and first.device.type == "cpu":
+    if torch.compiler.is_dynamo_compiling() and first.requires_grad:
         dtype = torch.promote_types(first.dtype, second.dtype)
         return torch.ops.facebones.interleave(first.to(dtype), second.to(dtype))  # type: ignore[no-any-return]
-    if first.device.type == "cpu":
-        return functional.channel_shuffle(torch.cat((first, second), dim=1), 2)
-    return _alternate(first, second)
+    return shuffle(torch.cat((first, second), dim=1))
 
 
 def shuffle(x: Tensor) -> Tensor:

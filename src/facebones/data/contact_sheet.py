@@ -46,7 +46,7 @@ def write_contact_sheet(path: Path, sets: Sequence[tuple[Path, TrainingSet | Pai
         sets: each with the path that stands in its heading.
 
     Raises:
-        RunError: the file cannot be written.
+        RunError, ConfigError: the file cannot be written.
     """
     _save(path, [block for name, data in sets for block in _section(name, data)])
 
@@ -60,7 +60,7 @@ def write_face_sheet(path: Path, title: str, rows: Sequence[tuple[str, Sequence[
         rows: each a caption and its images, uint8 (H, W, 3) RGB.
 
     Raises:
-        RunError: the file cannot be written.
+        RunError, ConfigError: the file cannot be written.
     """
     _save(path, [_heading(title), *(_row(caption, [_Tile([image]) for image in images]) for caption, images in rows)])
 

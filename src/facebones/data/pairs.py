@@ -74,7 +74,7 @@ def write_pairs(path: str | os.PathLike[str], images: Sequence[bytes], is_same: 
 
     Raises:
         DataError: there are not two images for each boolean.
-        RunError: the file cannot be written.
+        RunError, ConfigError: the file cannot be written.
     """
     same = [bool(value) for value in np.asarray(is_same)]
     if not same or len(images) != 2 * len(same):

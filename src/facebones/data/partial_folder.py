@@ -90,7 +90,7 @@ class PartialFolder:
             Whether it was there already, with this content.
 
         Raises:
-            RunError: it cannot be written.
+            RunError, ConfigError: it cannot be written.
         """
         path = self._prefix + name
         if self.resume and _holds(path, content):

@@ -264,7 +264,7 @@ def _new_folder(destination: Path) -> Iterator[tuple[Path, Path]]:
 
     Raises:
         DataError: the destination is there and is not an empty folder.
-        RunError: it cannot be written.
+        RunError, ConfigError: it cannot be written.
     """
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
         raise DataError(f"{destination}: exists and is not an empty folder; remove it or choose another name")

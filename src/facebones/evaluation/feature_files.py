@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 
-from facebones.errors import ConfigError, FaceBonesError
+from facebones.errors import ConfigError
 from facebones.files import cannot_write, check_writable, map_array, write_json
 
 Features = npt.NDArray[np.float32]
@@ -161,7 +161,7 @@ class FeatureFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise self._failure(error) from error
+            raise cannot_write(self.path, error) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -181,7 +181,7 @@ class FeatureFile:
                 os.ftruncate(file, size)
         except OSError as error:
             os.ftruncate(file, 0)  # what there was of space is given back
-            raise self._failure(error) from error
+            raise cannot_write(self.path, error) from error
 
     def _write(self, offset: int, content: bytes) -> None:
         # Not through the memory map: there, a full disk is a signal that kills the process.
@@ -191,14 +191,14 @@ class FeatureFile:
                 written = os.pwrite(self._opened(), left, offset)
                 left, offset = left[written:], offset + written
         except OSError as error:
-            raise self._failure(error) from error
+            raise cannot_write(self.path, error) from error
 
     def _sync(self) -> None:
         if self.complete > self._synced:
             try:
                 os.fsync(self._opened())
             except OSError as error:
-                raise self._failure(error) from error
+                raise cannot_write(self.path, error) from error
             write_json(self._record_path, self._record | {"complete": self.complete, "shape": list(self._shape[1:])})
             self._synced, self._synced_at = self.complete, time.monotonic()
 
@@ -231,6 +231,3 @@ class FeatureFile:
 
     def _refuse(self, reason: str) -> NoReturn:
         raise ConfigError(f"{self.path}: {reason}; remove it with its .json, or choose another folder")
-
-    def _failure(self, error: OSError) -> FaceBonesError:
-        return cannot_write(self.path, error)

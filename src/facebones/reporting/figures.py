@@ -125,7 +125,7 @@ def save_pictures(figure: "Figure", paths: Paths) -> None:
 
     Raises:
         ConfigError: a format that cannot be written; then nothing is.
-        RunError: the disk is full, or the place cannot be written.
+        RunError, ConfigError: the disk is full, or the place cannot be written.
     """
     from matplotlib import rc_context
 

@@ -23,7 +23,7 @@ def save_page(text: str, path: Path) -> None:
     """Write what `page_text` made, whole or not at all.
 
     Raises:
-        RunError: the disk is full, or the place cannot be written.
+        RunError, ConfigError: the disk is full, or the place cannot be written.
     """
     with atomic_write(path) as file:
         # A name need not be Unicode; Python holds such a byte as a surrogate, which UTF-8 has not.

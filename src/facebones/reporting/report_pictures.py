@@ -67,7 +67,7 @@ def write_pictures(results: Results, folder: Path, kinds: Sequence[str] = REPORT
     Raises:
         DataError: a run's metrics hold something else than numbers.
         ConfigError: a format that cannot be written.
-        RunError: the disk is full, or the place cannot be written.
+        RunError, ConfigError: the disk is full, or the place cannot be written.
     """
     for name, figure in report_pictures(results).items():
         save_pictures(figure, picture_paths(folder / name, kinds))

@@ -69,7 +69,7 @@ def save_tables(texts: Mapping[str, str], output: Path) -> list[Path]:
     """Write what `table_texts` made.
 
     Raises:
-        RunError: a file cannot be written.
+        RunError, ConfigError: a file cannot be written.
     """
     for name, text in texts.items():
         with atomic_write(output / name) as file:

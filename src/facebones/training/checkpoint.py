@@ -28,14 +28,16 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state atomically.
 
     Raises:
-        RunError: the disk is full or the place cannot be written; an older checkpoint there is kept.
+        RunError, ConfigError: the disk is full or the place cannot be written; an older checkpoint there is kept.
     """
     with atomic_write(path) as file:
         keeper = _ReasonKeeper(file)
         try:
             torch.save(dict(state), cast(IO[bytes], keeper))
         except RuntimeError:
-            raise keeper.reason or RuntimeError("torch cannot write this state") from None
+            if keeper.reason is None:
+                raise
+            raise keeper.reason from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -52,8 +52,6 @@ def note_environment(folder: RunFolder, now: Mapping[str, Any], step: int) -> No
         return
     changed = {key: value for key, value in now.items() if known.get(key) != value}
     if changed:
-        shown = {
-            key: "" if isinstance(value, dict) else f" {value}, was {known.get(key)}" for key, value in changed.items()
-        }
-        say(f"note: not as before: {'; '.join(key + values for key, values in shown.items())}")
+        shown = [key if isinstance(now[key], dict) else f"{key} {now[key]}, was {known.get(key)}" for key in changed]
+        say(f"note: not as before: {'; '.join(shown)}")
         write_json(folder.environment, first | {"resumed": {**changes, f"step {step}": changed}})

@@ -87,9 +87,10 @@ def choose_settings(recipe: Recipe, device: torch.device) -> Recipe:
             break
         is_plain = (precision, compile) == (plain.precision, plain.compile)
         trial = plain if is_plain else _try(_with(recipe, precision, compile), device)
-        if trial is not None:
-            trials.append(trial)
-        if trial is not None and (is_plain or trial.agrees(plain)):
+        if trial is None:
+            continue
+        trials.append(trial)
+        if is_plain or trial.agrees(plain):
             usable.append(trial)
     for trial in trials:
         note = "" if trial in usable else ", but its gradient is another"
