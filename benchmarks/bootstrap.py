@@ -11,9 +11,9 @@ import time
 
 import numpy as np
 
-from facebones.evaluation.bootstrap import verification_figures
-from facebones.evaluation.curves import area_under_curve, equal_error_rate, roc, true_accept_rate_at
-from facebones.evaluation.redrawing import pairs_design
+from facebones.statistics.bootstrap import verification_figures
+from facebones.statistics.curves import area_under_curve, equal_error_rate, roc, true_accept_rate_at
+from facebones.statistics.resampling import pairs_design
 
 PAIRS, GENUINE, SUBJECTS, TEMPLATES = 15_658_489, 19_557, 3_531, 23_124
 FAR_TARGETS = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]

@@ -21,9 +21,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from facebones.data.conversion import convert
 from facebones.data.folders import ImageFolder, RecordSet
-from facebones.data.records import Header, RecordWriter, pack
+from facebones.data.recordio import Header, RecordWriter, pack
+from facebones.datatools.convert import convert
 
 Conversion = Callable[[Path, Path], object]
 QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 95)

@@ -41,7 +41,7 @@ def generate(path: Path, images: int, seed: int) -> None:
     """Write a record file of smooth random images, 112x112, JPEG of some 5 kB, which decode in the time of faces."""
     import cv2
 
-    from facebones.data.records import Header, RecordWriter, pack
+    from facebones.data.recordio import Header, RecordWriter, pack
 
     noise = np.random.default_rng(seed)
     with RecordWriter(path) as writer:
@@ -96,10 +96,10 @@ def from_loader(batches: Iterator[object], workers: int) -> Side:
 
 def our_batches(records: Path, workers: int, index: int = 0) -> Iterator[object]:
     """Batches without end, as `facebones train` gets them; with `index`, of a set that is as long."""
-    from facebones.allocation import keep_freed_memory
     from facebones.data.folders import RecordSet, open_training_set
-    from facebones.data.loading import training_batches
+    from facebones.data.loader import training_batches
     from facebones.data.order import EpochOrder
+    from facebones.system.malloc import keep_freed_memory
 
     keep_freed_memory()
     data = open_training_set(records)
@@ -121,7 +121,7 @@ def our_side(workers: int, network_input: bool) -> Callable[[Path, Path], Side]:
     def build(records: Path, _: Path) -> Side:
         import torch
 
-        from facebones.data.normalize import to_network_input
+        from facebones.data.preprocessing import to_network_input
 
         batches = our_batches(records, workers)
         if network_input:
@@ -284,8 +284,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
-    from facebones.data.conversion import convert
     from facebones.data.folders import find_records
+    from facebones.datatools.convert import convert
 
     with tempfile.TemporaryDirectory() as name:
         records = find_records(arguments.data) if arguments.data else Path(name) / "train.rec"

@@ -22,10 +22,10 @@ import cv2
 import numpy as np
 import torch
 
-from facebones.data.align import REFERENCE, similarity_transforms
+from facebones.data.alignment import REFERENCE, similarity_transforms
 from facebones.data.image_sources import LooseCrops
+from facebones.evaluation.embed import embed
 from facebones.evaluation.embedder import Embedder
-from facebones.evaluation.embedding import embed
 
 EMBEDDING_SIZE = 512
 BATCH_SIZE = 128

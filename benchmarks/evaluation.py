@@ -49,7 +49,7 @@ def network_of(backbone: str):
     import torch
 
     from facebones.backbones import create_backbone
-    from facebones.data.normalize import to_network_input
+    from facebones.data.preprocessing import to_network_input
 
     torch.manual_seed(0)
     network = create_backbone(backbone).train()
@@ -78,10 +78,10 @@ def our_pass(backbone: str, runtime: str, count: int) -> tuple[Callable[[], obje
     """`Embedder` by a runtime; and what is told of it: its name and seconds of setup."""
     import torch
 
-    from facebones.allocation import keep_freed_memory
+    from facebones.evaluation.autotune_runtime import choose
     from facebones.evaluation.embedder import Embedder
-    from facebones.evaluation.runtime_choice import choose
     from facebones.evaluation.runtimes import run_by
+    from facebones.system.malloc import keep_freed_memory
 
     keep_freed_memory()
     network = network_of(backbone).to(memory_format=torch.channels_last)
@@ -100,9 +100,9 @@ def our_pass(backbone: str, runtime: str, count: int) -> tuple[Callable[[], obje
 
 def quantized(network):
     """The 8-bit form, its ranges from other images."""
-    from facebones.onnx_backbone import OnnxBackbone
-    from facebones.onnx_graph import to_onnx
-    from facebones.quantization import quantize
+    from facebones.onnx.backbone import OnnxBackbone
+    from facebones.onnx.graph import to_onnx
+    from facebones.onnx.quantize import quantize
 
     with tempfile.TemporaryDirectory() as name:
         source, target = Path(name) / "fp32.onnx", Path(name) / "int8.onnx"

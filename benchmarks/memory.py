@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facebones.config import HeadConfig, OptimizerConfig
-from facebones.profiling.peak_memory import CLEAR_REFS, RESET_PEAK, _resident
-from facebones.training.optimizers import build_optimizer
+from facebones.profiling.memory import CLEAR_REFS, RESET_PEAK, _resident
+from facebones.recipe import HeadConfig, OptimizerConfig
+from facebones.training.optimizer import build_optimizer
 from facebones.training.trainer import build_head
 
 RATES, LARGE_CLASSES, LARGE_RATE = (1.0, 0.3, 0.1), 10_000_000, 0.01

@@ -19,7 +19,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-COUNT = "import json; from facebones.efficiency import describe_backbones; print(json.dumps(describe_backbones('*')))"
+COUNT = (
+    "import json; from facebones.profiling.cost import describe_backbones; print(json.dumps(describe_backbones('*')))"
+)
 EMPTY, COUNTED = "python -c pass", "build and count all"
 PROCESSES = {
     EMPTY: ("-c", "pass"),

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.synthetic import PAIR_SETS, draw_shot, plan_pairs
+from facebones.synthetic.dataset import PAIR_SETS, draw_shot, plan_pairs
 
 FIRST_UNSEEN = 1_000_000
 Array = npt.NDArray[np.float64]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import auc, roc_curve
 
-from facebones.data.templates import TemplateSet
+from facebones.data.ijb_lists import TemplateSet
 from facebones.evaluation.template_scores import ALL_SETTINGS, BLOCK_TEMPLATES, USUAL_SETTING, pool_templates
 from facebones.evaluation.templates import FAR_TARGETS, evaluate_templates
 

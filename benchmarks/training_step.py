@@ -37,7 +37,7 @@ BACKBONES = ("mobilefacenet_wide", "iresnet18", "shufflefacenet_1_0", "mixfacene
 
 def write_data(folder: Path) -> None:
     """Write one image each of so many people; a step's time does not depend on what they show."""
-    from facebones.data.records import Header, RecordWriter, pack
+    from facebones.data.recordio import Header, RecordWriter, pack
 
     noise = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     jpeg = cv2.imencode(".jpg", noise)[1].tobytes()
@@ -66,8 +66,8 @@ def our_step(backbone: str, data: Path, setting: str) -> Callable[[], None]:
     """`Trainer.train_step` by the recipe of the published study, in one setting."""
     import torch
 
-    from facebones.allocation import keep_freed_memory
-    from facebones.config import load_recipe
+    from facebones.recipe import load_recipe
+    from facebones.system.malloc import keep_freed_memory
     from facebones.training.trainer import Trainer
 
     keep_freed_memory()

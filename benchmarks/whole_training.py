@@ -32,9 +32,9 @@ def plain_training(recipe_name: str, data: Path, folder: Path, seed: int) -> lis
     from plain import PlainFolder, PlainTraining
     from torch.utils.data import DataLoader
 
-    from facebones.config import load_recipe
     from facebones.data.folders import find_pair_set
-    from facebones.data.pairs import read_pairs
+    from facebones.data.pair_bins import read_pairs
+    from facebones.recipe import load_recipe
 
     recipe = load_recipe(recipe_name, {})
     assert follows(recipe), f"{recipe_name}: the plain loop cannot follow it"
@@ -176,8 +176,8 @@ def main() -> None:
         accuracies = plain_training(arguments.recipe, arguments.data, folder, arguments.seed)
         arguments.output.write_text(json.dumps(accuracies) + "\n")
         return
-    from facebones.data.conversion import convert
     from facebones.data.folders import find_records
+    from facebones.datatools.convert import convert
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     if not folder.is_dir():

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from facebones.backbones import Backbone, create_backbone, list_backbones, register_backbone, registry
-from facebones.config import recipe_from_dict
 from facebones.data.folders import open_training_set
+from facebones.recipe import recipe_from_dict
 
 ROOT = Path(__file__).parents[1]
 REAL_FACES = ROOT.parent / "shared" / "faces"
@@ -50,8 +50,8 @@ def noisy_image(identity, number):
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory):
     """An InsightFace folder of 28 images of 4 identities with the pair set tiny.bin beside it."""
-    from facebones.data.conversion import convert
-    from facebones.data.pairs import write_pairs
+    from facebones.data.pair_bins import write_pairs
+    from facebones.datatools.convert import convert
 
     root = tmp_path_factory.mktemp("small")
     for identity in range(IDENTITIES):

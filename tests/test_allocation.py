@@ -10,7 +10,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import numpy
-from facebones.allocation import give_back_freed_memory, keep_freed_memory
+from facebones.system.malloc import give_back_freed_memory, keep_freed_memory
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()

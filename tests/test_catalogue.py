@@ -12,10 +12,10 @@ import sys
 import pytest
 
 from facebones.backbones import list_backbones
-from facebones.catalogue import CATALOGUE, catalogued_backbones, format_catalogue, read_catalogue
-from facebones.cli import main
-from facebones.efficiency import describe_backbones
+from facebones.backbones.catalogue import CATALOGUE, catalogued_backbones, format_catalogue, read_catalogue
+from facebones.cli.main import main
 from facebones.errors import UnknownNameError
+from facebones.profiling.cost import describe_backbones
 
 HEAVY = {"torch", "numpy", "cv2", "timm", "matplotlib"}
 
@@ -32,7 +32,7 @@ def no_timm(monkeypatch):
 
 def test_the_file_is_as_the_command_prints_it(monkeypatch, capsys):
     rows = read_catalogue()
-    monkeypatch.setattr("facebones.catalogue.count_catalogue", lambda: rows)
+    monkeypatch.setattr("facebones.profiling.cost.count_catalogue", lambda: rows)
     assert main(["backbones", "--catalogue"]) == 0
     assert capsys.readouterr().out == CATALOGUE.read_text() == format_catalogue(rows)
     assert len(CATALOGUE.read_text().splitlines()) == len(rows) + 2
@@ -59,13 +59,13 @@ def test_without_an_extra_the_listing_says_what_building_says(no_timm, capsys):
 
 
 def test_without_an_extra_no_catalogue_is_made(no_timm, monkeypatch, capsys):
-    monkeypatch.setattr("facebones.efficiency.list_backbones", lambda _: ["edgeface_xs"])
+    monkeypatch.setattr("facebones.profiling.cost.list_backbones", lambda _: ["edgeface_xs"])
     assert main(["backbones", "--catalogue"]) == 2
     assert "the catalogue needs every backbone: timm is not installed" in capsys.readouterr().err
 
 
 def test_timm_models_are_still_counted(monkeypatch, capsys):
-    monkeypatch.setattr("facebones.efficiency.describe_backbones", lambda pattern: [{"asked": pattern}])
+    monkeypatch.setattr("facebones.profiling.cost.describe_backbones", lambda pattern: [{"asked": pattern}])
     assert main(["backbones", "timm:x*", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [{"asked": "timm:x*"}]
 
@@ -73,11 +73,11 @@ def test_timm_models_are_still_counted(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "code",
     [
-        "import facebones, facebones.cli",
-        "import facebones.cli; facebones.cli.main(['backbones'])",
-        "import facebones.cli; facebones.cli.main(['backbones', 'nope*'])",
-        "import facebones.cli; facebones.cli.main(['backbones', '--json'])",
-        "import facebones.cli; facebones.cli.main(['backbones', '--markdown'])",
+        "import facebones, facebones.cli.main",
+        "import facebones.cli.main; facebones.cli.main.main(['backbones'])",
+        "import facebones.cli.main; facebones.cli.main.main(['backbones', 'nope*'])",
+        "import facebones.cli.main; facebones.cli.main.main(['backbones', '--json'])",
+        "import facebones.cli.main; facebones.cli.main.main(['backbones', '--markdown'])",
     ],
 )
 def test_no_heavy_import(code):

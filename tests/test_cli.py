@@ -20,10 +20,10 @@ import pytest
 import torch
 
 from facebones.backbones import create_backbone
-from facebones.cli import COMMANDS, main
-from facebones.data.pairs import read_pairs, write_pairs
+from facebones.cli.main import COMMANDS, main
+from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.run_folder import RunFolder
-from facebones.training.checkpoint import load_checkpoint
+from facebones.system.checkpoint import load_checkpoint
 from facebones.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +84,7 @@ def copied(small_data, tmp_path):
 
 
 def test_help_imports_no_torch():
-    code = "import sys, facebones.cli as cli; cli._build_parser().format_help(); sys.exit('torch' in sys.modules)"
+    code = "import sys, facebones.cli.main as cli; cli._build_parser().format_help(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -104,7 +104,7 @@ def test_help_of_train_names_the_fields_of_a_recipe(capsys):
 
 
 def test_every_command_line_in_the_readme_is_understood():
-    from facebones.cli import _parse
+    from facebones.cli.main import _parse
 
     readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
     lines = [line for line in readme.splitlines() if line.startswith("facebones ")]
@@ -535,6 +535,6 @@ def test_a_stop_that_a_library_takes_for_its_own_failure_is_still_a_stop(monkeyp
         except BaseException as error:
             raise RuntimeError("cannot be exported") from error
 
-    monkeypatch.setattr("facebones.catalogue.catalogued_backbones", run)
+    monkeypatch.setattr("facebones.backbones.catalogue.catalogued_backbones", run)
     assert main(["backbones"]) == 143
     assert "stopped by SIGTERM" in capsys.readouterr().err

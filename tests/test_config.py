@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from facebones.backbones import lookup_backbone
-from facebones.config import Recipe, dump_recipe, field_help, field_names, load_recipe, recipe_from_dict
 from facebones.errors import ConfigError, UnknownNameError
+from facebones.recipe import Recipe, dump_recipe, field_help, field_names, load_recipe, recipe_from_dict
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 

@@ -1,7 +1,7 @@
 import pytest
 
-from facebones import demo as module
-from facebones.cli import main
+from facebones.cli.main import main
+from facebones.study import demo as module
 from facebones.study.study import load_study
 
 

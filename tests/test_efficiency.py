@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from facebones.backbones import create_backbone, list_backbones
-from facebones.efficiency import count_macs, count_operations, weights_bytes
+from facebones.profiling.cost import count_macs, count_operations, weights_bytes
 
 NAMES = [name for name in list_backbones() if name != "tiny_for_tests"]
 

@@ -14,13 +14,13 @@ from torch.nn.functional import cosine_similarity
 import facebones
 from facebones import export
 from facebones.backbones import create_backbone, list_backbones
-from facebones.cli import main
+from facebones.backbones.weights import save_weights
+from facebones.cli.main import main
 from facebones.errors import RunError
 from facebones.export import export_backbone
-from facebones.onnx_backbone import OnnxBackbone
-from facebones.quantization import Calibration
+from facebones.onnx.backbone import OnnxBackbone
+from facebones.onnx.quantize import Calibration
 from facebones.run_folder import RunFolder
-from facebones.weights import save_weights
 
 # One of each kind of layer; tracing takes its time.
 QUICK = ["mobilefacenet", "shufflefacenet_0_5", "shufflemixfacenet_xs", "study_mixfacenet_xs"]

@@ -4,7 +4,7 @@ import multiprocessing
 
 import pytest
 
-from facebones.measured import keep, recall
+from facebones.system.autotune_cache import keep, recall
 
 MEASURING, EACH = 4, 10
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from facebones.cli import main
-from facebones.data.normalize import Preprocessing, to_network_input
+from facebones.cli.main import main
+from facebones.data.preprocessing import Preprocessing, to_network_input
 from facebones.errors import CheckpointError, ConfigError
 from facebones.evaluation.embedder import open_embedder
-from facebones.onnx_backbone import OnnxBackbone
+from facebones.onnx.backbone import OnnxBackbone
 
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
 FACES = (3, 112, 112)
@@ -197,7 +197,7 @@ def test_evaluate_pairs_takes_an_onnx_file(tmp_path, small_data, capsys):
 
 
 def test_a_foreign_recogniser_on_real_faces(real_faces):
-    from facebones.data.pairs import PairSet, read_pairs
+    from facebones.data.pair_bins import PairSet, read_pairs
     from facebones.evaluation.verification import evaluate_pair_set
 
     model = real_faces.parent / "models" / "mobile_512d.onnx"

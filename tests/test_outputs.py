@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from facebones.cli import main
-from facebones.data.conversion import convert
-from facebones.data.pairs import read_pairs, write_pairs
-from facebones.data.records import Header, RecordWriter, pack
+from facebones.cli.main import main
+from facebones.data.pair_bins import read_pairs, write_pairs
+from facebones.data.recordio import Header, RecordWriter, pack
+from facebones.datatools.convert import convert
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation import pairs as evaluation
-from facebones.files import atomic_write
-from facebones.training.loop import train
+from facebones.system.files import atomic_write
+from facebones.training.run import train
 
 
 def files_below(folder):
@@ -39,7 +39,7 @@ def no_work(monkeypatch):
     """Fails where a command begins its work."""
     for name in ("open_models", "read_pair_set"):
         monkeypatch.setattr(evaluation, name, lambda *_: pytest.fail("the work has begun"))
-    monkeypatch.setattr("facebones.data.inspection._open", lambda _: pytest.fail("the work has begun"))
+    monkeypatch.setattr("facebones.datatools.inspect._open", lambda _: pytest.fail("the work has begun"))
 
 
 def test_an_evaluation_never_overwrites_a_run(run, small_data):
@@ -63,7 +63,7 @@ def make_unfit(folder, kind, monkeypatch):
     def refuse(**_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("facebones.files.tempfile.TemporaryFile", refuse)  # root may write everywhere else
+    monkeypatch.setattr("facebones.system.files.tempfile.TemporaryFile", refuse)  # root may write everywhere else
     return "cannot be written: Read-only file system; choose another place"
 
 
@@ -223,7 +223,7 @@ def stopped(monkeypatch):
                     os.kill(os.getpid(), number)
                 yield item
 
-        monkeypatch.setattr("facebones.data.conversion.track", track)
+        monkeypatch.setattr("facebones.datatools.convert.track", track)
 
     return after
 
@@ -256,7 +256,7 @@ def test_a_stopped_conversion_to_records_leaves_nothing(small_data, tmp_path, ca
 
 
 def test_the_check_of_a_place_names_what_is_wrong(tmp_path):
-    from facebones.files import check_writable
+    from facebones.system.files import check_writable
 
     check_writable(tmp_path / "a" / "b" / "c.json")
     for path, reason in ((tmp_path, "is a folder"), (tmp_path / ("n" * 300) / "x", "File name too long")):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from facebones.cli import main
-from facebones.data.pairs import read_pairs
+from facebones.cli.main import main
+from facebones.data.pair_bins import read_pairs
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-data.md"
 TEST_PEOPLE = 40  # of 120

@@ -13,15 +13,17 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from facebones.backbones import create_backbone
-from facebones.cli import main
-from facebones.efficiency import count_operations
+from facebones.cli.main import main
 from facebones.errors import ConfigError, RunError
-from facebones.profiling import Conditions, latency, peak_memory, profiler
+from facebones.onnx.counts import count_onnx
+from facebones.profiling import Conditions, latency
+from facebones.profiling import memory as peak_memory
+from facebones.profiling import profile as profiler
 from facebones.profiling.conditions import ROUNDS, Inference
+from facebones.profiling.cost import count_operations
 from facebones.profiling.latency import LEAST_BATCHES, LEAST_SINGLES, measure_timings
+from facebones.profiling.memory import measure_peak_memory
 from facebones.profiling.networks import Source, find_sources
-from facebones.profiling.onnx_counts import count_onnx
-from facebones.profiling.peak_memory import measure_peak_memory
 
 SMALL = ("study_mixfacenet_xs", "study_shufflefacenet_0_5")
 QUICK = ("--seconds", "0.01", "--batch-size", "2", "--device", "cpu", "--threads", "1")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from facebones.tables import format_interval, mark_best, print_table
+from facebones.reporting.console import format_interval, mark_best, print_table
 
 
 @pytest.mark.parametrize(

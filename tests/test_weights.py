@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save
 
 from facebones.backbones import create_backbone
+from facebones.backbones.weights import load_backbone
 from facebones.errors import CheckpointError
-from facebones.weights import load_backbone
 
 GOLDEN = Path(__file__).parent / "golden"
 NAME = "shufflefacenet_0_5"

@@ -2,6 +2,6 @@
 
 import sys
 
-from facebones.cli import main
+from facebones.cli.main import main
 
 sys.exit(main())

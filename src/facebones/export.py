@@ -12,17 +12,17 @@ from torch import Tensor
 from facebones import __version__
 from facebones.backbones import Backbone
 from facebones.backbones.registry import IMAGE_SIZE
+from facebones.backbones.weights import load_backbone, read_card
 from facebones.data.images import ImageArray, decode
-from facebones.data.normalize import to_network_input
-from facebones.data.pairs import PairSet, read_pairs
+from facebones.data.pair_bins import PairSet, read_pairs
+from facebones.data.preprocessing import to_network_input
 from facebones.errors import ConfigError, RunError
 from facebones.evaluation.pairs import pair_set_files
 from facebones.evaluation.verification import check_pair_set
-from facebones.files import atomic_write, check_writable
-from facebones.onnx_backbone import OnnxBackbone
-from facebones.onnx_graph import NETWORK_INPUT, OPSET, PIXEL_INPUT, InputForm, check_packages, quiet, to_onnx
-from facebones.quantization import METHOD, Calibration, quantize, stack_images, what_changed
-from facebones.weights import load_backbone, read_card
+from facebones.onnx.backbone import OnnxBackbone
+from facebones.onnx.graph import NETWORK_INPUT, OPSET, PIXEL_INPUT, InputForm, check_packages, quiet, to_onnx
+from facebones.onnx.quantize import METHOD, Calibration, quantize, stack_images, what_changed
+from facebones.system.files import atomic_write, check_writable
 
 TOLERANCE = 1e-4  # of an embedding's norm
 PARITY_BATCHES = (1, 2, 5)

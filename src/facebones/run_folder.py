@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from facebones.config import Recipe, dump_recipe, load_recipe
 from facebones.errors import CheckpointError, ConfigError
-from facebones.files import atomic_write
-from facebones.progress import say
+from facebones.recipe import Recipe, dump_recipe, load_recipe
+from facebones.system.files import atomic_write
+from facebones.system.progress import say
 
 
 @dataclass(frozen=True)

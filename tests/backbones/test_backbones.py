@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from facebones.backbones import create_backbone, list_backbones, lookup_backbone, timm_models
+from facebones.backbones.catalogue import CATALOGUE, read_catalogue
 from facebones.backbones.mixfacenet import STAGES_S, MixFaceNet
 from facebones.backbones.shufflefacenet import ShuffleFaceNet
-from facebones.catalogue import CATALOGUE, read_catalogue
-from facebones.efficiency import count_macs, count_parameters, describe_backbones, unused_parameters
 from facebones.errors import ConfigError, UnknownNameError
+from facebones.profiling.cost import count_macs, count_parameters, describe_backbones, unused_parameters
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 COSTS = json.loads((GOLDEN / "backbones.json").read_text())["backbones"] | {

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from facebones.backbones import create_backbone, list_backbones, lookup_backbone
-from facebones.cli import main
-from facebones.efficiency import describe_backbones
+from facebones.cli.main import main
 from facebones.errors import ConfigError, UnknownNameError
+from facebones.profiling.cost import describe_backbones
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,17 @@ import cv2
 import numpy as np
 import pytest
 
-from facebones.cli import main
-from facebones.data import alignment
-from facebones.data.align import REFERENCE, align_face, five_of_68
-from facebones.data.alignment import MISSING, Encoding, align_folder
-from facebones.data.detection import FaceDetector, quiet_opencv
+from facebones.cli.main import main
+from facebones.data.alignment import REFERENCE, align_face, five_of_68
 from facebones.data.folders import open_training_set
 from facebones.data.images import decode
-from facebones.data.landmarks import LandmarkTable
-from facebones.data.partial_folder import record_name
-from facebones.data.synthetic import Shot, draw_shot
+from facebones.datatools import align_folder as alignment
+from facebones.datatools.align_folder import MISSING, Encoding, align_folder
+from facebones.datatools.detector import FaceDetector, quiet_opencv
+from facebones.datatools.landmarks import LandmarkTable
+from facebones.datatools.partial_folder import record_name
 from facebones.errors import CheckpointError, ConfigError, DataError, RunError
+from facebones.synthetic.dataset import Shot, draw_shot
 
 PEOPLE, EACH = 3, 2
 RECORD = record_name("alignment")
@@ -252,7 +252,7 @@ def test_a_heading_and_the_marks_of_other_programs_are_admitted(tmp_path):
 
 def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(photos, table, tmp_path, monkeypatch):
     align_folder(photos, tmp_path / "whole", LandmarkTable(table))
-    monkeypatch.setattr("facebones.data.partial_folder._write", breaks_at(3))
+    monkeypatch.setattr("facebones.datatools.partial_folder._write", breaks_at(3))
     with pytest.raises(RunError, match=r"faces\.partial/person1/1\.jpg: cannot be written: No space left.*--resume"):
         align_folder(photos, tmp_path / "faces", LandmarkTable(table))
     monkeypatch.undo()
@@ -265,7 +265,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(photos, table, tmp_p
 
 
 def breaks_at(call):
-    from facebones.data.partial_folder import _write
+    from facebones.datatools.partial_folder import _write
 
     calls = []
 

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
-from facebones.cli import main
-from facebones.data import conversion
-from facebones.data.conversion import HEADERS_FOLDER, convert
+from facebones.cli.main import main
 from facebones.data.folders import open_training_set
-from facebones.data.pairs import read_pairs, write_pairs
-from facebones.data.partial_folder import record_name
-from facebones.data.records import MAGIC_BYTES, Header, RecordFile, RecordWriter, pack
+from facebones.data.pair_bins import read_pairs, write_pairs
+from facebones.data.recordio import MAGIC_BYTES, Header, RecordFile, RecordWriter, pack
+from facebones.datatools import convert as conversion
+from facebones.datatools.convert import HEADERS_FOLDER, convert
+from facebones.datatools.partial_folder import record_name
 from facebones.errors import DataError, RunError
 
 FACES = Path(__file__).parents[3] / "shared" / "faces" / "celeba_cfp"

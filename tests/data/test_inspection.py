@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from facebones.data.inspection import PairPart, TrainingPart, inspect_data
-from facebones.data.pairs import write_pairs
+from facebones.data.pair_bins import write_pairs
+from facebones.datatools.inspect import PairPart, TrainingPart, inspect_data
 from facebones.errors import DataError
 
 FACES = Path(__file__).parents[3] / "shared" / "faces" / "celeba_cfp"
@@ -193,7 +193,7 @@ def test_the_end_of_a_thumbnail_is_not_that_of_the_jpeg(tmp_path):
 def test_only_warnings_of_damage_are_kept_from_stderr():
     program = """
 import os, sys
-from facebones.data.jpeg_damage import decoder_warnings
+from facebones.datatools.jpeg_damage import decoder_warnings
 with decoder_warnings() as warnings:
     print("python", file=sys.stderr)
     os.write(2, b"Corrupt JPEG data: something\\nlibpng warning: something\\n")

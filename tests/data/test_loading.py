@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from facebones.data import loading
+from facebones.data import loader as loading
 from facebones.data.batch_memory import BatchMemory
 from facebones.data.folders import open_training_set
 from facebones.data.images import decode
-from facebones.data.loading import training_batches
+from facebones.data.loader import training_batches
 from facebones.data.order import EpochOrder
 from facebones.errors import DataError, RunError
 
@@ -57,11 +57,11 @@ def test_workers_start_after_opencv_has_been_busy_in_this_process(small_data):
     """OpenCV's own threads do not survive a fork: a worker that inherits them hangs."""
     code = f"""
 import numpy as np
-from facebones.data import loading
+from facebones.data import loader as loading
 from facebones.data.batch_memory import BatchMemory
 from facebones.data.folders import open_training_set
 from facebones.data.images import decode
-from facebones.data.loading import training_batches
+from facebones.data.loader import training_batches
 from facebones.data.order import EpochOrder
 import cv2
 cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 9)

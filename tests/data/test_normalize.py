@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from facebones.data.normalize import to_network_input
+from facebones.data.preprocessing import to_network_input
 
 
 @pytest.mark.parametrize("shape", [(5, 112, 112, 3), (4, 9, 7, 3), (3, 4, 1, 3)])

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from facebones.cli import main
-from facebones.data.pair_drawing import draw_pairs, write_drawn_pairs
+from facebones.cli.main import main
 from facebones.data.pair_lists import read_pair_list
+from facebones.datatools.sample_pairs import draw_pairs, write_drawn_pairs
 from facebones.errors import ConfigError, DataError
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.data.pair_lists import read_pair_list, read_pair_set
-from facebones.data.pairs import read_pairs, write_pairs
-from facebones.data.pickles import read_pickle
+from facebones.data.safe_pickle import read_pickle
 from facebones.errors import DataError
 
 FACES = Path(__file__).parents[3] / "shared" / "faces" / "celeba_cfp"

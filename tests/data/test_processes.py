@@ -7,8 +7,8 @@ from contextlib import closing
 
 import pytest
 
-from facebones.data.processes import CAN_FORK, map_forked, signals_deferred
 from facebones.errors import DataError, RunError
+from facebones.system.processes import CAN_FORK, map_forked, signals_deferred
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="no fork here")
 

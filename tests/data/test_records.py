@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from facebones.data import records as module
-from facebones.data.records import MAGIC, MAGIC_BYTES, Header, RecordFile, RecordWriter, cut, pack, split, unpack
+from facebones.data import recordio as module
+from facebones.data.recordio import MAGIC, MAGIC_BYTES, Header, RecordFile, RecordWriter, cut, pack, split, unpack
 from facebones.errors import DataError, FaceBonesError, RunError
 
 FACES = Path(__file__).parents[3] / "shared" / "faces" / "celeba_cfp"
@@ -266,7 +266,7 @@ def test_full_disk_while_finishing_leaves_nothing(tmp_path, monkeypatch):
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("facebones.data.records.os.fsync", full)
+    monkeypatch.setattr("facebones.data.recordio.os.fsync", full)
     with pytest.raises(RunError, match="No space left"), RecordWriter(tmp_path / "a.rec") as writer:
         writer.write(0, b"abcd")
     assert list(tmp_path.iterdir()) == []

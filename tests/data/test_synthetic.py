@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facebones.data import synthetic_image
 from facebones.data.folders import RecordSet, pair_sets
 from facebones.data.images import decode
-from facebones.data.pairs import read_pairs
-from facebones.data.synthetic import (
+from facebones.data.pair_bins import read_pairs
+from facebones.errors import ConfigError, DataError, RunError, UnknownNameError
+from facebones.synthetic import image as synthetic_image
+from facebones.synthetic.dataset import (
     PAIR_SETS,
     TEMPLATE_FOLDER,
     Shot,
@@ -21,9 +22,8 @@ from facebones.data.synthetic import (
     plan_pairs,
     synthesize,
 )
-from facebones.data.synthetic_image import REFERENCE, image_generator, numbered_identity
-from facebones.data.synthetic_scene import POSES, Light
-from facebones.errors import ConfigError, DataError, RunError, UnknownNameError
+from facebones.synthetic.image import REFERENCE, image_generator, numbered_identity
+from facebones.synthetic.scene import POSES, Light
 
 SMALL = {"identities": 4, "images_per_identity": 3, "pairs": 20, "template_subjects": 3, "seed": 7}
 COLOUR_BOUND = 0.6  # chance is 0.5
@@ -229,7 +229,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("facebones.data.synthetic._write_templates", full_disk)
+    monkeypatch.setattr("facebones.synthetic.dataset._write_templates", full_disk)
     with pytest.raises(RunError, match="No space left on device"):
         synthesize(tmp_path / "set", workers=1, **SMALL)
     assert list(tmp_path.iterdir()) == []

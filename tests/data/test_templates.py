@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from facebones.data import template_pairs, text_lists
-from facebones.data.template_pairs import joined_templates, read_pair_labels, read_scores
-from facebones.data.templates import read_template_set
+from facebones.data import ijb_pairs as template_pairs
+from facebones.data import text_lists
+from facebones.data.ijb_lists import read_template_set
+from facebones.data.ijb_pairs import joined_templates, read_pair_labels, read_scores
 from facebones.errors import DataError
 
 POINTS = "1.5 2.5 3.5 4.5 5.5 6.5 7.5 8.5 9.5 10.5"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from facebones.errors import DataError
-from facebones.evaluation import redrawing
-from facebones.evaluation.bootstrap import (
+from facebones.statistics import resampling as redrawing
+from facebones.statistics.bootstrap import (
     Unmeasured,
     accuracy_figure,
     mean_of_figures,
@@ -15,9 +15,9 @@ from facebones.evaluation.bootstrap import (
     rank_figure,
     verification_figures,
 )
-from facebones.evaluation.curve_replicates import RESOLUTION
-from facebones.evaluation.curves import area_under_curve, equal_error_rate, roc, true_accept_rate_at
-from facebones.evaluation.redrawing import pairs_design, probes_design
+from facebones.statistics.curve_replicates import RESOLUTION
+from facebones.statistics.curves import area_under_curve, equal_error_rate, roc, true_accept_rate_at
+from facebones.statistics.resampling import pairs_design, probes_design
 
 TARGETS = (0.05, 0.2, 0.5)
 NAMES = (*(f"TAR at FAR {far:g}" for far in TARGETS), "AUC", "EER")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from facebones.evaluation import curves
-from facebones.evaluation.curves import (
+from facebones.statistics import curves
+from facebones.statistics.curves import (
     area_under_curve,
     corners,
     equal_error_rate,

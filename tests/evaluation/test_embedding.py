@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from facebones.data.normalize import to_network_input
+from facebones.data.preprocessing import to_network_input
 from facebones.errors import DataError
-from facebones.evaluation.embedding import ImageEmbeddings, embed_images, flip_sum_normalised, mean_norm
+from facebones.evaluation.embed import ImageEmbeddings, embed_images, flip_sum_normalised, mean_norm
 
 CPU = torch.device("cpu")
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from facebones.data.align import REFERENCE, align_face
+from facebones.data.alignment import REFERENCE, align_face
 from facebones.data.image_sources import EncodedImages, LooseCrops, read_batches
 from facebones.data.images import decode
-from facebones.data.normalize import Preprocessing
+from facebones.data.preprocessing import Preprocessing
 from facebones.errors import ConfigError, DataError, RunError
-from facebones.evaluation import feature_files
+from facebones.evaluation import feature_store as feature_files
+from facebones.evaluation.embed import ImageEmbeddings, embed, flip_sum_normalised, mean_norm
 from facebones.evaluation.embedder import Embedder, open_embedder
-from facebones.evaluation.embedding import ImageEmbeddings, embed, flip_sum_normalised, mean_norm
 
 CPU = torch.device("cpu")
 SIZE, IMAGES = 16, 22
@@ -325,7 +325,7 @@ def test_reading_stays_a_bounded_number_of_batches_ahead(source):
 
 
 def test_progress_shows_images_a_second(source, monkeypatch, capsys):
-    monkeypatch.setattr("facebones.progress.PLAIN_LINE_SECONDS", 0.0)
+    monkeypatch.setattr("facebones.system.progress.PLAIN_LINE_SECONDS", 0.0)
     run({"a": model()}, source, progress=True)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5
@@ -428,8 +428,8 @@ def test_preprocessing_that_makes_no_sense(wrong):
 
 def test_a_run_is_opened_with_the_digest_of_its_weights(tmp_path, tiny_backbone):
     from facebones.backbones import create_backbone
+    from facebones.backbones.weights import save_weights
     from facebones.run_folder import RunFolder
-    from facebones.weights import save_weights
 
     opened = []
     for name in ("one", "two"):

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from facebones.backbones import create_backbone
-from facebones.cli import main
+from facebones.backbones.weights import save_weights
+from facebones.cli.main import main
 from facebones.data.image_sources import LooseCrops
-from facebones.data.synthetic import synthesize
 from facebones.run_folder import RunFolder
-from facebones.weights import save_weights
+from facebones.synthetic.dataset import synthesize
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_a_stopped_pass_goes_on_and_gives_equal_scores(ijb, tmp_path, number):
     words = [*words_of(paths, "templates", "--data", ijb, "--batch-size", "4"), "--output"]
     code = (
         "import sys; from facebones.evaluation import feature_files; feature_files.SYNC_SECONDS = 0.0;"
-        "from facebones.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from facebones.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code, *words, str(tmp_path / "stopped")],

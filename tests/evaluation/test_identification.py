@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facebones.data.templates import SubjectList
+from facebones.data.ijb_lists import SubjectList
 from facebones.errors import DataError
 from facebones.evaluation import identification
 from facebones.evaluation.identification import Searches, identify, open_set_result, search

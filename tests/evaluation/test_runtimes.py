@@ -9,18 +9,19 @@ import torch
 from torch import nn
 
 from facebones.backbones import Backbone, create_backbone
-from facebones.cli import main
-from facebones.commands.command import RUNTIME_HELP
+from facebones.backbones.weights import save_weights
+from facebones.cli.main import main
+from facebones.cli.options import RUNTIME_HELP
 from facebones.data.image_sources import EncodedImages
-from facebones.data.pairs import read_pairs
+from facebones.data.pair_bins import read_pairs
 from facebones.errors import ConfigError, UnknownNameError
-from facebones.evaluation import runtime_choice, runtimes
+from facebones.evaluation import autotune_runtime as runtime_choice
+from facebones.evaluation import runtimes
+from facebones.evaluation.autotune_runtime import choose, smallest_cosine, with_runtime
+from facebones.evaluation.embed import embed
 from facebones.evaluation.embedder import Embedder
-from facebones.evaluation.embedding import embed
-from facebones.evaluation.runtime_choice import choose, smallest_cosine, with_runtime
 from facebones.evaluation.runtimes import AUTO, EAGER, RUNTIMES, Runtime, run_by
 from facebones.run_folder import RunFolder
-from facebones.weights import save_weights
 
 CPU = torch.device("cpu")
 BATCH = 4
@@ -135,7 +136,7 @@ def test_what_cannot_be_is_said_in_one_line(name, change, error, message, faces)
 
 
 def test_missing_package_names_the_extra(monkeypatch):
-    monkeypatch.setattr("facebones.onnx_graph.find_spec", lambda name: None if name == "openvino" else name)
+    monkeypatch.setattr("facebones.onnx.graph.find_spec", lambda name: None if name == "openvino" else name)
     with pytest.raises(ConfigError, match=r"openvino-bf16 needs openvino; pip install 'facebones\[openvino\]'"):
         run_by(Embedder(network=Refused(), device=CPU), "openvino-bf16", BATCH)
 

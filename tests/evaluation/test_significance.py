@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from facebones.evaluation.bootstrap import (
+from facebones.statistics.bootstrap import (
     Figure,
     Unmeasured,
     accuracy_figure,
     rank_figure,
     verification_figures,
 )
-from facebones.evaluation.significance import (
+from facebones.statistics.significance import (
     compare_models,
     confidence_interval,
     holm,
@@ -23,7 +23,7 @@ from facebones.evaluation.significance import (
     over_seeds,
     wilson,
 )
-from facebones.evaluation.student import MOST_DEGREES, quantile, two_sided_p
+from facebones.statistics.student import MOST_DEGREES, quantile, two_sided_p
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 30, 499, 3530, 20_000])

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from facebones.data.synthetic import synthesize
-from facebones.data.templates import read_template_set
+from facebones.data.ijb_lists import read_template_set
 from facebones.errors import ConfigError, DataError, UnknownNameError
 from facebones.evaluation import template_scores
 from facebones.evaluation.identification import identify_templates
@@ -22,6 +21,7 @@ from facebones.evaluation.template_scores import (
     pool_templates,
 )
 from facebones.evaluation.templates import FAR_TARGETS, evaluate_templates, verify_templates
+from facebones.synthetic.dataset import synthesize
 
 ROOT = Path(__file__).parents[2]
 

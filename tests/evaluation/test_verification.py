@@ -14,12 +14,12 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
 from facebones.data.image_sources import EncodedImages
-from facebones.data.normalize import Preprocessing
-from facebones.data.pairs import PairSet, read_pairs
+from facebones.data.pair_bins import PairSet, read_pairs
+from facebones.data.preprocessing import Preprocessing
 from facebones.errors import DataError
 from facebones.evaluation import verification
+from facebones.evaluation.embed import embed
 from facebones.evaluation.embedder import Embedder, open_embedder
-from facebones.evaluation.embedding import embed
 from facebones.evaluation.verification import evaluate_pair_set, verify_features, verify_pairs
 
 ROOT = Path(__file__).parents[2]

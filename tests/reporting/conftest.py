@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from facebones.evaluation.curves import roc
-from facebones.reporting.report_tables import Cell, Table
 from facebones.reporting.results import Cost, Results, Run
 from facebones.reporting.results import Figure as ResultFigure
+from facebones.reporting.tables import Cell, Table
+from facebones.statistics.curves import roc
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 
-from facebones.config import dump_recipe, recipe_from_dict
+from facebones.recipe import dump_recipe, recipe_from_dict
 
 SMALL, MIDDLE, LARGE = "shufflefacenet_0_5", "shufflefacenet_1_0", "shufflefacenet_1_5"
 STEPS = 4

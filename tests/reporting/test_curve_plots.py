@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from facebones.errors import DataError
-from facebones.evaluation.curves import RocCurve, roc, true_accept_rate_at
-from facebones.reporting import curve_plots
-from facebones.reporting.curve_plots import plot_roc
-from facebones.reporting.figures import model_styles, picture_paths
+from facebones.reporting.plots import curves as curve_plots
+from facebones.reporting.plots.curves import plot_roc
+from facebones.reporting.plots.style import model_styles, picture_paths
+from facebones.statistics.curves import RocCurve, roc, true_accept_rate_at
 
 NAMES = [f"backbone_{number:02} trained on a data set with a long name, seed 1" for number in range(14)]  # 60 letters
 

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 from facebones.errors import ConfigError, RunError
-from facebones.reporting.figures import (
+from facebones.reporting.plots.point_names import settle
+from facebones.reporting.plots.style import (
     curve_axes,
     in_percent,
     label_axes,
@@ -23,7 +24,6 @@ from facebones.reporting.figures import (
     save_pictures,
     styles_of,
 )
-from facebones.reporting.point_names import settle
 
 MODELS = [f"model {number}" for number in range(140)]
 
@@ -195,8 +195,8 @@ def test_limits_are_close_around_the_rates():
 
 def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path):
     code = (
-        "import sys, facebones.reporting.course_plots, facebones.reporting.identification_plots as i\n"
-        "import facebones.reporting.curve_plots\n"
+        "import sys, facebones.reporting.plots.training_curves, facebones.reporting.plots.identification as i\n"
+        "import facebones.reporting.plots.curves\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"i.plot_cmc({{'a': [0.5, 0.6]}}, {str(tmp_path / 'y.pdf')!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

@@ -26,10 +26,10 @@ from synthetic_study import (
 import facebones
 from facebones.backbones import create_backbone
 from facebones.errors import ConfigError, DataError, FaceBonesError
-from facebones.reporting.gathering import load_results
-from facebones.reporting.report_tables import report_tables
+from facebones.importers.run import convert_logs
+from facebones.reporting.load import load_results
+from facebones.reporting.tables import report_tables
 from facebones.study.study import load_study
-from facebones.training.foreign_run import convert_logs
 
 
 def edit(path, change):

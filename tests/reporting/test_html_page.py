@@ -11,11 +11,11 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
 from facebones.reporting.answer import Answer
-from facebones.reporting.figures import model_styles
-from facebones.reporting.heat_map import SCALE
 from facebones.reporting.heat_table import heat_maps
 from facebones.reporting.html_page import cautions, page_text, save_page
 from facebones.reporting.page_data import DASH_NAMES, MARKER_NAMES, MOST_POINTS, model_looks, page_data
+from facebones.reporting.plots.heat_map import SCALE
+from facebones.reporting.plots.style import model_styles
 from facebones.reporting.results import Cost, Run
 
 ANSWER = Answer(sentences=["Take alpha.", "Or beta, for less."], rules=["At 5 %."])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from facebones.errors import DataError
-from facebones.reporting.figures import model_styles, picture_paths
-from facebones.reporting.identification_plots import plot_cmc, plot_det
+from facebones.reporting.plots.identification import plot_cmc, plot_det
+from facebones.reporting.plots.style import model_styles, picture_paths
 
 NAMES = [f"backbone_{number:02} trained on a data set with a long name, seed 1" for number in range(14)]  # 60 letters
 

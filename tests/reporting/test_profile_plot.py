@@ -8,9 +8,9 @@ import pytest
 from matplotlib.text import Annotation
 
 from facebones.errors import DataError
-from facebones.reporting.label_placement import overlaps, place_labels
-from facebones.reporting.point_names import LONGEST_LABEL
-from facebones.reporting.profile_plot import plot_profile
+from facebones.reporting.plots.label_placement import overlaps, place_labels
+from facebones.reporting.plots.point_names import LONGEST_LABEL
+from facebones.reporting.plots.profile import plot_profile
 
 COSTS = json.loads((Path(__file__).parents[1] / "golden" / "backbones.json").read_text())["backbones"]
 REGISTRY = [

@@ -6,7 +6,7 @@ import os
 import pytest
 from synthetic_study import make_study
 
-from facebones.cli import main
+from facebones.cli.main import main
 from facebones.errors import ConfigError
 from facebones.reporting.report import PAGE, write_report
 from facebones.reporting.report_folder import PICTURES, RESULTS, listed_pictures, remove_pictures
@@ -27,7 +27,7 @@ def undrawn(monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("new")
 
-    monkeypatch.setattr("facebones.reporting.report_pictures.save_pictures", touch)
+    monkeypatch.setattr("facebones.reporting.plots.report_plots.save_pictures", touch)
 
 
 def all_files(folder):

@@ -13,11 +13,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 
 from facebones.errors import DataError
-from facebones.evaluation.curves import area_under_curve, roc
-from facebones.reporting.figures import model_styles
-from facebones.reporting.label_placement import overlaps
-from facebones.reporting.report_pictures import REPORT_KINDS, Pictures, report_pictures, slug, write_pictures
+from facebones.reporting.plots.label_placement import overlaps
+from facebones.reporting.plots.report_plots import REPORT_KINDS, Pictures, report_pictures, slug, write_pictures
+from facebones.reporting.plots.style import model_styles
 from facebones.reporting.results import Cost, Figure, Results, Run
+from facebones.statistics.curves import area_under_curve, roc
 
 HOSTILE = ["$x^{", "<script>&|", "_a\nb\x07\x00", "100 % \\frac", "name \udcff", "../../etc", "", "\u65e5\u672c"]
 FOURTEEN = [f"backbone_{number:02}_with_a_long_name" for number in range(14)]

@@ -14,10 +14,10 @@ from synthetic_study import (
     write_pairs,
 )
 
-from facebones.reporting.gathering import load_results
-from facebones.reporting.report_tables import report_tables
+from facebones.reporting.console import MARKS, format_interval
+from facebones.reporting.load import load_results
 from facebones.reporting.results import Results
-from facebones.tables import MARKS, format_interval
+from facebones.reporting.tables import report_tables
 
 
 def tables_of(*folders):

@@ -19,7 +19,7 @@ from synthetic_study import (
 )
 
 from facebones.errors import UnknownNameError
-from facebones.reporting.gathering import load_results
+from facebones.reporting.load import load_results
 from facebones.reporting.report_json import results_json
 from facebones.reporting.results import pareto_front
 

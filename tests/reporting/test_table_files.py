@@ -9,8 +9,7 @@ import pytest
 from synthetic_study import SMALL, make_study, write
 
 from facebones.errors import ConfigError
-from facebones.reporting.gathering import load_results
-from facebones.reporting.report_tables import Cell, Table, report_tables
+from facebones.reporting.load import load_results
 from facebones.reporting.table_files import (
     Beginning,
     csv_text,
@@ -20,6 +19,7 @@ from facebones.reporting.table_files import (
     save_tables,
     table_texts,
 )
+from facebones.reporting.tables import Cell, Table, report_tables
 
 HOSTILE = "=<script>a|b</script> $x_1$ & 50% #1 {\\input{x}} ~^\"'` [x](http://y.z) *b* ,,--\n# h \u202e\u4e2d\ud800"
 

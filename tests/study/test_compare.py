@@ -15,23 +15,23 @@ import time
 import pytest
 from onnx import TensorProto, helper
 
-from facebones.cli import main
-from facebones.data.pairs import write_pairs
-from facebones.data.synthetic import synthesize
+from facebones.cli.main import main
+from facebones.data.pair_bins import write_pairs
 from facebones.errors import ConfigError, DataError, RunError
-from facebones.reporting.gathering import load_results
+from facebones.reporting.load import load_results
 from facebones.reporting.report import write_report
 from facebones.run_folder import RunFolder
-from facebones.study.children import child_environment
 from facebones.study.compare import compare, plan_rows, plan_table, raise_failures, study_table
 from facebones.study.display import Display
-from facebones.study.evaluation import check_evaluation
+from facebones.study.evaluate import check_evaluation
+from facebones.study.launchers.local import child_environment
 from facebones.study.plan import make_plan
 from facebones.study.study import load_study
-from facebones.training.checkpoint import load_checkpoint, save_checkpoint
-from facebones.training.interrupts import PARENT_VARIABLE, Interrupted
+from facebones.synthetic.dataset import synthesize
+from facebones.system.checkpoint import load_checkpoint, save_checkpoint
+from facebones.system.signals import PARENT_VARIABLE, Interrupted
 from facebones.training.logs import read_metrics
-from facebones.training.loop import train
+from facebones.training.run import train
 
 SMALL, LARGE = "shufflefacenet_0_5", "shufflefacenet_1_0"
 STUDY = """
@@ -339,7 +339,7 @@ def finished(write, tmp_path):
 
 
 def test_what_is_finished_is_measured_once_and_again_where_it_has_changed(finished, small_data, monkeypatch):
-    monkeypatch.setattr("facebones.profiling.profiler.measure_peak_memory", lambda *_: 1)
+    monkeypatch.setattr("facebones.profiling.profile.measure_peak_memory", lambda *_: 1)
     study, output = finished(profile="{seconds: 0.01, batch_size: 2}")
     content = compare(study, output, device="cpu")
     assert list(content["models"]) == [SMALL, "theirs"]
@@ -385,7 +385,7 @@ def test_a_runtime_that_cannot_compute_one_of_the_models_is_refused_before_any_t
 def test_a_part_that_fails_is_recorded_and_tried_again(finished, tmp_path, monkeypatch):
     """It fails by images that cannot be decoded, which nothing has looked at before."""
     write_pairs(tmp_path / "broken.bin", [b"no image"] * 40, [True, False] * 10)
-    monkeypatch.setattr("facebones.profiling.profiler.measure_peak_memory", lambda *_: 1)
+    monkeypatch.setattr("facebones.profiling.profile.measure_peak_memory", lambda *_: 1)
     broken = f"pair_sets: [{tmp_path / 'broken.bin'}]\n"
     study, output = finished(profile="{seconds: 0.01, batch_size: 2}", more=broken)
     for _ in range(2):
@@ -399,7 +399,7 @@ def test_a_part_that_fails_is_recorded_and_tried_again(finished, tmp_path, monke
 @pytest.fixture
 def lost(finished, small_data, tmp_path, monkeypatch):
     """A study whose foreign model is emptied, and one of its two pair sets removed, while it trains."""
-    monkeypatch.setattr("facebones.profiling.profiler.measure_peak_memory", lambda *_: 1)
+    monkeypatch.setattr("facebones.profiling.profile.measure_peak_memory", lambda *_: 1)
     shutil.copy(small_data / "tiny.bin", tmp_path / "other.bin")
     sets = f"pair_sets: [tiny, {tmp_path / 'other.bin'}]\n"
     study, output = finished(profile="{seconds: 0.01, batch_size: 2}", more=sets)

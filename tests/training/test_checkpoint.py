@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from facebones.training.checkpoint import load_checkpoint, save_checkpoint
+from facebones.system.checkpoint import load_checkpoint, save_checkpoint
 
 STATE = {"weight": torch.arange(1_000_000.0), "step": 3}
 

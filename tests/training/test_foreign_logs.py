@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facebones import load_results
-from facebones.cli import main
+from facebones.cli.main import main
 from facebones.errors import ConfigError, DataError
-from facebones.training import foreign_logs
-from facebones.training.foreign_log_lines import Measurement, Message, Notice, Setting, Training, read_message
-from facebones.training.foreign_logs import read_logs
-from facebones.training.foreign_run import convert_logs
+from facebones.importers import logs as foreign_logs
+from facebones.importers.log_lines import Measurement, Message, Notice, Setting, Training, read_message
+from facebones.importers.logs import read_logs
+from facebones.importers.run import convert_logs
 from facebones.training.logs import read_metrics
 
 TIME = "Training: 2022-02-17 20:06:49,083-"
@@ -196,7 +196,7 @@ def test_files(converted):
 
 
 def test_keys_are_those_of_our_own_metrics(converted, tiny_recipe, tmp_path):
-    from facebones.training.loop import train as train_ours
+    from facebones.training.run import train as train_ours
 
     theirs = converted(train(1), *validate(1))["metrics"]
     train_ours(tiny_recipe(), tmp_path / "ours", "cpu")

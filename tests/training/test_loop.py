@@ -9,16 +9,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from facebones import load_results
 from facebones.backbones import create_backbone
-from facebones.cli import main
-from facebones.commands.training import _print_run
-from facebones.config import OptimizerConfig
+from facebones.backbones.weights import load_backbone
+from facebones.cli.main import main
+from facebones.cli.training import _print_run
 from facebones.errors import RunError
+from facebones.recipe import OptimizerConfig
 from facebones.run_folder import RunFolder
 from facebones.training.logs import Meter, read_metrics
-from facebones.training.loop import resume, train
-from facebones.training.optimizers import build_optimizer
+from facebones.training.optimizer import build_optimizer
+from facebones.training.run import resume, train
 from facebones.training.trainer import Trainer
-from facebones.weights import load_backbone
 
 CPU = torch.device("cpu")
 aten = torch.ops.aten

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from facebones.cli import main
-from facebones.data.pairs import read_pairs, write_pairs
+from facebones.cli.main import main
+from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.run_folder import RunFolder
 from facebones.training.logs import read_metrics
 

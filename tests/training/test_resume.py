@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from facebones.run_folder import RunFolder
-from facebones.training.checkpoint import load_checkpoint
-from facebones.training.interrupts import Interrupted
+from facebones.system.checkpoint import load_checkpoint
+from facebones.system.signals import Interrupted
 from facebones.training.logs import read_metrics
-from facebones.training.loop import resume, train
+from facebones.training.run import resume, train
 from facebones.training.trainer import Trainer
 
 TIMES = ("images_per_second",)
@@ -138,8 +138,8 @@ TOTAL_STEPS = EPOCHS * EPOCH_STEPS
 # Imports everything once, then forks a process for each command: twenty imports of torch take longer than the rest.
 SERVER = """
 import json, os, sys
-import facebones.training.loop
-from facebones.cli import main
+import facebones.training.run
+from facebones.cli.main import main
 
 for line in sys.stdin:
     if (pid := os.fork()) == 0:

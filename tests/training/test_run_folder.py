@@ -14,14 +14,14 @@ import torch
 
 import facebones
 from facebones import load_results
-from facebones.cli import _parse
-from facebones.config import load_recipe
-from facebones.data.pairs import read_pairs, write_pairs
+from facebones.cli.main import _parse
+from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.errors import CheckpointError, ConfigError
+from facebones.recipe import load_recipe
 from facebones.run_folder import RunFolder
-from facebones.training.checkpoint import load_checkpoint, save_checkpoint
+from facebones.system.checkpoint import load_checkpoint, save_checkpoint
 from facebones.training.logs import read_metrics
-from facebones.training.loop import resume, train
+from facebones.training.run import resume, train
 from facebones.training.trainer import Trainer
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from facebones.config import ScheduleConfig
 from facebones.errors import ConfigError
+from facebones.recipe import ScheduleConfig
 from facebones.training.schedule import build_schedule
 
 PER_EPOCH, EPOCHS = 10, 4

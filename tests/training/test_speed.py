@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from facebones.cli import main
-from facebones.config import load_recipe
+from facebones.cli.main import main
 from facebones.errors import RunError
+from facebones.recipe import load_recipe
 from facebones.run_folder import RunFolder
 from facebones.study.plan import make_plan
 from facebones.study.runner import next_run
 from facebones.study.study import load_study
-from facebones.training import speed
-from facebones.training.loop import resume, train
-from facebones.training.speed import COMPILING_SECONDS, Trial, choose_settings, measure
+from facebones.training import autotune as speed
+from facebones.training.autotune import COMPILING_SECONDS, Trial, choose_settings, measure
+from facebones.training.run import resume, train
 from facebones.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -196,7 +196,7 @@ def test_a_resumed_run_does_not_choose_again(tiny_recipe, tmp_path, monkeypatch)
 def test_on_the_command_line_what_is_given_stays(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "facebones.training.loop.train", lambda recipe, *_: seen.append(recipe.training) or {"final": []}
+        "facebones.training.run.train", lambda recipe, *_: seen.append(recipe.training) or {"final": []}
     )
     words = ["train", "small_data", "--output", str(tmp_path / "run")]
     for more in ([], ["--speed", "auto"], ["--speed", "auto", "--training.precision", "bf16"]):

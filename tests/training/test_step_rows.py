@@ -10,10 +10,10 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from facebones.config import OptimizerConfig
 from facebones.heads import PartialFC, arcface
-from facebones.heads.step_rows import lazy_zeros
-from facebones.training.optimizers import build_optimizer, fill_state
+from facebones.heads.sampled_centres import lazy_zeros
+from facebones.recipe import OptimizerConfig
+from facebones.training.optimizer import build_optimizer, fill_state
 from facebones.training.trainer import Trainer
 
 CLASSES, SIZE, BATCH, RATE = 300, 8, 5, 0.1

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from facebones.config import load_recipe
 from facebones.errors import CheckpointError, DataError
+from facebones.recipe import load_recipe
 from facebones.run_folder import RunFolder
-from facebones.training.checkpoint import load_checkpoint, save_checkpoint
-from facebones.training.loop import resume, train
+from facebones.system.checkpoint import load_checkpoint, save_checkpoint
+from facebones.training.run import resume, train
 from facebones.training.unreadable import UnreadableImages
 
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from facebones.data.records import HeaderTable, Integers, RecordFile, first_label
+from facebones.data.recordio import HeaderTable, Integers, RecordFile, first_label
 from facebones.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})

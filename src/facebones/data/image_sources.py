@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.align import ALIGNED_SIZE, REFERENCE, similarity_transforms, warp
+from facebones.data.alignment import ALIGNED_SIZE, REFERENCE, similarity_transforms, warp
 from facebones.data.folders import read_image_file
 from facebones.data.images import ImageArray, decode
 from facebones.data.text_lists import leads_out

@@ -6,7 +6,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from facebones.data.folders import TrainingSet
-from facebones.data.records import Integers
+from facebones.data.recordio import Integers
 
 GROUP_BLOCKS = 64
 

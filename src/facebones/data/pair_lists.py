@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from facebones.data.folders import IMAGE_SUFFIXES
-from facebones.data.pairs import PairSet, read_pairs
+from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.data.text_lists import leads_out
 from facebones.errors import DataError
 

@@ -10,11 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from facebones.data.normalize import OURS, Preprocessing, to_network_input
-from facebones.device import to_device
+from facebones.backbones import Backbone, lookup_backbone
+from facebones.backbones.weights import load_backbone
+from facebones.data.preprocessing import OURS, Preprocessing, to_network_input
 from facebones.errors import CheckpointError, ConfigError
-from facebones.onnx_backbone import OnnxBackbone
-from facebones.weights import open_backbone
+from facebones.onnx.backbone import OnnxBackbone
+from facebones.system.device import select_device, to_device
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Batch = npt.NDArray[np.uint8]
@@ -82,10 +83,36 @@ class Embedder:
         }
 
 
+def open_backbone(checkpoint: Path, name: str | None, device: str) -> tuple[Backbone, Path, torch.device]:
+    """Build the network of a run, a file of weights or an ONNX file, ready to embed.
+
+    Args:
+        checkpoint: as for `load_backbone`, or a `.onnx` file.
+        name: the backbone; needed where the file does not say it, checked where it does.
+        device: "auto", "cpu", "cuda", ...; where the network computes.
+
+    Returns:
+        the backbone, the path of the file that was read, and the device for its input.
+
+    Raises:
+        CheckpointError: missing, broken, or of another backbone.
+        ConfigError: no such device.
+    """
+    if checkpoint.suffix == ".onnx":
+        network = OnnxBackbone(checkpoint, device)
+        if name and (network.said_name is None or lookup_backbone(name).name != network.said_name):
+            held = network.said_name or "a network of its own"
+            raise CheckpointError(f"{checkpoint}: holds {held}, not {name}; leave --backbone out")
+        return network, checkpoint, torch.device("cpu")
+    computing = select_device(device)
+    backbone, path = load_backbone(checkpoint, name)
+    return backbone.to(computing), path, computing
+
+
 def open_embedder(
     checkpoint: Path, name: str | None = None, device: str = "auto", preprocessing: Preprocessing = OURS
 ) -> Embedder:
-    """Open a run, a file of weights or an ONNX file for embedding; `weights.open_backbone` has the rules.
+    """Open a run, a file of weights or an ONNX file for embedding; `open_backbone` has the rules.
 
     Raises:
         CheckpointError: missing, broken, or of another backbone.

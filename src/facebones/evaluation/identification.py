@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.templates import SubjectList, TemplateSet
+from facebones.data.ijb_lists import SubjectList, TemplateSet
 from facebones.errors import DataError
 
 FloatArray = npt.NDArray[np.float32]

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facebones.data.templates import TemplateSet
-from facebones.evaluation.bootstrap import (
+from facebones.data.ijb_lists import TemplateSet
+from facebones.evaluation.identification import FPIR_TARGETS, RANKS, IdentificationResult
+from facebones.reporting.plots.identification import plot_cmc, plot_det
+from facebones.reporting.plots.style import model_styles, picture_paths
+from facebones.statistics.bootstrap import (
     REPLICATES,
     Figure,
     Unmeasured,
@@ -14,10 +17,7 @@ from facebones.evaluation.bootstrap import (
     open_set_figures,
     rank_figure,
 )
-from facebones.evaluation.identification import FPIR_TARGETS, RANKS, IdentificationResult
-from facebones.evaluation.significance import FigureComparison, compare_models, comparison_json
-from facebones.reporting.figures import model_styles, picture_paths
-from facebones.reporting.identification_plots import plot_cmc, plot_det
+from facebones.statistics.significance import FigureComparison, compare_models, comparison_json
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

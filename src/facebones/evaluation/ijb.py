@@ -9,17 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.backbones.registry import IMAGE_SIZE
+from facebones.data.ijb_lists import TemplateSet, read_template_set
+from facebones.data.ijb_pairs import PAIR_LIST
 from facebones.data.image_sources import LooseCrops
-from facebones.data.template_pairs import PAIR_LIST
-from facebones.data.templates import TemplateSet, read_template_set
+from facebones.evaluation.autotune_runtime import with_runtime
+from facebones.evaluation.embed import embed
 from facebones.evaluation.embedder import Embedder
-from facebones.evaluation.embedding import embed
-from facebones.evaluation.feature_files import Features
+from facebones.evaluation.feature_store import Features
 from facebones.evaluation.identification import identify_templates
 from facebones.evaluation.identification_comparison import compare_on_searches
 from facebones.evaluation.models import describe, open_models
-from facebones.evaluation.outputs import check_output
-from facebones.evaluation.runtime_choice import with_runtime
 from facebones.evaluation.template_comparison import (
     Scores,
     check_identities,
@@ -29,8 +28,8 @@ from facebones.evaluation.template_comparison import (
 from facebones.evaluation.template_scores import USUAL_SETTING, PoolingSetting
 from facebones.evaluation.templates import pooled_templates, template_scores
 from facebones.evaluation.work import Work
-from facebones.files import atomic_write, write_json
-from facebones.reporting.figures import picture_paths
+from facebones.reporting.plots.style import picture_paths
+from facebones.system.files import atomic_write, check_output, write_json
 
 FEATURES_FOLDER = "features"
 

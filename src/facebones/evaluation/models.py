@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facebones.data.normalize import OURS, Preprocessing
+from facebones.backbones.weights import read_card
+from facebones.data.preprocessing import OURS, Preprocessing
 from facebones.errors import ConfigError
 from facebones.evaluation.embedder import Embedder, open_embedder
-from facebones.onnx_backbone import OnnxBackbone
-from facebones.progress import say
-from facebones.weights import read_card
+from facebones.onnx.backbone import OnnxBackbone
+from facebones.system.progress import say
 
 LONGEST_NAME = 100
 

@@ -9,22 +9,21 @@ import numpy as np
 
 from facebones.data.folders import pair_sets
 from facebones.data.image_sources import EncodedImages
+from facebones.data.pair_bins import PairSet
 from facebones.data.pair_lists import PAIR_LIST_SUFFIXES, read_pair_set
-from facebones.data.pairs import PairSet
 from facebones.errors import ConfigError, DataError
-from facebones.evaluation.bootstrap import REPLICATES, Unmeasured, accuracy_figure, verification_figures
+from facebones.evaluation.autotune_runtime import with_runtime
+from facebones.evaluation.embed import embed
 from facebones.evaluation.embedder import Embedder
-from facebones.evaluation.embedding import embed
 from facebones.evaluation.models import describe, open_models
-from facebones.evaluation.outputs import check_output
-from facebones.evaluation.runtime_choice import with_runtime
-from facebones.evaluation.significance import FigureComparison, compare_models, comparison_json
 from facebones.evaluation.verification import PairSetResult, check_pair_set, correct_pairs, verify_features
 from facebones.evaluation.work import Work
-from facebones.files import atomic_write, write_json
 from facebones.reporting.comparison_table import tar_bands
-from facebones.reporting.curve_plots import plot_roc
-from facebones.reporting.figures import model_styles, picture_paths
+from facebones.reporting.plots.curves import plot_roc
+from facebones.reporting.plots.style import model_styles, picture_paths
+from facebones.statistics.bootstrap import REPLICATES, Unmeasured, accuracy_figure, verification_figures
+from facebones.statistics.significance import FigureComparison, compare_models, comparison_json
+from facebones.system.files import atomic_write, check_output, write_json
 
 FAR_TARGET = 1e-3
 

@@ -20,8 +20,8 @@ from facebones.backbones import Backbone
 from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
 from facebones.errors import ConfigError, FaceBonesError, UnknownNameError, first_line
 from facebones.evaluation.embedder import Embedder, Precision
-from facebones.onnx_backbone import OnnxBackbone
-from facebones.onnx_graph import check_packages, to_onnx
+from facebones.onnx.backbone import OnnxBackbone
+from facebones.onnx.graph import check_packages, to_onnx
 
 AUTO, EAGER, ONNX_RUNTIME = "auto", "eager", "onnxruntime"
 # Least cosines to eager in fp32 and in bf16, of which trained compact networks reach 0.9997. Untrained ones carry

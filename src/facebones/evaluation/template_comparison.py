@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.template_pairs import read_pair_labels, read_scores
+from facebones.data.ijb_pairs import read_pair_labels, read_scores
 from facebones.errors import DataError
-from facebones.evaluation.bootstrap import REPLICATES, Unmeasured, verification_figures
-from facebones.evaluation.outputs import check_output
-from facebones.evaluation.significance import FigureComparison, compare_models, comparison_json
 from facebones.evaluation.templates import FAR_TARGETS, TemplateResult, verify_templates
-from facebones.files import write_json
 from facebones.reporting.comparison_table import tar_bands
-from facebones.reporting.curve_plots import plot_roc
-from facebones.reporting.figures import model_styles, picture_paths
+from facebones.reporting.plots.curves import plot_roc
+from facebones.reporting.plots.style import model_styles, picture_paths
+from facebones.statistics.bootstrap import REPLICATES, Unmeasured, verification_figures
+from facebones.statistics.significance import FigureComparison, compare_models, comparison_json
+from facebones.system.files import check_output, write_json
 
 Scores = npt.NDArray[np.floating[Any]]
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.templates import TemplateSet
+from facebones.data.ijb_lists import TemplateSet
 from facebones.errors import DataError
-from facebones.evaluation.curves import (
+from facebones.evaluation.template_scores import USUAL_SETTING, PairScorer, PoolingSetting, pool_templates
+from facebones.statistics.curves import (
     RocCurve,
     area_under_curve,
     corners,
@@ -25,7 +26,6 @@ from facebones.evaluation.curves import (
     roc,
     true_accept_rate_at,
 )
-from facebones.evaluation.template_scores import USUAL_SETTING, PairScorer, PoolingSetting, pool_templates
 
 FAR_TARGETS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 

@@ -18,12 +18,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from facebones.data.pairs import PairSet
+from facebones.data.pair_bins import PairSet
 from facebones.errors import DataError
-from facebones.evaluation.curves import RocCurve, area_under_curve, equal_error_rate, roc
+from facebones.evaluation.embed import ImageEmbeddings, embed_images, flip_sum_normalised, mean_norm
 from facebones.evaluation.embedder import Precision
-from facebones.evaluation.embedding import ImageEmbeddings, embed_images, flip_sum_normalised, mean_norm
-from facebones.evaluation.feature_files import Features
+from facebones.evaluation.feature_store import Features
+from facebones.statistics.curves import RocCurve, area_under_curve, equal_error_rate, roc
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from facebones.data.normalize import Preprocessing
-from facebones.evaluation.bootstrap import REPLICATES
+from facebones.data.preprocessing import Preprocessing
+from facebones.statistics.bootstrap import REPLICATES
 
 
 @dataclass(frozen=True, kw_only=True)

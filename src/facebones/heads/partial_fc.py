@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facebones.heads.cosines import cosines, sampled_cosines
-from facebones.heads.step_rows import StepRows
+from facebones.heads.sampled_centres import StepRows
 
 Margin = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,11 +1,9 @@
 """Under what conditions something is measured: device, threads, precision, layout, batch, repetitions."""
 
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +11,9 @@ from torch import Tensor
 
 from facebones import __version__
 from facebones.backbones.registry import IMAGE_SIZE, Backbone
-from facebones.device import select_device
 from facebones.errors import ConfigError, RunError
+from facebones.system.device import select_device
+from facebones.system.environment import processor_model
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 ROUNDS = 5
@@ -125,13 +124,3 @@ def _too_large(count: int, error: RuntimeError) -> RuntimeError | RunError:
     if "memory" not in str(error):
         return error
     return RunError(f"a batch of {count} images does not fit into memory; give a smaller --batch-size")
-
-
-def processor_model(device: torch.device) -> str:
-    """The trade name of what computes, as far as the system tells it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

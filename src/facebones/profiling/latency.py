@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from facebones.profiling.conditions import ROUNDS
-from facebones.progress import track
+from facebones.system.progress import track
 
 LEAST_SINGLES, LEAST_BATCHES = 4, 1  # repetitions a turn, however long they take
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from facebones.backbones import Backbone, create_backbone, list_backbones, lookup_backbone
-from facebones.device import select_device
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError
-from facebones.progress import say
-from facebones.weights import open_backbone
+from facebones.evaluation.embedder import open_backbone
+from facebones.system.device import select_device
+from facebones.system.progress import say
 
 SUFFIXES = {".onnx", ".pt", ".pth", ".safetensors"}
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from facebones.catalogue import read_catalogue
-from facebones.tables import markdown_table
+from facebones.backbones.catalogue import read_catalogue
+from facebones.reporting.console import markdown_table
 
 # Table 1 of the published study: its name of the backbone, its GFLOPs, its millions of parameters.
 STUDY_TABLE = (

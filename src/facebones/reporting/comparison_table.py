@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from facebones.evaluation.bootstrap import Unmeasured
-from facebones.evaluation.significance import FigureComparison
-from facebones.reporting.curve_plots import Band
-from facebones.tables import MARKS, format_interval, mark_best, print_table
+from facebones.reporting.console import MARKS, format_interval, mark_best, print_table
+from facebones.reporting.plots.curves import Band
+from facebones.statistics.bootstrap import Unmeasured
+from facebones.statistics.significance import FigureComparison
 
 FigureJson = Mapping[str, Any]  # of a FigureComparison or an Unmeasured
 

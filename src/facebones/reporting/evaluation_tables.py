@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from facebones.reporting.comparison_table import figure_cells, print_tests, print_unmeasured
-from facebones.tables import print_table
+from facebones.reporting.console import print_table
 
 
 def print_pairs(content: Mapping[str, Any]) -> None:

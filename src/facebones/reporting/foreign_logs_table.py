@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from facebones.tables import print_table
+from facebones.reporting.console import print_table
 
 
 def print_logs(summary: Mapping[str, Any]) -> None:

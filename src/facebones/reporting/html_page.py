@@ -11,12 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from facebones.files import atomic_write
 from facebones.reporting.answer import Answer
 from facebones.reporting.heat_table import heat_maps
 from facebones.reporting.page_data import page_data
-from facebones.reporting.report_tables import Cell, Table
 from facebones.reporting.results import Results
+from facebones.reporting.tables import Cell, Table
+from facebones.system.files import atomic_write
 
 
 def save_page(text: str, path: Path) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from facebones.evaluation.curves import RocCurve, area_under_curve
-from facebones.reporting.figures import DASHES, MARKERS
+from facebones.reporting.plots.style import DASHES, MARKERS
+from facebones.reporting.plots.thinning import thin_steps
 from facebones.reporting.results import Figure, Results, Run
-from facebones.reporting.thinning import thin_steps
+from facebones.statistics.curves import RocCurve, area_under_curve
 
 # The colours of `figures.COLOURS`, each with a contrast of at least 3:1 to a light page and, second, to a dark one.
 COLOURS = (

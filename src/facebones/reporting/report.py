@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facebones.files import write_json
-from facebones.progress import say
 from facebones.reporting.answer import answer
-from facebones.reporting.gathering import load_results
 from facebones.reporting.html_page import cautions, page_text, save_page
+from facebones.reporting.load import load_results
+from facebones.reporting.plots.report_plots import picture_files, write_pictures
 from facebones.reporting.report_folder import PICTURES, RESULTS, check_places, listed_pictures, remove_pictures
 from facebones.reporting.report_json import results_json
-from facebones.reporting.report_pictures import picture_files, write_pictures
-from facebones.reporting.report_tables import report_tables
 from facebones.reporting.table_files import Beginning, save_tables, table_texts
+from facebones.reporting.tables import report_tables
+from facebones.system.files import write_json
+from facebones.system.progress import say
 
 PAGE = "report.html"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from facebones.errors import ConfigError, RunError
-from facebones.reporting.report_pictures import REPORT_KINDS
+from facebones.reporting.plots.report_plots import REPORT_KINDS
 
 PICTURES = "pictures"
 RESULTS = "results.json"

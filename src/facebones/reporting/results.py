@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facebones.errors import UnknownNameError
-from facebones.evaluation.significance import SIGNIFICANT, over_seeds
+from facebones.statistics.significance import SIGNIFICANT, over_seeds
 
 if TYPE_CHECKING:
-    from facebones.reporting.report_pictures import Pictures
+    from facebones.reporting.plots.report_plots import Pictures
 
 Line = Mapping[str, Any]
 LOWER_IS_BETTER = ("EER",)
@@ -355,7 +355,7 @@ class Results:
 
     def pictures(self) -> "Pictures":
         """Those of the report, by name, each drawn when it is taken: `results.pictures()["loss"]`."""
-        from facebones.reporting.report_pictures import report_pictures
+        from facebones.reporting.plots.report_plots import report_pictures
 
         return report_pictures(self)
 

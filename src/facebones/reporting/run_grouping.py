@@ -71,7 +71,7 @@ def shared_recipe(runs: Sequence[Run]) -> dict[str, Any]:
 
 def counted(run: Run) -> Cost:
     """Parameters and MACs of a run's network; nothing of what cannot be built here."""
-    from facebones.study.plan import network_costs  # torch
+    from facebones.profiling.cost import network_costs  # torch
 
     source = run.recipe.get("backbone") or {"name": run.result.get("backbone"), **run.result}
     name, size = source.get("name"), source.get("embedding_size")

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facebones.config import load_recipe
 from facebones.errors import DataError, FaceBonesError
+from facebones.recipe import load_recipe
 from facebones.reporting.results import Run
 from facebones.run_folder import RunFolder
 from facebones.training.logs import finite_or_none, read_metrics

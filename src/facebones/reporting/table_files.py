@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from facebones.files import atomic_write
-from facebones.reporting.report_tables import Cell, Table
-from facebones.tables import markdown_table
+from facebones.reporting.console import markdown_table
+from facebones.reporting.tables import Cell, Table
+from facebones.system.files import atomic_write
 
 CSV_COLUMNS = ("table", "row", "column", "value", "text")
 FORMULA_BEGINS = ("=", "+", "-", "@")

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import facebones
-from facebones.checkout import commit
 from facebones.errors import RunError
-from facebones.evaluation.significance import over_seeds
-from facebones.files import write_json
-from facebones.progress import format_seconds
+from facebones.profiling.cost import network_costs
 from facebones.run_folder import folder_lock
-from facebones.study.evaluation import check_evaluation, evaluate_all, finished_models
-from facebones.study.plan import DONE, UNFINISHED, Plan, PlannedRun, make_plan, network_costs
+from facebones.statistics.significance import over_seeds
+from facebones.study.evaluate import check_evaluation, evaluate_all, finished_models
+from facebones.study.plan import DONE, UNFINISHED, Plan, PlannedRun, make_plan
 from facebones.study.runner import train_all
 from facebones.study.study import MODEL_PART, Study
+from facebones.system.environment import git_revision
+from facebones.system.files import write_json
+from facebones.system.progress import format_seconds
 
 STUDY_FILE = "study.json"
 
@@ -127,7 +128,7 @@ def _write(plan: Plan, errors: Mapping[str, str], evaluation: Mapping[str, Any])
     runs = [_run_json(plan, run, errors.get(run.name)) for run in plan.runs]
     content = {
         "facebones": facebones.__version__,
-        "commit": commit(),
+        "commit": git_revision(),
         "file": str(plan.output / STUDY_FILE),
         "study": plan.study.to_json(),
         "recipe": plan.study.resolved_recipe().to_dict(),

@@ -5,8 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from facebones.progress import format_seconds, say
 from facebones.study.plan import PlannedRun
+from facebones.system.progress import format_seconds, say
 
 LIVE_SECONDS = 1.0
 PLAIN_SECONDS = 60.0

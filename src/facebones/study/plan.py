@@ -5,23 +5,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import facebones
-from facebones.backbones import create_backbone
-from facebones.config import Recipe, load_recipe
 from facebones.data.folders import find_pair_set, open_training_set
-from facebones.efficiency import count_macs, count_parameters
-from facebones.errors import ConfigError, DataError, FaceBonesError
+from facebones.errors import ConfigError, DataError
 from facebones.evaluation.pairs import pair_set_files
 from facebones.profiling.networks import Source, find_sources
+from facebones.recipe import Recipe, load_recipe
 from facebones.run_folder import RunFolder
 from facebones.study.study import Study
-from facebones.training.loop import with_absolute_paths
+from facebones.training.run import with_absolute_paths
 
 # What may differ between a run and its plan: where things lie, how much is said, and measurements on the way.
 FREE_FIELDS = ("data.path", "data.workers", "training.checkpoint_every", "training.choose", "validation.", "log.")
@@ -156,17 +151,6 @@ def make_plan(study: Study, output: Path) -> Plan:
     pair_set_files(sets)  # refuses two of one name now, and not after the trainings
     _check_targets([Path(folder) for folder in study.ijb])
     return Plan(study=study, output=output, runs=runs, trained=trained, pair_sets=sets)
-
-
-@cache  # study.json is written after every run, and a network takes a while to build
-def network_costs(backbone: str, embedding_size: int) -> Mapping[str, Any]:
-    """Parameters and MACs; None, with the problem, of what cannot be built here."""
-    try:
-        with torch.device("meta"):
-            network = create_backbone(backbone, embedding_size)
-    except FaceBonesError as error:
-        return {"parameters": None, "macs": None, "problem": str(error)}
-    return {"parameters": count_parameters(network), "macs": count_macs(network), "problem": None}
 
 
 def folder_name(backbone: str) -> str:

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
-from facebones.progress import say
-from facebones.study.children import Child, start_child
 from facebones.study.display import Display
+from facebones.study.launchers.local import Child, start_child
 from facebones.study.plan import DONE, TO_DO, Plan, PlannedRun
-from facebones.training.interrupts import Interrupted, stop_signals
+from facebones.system.progress import say
+from facebones.system.signals import Interrupted, stop_signals
 
 POLL_SECONDS = 0.2
 

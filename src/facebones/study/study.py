@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from facebones.config import Recipe, check_value, find_shipped, load_recipe, read_yaml, setting
 from facebones.errors import ConfigError, UnknownNameError
+from facebones.recipe import Recipe, find_shipped, load_recipe
+from facebones.strict_yaml import check_value, read_yaml, setting
 
 # What a study says itself; in its overrides these would contradict it.
 OWN_FIELDS = {"backbone.name": "backbones", "training.seed": "seeds", "data.path": "data"}

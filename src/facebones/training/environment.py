@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 import facebones
-from facebones.checkout import commit
-from facebones.files import write_json
-from facebones.progress import say
 from facebones.run_folder import RunFolder
+from facebones.system.environment import git_revision
+from facebones.system.files import write_json
+from facebones.system.progress import say
 
 
 def describe_environment(
@@ -23,7 +23,7 @@ def describe_environment(
 
     return {
         "facebones": facebones.__version__,
-        "commit": commit(),
+        "commit": git_revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

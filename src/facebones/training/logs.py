@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from facebones.errors import ConfigError, RunError
-from facebones.progress import format_seconds, say
+from facebones.system.progress import format_seconds, say
 
 SummaryWriter = Callable[[str], Any]
 

@@ -6,8 +6,8 @@ A step is one update by the optimizer, whatever the number of forward passes it 
 import math
 from collections.abc import Callable, Sequence
 
-from facebones.config import ScheduleConfig
 from facebones.errors import ConfigError
+from facebones.recipe import ScheduleConfig
 
 Schedule = Callable[[int], float]
 

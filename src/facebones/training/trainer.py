@@ -13,22 +13,23 @@ from torch.nn import functional
 
 import facebones
 from facebones.backbones import Backbone, create_backbone
-from facebones.config import HeadConfig, Recipe
+from facebones.backbones.weights import save_weights
 from facebones.data.batch_memory import Batch
 from facebones.data.folders import open_training_set
-from facebones.data.loading import training_batches
-from facebones.data.normalize import to_network_input
+from facebones.data.loader import training_batches
 from facebones.data.order import EpochOrder, block_size
-from facebones.device import to_device
+from facebones.data.preprocessing import to_network_input
 from facebones.errors import CheckpointError, ConfigError, FaceBonesError, RunError
 from facebones.evaluation.embedder import AUTOCAST_TYPE
-from facebones.files import write_json
 from facebones.heads import PartialFC, combined_margin
-from facebones.progress import say
+from facebones.recipe import HeadConfig, Recipe
 from facebones.run_folder import RunFolder
-from facebones.training.checkpoint import save_checkpoint
+from facebones.system.checkpoint import save_checkpoint
+from facebones.system.device import to_device
+from facebones.system.files import write_json
+from facebones.system.progress import say
+from facebones.system.signals import Interrupted, stop_signals
 from facebones.training.environment import describe_environment, note_environment
-from facebones.training.interrupts import Interrupted, stop_signals
 from facebones.training.logs import (
     Meter,
     MetricsLog,
@@ -38,12 +39,11 @@ from facebones.training.logs import (
     train_line,
     validation_line,
 )
-from facebones.training.optimizers import build_optimizer, fill_state, leave_out_unless
+from facebones.training.optimizer import build_optimizer, fill_state, leave_out_unless
 from facebones.training.saved_state import check_state
 from facebones.training.schedule import build_schedule
 from facebones.training.unreadable import UnreadableImages
 from facebones.training.validation import Validation, mean_accuracy
-from facebones.weights import save_weights
 
 # Below this the gradient scaler has halved more than sixteen times in a row without finding a finite gradient.
 SMALLEST_GRADIENT_SCALE = 1.0

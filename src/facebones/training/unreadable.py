@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from facebones.errors import CheckpointError, DataError
-from facebones.progress import say
+from facebones.system.progress import say
 
 
 class UnreadableImages:

@@ -16,14 +16,14 @@ import torch
 
 from facebones.backbones import Backbone
 from facebones.backbones.registry import IMAGE_SIZE
-from facebones.config import Recipe
 from facebones.data.folders import find_pair_set
 from facebones.data.images import decode
-from facebones.data.pairs import PairSet, read_pairs
+from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.errors import ConfigError, DataError
-from facebones.evaluation.embedding import embed_images
+from facebones.evaluation.embed import embed_images
 from facebones.evaluation.verification import check_pair_set, evaluate_pair_set
-from facebones.progress import say
+from facebones.recipe import Recipe
+from facebones.system.progress import say
 
 TRIED_BATCHES = 2
 FIGURES = ("accuracy", "accuracy_std", "tar_at_far_1e3", "far_reached", "auc", "eer", "xnorm")

@@ -1,0 +1,186 @@
+"""Commands about the networks themselves: what there is, what it costs, and on to other runtimes."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from facebones.cli.options import (
+    Arguments,
+    Command,
+    checkpoint_option,
+    device_option,
+    json_option,
+    not_negative,
+    positive,
+    positive_seconds,
+)
+from facebones.errors import ConfigError
+
+
+def _backbones_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help='shell pattern, such as "mobile*"')
+    parser.add_argument("--markdown", action="store_true", help="print docs/backbones.md: all, and the study's table")
+    parser.add_argument("--catalogue", action="store_true", help="count all anew and print what this command reads")
+    json_option(parser)
+
+
+def _backbones(arguments: Arguments) -> None:
+    if arguments.markdown or arguments.catalogue:
+        print(_whole_file(arguments), end="")
+        return
+    rows = _describe(arguments.pattern)
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return
+    from facebones.reporting.console import print_table
+
+    columns = ("backbone", "parameters", "unused", "MACs", "also called", "what it is")
+    print_table(columns, [_backbone_cells(row) for row in rows], title="512-d, 112x112 input; FLOPs = 2 x MACs")
+
+
+def _whole_file(arguments: Arguments) -> str:
+    option, content = ("--markdown", "page") if arguments.markdown else ("--catalogue", "file")
+    if arguments.json or arguments.pattern != "*" or (arguments.markdown and arguments.catalogue):
+        raise ConfigError(f"{option} prints the whole {content}; leave PATTERN and other options out")
+    if arguments.markdown:
+        from facebones.reporting.backbones_page import backbones_page
+
+        return backbones_page()
+    from facebones.backbones.catalogue import format_catalogue
+    from facebones.profiling.cost import count_catalogue
+
+    return format_catalogue(count_catalogue())
+
+
+def _describe(pattern: str) -> list[dict[str, Any]]:
+    """Count timm's models; our own do not change, and to read what is known of them takes no torch."""
+    if pattern.startswith("timm:"):
+        from facebones.profiling.cost import describe_backbones
+
+        return describe_backbones(pattern)
+    from facebones.backbones.catalogue import catalogued_backbones
+
+    return catalogued_backbones(pattern)
+
+
+def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    also_called = ", ".join(row["aliases"])
+    if row["problem"]:
+        return row["name"], "-", "-", "-", also_called, f"{row['summary']}; not here: {row['problem']}"
+    unused, macs = row["unused_parameters"], f"{row['macs'] / 1e6:,.1f} M"
+    return row["name"], f"{row['parameters']:,}", f"{unused:,}", macs, also_called, row["summary"]
+
+
+def _profile_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "networks",
+        nargs="*",
+        default=["*"],
+        metavar="NAME",
+        help="a backbone, an alias, a shell pattern, a run, a file of weights, an ONNX file [all backbones]",
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="the backbone, where a file of weights does not say it")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write profile.json, .csv, .png and .pdf here")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="for images/s and memory [32]")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of the CPU [what torch takes]")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="by autocast [fp32]")
+    parser.add_argument("--channels-last", action="store_true", help="lay images and weights out as (B, H, W, C)")
+    parser.add_argument(
+        "--seconds", type=positive_seconds, default=2.0, metavar="S", help="least time a figure of a network [2]"
+    )
+    device_option(parser)
+    json_option(parser)
+
+
+def _profile(arguments: Arguments) -> None:
+    from facebones.profiling import Conditions, profile
+    from facebones.profiling.profile import headline, profile_table
+    from facebones.reporting.console import print_table
+
+    conditions = Conditions(
+        device=arguments.device,
+        threads=arguments.threads,
+        precision=arguments.precision,
+        channels_last=arguments.channels_last,
+        batch_size=arguments.batch_size,
+        seconds=arguments.seconds,
+    )
+    result = profile(arguments.networks, conditions, backbone=arguments.backbone, output=arguments.output)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_table(*profile_table(result), title=headline(result))
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    checkpoint_option(parser, "a run, or a file of weights")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE.onnx", help="what to write; refused where it exists"
+    )
+    parser.add_argument("--backbone", metavar="NAME", help="the backbone, where the file does not say it")
+    parser.add_argument(
+        "--fold-preprocessing",
+        action="store_true",
+        help="take pixels, uint8 (B, 112, 112, 3), and scale them inside",
+    )
+    parser.add_argument("--int8", action="store_true", help="quantise to 8 bits, by images of --calibration")
+    parser.add_argument("--calibration", type=Path, metavar="DATA", help="a training set, or a .bin, for --int8")
+    parser.add_argument("--calibration-images", type=positive, metavar="N", help="images drawn from it [256]")
+    parser.add_argument("--seed", type=not_negative, metavar="N", help="seed of the drawing [0]")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="SET.bin",
+        help="pair sets, or a folder: compare with torch on their faces too; with --int8, accuracy before and after",
+    )
+    json_option(parser)
+
+
+def _export(arguments: Arguments) -> None:
+    if arguments.int8 != (arguments.calibration is not None):
+        raise ConfigError("--int8 and --calibration DATA go together: the images say how large the activations get")
+    drawing = {"images": arguments.calibration_images, "seed": arguments.seed}
+    drawing = {key: value for key, value in drawing.items() if value is not None}
+    if drawing and not arguments.int8:
+        raise ConfigError("--calibration-images and --seed are for --int8")
+
+    from facebones.export import export_backbone, export_lines, export_table
+    from facebones.onnx.quantize import Calibration
+    from facebones.reporting.console import print_table
+
+    result = export_backbone(
+        arguments.checkpoint,
+        arguments.output,
+        backbone=arguments.backbone,
+        fold_preprocessing=arguments.fold_preprocessing,
+        calibration=Calibration(arguments.calibration, **drawing) if arguments.int8 else None,
+        data=arguments.data,
+    )
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return
+    print("\n".join(export_lines(result)))
+    if arguments.int8:
+        print_table(*export_table(result))
+
+
+COMMANDS = {
+    "backbones": Command(
+        "list the backbones with their cost", 'facebones backbones "mobile*"', _backbones_options, _backbones
+    ),
+    "profile": Command(
+        "count and measure what networks cost: parameters, FLOPs, latency, throughput, memory",
+        'facebones profile mobilefacenet_wide "mixfacenet*" runs/mbf --output profile',
+        _profile_options,
+        _profile,
+    ),
+    "export": Command(
+        "write a trained backbone as an ONNX file, in fp32 or 8 bits, after comparing it with torch",
+        "facebones export --checkpoint runs/mbf --output mbf.onnx --data lfw.bin",
+        _export_options,
+        _export,
+    ),
+}

@@ -1,0 +1,166 @@
+"""Commands that look into data, convert it and make some."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from facebones.cli.options import Arguments, Command, json_option, not_negative, positive, share, whole
+from facebones.errors import ConfigError
+
+
+def _inspect_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", type=Path, help="a training set, a .bin, or a folder of them")
+    parser.add_argument("--output", type=Path, metavar="PNG", help="write a contact sheet here")
+    json_option(parser)
+
+
+def _inspect(arguments: Arguments) -> None:
+    from facebones.datatools.inspect import inspect_data
+
+    inspection = inspect_data(arguments.path, contact_sheet=arguments.output)
+    if arguments.json:
+        print(json.dumps(inspection.to_json(), indent=2))
+    else:
+        print("\n".join(inspection.lines()))
+
+
+def _align_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", type=Path, help="folder of photos, as a rule SRC/<person>/*.jpg")
+    parser.add_argument("destination", metavar="DST", type=Path, help="folder of 112x112 faces, made here")
+    parser.add_argument(
+        "--landmarks",
+        type=Path,
+        metavar="FILE.csv",
+        help="rows path,x1,y1,x2,y2,... of 5 or 68 points: paths inside SRC, pixels of the image as it is displayed",
+    )
+    parser.add_argument(
+        "--detector",
+        type=Path,
+        metavar="FILE.onnx",
+        help="or YuNet: face_detection_yunet_2023mar.onnx of OpenCV's model zoo, github.com/opencv/opencv_zoo",
+    )
+    parser.add_argument("--confidence", type=share, metavar="P", help="least score of a face, for --detector [0.6]")
+    parser.add_argument(
+        "--face", choices=("largest", "central"), help="which of several faces, for --detector [largest]"
+    )
+    parser.add_argument("--format", default="jpg", choices=("jpg", "png"), help="how faces are stored [jpg]")
+    parser.add_argument("--quality", type=positive, metavar="N", help="of JPEG, up to 100 [95]")
+    parser.add_argument("--output", type=Path, metavar="PNG", help="write a contact sheet here")
+    parser.add_argument("--workers", type=positive, metavar="N", help="threads [one for each core]")
+    parser.add_argument("--resume", action="store_true", help="go on with an alignment that was broken off")
+    json_option(parser)
+
+
+def _align(arguments: Arguments) -> None:
+    if (arguments.landmarks is None) == (arguments.detector is None):
+        raise ConfigError("give one of --landmarks FILE.csv and --detector FILE.onnx: they say where the faces are")
+    finding = _given(arguments, "confidence", "face")
+    if finding and arguments.detector is None:
+        raise ConfigError("--confidence and --face are for --detector")
+    if arguments.quality is not None and arguments.format != "jpg":
+        raise ConfigError("--quality is for --format jpg; PNG loses nothing")
+
+    from facebones.datatools.align_folder import Encoding, align_folder
+    from facebones.datatools.detector import FaceDetector
+    from facebones.datatools.landmarks import LandmarkTable
+
+    encoding = Encoding(format=arguments.format, **_given(arguments, "quality"))
+    done = align_folder(
+        arguments.source,
+        arguments.destination,
+        FaceDetector(arguments.detector, **finding) if arguments.detector else LandmarkTable(arguments.landmarks),
+        encoding=encoding,
+        workers=arguments.workers,
+        contact_sheet=arguments.output,
+        resume=arguments.resume,
+    )
+    print(json.dumps(done.to_json(), indent=2) if arguments.json else done)
+
+
+def _given(arguments: Arguments, *names: str) -> dict[str, Any]:
+    """The options that stand on the command line."""
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def _pairs_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", type=Path, help="folder SRC/<person>/*.jpg of people not trained on")
+    parser.add_argument("destination", metavar="LIST.txt", type=Path, help="the pair list to write")
+    parser.add_argument("--pairs", type=positive, default=600, metavar="N", help="a multiple of 20 [600]")
+    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="seed of the drawing [0]")
+
+
+def _pairs(arguments: Arguments) -> None:
+    from facebones.datatools.sample_pairs import write_drawn_pairs
+
+    print(write_drawn_pairs(arguments.source, arguments.destination, pairs=arguments.pairs, seed=arguments.seed))
+
+
+def _convert_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="SRC", type=Path, help="train.rec or its folder, an image folder, a .bin, a pair list"
+    )
+    parser.add_argument("destination", metavar="DST", type=Path, help="what to make: a folder, a .rec or a .bin")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="folder of a pair list's images [its own]")
+    parser.add_argument("--resume", action="store_true", help="go on with a conversion that was broken off")
+
+
+def _convert(arguments: Arguments) -> None:
+    from facebones.datatools.convert import convert
+
+    print(convert(arguments.source, arguments.destination, root=arguments.root, resume=arguments.resume))
+
+
+def _synthesize_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("destination", metavar="DST", type=Path, help="folder, made here")
+    parser.add_argument("--identities", type=whole, default=200, metavar="N", help="people to train on [200]")
+    parser.add_argument("--images-per-identity", type=whole, default=20, metavar="N", help="images of each [20]")
+    parser.add_argument("--pairs", type=whole, default=1000, metavar="N", help="pairs of each verification set [1000]")
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of everything [0]")
+
+
+def _synthesize(arguments: Arguments) -> None:
+    from facebones.synthetic.dataset import synthesize
+
+    summary = synthesize(
+        arguments.destination,
+        identities=arguments.identities,
+        images_per_identity=arguments.images_per_identity,
+        pairs=arguments.pairs,
+        seed=arguments.seed,
+    )
+    print(summary)
+
+
+COMMANDS = {
+    "data inspect": Command(
+        "count, check and show what a data set holds",
+        "facebones data inspect faces_vgg_112x112 --output sheet.png",
+        _inspect_options,
+        _inspect,
+    ),
+    "data align": Command(
+        "find faces in photos, or take landmarks, and bring each to 112x112 as ArcFace wants it",
+        "facebones data align photos faces --detector face_detection_yunet_2023mar.onnx --output sheet.png",
+        _align_options,
+        _align,
+    ),
+    "data pairs": Command(
+        "draw a list of verification pairs from a folder of people, in ten folds without a common person",
+        "facebones data pairs faces/test pairs.txt --pairs 600",
+        _pairs_options,
+        _pairs,
+    ),
+    "data convert": Command(
+        "convert between train.rec, image folders, pair lists and .bin, image bytes untouched",
+        "facebones data convert faces_vgg_112x112 vgg_images",
+        _convert_options,
+        _convert,
+    ),
+    "data synthesize": Command(
+        "draw faces of people who do not exist, in the field's own formats",
+        "facebones data synthesize synthetic --identities 200 --seed 1",
+        _synthesize_options,
+        _synthesize,
+    ),
+}

@@ -1,0 +1,225 @@
+"""The command line: parsing, one-line errors and the exit status.
+
+Exit status: 0 done; 1 the run failed; 2 bad input; 130 or 143 stopped by SIGINT or SIGTERM.
+Progress goes to stderr and results to stdout. What the commands are stands in `facebones.cli.commands`.
+"""
+
+import argparse
+import errno
+import io
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from facebones import __version__
+from facebones.cli.commands import COMMANDS, GROUPS
+from facebones.cli.options import Arguments, Command
+from facebones.errors import ConfigError, FaceBonesError, first_line
+from facebones.system.malloc import keep_freed_memory
+from facebones.system.signals import Interrupted, stop_signals, stop_with_parent
+
+FIELD = re.compile(r"--\w+\.\w")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # results may name files in letters that stdout has not
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        arguments = _parse(argv)
+        _run(arguments)
+        print(end="", flush=True)
+    except FaceBonesError as error:
+        if "--debug" in argv:
+            raise
+        _say(str(error))
+        return error.exit_status
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
+        _drop_stdout()
+    except OSError as error:
+        if "--debug" in argv or not (error.filename or error.errno in FULL):
+            raise
+        return _report(error)
+    except RuntimeError as error:
+        if "--debug" in argv or type(error).__name__ != "OutOfMemoryError":  # torch's, by name: it may not be imported
+            raise
+        _say(f"the GPU's memory is full; take smaller batches: {first_line(error)}")
+        return 1
+    except Interrupted as stop:
+        _say(f"stopped by {stop}; {_continuation(arguments, argv)}")
+        return 128 + stop.signal
+    except KeyboardInterrupt:
+        _say("stopped")
+        return 130
+    return 0
+
+
+def _run(arguments: Arguments) -> None:
+    """Run the command; a signal breaks it off, save a training, which saves first."""
+    keep_freed_memory()
+    if arguments.command_name in {"train", "resume"}:
+        stop_with_parent()
+        arguments.command.run(arguments)
+        return
+    with stop_signals() as stop, stop.at_once():
+        try:
+            arguments.command.run(arguments)
+        except Exception:
+            if stop.received is not None:  # a library took the stop for a failure of its own
+                raise Interrupted(stop.received) from None
+            raise
+
+
+def _report(error: OSError) -> int:
+    """Say what no command has foreseen, such as a folder that may not be entered; returns the exit status."""
+    if error.filename:
+        _say(f"{error.filename}: {error.strerror}")
+        return 2
+    _drop_stdout()  # files are named, so it is stdout that is full
+    _say(f"standard output: {error.strerror}; free space or send it elsewhere")
+    return 1
+
+
+def _say(message: str) -> None:
+    """Print one line, whatever names from strangers it quotes."""
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+    print(f"facebones: {line}", file=sys.stderr)
+
+
+def _drop_stdout() -> None:
+    """Give up on what stdout still holds, or Python's own last flush would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _continuation(arguments: Arguments, argv: list[str]) -> str:
+    """How to go on with a command that was stopped."""
+    name = arguments.command_name
+    if name in {"train", "resume"}:
+        from facebones.run_folder import RunFolder
+
+        run = RunFolder(arguments.output if name == "train" else arguments.run_folder)
+        device = "" if arguments.device == "auto" else f" --device {arguments.device}"
+        return f"go on with: {run.resume_command}{device}"
+    if name == "demo":
+        return f"go on with: facebones demo --output {shlex.quote(str(arguments.output))}"
+    if name in {"data convert", "data align"}:
+        from facebones.datatools.partial_folder import partial_path
+
+        if partial_path(arguments.destination).exists():
+            return f"go on with: facebones {shlex.join(argv)}{'' if arguments.resume else ' --resume'}"
+    keeps = name in {"evaluate templates", "evaluate identification"} and arguments.output is not None
+    if name == "compare" or keeps:
+        return f"go on with: facebones {shlex.join(argv)}"
+    return "nothing is left half-done; begin again with the same command"
+
+
+# ---------------------------------------------------------------------------------------------------- parsing
+
+
+def _parse(argv: list[str]) -> Arguments:
+    fields, others = _split_fields(argv)
+    arguments, unknown = _build_parser().parse_known_args(others)
+    unknown = [*fields, *unknown]
+    command: Command = arguments.command
+    arguments.overrides = _overrides(unknown) if command.takes_recipe_fields else {}
+    if unknown and not command.takes_recipe_fields:
+        raise ConfigError(f"unknown option or argument: {unknown[0]}; see facebones {arguments.command_name} --help")
+    return arguments
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="facebones",
+        description="Train, verify and compare face-recognition backbones under one fair ArcFace recipe.",
+        epilog="example: facebones demo --output demo",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"facebones {__version__}")
+    groups: dict[str, Any] = {"": parser.add_subparsers(metavar="COMMAND", required=True)}
+    for name, command in COMMANDS.items():
+        group, _, leaf = name.rpartition(" ")
+        if group not in groups:
+            heading = groups[""].add_parser(group, help=GROUPS[group], description=GROUPS[group], allow_abbrev=False)
+            groups[group] = heading.add_subparsers(metavar="COMMAND", required=True)
+        child = groups[group].add_parser(
+            leaf,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            epilog=f"example:\n  {command.example}",
+            formatter_class=_RecipeHelp if command.takes_recipe_fields else argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.options(child)
+        child.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        child.set_defaults(command=command, command_name=name)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a misuse as everything else is reported: in one line."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("type", Path, _given_path)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _given_path(text: str) -> Path:
+    """A path; that of an empty name, as of a shell's variable that is not set, would be the present folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name; '.' is the present folder")
+    return Path(text)
+
+
+class _RecipeHelp(argparse.RawDescriptionHelpFormatter):
+    """Adds the fields of a recipe to the help, which is the only time that they are needed here."""
+
+    def format_help(self) -> str:
+        from facebones.recipe import field_help
+
+        rows = "\n".join(f"  --{name} VALUE\n        {text}" for name, text in field_help())
+        return f"{super().format_help()}\nfields of the recipe:\n{rows}\n"
+
+
+def _split_fields(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Words `--section.field VALUE` or `--section.field=VALUE`, and the others: argparse takes VALUE for one of these.
+
+    >>> _split_fields(["train", "--training.epochs", "4", "demo"])
+    (['--training.epochs', '4'], ['train', 'demo'])
+    """
+    fields: list[str] = []
+    others: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if not FIELD.match(word):
+            others.append(word)
+            continue
+        fields.append(word)
+        if "=" not in word and (value := next(words, None)) is not None:
+            fields.append(value)
+    return fields, others
+
+
+def _overrides(unknown: list[str]) -> dict[str, str]:
+    """`--section.field value` and `--section.field=value` as a mapping."""
+    overrides: dict[str, str] = {}
+    words = iter(unknown)
+    for word in words:
+        if not word.startswith("--"):
+            raise ConfigError(f"unexpected argument: {word}; options are --section.field VALUE")
+        name, has_value, value = word[2:].partition("=")
+        if not has_value:
+            following = next(words, None)
+            if following is None or following.startswith("--"):
+                raise ConfigError(f"{word}: a value is missing")
+            value = following
+        overrides[name] = value
+    return overrides

@@ -1,0 +1,143 @@
+"""The commands that compare: many trainings from one file, and a report of what was trained before."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from facebones.cli.options import (
+    Arguments,
+    Command,
+    choose_by_speed,
+    device_option,
+    json_option,
+    positive,
+    runtime_option,
+    speed_option,
+)
+
+REPORT_FOLDER = "report"
+# Fields of a study that the command line can set, with what is said of each.
+STUDY_OPTIONS = (
+    ("recipe", "NAME", "a recipe's name, or its file"),
+    ("data", "PATH", "training data"),
+    ("backbones", "LIST", "names, patterns, runs and ONNX files, commas between"),
+    ("seeds", "LIST", "whole numbers, commas between"),
+    ("pair_sets", "LIST", "names beside the data, or paths, commas between"),
+    ("ijb", "LIST", "IJB-B or IJB-C folders, commas between"),
+    ("profile", "BOOL", "true or false"),
+)
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", help="a YAML file, or the name of a study that comes along")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the study, made here")
+    for key, metavar, text in STUDY_OPTIONS:
+        parser.add_argument(f"--{key.replace('_', '-')}", metavar=metavar, help=f"{text}; sets {key}")
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="trainings at a time [1]")
+    parser.add_argument("--dry-run", action="store_true", help="show the runs and how far they are, and end")
+    speed_option(parser)
+    runtime_option(parser)
+    device_option(parser)
+    json_option(parser)
+
+
+def _compare(arguments: Arguments) -> None:
+    from facebones.study.study import load_study
+
+    choose_by_speed(arguments)
+    given = {key: getattr(arguments, key) for key, _, _ in STUDY_OPTIONS}
+    study = load_study(arguments.study, overrides=arguments.overrides, **given)
+    from facebones.reporting.console import print_table
+    from facebones.study import compare as work
+    from facebones.study.evaluate import check_evaluation
+    from facebones.study.plan import make_plan
+    from facebones.system.device import select_device
+
+    select_device(arguments.device)
+    if arguments.dry_run:
+        plan = make_plan(study, arguments.output)
+        check_evaluation(plan, arguments.device, arguments.runtime)
+        rows = work.plan_rows(plan)
+        print(json.dumps(rows, indent=2)) if arguments.json else print_table(*work.plan_table(rows))
+        return
+    options = {"jobs": arguments.jobs, "device": arguments.device, "runtime": arguments.runtime}
+    content = work.compare(study, arguments.output, **options)
+    _report_study(content, as_json=arguments.json)
+
+
+def _report_study(content: dict[str, Any], *, as_json: bool) -> None:
+    """Write the report into the study's folder and print what came out; raises where a part has failed."""
+    from facebones.reporting.console import print_table
+    from facebones.reporting.report import PAGE, write_report
+    from facebones.study.compare import raise_failures, study_table
+
+    output = Path(content["file"]).parent
+    sentences = write_report([output], output / REPORT_FOLDER)["answer"]
+    page = str(output / REPORT_FOLDER / PAGE)
+    if as_json:
+        print(json.dumps({**content, "answer": sentences, "report": page}, indent=2))
+    else:
+        name = content["study"]["name"]
+        print_table(*study_table(content), title=f"{name}: mean over seeds +- standard deviation")
+        _print_answer(sentences, page)
+    raise_failures(content)
+
+
+def _print_answer(sentences: Sequence[str], page: str) -> None:
+    for sentence in sentences:
+        print(f"* {sentence}")
+    print(f"report: {page}")
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder, made here [demo]")
+    device_option(parser)
+    json_option(parser)
+
+
+def _demo(arguments: Arguments) -> None:
+    from facebones.study.demo import demo
+
+    _report_study(demo(arguments.output, arguments.device), as_json=arguments.json)
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="of a study, a run, or an evaluation")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder, made here [report, in the first DIR]")
+    json_option(parser)
+
+
+def _report(arguments: Arguments) -> None:
+    from facebones.reporting.report import PAGE, write_report
+
+    output = arguments.output or arguments.folders[0] / REPORT_FOLDER
+    content = write_report(arguments.folders, output)
+    if arguments.json:
+        print(json.dumps(content, indent=2))
+    else:
+        _print_answer(content["answer"], str(output / PAGE))
+
+
+COMMANDS = {
+    "demo": Command(
+        "synthesise faces, train three small backbones on them from two seeds each, and report how they compare",
+        "facebones demo --output demo",
+        _demo_options,
+        _demo,
+    ),
+    "compare": Command(
+        "train every backbone of a study by one recipe, and evaluate and profile them all",
+        "facebones compare compact_faithful --data faces_vgg_112x112 --output comparisons/compact --jobs 2",
+        _compare_options,
+        _compare,
+        takes_recipe_fields=True,
+    ),
+    "report": Command(
+        "write one page, tables and pictures of studies and runs, also those that `logs` has read",
+        "facebones report comparisons/compact runs/theirs --output report",
+        _report_options,
+        _report,
+    ),
+}

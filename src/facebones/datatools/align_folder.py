@@ -1,0 +1,383 @@
+"""From a folder of photos to a folder of aligned faces, the one place where images are encoded again."""
+
+import csv
+import io
+import os
+import shutil
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from facebones.data.alignment import align_face
+from facebones.data.folders import is_image_name, read_image_file
+from facebones.data.images import ImageArray, decode
+from facebones.datatools.choice import evenly
+from facebones.datatools.contact_sheet import IN_ROW, write_face_sheet
+from facebones.datatools.detector import quiet_opencv
+from facebones.datatools.landmarks import LandmarkTable
+from facebones.datatools.origin import photos_origin
+from facebones.datatools.partial_folder import PartialFolder
+from facebones.errors import ConfigError, DataError
+from facebones.system.files import check_writable
+from facebones.system.progress import track
+
+FORMATS = ("jpg", "png")
+MISSING = "not_found.csv"
+ENDINGS = {"jpg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
+AHEAD = 4  # images a thread that wait for their turn
+SHOWN = 3
+
+
+class LandmarkSource(Protocol):
+    """What knows where the face is: a table or a detector."""
+
+    @property
+    def missing(self) -> str:
+        """Why an image has no landmarks."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the landmarks."""
+
+    def find(self, name: str, image_HxWx3: ImageArray, /) -> tuple[npt.NDArray[np.float64] | None, int]:
+        """Return landmarks (5, 2) or None, and of how many faces there was a choice."""
+
+
+class Missing(NamedTuple):
+    """An image that no face came of: its path inside the folder, and why."""
+
+    path: str
+    reason: str
+
+
+class _Face(NamedTuple):
+    """What came of one image: an encoded face, or a reason why not."""
+
+    path: str
+    target: str
+    encoded: bytes
+    faces: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How faces are stored.
+
+    Attributes:
+        format: "jpg" or "png".
+        quality: of a JPEG, 1 to 100.
+    """
+
+    format: str = "jpg"
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what cannot be."""
+        if self.format not in FORMATS:
+            raise ConfigError(f"format: {self.format!r} is none of {', '.join(FORMATS)}")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"quality: {self.quality} is not from 1 to 100")
+
+    def encode(self, image_HxWx3: ImageArray) -> bytes:
+        """Encode an RGB image."""
+        options = (cv2.IMWRITE_JPEG_QUALITY, self.quality) if self.format == "jpg" else ()
+        bgr = cv2.cvtColor(image_HxWx3, cv2.COLOR_RGB2BGR)
+        return cv2.imencode(f".{self.format}", bgr, options)[1].tobytes()
+
+    def is_whole(self, path: str) -> bool:
+        """Whether a file is there and was not broken off."""
+        try:
+            content = read_image_file(path)
+        except OSError:
+            return False
+        return content.endswith(ENDINGS[self.format])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """What `align_folder` did.
+
+    Attributes:
+        source: the folder of photos.
+        destination: the folder of faces.
+        images: how many images there were.
+        faces: how many faces there are now.
+        folders: in how many folders.
+        kept: how many of the faces stood there already, from an interrupted run.
+        several: how many images, of those looked at now, showed several faces.
+        not_found: the images that no face came of, and rows of a table that no image has.
+        notes: what a user should know.
+    """
+
+    source: Path
+    destination: Path
+    images: int
+    faces: int
+    folders: int
+    kept: int
+    several: int
+    not_found: tuple[Missing, ...]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        kept = f", {self.kept} of them kept from an earlier run" if self.kept else ""
+        lines = [f"{self.source} -> {self.destination}: {self.faces} faces in {self.folders} folders{kept}"]
+        if self.several:
+            lines.append(f"images with several faces, of which one was taken: {self.several}")
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.reasons().items())
+        listed = f" ({reasons}); they are listed in {self.destination / MISSING}" if self.not_found else ""
+        return "\n".join(
+            [*lines, f"not found: {self.images - self.faces} of {self.images} images{listed}", *self.notes]
+        )
+
+    def reasons(self) -> dict[str, int]:
+        """Count the reasons why images have no face, the commonest first."""
+        return dict(Counter(missing.reason for missing in self.not_found).most_common())
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        paths = {"source": str(self.source), "destination": str(self.destination)}
+        missing = [missing._asdict() for missing in self.not_found]
+        return asdict(self) | paths | {"not_found": missing, "notes": list(self.notes), "reasons": self.reasons()}
+
+
+def align_folder(
+    source: Path,
+    destination: Path,
+    landmarks: LandmarkSource,
+    *,
+    encoding: Encoding | None = None,
+    workers: int | None = None,
+    contact_sheet: Path | None = None,
+    resume: bool = False,
+) -> Alignment:
+    """Align the face of each image, 112x112, and keep folders and names as they are.
+
+    Images that no face comes of are listed in `not_found.csv`. The folder is filled as NAME.partial and gets its name
+    when it is complete.
+
+    Args:
+        source: a folder of images, at any depth; names that start with a dot are passed over.
+        destination: the folder to make.
+        landmarks: where the faces are.
+        encoding: how faces are stored, JPEG at quality 95 by default.
+        workers: threads; by default as many as there are cores.
+        contact_sheet: a PNG file to write, with some of the faces of some folders.
+        resume: go on with a run that was broken off; its faces are kept.
+
+    Raises:
+        DataError: no image, no face at all, two images of one name, or the destination is there.
+        RunError: the destination cannot be written.
+    """
+    encoding = encoding or Encoding()
+    if contact_sheet is not None:
+        check_writable(contact_sheet)
+    _refuse_inside(source, destination)
+    names, notes = list_images(source)
+    targets = _targets(names, encoding.format, source)
+    missing = [Missing(name, "no such image") for name in _unused(landmarks, set(names))]
+    origin = photos_origin(source, names, landmarks.settings | asdict(encoding))
+    with PartialFolder(destination, resume, "alignment", origin) as folder:
+        wanted = [name for name in names if not folder.keep(targets[name], encoding.is_whole)]
+        work = partial(_align, source, landmarks, encoding, targets)
+        without, several = _fill(folder, work, wanted, workers or os.cpu_count() or 1)
+        missing = sorted([*missing, *without])
+        if not (found := _found(targets, missing)):
+            _fail_empty(folder, source, len(names), missing)
+        folder.place(MISSING, _csv(missing))
+    if contact_sheet is not None:
+        _write_sheet(contact_sheet, destination, found)
+    kept = len(names) - len(wanted)
+    return _summary(source, destination, targets, missing, notes, kept=kept, several=several)
+
+
+def _fill(
+    folder: PartialFolder, work: Callable[[str], _Face], names: Sequence[str], workers: int
+) -> tuple[list[Missing], int]:
+    """Write the faces of these images.
+
+    Returns:
+        The images that no face came of, and how many showed several faces.
+    """
+    missing: list[Missing] = []
+    several = 0
+    with quiet_opencv(), closing(_in_threads(work, names, workers)) as faces:
+        for face in track(faces, "aligning", len(names)):
+            if face.reason:
+                missing.append(Missing(face.path, face.reason))
+            else:
+                folder.place(face.target, face.encoded)
+            several += face.faces > 1
+    return missing, several
+
+
+def _found(targets: dict[str, str], missing: Sequence[Missing]) -> list[str]:
+    """The faces that there are, in the order of their images."""
+    lost = {path for path, _ in missing}
+    return [target for name, target in targets.items() if name not in lost]
+
+
+def _summary(
+    source: Path,
+    destination: Path,
+    targets: dict[str, str],
+    missing: Sequence[Missing],
+    notes: Sequence[str],
+    *,
+    kept: int,
+    several: int,
+) -> Alignment:
+    found = _found(targets, missing)
+    return Alignment(
+        source=source,
+        destination=destination,
+        images=len(targets),
+        faces=len(found),
+        folders=len({os.path.dirname(name) for name in found}),  # noqa: PTH120
+        kept=kept,
+        several=several,
+        not_found=tuple(missing),
+        notes=(*notes, *_empty_folders(list(targets), {path for path, _ in missing})),
+    )
+
+
+def list_images(root: Path) -> tuple[list[str], list[str]]:
+    """List the images below a folder, following links.
+
+    Returns:
+        Their paths inside the folder, sorted; and notes about files that are left out.
+
+    Raises:
+        DataError: there is no folder or no image, or it cannot be read.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; name a folder of images")
+    images: list[str] = []
+    others: list[str] = []
+    _list_below(root, "", (), images, others)
+    if not images:
+        raise DataError(f"{root}: no image in it or below; check the path")
+    shown = ", ".join(sorted(others)[:SHOWN]) + (f" and {len(others) - SHOWN} more" if len(others) > SHOWN else "")
+    return sorted(images), [f"{root}: {len(others)} files that are no image left out: {shown}"] if others else []
+
+
+def _list_below(root: Path, inside: str, above: tuple[str, ...], images: list[str], others: list[str]) -> None:
+    folder = root / inside
+    real = os.path.realpath(folder)
+    if real in above:  # a link that leads back
+        return
+    try:
+        with os.scandir(folder) as entries:
+            rows = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}; check the path and its permissions") from error
+    for name, is_folder in rows:
+        path = f"{inside}/{name}" if inside else name
+        if is_folder:
+            _list_below(root, path, (*above, real), images, others)
+        else:
+            (images if is_image_name(name) else others).append(path)
+
+
+def _refuse_inside(source: Path, destination: Path) -> None:
+    if Path(os.path.realpath(destination)).is_relative_to(os.path.realpath(source)):
+        raise DataError(f"{destination}: lies inside {source}, whose images are read; choose another place")
+
+
+def _targets(names: Sequence[str], format: str, source: Path) -> dict[str, str]:
+    """Give each image the path of its face."""
+    targets = {name: str(PurePath(name).with_suffix(f".{format}")) for name in names}
+    first: dict[str, str] = {}
+    for name, target in targets.items():
+        if (other := first.setdefault(target, name)) != name:
+            raise DataError(f"{source}: {other} and {name} would both become {target}; rename one of them")
+    return targets
+
+
+def _unused(landmarks: LandmarkSource, names: set[str]) -> list[str]:
+    """The rows of a table that no image has."""
+    return [name for name in landmarks.names() if name not in names] if isinstance(landmarks, LandmarkTable) else []
+
+
+def _align(source: Path, landmarks: LandmarkSource, encoding: Encoding, targets: dict[str, str], name: str) -> _Face:
+    try:
+        image = decode(read_image_file(f"{source}/{name}"), name)
+    except DataError:
+        return _Face(name, "", b"", 0, "unreadable image")
+    except OSError as error:
+        return _Face(name, "", b"", 0, f"cannot be read: {error.strerror}")
+    try:
+        points, faces = landmarks.find(name, image)
+        if points is None:
+            return _Face(name, "", b"", 0, landmarks.missing)
+        if not ((points >= 0) & (points < image.shape[1::-1])).all(axis=1).any():  # the face would be black
+            return _Face(name, "", b"", 0, "landmarks outside of the image")
+        return _Face(name, targets[name], encoding.encode(align_face(image, points, name)), faces, "")
+    except DataError:
+        return _Face(name, "", b"", 0, "landmarks all in one place")
+    except cv2.error:  # it warps no image with a side of 32768 pixels or more
+        return _Face(name, "", b"", 0, "too large an image")
+
+
+def _in_threads(work: Callable[[str], _Face], names: Sequence[str], workers: int) -> Generator[_Face]:
+    """Yield what comes of each image, in their order; to be closed, which ends the threads.
+
+    OpenCV decodes, detects and warps without Python's lock, so that threads are as good as processes.
+    """
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[Future[_Face]] = deque()
+    try:
+        for name in names:
+            waiting.append(pool.submit(work, name))
+            if len(waiting) >= AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _fail_empty(folder: PartialFolder, source: Path, images: int, missing: Sequence[Missing]) -> None:
+    reasons = Counter(reason for _, reason in missing)
+    if not folder.resume:
+        shutil.rmtree(folder.path)
+    listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+    raise DataError(f"{source}: no face in any of {images} images ({listed}); nothing is written")
+
+
+def _csv(missing: Sequence[Missing]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Missing._fields)
+    writer.writerows(missing)
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def _empty_folders(names: Sequence[str], lost: set[str]) -> list[str]:
+    """Say which folders had images and have no face."""
+    before, after = ({os.path.dirname(name) for name in some} for some in (names, set(names) - lost))  # noqa: PTH120
+    empty = sorted(before - after)
+    more = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
+    return [f"folders without a face: {len(empty)}: {', '.join(empty[:SHOWN])}{more}"] if empty else []
+
+
+def _write_sheet(path: Path, root: Path, names: Sequence[str]) -> None:
+    """Draw some faces of some folders, chosen evenly."""
+    of_folder: dict[str, list[str]] = {}
+    for name in names:
+        of_folder.setdefault(os.path.dirname(name), []).append(name)  # noqa: PTH120
+    rows = []
+    for folder in evenly(sorted(of_folder), IN_ROW):
+        faces = [decode((root / name).read_bytes(), name) for name in evenly(of_folder[folder], IN_ROW)]
+        rows.append((folder or root.name, faces))
+    write_face_sheet(path, f"{root.name}: {len(names)} faces in {len(of_folder)} folders", rows)

@@ -1,0 +1,161 @@
+"""A picture of pictures: rows of faces with captions, to see at a glance what a data set holds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from facebones.data.folders import TrainingSet
+from facebones.data.images import ImageArray, decode
+from facebones.data.pair_bins import PairSet
+from facebones.datatools.choice import evenly
+from facebones.errors import DataError, RunError
+from facebones.system.files import atomic_write
+
+TILE = 112
+FRAME = 4
+CAPTION_WIDTH = 150
+LINE = 24
+INK = (30, 30, 30)
+PAPER = 255
+IN_ROW = 8
+GENUINE, IMPOSTOR = (0, 130, 0), (200, 0, 0)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """One face or the two of a pair; None for an image that cannot be read."""
+
+    images: Sequence[ImageArray | None]
+    mark: str = ""
+    color: tuple[int, int, int] = (200, 200, 200)
+
+
+_Row = tuple[str, list[_Tile]]  # a caption, and what stands beside it
+
+
+def write_contact_sheet(path: Path, sets: Sequence[tuple[Path, TrainingSet | PairSet]]) -> None:
+    """Draw some images of each set, chosen evenly over it, below each other, and save them as PNG.
+
+    A row is an identity of a training set, or some pairs of a verification set, marked genuine or impostor.
+
+    Args:
+        path: where to write; the file appears when it is whole.
+        sets: each with the path that stands in its heading.
+
+    Raises:
+        RunError, ConfigError: the file cannot be written.
+    """
+    _save(path, [block for name, data in sets for block in _section(name, data)])
+
+
+def write_face_sheet(path: Path, title: str, rows: Sequence[tuple[str, Sequence[ImageArray]]]) -> None:
+    """Draw rows of faces and save them as PNG.
+
+    Args:
+        path: where to write; the file appears when it is whole.
+        title: the heading.
+        rows: each a caption and its images, uint8 (H, W, 3) RGB.
+
+    Raises:
+        RunError, ConfigError: the file cannot be written.
+    """
+    _save(path, [_heading(title), *(_row(caption, [_Tile([image]) for image in images]) for caption, images in rows)])
+
+
+def _save(path: Path, blocks: Sequence[ImageArray]) -> None:
+    width = max(block.shape[1] for block in blocks)
+    sheet = np.concatenate([_widen(block, width) for block in blocks])
+    done, encoded = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise RunError(f"{path}: a contact sheet of {width}x{len(sheet)} pixels cannot be encoded; inspect fewer sets")
+    with atomic_write(path) as file:
+        file.write(encoded.tobytes())
+
+
+def _section(path: Path, data: TrainingSet | PairSet) -> list[ImageArray]:
+    if isinstance(data, PairSet):
+        title, rows = f"{path.name}: {len(data)} pairs", _pair_rows(data)
+    else:
+        title = f"{path.name}: {len(data)} images of {len(np.unique(data.labels))} identities"
+        rows = _identity_rows(data)
+    return [_heading(title), *(_row(caption, tiles) for caption, tiles in rows)]
+
+
+def _heading(title: str) -> ImageArray:
+    return _text(title, width=max(10 * len(title) + 12, CAPTION_WIDTH), height=LINE + 12, scale=0.5)
+
+
+def _identity_rows(data: TrainingSet) -> list[_Row]:
+    rows = []
+    for label in evenly(np.unique(data.labels).tolist(), IN_ROW):
+        images = evenly(np.flatnonzero(data.labels == label).tolist(), IN_ROW)
+        rows.append((f"identity {data.identity_name(label)}", [_Tile([_pixels(data, index)]) for index in images]))
+    return rows
+
+
+def _pair_rows(data: PairSet) -> list[_Row]:
+    rows: list[_Row] = []
+    for mark, color, wanted in (("genuine", GENUINE, True), ("impostor", IMPOSTOR, False)):
+        pairs = evenly(np.flatnonzero(data.is_same == wanted).tolist(), IN_ROW)
+        tiles = [
+            _Tile([_pixels(data, 2 * pair), _pixels(data, 2 * pair + 1)], f"{mark}, pair {pair}", color)
+            for pair in pairs
+        ]
+        rows += [(mark, tiles[start : start + IN_ROW // 2]) for start in range(0, len(tiles), IN_ROW // 2)]
+    return rows
+
+
+def _pixels(data: TrainingSet | PairSet, index: int) -> ImageArray | None:
+    try:
+        encoded = data.images[index] if isinstance(data, PairSet) else data.read(index)[0]
+        return decode(encoded, "an image of the contact sheet")
+    except DataError:
+        return None  # drawn as broken; the inspection names it
+
+
+def _row(caption: str, tiles: Sequence[_Tile]) -> ImageArray:
+    drawn = [_tile(tile) for tile in tiles]
+    height = max(tile.shape[0] for tile in drawn)
+    columns = [_text(caption, width=CAPTION_WIDTH, height=height), *(_heighten(tile, height) for tile in drawn)]
+    return np.concatenate(columns, axis=1)
+
+
+def _tile(tile: _Tile) -> ImageArray:
+    faces = np.concatenate([_face(image) for image in tile.images], axis=1)
+    framed = np.full((faces.shape[0] + 2 * FRAME, faces.shape[1] + 2 * FRAME, 3), tile.color, dtype=np.uint8)
+    framed[FRAME:-FRAME, FRAME:-FRAME] = faces
+    if tile.mark:
+        framed = np.concatenate([framed, _text(tile.mark, framed.shape[1], LINE, color=tile.color)])
+    return _margin(framed)
+
+
+def _face(image: ImageArray | None) -> ImageArray:
+    if image is None:
+        return _text("broken", TILE, TILE, color=(200, 0, 0))
+    scale = TILE / max(image.shape[:2])
+    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+    small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return _widen(_heighten(small, TILE), TILE)
+
+
+def _text(text: str, width: int, height: int, *, color: tuple[int, int, int] = INK, scale: float = 0.45) -> ImageArray:
+    """Draw a line of text on white; OpenCV's letters are those of ASCII, all others become question marks."""
+    paper = np.full((height, width, 3), PAPER, dtype=np.uint8)
+    shown = text.encode("ascii", "replace").decode()
+    cv2.putText(paper, shown, (6, height // 2 + 5), cv2.FONT_HERSHEY_SIMPLEX, scale, color, 1, cv2.LINE_AA)
+    return paper
+
+
+def _margin(image: ImageArray) -> ImageArray:
+    return np.pad(image, ((FRAME, FRAME), (FRAME, FRAME), (0, 0)), constant_values=PAPER)
+
+
+def _widen(image: ImageArray, width: int) -> ImageArray:
+    return np.pad(image, ((0, 0), (0, width - image.shape[1]), (0, 0)), constant_values=PAPER)
+
+
+def _heighten(image: ImageArray, height: int) -> ImageArray:
+    return np.pad(image, ((0, height - image.shape[0]), (0, 0), (0, 0)), constant_values=PAPER)

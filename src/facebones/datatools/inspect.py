@@ -1,0 +1,444 @@
+"""What a data set holds, and what is wrong with it: every image is decoded and compared with every other."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from facebones.data.folders import ImageFolder, RecordSet, TrainingSet, find_records, image_suffix, pair_sets
+from facebones.data.ijb_lists import listed_targets
+from facebones.data.images import decode
+from facebones.data.pair_bins import PairSet, read_pairs
+from facebones.datatools.contact_sheet import write_contact_sheet
+from facebones.datatools.jpeg_damage import DecoderWarnings, decoder_warnings, lacks_end
+from facebones.errors import ConfigError, DataError
+from facebones.system.files import check_writable
+from facebones.system.progress import track
+
+CHUNK = 64  # images that a thread takes at a time
+FOLDS = 10
+SHOWN = 5  # examples that people see; programs get them all
+HISTOGRAM_STARTS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One training set or verification set.
+
+    Attributes:
+        path: where it is.
+        images: how many.
+        sizes: images of each size, "height x width".
+        encodings: images of each encoding, by the usual file ending.
+        broken: what cannot be decoded, and why.
+        damaged: what can be decoded, but has lost some of its content, and what is wrong; counted among the images.
+        identical: groups of images with the same pixels, each named. Of a verification set only the number of
+            different images is given, for there a photo occurs in several pairs by design.
+        same_bytes: how many of these groups are the same file, byte for byte.
+        distinct: different images, by their pixels.
+        conflicts: identical images under two identities, or in an impostor pair.
+        notes: what else to know.
+    """
+
+    path: str
+    images: int
+    sizes: dict[str, int]
+    encodings: dict[str, int]
+    broken: list[str]
+    damaged: list[str]
+    identical: list[list[str]]
+    same_bytes: int
+    distinct: int
+    conflicts: list[list[str]]
+    notes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPart(Part):
+    """A training set.
+
+    Attributes:
+        identities: how many have an image.
+        per_identity: minimum, median and maximum of images per identity.
+        histogram: identities by their number of images, such as {"5-9": 12}.
+    """
+
+    identities: int
+    per_identity: dict[str, float]
+    histogram: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """Say it to people."""
+        spread = ", ".join(f"{name} {value:g}" for name, value in self.per_identity.items())
+        head = f"{self.path}: training set, {self.images} images of {self.identities} identities"
+        rows = [f"{name:>8} images  {_bar(count, self.histogram)} {count}" for name, count in self.histogram.items()]
+        return [head, *_indent([f"images per identity: {spread}", *rows, *_image_lines(self)])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairPart(Part):
+    """A verification set.
+
+    Attributes:
+        pairs: how many; genuine and impostor are those of one person and of two.
+        folds: how the pairs split into ten folds, in words.
+    """
+
+    pairs: int
+    genuine: int
+    impostor: int
+    folds: str
+
+    def lines(self) -> list[str]:
+        """Say it to people."""
+        head = f"{self.path}: verification set, {self.pairs} pairs, {self.genuine} genuine, {self.impostor} impostor"
+        return [head, *_indent([f"folds: {self.folds}", *_image_lines(self)])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Images that two sets have in common, by their pixels.
+
+    Attributes:
+        images: different images that are in both.
+        examples: one name of each in the first set, and one in the second.
+    """
+
+    first: str
+    second: str
+    images: int
+    examples: list[tuple[str, str]]
+
+    def lines(self) -> list[str]:
+        """Say it to people."""
+        head = f"{self.first} and {self.second}: {self.images} images in common"
+        return [head, *_indent(_first([f"{a} = {b}" for a, b in self.examples]))]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything that was found.
+
+    Attributes:
+        parts: the sets, the training set first.
+        overlaps: one for each two sets, also where they have nothing in common.
+    """
+
+    parts: list[TrainingPart | PairPart]
+    overlaps: list[Overlap] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain lists, dicts, strings and numbers."""
+        return {"parts": [asdict(part) for part in self.parts], "overlaps": [asdict(each) for each in self.overlaps]}
+
+    def lines(self) -> list[str]:
+        """Say it to people."""
+        return [line for each in (*self.parts, *self.overlaps) for line in each.lines()]
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of any set, by number."""
+
+    path: Path
+    count: int
+    read: Callable[[int], bytes]
+    describe: Callable[[int], str]
+
+    def name(self, index: int) -> str:
+        """Name an image briefly: without the folder that the set is in."""
+        return self.describe(index).removeprefix(f"{self.path.parent}/")
+
+
+class _Findings(NamedTuple):
+    """What decoding N images gave.
+
+    Attributes:
+        files: (N,) hash of the encoded image.
+        pixels: (N,) hash of the decoded image, 0 for a broken one.
+    """
+
+    files: Hashes
+    pixels: Hashes
+    sizes: Counter[str]
+    encodings: Counter[str]
+    broken: list[str]
+    damaged: list[str]
+
+
+def inspect_data(path: Path, contact_sheet: Path | None = None, *, threads: int | None = None) -> Inspection:
+    """Look at every image of a training set, a `.bin`, or a folder that holds several of these.
+
+    Args:
+        path: a `.rec` file, a `.bin` file, an InsightFace folder, an image folder, or a folder of `.bin` files.
+        contact_sheet: where to save a PNG with some of the images; none by default.
+        threads: how many decode at a time; one for each processor by default.
+
+    Raises:
+        DataError: nothing is there, or a set as a whole cannot be read. A broken image is reported, not raised.
+        ConfigError: the contact sheet is no PNG or could not be written; said before the work.
+    """
+    if contact_sheet is not None:
+        _check_contact_sheet(contact_sheet)
+    sets = _open(path)
+    workers = threads or os.cpu_count() or 1
+    parts: list[TrainingPart | PairPart] = []
+    hashes: list[tuple[_Images, Hashes]] = []
+    for each in sets:
+        images = _images(*each)
+        with decoder_warnings() as warnings:
+            found = _decode_all(images, workers, warnings)
+        parts.append(
+            _pair_part(images, found, each[1])
+            if isinstance(each[1], PairSet)
+            else _training_part(images, found, each[1])
+        )
+        hashes.append((images, found.pixels))
+    if contact_sheet is not None:
+        with decoder_warnings():  # the same as before
+            write_contact_sheet(contact_sheet, sets)
+    overlaps = [_overlap(*hashes[i], *hashes[k]) for i in range(len(hashes)) for k in range(i + 1, len(hashes))]
+    return Inspection(parts, overlaps)
+
+
+def _check_contact_sheet(path: Path) -> None:
+    if path.suffix.lower() != ".png":  # it would be taken for something else, or would overwrite it
+        raise ConfigError(f"{path}: a contact sheet is a PNG; name it {path.stem}.png")
+    check_writable(path)
+
+
+def _open(path: Path) -> list[tuple[Path, TrainingSet | PairSet]]:
+    """Open the training set, if there is one, and the verification sets, each with its path."""
+    if path.is_file() and path.suffix.lower() == ".bin":
+        return [(path, read_pairs(path))]
+    pairs = [(each, read_pairs(each)) for each in pair_sets(path)] if path.is_dir() else []
+    try:
+        records = find_records(path)
+        training: TrainingSet = RecordSet(records) if records is not None else ImageFolder(path)
+    except DataError:
+        if not pairs or _claims_training(path):
+            raise
+        return [*pairs]
+    return [(training.path, training), *pairs]
+
+
+def _claims_training(path: Path) -> bool:
+    """Tell whether something in the folder looks like a training set, so that its error counts."""
+    return any(each.is_dir() or each.suffix in {".rec", ".idx"} for each in path.iterdir())
+
+
+def _images(path: Path, data: TrainingSet | PairSet) -> _Images:
+    if isinstance(data, PairSet):
+        return _Images(path, len(data.images), data.images.__getitem__, lambda index: f"{path}, image {index}")
+    return _Images(path, len(data), lambda index: data.read(index)[0], data.describe)
+
+
+def _decode_all(images: _Images, threads: int, warnings: DecoderWarnings) -> _Findings:
+    files, pixels = np.zeros((2, images.count), dtype=np.uint64)
+    found = _Findings(files, pixels, Counter(), Counter(), [], [])
+    starts = range(0, images.count, CHUNK)
+    suspects = []
+    with ThreadPoolExecutor(threads) as pool:
+        chunks = pool.map(lambda start: _decode_chunk(images, start, warnings), starts)
+        rows: Iterator[_Row] = (row for chunk in chunks for row in chunk)
+        for index, row in enumerate(track(rows, f"inspecting {images.path.name}", images.count)):
+            if row.problem:
+                found.broken.append(row.problem)
+                continue
+            files[index], pixels[index] = row.file, row.pixels
+            found.sizes[row.size] += 1
+            found.encodings[row.encoding] += 1
+            if row.suspect:
+                suspects.append(index)
+    damages = ((index, _damage(images.read(index), warnings)) for index in suspects)
+    found.damaged.extend(
+        f"{images.describe(index)}: damaged image ({damage}); remove it or restore it from the source"
+        for index, damage in damages
+        if damage
+    )
+    return found
+
+
+class _Row(NamedTuple):
+    file: int = 0
+    pixels: int = 0
+    size: str = ""
+    encoding: str = ""
+    problem: str = ""
+    suspect: bool = False
+
+
+def _decode_chunk(images: _Images, start: int, warnings: DecoderWarnings) -> list[_Row]:
+    return [_examine(images, index, warnings) for index in range(start, min(start + CHUNK, images.count))]
+
+
+def _examine(images: _Images, index: int, warnings: DecoderWarnings) -> _Row:
+    before = warnings.size()
+    try:
+        encoded = images.read(index)
+        pixels = decode(encoded, images.describe(index))
+    except DataError as error:
+        return _Row(problem=str(error))
+    size = f"{pixels.shape[0]}x{pixels.shape[1]}"
+    return _Row(
+        _hash(encoded),
+        _hash(size.encode(), np.ascontiguousarray(pixels).data),
+        size,
+        (image_suffix(encoded) or ".other")[1:],
+        suspect=lacks_end(encoded) or warnings.size() > before,  # that may be of another thread's image
+    )
+
+
+def _damage(encoded: bytes, warnings: DecoderWarnings) -> str:
+    """Decode a suspect again, alone, to see what is wrong with it; "" where it is nothing."""
+    before = warnings.size()
+    decode(encoded, "an image that was decoded before")
+    return warnings.of_damage(before) or ("its end is missing" if lacks_end(encoded) else "")
+
+
+def _hash(*contents: bytes | memoryview) -> int:
+    """Hash to 64 bits, never 0: among ten million images, two share a hash with a chance of 1 to 400,000."""
+    state = hashlib.blake2b(digest_size=8)
+    for content in contents:
+        state.update(content)
+    return int.from_bytes(state.digest(), "little") or 1
+
+
+def _training_part(images: _Images, found: _Findings, data: TrainingSet) -> TrainingPart:
+    counts = np.bincount(data.labels)
+    counts = counts[counts > 0]
+    groups = _groups(found.pixels)
+    conflicts = [group for group in groups if len(set(data.labels[group].tolist())) > 1]
+    spread = {"min": float(counts.min()), "median": float(np.median(counts)), "max": float(counts.max())}
+    return TrainingPart(
+        identities=len(counts),
+        per_identity=spread,
+        histogram=_histogram(counts),
+        identical=[[images.name(index) for index in group] for group in groups],
+        conflicts=[[f"{images.name(k)}, identity {data.identity_name(data.labels[k])}" for k in c] for c in conflicts],
+        notes=_training_notes(data),
+        **_image_facts(images, found, groups),
+    )
+
+
+def _training_notes(data: TrainingSet) -> list[str]:
+    """What to know of a training set; of an IJB folder only that it is none: the lists in it are not left over."""
+    if not (targets := listed_targets(data.path)):
+        return list(data.notes)
+    what = f"an IJB folder, by the lists of {' and '.join(targets)} in meta, and no training set"
+    return [f"{data.path}: {what}; it is for `evaluate templates` and `evaluate identification`"]
+
+
+def _pair_part(images: _Images, found: _Findings, data: PairSet) -> PairPart:
+    first, second = found.pixels[::2], found.pixels[1::2]
+    twins = np.flatnonzero((first == second) & (first > 0))
+    conflicts = [
+        [f"{images.path.name}, pair {pair}: an impostor pair of one image"] for pair in twins if not data.is_same[pair]
+    ]
+    genuine = int(data.is_same.sum())
+    notes = [f"{len(twins)} pairs show one image twice: {', '.join(map(str, twins[:SHOWN]))}"] if len(twins) else []
+    return PairPart(
+        pairs=len(data),
+        genuine=genuine,
+        impostor=len(data) - genuine,
+        folds=_folds(data.is_same),
+        identical=[],
+        conflicts=conflicts,
+        notes=notes,
+        **_image_facts(images, found, _groups(found.pixels)),
+    )
+
+
+def _image_facts(images: _Images, found: _Findings, groups: Sequence[npt.NDArray[np.int64]]) -> dict[str, Any]:
+    sound = found.pixels[found.pixels > 0]
+    return {
+        "path": str(images.path),
+        "images": images.count,
+        "sizes": dict(found.sizes.most_common()),
+        "encodings": dict(found.encodings.most_common()),
+        "broken": found.broken,
+        "damaged": found.damaged,
+        "same_bytes": sum(len(np.unique(found.files[group])) == 1 for group in groups),
+        "distinct": len(np.unique(sound)),
+    }
+
+
+def _groups(hashes: Hashes) -> list[npt.NDArray[np.int64]]:
+    """Find the images that share a hash with another; broken images (0) belong to no group."""
+    order = np.argsort(hashes, kind="stable")
+    order = order[hashes[order] > 0]
+    edges = np.flatnonzero(np.diff(hashes[order])) + 1
+    starts, ends = np.append(0, edges), np.append(edges, len(order))
+    groups = [order[start:end] for start, end in zip(starts, ends, strict=True) if end - start > 1]
+    return sorted(groups, key=lambda group: int(group[0]))
+
+
+def _overlap(first: _Images, first_hashes: Hashes, second: _Images, second_hashes: Hashes) -> Overlap:
+    common, here, there = np.intersect1d(first_hashes, second_hashes, return_indices=True)
+    places = [
+        (first.name(a), second.name(b)) for h, a, b in zip(common, here.tolist(), there.tolist(), strict=True) if h
+    ]
+    return Overlap(first=str(first.path), second=str(second.path), images=len(places), examples=places)
+
+
+def _histogram(counts: npt.NDArray[np.int64]) -> dict[str, int]:
+    """Count identities by their number of images.
+
+    >>> _histogram(np.array([1, 3, 4]))
+    {'1': 1, '2-4': 2}
+    """
+    rows = {}
+    for start, end in zip(HISTOGRAM_STARTS, (*HISTOGRAM_STARTS[1:], None), strict=True):
+        name = f"{start}+" if end is None else f"{start}-{end - 1}" if end - start > 1 else str(start)
+        rows[name] = int(((counts >= start) & (counts < (end or np.inf))).sum())
+    return {name: count for name, count in rows.items() if count}
+
+
+def _folds(is_same: npt.NDArray[np.bool_]) -> str:
+    if len(is_same) < FOLDS:
+        return f"{len(is_same)} pairs are too few for {FOLDS}"
+    folds = np.array_split(is_same, FOLDS)
+    sizes = sorted({len(fold) for fold in folds})
+    uniform = sum(fold.all() or not fold.any() for fold in folds)
+    kinds = f"; {uniform} of them hold one kind of pair only" if uniform else ""
+    return f"{FOLDS} of {' or '.join(map(str, sizes))} pairs{kinds}"
+
+
+def _image_lines(part: Part) -> list[str]:
+    sizes = ", ".join(f"{size} ({count})" for size, count in list(part.sizes.items())[:SHOWN])
+    more = f" and {len(part.sizes) - SHOWN} more sizes" if len(part.sizes) > SHOWN else ""
+    encodings = ", ".join(f"{name} ({count})" for name, count in part.encodings.items())
+    lines = [f"sizes: {sizes or 'none'}{more}", f"encodings: {encodings or 'none'}"]
+    lines += [f"different images: {part.distinct}"]
+    lines += [*_listed("broken images", part.broken), *_listed("damaged images", part.damaged)]
+    groups = [" = ".join(group) for group in part.identical]
+    if groups:
+        lines += _listed(f"groups of identical images ({part.same_bytes} byte for byte)", groups)
+    conflicts = [" = ".join(conflict) for conflict in part.conflicts]
+    return [*lines, *_listed("label conflicts", conflicts), *(f"note: {note}" for note in part.notes)]
+
+
+def _listed(title: str, names: Sequence[str]) -> list[str]:
+    return [f"{title}: {len(names)}", *_indent(_first(names))]
+
+
+def _first(names: Sequence[str]) -> list[str]:
+    more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return [*names[:SHOWN], *more]
+
+
+def _indent(lines: Iterable[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
+
+
+def _bar(count: int, histogram: dict[str, int], width: int = 30) -> str:
+    return "#" * max(1, round(width * count / max(histogram.values())))

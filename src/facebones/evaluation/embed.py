@@ -1,0 +1,198 @@
+"""The one pass that all protocols share: images through backbones, to the embedding of each and of its mirror image."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
+from facebones.data.image_sources import EncodedImages, ImageSource, read_batches
+from facebones.errors import DataError
+from facebones.evaluation.embedder import Embedder, Precision
+from facebones.evaluation.feature_store import FeatureArray, FeatureFile, Features
+from facebones.system.progress import track
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEmbeddings:
+    """What a backbone answers, neither summed nor normalised.
+
+    Attributes:
+        name: the images' name in errors.
+        plain: (N, D) float32, embeddings of the images.
+        mirrored: (N, D) float32, embeddings of the images flipped left to right; None where they were not asked for.
+    """
+
+    name: str
+    plain: Features
+    mirrored: Features | None
+
+    @classmethod
+    def of(cls, name: str, features_NxVxD: Features) -> "ImageEmbeddings":
+        """The parts of what `embed` answers, (N, 2, D) or (N, 1, D), without a copy."""
+        plain, *mirrored = (features_NxVxD[:, view] for view in range(features_NxVxD.shape[1]))
+        return cls(name, plain, mirrored[0] if mirrored else None)
+
+
+def embed(
+    models: Mapping[str, Embedder],
+    source: ImageSource,
+    *,
+    batch_size: int,
+    workers: int | None = None,
+    image_size: int = IMAGE_SIZE,
+    flip: bool = True,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> dict[str, Features]:
+    """Embed images and their mirror images with several models; each image is decoded and aligned once for all.
+
+    The networks work in eval mode and are given back with every module in the mode it was in. torch's random state
+    is not touched, so that a validation in mid-training changes nothing of the training.
+
+    With a folder, a pass that was stopped, even by SIGKILL, goes on where it was (it does again what was not yet on
+    the disk: at most 10 s of work) and ends with the same features; a model that was embedded before is only read.
+
+    Args:
+        models: by name; with a folder, the names begin file names and each model must have its `weights_sha256`.
+        source: N images.
+        batch_size: images at a time; the last batch holds the rest.
+        workers: threads that read images; None takes as many as there are cores.
+        image_size: height and width of the networks' input, pixels.
+        flip: embed the mirror images too.
+        folder: where to write the features, as `NAME.features.npy`; None keeps them in memory.
+        progress: show the progress on stderr.
+
+    Returns:
+        for each model (N, 2, D) float32: [:, 0] the embeddings of the images, [:, 1] those of their mirror images;
+        (N, 1, D) without `flip`. With a folder, they are memory maps that cannot be written to.
+
+    Raises:
+        DataError: there are no images, or one cannot be read; the message names it.
+        ConfigError: the folder holds features of these names of other images, weights or settings.
+        RunError: the disk is full.
+        ValueError: `batch_size` or `workers` is below 1, or a model has no `weights_sha256` to be kept under.
+    """
+    workers = workers if workers is not None else os.cpu_count() or 1
+    if batch_size < 1 or workers < 1:
+        raise ValueError(f"batch_size {batch_size}, workers {workers}: give at least 1")
+    if not len(source):
+        raise DataError(f"{source.name}: no images to embed; check the file that the set was read from")
+    stores = _stores(models, source, batch_size, {"image_size": image_size, "flip": flip}, folder)
+    with ExitStack() as stack:
+        for name, embedder in models.items():
+            stack.enter_context(stores[name])
+            stack.enter_context(evaluation_mode(embedder.network))
+        first = min((store.complete for store in stores.values()), default=len(source))
+        batches = stack.enter_context(closing(read_batches(source, first, batch_size, image_size, workers)))
+        what = f"embedding {source.name}{f', from image {first}' if first else ''}"
+        left = len(source) - first
+        shown = track(batches, what, left, size=batch_size, unit="images") if progress else batches
+        for start, batch in zip(range(first, len(source), batch_size), shown, strict=True):
+            for name, embedder in models.items():
+                if stores[name].complete == start:  # else an earlier pass came further with this model
+                    stores[name].append(embedder(batch, flip))
+    return {name: store.features() for name, store in stores.items()}
+
+
+def _stores(
+    models: Mapping[str, Embedder],
+    source: ImageSource,
+    batch_size: int,
+    options: dict[str, object],
+    folder: Path | None,
+) -> dict[str, FeatureArray] | dict[str, FeatureFile]:
+    if folder is None:
+        return {name: FeatureArray(len(source)) for name in models}
+    if unknown := [name for name, embedder in models.items() if not embedder.weights_sha256]:
+        raise ValueError(f"model {unknown[0]} has no weights_sha256, under which features on disk are kept")
+    # The number of images in a batch is among the settings: it can change the last digit of an embedding.
+    options = {"source": source.fingerprint(), **options}
+    return {
+        name: FeatureFile(folder, name, len(source), batch_size, options | embedder.settings())
+        for name, embedder in models.items()
+    }
+
+
+def embed_images(
+    backbone: nn.Module,
+    images: Sequence[bytes],
+    *,
+    name: str,
+    device: torch.device,
+    batch_size: int,
+    image_size: int = IMAGE_SIZE,
+    precision: Precision = "fp32",
+    channels_last: bool = False,
+    limit_batches: int | None = None,
+    flip: bool = True,
+    progress: bool = False,
+) -> ImageEmbeddings:
+    """Embed encoded images in memory with one backbone, as `embed` does.
+
+    Args:
+        backbone: network on `device`; (B, 3, image_size, image_size) float32 in [-1, 1] -> (B, D).
+        images: N encoded images; those of another size are resized.
+        name: what to call the images in errors and in the progress display.
+        device: where the backbone is.
+        batch_size: images at a time; the last batch holds the rest.
+        image_size: height and width of the network's input, pixels.
+        precision: fp32, or the type of torch's autocast.
+        channels_last: feed the network in the channels-last memory format.
+        limit_batches: stop after so many batches, to try whether the set can be embedded at all.
+        flip: embed the mirror images too.
+        progress: show the progress on stderr.
+
+    Raises:
+        DataError: there are no images, or one cannot be read: then the message names the set and the image's index.
+        ValueError: `batch_size` or `limit_batches` is below 1.
+    """
+    if limit_batches is not None:
+        if limit_batches < 1:
+            raise ValueError(f"limit_batches {limit_batches}: give at least 1")
+        images = images[: limit_batches * batch_size]
+    embedder = Embedder(network=backbone, device=device, precision=precision, channels_last=channels_last)
+    features = embed(
+        {"": embedder},
+        EncodedImages(name, images),
+        batch_size=batch_size,
+        image_size=image_size,
+        flip=flip,
+        progress=progress,
+    )
+    return ImageEmbeddings.of(name, features[""])
+
+
+def flip_sum_normalised(embeddings: ImageEmbeddings) -> npt.NDArray[np.float64]:
+    """Add the embedding of each image to that of its mirror image, where there is one; scale the sum to length 1.
+
+    Returns:
+        (N, D) float64; sum and norm are taken in double precision, as the published evaluation does.
+
+    Raises:
+        DataError: a sum is zero or not finite, so it has no direction; the first such image is named.
+    """
+    total = embeddings.plain.astype(np.float64)
+    if embeddings.mirrored is not None:
+        total += embeddings.mirrored
+    norm = np.linalg.norm(total, axis=1)
+    usable = np.isfinite(norm) & (norm > 0)
+    if not usable.all():
+        index = int(np.argmin(usable))
+        raise DataError(
+            f"{embeddings.name}: image {index}: the embedding has norm {norm[index]}, so no direction; "
+            "check the image, the weights and the precision"
+        )
+    return np.asarray(total / norm[:, None])
+
+
+def mean_norm(embeddings: ImageEmbeddings) -> float:
+    """XNorm: the mean length of the embeddings before summing and normalising, over images and mirror images."""
+    parts = [part for part in (embeddings.plain, embeddings.mirrored) if part is not None]
+    return float(np.mean([np.linalg.norm(part.astype(np.float64), axis=1) for part in parts]))

@@ -1,0 +1,1 @@
+"""ONNX: export, run, count and quantise a backbone."""

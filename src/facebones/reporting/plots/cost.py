@@ -1,0 +1,163 @@
+"""Pictures of what backbones give for what they cost: a figure against MACs, parameters and latency."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from facebones.reporting.plots.point_names import draw_names, label_log_axis, settle
+from facebones.reporting.plots.style import FloatArray, Style, in_percent, label_axes, model_styles, new_figure
+from facebones.reporting.results import Figure, Results, Spread, pareto_front
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Picture
+
+COSTS = {"macs": "MACs", "parameters": "parameters", "latency_ms": "latency"}
+NAMES = {"macs": "macs", "parameters": "parameters", "latency_ms": "latency"}
+SIZE = (7.6, 5.2)  # inches
+MARKER_SIZE = 6.0
+SEED_SIZE = 2.5
+LEAST_SPAN = 0.004  # of the rates that are shown
+FRONT: Style = {"color": "#888888", "linewidth": 1.1, "drawstyle": "steps-post", "zorder": 1.5}
+FRONT_WIDTH = 2.0  # pixels on either side that names keep away
+Ends = tuple[float, float]
+
+
+def cost_pictures(results: Results) -> dict[tuple[str, ...], Callable[[], "Picture"]]:
+    """What draws each main figure against each cost, by the parts of its name; where one backbone has both."""
+    return {
+        (figure.title, "against", NAMES[cost]): partial(_cost_figure, results, figure, cost)
+        for figure in results.main_figures()
+        for cost in COSTS
+        if _points(results, figure, cost)
+    }
+
+
+def _points(results: Results, figure: Figure, cost: str) -> dict[str, tuple[float, Spread]]:
+    """Cost and figure of the backbones that have both."""
+    return {
+        name: (float(price), spread)
+        for name in results.backbones
+        if (price := getattr(results.costs.get(name), cost, None))
+        and (spread := results.spread(figure, name)) is not None
+    }
+
+
+def _cost_figure(results: Results, figure: Figure, cost: str) -> "Picture":
+    points = _points(results, figure, cost)
+    looks = model_styles(results.backbones)
+    picture = new_figure(*SIZE)
+    axes = picture.add_subplot()
+    low, high = _shown([spread for _, spread in points.values()])
+    front = _front(figure, points)
+    axes.plot([points[name][0] for name in front], [points[name][1].mean for name in front], **FRONT)
+    for name, (price, spread) in points.items():
+        _draw_point(axes, price, spread, looks[name], (low, high))
+    _scale_axes(axes, [price for price, _ in points.values()], (low, high))
+    label_axes(axes, _title(results, figure, cost, points), _cost_label(results, cost), f"{figure.name} (%)")
+    settle(picture)
+    _name_points(axes, points, front, looks)
+    return picture
+
+
+def _front(figure: Figure, points: Mapping[str, tuple[float, Spread]]) -> list[str]:
+    sign = -1 if figure.lower_is_better else 1
+    costs = {name: price for name, (price, _) in points.items()}
+    return pareto_front(costs, {name: sign * spread.mean for name, (_, spread) in points.items()})
+
+
+def _shown(spreads: list[Spread]) -> Ends:
+    """Limits of the axis: all runs, and of the intervals what leaves the runs a third of the height; rates only."""
+    values = [value for spread in spreads for value in (spread.mean, *spread.values.values())]
+    lowest, highest = min(values), max(values)
+    span = max(highest - lowest, LEAST_SPAN)
+    ends = [end for spread in spreads for end in (spread.low, spread.high) if end is not None]
+    low = max(min(ends, default=lowest), lowest - span)
+    high = min(max(ends, default=highest), highest + span)
+    room = 0.07 * max(high - low, span)
+    return max(min(low, lowest), 0.0) - room, min(max(high, highest), 1.0) + room
+
+
+def _draw_point(axes: "Axes", price: float, spread: Spread, look: Style, shown: Ends) -> None:
+    """Draw the mean, its interval, and each seed small; an interval that leaves the picture ends in an arrow."""
+    colour = look["color"]
+    if spread.low is not None and spread.high is not None:
+        axes.vlines(price, max(spread.low, shown[0]), min(spread.high, shown[1]), color=colour, linewidth=1.0)
+        for end, limit, arrow in ((spread.low, shown[0], "v"), (spread.high, shown[1], "^")):
+            inside = shown[0] <= end <= shown[1]
+            axes.plot(
+                price, end if inside else limit, marker="_" if inside else arrow, color=colour, markersize=5.0,
+                clip_on=False,
+            )  # fmt: skip
+    if len(spread.values) > 1:
+        seeds = list(spread.values.values())
+        axes.plot([price] * len(seeds), seeds, linestyle="", marker="o", color=colour, markersize=SEED_SIZE, alpha=0.6)
+    axes.plot(
+        price, spread.mean, marker=look["marker"], color=colour, markersize=MARKER_SIZE, markeredgecolor="white",
+        markeredgewidth=0.5, zorder=3,
+    )  # fmt: skip
+
+
+def _scale_axes(axes: "Axes", prices: list[float], shown: Ends) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    axes.set_xscale("log")
+    margin = max((max(prices) / min(prices)) ** 0.12, 1.3)
+    axes.set_xlim(min(prices) / margin, max(prices) * margin)
+    axes.set_ylim(*shown)
+    label_log_axis(axes.xaxis, axes.get_xlim())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    in_percent(axes.yaxis)
+
+
+def _title(results: Results, figure: Figure, cost: str, points: Mapping[str, Any]) -> tuple[str, ...]:
+    """The heading, and what the marks are; also how many backbones cannot be shown."""
+    spreads: list[Spread] = [spread for _, spread in points.values()]
+    marks = ["line: Pareto front"]
+    if any(spread.low is not None for spread in spreads):
+        marks.append("bars: 95 % intervals, with an arrow where they go on")
+    if any(len(spread.values) > 1 for spread in spreads):
+        marks.append("dots: seeds")
+    if missing := len(results.ranking(figure)) - len(points):
+        marks.append(f"{missing} not shown: {COSTS[cost]} not known")
+    return f"{figure.title} against {COSTS[cost]}", "; ".join(marks)
+
+
+def _cost_label(results: Results, cost: str) -> str:
+    if cost == "macs":
+        return "MACs of one image"
+    if cost == "parameters":
+        return "Parameters"
+    known = results.conditions
+    said = [str(known[key]) for key in ("device", "processor") if known.get(key)]
+    if known.get("threads"):
+        said.append(f"{known['threads']} thread{'s' if known['threads'] != 1 else ''}")
+    said += [str(known["precision"])] if known.get("precision") else []
+    return f"Latency of one image, median (ms{'; ' if said else ''}{', '.join(said)})"
+
+
+def _name_points(
+    axes: "Axes", points: Mapping[str, tuple[float, Spread]], front: list[str], looks: Mapping[str, Style]
+) -> None:
+    places = np.array([(price, spread.mean) for price, spread in points.values()])
+    areas = np.full(len(points), (MARKER_SIZE + 1) ** 2)
+    colours = [looks[name]["color"] for name in points]
+    draw_names(axes, list(points), places, areas, colours, obstacles=_obstacles(axes, points, front))
+
+
+def _obstacles(axes: "Axes", points: Mapping[str, tuple[float, Spread]], front: list[str]) -> FloatArray:
+    """Boxes in pixels, (M, 4), of the intervals, the seeds and the steps of the front."""
+    low, high = axes.get_ylim()
+    lines = []
+    for price, spread in points.values():
+        ends = [*spread.values.values(), spread.low, spread.high]
+        known = np.clip([end for end in ends if end is not None], low, high)
+        lines.append(((price, known.min()), (price, known.max())))
+    for first, second in pairwise(front):
+        (x, left), (end, right) = points[first], points[second]
+        lines += [((x, left.mean), (end, left.mean)), ((end, left.mean), (end, right.mean))]
+    corners = axes.transData.transform(np.array(lines).reshape(-1, 2)).reshape(-1, 2, 2)
+    return np.concatenate([corners.min(axis=1) - FRONT_WIDTH, corners.max(axis=1) + FRONT_WIDTH], axis=1)

@@ -1,0 +1,232 @@
+"""What all pictures share: the figure, the look of a model's line, labels, the legend, and writing the files.
+
+Drawn with matplotlib's object interface, so nothing here depends on or leaves behind a global figure. The format
+follows the file's suffix (.png, .svg, .pdf ...). Equal input gives equal bytes: no dates are written.
+"""
+
+import os
+import textwrap
+import unicodedata
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from facebones.errors import ConfigError
+from facebones.system.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+    from matplotlib.text import Text
+
+FloatArray = npt.NDArray[np.float64]
+Style = dict[str, Any]
+PathName = str | os.PathLike[str]
+Paths = PathName | Sequence[PathName]
+
+# M. Okabe and K. Ito, "Color Universal Design" (2008): tellable apart by colour-blind readers; yellow is left out, it
+# is too pale for a line on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
+MARKERS = ("o", "s", "^", "D", "v")
+RESOLUTION = 150  # dots per inch
+LINE_WIDTH = 1.6
+PICTURE_KINDS = ("png", "pdf")
+# Fonts of a PDF as TrueType, which journals ask for; and names of an SVG's parts that are not drawn by lot.
+FILE_SETTINGS: Any = {"pdf.fonttype": 42, "svg.hashsalt": "facebones"}
+UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+# Columns of a legend, and letters a line at which its names are broken: the first that fits is taken.
+LEGEND_LAYOUTS = ((3, None), (2, None), (1, None), (1, 80), (1, 40))
+LEGEND_MARGIN = 0.15  # inches on either side
+
+
+def model_styles(names: Iterable[str]) -> dict[str, Style]:
+    """Give each model a look, to be passed to every picture of a report: colour, dash and marker.
+
+    The numbers of colours, dashes and markers share no divisor: the first 28 models differ in colour or dash, the first
+    140 in one of the three, and neighbours in all, so that they can be told apart in a grey print.
+
+    Args:
+        names: the models, in the order of the legends; equal names share a look.
+    """
+    return {
+        name: {
+            "color": COLOURS[index % len(COLOURS)],
+            "linestyle": DASHES[index % len(DASHES)],
+            "marker": MARKERS[index % len(MARKERS)],
+            "linewidth": LINE_WIDTH,
+            "markersize": 4.0,
+        }
+        for index, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def styles_of(names: Iterable[str], styles: Mapping[str, Style] | None) -> dict[str, Style]:
+    """Look up the styles of the models of one picture, or choose them where none are given.
+
+    Raises:
+        ValueError: a model has no style.
+    """
+    names = list(names)
+    if styles is None:
+        return model_styles(names)
+    if missing := [name for name in names if name not in styles]:
+        raise ValueError(f"{missing[0]} has no style; give those of all models to model_styles")
+    return {name: dict(styles[name]) for name in names}
+
+
+def line_only(style: Style) -> Style:
+    """Leave out the markers: for lines of many points."""
+    return {key: value for key, value in style.items() if not key.startswith("marker")}
+
+
+def marker_only(style: Style) -> Style:
+    """Leave out the line: for the points of it that are to be read."""
+    return style | {"linestyle": ""}
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=RESOLUTION, layout="constrained")
+
+
+def curve_axes() -> tuple["Figure", "Axes"]:
+    """The figure and axes of a picture of curves; they are of one size in a whole report."""
+    figure = new_figure(7.6, 4.8)
+    return figure, figure.add_subplot()
+
+
+def picture_paths(base: PathName, kinds: Sequence[str] = PICTURE_KINDS) -> tuple[Path, ...]:
+    """Names of one picture in several formats: "out/roc" -> out/roc.png, out/roc.pdf."""
+    return tuple(Path(f"{os.fspath(base)}.{kind}") for kind in kinds)
+
+
+@contextmanager
+def missing_glyphs() -> Iterator[None]:
+    """Let a name of letters that the font lacks be drawn as boxes without a warning for each letter and layout."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from ", UserWarning)
+        yield
+
+
+@missing_glyphs()
+def save_pictures(figure: "Figure", paths: Paths) -> None:
+    """Write a figure into one file or several, each whole or not at all; the suffix decides the format.
+
+    Raises:
+        ConfigError: a format that cannot be written; then nothing is.
+        RunError, ConfigError: the disk is full, or the place cannot be written.
+    """
+    from matplotlib import rc_context
+
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    kinds = [_kind(figure, path) for path in files]
+    with rc_context(FILE_SETTINGS):
+        for path, kind in zip(files, kinds, strict=True):
+            drawn = BytesIO()  # matplotlib's PDF writer hides a full disk behind an AttributeError of its own
+            figure.savefig(drawn, format=kind, metadata=UNDATED.get(kind))
+            with atomic_write(path) as file:
+                file.write(drawn.getbuffer())
+
+
+def _kind(figure: "Figure", path: Path) -> str:
+    kind = path.suffix.removeprefix(".").lower()
+    known = figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise ConfigError(
+            f"{path}: pictures cannot be written as '{path.suffix}'; use one of {', '.join(sorted(known))}"
+        )
+    return kind
+
+
+def label_axes(axes: "Axes", title: str | Sequence[str], x: str, y: str) -> None:
+    """Write the title, of one line or several, and axis labels, and draw the grid behind the lines."""
+    set_text(axes.set_title("", fontsize=10), *([title] if isinstance(title, str) else title))
+    set_text(axes.xaxis.label, x)
+    set_text(axes.yaxis.label, y)
+    axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def rate_limits(lowest: float, highest: float = 1.0) -> tuple[float, float]:
+    """Limits of an axis of rates: as close around the curves as lets their differences be seen."""
+    span = max(highest - lowest, 0.01)
+    return max(-0.01 * span, highest - 1.08 * span), highest + 0.03 * span
+
+
+def in_percent(axis: "Axis") -> None:
+    """Label an axis of rates in percent, without exponents, with as many digits at every tick of a linear axis.
+
+    The axis' own label should say that it is percent.
+    """
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    def digits(rate: float) -> int:
+        return len(f"{100 * rate:.10f}".rstrip("0").partition(".")[2])
+
+    def percent(rate: float, _: int | None) -> str:
+        even = axis.get_scale() == "linear"
+        return f"{100 * rate:.{max(map(digits, axis.get_majorticklocs())) if even else digits(rate)}f}"
+
+    axis.set_major_formatter(FuncFormatter(percent))
+    axis.set_minor_formatter(NullFormatter())
+
+
+@missing_glyphs()
+def legend_below(figure: "Figure", labels: Sequence[str], styles: Sequence[Style]) -> None:
+    """Name the lines under the axes, where none can be hidden; the figure grows by the height of the legend."""
+    width = figure.get_figwidth() - 2 * LEGEND_MARGIN
+    for columns, letters in LEGEND_LAYOUTS:
+        if columns > max(len(labels), 1):
+            continue
+        legend = _legend(figure, labels, styles, columns, letters)
+        extent = legend.get_window_extent()
+        if extent.width <= width * figure.dpi or (columns, letters) == LEGEND_LAYOUTS[-1]:
+            break
+        legend.remove()
+    figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
+
+
+def _legend(
+    figure: "Figure", labels: Sequence[str], styles: Sequence[Style], columns: int, letters: int | None
+) -> "Legend":
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **style) for style in styles]
+    places = [str(number) for number in range(len(labels))]  # matplotlib hides names that begin with "_"
+    legend = figure.legend(
+        handles, places, loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False, handlelength=3.2
+    )
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        set_text(text, *(textwrap.wrap(drawable(label), letters) if letters else [label]))
+    return legend
+
+
+def set_text(text: "Text", *lines: str) -> None:
+    """Write names as they stand: a "$" in a file's name begins no formula, and no byte of it stops the drawing."""
+    text.set_parse_math(False)
+    text.set_text("\n".join(map(drawable, lines)))
+
+
+def drawable(content: str) -> str:
+    r"""The name in one line, with what no font can draw written out: control characters, bytes that are no text.
+
+    >>> print(drawable("a\x07b\nc"))
+    a\x07b\nc
+    """
+    return "".join(letter if _is_drawn(letter) else letter.encode("unicode_escape").decode() for letter in content)
+
+
+def _is_drawn(letter: str) -> bool:
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"  # spaces of every width

@@ -1,0 +1,1 @@
+"""Synthetic people, drawn as a pure function of seed, identity and image number."""

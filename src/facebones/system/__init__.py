@@ -1,0 +1,1 @@
+"""What stands below everything: files, devices, signals, processes."""

@@ -1,0 +1,160 @@
+"""Writing files so that a reader sees the old content or the new, never a half; and numpy's files of strangers."""
+
+import errno
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tokenize import TokenError
+from typing import IO, Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from facebones.errors import ConfigError, FaceBonesError, RunError
+
+BAD_PLACE = {
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+}
+MOST_INFLATION = 20  # times; what was measured hardly shrinks
+# What numpy raises over a header of a stranger, besides ValueError.
+_BAD_HEADER = (EOFError, SyntaxError, OverflowError, MemoryError, RecursionError, TokenError, TypeError, IndexError)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Yield a binary file that becomes `path` when the block ends without an error.
+
+    The content goes to a temporary file in the same folder, is forced to disk and renamed. On any error
+    the temporary file is removed and what stood at `path` stays. Parent folders are made, and removed on an error.
+
+    Raises:
+        RunError: the disk is full or fails.
+        ConfigError: the place cannot be written.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    new_folders = [folder for folder in path.absolute().parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        for folder in new_folders:  # the innermost first; one that holds something stays
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def cannot_write(path: str | os.PathLike[str], error: OSError) -> FaceBonesError:
+    """What to raise of a file that could not be written: a bad choice of the place, or a full disk."""
+    reason = f"{path}: cannot be written: {error.strerror or error}"
+    if error.errno in BAD_PLACE:
+        return ConfigError(f"{reason}; choose another place")
+    return RunError(f"{reason}; free space or choose another place")
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold; nothing is left there.
+
+    Raises:
+        ConfigError: it is a folder, or no file can be made in its folder.
+    """
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; name a file")
+        existing = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
+
+
+def check_output(output: Path, files: Iterable[str]) -> None:
+    """Refuse a folder in which one of the files could not be written; nothing is left there.
+
+    Raises:
+        ConfigError: choose another folder.
+    """
+    for name in files:
+        check_writable(output / name)
+
+
+def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Map the array of a `.npy` file, whatever a stranger may have put into its header; nothing is unpickled.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file, or cut short.
+    """
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except _BAD_HEADER as error:
+        raise ValueError("no .npy file") from error
+    if not isinstance(found, np.ndarray):
+        raise ValueError("an archive of several arrays")
+    return found
+
+
+def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Read arrays of a `.npz` file, whatever a stranger may have put into it; nothing is unpickled.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file, lacks one of the arrays, is damaged, or inflates as no measurements do.
+    """
+    try:
+        with Path(path).open("rb") as file, ZipFile(file) as archive:
+            members = [archive.getinfo(f"{name}.npy") for name in names]
+            if any(member.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for member in members):
+                raise ValueError("compressed otherwise than numpy does")
+            # No member gives more than the directory says.
+            if sum(member.file_size for member in members) > MOST_INFLATION * os.fstat(file.fileno()).st_size:
+                raise ValueError(f"inflates to more than {MOST_INFLATION} times its size")
+            found = {}
+            for name, member in zip(names, members, strict=True):
+                with archive.open(member) as content:
+                    found[name] = np.lib.format.read_array(content, allow_pickle=False)
+            return found
+    except (*_BAD_HEADER, BadZipFile, zlib.error, KeyError, RuntimeError) as error:  # RuntimeError: it is encrypted
+        raise ValueError(f"no .npz file of {' and '.join(names)}: {error}") from error
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write `content` as indented JSON, atomically; NaN is refused because JSON has no such number."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as file:
+        # A path need not be Unicode; Python holds such a byte as a surrogate, which JSON knows as an escape.
+        file.write(text.encode(errors="backslashreplace") + b"\n")
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; some file systems cannot sync a folder, which loses nothing else."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
