@@ -1,7 +1,7 @@
 """Plug-ins: modules of the user's that register backbones, heads, protocols or data formats.
 
-A plug-in is named by `--import`, by `import:` in a recipe or study, or by an entry point of the group `facebones.plugins`
-in an installed package. Importing it is all that happens: its decorators register what it offers.
+A plug-in is named by `--import`, by `import:` in a recipe or study, or by an entry point of the group
+`facebones.plugins` in an installed package. Importing it is all that happens: its decorators register what it offers.
 """
 
 import importlib
