@@ -1,0 +1,53 @@
+"""Recipes: what decides a training run, and how it is read from YAML and the command line."""
+
+from facebones.recipe.reading import (
+    field_help,
+    field_names,
+    find_recipe,
+    find_shipped,
+    head_config,
+    load_config,
+    load_recipe,
+    older_meaning,
+    older_values,
+    recipe_from_dict,
+)
+from facebones.recipe.sections import (
+    CHOOSABLE,
+    SECTIONS,
+    BackboneConfig,
+    DataConfig,
+    HeadConfig,
+    LogConfig,
+    OptimizerConfig,
+    Recipe,
+    ScheduleConfig,
+    TrainingConfig,
+    ValidationConfig,
+    dump_recipe,
+)
+
+__all__ = [
+    "CHOOSABLE",
+    "SECTIONS",
+    "BackboneConfig",
+    "DataConfig",
+    "HeadConfig",
+    "LogConfig",
+    "OptimizerConfig",
+    "Recipe",
+    "ScheduleConfig",
+    "TrainingConfig",
+    "ValidationConfig",
+    "dump_recipe",
+    "field_help",
+    "field_names",
+    "find_recipe",
+    "find_shipped",
+    "head_config",
+    "load_config",
+    "load_recipe",
+    "older_meaning",
+    "older_values",
+    "recipe_from_dict",
+]
