@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from facebones.reporting.load import load_results as load_results
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 # Where each public name is defined; it is imported at its first use, so that `import facebones` stays without torch.
 _API = {"load_results": "facebones.reporting.load"}
