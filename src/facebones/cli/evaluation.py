@@ -80,11 +80,10 @@ def _pairs_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_pairs(arguments: Arguments) -> None:
-    from facebones.evaluation.pairs import PairsWork, evaluate_pairs
+    from facebones.evaluation.pairs import pair_protocols
     from facebones.reporting.evaluation_tables import print_pairs
 
-    work = PairsWork(**_work(arguments), root=arguments.root, flip=arguments.flip)
-    _show(arguments, evaluate_pairs(work), print_pairs)
+    _run(arguments, pair_protocols(arguments.data, arguments.root), print_pairs, flip=arguments.flip)
 
 
 def _ijb_options(parser: argparse.ArgumentParser) -> None:
@@ -104,12 +103,11 @@ def _templates_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_templates(arguments: Arguments) -> None:
-    from facebones.evaluation.ijb import TemplateWork, evaluate_template_pairs
-    from facebones.evaluation.template_scores import parse_settings
+    from facebones.evaluation.ijb_verification import IJBVerification
+    from facebones.evaluation.template_scores import parse_pooling
     from facebones.reporting.evaluation_tables import print_templates
 
-    settings = parse_settings(arguments.settings)
-    _show(arguments, evaluate_template_pairs(TemplateWork(**_work(arguments)), settings), print_templates)
+    _run(arguments, [IJBVerification(arguments.data, parse_pooling(arguments.settings))], print_templates)
 
 
 def _identification_options(parser: argparse.ArgumentParser) -> None:
@@ -120,26 +118,31 @@ def _identification_options(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate_identification(arguments: Arguments) -> None:
     from facebones.errors import ConfigError
-    from facebones.evaluation.ijb import TemplateWork, evaluate_identification
-    from facebones.evaluation.template_scores import parse_settings
+    from facebones.evaluation.ijb_identification import IJBIdentification
+    from facebones.evaluation.template_scores import parse_pooling
     from facebones.reporting.evaluation_tables import print_identification
 
-    setting, *more = parse_settings(arguments.setting)
+    pooling, *more = parse_pooling(arguments.setting)
     if more:
-        raise ConfigError(f"--setting {arguments.setting}: several settings; give one")
-    result = evaluate_identification(TemplateWork(**_work(arguments)), setting)
-    _show(arguments, result, print_identification)
+        raise ConfigError(f"--pooling {arguments.setting}: several poolings; give one")
+    _run(arguments, [IJBIdentification(arguments.data, pooling)], print_identification)
 
 
-def _work(arguments: Arguments) -> dict[str, Any]:
-    """What all commands here that run models have in common; see `evaluation.work.Work`."""
+def _run(arguments: Arguments, protocols: Any, print_tables: Any, **options: Any) -> None:
+    """Evaluate sets of one protocol, draw and print the result."""
     from facebones.evaluation.models import named_files
+    from facebones.evaluation.run import run_protocols
 
-    taken = ("data", "output", "backbone", "batch_size", "workers", "device", "runtime", "replicates", "seed")
-    return {name: getattr(arguments, name) for name in taken} | {
-        "checkpoints": named_files(arguments.checkpoint, "--checkpoint"),
-        "preprocessing": _preprocessing(arguments),
-    }
+    taken = ("output", "backbone", "batch_size", "workers", "device", "runtime", "seed")
+    (content,) = run_protocols(
+        named_files(arguments.checkpoint, "--model"),
+        protocols,
+        preprocessing=_preprocessing(arguments),
+        bootstrap=arguments.replicates,
+        **{name: getattr(arguments, name) for name in taken},
+        **options,
+    ).values()
+    _show(arguments, content, print_tables)
 
 
 def _scores_options(parser: argparse.ArgumentParser) -> None:
@@ -149,21 +152,25 @@ def _scores_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_scores(arguments: Arguments) -> None:
+    from facebones.evaluation.ijb_verification import evaluate_scores
     from facebones.evaluation.models import named_files
-    from facebones.evaluation.template_comparison import evaluate_scores
     from facebones.reporting.evaluation_tables import print_templates
 
     result = evaluate_scores(
         arguments.labels,
         named_files(arguments.scores, "scores"),
         output=arguments.output,
-        replicates=arguments.replicates,
+        bootstrap=arguments.replicates,
         seed=arguments.seed,
     )
     _show(arguments, result, print_templates)
 
 
 def _show(arguments: Arguments, result: Any, print_tables: Any) -> None:
+    if arguments.output is not None:
+        from facebones.reporting.evaluation_plots import write_evaluation_plots
+
+        write_evaluation_plots(result, arguments.output)
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:

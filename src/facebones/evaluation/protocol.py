@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +141,7 @@ class Protocol(ABC):
             raise DataError(f"{self.path}: no images for the protocol {self.name}; check the path")
         images.read(0, IMAGE_SIZE)
 
-    def files(self, models: Sequence[str]) -> list[str]:  # noqa: ARG002 (for those that override it)
+    def files(self, models: Sequence[str]) -> list[str]:
         """Names of the files that `compare` writes into the output folder, so that their place is checked first."""
         return []
 
@@ -153,9 +153,9 @@ class Protocol(ABC):
         self,
         features: Mapping[str, Features],
         *,
-        bootstrap: int,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-        output: Path | None = None,  # noqa: ARG002
+        bootstrap: int,
+        seed: int,
+        output: Path | None = None,
     ) -> list[ProtocolResult]:
         """Measure several models; by default each by `evaluate`, without tests between them.
 
@@ -202,9 +202,10 @@ _BUILT_IN = {
     "ijb_identification": _BuiltIn("ijb_identification", lambda path: (path / "meta").is_dir()),
 }
 _REGISTRY: dict[str, type[Protocol]] = {}
+_ProtocolClass = TypeVar("_ProtocolClass", bound=type[Protocol])
 
 
-def register_protocol[P: type[Protocol]](protocol: P) -> P:
+def register_protocol(protocol: _ProtocolClass) -> _ProtocolClass:
     """Class decorator: register a protocol under its `name`.
 
     Raises:

@@ -163,6 +163,7 @@ def resample_rank(
     subject_N: npt.ArrayLike,
     *,
     rank: int,
+    main: bool = False,
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> ResampledMetric:
@@ -172,6 +173,7 @@ def resample_rank(
         hits_MN: M arrays (N,) bool, an entry for each probe whose subject is in the gallery.
         subject_N: (N,) its subject, an integer from 0.
         rank: k.
+        main: whether models are chosen by this rank.
         replicates: number R of resampled data sets.
         seed: of the draws.
 
@@ -181,7 +183,7 @@ def resample_rank(
     hits = _rows(hits_MN, np.bool_)
     design = probes_design(np.zeros(hits[0].size, dtype=np.bool_), subject_N, replicates, seed)
     _check_length(hits, design)
-    return _mean_metric(Metric(name="rank", at={"rank": rank}), design, hits)
+    return _mean_metric(Metric(name="rank", at={"rank": rank}, main=main), design, hits)
 
 
 def resample_open_set(
@@ -219,9 +221,9 @@ def resample_open_set(
     return _curve_metrics(design, lowered, wanted, "impostor searches")[: len(wanted)]
 
 
-def tpir_metric(fpir: float) -> Metric:
-    """TPIR at a FPIR, without a value."""
-    return Metric(name="tpir", at={"fpir": fpir}, rule="strict")
+def tpir_metric(fpir: float, reason: str | None = None) -> Metric:
+    """TPIR at a FPIR without a value; `reason` says why it cannot be measured."""
+    return Metric(name="tpir", at={"fpir": fpir}, rule="strict", reason=reason)
 
 
 def mean_of_metrics(parts: Sequence[ResampledMetric]) -> ResampledMetric:
@@ -313,9 +315,9 @@ def _curve_metrics(
 def _roughness(drawn_RM: FloatArray, smooth_RM: FloatArray) -> FloatArray:
     """Covariance (M, M) by which replicates exceed their first order: resampling makes the steps of a curve larger.
 
-    Chosen by simulation: with this surplus kept, paired tests of the EER raise a false alarm in 3-4 % of data sets, with
-    it subtracted in 4-6 %. A TAR keeps it: without, 90-91 % of its intervals contain the true value where few impostor
-    pairs are accepted.
+    Chosen by simulation: with this surplus kept, paired tests of the EER raise a false alarm in 3-4 % of data sets,
+    with it subtracted in 4-6 %. A TAR keeps it: without, 90-91 % of its intervals contain the true value where few
+    impostor pairs are accepted.
     """
     return np.atleast_2d(np.cov(drawn_RM.T)) - np.atleast_2d(np.cov(smooth_RM.T))
 

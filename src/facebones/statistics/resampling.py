@@ -339,7 +339,7 @@ def _numbered(identities: tuple[npt.ArrayLike, npt.ArrayLike], is_same: BoolArra
         pair = int(np.argmax(wrong))
         label = "genuine" if is_same[pair] else "impostor"
         raise DataError(
-            f"pair {pair}: labelled {label}, but its identities are {first[pair]} and {second[pair]}; correct one of them"
+            f"pair {pair}: labelled {label}, but its identities are {first[pair]} and {second[pair]}; correct one"
         )
     lowest = min(first.min(), second.min())
     span = int(max(first.max(), second.max()) - lowest) + 1
