@@ -362,13 +362,13 @@ def evaluate_scores(
     check_identities(pairs.path, pairs.template_ids, (pairs.pair_a, pairs.pair_b), pairs.is_same, subjects)
     identities = subjects[pairs.pair_a], subjects[pairs.pair_b]
     results, metrics = compare_on_templates(target, read, pairs.is_same, identities, bootstrap=bootstrap, seed=seed)
-    known = {"protocol": IJBVerification.name, "set": target, "setting": ""}
     first = next(iter(results.values()))
     result = ProtocolResult(
-        **known,
+        protocol=IJBVerification.name,
+        set=target,
         data=pairs.path,
         sizes={"pairs": len(pairs), "genuine": first.genuine, "impostors": first.impostors},
-        metrics=[replace(one, metric=replace(one.metric, **known)) for one in metrics],
+        metrics=[replace(one, metric=one.metric.measured_by(IJBVerification.name, target)) for one in metrics],
         details={model: one.to_json() for model, one in results.items()},
         curves={} if output is None else _written_curves(output, results, files),
     )

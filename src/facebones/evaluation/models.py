@@ -87,7 +87,8 @@ class Model:
         >>> model.embed([np.zeros((112, 112, 3), np.uint8)]).shape
         (1, 512)
         """
-        listed = [images] if isinstance(images, Path | str | bytes) or _is_array(images, 3) else list(images)
+        alone = isinstance(images, Path | str | bytes) or _is_array(images, 3)
+        listed: list[Any] = [images] if alone else list(images)  # type: ignore[arg-type]
         if not listed or batch_size < 1:
             raise DataError(f"{len(listed)} images in batches of {batch_size}; give at least 1 of both")
         sums = []
@@ -317,7 +318,7 @@ def _fresh(name: str, device: str) -> Model:
         network = create_backbone(name).eval()
     say(f"note: {name}: a registered backbone with random weights")
     computing = select_device(device)
-    network = network.to(computing, memory_format=torch.channels_last)
+    network = network.to(computing).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(network=network, device=computing, channels_last=True)
 
 

@@ -1,6 +1,7 @@
 """The protocol `pairs`: verification of listed pairs of images, such as LFW, in ten folds.
 
-Models are compared by a bootstrap over pairs, because the files of the field do not name the persons. `verification` has the counting.
+Models are compared by a bootstrap over pairs, because the files of the field do not name the persons.
+`verification` has the counting.
 """
 
 from collections.abc import Mapping, Sequence
@@ -112,11 +113,10 @@ def compare_on_pairs(
     """Compare models on a set: accuracy, TAR at FAR 0.001 (strict), AUC and EER, with intervals and tests."""
     same = pair_set.is_same
     verifications = [result.verification for result in results.values()]
-    options = {"replicates": bootstrap, "seed": seed}
-    accuracy = resample_accuracy([correct_pairs(one, same) for one in verifications], same, **options)
-    curves = resample_verification(
-        [-one.distances for one in verifications], same, far_targets=(FAR_TARGET,), **options
-    )
+    correct = [correct_pairs(one, same) for one in verifications]
+    accuracy = resample_accuracy(correct, same, replicates=bootstrap, seed=seed)
+    scores = [-one.distances for one in verifications]
+    curves = resample_verification(scores, same, far_targets=(FAR_TARGET,), replicates=bootstrap, seed=seed)
     return compare_models(list(results), [accuracy, *curves])
 
 

@@ -173,14 +173,15 @@ class Protocol(ABC):
 
     def stamped(self, metric: Metric) -> Metric:
         """The metric with this protocol's name and set."""
-        return replace(metric, protocol=self.name, set=self.set)
+        return metric.measured_by(self.name, self.set, metric.setting)
 
     def result(self, metrics: Sequence[MetricComparison], setting: str = "", **more: Any) -> ProtocolResult:
         """A result of this set; `more` are further attributes of `ProtocolResult`."""
-        known = {"protocol": self.name, "set": self.set, "setting": setting}
-        named = [replace(one, metric=replace(one.metric, **known)) for one in metrics]
+        named = [replace(one, metric=one.metric.measured_by(self.name, self.set, setting)) for one in metrics]
         sizes = more.pop("sizes", None) or self.sizes()
-        return ProtocolResult(**known, data=self.path, sizes=sizes, metrics=named, **more)
+        return ProtocolResult(
+            protocol=self.name, set=self.set, setting=setting, data=self.path, sizes=sizes, metrics=named, **more
+        )
 
 
 @dataclass(frozen=True)

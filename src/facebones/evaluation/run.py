@@ -30,10 +30,34 @@ AnyProtocol = Protocol | Path | str
 
 
 @overload
-def evaluate(model: AnyModel, protocol: AnyProtocol | Sequence[AnyProtocol], **options: Any) -> list[Metric]: ...
+def evaluate(
+    model: AnyModel,
+    protocol: AnyProtocol | Sequence[AnyProtocol],
+    *,
+    device: str = ...,
+    preprocessing: Preprocessing | None = ...,
+    batch_size: int = ...,
+    workers: int | None = ...,
+    runtime: str | None = ...,
+    flip: bool = ...,
+    bootstrap: int = ...,
+    seed: int = ...,
+    progress: bool = ...,
+) -> list[Metric]: ...
 @overload
 def evaluate(
-    model: Mapping[str, AnyModel], protocol: AnyProtocol | Sequence[AnyProtocol], **options: Any
+    model: Mapping[str, AnyModel],
+    protocol: AnyProtocol | Sequence[AnyProtocol],
+    *,
+    device: str = ...,
+    preprocessing: Preprocessing | None = ...,
+    batch_size: int = ...,
+    workers: int | None = ...,
+    runtime: str | None = ...,
+    flip: bool = ...,
+    bootstrap: int = ...,
+    seed: int = ...,
+    progress: bool = ...,
 ) -> list[MetricComparison]: ...
 def evaluate(
     model: AnyModel | Mapping[str, AnyModel],

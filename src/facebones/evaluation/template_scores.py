@@ -10,8 +10,8 @@ A template is the sum over its media of the mean over that medium's images, scal
 templates is the dot product. Published tables use N1D1F1.
 
 A mean over a medium is a weighted sum, so a template is one weighted sum over its images: a medium needs only the
-number of its images in the template. Poolings differ only in the weights and in what is summed (the embeddings, or their sums
-with the mirror images), so one pass over the features serves all of them.
+number of its images in the template. Poolings differ only in the weights and in what is summed (the embeddings, or
+their sums with the mirror images), so one pass over the features serves all of them.
 
 Source: the published evaluation of J. Deng et al., "ArcFace" (arXiv 1801.07698); these scores agree with it
 (tests/golden/templates.npz).

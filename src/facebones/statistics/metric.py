@@ -73,6 +73,10 @@ class Metric:
         """The same metric without value, interval and reason."""
         return replace(self, value=None, interval=None, reason=None)
 
+    def measured_by(self, protocol: str, set_name: str, setting: str = "") -> "Metric":
+        """The same metric of a protocol on a set."""
+        return replace(self, protocol=protocol, set=set_name, setting=setting)
+
     def __repr__(self) -> str:
         shown = {key: value for key, value in vars(self).items() if value != getattr(_PLAIN, key)}
         return f"Metric({', '.join(f'{key}={value!r}' for key, value in shown.items())})"
