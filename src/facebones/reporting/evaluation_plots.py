@@ -1,81 +1,103 @@
-"""Plots of an evaluation: ROC of each pair set and of template pairs, CMC and DET of searches, from its result file."""
+"""The plots of one evaluation, drawn from its result and score files: ROC, CMC and DET of all its models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from facebones.reporting.evaluations import evaluated_set, metric_results, read_roc
+from facebones.reporting.plots.curves import plot_cmc, plot_det, plot_roc, roc_bands
+from facebones.reporting.plots.style import Style, model_styles, plot_paths
+from facebones.reporting.runs import OTHER_SHAPE, unexpected
+from facebones.reporting.words import set_words
+from facebones.statistics.curves import RocCurve
 
-from facebones.reporting.plots.curves import Band, plot_roc
-from facebones.reporting.plots.identification import plot_cmc, plot_det
-from facebones.reporting.plots.style import model_styles, picture_paths
-from facebones.statistics.curves import RocCurve, roc
-from facebones.system.files import read_npz
-
-ROC_ARRAYS = ("far", "tar", "threshold", "genuine", "impostors")
+Draw = Callable[[tuple[Path, ...]], None]
+DET = "det_"  # and the name of a gallery
 
 
-def write_evaluation_plots(content: Mapping[str, Any], output: Path) -> None:
-    """Draw the curves of a result file into the folder that holds it.
+def write_evaluation_plots(result: Mapping[str, Any], output: Path) -> list[Path]:
+    """Draw the curves of an evaluation.
 
     Args:
-        content: what the result file holds, format 2.
-        output: the folder with the result file and its scores.
+        result: content of a result file, format 2.
+        output: folder of the result file and of the score files that it names.
+
+    Returns:
+        the files, PNG and PDF: of ROC curves `roc_SET`, `roc_SETTING` if one set was evaluated in several settings, or
+        `roc` (all sets of a single model); `cmc`; and `det_GALLERY`.
+
+    Raises:
+        DataError: a score file is missing or damaged.
+        RunError, ConfigError: the disk is full, or the folder cannot be written.
     """
-    results = content["results"]
-    if content["protocol"] == "pairs" and len(content["models"]) == 1:
-        (model,) = content["models"]
-        curves = {result["set"]: read_roc(output / result["curves"]["roc"][model]) for result in results}
-        plot_roc(curves, picture_paths(output / "roc"), model)
-        return
-    for result in results:
-        _plot_result(result, output, one_of_many=len(results) > 1)
+    styles = model_styles(result["models"])
+    files = []
+    for name, draw in _plots(result, output, styles):
+        paths = plot_paths(output / name)
+        try:
+            draw(paths)
+        except OTHER_SHAPE as error:
+            raise unexpected(output, error) from error
+        files += paths
+    return files
 
 
-def _plot_result(result: Mapping[str, Any], output: Path, *, one_of_many: bool) -> None:
-    name = " ".join(filter(None, (result["set"], result["setting"])))
-    pairs = result["protocol"] == "pairs"
-    for kind, by_model in result["curves"].items():
-        styles = model_styles(by_model)
-        if kind == "roc":
-            suffix = f"_{result['set']}" if pairs else f"_{result['setting']}" if one_of_many else ""
-            curves = {model: read_roc(output / file) for model, file in by_model.items()}
-            title = f"{name}: verification" if pairs else f"{name}: 1:1 verification"
-            plot_roc(curves, picture_paths(output / f"roc{suffix}"), title, styles=styles, bands=tar_bands(result))
-        elif kind == "cmc":
-            plot_cmc(by_model, picture_paths(output / kind), f"{name}: closed-set identification", styles=styles)
-        elif kind.startswith("det_"):
-            errors = {model: (points["fpir"], points["fnir"]) for model, points in by_model.items()}
-            title = f"{name}: open-set identification, gallery {kind.removeprefix('det_')}"
-            plot_det(errors, picture_paths(output / kind), title, styles=styles)
+def plot_names(result: Mapping[str, Any]) -> list[str]:
+    """Names of the files that `write_evaluation_plots` writes, without their suffixes; nothing is read."""
+    return [name for name, _ in _plots(result, Path(), {})]
 
 
-def read_roc(file: Path) -> RocCurve:
-    """The ROC curve of a file of scores (`distance`, `is_same`) or of a file of its points (`far`, `tar`, ...)."""
-    if file.name.endswith("_scores.npz"):
-        scores = read_npz(file, ("distance", "is_same"))
-        return roc(-scores["distance"], scores["is_same"])
-    points = read_npz(file, ROC_ARRAYS)
-    return RocCurve(
-        false_accept_rate=points["far"],
-        true_accept_rate=points["tar"],
-        threshold=points["threshold"],
-        genuine=int(points["genuine"]),
-        impostors=int(points["impostors"]),
-    )
+def _plots(result: Mapping[str, Any], output: Path, styles: Mapping[str, Style]) -> Iterator[tuple[str, Draw]]:
+    """Name and drawing function of each plot."""
+    sections = result["results"]
+    with_roc = [section for section in sections if section["curves"].get("roc")]
+    models = list(result["models"])
+    if len(models) == 1 and len({evaluated_set(one).set for one in with_roc}) > 1:
+        yield "roc", partial(_draw_sets, with_roc, models[0], output)
+    else:
+        for section in with_roc:
+            yield _roc_name(section, with_roc, models), partial(_draw_models, section, output, styles)
+    for section in sections:
+        title = set_words(section)
+        if rates := section["curves"].get("cmc"):
+            yield "cmc", partial(_draw_cmc, rates, f"{title}: closed-set identification", styles)
+        for kind, errors in section["curves"].items():
+            if kind.startswith(DET) and errors:
+                gallery = kind.removeprefix(DET)
+                yield kind, partial(_draw_det, errors, f"{title}: open-set identification, gallery {gallery}", styles)
 
 
-def tar_bands(result: Mapping[str, Any]) -> dict[str, Band]:
-    """For `plot_roc`: of each model the intervals of its TAR at the measured FARs."""
-    measured = [one for one in result["metrics"] if one["name"] == "tar" and one["intervals"]]
-    if not measured:
-        return {}
-    far = np.array([one["at"]["far"] for one in measured])
-    return {
-        model: (
-            far,
-            np.array([one["intervals"][model]["low"] for one in measured]),
-            np.array([one["intervals"][model]["high"] for one in measured]),
-        )
-        for model in measured[0]["intervals"]
-    }
+def _roc_name(section: Mapping[str, Any], sections: list[Mapping[str, Any]], models: list[str]) -> str:
+    """With the set, or the setting if one set was evaluated in several settings."""
+    if section["setting"]:
+        return f"roc_{section['setting']}" if len(sections) > 1 else "roc"
+    return "roc" if len(models) == len(sections) == 1 else f"roc_{section['set']}"
+
+
+def _draw_sets(sections: list[Mapping[str, Any]], model: str, output: Path, paths: tuple[Path, ...]) -> None:
+    """All sets of one model in one plot."""
+    curves = {set_words(section): _curve(section["curves"]["roc"][model], output) for section in sections}
+    plot_roc(curves, paths, model)
+
+
+def _draw_models(
+    section: Mapping[str, Any], output: Path, styles: Mapping[str, Style], paths: tuple[Path, ...]
+) -> None:
+    """All models on one set, with the intervals of their TARs."""
+    curves = {model: _curve(entry, output) for model, entry in section["curves"]["roc"].items()}
+    bands = roc_bands(metric_results(section, {model: model for model in curves}), curves)
+    plot_roc(curves, paths, f"{set_words(section)}: verification", styles=styles, bands=bands)
+
+
+def _curve(entry: Any, output: Path) -> RocCurve:
+    return read_roc(output / Path(entry).name)
+
+
+def _draw_cmc(rates: Mapping[str, Any], title: str, styles: Mapping[str, Style], paths: tuple[Path, ...]) -> None:
+    plot_cmc(rates, paths, title, styles=styles)
+
+
+def _draw_det(errors: Mapping[str, Any], title: str, styles: Mapping[str, Style], paths: tuple[Path, ...]) -> None:
+    curves = {model: (points["fpir"], points["fnir"]) for model, points in errors.items()}
+    plot_det(curves, paths, title, styles=styles)
