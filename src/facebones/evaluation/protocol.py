@@ -250,20 +250,23 @@ def lookup_protocol(name: str) -> type[Protocol]:
     return _REGISTRY[name]
 
 
-def find_protocols(path: Path | str) -> list[Protocol]:
+def find_protocols(path: Path | str, protocol: str | None = None) -> list[Protocol]:
     """All data sets that a file or folder holds, by the protocols that know it.
 
     Args:
         path: such as "lfw.bin", a list of pairs, a folder of `.bin` files, or an IJB folder.
+        protocol: name of the only protocol to ask.
 
     Raises:
+        UnknownNameError: no such protocol.
         DataError: no such path, or no protocol knows it.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; check the path of the evaluation set")
-    names = [name for name in list_protocols() if name not in _BUILT_IN or _BUILT_IN[name].may_hold(path)]
+    asked = list_protocols() if protocol is None else [protocol]
+    names = [name for name in asked if name not in _BUILT_IN or _BUILT_IN[name].may_hold(path)]
     found = [one for name in names for one in lookup_protocol(name).find(path)]
     if not found:
-        raise DataError(f"{path}: no evaluation set of a known protocol ({', '.join(list_protocols())})")
+        raise DataError(f"{path}: no evaluation set of the protocols {', '.join(asked)}; check the path")
     return found

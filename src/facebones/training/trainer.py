@@ -163,7 +163,7 @@ class Trainer:
         if not self.validation.sets:
             say("note: no validation sets: only the loss will tell how training goes (--validation.sets NAME,...)")
         if config.precision == "fp16" and self.device.type == "cpu":
-            say("note: fp16 is up to 20 times as slow as fp32 on a CPU; --speed auto takes what is fast here")
+            say("note: fp16 is up to 20 times as slow as fp32 on a CPU; --autotune takes what is fast here")
         say(
             f"training {self.backbone.name} on {len(self.data)} images of"
             f" {self.data.num_identities} identities: {_counted(config.epochs, 'epoch')} of"
