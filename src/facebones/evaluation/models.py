@@ -248,7 +248,9 @@ def open_models(
         name for name, model in models.items() if not isinstance(model, Model) and not _states_input(opened[name])
     ]
     if preprocessing is not None and not silent:
-        raise ConfigError("preprocessing (--mean, --scale, --colour): every model here states its own; leave it out")
+        raise ConfigError(
+            f"preprocessing (--mean, --scale, --colour): {', '.join(opened)} states its own; leave it out"
+        )
     for name in silent:
         opened[name] = replace(opened[name], preprocessing=preprocessing or OURS)
         if preprocessing is None:
