@@ -17,7 +17,6 @@ from facebones.backbones.weights import load_backbone, read_card
 from facebones.data.preprocessing import OURS, Preprocessing, to_network_input
 from facebones.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from facebones.system.device import select_device, to_device
-from facebones.system.progress import say
 
 if TYPE_CHECKING:
     from facebones.onnx.backbone import OnnxBackbone
@@ -254,9 +253,8 @@ def open_models(
     for name in silent:
         opened[name] = replace(opened[name], preprocessing=preprocessing or OURS)
         if preprocessing is None:
-            say(
-                f"note: {name} does not state its preprocessing; using RGB, (x - 127.5) / 127.5"
-                " (--mean, --scale, --colour)"
+            _note(
+                f"{name} does not state its preprocessing; using RGB, (x - 127.5) / 127.5 (--mean, --scale, --colour)"
             )
     return opened
 
@@ -318,10 +316,16 @@ def _fresh(name: str, device: str) -> Model:
         raise CheckpointError(f"{name}: no such run or file, and {error}") from error
     with torch.random.fork_rng(devices=[]):
         network = create_backbone(name).eval()
-    say(f"note: {name}: a registered backbone with random weights")
+    _note(f"{name}: a registered backbone with random weights")
     computing = select_device(device)
     network = network.to(computing).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(network=network, device=computing, channels_last=True)
+
+
+def _note(text: str) -> None:
+    from facebones.system.progress import say
+
+    say(f"note: {text}")
 
 
 def _states_input(model: Model) -> bool:
