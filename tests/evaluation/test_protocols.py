@@ -65,7 +65,7 @@ def people(small_data, tmp_path):
 def example(monkeypatch):
     """The example's protocol, registered for one test."""
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    monkeypatch.setattr("facebones.plugins._loaded", [])
+    monkeypatch.setattr("facebones.plugins._imported", [])
     from facebones.plugins import import_plugins
 
     import_plugins([str(EXAMPLE)])

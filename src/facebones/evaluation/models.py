@@ -199,6 +199,8 @@ def open_backbone(checkpoint: Path, name: str | None, device: str) -> tuple[Back
         name: the backbone; needed where the file does not state it, checked where it does.
         device: "auto", "cpu", "cuda", ...; where the network computes.
 
+    torch's random state is left as it was.
+
     Returns:
         the backbone, the path of the file that was read, and the device for its input.
 
@@ -215,7 +217,8 @@ def open_backbone(checkpoint: Path, name: str | None, device: str) -> tuple[Back
             raise CheckpointError(f"{checkpoint}: holds {held}, not {name}; leave --backbone out")
         return network, checkpoint, torch.device("cpu")
     computing = select_device(device)
-    backbone, path = load_backbone(checkpoint, name)
+    with torch.random.fork_rng(devices=[]):  # a network is built with random weights before it gets its own
+        backbone, path = load_backbone(checkpoint, name)
     return backbone.to(computing), path, computing
 
 
