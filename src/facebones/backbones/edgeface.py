@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from facebones.backbones.registry import Backbone, register_backbone
+from facebones.backbones.base import Backbone
+from facebones.backbones.registry import register_backbone
 from facebones.backbones.timm_models import create_timm_model
 
 

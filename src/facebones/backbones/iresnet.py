@@ -6,7 +6,8 @@ InsightFace's arcface_torch, so that its `backbone.pth` state dicts load under t
 
 from torch import Tensor, nn
 
-from facebones.backbones.registry import Backbone, register_backbone
+from facebones.backbones.base import Backbone
+from facebones.backbones.registry import register_backbone
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 

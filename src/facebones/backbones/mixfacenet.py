@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from facebones.backbones.interleaving import unshuffle
-from facebones.backbones.layers import GroupedConv2d, SplitConv
-from facebones.backbones.registry import Backbone, register_backbone
+from facebones.backbones.base import Backbone
+from facebones.backbones.layers import GroupedConv2d, SplitConv, unshuffle
+from facebones.backbones.registry import register_backbone
 
 
 class UnitSpec(NamedTuple):

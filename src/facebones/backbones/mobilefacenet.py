@@ -9,8 +9,9 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from facebones.backbones.base import Backbone
 from facebones.backbones.layers import Residual, conv_block, conv_bn, full_precision, global_depthwise, initialize
-from facebones.backbones.registry import Backbone, register_backbone
+from facebones.backbones.registry import register_backbone
 
 # expansion t, output channels c, repeats n, stride s of the first (arXiv 1804.07573, table 1)
 ORIGINAL_BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))

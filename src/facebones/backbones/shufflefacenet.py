@@ -7,9 +7,9 @@ default is one a channel.
 
 from torch import Tensor, nn
 
-from facebones.backbones.interleaving import shuffle_two
-from facebones.backbones.layers import conv_bn, global_depthwise, initialize
-from facebones.backbones.registry import Backbone, register_backbone
+from facebones.backbones.base import Backbone
+from facebones.backbones.layers import conv_bn, global_depthwise, initialize, shuffle_two
+from facebones.backbones.registry import register_backbone
 
 STEM_WIDTH, TAIL_WIDTH = 24, 1024
 STAGE_UNITS = (4, 8, 4)  # the first of each has stride 2

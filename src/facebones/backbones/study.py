@@ -12,7 +12,7 @@ here follow the study, so that its files load; our names say what the network is
 
 from torch import Tensor, nn
 
-from facebones.backbones.interleaving import shuffle, shuffle_two
+from facebones.backbones.base import Backbone
 from facebones.backbones.layers import (
     GroupedConv2d,
     SplitConv,
@@ -20,8 +20,10 @@ from facebones.backbones.layers import (
     conv_bn,
     global_depthwise,
     initialize,
+    shuffle,
+    shuffle_two,
 )
-from facebones.backbones.registry import Backbone, register_backbone
+from facebones.backbones.registry import register_backbone
 
 STAGE_UNITS = (4, 8, 4)
 

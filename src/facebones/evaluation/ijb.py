@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from facebones.backbones.registry import IMAGE_SIZE
+from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.ijb_lists import TemplateSet, read_template_set
 from facebones.data.ijb_pairs import PAIR_LIST
 from facebones.data.image_sources import LooseCrops

@@ -14,8 +14,9 @@ from facebones.evaluation.embedder import open_backbone
 from facebones.evaluation.ijb import TemplateWork, check_target, evaluate_identification, evaluate_template_pairs
 from facebones.evaluation.pairs import PairsWork, evaluate_pairs, read_sound_set
 from facebones.evaluation.runtimes import AUTO, check_available, check_takes_onnx
-from facebones.profiling import Conditions, profile
-from facebones.profiling.profile import write_profile
+from facebones.profiling import Conditions
+from facebones.profiling.profile import profile, write_profile
+from facebones.reporting.plots.profile import write_profile_plots
 from facebones.run_folder import RunFolder
 from facebones.study.plan import DONE, Plan
 from facebones.study.study import MODEL_PART, ProfileSettings
@@ -193,6 +194,7 @@ def profile_networks(plan: Plan, models: Mapping[str, Path], device: str) -> dic
     for name, row in zip(words, result["networks"], strict=True):
         row["name"] = name
     write_profile(result, plan.output)
+    write_profile_plots(result, plan.output)
     return result
 
 

@@ -1,11 +1,13 @@
 """The picture of a profile: latency against MACs, and against parameters, every network by its name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from facebones.errors import DataError
+from facebones.reporting.cost_tables import profile_headline
 from facebones.reporting.plots.label_placement import FloatArray
 from facebones.reporting.plots.point_names import draw_names, label_log_axis, settle
 from facebones.reporting.plots.style import COLOURS, Paths, label_axes, new_figure, save_pictures, set_text
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+PLOTS = ("profile.png", "profile.pdf")
 PANELS = (
     ("macs", "MACs", "Latency against MACs (area of a marker: parameters)"),
     ("parameters", "Parameters", "Latency against parameters"),
@@ -24,6 +27,15 @@ MARKERS = ("o", "s", "^", "v", "P", "X", "h")  # all of a size: none reaches far
 SMALLEST_MARKER = 30.0  # area in square points
 AREA_PER_MILLION = 8.0  # so that from four million on it is proportional
 PLAIN_MARKER = 36.0
+
+
+def write_profile_plots(result: Mapping[str, Any], output: Path) -> None:
+    """Write profile.png and profile.pdf of a profile (the content of profile.json) to a folder.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    plot_profile(result["networks"], [output / name for name in PLOTS], profile_headline(result))
 
 
 def plot_profile(rows: Sequence[Row], paths: Paths, title: str) -> None:
