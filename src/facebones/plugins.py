@@ -16,7 +16,7 @@ from facebones.errors import ConfigError, FaceBonesError
 
 ENTRY_POINTS = "facebones.plugins"
 
-_loaded: list[str] = []
+_imported: list[str] = []
 
 
 def import_plugins(names: Iterable[str], where: str = "--import") -> None:
@@ -31,7 +31,7 @@ def import_plugins(names: Iterable[str], where: str = "--import") -> None:
     """
     for name in names:
         key = str(Path(name).resolve()) if name.endswith(".py") else name
-        if key in _loaded:
+        if key in _imported:
             continue
         try:
             _import_file(Path(key)) if name.endswith(".py") else importlib.import_module(name)
@@ -40,12 +40,12 @@ def import_plugins(names: Iterable[str], where: str = "--import") -> None:
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(f"{where} {name}: cannot be imported: {reason:.300}") from error
-        _loaded.append(key)
+        _imported.append(key)
 
 
 def imported_plugins() -> list[str]:
     """What `import_plugins` has imported, in order, files by absolute path: what a child process has to import too."""
-    return list(_loaded)
+    return list(_imported)
 
 
 def has_plugins() -> bool:

@@ -25,7 +25,8 @@ def read_catalogue() -> tuple[dict[str, Any], ...]:
     Each has "name", "aliases", "summary", the counts of the network with 512-d embeddings ("parameters",
     "unused_parameters", "macs"), "needs" (the extra that it needs, or None) and "family" (the file that builds it).
     """
-    return tuple(json.loads(CATALOGUE.read_text(encoding="utf-8")))
+    text = CATALOGUE.read_text(encoding="utf-8")
+    return tuple(json.loads(text or "[]"))  # empty while `backbones --catalogue > FILE` runs
 
 
 def catalogued_backbones(pattern: str = "*") -> list[dict[str, Any]]:
