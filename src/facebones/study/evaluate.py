@@ -15,9 +15,10 @@ from facebones.evaluation.pairs import pair_protocols, read_sound_set
 from facebones.evaluation.protocol import Protocol, lookup_protocol
 from facebones.evaluation.run import run_protocols
 from facebones.evaluation.runtimes import AUTO, check_available, check_takes_onnx
-from facebones.profiling import Conditions, profile
-from facebones.profiling.profile import write_profile
+from facebones.profiling import Conditions
+from facebones.profiling.profile import profile, write_profile
 from facebones.reporting.evaluation_plots import write_evaluation_plots
+from facebones.reporting.plots.profile import write_profile_plots
 from facebones.run_folder import RunFolder
 from facebones.study.plan import DONE, Plan
 from facebones.study.study import MODEL_PART, ProfileSettings
@@ -203,6 +204,7 @@ def profile_networks(plan: Plan, models: Mapping[str, Path], device: str) -> dic
     for name, row in zip(words, result["networks"], strict=True):
         row["name"] = name
     write_profile(result, plan.output)
+    write_profile_plots(result, plan.output)
     return result
 
 
