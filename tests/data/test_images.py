@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from facebones.data import images
-from facebones.data.image_headers import image_size
-from facebones.data.images import decode
+from facebones.data.images import decode, image_size
 from facebones.errors import DataError
 
 FORMS = {
@@ -90,7 +89,6 @@ def test_a_jpeg_whose_size_others_might_read_elsewhere_has_none(hidden):
 
 
 def test_what_opencv_does_not_bound_is_bounded_here(monkeypatch):
-    monkeypatch.setattr(images, "OPENCV_KEEPS_LIMIT", False)
     monkeypatch.setattr(images, "MOST_PIXELS", 40 * 50)
     for form in FORMS:
         assert decode(encode(form, 40, 50), "x").shape == (40, 50, 3)

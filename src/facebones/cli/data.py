@@ -62,8 +62,7 @@ def _align(arguments: Arguments) -> None:
         raise ConfigError("--quality is for --format jpg; PNG loses nothing")
 
     from facebones.datatools.align_folder import Encoding, align_folder
-    from facebones.datatools.detector import FaceDetector
-    from facebones.datatools.landmarks import LandmarkTable
+    from facebones.datatools.landmarks import FaceDetector, LandmarkTable
 
     encoding = Encoding(format=arguments.format, **_given(arguments, "quality"))
     done = align_folder(

@@ -19,7 +19,7 @@ from facebones import __version__
 from facebones.cli.commands import COMMANDS, GROUPS
 from facebones.cli.options import Arguments, Command
 from facebones.errors import ConfigError, FaceBonesError, first_line
-from facebones.system.malloc import keep_freed_memory
+from facebones.system.malloc import tune_malloc
 from facebones.system.signals import Interrupted, stop_signals, stop_with_parent
 
 FIELD = re.compile(r"--\w+\.\w")
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Arguments) -> None:
     """Run the command; a signal breaks it off, save a training, which saves first."""
-    keep_freed_memory()
+    tune_malloc()
     if arguments.command_name in {"train", "resume"}:
         stop_with_parent()
         arguments.command.run(arguments)

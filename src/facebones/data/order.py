@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from facebones.data.folders import TrainingSet
-from facebones.data.recordio import Integers
+from facebones.data.training_set import Integers, TrainingSet
 
 GROUP_BLOCKS = 64
 

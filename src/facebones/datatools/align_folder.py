@@ -11,21 +11,17 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import cv2
-import numpy as np
-import numpy.typing as npt
 
 from facebones.data.alignment import align_face
 from facebones.data.folders import is_image_name, read_image_file
 from facebones.data.images import ImageArray, decode
-from facebones.datatools.choice import evenly
+from facebones.data.training_set import evenly
 from facebones.datatools.contact_sheet import IN_ROW, write_face_sheet
-from facebones.datatools.detector import quiet_opencv
-from facebones.datatools.landmarks import LandmarkTable
-from facebones.datatools.origin import photos_origin
-from facebones.datatools.partial_folder import PartialFolder
+from facebones.datatools.landmarks import LandmarkSource, LandmarkTable, quiet_opencv
+from facebones.datatools.partial_folder import PartialFolder, photos_origin
 from facebones.errors import ConfigError, DataError
 from facebones.system.files import check_writable
 from facebones.system.progress import track
@@ -35,21 +31,6 @@ MISSING = "not_found.csv"
 ENDINGS = {"jpg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
 AHEAD = 4  # images a thread that wait for their turn
 SHOWN = 3
-
-
-class LandmarkSource(Protocol):
-    """What knows where the face is: a table or a detector."""
-
-    @property
-    def missing(self) -> str:
-        """Why an image has no landmarks."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the landmarks."""
-
-    def find(self, name: str, image_HxWx3: ImageArray, /) -> tuple[npt.NDArray[np.float64] | None, int]:
-        """Return landmarks (5, 2) or None, and of how many faces there was a choice."""
 
 
 class Missing(NamedTuple):

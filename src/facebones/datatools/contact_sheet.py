@@ -7,10 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from facebones.data.folders import TrainingSet
 from facebones.data.images import ImageArray, decode
 from facebones.data.pair_bins import PairSet
-from facebones.datatools.choice import evenly
+from facebones.data.training_set import TrainingSet, evenly
 from facebones.errors import DataError, RunError
 from facebones.system.files import atomic_write
 

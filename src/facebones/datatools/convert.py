@@ -16,9 +16,15 @@ from facebones.data.folders import ImageFolder, RecordSet, find_records, image_s
 from facebones.data.images import decode
 from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.data.pair_lists import PAIR_LIST_SUFFIXES, read_pair_list
-from facebones.data.recordio import Header, RecordFile, RecordWriter, pack
-from facebones.datatools.origin import pairs_origin, records_origin
-from facebones.datatools.partial_folder import PartialFolder, is_occupied, refuse_existing
+from facebones.data.record_writer import RecordWriter
+from facebones.data.recordio import Header, RecordFile, pack
+from facebones.datatools.partial_folder import (
+    PartialFolder,
+    is_occupied,
+    pairs_origin,
+    records_origin,
+    refuse_existing,
+)
 from facebones.errors import DataError
 from facebones.system.files import atomic_write
 from facebones.system.processes import CAN_FORK, map_forked

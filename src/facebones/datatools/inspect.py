@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.folders import ImageFolder, RecordSet, TrainingSet, find_records, image_suffix, pair_sets
+from facebones.data.folders import ImageFolder, RecordSet, find_records, image_suffix, pair_sets
 from facebones.data.ijb_lists import listed_targets
-from facebones.data.images import decode
+from facebones.data.images import decode, single_threaded_opencv
 from facebones.data.pair_bins import PairSet, read_pairs
+from facebones.data.training_set import TrainingSet
 from facebones.datatools.contact_sheet import write_contact_sheet
 from facebones.datatools.jpeg_damage import DecoderWarnings, decoder_warnings, lacks_end
 from facebones.errors import ConfigError, DataError
@@ -247,7 +248,7 @@ def _decode_all(images: _Images, threads: int, warnings: DecoderWarnings) -> _Fi
     found = _Findings(files, pixels, Counter(), Counter(), [], [])
     starts = range(0, images.count, CHUNK)
     suspects = []
-    with ThreadPoolExecutor(threads) as pool:
+    with single_threaded_opencv(), ThreadPoolExecutor(threads) as pool:
         chunks = pool.map(lambda start: _decode_chunk(images, start, warnings), starts)
         rows: Iterator[_Row] = (row for chunk in chunks for row in chunk)
         for index, row in enumerate(track(rows, f"inspecting {images.path.name}", images.count)):
