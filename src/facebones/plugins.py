@@ -7,6 +7,7 @@ A plug-in is named by `--import`, by `import:` in a recipe or study, or by an en
 import importlib
 import importlib.util
 import sys
+import zlib
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
@@ -62,7 +63,7 @@ def import_entry_points() -> None:
 def _import_file(path: Path) -> None:
     if not path.is_file():
         raise ConfigError("no such file")
-    name = f"facebones_plugin_{path.stem}_{abs(hash(path)):x}"
+    name = f"facebones_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError("not a Python file")
