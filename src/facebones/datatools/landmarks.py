@@ -26,46 +26,47 @@ POINTS = (5, 68)
 FIELDS = tuple(1 + 2 * points for points in POINTS)
 
 CHOICES = ("largest", "central")
-MOST_BYTES = 2**26  # YuNet has a quarter of a megabyte
-OVERLAP = 0.3  # of two boxes, above which they show one face: YuNet's own default
+RIGHT_FILE = "take face_detection_yunet_2023mar.onnx from OpenCV's model zoo"
+MOST_BYTES = 2**26  # the file of YuNet has 0.25 MB
+OVERLAP = 0.3  # boxes that overlap more show one face: YuNet's default
 MOST_FACES = 5000
-# YuNet finds faces of some 10 to 300 pixels; where one is larger, it takes eyes and mouths for faces, and one that
-# fills the picture wants a border. So a photo is looked at twice: first small with a border of half its longest side;
-# and only where this shows no face as wide as a quarter of the photo, again, large, for the small ones.
-CLOSE, FAR = (640, 0.5), (1280, 0.0)  # longest side with the border, and the border
+# YuNet finds faces of about 10 to 300 pixels. In larger faces it takes eyes and mouths for faces, and a face that fills
+# the photo needs a border. So the first pass uses a small copy with a border of half its longest side. Only if that
+# shows no face as wide as a quarter of the photo, a second pass looks for small faces in a large copy.
+CLOSE, FAR = (640, 0.5), (1280, 0.0)  # longest side including the border, and the border
 LARGE = 0.25
-# The network's outputs: values for each cell of 8, 16 and 32 pixels.
+# Outputs of the network: numbers of values per cell of 8, 16 and 32 pixels.
 OUTPUTS = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
 STRIDES = (8, 16, 32)
 
 
 class LandmarkSource(Protocol):
-    """What knows where the face is: a table or a detector."""
+    """Finds the landmarks of a face: a table or a detector."""
 
     @property
     def missing(self) -> str:
-        """Why an image has no landmarks."""
+        """The reason why an image has no landmarks."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the landmarks."""
+        """All that decides the landmarks, for resuming."""
 
     def find(self, name: str, image_HxWx3: ImageArray, /) -> tuple[npt.NDArray[np.float64] | None, int]:
-        """Return landmarks (5, 2) or None, and of how many faces there was a choice."""
+        """Return landmarks (5, 2) or None, and the number of faces in the image."""
 
 
 class LandmarkTable:
     """Landmarks from a CSV file: rows `path,x1,y1,x2,y2,...` with 5 or 68 points.
 
-    Paths start from the folder of images. x goes to the right and y down, in pixels of the image as it is displayed,
-    that is after the rotation that its EXIF data asks for; the centre of the first pixel is (0, 0). Five points are in
-    the order of `align.REFERENCE`, 68 in that of the 300-W annotation. The first line may be a heading.
+    Paths start from the folder of images. x points right and y down, in pixels of the displayed image, after the
+    rotation in its EXIF data; the centre of the first pixel is (0, 0). Five points have the order of
+    `alignment.REFERENCE`, 68 points that of the 300-W annotation. The first line may be a heading.
 
     Attributes:
-        missing: why an image has no landmarks.
+        missing: the reason why an image has no landmarks.
 
     Raises:
-        DataError: the file is missing or no such table; with the line's number.
+        DataError: the file is missing, or is not such a table; names the line.
     """
 
     missing = "no landmarks"
@@ -81,22 +82,22 @@ class LandmarkTable:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the landmarks."""
+        """All that decides the landmarks, for resuming."""
         return {"landmarks": self._fingerprint}
 
     def names(self) -> list[str]:
-        """The paths of the table, in its order."""
+        """Paths in the table, in its order."""
         return list(self._points)
 
     def find(self, name: str, image_HxWx3: ImageArray) -> tuple[npt.NDArray[np.float64] | None, int]:
         """Look up an image.
 
         Args:
-            name: its path inside the folder of images.
-            image_HxWx3: not needed here.
+            name: path of the image inside the folder.
+            image_HxWx3: not used.
 
         Returns:
-            Landmarks (5, 2), or None; and of how many faces there was a choice.
+            Landmarks (5, 2) and 1, or None and 0.
         """
         points = self._points.get(name)
         return points, int(points is not None)
@@ -115,7 +116,7 @@ def _read(path: Path, content: bytes) -> dict[str, npt.NDArray[np.float64]]:
                 continue
             name, points = _row(path, reader.line_num, row)
             if name in found:
-                _fail(path, reader.line_num, f"{name} stands in the table twice; keep one face of an image")
+                _fail(path, reader.line_num, f"{name} is in the table twice; keep one face per image")
             found[name] = points
     except csv.Error as error:
         _fail(path, reader.line_num, f"{error}; landmarks are a CSV file")
@@ -125,7 +126,7 @@ def _read(path: Path, content: bytes) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def _is_heading(row: Sequence[str]) -> bool:
-    """Whether no field after the first is a number."""
+    """Whether no field after the first one is a number."""
     return len(row) > 1 and all(_number(field) is None for field in row[1:])
 
 
@@ -142,7 +143,7 @@ def _row(path: Path, line: int, row: Sequence[str]) -> tuple[str, npt.NDArray[np
 
 
 def _number(field: str) -> float | None:
-    """The finite number that a field holds."""
+    """The number in a field; None if it is not a finite number."""
     try:
         number = float(field)
     except ValueError:
@@ -155,14 +156,14 @@ def _fail(path: Path, line: int, reason: str) -> NoReturn:
 
 
 class FaceDetector:
-    """Finds the landmarks of one face in a photo; may be used by several threads at once.
+    """YuNet: finds the landmarks of one face in a photo; several threads may share an instance.
 
     Attributes:
-        missing: why an image has no landmarks.
+        missing: the reason why an image has no landmarks.
 
     Raises:
         CheckpointError: the file is missing, or is not YuNet.
-        ConfigError: a number or a choice is out of range.
+        ConfigError: `confidence` or `face` is out of range.
     """
 
     missing = "no face found"
@@ -172,8 +173,8 @@ class FaceDetector:
 
         Args:
             path: `face_detection_yunet_*.onnx`.
-            confidence: the least score of a face, above 0, up to 1.
-            face: of several, "largest" or "central", which is the one closest to the middle of the photo.
+            confidence: least score of a face, above 0, up to 1.
+            face: which of several faces: "largest", or "central" for the one closest to the centre of the photo.
         """
         if not 0 < confidence <= 1:
             raise ConfigError(f"confidence: {confidence:g} is not above 0 and up to 1")
@@ -181,11 +182,11 @@ class FaceDetector:
             raise ConfigError(f"face: {face!r} is none of {', '.join(CHOICES)}")
         self.confidence, self.face = confidence, face
         self._model = _read_model(Path(path))
-        self._of_thread = threading.local()  # OpenCV's detector keeps the size of its input
+        self._of_thread = threading.local()  # OpenCV's detector stores the size of its input
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the landmarks."""
+        """All that decides the landmarks, for resuming."""
         fingerprint = hashlib.sha256(self._model.tobytes()).hexdigest()
         return {"detector": fingerprint, "confidence": self.confidence, "face": self.face}
 
@@ -193,12 +194,12 @@ class FaceDetector:
         """Find the face to align.
 
         Args:
-            name: not needed here.
+            name: not used.
             image_HxWx3: the photo, (H, W, 3) uint8 RGB.
 
         Returns:
-            Landmarks (5, 2), x and y in pixels of the photo in the order of `align.REFERENCE`, or None where no face
-            is found; and how many faces there are.
+            Landmarks (5, 2), x and y in pixels of the photo in the order of `alignment.REFERENCE`, or None without a
+            face; and the number of faces.
         """
         faces_Nx15 = self._look(image_HxWx3, *CLOSE)
         if not (faces_Nx15[:, 2] >= LARGE * min(image_HxWx3.shape[:2])).any():
@@ -216,14 +217,14 @@ class FaceDetector:
         return int(np.argmin(np.linalg.norm(faces_Nx15[:, :2] + faces_Nx15[:, 2:4] / 2 - middle, axis=1)))
 
     def _look(self, image_HxWx3: ImageArray, side: int, border: float) -> npt.NDArray[np.float64]:
-        """Find faces in a shrunk, bordered copy.
+        """Find faces in a smaller copy with a border.
 
         Returns:
             (N, 15): box (x, y, width, height) and landmarks in pixels of the photo, and the score.
         """
         height, width = image_HxWx3.shape[:2]
         scale = min(1.0, side / (max(height, width) * (1 + 2 * border)))
-        # Each side by itself, as it is rounded: a strip of one pixel stays one.
+        # Round each side by itself: a strip of one pixel keeps one pixel.
         small_height, small_width = max(1, round(height * scale)), max(1, round(width * scale))
         bgr = cv2.cvtColor(image_HxWx3, cv2.COLOR_RGB2BGR)
         if scale < 1:
@@ -253,17 +254,15 @@ def _read_model(path: Path) -> npt.NDArray[np.uint8]:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except OSError as error:
-        mend = "take face_detection_yunet_2023mar.onnx from OpenCV's model zoo"
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; {mend}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; {RIGHT_FILE}") from error
     model = np.frombuffer(content, dtype=np.uint8)
     if reason := _unfit(model):
-        mend = "take face_detection_yunet_2023mar.onnx from OpenCV's model zoo"
-        raise CheckpointError(f"{path}: not the face detector YuNet: {reason}; {mend}")
+        raise CheckpointError(f"{path}: not the face detector YuNet: {reason}; {RIGHT_FILE}")
     return model
 
 
 def _unfit(model: npt.NDArray[np.uint8]) -> str | None:
-    """Why a file cannot be used: OpenCV's detector takes the sizes of the outputs for granted."""
+    """Reason why a file cannot be used, or None; OpenCV's detector does not check the sizes of the outputs."""
     if model.size > MOST_BYTES:
         return f"it has more than {MOST_BYTES} bytes"
     height, width = 64, 96
