@@ -15,7 +15,8 @@ import pytest
 
 from facebones.cli.main import main
 from facebones.data.pair_bins import read_pairs, write_pairs
-from facebones.data.recordio import Header, RecordWriter, pack
+from facebones.data.record_writer import RecordWriter
+from facebones.data.recordio import Header, pack
 from facebones.datatools.convert import convert
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation import pairs

@@ -397,7 +397,7 @@ def test_photos_outside_of_the_folder_are_refused(crops, file):
 def test_landmarks_that_say_nothing_are_found_before_the_reading(crops, value):
     folder, files, landmarks = crops
     landmarks[3] = value
-    with pytest.raises(DataError, match=r"loose_crop/3\.png: its landmarks are (not finite|all in one place); mend"):
+    with pytest.raises(DataError, match=r"loose_crop/3\.png: its landmarks are (not finite|all in one place); correct"):
         LooseCrops("photos", folder, files, landmarks)
     with pytest.raises(ValueError, match=r"shape \(4, 5, 2\) for 5 files"):
         LooseCrops("photos", folder, files, landmarks[:4])
