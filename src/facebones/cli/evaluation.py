@@ -82,11 +82,24 @@ def _pairs_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_pairs(arguments: Arguments) -> None:
-    from facebones.evaluation.pairs import PairsWork, evaluate_pairs
-    from facebones.reporting.evaluation_tables import print_pairs
+    from facebones.evaluation.pairs import pair_protocols
 
-    work = PairsWork(**_work(arguments), root=arguments.root, flip=arguments.flip)
-    _show(arguments, evaluate_pairs(work), print_pairs)
+    _run(arguments, pair_protocols(arguments.data, arguments.root), flip=arguments.flip)
+
+
+def _sets_options(parser: argparse.ArgumentParser) -> None:
+    _model_options(parser)
+    parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="SET", help="files or folders of sets")
+    parser.add_argument("--protocol", metavar="NAME", help="evaluate by this protocol only, such as one of a plug-in")
+    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    _result_options(parser, "a result file for each protocol, scores and plots")
+
+
+def _evaluate_sets(arguments: Arguments) -> None:
+    from facebones.evaluation.protocol import find_protocols
+
+    sets = [one for path in arguments.data for one in find_protocols(path, arguments.protocol)]
+    _run(arguments, sets, flip=arguments.flip)
 
 
 def _ijb_options(parser: argparse.ArgumentParser) -> None:
@@ -106,12 +119,10 @@ def _templates_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_templates(arguments: Arguments) -> None:
-    from facebones.evaluation.ijb import TemplateWork, evaluate_template_pairs
-    from facebones.evaluation.template_scores import parse_settings
-    from facebones.reporting.evaluation_tables import print_templates
+    from facebones.evaluation.ijb_verification import IJBVerification
+    from facebones.evaluation.template_scores import parse_pooling
 
-    settings = parse_settings(arguments.pooling)
-    _show(arguments, evaluate_template_pairs(TemplateWork(**_work(arguments)), settings), print_templates)
+    _run(arguments, [IJBVerification(arguments.data, parse_pooling(arguments.pooling))])
 
 
 def _identification_options(parser: argparse.ArgumentParser) -> None:
@@ -124,27 +135,30 @@ def _identification_options(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate_identification(arguments: Arguments) -> None:
     from facebones.errors import ConfigError
-    from facebones.evaluation.ijb import TemplateWork, evaluate_identification
-    from facebones.evaluation.template_scores import parse_settings
-    from facebones.reporting.evaluation_tables import print_identification
+    from facebones.evaluation.ijb_identification import IJBIdentification
+    from facebones.evaluation.template_scores import parse_pooling
 
-    setting, *more = parse_settings(arguments.pooling)
+    pooling, *more = parse_pooling(arguments.pooling)
     if more:
-        raise ConfigError(f"--pooling {arguments.pooling}: several settings; give one")
-    result = evaluate_identification(TemplateWork(**_work(arguments)), setting)
-    _show(arguments, result, print_identification)
+        raise ConfigError(f"--pooling {arguments.pooling}: several poolings; give one")
+    _run(arguments, [IJBIdentification(arguments.data, pooling)])
 
 
-def _work(arguments: Arguments) -> dict[str, Any]:
-    """What all commands here that run models have in common; see `evaluation.work.Work`."""
+def _run(arguments: Arguments, protocols: Any, **options: Any) -> None:
+    """Evaluate sets, and draw and print the results."""
     from facebones.evaluation.models import named_files
+    from facebones.evaluation.run import run_protocols
 
-    taken = ("data", "output", "backbone", "batch_size", "workers", "device", "runtime", "seed")
-    return {name: getattr(arguments, name) for name in taken} | {
-        "replicates": arguments.bootstrap,
-        "checkpoints": named_files(arguments.model, "--model"),
-        "preprocessing": _preprocessing(arguments),
-    }
+    taken = ("output", "backbone", "batch_size", "workers", "device", "runtime", "seed")
+    contents = run_protocols(
+        named_files(arguments.model, "--model"),
+        protocols,
+        preprocessing=_preprocessing(arguments),
+        bootstrap=arguments.bootstrap,
+        **{name: getattr(arguments, name) for name in taken},
+        **options,
+    )
+    _show(arguments, list(contents.values()))
 
 
 def _scores_options(parser: argparse.ArgumentParser) -> None:
@@ -154,25 +168,32 @@ def _scores_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_scores(arguments: Arguments) -> None:
+    from facebones.evaluation.ijb_verification import evaluate_scores
     from facebones.evaluation.models import named_files
-    from facebones.evaluation.template_comparison import evaluate_scores
-    from facebones.reporting.evaluation_tables import print_templates
 
     result = evaluate_scores(
         arguments.labels,
         named_files(arguments.scores, "scores"),
         output=arguments.output,
-        replicates=arguments.bootstrap,
+        bootstrap=arguments.bootstrap,
         seed=arguments.seed,
     )
-    _show(arguments, result, print_templates)
+    _show(arguments, [result])
 
 
-def _show(arguments: Arguments, result: Any, print_tables: Any) -> None:
+def _show(arguments: Arguments, contents: list[Any]) -> None:
+    if arguments.output is not None:
+        from facebones.reporting.evaluation_plots import write_evaluation_plots
+
+        for content in contents:
+            write_evaluation_plots(content, arguments.output)
     if arguments.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print_tables(result)
+        print(json.dumps(contents[0] if len(contents) == 1 else contents, indent=2))
+        return
+    from facebones.reporting.console import print_evaluation
+
+    for content in contents:
+        print_evaluation(content)
 
 
 COMMANDS = {
@@ -193,6 +214,12 @@ COMMANDS = {
         "facebones evaluate identification --model runs/mbf --data IJBC --output results/ijbc",
         _identification_options,
         _evaluate_identification,
+    ),
+    "evaluate sets": Command(
+        "evaluate sets by every protocol that knows them, plug-ins included",
+        "facebones evaluate sets --import my_protocol.py --model runs/mbf --data lfw.bin IJBC my_set",
+        _sets_options,
+        _evaluate_sets,
     ),
     "evaluate scores": Command(
         "tabulate and plot saved scores of template pairs",

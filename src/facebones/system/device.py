@@ -1,4 +1,4 @@
-"""The device that computes, chosen by name."""
+"""Choose the computing device by name."""
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def _prepared(device: torch.device) -> torch.device:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on a device, without waiting for what the device is busy with."""
+    """Copy a CPU tensor to a device without waiting for the work that the device is doing."""
     if device.type != "cuda":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # from other memory the copy would wait
+    return tensor.pin_memory().to(device, non_blocking=True)  # a copy from pageable memory waits

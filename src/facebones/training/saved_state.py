@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from facebones.data.training_set import LABEL_KEYS, same_data
 from facebones.errors import CheckpointError
 from facebones.training.validation import FIGURES
 
@@ -62,8 +63,12 @@ def _compare_recipes(now: Mapping[str, Any], found: Any, path: Path) -> None:
 
 def _compare_data(pattern: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
     now, then = pattern["data"], found["data"]
-    check_structure(now, then, f"{path}: data")
-    if then != now:
+    if not isinstance(then, dict):
+        check_structure(now, then, f"{path}: data")
+    keys = [key for key in now if key in then or key in LABEL_KEYS]
+    shared = {key: then[key] for key in keys if key in then}
+    check_structure({key: now[key] for key in keys}, shared, f"{path}: data")
+    if same_data(now, then):
         raise CheckpointError(
             f"{path}: was trained on other data ({then['images']} images of {then['identities']} identities);"
             f" {pattern['recipe']['data']['path']} holds {now['images']} of {now['identities']}; give --data"

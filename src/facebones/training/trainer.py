@@ -14,13 +14,12 @@ from torch.nn import functional
 import facebones
 from facebones.backbones import Backbone, create_backbone
 from facebones.backbones.weights import save_weights
-from facebones.data.batch_memory import Batch
 from facebones.data.folders import open_training_set
-from facebones.data.loader import training_batches
+from facebones.data.loader import Batch, training_batches
 from facebones.data.order import EpochOrder, block_size
 from facebones.data.preprocessing import to_network_input
 from facebones.errors import CheckpointError, ConfigError, FaceBonesError, RunError
-from facebones.evaluation.embedder import AUTOCAST_TYPE
+from facebones.evaluation.models import AUTOCAST_TYPE
 from facebones.heads import PartialFC, combined_margin
 from facebones.recipe import HeadConfig, Recipe
 from facebones.run_folder import RunFolder
