@@ -11,6 +11,11 @@ if TYPE_CHECKING:  # for editors and type checkers
     from facebones.backbones import create_backbone as create_backbone
     from facebones.backbones import list_backbones as list_backbones
     from facebones.backbones import register_backbone as register_backbone
+    from facebones.data.training_set import register_data_format as register_data_format
+    from facebones.evaluation.models import load_model as load_model
+    from facebones.evaluation.protocol import register_protocol as register_protocol
+    from facebones.evaluation.run import evaluate as evaluate
+    from facebones.exporting import export as export
     from facebones.profiling.profile import profile as profile
     from facebones.recipe import load_recipe as load_recipe
     from facebones.reporting.load import load_results as load_results
@@ -22,11 +27,16 @@ __version__ = "0.2.0"
 # Each public name, and the module that defines it.
 _API = {
     "create_backbone": "facebones.backbones",
+    "evaluate": "facebones.evaluation.run",
+    "export": "facebones.exporting",
     "list_backbones": "facebones.backbones",
+    "load_model": "facebones.evaluation.models",
     "load_recipe": "facebones.recipe",
     "load_results": "facebones.reporting.load",
     "profile": "facebones.profiling.profile",
     "register_backbone": "facebones.backbones",
+    "register_data_format": "facebones.data.training_set",
+    "register_protocol": "facebones.evaluation.protocol",
     "resume": "facebones.training.run",
     "train": "facebones.training.run",
 }
