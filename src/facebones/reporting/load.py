@@ -13,7 +13,6 @@ from facebones.reporting.run_grouping import counted, different_recipes, repeate
 from facebones.reporting.run_reading import OTHER_SHAPE, number, read_json, read_run, read_study_run, text, unlike
 from facebones.run_folder import RunFolder
 from facebones.statistics.curves import RocCurve, roc
-from facebones.study.study import MODEL_PART
 from facebones.system.files import read_npz
 
 STUDY_FILE = "study.json"
@@ -185,10 +184,10 @@ def _read_study(folder: Path, gathered: _Gathered) -> None:
             cost = Cost(parameters=_whole(row["parameters"]), macs=_whole(row["macs"]))
             gathered.costs[text(row["backbone"])] = cost
         names = {text(row["name"]) for row in content["runs"]}
-        parts = {**content["evaluation"]}  # of a list, `dict` could make one
+        parts = _parts_of(content["evaluation"])
         for name, file in content["models"].items():
             if name not in names:
-                left_out = parts.pop(f"{MODEL_PART}{name}", None)
+                left_out = parts.pop(f"model {name}", None)
                 gathered.add_other(_trained_by_others(name, Path(file), left_out), folder.resolve().name)
         for name, part in parts.items():
             _read_part(folder, name, part, gathered)
@@ -196,6 +195,20 @@ def _read_study(folder: Path, gathered: _Gathered) -> None:
         gathered.titles.append(text(content["study"]["name"]))
     except OTHER_SHAPE as error:
         raise unlike(path, error) from error
+
+
+def _parts_of(evaluation: Any) -> dict[str, Any]:
+    """Entries of a study.json of format 2 as the mapping that format 1 has."""
+    if not isinstance(evaluation, list):
+        return {**evaluation}
+    left_out = {"model_left_out": "model", "set_left_out": "pair set"}
+    named = {"pairs": "pairs", "ijb_verification": "templates", "ijb_identification": "identification"}
+    parts = {}
+    for entry in evaluation:
+        kind = left_out.get(entry["kind"]) or named.get(entry.get("protocol"), entry["kind"])
+        words = (kind, entry.get("name") or entry.get("set"))
+        parts[" ".join(filter(None, words))] = entry
+    return parts
 
 
 def _study_run(folder: Path, row: Mapping[str, Any], notes: list[str]) -> Run:
@@ -220,7 +233,7 @@ def _trained_by_others(name: str, path: Path, left_out: Mapping[str, Any] | None
 
 def _read_part(folder: Path, name: str, part: Mapping[str, Any], gathered: _Gathered) -> None:
     """A part of a study's evaluation; one that has failed is noted."""
-    file = folder / part["file"]
+    file = folder / (part.get("file") or "")
     if part["error"]:
         gathered.notes.append(f"{name}: failed: {part['error']}")
     elif not file.is_file():
