@@ -14,7 +14,7 @@ from facebones.run_folder import folder_lock
 from facebones.study.evaluate import check_evaluation, evaluate_all
 from facebones.study.launchers.local import train_all
 from facebones.study.plan import DONE, Plan, make_plan
-from facebones.study.record import STUDY_FILE, entry_title, read_evaluation, write_record
+from facebones.study.record import STUDY_FILE, entry_title, read_entries, write_record
 from facebones.study.study import Study, load_study
 from facebones.system.device import select_device
 from facebones.system.progress import say
@@ -61,7 +61,7 @@ def compare(
     with folder_lock(output, "compares"):
         for run in plan.runs:  # another process may have worked here in the meantime
             run.refuse_another()
-        before = read_evaluation(output / STUDY_FILE)
+        before = read_entries(output / STUDY_FILE)
         errors: dict[str, str] = {}
         try:
             train_all(plan, jobs, device, errors, lambda: write_record(plan, errors, before))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from facebones.reporting.words import metric_words, set_words
 from facebones.study.plan import UNFINISHED, PlannedRun
 from facebones.system.progress import format_seconds, say
 
@@ -125,20 +126,19 @@ def _plan_cells(row: Mapping[str, Any]) -> Sequence[str]:
 
 def study_table(content: Mapping[str, Any]) -> Table:
     """The summary of study.json as a table: a row for each backbone, a column for each main metric over the seeds."""
-    titles = list(dict.fromkeys(metric_title(metric) for row in content["summary"] for metric in row["metrics"]))
+    titles = list(dict.fromkeys(_title(metric) for row in content["summary"] for metric in row["metrics"]))
     rows: list[Sequence[str]] = []
     for row in content["summary"]:
         cost = ["-" if row["parameters"] is None else f"{row['parameters']:,}"]
         cost.append("-" if row["macs"] is None else f"{row['macs'] / 1e6:,.1f} M")
-        measured = {metric_title(metric): _spread(metric) for metric in row["metrics"]}
+        measured = {_title(metric): _spread(metric) for metric in row["metrics"]}
         cells = [measured.get(title, "-") for title in titles]
         rows.append((row["backbone"], *cost, *cells, f"{row['done']}/{row['planned']}", "; ".join(row["errors"])))
     return ("backbone", "parameters", "MACs", *titles, "seeds", "error"), rows
 
 
-def metric_title(metric: Mapping[str, Any]) -> str:
-    """The set and the metric, as the head of a column."""
-    return f"{metric['set']}: {metric['name']}"
+def _title(metric: Mapping[str, Any]) -> str:
+    return f"{set_words(metric)}: {metric_words(metric)}"
 
 
 def _spread(metric: Mapping[str, Any]) -> str:

@@ -3,19 +3,22 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from facebones.errors import FaceBonesError, first_line
-from facebones.evaluation.embedder import open_backbone
-from facebones.evaluation.ijb import TemplateWork, check_target, evaluate_identification, evaluate_template_pairs
-from facebones.evaluation.pairs import PairsWork, evaluate_pairs, read_sound_set
+from facebones.evaluation.models import load_model
+from facebones.evaluation.protocol import Protocol
+from facebones.evaluation.run import run_protocols
 from facebones.evaluation.runtimes import AUTO, check_available, check_takes_onnx
 from facebones.plugins import imported_plugins
-from facebones.profiling import Conditions, profile
-from facebones.profiling.profile import write_profile
+from facebones.profiling import Conditions
+from facebones.profiling.profile import profile, write_profile
+from facebones.reporting.evaluation_plots import write_evaluation_plots
+from facebones.reporting.plots.profile import write_profile_plots
 from facebones.run_folder import RunFolder
 from facebones.study.plan import Plan, versions_here
 from facebones.study.record import MODEL_LEFT_OUT, PROFILE, PROTOCOL, SET_LEFT_OUT, Entry, entry_title, finished_models
@@ -51,12 +54,12 @@ class Part:
 
 
 def check_evaluation(plan: Plan, device: str, runtime: str | None) -> None:
-    """Refuse in seconds what would fail only after all trainings: open the models, read pair sets and IJB lists.
+    """Refuse in seconds what would fail only after all trainings: open the models and check the data sets.
 
     Raises:
         UnknownNameError, ConfigError: no such runtime or device, it cannot compute one of the models here, or the
             profile cannot be measured so.
-        CheckpointError, DataError: a model, a pair set or an IJB folder is missing, broken or unfit.
+        CheckpointError, DataError: a model or a data set is missing, broken or unfit.
     """
     if runtime not in (None, AUTO):
         check_available(runtime, select_device(device))
@@ -67,15 +70,13 @@ def check_evaluation(plan: Plan, device: str, runtime: str | None) -> None:
         _conditions(plan.study.profile, device).check("profile.")
     for path in plan.trained.values():
         _open(path, device)
-    for path in plan.pair_sets:  # one after the other, so that no two are in memory
-        read_sound_set(path)
-    for folder in plan.study.ijb:
-        check_target(Path(folder))
+    for protocol in plan.protocols:
+        protocol.check()
 
 
 def _open(path: Path, device: str) -> None:
     """Open a model and drop it; weights on the CPU, because CUDA would keep memory that the trainings need."""
-    open_backbone(path, None, device if path.suffix == ".onnx" else "cpu")
+    load_model(path, device=device if path.suffix == ".onnx" else "cpu")
 
 
 def evaluate_all(plan: Plan, device: str, runtime: str | None, before: Sequence[Entry]) -> list[Entry]:
@@ -103,12 +104,12 @@ def evaluate_all(plan: Plan, device: str, runtime: str | None, before: Sequence[
         return entries
     # Opening everything again takes a while, so it waits until something has failed.
     bad_models = _left_out(MODEL_LEFT_OUT, models, lambda path: _open(path, device))
-    bad_sets = _left_out(SET_LEFT_OUT, {path.stem: path for path in plan.pair_sets}, read_sound_set)
+    bad_sets = _left_out(SET_LEFT_OUT, _by_set(plan.protocols), lambda group: [one.check() for one in group])
     if not bad_models and not bad_sets:
         return entries
     lost_models, lost_sets = ([entry["name"] for entry in bad] for bad in (bad_models, bad_sets))
     sound = {name: path for name, path in models.items() if name not in lost_models}
-    plan = replace(plan, pair_sets=[path for path in plan.pair_sets if path.stem not in lost_sets])
+    plan = replace(plan, protocols=[one for one in plan.protocols if one.set not in lost_sets])
     known = [*(entry for entry in entries if entry["error"] is None), *before]
     return [*bad_models, *bad_sets, *_measure(plan, sound, device, runtime, known)]
 
@@ -133,11 +134,11 @@ def _once(output: Path, part: Part, before: Sequence[Entry]) -> Entry:
     return {**row, "error": error, "versions": versions_here()}
 
 
-def _left_out(kind: str, paths: Mapping[str, Path], read: Callable[[Path], Any]) -> list[Entry]:
+def _left_out(kind: str, named: Mapping[str, Any], read: Callable[[Any], Any]) -> list[Entry]:
     """An entry for each model or set that cannot be read."""
     entries = []
-    for name, path in paths.items():
-        if (error := _error_of(partial(read, path))) is not None:
+    for name, one in named.items():
+        if (error := _error_of(partial(read, one))) is not None:
             say(f"{name}: left out: {error}")
             entries.append({"kind": kind, "name": name, "error": error})
     return entries
@@ -159,37 +160,64 @@ def _error_of(work: Callable[[], Any]) -> str | None:
     return None
 
 
+def _by_set(protocols: Sequence[Protocol]) -> dict[str, list[Protocol]]:
+    """Protocols by the name of their set; an IJB folder is measured by two."""
+    groups: dict[str, list[Protocol]] = {}
+    for protocol in protocols:
+        groups.setdefault(protocol.set, []).append(protocol)
+    return groups
+
+
 def _parts(plan: Plan, models: Mapping[str, Path], device: str, runtime: str | None) -> list[Part]:
     weights = {name: _signature([_weights_file(path)]) for name, path in models.items()}
     common = [device, list(weights.items())]
-    by = ([] if runtime is None else [runtime]) + _plugin_digests()
-    folder = plan.output / "evaluation"
-    parts = []
-
-    def add(identity: Mapping[str, Any], file: Path, inputs: list[Any], measure: Callable[[], Any]) -> None:
-        file = file.relative_to(plan.output)
-        parts.append(Part(identity=identity, file=file, decides=[*common, inputs], measure=measure))
-
-    if plan.pair_sets:
-        pairs = PairsWork(checkpoints=models, data=plan.pair_sets, output=folder, device=device, runtime=runtime)
-        identity = {"kind": PROTOCOL, "protocol": "pairs", "set": None}
-        add(identity, folder / "pairs.json", _signature(plan.pair_sets) + by, lambda: evaluate_pairs(pairs))
-    for data in map(Path, plan.study.ijb):
-        # Below a folder of its own: features and pictures have the same names for every target.
-        target = folder / data.resolve().name
-        work = TemplateWork(checkpoints=models, data=data, output=target, device=device, runtime=runtime)
-        inputs = _signature(sorted((data / "meta").glob("*"))) + by
-        for name, protocol, measure in (
-            ("templates", "ijb_verification", evaluate_template_pairs),
-            ("identification", "ijb_identification", evaluate_identification),
-        ):
-            identity = {"kind": PROTOCOL, "protocol": protocol, "set": target.name}
-            add(identity, target / f"{name}.json", inputs, _call(measure, work))
+    parts = [
+        Part(
+            identity={"kind": PROTOCOL, "protocol": group[0].name, "set": one_set},
+            file=Path("evaluation", one_set or "", group[0].file),
+            decides=[*common, _inputs(group, runtime)],
+            measure=partial(
+                _run_protocol, models, group, plan.output / "evaluation" / (one_set or ""), device, runtime
+            ),
+        )
+        for one_set, group in _together(plan.protocols)
+    ]
     if plan.study.profile.enabled:
         settings = plan.study.profile
         conditions = [settings.batch_size, settings.threads, settings.precision, settings.seconds]
-        add({"kind": PROFILE}, plan.output / "profile.json", conditions, lambda: profile_networks(plan, models, device))
+        measure = partial(profile_networks, plan, models, device)
+        decides = [*common, conditions + _plugin_digests()]
+        parts.append(Part(identity={"kind": PROFILE}, file=Path("profile.json"), decides=decides, measure=measure))
     return parts
+
+
+def _together(protocols: Sequence[Protocol]) -> list[tuple[str | None, list[Protocol]]]:
+    """Sets that are measured into one file: the small ones of a protocol together, a large one alone (with its name)."""
+    groups: dict[tuple[str, str | None], list[Protocol]] = {}
+    for protocol in protocols:
+        groups.setdefault((protocol.name, protocol.set if protocol.keep_features else None), []).append(protocol)
+    return [(one_set, group) for (_, one_set), group in groups.items()]
+
+
+def _run_protocol(
+    models: Mapping[str, Path], group: Sequence[Protocol], output: Path, device: str, runtime: str | None
+) -> None:
+    fresh = [copy(protocol) for protocol in group]  # what they read is freed with them
+    (result,) = run_protocols(models, fresh, output=output, device=device, runtime=runtime).values()
+    write_evaluation_plots(result, output)
+
+
+def _inputs(group: Sequence[Protocol], runtime: str | None) -> list[Any]:
+    """What decides the numbers of a protocol, besides the models: its data, the runtime, and the user's own code."""
+    files = [file for protocol in group for file in _files(protocol.path)]
+    return _signature(files) + ([] if runtime is None else [runtime]) + _plugin_digests()
+
+
+def _files(path: Path) -> list[Path]:
+    """The files whose change is noticed: a file itself, the lists of an IJB folder, or the content of a folder."""
+    if path.is_file():
+        return [path]
+    return sorted((path / "meta").glob("*")) or sorted(path.glob("*"))
 
 
 def _plugin_digests() -> list[Any]:
@@ -209,6 +237,7 @@ def profile_networks(plan: Plan, models: Mapping[str, Path], device: str) -> dic
     for name, row in zip(words, result["networks"], strict=True):
         row["name"] = name
     write_profile(result, plan.output)
+    write_profile_plots(result, plan.output)
     return result
 
 
@@ -220,10 +249,6 @@ def _conditions(settings: ProfileSettings, device: str) -> Conditions:
         batch_size=settings.batch_size,
         seconds=settings.seconds,
     )
-
-
-def _call(measure: Callable[[TemplateWork], Any], work: TemplateWork) -> Callable[[], Any]:
-    return lambda: measure(work)
 
 
 def _weights_file(path: Path) -> Path:

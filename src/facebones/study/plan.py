@@ -14,7 +14,7 @@ import torch
 import facebones
 from facebones.data.folders import find_pair_set, open_training_set
 from facebones.errors import ConfigError, DataError
-from facebones.evaluation.pairs import pair_set_files
+from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
 from facebones.profiling.networks import Source, find_sources
 from facebones.recipe import Recipe, load_recipe
 from facebones.run_folder import RunFolder
@@ -26,6 +26,7 @@ from facebones.training.run import with_absolute_paths
 FREE_FIELDS = ("data.path", "data.workers", "training.checkpoint_every", "training.choose", "validation.", "log.")
 DONE, UNFINISHED, TO_DO = "done", "unfinished", "to do"
 VERSIONS = ("facebones", "git_revision", "torch")
+IJB_PROTOCOLS = ("ijb_verification", "ijb_identification")
 TAIL_BYTES = 2**16
 
 
@@ -140,14 +141,14 @@ class Plan:
         output: the study's folder.
         runs: the trainings, backbone by backbone.
         trained: models that are already trained, by name.
-        pair_sets: files.
+        protocols: the data sets that all models are measured on.
     """
 
     study: Study
     output: Path
     runs: Sequence[PlannedRun]
     trained: Mapping[str, Path]
-    pair_sets: Sequence[Path]
+    protocols: Sequence[Protocol]
 
     def notes(self) -> list[str]:
         """A line for each other version of facebones or torch that has worked on runs in the study's folder."""
@@ -181,11 +182,47 @@ def make_plan(study: Study, output: Path, *, accept_version: bool = False) -> Pl
     for run in runs:
         run.refuse_another()
     trained = _trained_models([source for source in sources if source.path is not None], [run.name for run in runs])
+    return Plan(study=study, output=output, runs=runs, trained=trained, protocols=find_sets(study, recipe))
+
+
+def find_sets(study: Study, recipe: Recipe) -> list[Protocol]:
+    """The data sets of `evaluate`, `pair_sets` and `ijb`; the recipe's validation sets if no pair set is named.
+
+    Raises:
+        FaceBonesError: a set or a protocol is missing, or two sets of a protocol have one name.
+    """
     beside = Path(recipe.data.path or ".")
-    sets = [find_pair_set(name, beside) for name in study.pair_sets or recipe.validation.sets]
-    pair_set_files(sets)  # refuses two sets of one name before the trainings
-    _check_targets([Path(folder) for folder in study.ijb])
-    return Plan(study=study, output=output, runs=runs, trained=trained, pair_sets=sets)
+    pair_sets = study.pair_sets or ([] if study.evaluate else recipe.validation.sets)
+    found = [one for item in study.evaluate for one in _sets_of(item, beside)]
+    found += [lookup_protocol("pairs")(find_pair_set(name, beside)) for name in pair_sets]
+    found += [lookup_protocol(name)(_ijb_folder(path)) for path in study.ijb for name in IJB_PROTOCOLS]
+    once = {(one.name, one.path.resolve()): one for one in reversed(found)}
+    sets: dict[tuple[str, str], Protocol] = {}
+    for one in reversed(once.values()):
+        if (other := sets.setdefault((one.name, one.set), one)) is not one:
+            raise DataError(f"two sets are called {one.set}: {other.path} and {one.path}; rename one of them")
+    return list(sets.values())
+
+
+def _sets_of(item: str, beside: Path) -> list[Protocol]:
+    """The sets that an item of `evaluate` names: a path, a name beside the data, or PROTOCOL=PATH."""
+    name, equals, place = item.partition("=")
+    if not equals or Path(item).exists():
+        return find_protocols(_place(item, beside))
+    found = lookup_protocol(name).find(path := _place(place, beside))
+    if not found:
+        raise DataError(f"evaluate: {path}: holds no set of the protocol {name}; check the path")
+    return list(found)
+
+
+def _place(name: str, beside: Path) -> Path:
+    return next((path for path in (Path(name), beside / name) if path.exists()), None) or find_pair_set(name, beside)
+
+
+def _ijb_folder(path: str) -> Path:
+    if not Path(path).is_dir():
+        raise DataError(f"{path}: no such folder; `ijb` names IJB-B or IJB-C folders")
+    return Path(path)
 
 
 def versions_here() -> dict[str, str | None]:
@@ -252,15 +289,6 @@ def _trained_models(sources: Sequence[Source], taken: Sequence[str]) -> dict[str
             raise ConfigError(f"backbones: two models are called {name}; rename the folder or file {path}")
         models[name] = path
     return models
-
-
-def _check_targets(folders: Sequence[Path]) -> None:
-    names = [folder.resolve().name for folder in folders]
-    for folder, name in zip(folders, names, strict=True):
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; `ijb` names IJB-B or IJB-C folders")
-        if names.count(name) > 1:
-            raise DataError(f"ijb: two folders are called {name}; rename {folder}")
 
 
 def _decisive(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from facebones.plugins import imported_plugins
 from facebones.profiling.cost import network_costs
+from facebones.reporting.evaluations import read_evaluation
+from facebones.reporting.format1 import translate_study
 from facebones.statistics.significance import over_seeds
 from facebones.study.plan import DONE, Plan, PlannedRun, versions_here
 from facebones.system.files import write_json
@@ -15,7 +17,6 @@ STUDY_FILE = "study.json"
 FORMAT = 2
 # Kinds of entries of "evaluation".
 PROTOCOL, PROFILE, MODEL_LEFT_OUT, SET_LEFT_OUT = "protocol", "profile", "model_left_out", "set_left_out"
-FORMAT_1_PROTOCOLS = {"templates": "ijb_verification", "identification": "ijb_identification"}
 
 Entry = dict[str, Any]
 
@@ -68,29 +69,16 @@ def entry_title(entry: Entry) -> str:
     return str(entry["kind"])
 
 
-def read_evaluation(path: Path) -> list[Entry]:
-    """The evaluation entries of an earlier study.json; empty if there are none that can be used."""
+def read_entries(path: Path) -> list[Entry]:
+    """The evaluation entries of an earlier study.json, also of an older format; empty if none can be used."""
     try:
         content = json.loads(path.read_bytes())
-        if "format" not in content:
-            return _evaluation_of_format_1(content)
-        return [dict(entry) for entry in content["evaluation"]]
+        if "format" in content:
+            return [dict(entry) for entry in content["evaluation"]]
+        versions = {"facebones": str(content["facebones"]), "git_revision": content.get("commit"), "torch": None}
+        return [{**entry, "versions": versions} for entry in translate_study(content)["evaluation"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
-
-
-def _evaluation_of_format_1(content: Mapping[str, Any]) -> list[Entry]:
-    """Entries of a study.json of 0.2.0.dev0, whose evaluation maps "templates IJBC" to its file and inputs."""
-    versions = {"facebones": str(content["facebones"]), "git_revision": content.get("commit"), "torch": None}
-    entries = []
-    for name, part in content["evaluation"].items():
-        kind, _, target = name.partition(" ")
-        if kind in ("pairs", *FORMAT_1_PROTOCOLS):
-            known = {"kind": PROTOCOL, "protocol": FORMAT_1_PROTOCOLS.get(kind, kind), "set": target or None}
-            entries.append({**known, **part, "versions": versions})
-        elif kind == PROFILE:
-            entries.append({"kind": PROFILE, **part, "versions": versions})
-    return entries
 
 
 # ------------------------------------------------------------------------------------------------ rows and summary
@@ -138,26 +126,10 @@ def _main_metrics(output: Path, evaluation: Sequence[Entry]) -> Iterator[Mapping
     for entry in evaluation:
         if entry["kind"] != PROTOCOL or entry["error"] or not (output / entry["file"]).is_file():
             continue
-        for result in _results_of(output / entry["file"]):
+        for result in read_evaluation(output / entry["file"])["results"]:
             measured = [metric for metric in result["metrics"] if metric["values"]]
             for metric in [metric for metric in measured if metric["main"]] or measured:
                 yield {key: result[key] for key in ("protocol", "set", "setting")} | metric
-
-
-def _results_of(path: Path) -> list[Any]:
-    content = json.loads(path.read_bytes())
-    if "sets" in content:
-        metric = {"name": "accuracy", "at": {}, "rule": "", "higher_is_better": True, "main": True}
-        return [
-            {
-                "protocol": "pairs",
-                "set": section["set"],
-                "setting": "",
-                "metrics": [{**metric, "values": {name: row["accuracy"] for name, row in section["models"].items()}}],
-            }
-            for section in content["sets"]
-        ]
-    return list(content.get("results", ()))
 
 
 def _over_seeds(measured: Sequence[Mapping[str, Any]], models: Sequence[str]) -> list[dict[str, Any]]:
