@@ -1,12 +1,12 @@
-// What a reader can do with the page. All pictures are drawn from one state, so none can disagree with another.
+// The interactive part of the page. All plots are drawn from one state, so they always agree.
 "use strict";
 (() => {
   const PRINT_SIZE = { width: 660, height: 380 };
-  const ROOM_FOR_NAMES = 560; // pixels of a picture's width
+  const ROOM_FOR_NAMES = 560; // pixels of a plot's width
   const MOST_NAMES = 8;
 
   const data = JSON.parse(document.getElementById("data").textContent);
-  const off = new Set(); // places of the backbones that are switched off
+  const off = new Set(); // indices of the backbones that are switched off
   const root = document.documentElement;
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const byId = (id) => document.getElementById(id);
@@ -19,7 +19,7 @@
 
   // Words and numbers -------------------------------------------------------------------------------------------
 
-  // Plotly reads a little HTML and %{...} in its texts; a name is shown as it stands.
+  // Plotly interprets some HTML and %{...} in its texts; a name is shown literally.
   const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "%": "&#37;", "{": "&#123;", $: "&#36;" };
   const plain = (name) => name.replace(/[&<>%{$]/g, (letter) => ESCAPES[letter]);
   const percent = (rate) => `${(100 * rate).toFixed(2)} %`;
@@ -36,7 +36,7 @@
   const lookColour = (model) => getComputedStyle(looks[model]).color;
   const isOn = (model) => !off.has(model);
 
-  // What all pictures share -------------------------------------------------------------------------------------
+  // What all plots share ----------------------------------------------------------------------------------------
 
   function axis(title, more) {
     return {
@@ -77,7 +77,7 @@
 
   // Accuracy against cost ---------------------------------------------------------------------------------------
 
-  // As facebones.reporting.results.pareto_front: no other is at least as good in both and better in one.
+  // As facebones.reporting.results.pareto_front.
   function paretoFront(points, sign) {
     const front = [];
     for (const point of [...points].sort((a, b) => a.cost - b.cost || sign * (b.mean - a.mean))) {
@@ -87,26 +87,26 @@
   }
 
   function drawCost(plot) {
-    const figure = data.figures[byId("cost-figure").value];
+    const metric = data.metrics[byId("cost-metric").value];
     const cost = data.costs[byId("cost-axis").value];
-    const isKnown = (model) => figure.values[model] && cost.values[model] !== null;
+    const isKnown = (model) => metric.values[model] && cost.values[model] !== null;
     const points = data.models.map((_, model) => model).filter((model) => isOn(model) && isKnown(model))
-      .map((model) => ({ model, cost: cost.values[model], ...figure.values[model] }));
-    const front = paretoFront(points, figure.lower_is_better ? -1 : 1);
+      .map((model) => ({ model, cost: cost.values[model], ...metric.values[model] }));
+    const front = paretoFront(points, metric.higher_is_better ? 1 : -1);
     const log = byId("cost-log").checked;
     const width = isPrinting() ? PRINT_SIZE.width : plot.clientWidth;
     const isNamed = width >= ROOM_FOR_NAMES && points.length <= MOST_NAMES;
     const side = (point) => (isNamed ? nameSide(point, points, log) : "");
-    const traces = [frontTrace(front), ...points.map((point) => pointTrace(point, figure, cost, side(point)))];
+    const traces = [frontTrace(front), ...points.map((point) => pointTrace(point, metric, cost, side(point)))];
     const ticks = log ? { type: "log", tickvals: logTicks(points, width) } : { type: "linear", rangemode: "tozero", nticks: 7 };
     const title = cost.name === "macs" ? "MACs (FLOPs = 2 × MACs)" : cost.title;
     const x = axis(title, { tickformat: "~s", ...ticks });
     const unknown = data.models.filter((model, place) => isOn(place) && !isKnown(place)).map((model) => model.name);
-    const key = [figure.title, cost.name, log].join("|");
-    show(plot, traces, layout(key, x, axis(`${figure.title} (%)`)), costWords(figure, cost, points, front, unknown));
+    const key = [metric.title, cost.name, log].join("|");
+    show(plot, traces, layout(key, x, axis(`${metric.title} (%)`)), costWords(metric, cost, points, front, unknown));
   }
 
-  // 1, 2 and 5 in each decade, or fewer where they would not have room.
+  // 1, 2 and 5 in each decade, or fewer if there is no room.
   function logTicks(points, width) {
     if (!points.length) return [];
     const costs = points.map((point) => point.cost);
@@ -118,7 +118,7 @@
     return ticks;
   }
 
-  // A name stands on the side where there is room.
+  // A name is placed on the side that has room.
   function nameSide(point, points, log) {
     const place = (cost) => (log ? Math.log(cost) : cost);
     const [first, last] = [Math.min, Math.max].map((end) => end(...points.map((one) => place(one.cost))));
@@ -132,7 +132,7 @@
     };
   }
 
-  function pointTrace(point, figure, cost, nameSide) {
+  function pointTrace(point, metric, cost, nameSide) {
     const name = plain(data.models[point.model].name);
     const shade = lookColour(point.model);
     const isBar = point.low !== null;
@@ -146,56 +146,56 @@
         visible: isBar, type: "data", symmetric: false, color: shade, thickness: 1.5, width: 5,
         array: [isBar ? 100 * (point.high - point.mean) : 0], arrayminus: [isBar ? 100 * (point.mean - point.low) : 0],
       },
-      hovertemplate: `<b>${name}</b><br>${plain(figure.title)} ${plain(percent(point.mean) + interval)}`
+      hovertemplate: `<b>${name}</b><br>${plain(metric.title)} ${plain(percent(point.mean) + interval)}`
         + `<br>${plain(cost.title)}: ${short(point.cost)}${runs}<extra></extra>`,
     };
   }
 
-  function costWords(figure, cost, points, front, unknown) {
-    const missing = unknown.length ? ` Not shown, for one of the two is not known: ${unknown.join(", ")}.` : "";
-    if (!points.length) return `${figure.title} against ${cost.title}: no backbone to show.${missing}`;
+  function costWords(metric, cost, points, front, unknown) {
+    const missing = unknown.length ? ` Not shown, because one of the two is unknown: ${unknown.join(", ")}.` : "";
+    if (!points.length) return `${metric.title} against ${cost.title}: no backbone to show.${missing}`;
     const best = front.at(-1);
     const names = front.map((point) => data.models[point.model].name).join(", ");
-    return `${figure.title} against ${cost.title} of ${points.length} backbones. Best is ${data.models[best.model].name} with `
-      + `${percent(best.mean)} at ${short(best.cost)}. No other is as good for less than these: ${names}.${missing}`;
+    return `${metric.title} against ${cost.title} of ${points.length} backbones. Best is ${data.models[best.model].name} with `
+      + `${percent(best.mean)} at ${short(best.cost)}. Pareto front: ${names}.${missing}`;
   }
 
   // Lines -------------------------------------------------------------------------------------------------------
 
   function drawLines(plot) {
-    const picture = data.pictures.find((one) => one.key === plot.dataset.key);
-    const lines = picture.lines.filter((line) => isOn(line.model));
-    const x = axis(picture.x, picture.log ? { type: "log", exponentformat: "power", minor: { showgrid: false } } : {});
-    if (picture.log) x.dtick = 1;
-    const traces = lines.map((line) => lineTrace(picture, line));
-    show(plot, traces, layout(picture.key, x, axis(picture.y)), lineWords(picture, lines));
+    const chart = data.plots.find((one) => one.key === plot.dataset.key);
+    const lines = chart.lines.filter((line) => isOn(line.model));
+    const x = axis(chart.x, chart.log ? { type: "log", exponentformat: "power", minor: { showgrid: false } } : {});
+    if (chart.log) x.dtick = 1;
+    const traces = lines.map((line) => lineTrace(chart, line));
+    show(plot, traces, layout(chart.key, x, axis(chart.y)), lineWords(chart, lines));
   }
 
-  function lineTrace(picture, line) {
+  function lineTrace(chart, line) {
     const look = data.models[line.model];
-    const value = line.value === null || !picture.best ? "" : `<br>${picture.measure} ${plain(shown(picture, line.value))}`;
+    const value = line.value === null || !chart.best ? "" : `<br>${chart.measure} ${plain(shown(chart, line.value))}`;
     return {
-      x: line.x, y: picture.percent ? line.y.map((rate) => (rate === null ? null : 100 * rate)) : line.y, meta: line.model,
+      x: line.x, y: chart.percent ? line.y.map((rate) => (rate === null ? null : 100 * rate)) : line.y, meta: line.model,
       mode: line.x.length <= 12 ? "lines+markers" : "lines", marker: { symbol: look.marker, size: 7 },
-      line: { color: lookColour(line.model), dash: look.dash, width: 2, shape: picture.steps ? "hv" : "linear" },
-      hovertemplate: `<b>${plain(line.run)}</b><br>${plain(picture.x)} %{x:.4~g}<br>${plain(picture.y)} %{y:.4~f}${value}<extra></extra>`,
+      line: { color: lookColour(line.model), dash: look.dash, width: 2, shape: chart.steps ? "hv" : "linear" },
+      hovertemplate: `<b>${plain(line.run)}</b><br>${plain(chart.x)} %{x:.4~g}<br>${plain(chart.y)} %{y:.4~f}${value}<extra></extra>`,
     };
   }
 
-  const shown = (picture, value) => (picture.percent && picture.measure !== "area under the curve" ? percent(value) : short(value));
+  const shown = (chart, value) => (chart.percent && chart.measure !== "area under the curve" ? percent(value) : short(value));
 
-  function lineWords(picture, lines) {
-    const isSame = picture.title.toLowerCase() === picture.y;
-    const what = `${picture.title}${isSame ? "" : `: ${picture.y}`} against ${picture.x}`;
+  function lineWords(chart, lines) {
+    const isSame = chart.title.toLowerCase() === chart.y;
+    const what = `${chart.title}${isSame ? "" : `: ${chart.y}`} against ${chart.x}`;
     const models = [...new Set(lines.map((line) => line.model))];
     if (!models.length) return `${what}: no backbone to show.`;
     const count = `${models.length} ${models.length === 1 ? "backbone" : "backbones"}`;
     const means = models.map((model) => [model, mean(lines.filter((line) => line.model === model))]).filter((pair) => pair[1] !== null);
-    if (!picture.best || !means.length) return `${what}, of ${count}.`;
-    means.sort((a, b) => (picture.best === "highest" ? b[1] - a[1] : a[1] - b[1]));
-    const named = ([model, value]) => `${data.models[model].name} (${shown(picture, value)})`;
-    const last = means.length > 1 ? `, and the worst of ${named(means.at(-1))}` : "";
-    return `${what}, of ${count}. The best mean ${picture.measure} is that of ${named(means[0])}${last}.`;
+    if (!chart.best || !means.length) return `${what}, of ${count}.`;
+    means.sort((a, b) => (chart.best === "highest" ? b[1] - a[1] : a[1] - b[1]));
+    const named = ([model, value]) => `${data.models[model].name} (${shown(chart, value)})`;
+    const last = means.length > 1 ? `; the worst has ${named(means.at(-1))}` : "";
+    return `${what}, of ${count}. The best mean ${chart.measure} has ${named(means[0])}${last}.`;
   }
 
   function mean(lines) {
@@ -233,13 +233,13 @@
   }
 
   function showHeatMap() {
-    const chosen = Number(byId("heat-figure").value);
+    const chosen = Number(byId("heat-metric").value);
     all(".heat").forEach((map, place) => { map.hidden = place !== chosen; });
   }
 
   // Scrolling ---------------------------------------------------------------------------------------------------
 
-  // The style sheet fades the edges behind which there is more.
+  // The style sheet fades the edges that hide more content.
   function markMore(place) {
     const { scrollLeft, scrollTop, scrollWidth, scrollHeight, clientWidth, clientHeight } = place;
     const hidden = {
@@ -321,11 +321,11 @@
       head.title = `Switch ${head.textContent.trim()} off`;
       head.addEventListener("click", () => setModels([Number(head.dataset.model)], false));
     }
-    for (const id of ["cost-figure", "cost-axis", "cost-log"]) {
+    for (const id of ["cost-metric", "cost-axis", "cost-log"]) {
       byId(id)?.addEventListener("change", () => drawCost(document.querySelector('[data-key="cost"]')));
     }
-    if (byId("heat-figure")) {
-      byId("heat-figure").addEventListener("change", showHeatMap);
+    if (byId("heat-metric")) {
+      byId("heat-metric").addEventListener("change", showHeatMap);
       showHeatMap();
     }
     byId("theme").addEventListener("click", changeTheme);

@@ -1,6 +1,6 @@
-"""The report as one page of HTML that a browser shows without any network: words, tables and living pictures.
+"""The report as one HTML page that works without a network: the answer, tables and interactive plots.
 
-Text, style and data are put together here; what the reader can do with them is in `page/report.js`.
+This module joins text, style and data; `page_assets/report.js` holds what the reader can do with them.
 """
 
 import base64
@@ -12,26 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from facebones.reporting.answer import Answer
-from facebones.reporting.heat_table import heat_maps
 from facebones.reporting.page_data import page_data
+from facebones.reporting.plots.heat_map import heat_tables
 from facebones.reporting.results import Results
 from facebones.reporting.tables import Cell, Table
 from facebones.system.files import atomic_write
 
 
 def save_page(text: str, path: Path) -> None:
-    """Write what `page_text` made, whole or not at all.
+    """Write the page atomically.
 
     Raises:
         RunError, ConfigError: the disk is full, or the place cannot be written.
     """
     with atomic_write(path) as file:
-        # A name need not be Unicode; Python holds such a byte as a surrogate, which UTF-8 has not.
+        # Python reads a byte of a file name that is not UTF-8 as a surrogate, which UTF-8 cannot encode.
         file.write(text.encode(errors="backslashreplace"))
 
 
 def page_text(results: Results, tables: Sequence[Table], answer: Answer) -> str:
-    """The page: the answer, the first of the tables, which is the overview, the pictures, and the other tables."""
+    """The page: the answer, the first table (the overview), the plots, and the other tables."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -49,25 +49,25 @@ def page_text(results: Results, tables: Sequence[Table], answer: Answer) -> str:
         json=Markup(script_json(data)),  # noqa: S704 - escaped by script_json
         overview=[_shown(results, table) for table in tables[:1]],
         tables=[_shown(results, table) for table in tables[1:]],
-        heat_maps=heat_maps(results),
+        heat_tables=heat_tables(results),
         recipe=sections(results.recipe),
         conditions=sections(results.conditions),
         environments=environments(results),
         command=results.command,
-        style=Markup(_resource("report.css")),  # noqa: S704 - ours
-        scripts=[Markup(script) for script in scripts],  # noqa: S704 - ours and plotly's
+        style=Markup(_resource("report.css")),  # noqa: S704 - part of this package
+        scripts=[Markup(script) for script in scripts],  # noqa: S704 - the page's own and plotly's
         hashes=[_hash(script) for script in scripts],
     )
 
 
 def script_json(content: Any) -> str:
-    """JSON that can stand inside a script element: no name can end it, or begin another."""
+    """JSON for a script element: no name in it can end the element or open another."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def cautions(results: Results) -> list[str]:
-    """What a reader must know before believing the page: runs that are not done, and the notes of reading."""
+    """What a reader must know before relying on the page: runs that are not done, and notes on the results."""
     noted = "\n".join(results.notes)
     found = []
     for run in results.runs:
@@ -77,7 +77,7 @@ def cautions(results: Results) -> list[str]:
 
 
 def environments(results: Results) -> list[dict[str, Any]]:
-    """Versions, device and data of the runs, those of equal ones together."""
+    """Versions, device and data of the runs; runs with equal ones are grouped."""
     groups: dict[str, dict[str, Any]] = {}
     for run in results.runs:
         if run.environment:
@@ -87,7 +87,7 @@ def environments(results: Results) -> list[dict[str, Any]]:
 
 
 def sections(content: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What a mapping holds as name and rows of each section; values without one come first, in "general".
+    """A mapping as sections with a name and rows; values outside of a section come first, in "general".
 
     >>> sections({"data": {"images": 720}, "device": "cpu"})
     [('general', [('device', 'cpu')]), ('data', [('images', '720')])]
@@ -99,7 +99,7 @@ def sections(content: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested mappings as names with dots and their values as text.
+    """Nested mappings as dotted names and values as text.
 
     >>> flat({"data": {"path": "faces", "images": 720}, "device": "cpu"})
     [('data.path', 'faces'), ('data.images', '720'), ('device', 'cpu')]
@@ -122,7 +122,7 @@ def _plain(value: Any) -> str:
 
 
 def _shown(results: Results, table: Table) -> dict[str, Any]:
-    """A table with what the page needs: which columns are numbers, and which backbones a row is about."""
+    """A table with what the page needs: which columns are numbers, and the backbones of each row."""
     places = {name: place for place, name in enumerate(results.backbones)}
     owners = {run.name: places[run.backbone] for run in results.runs} | places
     return {
@@ -141,20 +141,20 @@ def _is_numeric(cells: Iterable[Cell]) -> bool:
 
 
 def _models(row: Iterable[Cell], owners: Mapping[str, int]) -> list[int]:
-    """Places of the backbones that cells name, themselves or by a run."""
+    """Indices of the backbones that the cells name, directly or by a run."""
     names = [name for cell in row for name in (cell.text, cell.value) if isinstance(name, str)]
     return sorted({owners[name] for name in names if name in owners})
 
 
 def _resource(name: str) -> str:
-    return (resources.files("facebones.reporting") / "page" / name).read_text(encoding="utf-8")
+    return (resources.files("facebones.reporting") / "page_assets" / name).read_text(encoding="utf-8")
 
 
 def _inline(script: str) -> str:
-    """A script that nothing in it ends early, with the line ends that a browser hashes."""
+    """The script with line ends as a browser hashes them, and no text that would end its element."""
     return script.replace("\r\n", "\n").replace("</script", "<\\/script")
 
 
 def _hash(script: str) -> str:
-    """Of an inline script, for the page's Content-Security-Policy: no other script runs, whatever a name holds."""
+    """Hash of an inline script for the Content-Security-Policy, which blocks every other script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
