@@ -192,7 +192,7 @@ def _parts(plan: Plan, models: Mapping[str, Path], device: str, runtime: str | N
 
 
 def _together(protocols: Sequence[Protocol]) -> list[tuple[str | None, list[Protocol]]]:
-    """Sets that are measured into one file: the small ones of a protocol together, a large one alone (with its name)."""
+    """Sets that are measured into one file: small ones of a protocol together, a large one alone with its name."""
     groups: dict[tuple[str, str | None], list[Protocol]] = {}
     for protocol in protocols:
         groups.setdefault((protocol.name, protocol.set if protocol.keep_features else None), []).append(protocol)
