@@ -4,6 +4,8 @@
     facebones compare demo --import my_backbone.py --backbones my_backbone,shufflefacenet_0_5 --data faces --output both
 """
 
+import itertools
+
 from torch import Tensor, nn
 
 from facebones import register_backbone
@@ -46,7 +48,7 @@ def my_backbone(embedding_size: int, dropout: float) -> nn.Module:
     """A small network of depthwise separable convolutions with squeeze-and-excitation."""
     channels = (3, *WIDTHS)
     return nn.Sequential(
-        *(block(before, width) for before, width in zip(channels[:-1], channels[1:], strict=True)),
+        *(block(before, width) for before, width in itertools.pairwise(channels)),
         nn.Conv2d(WIDTHS[-1], WIDTHS[-1], 7, groups=WIDTHS[-1], bias=False),  # 7x7 to 1x1, weighted by place
         nn.Flatten(),
         nn.BatchNorm1d(WIDTHS[-1]),
