@@ -16,7 +16,7 @@ from facebones.data.folders import find_pair_set, open_training_set
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
 from facebones.profiling.networks import Source, find_sources
-from facebones.recipe import Recipe, load_recipe
+from facebones.recipe import Recipe, lacking_fields, load_config
 from facebones.run_folder import RunFolder
 from facebones.study.study import Study
 from facebones.system.environment import git_revision
@@ -42,6 +42,8 @@ class PlannedRun:
         recipe: the resolved recipe.
         data: fingerprint of the training data.
         steps: steps of the whole run.
+        accept_version: accept a run in the folder that an older version made, when a field that decides numbers did
+            not exist.
     """
 
     name: str
@@ -51,6 +53,7 @@ class PlannedRun:
     recipe: Recipe
     data: Mapping[str, Any]
     steps: int
+    accept_version: bool = False
 
     @property
     def recipe_file(self) -> Path:
@@ -61,11 +64,6 @@ class PlannedRun:
     def log(self) -> Path:
         """Output of the run's processes, appended at each start."""
         return self.folder.path.with_name(f"{self.folder.path.name}.log")
-
-    @property
-    def error_file(self) -> Path:
-        """What the training failed with; see `error.json` of a run folder."""
-        return self.folder.path / "error.json"
 
     @property
     def state(self) -> str:
@@ -91,7 +89,7 @@ class PlannedRun:
     def first_recipe(self) -> Recipe:
         """The recipe to start with; another seed of the backbone may have autotuned its open settings already."""
         for config in sorted(self.folder.path.parent.glob("seed*/config.yaml")) if self.recipe.training.choose else ():
-            known = load_recipe(config).training
+            known = load_config(config).training
             chosen: dict[str, Any] = {name: getattr(known, name) for name in self.recipe.training.choose}
             return replace(self.recipe, training=replace(self.recipe.training, choose=[], **chosen))
         return self.recipe
@@ -100,13 +98,33 @@ class PlannedRun:
         """Raise ConfigError if the folder holds a run that this plan would not have made."""
         if self.state == TO_DO:
             return
-        planned, found = self.decisive, _decisive_of(self.folder)
-        for name, value in planned.items():
-            if name in found and found[name] != value:
+        lacking, found = lacking_fields(self.folder.config), _decisive_of(self.folder)
+        for name, value in self.decisive.items():
+            if name not in found or found[name] == value or (name in lacking and self.accept_version):
+                continue
+            was = f"{found[name]!s:.60}"
+            if name in lacking:
                 raise ConfigError(
-                    f"{self.folder.path}: holds a run with {name} {found[name]!s:.60}, and the study says"
-                    f" {value!s:.60}; set it to {found[name]!s:.60}, or choose another --output"
+                    f"{self.folder.path}: holds a run from before {name} existed, when runs did what {was} does, and"
+                    f" the study says {value!s:.60}; set {name} to {was}, accept the older run by --accept-version, or"
+                    " choose another --output"
                 )
+            advice = "" if name.startswith("data of ") else f"set {name} to {was}, or "
+            raise ConfigError(
+                f"{self.folder.path}: holds a run with {name} {was}, and the study says {value!s:.60};"
+                f" {advice}choose another --output"
+            )
+
+    def write_lacking_fields(self) -> None:
+        """Complete the config.yaml of an older run, so that it continues as it began and not by today's defaults."""
+        recipe, sections = load_config(self.folder.config), defaultdict[str, dict[str, Any]](dict)
+        for name, value in lacking_fields(self.folder.config).items():
+            section, _, key = name.partition(".")
+            if getattr(getattr(recipe, section), key) != value:
+                sections[section][key] = value
+        changed: dict[str, Any] = {name: replace(getattr(recipe, name), **part) for name, part in sections.items()}
+        if changed:
+            self.folder.write_recipe(replace(recipe, **changed))
 
     def versions(self) -> dict[str, str | None]:
         """Versions of facebones, its checkout and torch that last worked on the run; empty before it has started."""
@@ -178,7 +196,7 @@ def make_plan(study: Study, output: Path, *, accept_version: bool = False) -> Pl
     sources = find_sources(study.backbones)
     networks = [source.name for source in sources if source.path is None]
     recipe = study.resolved_recipe()
-    runs = _plan_runs(study, recipe, networks, output) if networks else []
+    runs = _plan_runs(study, recipe, networks, output, accept_version) if networks else []
     for run in runs:
         run.refuse_another()
     trained = _trained_models([source for source in sources if source.path is not None], [run.name for run in runs])
@@ -254,7 +272,9 @@ def folder_name(backbone: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", backbone)
 
 
-def _plan_runs(study: Study, recipe: Recipe, networks: Sequence[str], output: Path) -> list[PlannedRun]:
+def _plan_runs(
+    study: Study, recipe: Recipe, networks: Sequence[str], output: Path, accept_version: bool
+) -> list[PlannedRun]:
     if not recipe.data.path:
         raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
     data = open_training_set(recipe.data.path)
@@ -274,6 +294,7 @@ def _plan_runs(study: Study, recipe: Recipe, networks: Sequence[str], output: Pa
             ),
             data=fingerprint,
             steps=steps,
+            accept_version=accept_version,
         )
         for backbone in networks
         for seed in study.seeds
@@ -292,19 +313,18 @@ def _trained_models(sources: Sequence[Source], taken: Sequence[str]) -> dict[str
 
 
 def _decisive(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {
-        f"{section}.{key}": value
-        for section, values in recipe.to_dict().items()
-        for key, value in values.items()
-        if not f"{section}.{key}".startswith(FREE_FIELDS)
-    }
-    return fields | {f"data of {key}": value for key, value in data.items()}
+    return _deciding(recipe.values()) | {f"data of {key}": value for key, value in data.items()}
 
 
 def _decisive_of(folder: RunFolder) -> dict[str, Any]:
     """The same for the run in a folder; one that was killed early has not recorded its data yet."""
     data = read_environment(folder).get("data", {})
-    return _decisive(load_recipe(folder.config), {key: value for key, value in data.items() if key != "path"})
+    found = _decisive(load_config(folder.config), {key: value for key, value in data.items() if key != "path"})
+    return found | _deciding(lacking_fields(folder.config))
+
+
+def _deciding(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if not name.startswith(FREE_FIELDS)}
 
 
 def _last_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Trains the runs of a study on this machine, a few at a time, each in a process of its own."""
 
-import json
 import os
 import signal
 import subprocess
@@ -122,8 +121,8 @@ class Child:
         status = self.process.returncode
         if status == 0 and self.run.folder.result.is_file():
             return None
-        if (message := _recorded_error(self.run.error_file)) is not None:
-            return message
+        if (recorded := self.run.folder.read_error()) is not None:
+            return str(recorded["message"])[:LONGEST_ERROR]
         if status < 0:
             name = signal.Signals(-status).name
             return f"killed by {name}{', perhaps for lack of memory' if status == -signal.SIGKILL else ''}"
@@ -137,6 +136,8 @@ def start_child(run: PlannedRun, slot: int, jobs: int, device: str) -> Child:
         RunError: its files cannot be written.
     """
     if run.state == UNFINISHED:
+        if run.accept_version:
+            run.write_lacking_fields()
         words = ["resume", str(run.folder.path), "--data", run.recipe.data.path]
     else:
         with atomic_write(run.recipe_file) as file:
@@ -144,7 +145,7 @@ def start_child(run: PlannedRun, slot: int, jobs: int, device: str) -> Child:
         words = ["train", str(run.recipe_file), "--output", str(run.folder.path)]
     words += [word for name in imported_plugins() for word in ("--import", name)]
     with _open_log(run.log) as log:
-        run.error_file.unlink(missing_ok=True)  # of an earlier attempt
+        run.folder.error.unlink(missing_ok=True)  # of an earlier attempt
         process = subprocess.Popen(  # noqa: S603 (our own command line)
             [sys.executable, *_safe_path(), "-m", "facebones", *words, "--device", device],
             stdin=subprocess.DEVNULL,
@@ -181,11 +182,3 @@ def _open_log(path: Path) -> IO[bytes]:
         return path.open("ab")
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}; free space or choose another --output") from error
-
-
-def _recorded_error(path: Path) -> str | None:
-    """The message of an error.json, or None if there is none that can be read."""
-    try:
-        return str(json.loads(path.read_bytes())["message"])[:LONGEST_ERROR]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
