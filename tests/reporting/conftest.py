@@ -12,7 +12,6 @@ from facebones.reporting.results import Cost, EvaluatedSet, MetricResult, Result
 from facebones.reporting.tables import Cell, Table
 from facebones.statistics.curves import roc
 
-
 LFW = EvaluatedSet("pairs", "lfw")
 SEARCHES = EvaluatedSet("ijb_identification", "faces")
 

@@ -17,7 +17,6 @@ from synthetic_study import (
     make_study,
     metric_json,
     models_json,
-    write,
     write_ijb,
     write_pairs,
     write_profile,
