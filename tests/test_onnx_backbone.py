@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from facebones.evaluation.embedder import open_embedder
 from onnx import TensorProto, helper, numpy_helper
 
 from facebones.cli.main import main
 from facebones.data.preprocessing import Preprocessing, to_network_input
 from facebones.errors import CheckpointError, ConfigError
-from facebones.evaluation.embedder import open_embedder
 from facebones.onnx.backbone import OnnxBackbone
 
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8

@@ -44,7 +44,7 @@ def no_work(monkeypatch):
 
 def test_an_evaluation_never_overwrites_a_run(run, small_data):
     before = files_below(run)
-    words = ["evaluate", "pairs", "--checkpoint", run, "--data", small_data, "--device", "cpu", "--output", run]
+    words = ["evaluate", "pairs", "--model", run, "--data", small_data, "--device", "cpu", "--output", run]
     for _ in range(2):  # an earlier evaluation's output may be replaced
         assert main([str(word) for word in words]) == 0
     assert files_below(run).items() >= before.items()
@@ -75,7 +75,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path, small_dat
     reason = make_unfit(output, kind, monkeypatch)
     before = sorted(tmp_path.rglob("*"))
     words = {
-        "evaluate": ["evaluate", "pairs", "--checkpoint", "x", "--data", small_data, "--output", output],
+        "evaluate": ["evaluate", "pairs", "--model", "x", "--data", small_data, "--output", output],
         "inspect": ["data", "inspect", small_data, "--output", output / "sheet.png"],
     }[command]
     assert main([str(word) for word in words]) == 2
@@ -112,7 +112,7 @@ def test_names_that_are_no_unicode(small_data, tiny_recipe, tmp_path, capsys):
     shutil.copytree(small_data, data)
     train(tiny_recipe(**{"training.epochs": 1, "data.path": str(data)}), run, "cpu")
     assert json.loads((run / "model.json").read_text())["training_data"] == "d\udcff"
-    words = ["evaluate", "pairs", "--checkpoint", run, "--data", data, "--output", output, "--device", "cpu"]
+    words = ["evaluate", "pairs", "--model", run, "--data", data, "--output", output, "--device", "cpu"]
     assert main([str(word) for word in words]) == 0
     assert r"r\udcff/model.safetensors" in capsys.readouterr().out
     (model,) = json.loads((output / "pairs.json").read_text())["models"].values()
@@ -173,7 +173,7 @@ def test_a_signal_while_drawing_leaves_no_process_and_no_folder(tmp_path, number
     if number != signal.SIGKILL:
         assert drawing.returncode == 128 + number
         assert errors.splitlines()[-1] == (
-            f"facebones: stopped by {number.name}; nothing is left half-done; begin again with the same command"
+            f"facebones: stopped by {number.name}; no partial output is left; run the same command again"
         )
         assert "Traceback" not in errors
         assert list(tmp_path.iterdir()) == []
@@ -235,7 +235,7 @@ def test_a_stopped_conversion_to_a_folder_says_how_to_go_on(small_data, tmp_path
     assert main(["data", "convert", str(small_data), str(target)]) == 128 + number
     line = capsys.readouterr().err.splitlines()[-1]
     command = f"facebones data convert {small_data} '{target}' --resume"
-    assert line == f"facebones: stopped by {number.name}; go on with: {command}"
+    assert line == f"facebones: stopped by {number.name}; continue with: {command}"
     monkeypatch.undo()
     assert main(["data", "convert", str(small_data), str(target), "--resume"]) == 0
     assert "10 of them kept" in capsys.readouterr().out
@@ -247,11 +247,7 @@ def test_a_stopped_conversion_to_records_leaves_nothing(small_data, tmp_path, ca
     convert(small_data, tmp_path / "images")
     stopped(9, signal.SIGTERM)
     assert main(["data", "convert", str(tmp_path / "images"), str(tmp_path / target)]) == 143
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .endswith("nothing is left half-done; begin again with the same command")
-    )
+    assert capsys.readouterr().err.splitlines()[-1].endswith("no partial output is left; run the same command again")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 

@@ -101,7 +101,9 @@ class TrainingConfig:
     precision: str = setting("fp32", "number format of the backbone", choices=("fp32", "bf16", "fp16"))
     channels_last: bool = setting(True, "memory layout in which convolutions are faster on most devices")
     compile: bool = setting(False, "let torch.compile fuse the backbone: slow to begin, then faster")
-    choose: list[str] = setting([], "what the first steps choose by measuring; --speed auto sets it", choices=CHOOSABLE)
+    choose: list[str] = setting(
+        [], "settings chosen by measuring the first steps; --autotune sets them", choices=CHOOSABLE
+    )
     clip_norm: float = setting(0.0, "largest norm of the gradient; 0 does not clip", minimum=0)
     seed: int = setting(0, "seed of weights, order, flips and samples", minimum=0)
     checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
@@ -194,14 +196,23 @@ def find_shipped(name: str, kind: str, plural: str, folder: str = ".") -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    beside = Path(__file__).parent / "recipes"  # in an installed package; in a checkout they stand at the root
-    recipes = beside if beside.is_dir() else Path(__file__).parents[2] / "recipes"
-    known = {path.stem: path for path in sorted((recipes / folder).glob("*.yaml"))}
+    known = shipped_files(folder)
     if name.endswith((".yaml", ".yml")) or "/" in name:
         raise ConfigError(f"{name}: no such {kind} file; {plural} that come with the package: {', '.join(known)}")
     if name not in known:
         raise UnknownNameError(kind, name, known)
     return known[name]
+
+
+def shipped_files(folder: str = ".") -> dict[str, Path]:
+    """The YAML files that come with the package, by name.
+
+    Args:
+        folder: "." for recipes, "studies" for studies.
+    """
+    installed = Path(__file__).parent / "recipes"  # in a wheel; in a checkout, recipes/ is at the root
+    recipes = installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
+    return {path.stem: path for path in sorted((recipes / folder).glob("*.yaml"))}
 
 
 def recipe_from_dict(sections: Mapping[str, Any], where: Mapping[str, str] | None = None) -> Recipe:

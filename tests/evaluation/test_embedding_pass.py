@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from facebones.evaluation.embedder import Embedder, open_embedder
 from torch import nn
 
 from facebones.data.alignment import REFERENCE, align_face
@@ -20,7 +21,6 @@ from facebones.data.preprocessing import Preprocessing
 from facebones.errors import ConfigError, DataError, RunError
 from facebones.evaluation import feature_store as feature_files
 from facebones.evaluation.embed import ImageEmbeddings, embed, flip_sum_normalised, mean_norm
-from facebones.evaluation.embedder import Embedder, open_embedder
 
 CPU = torch.device("cpu")
 SIZE, IMAGES = 16, 22

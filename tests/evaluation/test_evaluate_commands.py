@@ -236,7 +236,7 @@ def test_a_stopped_pass_goes_on_and_gives_equal_scores(ijb, tmp_path, number):
     assert child.returncode in (-number, 128 + number)
     assert not (tmp_path / "stopped" / "templates.json").exists()
     if number != signal.SIGKILL:
-        assert f"go on with: facebones {shlex.join([*words, str(tmp_path / 'stopped')])}" in errors.splitlines()[-1]
+        assert f"continue with: facebones {shlex.join([*words, str(tmp_path / 'stopped')])}" in errors.splitlines()[-1]
     done = json.loads(record.read_text())["complete"]
     assert 8 <= done < 180
     assert main([*words, str(tmp_path / "stopped")]) == 0

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from facebones.evaluation.embedder import Embedder
 from torch import nn
 
 from facebones.backbones import Backbone, create_backbone
@@ -19,7 +20,6 @@ from facebones.evaluation import autotune_runtime as runtime_choice
 from facebones.evaluation import runtimes
 from facebones.evaluation.autotune_runtime import choose, smallest_cosine, with_runtime
 from facebones.evaluation.embed import embed
-from facebones.evaluation.embedder import Embedder
 from facebones.evaluation.runtimes import AUTO, EAGER, RUNTIMES, Runtime, run_by
 from facebones.run_folder import RunFolder
 

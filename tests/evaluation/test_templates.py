@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from facebones.evaluation.templates import FAR_TARGETS, evaluate_templates, verify_templates
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from facebones.data.ijb_lists import read_template_set
@@ -20,7 +21,6 @@ from facebones.evaluation.template_scores import (
     parse_settings,
     pool_templates,
 )
-from facebones.evaluation.templates import FAR_TARGETS, evaluate_templates, verify_templates
 from facebones.synthetic.dataset import synthesize
 
 ROOT = Path(__file__).parents[2]

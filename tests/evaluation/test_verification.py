@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from facebones.evaluation.embedder import Embedder, open_embedder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
@@ -19,7 +20,6 @@ from facebones.data.preprocessing import Preprocessing
 from facebones.errors import DataError
 from facebones.evaluation import verification
 from facebones.evaluation.embed import embed
-from facebones.evaluation.embedder import Embedder, open_embedder
 from facebones.evaluation.verification import evaluate_pair_set, verify_features, verify_pairs
 
 ROOT = Path(__file__).parents[2]

@@ -586,7 +586,7 @@ def test_a_study_that_is_stopped_or_killed_ends_as_one_that_is_not(write, tmp_pa
         wait_for_the_end_of(folder)
     else:
         assert process.returncode == 128 + number
-        assert said.splitlines()[-1].endswith(f"go on with: facebones compare {path} --output {output} --device cpu")
+        assert said.splitlines()[-1].endswith(f"continue with: facebones compare {path} --output {output} --device cpu")
     assert not folder.result.exists(), "it had ended before the signal"
     assert load_checkpoint(folder.last)["step"] >= 10
     assert run(path, "--output", output)[0] == 0

@@ -144,12 +144,14 @@ COMMANDS = {
         "facebones data align photos faces --detector face_detection_yunet_2023mar.onnx --output sheet.png",
         _align_options,
         _align,
+        takes_plugins=False,
     ),
     "data pairs": Command(
         "draw a list of verification pairs from a folder of people, in ten folds without a common person",
         "facebones data pairs faces/test pairs.txt --pairs 600",
         _pairs_options,
         _pairs,
+        takes_plugins=False,
     ),
     "data convert": Command(
         "convert between train.rec, image folders, pair lists and .bin, image bytes untouched",
@@ -162,5 +164,6 @@ COMMANDS = {
         "facebones data synthesize synthetic --identities 200 --seed 1",
         _synthesize_options,
         _synthesize,
+        takes_plugins=False,
     ),
 }

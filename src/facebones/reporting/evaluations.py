@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from facebones.errors import DataError
 from facebones.reporting.results import EvaluatedSet, MetricResult
 from facebones.reporting.runs import OTHER_SHAPE, number, read_json, text, unexpected
@@ -12,6 +14,8 @@ from facebones.system.files import read_npz
 
 FORMAT = 2
 OLDER_FILES = ("pairs.json", "templates.json", "identification.json")
+CURVE_ENDING = "_roc.npz"
+CURVE_ARRAYS = ("far", "tar", "threshold", "genuine", "impostors")
 NOT_EVALUATIONS = (
     "study.json",
     "profile.json",
@@ -127,16 +131,27 @@ def _comparison(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_roc(file: Path) -> RocCurve:
-    """The ROC of the scores that an evaluation has saved.
+    """The ROC that an evaluation has saved: as scores, `distance` and `is_same`, or as the corners of the curve.
 
     Raises:
         DataError: the file is damaged.
     """
     try:
+        if file.name.endswith(CURVE_ENDING):
+            return _curve(read_npz(file, CURVE_ARRAYS))
         scores = read_npz(file, ("distance", "is_same"))
         return roc(-scores["distance"], scores["is_same"])
     except (*OTHER_SHAPE, OSError) as error:
         raise unexpected(file, error) from error
+
+
+def _curve(arrays: Mapping[str, Any]) -> RocCurve:
+    far, tar, threshold = (arrays[name] for name in CURVE_ARRAYS[:3])
+    genuine, impostors = (int(arrays[name]) for name in CURVE_ARRAYS[3:])
+    rising = all(rate.ndim == 1 and rate.size == threshold.size and (np.diff(rate) >= 0).all() for rate in (far, tar))
+    if not rising or far.size < 2 or (far[0], far[-1]) != (0, 1) or min(genuine, impostors) < 1:
+        raise ValueError("not a ROC curve")
+    return RocCurve(far, tar, threshold, genuine, impostors)
 
 
 def hit_rates(curves: Mapping[str, Any], model: str) -> list[float] | None:

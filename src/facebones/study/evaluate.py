@@ -10,18 +10,22 @@ from typing import Any
 
 import facebones
 from facebones.errors import FaceBonesError, first_line
-from facebones.evaluation.embedder import open_backbone
-from facebones.evaluation.ijb import TemplateWork, check_target, evaluate_identification, evaluate_template_pairs
-from facebones.evaluation.pairs import PairsWork, evaluate_pairs, read_sound_set
+from facebones.evaluation.models import open_backbone
+from facebones.evaluation.pairs import pair_protocols, read_sound_set
+from facebones.evaluation.protocol import Protocol, lookup_protocol
+from facebones.evaluation.run import run_protocols
 from facebones.evaluation.runtimes import AUTO, check_available, check_takes_onnx
 from facebones.profiling import Conditions, profile
 from facebones.profiling.profile import write_profile
+from facebones.reporting.evaluation_plots import write_evaluation_plots
 from facebones.run_folder import RunFolder
 from facebones.study.plan import DONE, Plan
 from facebones.study.study import MODEL_PART, ProfileSettings
 from facebones.system.device import select_device
 from facebones.system.progress import say
 from facebones.system.signals import Interrupted, stop_signals
+
+IJB_PROTOCOLS = {"templates": "ijb_verification", "identification": "ijb_identification"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,8 @@ def check_evaluation(plan: Plan, device: str, runtime: str | None) -> None:
     for path in plan.pair_sets:  # one after the other, so that no two are in memory
         read_sound_set(path)
     for folder in plan.study.ijb:
-        check_target(Path(folder))
+        for name in IJB_PROTOCOLS.values():
+            lookup_protocol(name)(Path(folder)).check()
 
 
 def _open(path: Path, device: str) -> None:
@@ -165,16 +170,21 @@ def _parts(plan: Plan, models: Mapping[str, Path], device: str, runtime: str | N
         digest = _digest([facebones.__version__, device, list(weights.items()), inputs])
         parts.append(Part(name=name, file=file.relative_to(plan.output), inputs=digest, measure=measure))
 
+    def run(protocols: Sequence[Protocol], output: Path) -> Any:
+        contents = run_protocols(models, protocols, output=output, device=device, runtime=runtime)
+        for content in contents.values():
+            write_evaluation_plots(content, output)
+
     if plan.pair_sets:
-        pairs = PairsWork(checkpoints=models, data=plan.pair_sets, output=folder, device=device, runtime=runtime)
-        add("pairs", folder / "pairs.json", _signature(plan.pair_sets) + by, lambda: evaluate_pairs(pairs))
+        inputs = _signature(plan.pair_sets) + by
+        add("pairs", folder / "pairs.json", inputs, lambda: run(pair_protocols(plan.pair_sets), folder))
     for data in map(Path, plan.study.ijb):
         # Below a folder of its own: features and pictures have the same names for every target.
         target = folder / data.resolve().name
-        work = TemplateWork(checkpoints=models, data=data, output=target, device=device, runtime=runtime)
         inputs = _signature(sorted((data / "meta").glob("*"))) + by
-        for name, measure in (("templates", evaluate_template_pairs), ("identification", evaluate_identification)):
-            add(f"{name} {target.name}", target / f"{name}.json", inputs, _call(measure, work))
+        for name, protocol in IJB_PROTOCOLS.items():
+            set_of = lookup_protocol(protocol)(data)
+            add(f"{name} {target.name}", target / f"{name}.json", inputs, partial(run, [set_of], target))
     if plan.study.profile.enabled:
         settings = plan.study.profile
         conditions = [settings.batch_size, settings.threads, settings.precision, settings.seconds]
@@ -204,10 +214,6 @@ def _conditions(settings: ProfileSettings, device: str) -> Conditions:
         batch_size=settings.batch_size,
         seconds=settings.seconds,
     )
-
-
-def _call(measure: Callable[[TemplateWork], Any], work: TemplateWork) -> Callable[[], Any]:
-    return lambda: measure(work)
 
 
 def _weights_file(path: Path) -> Path:

@@ -20,7 +20,7 @@ from facebones.data.loader import training_batches
 from facebones.data.order import EpochOrder, block_size
 from facebones.data.preprocessing import to_network_input
 from facebones.errors import CheckpointError, ConfigError, FaceBonesError, RunError
-from facebones.evaluation.embedder import AUTOCAST_TYPE
+from facebones.evaluation.models import AUTOCAST_TYPE
 from facebones.heads import PartialFC, combined_margin
 from facebones.recipe import HeadConfig, Recipe
 from facebones.run_folder import RunFolder
@@ -163,7 +163,7 @@ class Trainer:
         if not self.validation.sets:
             say("note: no validation sets: only the loss will tell how training goes (--validation.sets NAME,...)")
         if config.precision == "fp16" and self.device.type == "cpu":
-            say("note: fp16 is up to 20 times as slow as fp32 on a CPU; --speed auto takes what is fast here")
+            say("note: fp16 is up to 20 times as slow as fp32 on a CPU; --autotune takes what is fast here")
         say(
             f"training {self.backbone.name} on {len(self.data)} images of"
             f" {self.data.num_identities} identities: {_counted(config.epochs, 'epoch')} of"

@@ -224,7 +224,7 @@ def test_input_without_a_curve_is_refused(scores, is_same, message):
 
 @pytest.mark.parametrize("far", [-1e-9, 1.0001, np.nan])
 def test_a_far_that_is_no_rate_is_refused(far):
-    with pytest.raises(ValueError, match="is no rate"):
+    with pytest.raises(ValueError, match="is not a rate"):
         true_accept_rate_at(roc([1.0, 0.0], [True, False]), far)
 
 
@@ -296,5 +296,5 @@ def test_corners_of_few_genuine_pairs_are_few():
 
 @pytest.mark.parametrize("far", [-1e-9, 1.0001, np.nan])
 def test_a_published_target_that_is_no_rate_is_refused(far):
-    with pytest.raises(ValueError, match="is no rate"):
+    with pytest.raises(ValueError, match="is not a rate"):
         published_true_accept_rate_at(roc([1.0, 0.0], [True, False]), far)

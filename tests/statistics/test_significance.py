@@ -8,36 +8,21 @@ import pytest
 from scipy import stats
 
 from facebones.statistics.bootstrap import (
-    Figure,
-    Unmeasured,
-    accuracy_figure,
-    rank_figure,
-    verification_figures,
+    ResampledMetric,
+    resample_accuracy,
+    resample_rank,
+    resample_verification,
 )
+from facebones.statistics.metric import Metric
 from facebones.statistics.significance import (
     compare_models,
     confidence_interval,
     holm,
     mcnemar,
-    not_different_from_best,
+    not_different_from,
     over_seeds,
     wilson,
 )
-from facebones.statistics.student import MOST_DEGREES, quantile, two_sided_p
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 30, 499, 3530, 20_000])
-def test_student_agrees_with_scipy(degrees):
-    tolerance = 1e-14 if degrees <= MOST_DEGREES else 2e-5
-    for t in (0.0, 0.3, 1.0, 1.96, 4.0, -2.5):
-        assert two_sided_p(t, degrees) == pytest.approx(2 * stats.t.sf(abs(t), degrees), rel=1e-9, abs=tolerance)
-    for level in (0.5, 0.9, 0.95, 0.999):
-        assert quantile(level, degrees) == pytest.approx(stats.t.ppf(0.5 + level / 2, degrees), rel=3e-4)
-
-
-def test_student_never_answers_zero_for_a_finite_deviate():
-    assert two_sided_p(30.0, 100) > 0
-    assert two_sided_p(float("inf"), 5) == 0
 
 
 @pytest.mark.parametrize(("right", "outcomes"), [(0, 10), (7, 10), (10, 10), (5990, 6000)])
@@ -102,31 +87,34 @@ def test_seeds_agree_with_scipy():
 
 def test_all_right_is_not_certain():
     right = np.ones((2, 300), dtype=bool)
-    by_pairs = accuracy_figure(right, np.arange(300) < 150, replicates=20)
+    by_pairs = resample_accuracy(right, np.arange(300) < 150, replicates=20)
     interval = confidence_interval(by_pairs)
     assert interval.high == 1.0
     assert interval.low == pytest.approx(stats.binomtest(300, 300).proportion_ci(method="wilson").low, abs=1e-3)
     assert "300 outcomes" in interval.method
     subject = np.arange(300) // 10
-    by_subject = rank_figure(right, subject, name="Rank-1", replicates=20)
+    by_subject = resample_rank(right, subject, rank=1, replicates=20)
     assert confidence_interval(by_subject).low < interval.low  # 30 subjects say less than 300 pairs
-    comparison = compare_models(["a", "b"], [by_pairs])["accuracy"].comparisons[0]
+    comparison = compare_models(["a", "b"], [by_pairs])[0].comparisons[0]
     assert (comparison.difference, comparison.p_value, comparison.adjusted) == (0.0, 1.0, 1.0)
 
 
 def test_a_difference_without_spread_is_judged_by_the_number_of_identities():
     scores = np.concatenate([np.linspace(2, 3, 10), np.linspace(0, 1, 10)])
     worse = np.concatenate([np.linspace(-3, -2, 10), np.linspace(0, 1, 10)])
-    figures = verification_figures([scores, worse], np.arange(20) < 10, far_targets=[0.5], replicates=20)
-    comparison = compare_models(["a", "b"], figures)["TAR at FAR 0.5"].comparisons[0]
+    metrics = resample_verification([scores, worse], np.arange(20) < 10, far_targets=[0.5], replicates=20)
+    comparison = compare_models(["a", "b"], metrics)[0].comparisons[0]
     assert comparison.p_value == 2.0**-9
 
 
-def figure_of(values, replicates=50, **more):
-    """A figure whose models scatter by 0.01, independently."""
+UNMEASURED = Metric(name="tar", at={"far": 1e-9}, reason="too few")
+
+
+def metric_of(values, replicates=50, **more):
+    """A metric whose models scatter by 0.01, independently."""
     noise = np.random.default_rng(0).standard_normal((replicates, len(values)))
-    return Figure(
-        name=more.pop("name", "TAR"),
+    return ResampledMetric(
+        metric=more.pop("metric", Metric(name="tar")),
         values=np.array(values),
         replicates=np.array(values) + 0.01 * noise,
         excess=np.zeros((len(values), len(values))),
@@ -140,60 +128,61 @@ def figure_of(values, replicates=50, **more):
 
 def test_all_pairs_of_models_are_compared_and_corrected_together():
     names = ["low", "best", "near"]
-    figures = [
-        figure_of([0.80, 0.951, 0.95]),
-        Unmeasured(name="TAR at FAR 1e-9", reason="too few"),
-        figure_of([0.30, 0.10, 0.11], name="EER", higher_is_better=False),
+    metrics = [
+        metric_of([0.80, 0.951, 0.95]),
+        UNMEASURED,
+        metric_of([0.30, 0.10, 0.11], metric=Metric(name="eer", higher_is_better=False)),
     ]
-    table = compare_models(names, figures)
-    assert list(table) == ["TAR", "TAR at FAR 1e-9", "EER"]
-    assert table["TAR at FAR 1e-9"] is figures[1]
-    for name in ("TAR", "EER"):
-        assert [(row.first, row.second) for row in table[name].comparisons] == [
+    table = compare_models(names, metrics)
+    assert [one.metric for one in table] == [metrics[0].metric, UNMEASURED, metrics[2].metric]
+    assert (table[1].values, table[1].comparisons, table[1].best) == ({}, (), None)
+    for place in (0, 2):
+        assert [(row.first, row.second) for row in table[place].comparisons] == [
             ("low", "best"),
             ("low", "near"),
             ("best", "near"),
         ]
-        assert table[name].not_different_from_best == ("best", "near")
-    every = [row for name in ("TAR", "EER") for row in table[name].comparisons]
+        assert table[place].not_different_from_best == ("best", "near")
+    every = [row for place in (0, 2) for row in table[place].comparisons]
     np.testing.assert_allclose([row.adjusted for row in every], holm([row.p_value for row in every]))
-    near = table["TAR"].comparisons[2]
+    near = table[0].comparisons[2]
     assert near.difference == pytest.approx(0.001)
-    deviation = figures[0].variance([0, 1, -1]) ** 0.5
+    deviation = metrics[0].variance([0, 1, -1]) ** 0.5
     assert near.p_value == pytest.approx(2 * stats.t.sf(0.001 / deviation, 499))
     assert near.interval.high - near.interval.low == pytest.approx(2 * stats.t.ppf(0.975, 499) * deviation)
 
 
 def test_table_is_json():
-    figures = [figure_of([0.9, 1.0]), Unmeasured(name="TAR at FAR 1e-9", reason="too few")]
-    table = {name: found.to_json() for name, found in compare_models(["a", "b"], figures).items()}
-    read = json.loads(json.dumps(table, allow_nan=False))
-    assert read["TAR"]["values"] == {"a": 0.9, "b": 1.0}
-    assert read["TAR"]["intervals"]["a"]["resampled"] == "identities"
-    assert read["TAR"]["comparisons"][0]["interval"]["replicates"] == 50
-    assert read["TAR"]["not_different_from_best"] == ["b"]
-    assert read["TAR at FAR 1e-9"] == {"figure": "TAR at FAR 1e-9", "values": None, "reason": "too few"}
+    measured, unmeasured = (one.to_json() for one in compare_models(["a", "b"], [metric_of([0.9, 1.0]), UNMEASURED]))
+    read = json.loads(json.dumps(measured, allow_nan=False))
+    assert read["values"] == {"a": 0.9, "b": 1.0}
+    assert read["intervals"]["a"]["resampled"] == "identities"
+    assert read["comparisons"][0]["interval"]["replicates"] == 50
+    assert (read["best"], read["not_different_from_best"]) == ("b", ["b"])
+    assert (read["name"], read["at"], read["higher_is_better"], read["reason"]) == ("tar", {}, True, None)
+    assert (unmeasured["reason"], unmeasured["at"]) == ("too few", {"far": 1e-9})
+    assert (unmeasured["values"], unmeasured["intervals"], unmeasured["comparisons"]) == ({}, {}, [])
 
 
 def test_names_must_fit():
-    with pytest.raises(ValueError, match="name of its own"):
-        compare_models(["a", "a"], [figure_of([0.9, 0.8])])
+    with pytest.raises(ValueError, match="unique name"):
+        compare_models(["a", "a"], [metric_of([0.9, 0.8])])
     with pytest.raises(ValueError, match="for 2 models"):
-        compare_models(["a"], [figure_of([0.9, 0.8])])
+        compare_models(["a"], [metric_of([0.9, 0.8])])
 
 
 def test_best_is_alone_where_all_others_differ():
-    table = compare_models(["a", "b", "c"], [figure_of([0.5, 0.9, 0.1])])["TAR"]
+    table = compare_models(["a", "b", "c"], [metric_of([0.5, 0.9, 0.1])])[0]
     assert table.not_different_from_best == ("b",)
-    assert not_different_from_best(["a", "b", "c"], [0.5, 0.9, 0.1], ()) == ("a", "b", "c")
+    assert not_different_from("b", ["a", "b", "c"], ()) == ("a", "b", "c")
 
 
 def test_one_model_has_intervals_and_nothing_to_compare_with():
-    table = compare_models(["a"], {"TAR": figure_of([0.9])})["TAR"]
+    table = compare_models(["a"], [metric_of([0.9])])[0]
     assert table.intervals["a"].low < 0.9 < table.intervals["a"].high
     assert (table.comparisons, table.not_different_from_best) == ((), ("a",))
-    unmeasured = Unmeasured(name="TAR", reason="too few")
-    assert compare_models(["a", "b"], [unmeasured]) == {"TAR": unmeasured}
+    (unmeasured,) = compare_models(["a", "b"], [UNMEASURED])
+    assert (unmeasured.metric, unmeasured.values) == (UNMEASURED, {})
 
 
 def test_mcnemar_stands_in_for_accuracy_and_widens_by_identities():
@@ -203,23 +192,22 @@ def test_mcnemar_stands_in_for_accuracy_and_widens_by_identities():
     favoured = random.standard_normal(50) > 0  # which of the two models does well with this person
     first = np.where(favoured[identity], 0.99, 0.8) > random.random(1000)
     second = np.where(favoured[identity], 0.8, 0.99) > random.random(1000)
-    by_pairs = accuracy_figure([first, second], identity == other)
-    by_identities = accuracy_figure([first, second], identity == other, (identity, other))
-    row = compare_models(["a", "b"], [by_pairs])["accuracy"].comparisons[0]
+    by_pairs = resample_accuracy([first, second], identity == other)
+    by_identities = resample_accuracy([first, second], identity == other, (identity, other))
+    row = compare_models(["a", "b"], [by_pairs])[0].comparisons[0]
     assert row.p_value == mcnemar((first & ~second).sum(), (second & ~first).sum())
-    clustered = compare_models(["a", "b"], [by_identities])["accuracy"].comparisons[0]
+    clustered = compare_models(["a", "b"], [by_identities])[0].comparisons[0]
     assert clustered.p_value > row.p_value
     assert "identities" in clustered.method
 
 
 # Simulations. Persons differ in quality (their genuine scores) and in likeness to others (their impostor scores); all
-# parts are normal, so every true figure has a closed form. Two models of equal quality share most of every part.
+# parts are normal, so every true metric has a closed form. Two models of equal quality share most of every part.
 
 PERSONS, GENUINE_EACH, IMPOSTORS_EACH = 500, 4, 6
 MEAN, QUALITY, LIKENESS, NOISE, SHARED = 4.5, 1.0, 0.5, 1.0, 0.7
 THRESHOLD, FAR = 2.25, 0.1
 DATA_SETS, NAIVE_DATA_SETS, REPLICATES = 2000, 250, 200
-TAR_NAME = f"TAR at FAR {FAR:g}"
 
 
 def simulated_pairs(random):
@@ -240,7 +228,7 @@ def simulated_scores(random, first, second):
     return np.where(first == second, genuine, impostor) + NOISE * noise
 
 
-def true_figures():
+def true_metrics():
     normal = NormalDist()
     genuine, impostor = np.hypot(QUALITY, NOISE), np.hypot(np.sqrt(2) * LIKENESS, NOISE)
     right_genuine = normal.cdf((MEAN - THRESHOLD) / genuine)
@@ -248,26 +236,26 @@ def true_figures():
     share = GENUINE_EACH / (GENUINE_EACH + IMPOSTORS_EACH)
     return {
         "accuracy": share * right_genuine + (1 - share) * right_impostors,
-        TAR_NAME: normal.cdf((MEAN - impostor * normal.inv_cdf(1 - FAR)) / genuine),
-        "AUC": normal.cdf(MEAN / np.hypot(genuine, impostor)),
-        "EER": normal.cdf(-MEAN / (genuine + impostor)),
+        "tar": normal.cdf((MEAN - impostor * normal.inv_cdf(1 - FAR)) / genuine),
+        "auc": normal.cdf(MEAN / np.hypot(genuine, impostor)),
+        "eer": normal.cdf(-MEAN / (genuine + impostor)),
     }
 
 
 def judged(scores, is_same, identities, seed):
-    """All figures of two models and their comparison."""
-    figures = verification_figures(scores, is_same, identities, far_targets=[FAR], replicates=REPLICATES, seed=seed)
+    """All metrics of two models and their comparison."""
+    metrics = resample_verification(scores, is_same, identities, far_targets=[FAR], replicates=REPLICATES, seed=seed)
     correct = (scores >= THRESHOLD) == is_same
-    figures["accuracy"] = accuracy_figure(correct, is_same, identities, replicates=REPLICATES, seed=seed)
-    return compare_models(["a", "b"], figures)
+    metrics.append(resample_accuracy(correct, is_same, identities, replicates=REPLICATES, seed=seed))
+    return {one.metric.name: one for one in compare_models(["a", "b"], metrics)}
 
 
 @pytest.fixture(scope="module")
 def simulation():
-    """Shares of data sets whose interval holds the truth, and where equal models are told apart, by figure."""
+    """Shares of data sets whose interval holds the truth, and where equal models differ significantly, by metric."""
     random = np.random.default_rng(2026)
     first, second = simulated_pairs(random)
-    truth = true_figures()
+    truth = true_metrics()
     held, alarms, naive = ({name: [] for name in truth} for _ in range(3))
     for seed in range(DATA_SETS):
         scores = simulated_scores(random, first, second)
@@ -286,19 +274,19 @@ def simulation():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["accuracy", TAR_NAME, "AUC", "EER"])
+@pytest.mark.parametrize("name", ["accuracy", "tar", "auc", "eer"])
 def test_intervals_over_identities_hold_the_truth_as_often_as_they_say(simulation, name):
     assert 0.93 <= simulation["held"][name] <= 0.97
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["accuracy", TAR_NAME, "AUC", "EER"])
-def test_equal_models_are_told_apart_as_often_as_the_level_says(simulation, name):
+@pytest.mark.parametrize("name", ["accuracy", "tar", "auc", "eer"])
+def test_equal_models_differ_significantly_as_often_as_the_level_says(simulation, name):
     assert 0.04 <= simulation["alarms"][name] <= 0.06
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["accuracy", TAR_NAME, "AUC", "EER"])
+@pytest.mark.parametrize("name", ["accuracy", "tar", "auc", "eer"])
 def test_intervals_over_pairs_are_too_narrow_where_persons_differ(simulation, name):
     assert simulation["naive"][name] < 0.92
     assert simulation["naive"][name] < simulation["held"][name] - 0.03

@@ -1,4 +1,4 @@
-"""Replicates against lists of pairs that are redrawn and counted one by one."""
+"""Replicates against lists of pairs that are resampled and counted one by one."""
 
 import itertools
 
@@ -6,21 +6,33 @@ import numpy as np
 import pytest
 
 from facebones.errors import DataError
-from facebones.statistics import resampling as redrawing
+from facebones.statistics import resampling
 from facebones.statistics.bootstrap import (
-    Unmeasured,
-    accuracy_figure,
-    mean_of_figures,
-    open_set_figures,
-    rank_figure,
-    verification_figures,
+    mean_of_metrics,
+    resample_accuracy,
+    resample_open_set,
+    resample_rank,
+    resample_verification,
 )
-from facebones.statistics.curve_replicates import RESOLUTION
 from facebones.statistics.curves import area_under_curve, equal_error_rate, roc, true_accept_rate_at
-from facebones.statistics.resampling import pairs_design, probes_design
+from facebones.statistics.metric import Metric
+from facebones.statistics.resampling import RESOLUTION, pairs_design, probes_design
 
 TARGETS = (0.05, 0.2, 0.5)
-NAMES = (*(f"TAR at FAR {far:g}" for far in TARGETS), "AUC", "EER")
+NAMES = (*(("tar", far) for far in TARGETS), "auc", "eer")
+
+
+def by_name(metrics):
+    """Metrics by name, those with an operating point by name and point."""
+    found = {}
+    for one in metrics:
+        metric = one if isinstance(one, Metric) else one.metric
+        found[(metric.name, *metric.at.values()) if metric.at else metric.name] = one
+    return found
+
+
+def verification(*arguments, **options):
+    return by_name(resample_verification(*arguments, **options))
 
 
 def small_pairs(seed=0, identities=12, genuine=40, impostors=60, decimals=1):
@@ -40,12 +52,12 @@ def small_pairs(seed=0, identities=12, genuine=40, impostors=60, decimals=1):
     return scores, is_same, (first * 7, second * 7)  # numbers with gaps
 
 
-def figures_of_list(scores, is_same):
+def metrics_of_list(scores, is_same):
     curve = roc(scores, is_same)
     return [*(true_accept_rate_at(curve, far) for far in TARGETS), area_under_curve(curve), equal_error_rate(curve)]
 
 
-def figures_of_weights(scores, is_same, weight):
+def metrics_of_weights(scores, is_same, weight):
     """Walk down the distinct scores with weighted pairs; weights may be below 0, so the first crossing counts."""
     far, tar, points = 0.0, 0.0, [(0.0, 0.0)]
     for score in sorted(set(scores.tolist()), reverse=True):
@@ -61,50 +73,50 @@ def figures_of_weights(scores, is_same, weight):
 
 
 @pytest.mark.parametrize("decimals", [1, 8])
-def test_pairs_are_redrawn_as_an_explicit_list_would_be(decimals):
+def test_pairs_are_resampled_as_an_explicit_list_would_be(decimals):
     scores, is_same, _ = small_pairs(decimals=decimals)
-    figures = verification_figures(scores, is_same, far_targets=TARGETS, replicates=30, seed=5)
+    metrics = verification(scores, is_same, far_targets=TARGETS, replicates=30, seed=5)
     counts = pairs_design(is_same, None, 30, 5).counts[1:].astype(int)
     pairs = np.concatenate([np.flatnonzero(is_same), np.flatnonzero(~is_same)])
     for row, count in enumerate(counts):
-        redrawn = np.repeat(pairs, count)
+        resampled = np.repeat(pairs, count)
         for model in range(2):
-            expected = figures_of_list(scores[model][redrawn], is_same[redrawn])
-            found = [figures[name].replicates[row, model] for name in NAMES]
+            expected = metrics_of_list(scores[model][resampled], is_same[resampled])
+            found = [metrics[name].replicates[row, model] for name in NAMES]
             np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("decimals", [1, 8])
-def test_identities_are_redrawn_as_weights_of_single_pairs_say(decimals):
+def test_identities_are_resampled_as_weights_of_single_pairs_say(decimals):
     scores, is_same, (first, second) = small_pairs(decimals=decimals)
-    figures = verification_figures(scores, is_same, (first, second), far_targets=TARGETS, replicates=30, seed=5)
+    metrics = verification(scores, is_same, (first, second), far_targets=TARGETS, replicates=30, seed=5)
     counts = pairs_design(is_same, (first, second), 30, 5).counts[1:]
     for row, count in enumerate(counts):
         weight = np.where(is_same, count[first // 7], count[first // 7] + count[second // 7] - 1).astype(float)
         for model in range(2):
-            expected = figures_of_weights(scores[model], is_same, weight)
-            found = [figures[name].replicates[row, model] for name in NAMES]
+            expected = metrics_of_weights(scores[model], is_same, weight)
+            found = [metrics[name].replicates[row, model] for name in NAMES]
             np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 def test_values_are_those_of_the_exact_curve():
     scores, is_same, identities = small_pairs()
-    figures = verification_figures(scores, is_same, identities, far_targets=TARGETS, replicates=2)
+    metrics = verification(scores, is_same, identities, far_targets=TARGETS, replicates=2)
     for model in range(2):
-        assert [figures[name].values[model] for name in NAMES] == figures_of_list(scores[model], is_same)
+        assert [metrics[name].values[model] for name in NAMES] == metrics_of_list(scores[model], is_same)
 
 
 def test_cells_of_many_pairs_keep_the_resolution():
     scores, is_same, (first, second) = small_pairs(1, identities=300, genuine=1000, impostors=9000, decimals=8)
-    figures = verification_figures(scores[:1], is_same, (first, second), far_targets=TARGETS, replicates=3)
+    metrics = verification(scores[:1], is_same, (first, second), far_targets=TARGETS, replicates=3)
     counts = pairs_design(is_same, (first, second), 3, 0).counts[1:]
     for row, count in enumerate(counts):
         weight = np.where(is_same, count[first // 7], count[first // 7] + count[second // 7] - 1).astype(float)
-        expected = figures_of_weights(scores[0], is_same, weight)
-        assert figures["AUC"].replicates[row, 0] == pytest.approx(expected[3], abs=5e-5)
-        assert figures["EER"].replicates[row, 0] == pytest.approx(expected[4], rel=RESOLUTION)
+        expected = metrics_of_weights(scores[0], is_same, weight)
+        assert metrics["auc"].replicates[row, 0] == pytest.approx(expected[3], abs=5e-5)
+        assert metrics["eer"].replicates[row, 0] == pytest.approx(expected[4], rel=RESOLUTION)
         for name, tar in zip(NAMES[:3], expected[:3], strict=True):
-            assert tar - 2 * RESOLUTION <= figures[name].replicates[row, 0] <= tar + 1e-9
+            assert tar - 2 * RESOLUTION <= metrics[name].replicates[row, 0] <= tar + 1e-9
 
 
 def test_variance_is_that_of_pairs_that_share_a_person():
@@ -120,12 +132,12 @@ def test_variance_is_that_of_pairs_that_share_a_person():
         key = frozenset((x, y))
         cells[key] = cells.get(key, 0.0) + value
     expected = (np.square(by_person).sum() - np.square(list(cells.values())).sum()) / first.size**2
-    figure = accuracy_figure([correct], is_same, (first, second), replicates=8000)
-    assert figure.variance([1]) == pytest.approx(expected, rel=0.06)
-    assert figure.values[0] == correct.mean()
+    metric = resample_accuracy([correct], is_same, (first, second), replicates=8000)
+    assert metric.variance([1]) == pytest.approx(expected, rel=0.06)
+    assert metric.values[0] == correct.mean()
 
 
-def test_spread_is_that_of_redrawn_lists_where_persons_have_many_pairs():
+def test_spread_is_that_of_resampled_lists_where_persons_have_many_pairs():
     """Redrawn by persons, a list holds an impostor pair c_i c_j times; with little chance in single pairs it agrees."""
     random = np.random.default_rng(3)
     first, second = (side.ravel() for side in np.triu_indices(60))
@@ -134,27 +146,27 @@ def test_spread_is_that_of_redrawn_lists_where_persons_have_many_pairs():
     likeness, quality = random.standard_normal((2, 60))
     scores = np.where(is_same, 2.5 + quality[first], likeness[first] + likeness[second])
     scores += 0.5 * random.standard_normal(scores.size)
-    figures = verification_figures([scores], is_same, (first, second), far_targets=TARGETS, replicates=1500)
-    redrawn = []
+    metrics = verification([scores], is_same, (first, second), far_targets=TARGETS, replicates=1500)
+    resampled = []
     for _ in range(1500):
         count = np.bincount(random.integers(60, size=60), minlength=60)
         pairs = np.repeat(np.arange(first.size), np.where(is_same, count[first], count[first] * count[second]))
-        redrawn.append(figures_of_list(scores[pairs], is_same[pairs]))
-    for name, deviation in zip(NAMES, np.std(redrawn, axis=0), strict=True):
-        assert figures[name].replicates[:, 0].std() == pytest.approx(deviation, rel=0.15), name
+        resampled.append(metrics_of_list(scores[pairs], is_same[pairs]))
+    for name, deviation in zip(NAMES, np.std(resampled, axis=0), strict=True):
+        assert metrics[name].replicates[:, 0].std() == pytest.approx(deviation, rel=0.15), name
 
 
 @pytest.mark.parametrize("name", ["accuracy", *NAMES])
 def test_persons_of_a_single_pair_vary_as_pairs_do(name):
-    """Such pairs are independent, and what their two persons count twice must come off again."""
+    """Such pairs are independent, and what is counted once for each person must be subtracted."""
     first, second = np.arange(4000), np.append(np.arange(1000), np.arange(7000, 10_000))
     is_same = first == second
     scores = [1.5 * is_same + np.random.default_rng(0).standard_normal(4000)]
     variance = []
     for identities in (None, (first, second)):
-        figures = verification_figures(scores, is_same, identities, far_targets=TARGETS, replicates=600)
-        figures["accuracy"] = accuracy_figure([(scores[0] > 0.75) == is_same], is_same, identities, replicates=4000)
-        variance.append(figures[name].variance([1]))
+        metrics = verification(scores, is_same, identities, far_targets=TARGETS, replicates=600)
+        metrics["accuracy"] = resample_accuracy([(scores[0] > 0.75) == is_same], is_same, identities, replicates=4000)
+        variance.append(metrics[name].variance([1]))
     assert variance[1] == pytest.approx(variance[0], rel=0.2)
 
 
@@ -162,43 +174,43 @@ def test_persons_of_a_single_pair_vary_as_pairs_do(name):
 def test_groups_of_too_many_units_leave_the_variance(monkeypatch, known):
     scores, is_same, identities = small_pairs(4, identities=1500, genuine=3000, impostors=3000, decimals=8)
     arguments = ([scores[0] > 0.6], is_same, identities if known else None)
-    alone = accuracy_figure(*arguments).variance([1])
-    monkeypatch.setattr(redrawing, "MOST_UNITS", 500)
-    assert accuracy_figure(*arguments).variance([1]) == pytest.approx(alone, rel=0.2)
+    alone = resample_accuracy(*arguments).variance([1])
+    monkeypatch.setattr(resampling, "MOST_UNITS", 500)
+    assert resample_accuracy(*arguments).variance([1]) == pytest.approx(alone, rel=0.2)
 
 
 def test_same_seed_same_draws_and_models_share_them():
     scores, is_same, identities = small_pairs()
-    one = verification_figures([scores[0], scores[0]], is_same, identities, far_targets=TARGETS, replicates=20, seed=1)
-    two = verification_figures([scores[0]], is_same, identities, far_targets=TARGETS, replicates=20, seed=1)
-    other = verification_figures([scores[0]], is_same, identities, far_targets=TARGETS, replicates=20, seed=2)
+    one = verification([scores[0], scores[0]], is_same, identities, far_targets=TARGETS, replicates=20, seed=1)
+    two = verification([scores[0]], is_same, identities, far_targets=TARGETS, replicates=20, seed=1)
+    other = verification([scores[0]], is_same, identities, far_targets=TARGETS, replicates=20, seed=2)
     for name in NAMES:
         np.testing.assert_array_equal(one[name].replicates[:, 0], one[name].replicates[:, 1])
         np.testing.assert_array_equal(one[name].replicates[:, 0], two[name].replicates[:, 0])
         assert one[name].variance([1, -1]) == pytest.approx(0.0, abs=1e-15)
-    assert (other["AUC"].replicates != two["AUC"].replicates).any()
+    assert (other["auc"].replicates != two["auc"].replicates).any()
 
 
 def test_target_that_cannot_be_measured_says_why():
     scores, is_same, _ = small_pairs()
-    figures = verification_figures(scores, is_same, far_targets=(1e-3, 1 / 60, 0.5), replicates=2)
-    assert figures["TAR at FAR 0.001"] == Unmeasured(
-        name="TAR at FAR 0.001", reason="0.001 is below 1 / 60 impostor pairs"
+    metrics = verification(scores, is_same, far_targets=(1e-3, 1 / 60, 0.5), replicates=2)
+    assert metrics["tar", 1e-3] == Metric(
+        name="tar", at={"far": 0.001}, rule="strict", reason="0.001 is below 1 / 60 impostor pairs"
     )
-    assert figures["TAR at FAR 0.0166667"].values.shape == (2,)
-    assert list(figures) == ["TAR at FAR 0.001", "TAR at FAR 0.0166667", "TAR at FAR 0.5", "AUC", "EER"]
+    assert metrics["tar", 1 / 60].values.shape == (2,)
+    assert list(metrics) == [("tar", 1e-3), ("tar", 1 / 60), ("tar", 0.5), "auc", "eer"]
 
 
-def test_rank_is_redrawn_by_the_probes_subjects():
+def test_rank_is_resampled_by_the_probes_subjects():
     random = np.random.default_rng(0)
     subject = np.sort(random.integers(20, size=100))
     hits = random.random((2, 100)) < 0.7
-    figure = rank_figure(hits, subject, name="Rank-1", replicates=25, seed=3)
+    metric = resample_rank(hits, subject, rank=1, replicates=25, seed=3)
     counts = probes_design(np.zeros(100, dtype=bool), subject, 25, 3).counts[1:].astype(int)
     for row, count in enumerate(counts):
-        redrawn = np.repeat(np.arange(100), count[np.unique(subject, return_inverse=True)[1]])
-        np.testing.assert_allclose(figure.replicates[row], hits[:, redrawn].mean(axis=1), atol=1e-12)
-    assert figure.discordant[0, 1] == (hits[0] & ~hits[1]).sum()
+        resampled = np.repeat(np.arange(100), count[np.unique(subject, return_inverse=True)[1]])
+        np.testing.assert_allclose(metric.replicates[row], hits[:, resampled].mean(axis=1), atol=1e-12)
+    assert metric.discordant[0, 1] == (hits[0] & ~hits[1]).sum()
 
 
 def open_set(seed=0, probes=300):
@@ -216,30 +228,29 @@ def tpir(scores, hits, is_impostor, fpir):
     return max((hits & (scores >= t))[~is_impostor].mean() for t in thresholds)
 
 
-def test_open_set_is_counted_and_redrawn_by_subjects():
+def test_open_set_is_counted_and_resampled_by_subjects():
     scores, hits, is_impostor, subject = open_set()
-    figure = open_set_figures(scores, hits, is_impostor, subject, fpir_targets=[0.1], replicates=15, seed=3)
-    figure = figure["TPIR at FPIR 0.1"]
+    (metric,) = resample_open_set(scores, hits, is_impostor, subject, fpir_targets=[0.1], replicates=15, seed=3)
     counts = probes_design(is_impostor, subject, 15, 3).counts[1:].astype(int)
     for model in range(2):
-        assert figure.values[model] == pytest.approx(tpir(scores[model], hits[model], is_impostor, 0.1))
+        assert metric.values[model] == pytest.approx(tpir(scores[model], hits[model], is_impostor, 0.1))
         for row, count in enumerate(counts):
-            redrawn = np.repeat(np.arange(subject.size), count[subject])
-            expected = tpir(scores[model][redrawn], hits[model][redrawn], is_impostor[redrawn], 0.1)
-            assert figure.replicates[row, model] == pytest.approx(expected)
+            resampled = np.repeat(np.arange(subject.size), count[subject])
+            expected = tpir(scores[model][resampled], hits[model][resampled], is_impostor[resampled], 0.1)
+            assert metric.replicates[row, model] == pytest.approx(expected)
 
 
 def test_mean_of_two_galleries_shares_the_draws():
     scores, hits, is_impostor, subject = open_set()
     parts = [
-        open_set_figures(scores, hits, impostors, subject, fpir_targets=[0.1], replicates=15)["TPIR at FPIR 0.1"]
+        resample_open_set(scores, hits, impostors, subject, fpir_targets=[0.1], replicates=15)[0]
         for impostors in (is_impostor, ~is_impostor)
     ]
-    mean = mean_of_figures(parts, "TPIR, both galleries")
+    mean = mean_of_metrics(parts)
     np.testing.assert_allclose(mean.replicates, (parts[0].replicates + parts[1].replicates) / 2)
-    other = open_set_figures(scores, hits, is_impostor, subject, fpir_targets=[0.1], replicates=16)
+    other = resample_open_set(scores, hits, is_impostor, subject, fpir_targets=[0.1], replicates=16)
     with pytest.raises(ValueError, match="2 kinds of draws"):
-        mean_of_figures([parts[0], other["TPIR at FPIR 0.1"]], "mean")
+        mean_of_metrics([parts[0], *other])
 
 
 SAME = np.array([True, True, False, False])
@@ -254,31 +265,31 @@ RIGHT = [np.array([True, False, True, True])]
         (SAME, ([0.0, 1, 0, 1], [0, 1, 1, 0]), "float64"),
         (SAME, ([0, 1, 0, 1], [0, 0, 1, 0]), "pair 1: labelled genuine, but its identities are 1 and 0"),
         (SAME, ([0, 1, 0, 1], [0, 1, 1, 1]), "pair 3: labelled impostor, but its identities are 1 and 1"),
-        (np.ones(4, dtype=bool), ([7] * 4, [7] * 4), "1 identities cannot be redrawn"),
-        (np.ones(1, dtype=bool), None, "1 pairs cannot be redrawn"),
+        (np.ones(4, dtype=bool), ([7] * 4, [7] * 4), "1 identities cannot be resampled"),
+        (np.ones(1, dtype=bool), None, "1 pairs cannot be resampled"),
         (SAME.astype(int), None, "one boolean for each pair"),
         (np.append(SAME, True), None, r"array 0 has shape \(4,\)"),
     ],
 )
 def test_unfit_pairs_are_refused_in_one_line(is_same, identities, message):
     with pytest.raises(DataError, match=message) as error:
-        accuracy_figure(RIGHT, is_same, identities)
+        resample_accuracy(RIGHT, is_same, identities)
     assert "\n" not in str(error.value)
 
 
 def test_pairs_of_one_kind_have_an_accuracy_but_no_curve():
     is_same = np.ones(4, dtype=bool)
-    assert accuracy_figure(RIGHT, is_same).values[0] == 0.75
+    assert resample_accuracy(RIGHT, is_same).values[0] == 0.75
     with pytest.raises(DataError, match="0 impostor pairs"):
-        verification_figures([np.arange(4.0)], is_same, far_targets=[0.1])
+        verification([np.arange(4.0)], is_same, far_targets=[0.1])
 
 
 def test_unknown_subjects_and_no_models_are_refused():
     with pytest.raises(DataError, match="probe 1: identity -1"):
-        rank_figure(RIGHT, [0, -1, 2, 3], name="Rank-1")
+        resample_rank(RIGHT, [0, -1, 2, 3], rank=1)
     with pytest.raises(DataError, match="no models"):
-        rank_figure([], [0, 1], name="Rank-1")
+        resample_rank([], [0, 1], rank=1)
     with pytest.raises(ValueError, match="replicates: 1"):
-        rank_figure(RIGHT, [0, 1, 2, 3], name="Rank-1", replicates=1)
+        resample_rank(RIGHT, [0, 1, 2, 3], rank=1, replicates=1)
     with pytest.raises(ValueError, match="score 2 is nan"):
-        verification_figures([np.array([1, 2, np.nan, 0])], SAME, far_targets=[0.5])
+        verification([np.array([1, 2, np.nan, 0])], SAME, far_targets=[0.5])
