@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from facebones.backbones.registry import IMAGE_SIZE
+from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.batch_memory import Batch, BatchMemory, FilledPlace, Images, Labels
 from facebones.data.folders import TrainingSet
 from facebones.data.images import decode

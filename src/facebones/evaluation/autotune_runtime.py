@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 import facebones
-from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
+from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.data.image_sources import ImageSource
 from facebones.errors import FaceBonesError
 from facebones.evaluation.models import Model

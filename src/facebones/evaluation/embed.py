@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
+from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.data.image_sources import EncodedImages, ImageSource, read_batches
 from facebones.errors import DataError
 from facebones.evaluation.models import Features, Model, Precision

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from facebones.backbones import Backbone, create_backbone, lookup_backbone
-from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
+from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.backbones.weights import load_backbone, read_card
 from facebones.data.preprocessing import OURS, Preprocessing, to_network_input
 from facebones.errors import CheckpointError, ConfigError, DataError, UnknownNameError

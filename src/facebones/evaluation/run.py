@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import facebones
-from facebones.backbones.registry import IMAGE_SIZE
+from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.preprocessing import Preprocessing
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.embed import embed
