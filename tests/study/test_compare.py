@@ -451,11 +451,11 @@ def test_the_report_says_what_was_left_out(lost):
     errors = errors_of(compare(study, output, device="cpu"))
     results = load_results(output)
     assert results.notes == [
-        f"pair set other: failed: {errors['set other']}",
+        f"other: failed: {errors['set other']}",
         f"theirs: failed: {errors['model theirs']}",
     ]
     assert [(run.name, run.state) for run in results.runs] == [(SMALL, "done"), ("theirs", "failed")]
-    assert list(results.figure("tiny", "accuracy").values) == [SMALL]
+    assert list(results.metric("tiny", "accuracy").values) == [SMALL]
     write_report([output], output / "report")
     assert "FAILED" in (output / "report" / "tables.md").read_text()
     assert "model.safetensors: no safetensors file" in (output / "report" / "report.html").read_text()
@@ -471,7 +471,7 @@ def test_a_finished_run_whose_weights_are_lost_is_left_out_and_the_rest_is_measu
     assert own["metrics"] == [] and "no safetensors file" in own["errors"][0] and list(metrics_of(theirs)) == ["tiny"]
     before = times(output / "evaluation")
     assert compare(study, output, device="cpu") == content and times(output / "evaluation") == before
-    assert load_results(output).notes == [f"model {SMALL}: failed: {own['errors'][0]}"]
+    assert load_results(output).notes == [f"{SMALL}: failed: {own['errors'][0]}"]
 
     weights.write_bytes(whole)
     content = compare(study, output, device="cpu")
@@ -490,8 +490,8 @@ def test_targets_and_pair_sets_of_one_name_are_refused_before_any_training(write
     (tmp_path / "a" / "IJBC").mkdir(parents=True)
     (tmp_path / "b" / "IJBC").mkdir(parents=True)
     for more, message in (
-        (f"pair_sets: [tiny, {tmp_path / 'tiny.bin'}]", "two pair sets are called tiny"),
-        (f"ijb: [{tmp_path / 'a' / 'IJBC'}, {tmp_path / 'b' / 'IJBC'}]", "two folders are called IJBC"),
+        (f"pair_sets: [tiny, {tmp_path / 'tiny.bin'}]", "two sets are called tiny"),
+        (f"ijb: [{tmp_path / 'a' / 'IJBC'}, {tmp_path / 'b' / 'IJBC'}]", "two sets are called IJBC"),
         (f"ijb: [{tmp_path / 'IJBB'}]", "IJBB: no such folder"),
     ):
         with pytest.raises(DataError, match=message):
@@ -523,7 +523,7 @@ def test_a_study_trains_measures_and_does_nothing_twice(write, tmp_path):
     report = output / "report"
     assert table.splitlines()[-1] == f"report: {report / 'report.html'}"
     assert {path.name for path in report.iterdir()} == {
-        *("report.html", "results.json", "tables.md", "tables.tex", "tables.csv", "pictures"),
+        *("report.html", "results.json", "tables.md", "tables.tex", "tables.csv", "plots"),
     }
     said_in_words = [line.removeprefix("* ") for line in table.splitlines() if line.startswith("* ")]
     assert said_in_words == json.loads((report / "results.json").read_text())["answer"]
@@ -557,17 +557,17 @@ def test_a_run_that_fails_is_recorded_and_the_others_finish(write, tmp_path):
     assert status == 1, said
     assert said.splitlines()[-1].startswith(f"facebones: failed: {LARGE}; the rest is done")
     large, small = study_json(output)["runs"]
-    assert "metrics.jsonl: is there already, and a run would replace it" in large["error"]
+    assert "metrics.jsonl: exists already, and a run would replace it" in large["error"]
     assert small["state"] == "done" and small["error"] is None
-    assert list(study_json(output)["models"]) == [SMALL] and "is there already" in table
+    assert list(study_json(output)["models"]) == [SMALL] and "exists already" in table
     assert (output / "runs" / LARGE / "seed0" / "metrics.jsonl").read_text() == "mine\n"
     assert f"{LARGE} of 2 runs has failed or not finished." in table
-    assert "is there already, and a run would replace it" in (output / "report" / "report.html").read_text()
+    assert "exists already, and a run would replace it" in (output / "report" / "report.html").read_text()
 
     shutil.rmtree(output / "runs" / LARGE / "seed0")
     trained = times(output / "runs" / SMALL)
     status, table, _ = run(path, "--output", output)
-    assert status == 0 and "is there already" not in table
+    assert status == 0 and "exists already" not in table
     assert times(output / "runs" / SMALL) == trained
     assert list(study_json(output)["models"]) == [LARGE, SMALL]
 
@@ -618,7 +618,7 @@ def test_a_study_that_is_stopped_or_killed_ends_as_one_that_is_not(write, tmp_pa
 def reported(output):
     """What a report says of what was measured."""
     content = json.loads((output / "report" / "results.json").read_text())
-    return {key: content[key] for key in ("answer", "figures", "recipe", "notes")}
+    return {key: content[key] for key in ("answer", "metrics", "recipe", "notes")}
 
 
 @pytest.mark.slow

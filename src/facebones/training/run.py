@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from facebones.data.batch_memory import Batch
+from facebones.data.loader import Batch
 from facebones.errors import CheckpointError, ConfigError, FaceBonesError
 from facebones.plugins import import_plugins, imported_plugins
 from facebones.recipe import Recipe, load_recipe

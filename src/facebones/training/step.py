@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from facebones.data.batch_memory import Batch
+from facebones.data.loader import Batch
 from facebones.data.preprocessing import to_network_input
 from facebones.errors import RunError
 from facebones.evaluation.models import AUTOCAST_TYPE

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-PLOTS = ("profile.png", "profile.pdf")
 PANELS = (
     ("macs", "MACs", "Latency against MACs (area of a marker: parameters)"),
     ("parameters", "Parameters", "Latency against parameters"),
