@@ -16,9 +16,12 @@ if TYPE_CHECKING:  # for editors and type checkers
     from facebones.evaluation.protocol import register_protocol as register_protocol
     from facebones.evaluation.run import evaluate as evaluate
     from facebones.exporting import export as export
+    from facebones.heads.registry import register_head as register_head
     from facebones.profiling.profile import profile as profile
     from facebones.recipe import load_recipe as load_recipe
     from facebones.reporting.load import load_results as load_results
+    from facebones.study.compare import compare as compare
+    from facebones.training.callbacks import register_callback as register_callback
     from facebones.training.run import resume as resume
     from facebones.training.run import train as train
 
@@ -26,6 +29,7 @@ __version__ = "0.2.0"
 
 # Each public name, and the module that defines it.
 _API = {
+    "compare": "facebones.study.compare",
     "create_backbone": "facebones.backbones",
     "evaluate": "facebones.evaluation.run",
     "export": "facebones.exporting",
@@ -35,7 +39,9 @@ _API = {
     "load_results": "facebones.reporting.load",
     "profile": "facebones.profiling.profile",
     "register_backbone": "facebones.backbones",
+    "register_callback": "facebones.training.callbacks",
     "register_data_format": "facebones.data.training_set",
+    "register_head": "facebones.heads.registry",
     "register_protocol": "facebones.evaluation.protocol",
     "resume": "facebones.training.run",
     "train": "facebones.training.run",
