@@ -6,11 +6,13 @@ from facebones.recipe.reading import (
     find_recipe,
     find_shipped,
     head_config,
+    lacking_fields,
     load_config,
     load_recipe,
     older_meaning,
     older_values,
     recipe_from_dict,
+    shipped_files,
 )
 from facebones.recipe.sections import (
     CHOOSABLE,
@@ -45,9 +47,11 @@ __all__ = [
     "find_recipe",
     "find_shipped",
     "head_config",
+    "lacking_fields",
     "load_config",
     "load_recipe",
     "older_meaning",
     "older_values",
     "recipe_from_dict",
+    "shipped_files",
 ]

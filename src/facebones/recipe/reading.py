@@ -103,14 +103,23 @@ def find_shipped(name: str, kind: str, plural: str, folder: str = ".") -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    beside = Path(__file__).parents[1] / "recipes"  # in an installed package; in a checkout they are at the root
-    recipes = beside if beside.is_dir() else Path(__file__).parents[3] / "recipes"
-    known = {path.stem: path for path in sorted((recipes / folder).glob("*.yaml"))}
+    known = shipped_files(folder)
     if name.endswith((".yaml", ".yml")) or "/" in name:
         raise ConfigError(f"{name}: no such {kind} file; {plural} that come with the package: {', '.join(known)}")
     if name not in known:
         raise UnknownNameError(kind, name, known)
     return known[name]
+
+
+def shipped_files(folder: str = ".") -> dict[str, Path]:
+    """The YAML files that come with the package, by name.
+
+    Args:
+        folder: "." for recipes, "studies" for studies.
+    """
+    installed = Path(__file__).parents[1] / "recipes"  # in a wheel; in a checkout, recipes/ is at the root
+    recipes = installed if installed.is_dir() else Path(__file__).parents[3] / "recipes"
+    return {path.stem: path for path in sorted((recipes / folder).glob("*.yaml"))}
 
 
 def recipe_from_dict(
@@ -178,6 +187,21 @@ def older_meaning(name: str) -> Any:
         return DEFAULT_HEAD
     older = {item.name: limits_of(item)["older"] for item in _fields(kind)}.get(key)
     return getattr(kind(), key) if older is SAME else older
+
+
+def lacking_fields(path: Path) -> dict[str, Any]:
+    """Fields that a config.yaml of an older version lacks, with what runs did before the fields existed.
+
+    Without options of heads: a head's name and all its options are written together.
+    """
+    sections, _ = _read_file(path, note=False)
+    return {
+        f"{section}.{item.name}": older_meaning(f"{section}.{item.name}")
+        for section, kind in SECTIONS.items()
+        if section != "head"
+        for item in _fields(kind)
+        if item.name not in sections.get(section, {})
+    }
 
 
 def field_names() -> list[str]:

@@ -24,7 +24,7 @@ import facebones
 from facebones.data.folders import open_training_set
 from facebones.errors import first_line
 from facebones.recipe import Recipe
-from facebones.system.autotune_cache import keep, recall, say_ignored
+from facebones.system.autotune_cache import load_measurement, save_measurement, warn_unusable
 from facebones.system.environment import git_revision, processor_model
 from facebones.system.progress import format_seconds, say
 from facebones.training.trainer import Trainer
@@ -100,7 +100,7 @@ def choose_settings(recipe: Recipe, device: torch.device) -> Recipe:
         return _with(recipe, None, recipe.training.compile)
     best = min(usable, key=lambda trial: trial.total_seconds)
     say(f"autotune: uses {best}")
-    keep(CACHE, key, {"precision": best.precision, "compile": best.compile})
+    save_measurement(CACHE, key, {"precision": best.precision, "compile": best.compile})
     return _with(recipe, best.precision, best.compile)
 
 
@@ -178,13 +178,13 @@ def _conditions(recipe: Recipe, device: torch.device) -> str:
 
 def _recalled(recipe: Recipe, device: torch.device, key: str) -> tuple[str, bool] | None:
     """The cached choice for these conditions; None if there is none, or none that is possible."""
-    found = recall(CACHE, key)
+    found = load_measurement(CACHE, key)
     if found is None:
         return None
     for precision, compile in _settings(recipe, device):
         if found == {"precision": precision, "compile": compile}:
             return precision, compile
-    say_ignored(CACHE, recipe.backbone.name)
+    warn_unusable(CACHE, recipe.backbone.name)
     return None
 
 

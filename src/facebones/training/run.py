@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from facebones.data.batch_memory import Batch
+from facebones.data.loader import Batch
 from facebones.errors import CheckpointError, ConfigError, FaceBonesError
 from facebones.plugins import import_plugins, imported_plugins
 from facebones.recipe import Recipe, load_recipe

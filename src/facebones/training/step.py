@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from facebones.data.batch_memory import Batch
+from facebones.data.loader import Batch
 from facebones.data.preprocessing import to_network_input
 from facebones.errors import RunError
-from facebones.evaluation.embedder import AUTOCAST_TYPE
+from facebones.evaluation.models import AUTOCAST_TYPE
 from facebones.system.device import to_device
 from facebones.training.optimizer import skip_step_if_nonfinite
 

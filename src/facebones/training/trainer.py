@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from facebones.backbones import Backbone, create_backbone
-from facebones.data.batch_memory import Batch
 from facebones.data.folders import open_training_set
-from facebones.data.loader import training_batches
+from facebones.data.loader import Batch, training_batches
 from facebones.data.order import EpochOrder, block_size
 from facebones.errors import CheckpointError, ConfigError, DataError
 from facebones.heads import create_head

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from facebones.backbones import Backbone
-from facebones.backbones.registry import IMAGE_SIZE
+from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.folders import find_pair_set
 from facebones.data.images import decode
 from facebones.data.pair_bins import PairSet, read_pairs
