@@ -81,9 +81,9 @@ def our_pass(backbone: str, runtime: str, count: int) -> tuple[Callable[[], obje
     from facebones.evaluation.autotune_runtime import choose
     from facebones.evaluation.models import Model
     from facebones.evaluation.runtimes import run_by
-    from facebones.system.malloc import keep_freed_memory
+    from facebones.system.malloc import tune_malloc
 
-    keep_freed_memory()
+    tune_malloc()
     network = network_of(backbone).to(memory_format=torch.channels_last)
     images = smooth_images(BATCH_SIZE, 0)
     eager = Model(network=network, device=torch.device("cpu"), channels_last=True)

@@ -1,4 +1,4 @@
-"""Export: every backbone in ONNX answers as in torch; 8 bits; what is refused, and that nothing is left then."""
+"""Export: every backbone gives the same embeddings in ONNX as in torch; 8 bits; refusals leave no file behind."""
 
 import json
 import os
@@ -12,12 +12,12 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import facebones
-from facebones import export
+from facebones import exporting
 from facebones.backbones import create_backbone, list_backbones
 from facebones.backbones.weights import save_weights
 from facebones.cli.main import main
 from facebones.errors import RunError
-from facebones.export import export_backbone
+from facebones.exporting import export
 from facebones.onnx.backbone import OnnxBackbone
 from facebones.onnx.quantize import Calibration
 from facebones.run_folder import RunFolder
@@ -58,7 +58,7 @@ def scaled(pixels):
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
 def test_every_backbone_answers_as_in_torch(name, trained, tmp_path, capfd):
     run, backbone = trained(name)
-    result = export_backbone(run, tmp_path / "out.onnx")
+    result = export(run, tmp_path / "out.onnx")
     assert all(difference <= 1e-4 for difference in result["parity"].values())
     assert names_in(tmp_path) == {"run", "out.onnx"}
     session = onnxruntime.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
@@ -78,7 +78,7 @@ def test_every_backbone_answers_as_in_torch(name, trained, tmp_path, capfd):
 
 def test_what_the_file_says_of_itself(trained, tiny_backbone, tmp_path):
     run, _ = trained(tiny_backbone, 16)
-    export_backbone(run, tmp_path / "out.onnx")
+    export(run, tmp_path / "out.onnx")
     model = onnx.load(tmp_path / "out.onnx", load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
     assert {entry.key: entry.value for entry in model.metadata_props} == {
@@ -104,8 +104,8 @@ def _umask():
 
 def test_folded_preprocessing_takes_pixels(trained, tiny_backbone, tmp_path):
     run, _ = trained(tiny_backbone, 16)
-    export_backbone(run, tmp_path / "plain.onnx")
-    result = export_backbone(run, tmp_path / "folded.onnx", fold_preprocessing=True)
+    export(run, tmp_path / "plain.onnx")
+    result = export(run, tmp_path / "folded.onnx", fold_preprocessing=True)
     assert result["metadata"]["input_layout"] == "B,112,112,3 uint8"
     assert "in the graph" in result["metadata"]["preprocessing"]
     session = onnxruntime.InferenceSession(tmp_path / "folded.onnx", providers=["CPUExecutionProvider"])
@@ -120,7 +120,7 @@ def test_folded_preprocessing_takes_pixels(trained, tiny_backbone, tmp_path):
 
 def test_parity_on_real_faces(trained, real_faces, tmp_path):
     run, _ = trained("shufflefacenet_0_5")
-    result = export_backbone(run, tmp_path / "out.onnx", data=[real_faces / "celeba_cfp" / "lfw.bin"])
+    result = export(run, tmp_path / "out.onnx", data=[real_faces / "celeba_cfp" / "lfw.bin"])
     assert list(result["parity"]) == ["random, batch of 1", "random, batch of 2", "random, batch of 5", "lfw"]
     assert 0 < result["parity"]["lfw"] <= 1e-4
 
@@ -135,7 +135,7 @@ def test_eight_bits(name, size, folded, trained, small_data, tmp_path, capfd):
     calibration = Calibration(small_data, images=20)
     pairs = [small_data / "tiny.bin"]
     output = tmp_path / "int8.onnx"
-    result = export_backbone(run, output, calibration=calibration, data=pairs, fold_preprocessing=folded)
+    result = export(run, output, calibration=calibration, data=pairs, fold_preprocessing=folded)
     assert names_in(tmp_path) == {"run", "int8.onnx"}
     changes = result["int8"]
     assert changes["calibration_images"] == 20
@@ -171,11 +171,11 @@ def test_calibration_images_are_drawn_by_the_seed(small_data):
 @pytest.mark.parametrize(("factor", "figure"), [(1.01, "e-0"), (float("nan"), "nan")])
 def test_a_file_that_answers_otherwise_is_not_kept(factor, figure, trained, tiny_backbone, tmp_path, monkeypatch):
     run, _ = trained(tiny_backbone, 16)
-    original = export.OnnxBackbone.forward
-    monkeypatch.setattr(export.OnnxBackbone, "forward", lambda self, x: original(self, x) * factor)
-    message = rf"differs from torch by .*{figure}.* of an embedding's norm on random, batch of 1, where 1e-04 is"
+    original = exporting.OnnxBackbone.forward
+    monkeypatch.setattr(exporting.OnnxBackbone, "forward", lambda self, x: original(self, x) * factor)
+    message = rf"differs from torch by .*{figure}.* of an embedding's norm on random, batch of 1, 1e-04 is"
     with pytest.raises(RunError, match=message):
-        export_backbone(run, tmp_path / "out.onnx")
+        export(run, tmp_path / "out.onnx")
     assert names_in(tmp_path) == {"run"}
 
 
@@ -240,6 +240,6 @@ def test_bad_input(words, message, trained, tiny_backbone, small_data, tmp_path,
 
 def test_missing_packages(trained, tiny_backbone, tmp_path, monkeypatch, capfd):
     run, _ = trained(tiny_backbone, 16)
-    monkeypatch.setattr(export, "PACKAGES", ("onnx", "no_such_package"))
+    monkeypatch.setattr(exporting, "PACKAGES", ("onnx", "no_such_package"))
     assert main(["export", "--checkpoint", str(run), "--output", str(tmp_path / "out.onnx")]) == 2
     assert "exporting needs no_such_package; pip install 'facebones[export]'" in capfd.readouterr().err

@@ -15,10 +15,12 @@ import pytest
 
 from facebones.cli.main import main
 from facebones.data.pair_bins import read_pairs, write_pairs
-from facebones.data.recordio import Header, RecordWriter, pack
+from facebones.data.record_writer import RecordWriter
+from facebones.data.recordio import Header, pack
 from facebones.datatools.convert import convert
 from facebones.errors import ConfigError, DataError
-from facebones.evaluation import pairs as evaluation
+from facebones.evaluation import pairs
+from facebones.evaluation import run as evaluation
 from facebones.system.files import atomic_write
 from facebones.training.run import train
 
@@ -37,8 +39,8 @@ def run(tiny_recipe, tmp_path):
 @pytest.fixture
 def no_work(monkeypatch):
     """Fails where a command begins its work."""
-    for name in ("open_models", "read_pair_set"):
-        monkeypatch.setattr(evaluation, name, lambda *_: pytest.fail("the work has begun"))
+    for module, name in ((evaluation, "open_models"), (pairs, "read_pairs")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("the work has begun"))
     monkeypatch.setattr("facebones.datatools.inspect._open", lambda _: pytest.fail("the work has begun"))
 
 
@@ -93,12 +95,12 @@ def test_a_contact_sheet_does_not_overwrite_data(small_data, capsys):
 
 
 def test_a_bad_set_among_several_is_found_before_the_first_is_embedded(small_data, tmp_path, monkeypatch):
-    pairs = read_pairs(small_data / "tiny.bin")
-    write_pairs(tmp_path / "few.bin", pairs.images[:18], pairs.is_same[:9])
-    monkeypatch.setattr(evaluation, "open_models", lambda *_: pytest.fail("the work has begun"))
-    sets = [small_data / "tiny.bin", tmp_path / "few.bin"]
+    tiny = read_pairs(small_data / "tiny.bin")
+    write_pairs(tmp_path / "few.bin", tiny.images[:18], tiny.is_same[:9])
+    monkeypatch.setattr(evaluation, "open_models", lambda *_, **__: pytest.fail("the work has begun"))
+    sets = pairs.pair_protocols([small_data / "tiny.bin", tmp_path / "few.bin"])
     with pytest.raises(DataError) as error:
-        evaluation.evaluate_pairs(evaluation.PairsWork(checkpoints={"model": tmp_path}, data=sets, device="cpu"))
+        evaluation.run_protocols({"model": tmp_path}, sets, device="cpu")
     mend = "give a set of 10 pairs or more, or leave this one out"
     assert str(error.value) == f"{tmp_path}/few.bin: 9 pairs cannot fill the 10 folds of the protocol; {mend}"
 

@@ -15,10 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from facebones.backbones import create_backbone
 from facebones.cli.main import main
 from facebones.errors import ConfigError, RunError
-from facebones.onnx.counts import count_onnx
+from facebones.onnx.graph import count_onnx
 from facebones.profiling import Conditions, latency
 from facebones.profiling import memory as peak_memory
-from facebones.profiling import profile as profiler
 from facebones.profiling.conditions import ROUNDS, Inference
 from facebones.profiling.cost import count_operations
 from facebones.profiling.latency import LEAST_BATCHES, LEAST_SINGLES, measure_timings
@@ -32,7 +31,7 @@ QUICK = ("--seconds", "0.01", "--batch-size", "2", "--device", "cpu", "--threads
 @pytest.fixture
 def known_memory(monkeypatch):
     """Leaves the process that measures memory out: it takes seconds, and has its own tests."""
-    monkeypatch.setattr(profiler, "measure_peak_memory", lambda source, conditions: 10_000_000)
+    monkeypatch.setattr("facebones.profiling.profile.measure_peak_memory", lambda source, conditions: 10_000_000)
 
 
 def write_onnx(path, *, quantized=False):
@@ -153,7 +152,7 @@ def test_what_cannot_be_profiled_is_said_in_one_line_before_anything_is_timed(
     monkeypatch.chdir(tmp_path)
     for name in ("occupied", "occupied.onnx"):
         (tmp_path / name).write_bytes(b"no network")
-    monkeypatch.setattr(profiler, "measure_timings", None)
+    monkeypatch.setattr("facebones.profiling.profile.measure_timings", None)
     assert main(["profile", *words]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("building")]
     assert len(lines) == 1

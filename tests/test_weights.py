@@ -1,4 +1,4 @@
-"""Files of weights from strangers: what does not fit is refused in one line that names the file."""
+"""Untrusted files of weights: a file that does not fit is refused in one line that names it."""
 
 import json
 from pathlib import Path
@@ -45,11 +45,11 @@ def test_a_safetensors_file_that_is_none_or_claims_too_much(tmp_path, content):
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        ('{"embedding_size": 1000000000000}', "of embedding size 1000000000000, which are none"),
-        (f'{{"embedding_size": {10**400}}}', "which are none"),
-        ('{"embedding_size": -3}', "of embedding size -3, which are none"),
-        ('{"embedding_size": 1e999}', "of embedding size inf, which are none"),
-        ('{"backbone": ["r50"]}', "which are none"),
+        ('{"embedding_size": 1000000000000}', "of embedding size 1000000000000, which cannot be"),
+        (f'{{"embedding_size": {10**400}}}', "which cannot be"),
+        ('{"embedding_size": -3}', "of embedding size -3, which cannot be"),
+        ('{"embedding_size": 1e999}', "of embedding size inf, which cannot be"),
+        ('{"backbone": ["r50"]}', "which cannot be"),
         ("[" * 100_000, "no safetensors file"),
         ('{"embedding_size": 64}', f"not the weights of {NAME}: it differs in the shape of"),
         ("[1]", f"does not say which backbone it is; its names and shapes are those of {NAME}; give"),
@@ -83,6 +83,13 @@ def test_a_state_dict_that_is_not_one_of_weights(tmp_path, weights, change, mess
     with pytest.raises(CheckpointError) as error:
         load_backbone(tmp_path / "x.pth", NAME)
     assert str(error.value).startswith(str(tmp_path / "x.pth")) and message in str(error.value)
+
+
+def test_loading_leaves_the_random_state_as_it_was(tmp_path, weights):
+    torch.save(weights, tmp_path / "x.pth")
+    before = torch.get_rng_state()
+    load_backbone(tmp_path / "x.pth", NAME)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_half_precision_weights_are_taken(tmp_path, weights):

@@ -49,6 +49,11 @@ def imported_plugins() -> list[str]:
     return list(_imported)
 
 
+def has_plugins() -> bool:
+    """Whether a plug-in was imported or an installed package offers one; nothing is imported to find out."""
+    return bool(imported_plugins() or entry_points(group=ENTRY_POINTS))
+
+
 @cache
 def import_entry_points() -> None:
     """Import the plug-ins of installed packages, once per process. Registries call this before they refuse a name.

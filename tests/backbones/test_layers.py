@@ -6,9 +6,8 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from facebones.backbones import create_backbone, interleaving
-from facebones.backbones.interleaving import shuffle, shuffle_two, unshuffle
-from facebones.backbones.layers import MERGED_WIDTH, GroupedConv2d
+from facebones.backbones import create_backbone, layers
+from facebones.backbones.layers import MERGED_WIDTH, GroupedConv2d, shuffle, shuffle_two, unshuffle
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -97,7 +96,7 @@ def test_the_operators_keep_what_they_promise():
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_the_shuffles_of_other_devices_compute_the_same_in_channels_last(memory_format):
     x = torch.randn(2, 6, 5, 4, generator=DRAW).contiguous(memory_format=memory_format)
-    alternating, separate = interleaving._alternate(*x.chunk(2, dim=1)), interleaving._separate(x)
+    alternating, separate = layers._alternate(*x.chunk(2, dim=1)), layers._separate(x)
     assert torch.equal(alternating, shuffle(x)) and torch.equal(separate, unshuffle(x))
     assert torch.equal(unshuffle(shuffle(x)), x)
     assert all(y.is_contiguous(memory_format=torch.channels_last) for y in (alternating, separate))

@@ -1,12 +1,13 @@
-"""What does not change about the registered backbones, read from a file, so that listing them needs no torch.
+"""The built-in backbones without building them: names, summaries and counts from a file, so that no torch is needed.
 
-`facebones backbones --catalogue` prints the file anew; a test holds it to be up to date.
+`facebones backbones --catalogue` prints the file; tests fail if it is out of date.
 """
 
 import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,24 @@ from facebones.errors import MissingExtraError, UnknownNameError
 
 CATALOGUE = Path(__file__).with_name("catalogue.json")
 COUNTS = ("parameters", "unused_parameters", "macs")
-KEYS = ("name", "aliases", "summary", *COUNTS, "needs")
+KEYS = ("name", "aliases", "summary", *COUNTS, "needs", "family")
 
 
-def read_catalogue() -> list[dict[str, Any]]:
-    """Name, aliases, summary, counts and needed extra (or None) of every backbone, in the order of registration."""
-    rows: list[dict[str, Any]] = json.loads(CATALOGUE.read_text(encoding="utf-8"))
-    return rows
+@cache
+def read_catalogue() -> tuple[dict[str, Any], ...]:
+    """The rows of the file, in the order of registration.
+
+    Each has "name", "aliases", "summary", the counts of the network with 512-d embeddings ("parameters",
+    "unused_parameters", "macs"), "needs" (the extra that it needs, or None) and "family" (the file that builds it).
+    """
+    text = CATALOGUE.read_text(encoding="utf-8")
+    return tuple(json.loads(text or "[]"))  # empty while `backbones --catalogue > FILE` runs
 
 
 def catalogued_backbones(pattern: str = "*") -> list[dict[str, Any]]:
-    """What `efficiency.describe_backbones` says of our own backbones that match a shell pattern, or whose alias does.
+    """The built-in backbones whose name or alias matches a shell pattern, as `profiling.cost.describe_backbones`.
 
-    A backbone whose extra is not installed has None for its figures and the reason under "problem".
+    A backbone whose extra is not installed has None for its counts and the reason under "problem".
 
     Raises:
         UnknownNameError: none matches.
@@ -50,6 +56,6 @@ def _as_installed(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def format_catalogue(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The file's content: JSON with a line for each backbone, so that a difference shows where it is."""
+    """The file's text: JSON with one backbone per line, so that diffs are readable."""
     lines = (json.dumps({key: row[key] for key in KEYS}, ensure_ascii=False) for row in rows)
     return "[\n" + ",\n".join(lines) + "\n]\n"

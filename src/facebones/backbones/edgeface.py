@@ -1,24 +1,25 @@
 """EdgeFace (George et al., arXiv 2307.01838): EdgeNeXt (arXiv 2206.10589) for faces, through the extra `timm`.
 
-timm's EdgeNeXt at 112x112, its classifier giving the embedding. In the variants xs and s every linear layer is factored
-into two through a narrower space (section III of the paper), which saves parameters and multiply-accumulates; the
-embedding's own layer too, as the published counts (1.77 M and 3.65 M) have it.
+timm's EdgeNeXt at 112x112; its classifier computes the embedding. In the variants xs and s, every linear layer is
+factored into two of low rank (section III of the paper), which saves parameters and multiply-accumulates. This includes
+the embedding layer: only then do the counts match the published ones (1.77 M and 3.65 M).
 """
 
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from facebones.backbones.registry import Backbone, register_backbone
+from facebones.backbones.base import Backbone
+from facebones.backbones.registry import register_backbone
 from facebones.backbones.timm_models import create_timm_model
 
 
 class LowRankLinear(nn.Module):
-    """A linear layer as the product of two: to `rank` elements, and on to the output.
+    """A linear layer factored into two: input to `rank` elements, and these to the output.
 
     Args:
-        linear: the layer to stand in for; its weights are not kept.
-        ratio: rank relative to the smaller of its sides; the rank is 2 at least.
+        linear: the layer to replace; its weights are not used.
+        ratio: rank relative to the smaller side of its weight matrix; the rank is at least 2.
     """
 
     def __init__(self, linear: nn.Linear, ratio: float) -> None:
@@ -38,7 +39,7 @@ class EdgeFace(Backbone):
         model: timm's name of the EdgeNeXt.
         embedding_size: D.
         dropout: probability before the last linear layer.
-        rank_ratio: factors the linear layers at this ratio; None leaves them whole.
+        rank_ratio: ratio at which linear layers are factored; None for no factoring.
     """
 
     def __init__(self, model: str, embedding_size: int, dropout: float, rank_ratio: float | None = None) -> None:

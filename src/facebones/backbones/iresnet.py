@@ -1,18 +1,19 @@
 """iResNet, the improved residual network of the ArcFace line ("IR" in the paper).
 
 Sources: ArcFace, arXiv 1801.07698; Improved Residual Networks, arXiv 2004.04989. Attribute names are those of
-InsightFace's arcface_torch, so that its `backbone.pth` state dicts load under their own keys.
+InsightFace's arcface_torch, so its `backbone.pth` state dicts load unchanged.
 """
 
 from torch import Tensor, nn
 
-from facebones.backbones.registry import Backbone, register_backbone
+from facebones.backbones.base import Backbone
+from facebones.backbones.registry import register_backbone
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 
 
 class Unit(nn.Module):
-    """BN, 3x3, BN, PReLU, 3x3 (with the stride), BN; the sum has no activation."""
+    """BN, 3x3, BN, PReLU, 3x3 (with the stride), BN; no activation after the sum."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class Unit(nn.Module):
 
 
 class IResNet(Backbone):
-    """iResNet of four stages.
+    """iResNet with four stages.
 
     Args:
         depths: units in each stage.
@@ -69,7 +70,7 @@ class IResNet(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.1)
-        # The head divides by the embedding's length: a learned scale of each element would be a second head.
+        # The head normalises the embedding: a learned scale per element would act as a second head.
         self.features.weight.requires_grad_(False)
 
     def forward(self, x_B3HW: Tensor) -> Tensor:

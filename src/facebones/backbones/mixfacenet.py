@@ -1,8 +1,8 @@
 """MixFaceNet and ShuffleMixFaceNet (Boutros et al., IJCB 2021, arXiv 2107.13046).
 
-MixNet (arXiv 1907.09595) made for faces: PReLU in the first layers, a global depthwise convolution in place of the
-average pool and, in the shuffle variants, a channel shuffle after each unit. Layers, widths and attribute names are
-those of the authors' released modules, so that their weights load under their own keys (one of which is misspelt).
+MixNet (arXiv 1907.09595) adapted to faces: PReLU in the first layers, a global depthwise convolution instead of average
+pooling and, in the shuffle variants, a channel shuffle after each unit. Layers, widths and attribute names (one of them
+misspelt) are those of the authors' released modules, so their weights load unchanged.
 """
 
 from collections.abc import Callable
@@ -10,22 +10,22 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from facebones.backbones.interleaving import unshuffle
-from facebones.backbones.layers import GroupedConv2d, SplitConv
-from facebones.backbones.registry import Backbone, register_backbone
+from facebones.backbones.base import Backbone
+from facebones.backbones.layers import GroupedConv2d, SplitConv, unshuffle
+from facebones.backbones.registry import register_backbone
 
 
 class UnitSpec(NamedTuple):
-    """A row of the architecture's table.
+    """A unit: a row of the architecture table.
 
     Attributes:
         channels: of the output.
         stride: of the depthwise convolution.
         expand_groups: groups of the 1x1 expansion.
-        kernels: how many kernel sizes the depthwise convolution mixes: the first of 3, 5, 7, 9, 11.
+        kernels: number of kernel sizes in the depthwise convolution: the first of 3, 5, 7, 9, 11.
         project_groups: groups of the 1x1 projection.
-        expansion: channels between expansion and projection, relative to the input's.
-        squeeze: the input's channels relative to those inside squeeze-and-excitation; 0 for none.
+        expansion: channels between expansion and projection, relative to the input.
+        squeeze: input channels relative to the channels inside squeeze-and-excitation; 0 for none.
     """
 
     channels: int
@@ -60,7 +60,7 @@ STAGES_M = (
 
 
 def scaled_width(channels: int, width: float) -> int:
-    """`channels` times `width`, rounded to a multiple of 8, half a multiple up.
+    """`channels` times `width`, rounded to the nearest multiple of 8, halves up.
 
     >>> [scaled_width(channels, 0.5) for channels in (16, 24, 40, 80, 120, 200)]
     [8, 16, 24, 40, 64, 104]
@@ -69,7 +69,7 @@ def scaled_width(channels: int, width: float) -> int:
 
 
 def split_evenly(total: int, parts: int) -> list[int]:
-    """Shares of `total`, the first taking the remainder.
+    """Equal shares of `total`; the first also takes the remainder.
 
     >>> split_evenly(384, 5)
     [80, 76, 76, 76, 76]
@@ -79,14 +79,14 @@ def split_evenly(total: int, parts: int) -> list[int]:
 
 
 def _pointwise(in_channels: int, channels: int, groups: int) -> nn.Module:
-    """1x1 convolution in groups; where they do not divide evenly, the first takes the remainder."""
+    """1x1 convolution in groups; if the channels do not divide evenly, the first group takes the remainder."""
     slices = zip(split_evenly(in_channels, groups), split_evenly(channels, groups), strict=True)
     convolutions = [nn.Conv2d(i, o, 1, bias=False) for i, o in slices]
     return convolutions[0] if groups == 1 else SplitConv(convolutions)
 
 
 def _depthwise(channels: int, kernels: int, stride: int) -> nn.Module:
-    """Depthwise convolution of the first so many kernel sizes 3, 5, 7, ..., each on its share of the channels."""
+    """Depthwise convolution with the first `kernels` sizes of 3, 5, 7, ..., each on its share of the channels."""
     convolutions = [
         GroupedConv2d(share, share, kernel, stride, kernel // 2, groups=share, bias=False)
         for share, kernel in zip(split_evenly(channels, kernels), range(3, 3 + 2 * kernels, 2), strict=True)
@@ -95,7 +95,7 @@ def _depthwise(channels: int, kernels: int, stride: int) -> nn.Module:
 
 
 class _ConvBlock(nn.Module):
-    """Convolution, batch normalisation and activation, each of the latter where it is given."""
+    """Convolution, optional batch normalisation, optional activation."""
 
     def __init__(self, conv: nn.Module, channels: int, activation: nn.Module | None, norm: bool = True) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _ConvBlock(nn.Module):
 
 
 class _SqueezeExcite(nn.Module):
-    """Channel weights from the mean over the map (arXiv 1709.01507); the one place where convolutions have a bias."""
+    """Channel weights from the mean over the map (arXiv 1709.01507); only these convolutions have a bias."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class _SqueezeExcite(nn.Module):
 
 
 class Unit(nn.Module):
-    """Expansion, mixed depthwise convolution, squeeze-and-excitation, projection; residual where shapes allow it."""
+    """Expansion, mixed depthwise convolution, squeeze-and-excitation, projection; residual if shapes allow it."""
 
     def __init__(self, in_channels: int, spec: UnitSpec, activation: Callable[[int], nn.Module], shuffle: bool) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Unit(nn.Module):
         out = self.conv2(self.se(self.conv1(self.exp_conv(x))))
         if self.residual:
             out = x + out
-        # As the authors do it: the inverse of ShuffleNet's order.
+        # As in the authors' code: the inverse of ShuffleNet's order.
         return unshuffle(out) if self.shuffle else out
 
 
@@ -149,17 +149,17 @@ def _swish(channels: int) -> nn.Module:
 
 
 class MixFaceNet(Backbone):
-    """MixFaceNet of four stages.
+    """MixFaceNet with four stages.
 
     Args:
         stages: the units of each stage.
-        width: factor on their channels.
-        stem_width: channels of the stem, before that factor.
+        width: factor of the channels.
+        stem_width: channels of the stem before that factor.
         tail_width: channels of the last 7x7 map.
         shuffle: shuffle the channels after each unit.
         embedding_size: D.
         dropout: probability before the last convolution.
-        init_shuffle: shuffle after the first unit. The authors' code does, in the variants without shuffle too.
+        init_shuffle: shuffle after the first unit; the authors' code does so in all variants.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class MixFaceNet(Backbone):
         self.tail = _ConvBlock(nn.Conv2d(channels, tail_width, 1, bias=False), tail_width, nn.PReLU(tail_width))
         pool = _ConvBlock(GroupedConv2d(tail_width, tail_width, 7, groups=tail_width, bias=False), tail_width, None)
         project = _ConvBlock(nn.Conv2d(tail_width, embedding_size, 1, bias=False), embedding_size, None, norm=False)
-        # "feautre" is the authors' spelling, and so the key name of their weights.
+        # "feautre" is the authors' spelling, and thus a key of their weights.
         self.feautre_layer = _named({"dw_conv": pool, "dropout": nn.Dropout(dropout), "pw_conv": project})
         self.features_norm = nn.BatchNorm1d(embedding_size)
         self._initialize()
@@ -202,7 +202,7 @@ class MixFaceNet(Backbone):
                 nn.init.kaiming_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        # The head divides by the embedding's length: a learned scale of each element would be a second head.
+        # The head normalises the embedding: a learned scale per element would act as a second head.
         self.features_norm.weight.requires_grad_(False)
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ class MixFaceNet(Backbone):
 
 
 def _named(modules: dict[str, nn.Module]) -> nn.Sequential:
-    """A sequence whose parts have names instead of numbers."""
+    """A sequence whose modules have names instead of numbers."""
     sequence = nn.Sequential()
     for name, module in modules.items():
         sequence.add_module(name, module)

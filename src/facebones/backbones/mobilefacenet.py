@@ -1,23 +1,24 @@
-"""MobileFaceNet (arXiv 1804.07573), and the two wider networks that InsightFace calls `mbf` and `mbf_large`.
+"""MobileFaceNet (arXiv 1804.07573), and InsightFace's two wider networks `mbf` and `mbf_large`.
 
-The original follows the paper's table 1. The wide ones double or quadruple the channels but keep the widths inside
-the bottlenecks, so that their expansion is 1 or less; their attribute names are InsightFace's, so that its
-`backbone.pth` state dicts load under their own keys.
+The original follows table 1 of the paper. The wide networks have two or four times the channels but the same widths
+inside the bottlenecks, so their expansion is 1 or less. Their attribute names are InsightFace's, so its `backbone.pth`
+state dicts load unchanged.
 """
 
 from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from facebones.backbones.base import Backbone
 from facebones.backbones.layers import Residual, conv_block, conv_bn, full_precision, global_depthwise, initialize
-from facebones.backbones.registry import Backbone, register_backbone
+from facebones.backbones.registry import register_backbone
 
-# expansion t, output channels c, repeats n, stride s of the first (arXiv 1804.07573, table 1)
+# expansion t, output channels c, repeats n, stride s of the first unit (arXiv 1804.07573, table 1)
 ORIGINAL_BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
 
 
 def bottleneck(in_channels: int, mid: int, out_channels: int, stride: int) -> list[nn.Sequential]:
-    """1x1 expansion, depthwise 3x3 with the stride, linear 1x1 projection."""
+    """1x1 expansion, 3x3 depthwise convolution with the stride, linear 1x1 projection."""
     return [
         nn.Sequential(*conv_block(in_channels, mid)),
         nn.Sequential(*conv_block(mid, mid, 3, stride, groups=mid)),
@@ -26,7 +27,7 @@ def bottleneck(in_channels: int, mid: int, out_channels: int, stride: int) -> li
 
 
 class MobileFaceNet(Backbone):
-    """The original network; the paper's embedding has 128 elements."""
+    """The network of the paper, whose embedding has 128 elements."""
 
     def __init__(self, embedding_size: int, dropout: float) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class MobileFaceNet(Backbone):
 
 
 class _Layers(nn.Module):
-    """A sequence under the attribute `layers`: InsightFace's key names need that level."""
+    """A sequence under the attribute `layers`: a level that InsightFace's key names have."""
 
     def __init__(self, layers: Iterable[nn.Module], residual: bool = False) -> None:
         super().__init__()
@@ -81,8 +82,8 @@ class WideMobileFaceNet(Backbone):
     """InsightFace's `mbf` (scale 2) and `mbf_large` (scale 4).
 
     Args:
-        scale: channels relative to the original's.
-        repeats: residual bottlenecks at 56, 28, 14 and 7 pixels; at 56, a single one is a grouped convolution.
+        scale: channels relative to the original.
+        repeats: residual bottlenecks at 56, 28, 14 and 7 pixels; at 56, a single one becomes a grouped convolution.
         embedding_size: D.
         dropout: probability before the last linear layer.
     """
@@ -94,7 +95,7 @@ class WideMobileFaceNet(Backbone):
         self.layers = nn.ModuleList(
             [
                 _block(3, c1, 3, 2),
-                # 64 groups whatever the width: depthwise in the original, no longer so here.
+                # Always 64 groups: depthwise in the original, not at these widths.
                 _block(c1, c1, 3, groups=64) if repeats[0] == 1 else _repeated(c1, 128, repeats[0]),
                 _wide_bottleneck(c1, 128, c1, 2),
                 _repeated(c1, 128, repeats[1]),
@@ -114,7 +115,7 @@ class WideMobileFaceNet(Backbone):
         x = x_B3HW
         for layer in self.layers:
             x = layer(x)
-        with full_precision(x.device):  # the specification keeps this one in float32
+        with full_precision(x.device):  # InsightFace's code computes this layer in float32
             x = self.conv_sep(x.float())  # (B, 512, 7, 7)
         return self.features(x).float()  # type: ignore[no-any-return]  # (B, D)
 

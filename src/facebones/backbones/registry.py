@@ -1,84 +1,87 @@
-"""From a backbone's name to the network."""
+"""From a backbone's name to the network: built-in families, models of timm, and plug-ins.
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+A built-in family is imported when one of its names is first looked up. Plug-ins register with the same decorator, from
+a module of the user's.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Protocol
+from functools import partial
+from importlib import import_module
+from typing import TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
-from facebones.errors import ConfigError, UnknownNameError
+from facebones.backbones.base import (
+    IMAGE_SIZE,
+    LARGEST_EMBEDDING,
+    TIMM_PREFIX,
+    Backbone,
+    BackboneEntry,
+    evaluation_mode,
+)
+from facebones.backbones.catalogue import read_catalogue
+from facebones.errors import ConfigError, FaceBonesError, UnknownNameError, first_line
+from facebones.plugins import import_entry_points
 
-IMAGE_SIZE = 112
-LARGEST_EMBEDDING = 2**16
-TIMM_PREFIX = "timm:"
+# The files of this folder that register backbones, in the order in which these are listed.
+FAMILIES = ("edgeface", "iresnet", "mixfacenet", "mobilefacenet", "shufflefacenet", "study")
+BUILT_IN = [f"{__package__}.{name}" for name in (*FAMILIES, "timm_models")]
 
-
-class Backbone(nn.Module):
-    """Base of all backbones: aligned faces (B, 3, 112, 112), RGB in [-1, 1], to embeddings (B, D).
-
-    Embeddings are float32 and not normalised, also under autocast.
-
-    Attributes:
-        name: the name in the registry.
-        embedding_size: D, the length of an embedding.
-    """
-
-    name: str = ""
-    embedding_size: int
-
-    def forward(self, x_B3HW: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class BackboneBuilder(Protocol):
-    """What is registered: builds a backbone with new weights."""
-
-    def __call__(self, embedding_size: int, dropout: float) -> Backbone: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneEntry:
-    """A row of the registry.
-
-    Attributes:
-        name: our name.
-        build: the builder.
-        summary: what it is, with its source.
-        aliases: the names that other code of the field uses for it.
-        needs: the extra without which it cannot be built.
-    """
-
-    name: str
-    build: BackboneBuilder
-    summary: str
-    aliases: tuple[str, ...] = ()
-    needs: str | None = None
-
-
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 _REGISTRY: dict[str, BackboneEntry] = {}
 
 
-def register_backbone(*aliases: str, needs: str | None = None) -> Callable[[BackboneBuilder], BackboneBuilder]:
-    """Register the decorated builder under its own name; its docstring's first line is the summary."""
+def register_backbone(*aliases: str, needs: str | None = None) -> Callable[[Builder], Builder]:
+    """Register the decorated builder, a function or an `nn.Module` class, under its own name.
 
-    def register(build: BackboneBuilder) -> BackboneBuilder:
-        name = build.__name__  # type: ignore[attr-defined]  # builders are plain functions
-        taken = {known for entry in _REGISTRY.values() for known in (entry.name, *entry.aliases)}
-        if clash := taken & {name, *aliases}:
-            raise ValueError(f"backbone name taken: {', '.join(sorted(clash))}")
-        summary = (build.__doc__ or "").strip().splitlines()[0].rstrip(".")
-        _REGISTRY[name] = BackboneEntry(name=name, build=build, summary=summary, aliases=aliases, needs=needs)
+    The builder takes `embedding_size` and, if the network has dropout, `dropout`. It returns a network with new weights
+    that maps faces (B, 3, 112, 112), RGB in [-1, 1], to embeddings (B, embedding_size), float32, not normalised. The
+    first line of its docstring is the summary in listings.
+
+    Args:
+        aliases: further names.
+        needs: the extra of this package that must be installed to build it.
+
+    Raises:
+        ConfigError: a name or alias is taken; built-in backbones cannot be replaced.
+
+    >>> from torch import nn
+    >>> @register_backbone()
+    ... def mean_colour(embedding_size: int) -> nn.Module:
+    ...     '''A linear map of the mean colour.'''
+    ...     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, embedding_size))
+    >>> create_backbone("mean_colour", embedding_size=8).embedding_size
+    8
+    >>> _ = _REGISTRY.pop("mean_colour")
+    """
+
+    def register(build: Builder) -> Builder:
+        name = build.__name__
+        summary = (build.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+        entry = BackboneEntry(name=name, build=build, summary=summary, aliases=aliases, needs=needs)
+        _refuse_taken_names(entry)
+        _REGISTRY[name] = entry
         return build
 
     return register
 
 
-def list_backbones(pattern: str = "*") -> list[str]:
-    """Names of the registered backbones that match a shell pattern, or whose alias does, in the order of registration.
+def _refuse_taken_names(entry: BackboneEntry) -> None:
+    taken = {known: row.name for row in _REGISTRY.values() for known in (row.name, *row.aliases)}
+    if not is_built_in(entry):  # built-in families may not be imported yet
+        taken |= {known: row["name"] for row in read_catalogue() for known in (row["name"], *row["aliases"])}
+    for name in (entry.name, *entry.aliases):
+        if name in taken:
+            raise ConfigError(f"backbone name '{name}' is taken by {taken[name]}; rename yours")
 
-    A pattern that begins with "timm:" goes over the models of timm instead.
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Names of the backbones whose name or alias matches a shell pattern: built-in ones first, then plug-ins.
+
+    A pattern that begins with "timm:" searches the models of timm instead.
 
     >>> list_backbones("mobile*")
     ['mobilefacenet', 'mobilefacenet_wide', 'mobilefacenet_large']
@@ -87,41 +90,50 @@ def list_backbones(pattern: str = "*") -> list[str]:
         from facebones.backbones.timm_models import timm_names
 
         return timm_names(pattern)
-    return [
-        name
-        for name, entry in _REGISTRY.items()
-        if any(fnmatchcase(known, pattern) for known in (name, *entry.aliases))
-    ]
+    _import_families()
+    import_entry_points()
+    entries = sorted(_REGISTRY.values(), key=_place)
+    return [row.name for row in entries if any(fnmatchcase(known, pattern) for known in (row.name, *row.aliases))]
 
 
 def lookup_backbone(name: str) -> BackboneEntry:
-    """The entry of a backbone, by its name or an alias; "timm:NAME" is a model of timm.
+    """The entry of a backbone, by name or alias; "timm:NAME" is a model of timm.
 
     Raises:
-        UnknownNameError: no backbone of that name; the message offers the nearest.
+        UnknownNameError: no such backbone; the message offers the nearest name.
         ConfigError: it is a model of timm, and timm is not installed.
+
+    >>> lookup_backbone("r50").name
+    'iresnet50'
     """
     if name.startswith(TIMM_PREFIX):
         from facebones.backbones.timm_models import timm_entry
 
         return timm_entry(name)
-    for entry in _REGISTRY.values():
-        if name == entry.name or name in entry.aliases:
-            return entry
+    # The cheapest first: one family, all families, the plug-ins of installed packages.
+    for load in (partial(_import_family_of, name), _import_families, import_entry_points, None):
+        if found := [entry for entry in _REGISTRY.values() if name in (entry.name, *entry.aliases)]:
+            return found[0]
+        if load is not None:
+            load()
     raise UnknownNameError("backbone", name, _REGISTRY)
 
 
 def create_backbone(name: str, embedding_size: int = 512, dropout: float = 0.0) -> Backbone:
-    """Build a backbone with newly drawn weights (from torch's global generator).
+    """Build a backbone with new random weights, drawn from torch's global generator.
 
     Args:
-        name: a registered name or alias, such as "iresnet50" or "r50".
-        embedding_size: length of the embedding.
-        dropout: probability that an element before the last linear layer is dropped in training.
+        name: a name or alias, such as "iresnet50" or "r50".
+        embedding_size: length D of the embedding.
+        dropout: probability of dropping an element before the last linear layer, in training.
+
+    Returns:
+        the network, (B, 3, 112, 112) float32 -> (B, D) float32.
 
     Raises:
-        UnknownNameError: no backbone of that name.
-        ConfigError: an embedding size or dropout that makes no network.
+        UnknownNameError: no such backbone.
+        ConfigError: an impossible embedding size or dropout, a missing extra, or a plug-in that breaks the contract of
+            `register_backbone`.
 
     >>> create_backbone("mobilefacenet", embedding_size=128).embedding_size
     128
@@ -131,18 +143,70 @@ def create_backbone(name: str, embedding_size: int = 512, dropout: float = 0.0) 
         raise ConfigError(f"embedding size {embedding_size} is not in 1 to {LARGEST_EMBEDDING}; 512 is usual")
     if not 0.0 <= dropout < 1.0:
         raise ConfigError(f"dropout {dropout} is not in [0, 1); 0 is usual")
-    backbone = entry.build(embedding_size=embedding_size, dropout=dropout)
+    if is_built_in(entry):
+        backbone = cast(Backbone, entry.build(embedding_size=embedding_size, dropout=dropout))
+    else:
+        backbone = _build_plugin(entry, embedding_size, dropout)
     backbone.name = entry.name
     return backbone
 
 
-@contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and back: a part that was frozen in eval mode stays frozen."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+def _build_plugin(entry: BackboneEntry, embedding_size: int, dropout: float) -> Backbone:
+    """Build a plug-in's network, and embed one image to show that it keeps the contract.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    options = {"embedding_size": embedding_size, "dropout": dropout}
+    if not _takes_dropout(entry.build):
+        if dropout:
+            raise ConfigError(f"{entry.name} has no dropout; set backbone.dropout to 0")
+        del options["dropout"]
     try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+        network = entry.build(**options)
+        if not isinstance(network, nn.Module):
+            raise ConfigError(f"{entry.name}: its builder returned {type(network).__name__}, not an nn.Module")
+        _check_embedding(network, entry.name, embedding_size)
+    except FaceBonesError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"{entry.name}: cannot be built or cannot embed a 112x112 image: {reason}") from error
+    backbone = cast(Backbone, network)
+    backbone.embedding_size = embedding_size
+    return backbone
+
+
+def _takes_dropout(build: Callable[..., nn.Module]) -> bool:
+    parameters = inspect.signature(build).parameters.values()
+    return any(p.name == "dropout" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _check_embedding(network: nn.Module, name: str, embedding_size: int) -> None:
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        return
+    with evaluation_mode(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        answer = network(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=device))
+    found = f"{tuple(answer.shape)} {answer.dtype}" if isinstance(answer, Tensor) else type(answer).__name__
+    if found != (wanted := f"{(1, embedding_size)} {torch.float32}"):
+        raise ConfigError(f"{name}: forward returned {found} for one image; it must return {wanted}")
+
+
+def _import_families(names: Iterable[str] = FAMILIES) -> None:
+    for name in names:
+        import_module(f"{__package__}.{name}")
+
+
+def _import_family_of(name: str) -> None:
+    _import_families({row["family"] for row in read_catalogue() if name in (row["name"], *row["aliases"])})
+
+
+def _place(entry: BackboneEntry) -> int:
+    """Where a backbone stands in listings; within a place, in the order of registration."""
+    return BUILT_IN.index(entry.build.__module__) if is_built_in(entry) else len(BUILT_IN)
+
+
+def is_built_in(entry: BackboneEntry) -> bool:
+    """Whether this package builds the backbone; otherwise a plug-in registered it."""
+    return entry.build.__module__ in BUILT_IN

@@ -1,22 +1,22 @@
 """ShuffleFaceNet (Martinez-Diaz et al., ICCV Workshops 2019, doi 10.1109/ICCVW.2019.00333).
 
-ShuffleNetV2 (arXiv 1807.11164) with a global depthwise convolution in place of the average pool, PReLU in place of
-ReLU, and no max-pool after the stem. The paper does not say whether a PReLU has one parameter or one a channel; the
-default is one a channel.
+ShuffleNetV2 (arXiv 1807.11164) with a global depthwise convolution instead of average pooling, PReLU instead of ReLU,
+and no max-pooling after the stem. The paper does not say whether a PReLU has one parameter or one per channel; the
+default is one per channel.
 """
 
 from torch import Tensor, nn
 
-from facebones.backbones.interleaving import shuffle_two
-from facebones.backbones.layers import conv_bn, global_depthwise, initialize
-from facebones.backbones.registry import Backbone, register_backbone
+from facebones.backbones.base import Backbone
+from facebones.backbones.layers import conv_bn, global_depthwise, initialize, shuffle_two
+from facebones.backbones.registry import register_backbone
 
 STEM_WIDTH, TAIL_WIDTH = 24, 1024
-STAGE_UNITS = (4, 8, 4)  # the first of each has stride 2
+STAGE_UNITS = (4, 8, 4)  # the first unit of each stage has stride 2
 
 
 class Unit(nn.Module):
-    """Stride 1: half of the channels pass untouched, the other half is transformed; then both are shuffled."""
+    """Stride 1: half of the channels pass unchanged, the other half is transformed; both are then shuffled."""
 
     def __init__(self, channels: int, shared_prelu: bool) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Unit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Stride 2: both branches see all channels, each gives half of the output."""
+    """Stride 2: both branches take all channels, and each computes half of the output."""
 
     def __init__(self, in_channels: int, channels: int, shared_prelu: bool) -> None:
         super().__init__()
@@ -53,13 +53,13 @@ class DownUnit(nn.Module):
 
 
 class ShuffleFaceNet(Backbone):
-    """ShuffleFaceNet of three stages.
+    """ShuffleFaceNet with three stages.
 
     Args:
         stage_widths: output channels of stages 2, 3 and 4.
         embedding_size: D.
         dropout: probability before the last linear layer.
-        shared_prelu: one PReLU parameter a layer instead of one a channel.
+        shared_prelu: one PReLU parameter per layer instead of one per channel.
     """
 
     def __init__(

@@ -1,18 +1,18 @@
-"""The compact networks of a published comparative study (14 backbones, VGGFace2, ArcFace), as its code builds them.
+"""The compact networks of the study "ArcFace Backbone Comparative" (14 backbones, VGGFace2), as its code builds them.
 
-They bear the names of ShuffleFaceNet and MixFaceNet and are other networks. Its ShuffleFaceNets begin at 28x28, for a
-max-pool follows the stem; its MixFaceNets do not expand and end at 2x2: an eighth to a twenty-eighth of the papers'
-multiply-accumulates. They are kept so that the study's table can be reproduced and its conclusion looked at again; for
-work, take `shufflefacenet_*`, `mixfacenet_*` and `shufflemixfacenet_*`. Attribute names are those of the study's code,
-so that its `model.pt` loads under its own keys.
+They are called ShuffleFaceNet and MixFaceNet but differ from the papers' networks. The study's ShuffleFaceNets have a
+max-pooling after the stem and so start at 28x28; its MixFaceNets have no expansion and end at 2x2. They need an eighth
+to a twenty-eighth of the papers' multiply-accumulates. They are here to reproduce the study's table and to check its
+conclusion; for your own work, use `shufflefacenet_*`, `mixfacenet_*` and `shufflemixfacenet_*`. Attribute names are
+those of the study's code, so its `model.pt` files load unchanged.
 
-Two of its names are swapped: `sfn1_0` builds the network of width 1.5, and `sfn1_5` that of width 1.0. The aliases
-here follow the study, so that its files load; our names say what the network is.
+Two of the study's names are swapped: `sfn1_0` builds the network of width 1.5, and `sfn1_5` that of width 1.0. The
+aliases here follow the study, so that its files load; our names state the true width.
 """
 
 from torch import Tensor, nn
 
-from facebones.backbones.interleaving import shuffle, shuffle_two
+from facebones.backbones.base import Backbone
 from facebones.backbones.layers import (
     GroupedConv2d,
     SplitConv,
@@ -20,16 +20,18 @@ from facebones.backbones.layers import (
     conv_bn,
     global_depthwise,
     initialize,
+    shuffle,
+    shuffle_two,
 )
-from facebones.backbones.registry import Backbone, register_backbone
+from facebones.backbones.registry import register_backbone
 
 STAGE_UNITS = (4, 8, 4)
 
 
 class ShuffleUnit(nn.Module):
-    """A unit of ShuffleNetV2 (arXiv 1807.11164), split as its authors' code splits it.
+    """A unit of ShuffleNetV2 (arXiv 1807.11164), split as in its authors' code.
 
-    Two branches where the channels change, else one, which leaves the first half of the channels as they are.
+    It has two branches if the number of channels changes; else it has one, and half of the channels pass unchanged.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
@@ -60,7 +62,7 @@ def _transform(in_channels: int, mid: int, channels: int, stride: int) -> nn.Seq
 
 
 class StudyShuffleFaceNet(Backbone):
-    """The study's ShuffleFaceNet: a max-pool follows the stem, and stage 4 does not shrink the map.
+    """The study's ShuffleFaceNet: max-pooling after the stem, and stride 1 in stage 4.
 
     Args:
         stage_widths: output channels of stages 2, 3 and 4.
@@ -102,7 +104,7 @@ class StudyShuffleFaceNet(Backbone):
 
 
 class _MixedKernels(nn.Module):
-    """Depthwise convolutions of 3x3, 5x5 and 7x7, each on its share of the channels."""
+    """Depthwise 3x3, 5x5 and 7x7 convolutions, each on its share of the channels."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -116,7 +118,7 @@ class _MixedKernels(nn.Module):
 
 
 def _even_shares(total: int, parts: int) -> list[int]:
-    """Shares that differ by one at most, the larger ones first.
+    """Shares of `total` that differ by at most one, larger ones first.
 
     >>> _even_shares(32, 3)
     [11, 11, 10]
@@ -125,7 +127,7 @@ def _even_shares(total: int, parts: int) -> list[int]:
 
 
 class _Block(nn.Module):
-    """Convolution, batch normalisation and, where it is given, an activation, under the study's names."""
+    """Convolution, batch normalisation and optional activation, under the study's attribute names."""
 
     def __init__(self, conv: nn.Module, channels: int, act: nn.Module | None = None) -> None:
         super().__init__()
@@ -138,7 +140,7 @@ class _Block(nn.Module):
 
 
 class _SqueezeExcite(nn.Module):
-    """Channel weights by a bottleneck of a quarter of the channels, normalised within."""
+    """Channel weights from a bottleneck with a quarter of the channels and batch normalisation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -152,14 +154,14 @@ class _SqueezeExcite(nn.Module):
 
 
 class MixUnit(nn.Module):
-    """Depthwise convolution of one kernel size or three, squeeze-and-excitation, 1x1 projection; no expansion.
+    """Depthwise convolution with one or three kernel sizes, squeeze-and-excitation, 1x1 projection; no expansion.
 
     Args:
-        in_channels: of the input.
-        channels: of the output.
-        stride: of the depthwise convolution; at 1, and with equal channels, the unit is residual.
-        mixed: kernels 3, 5 and 7 on thirds of the channels, instead of 3 on all.
-        stem: the unit after the first convolution: PReLU, no squeeze-and-excitation.
+        in_channels: input channels.
+        channels: output channels.
+        stride: of the depthwise convolution; with stride 1 and equal channels, the unit is residual.
+        mixed: kernels 3, 5 and 7 on thirds of the channels instead of 3 on all.
+        stem: whether this is the unit after the first convolution: PReLU, no squeeze-and-excitation.
         shuffle: shuffle the channels at the end.
     """
 
@@ -186,7 +188,7 @@ class MixUnit(nn.Module):
 
 
 class _Embedding(nn.Module):
-    """The study's two heads: one for a 7x7 map, which never comes to run, and the one that runs on the 2x2 map."""
+    """The study's two output heads: one for a 7x7 map, which never runs, and the one for the 2x2 map."""
 
     def __init__(self, channels: int, embedding_size: int, dropout: float) -> None:
         super().__init__()
@@ -210,11 +212,11 @@ class _Embedding(nn.Module):
 class StudyMixFaceNet(Backbone):
     """The study's MixFaceNet, or ShuffleMixFaceNet.
 
-    Most of its parameters lie in a head that never runs: they get no gradient and do not change the output.
+    Most of its parameters are in an output head that never runs: they get no gradient and do not affect the output.
 
     Args:
         widths: channels of the stem and after each of the six units.
-        mixed: which units mix kernels.
+        mixed: which units mix kernel sizes.
         shuffle: shuffle the channels after each unit.
         embedding_size: D.
         dropout: probability before the last convolution.

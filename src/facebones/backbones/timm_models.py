@@ -1,7 +1,7 @@
-"""Any image model of timm (extra `timm`) as a backbone, under the name `timm:NAME`.
+"""Image models of timm (extra `timm`) as backbones, named `timm:NAME`.
 
-The model's own classifier is left out: its pooled features go through dropout, a linear layer and batch normalisation,
-the head of the compact face networks. Weights are drawn, never fetched.
+The model's classifier is replaced by dropout, a linear layer and batch normalisation, the head of the compact face
+networks. Weights are random; nothing is downloaded.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facebones.backbones.registry import IMAGE_SIZE, TIMM_PREFIX, Backbone, BackboneEntry, evaluation_mode
+from facebones.backbones.base import IMAGE_SIZE, TIMM_PREFIX, Backbone, BackboneEntry, evaluation_mode
 from facebones.errors import ConfigError, MissingExtraError, UnknownNameError, first_line
 
 
@@ -23,17 +23,16 @@ def import_timm() -> ModuleType:
     """
     if importlib.util.find_spec("timm") is None:
         raise MissingExtraError("timm")
-    _mend_torchvision()
+    _declare_torchvision_operators()
     import timm
 
     return timm
 
 
-def _mend_torchvision() -> None:
-    """Let torchvision be imported where its compiled part is of another build of torch (CUDA beside a CPU torch).
+def _declare_torchvision_operators() -> None:
+    """Make torchvision importable if its compiled part was built for another torch (CUDA, beside a CPU torch).
 
-    timm asks for torchvision at its import, and nothing that its models compute is in that part; but without it the
-    import ends at two operators whose names are missing.
+    timm imports torchvision, whose import then fails on two missing operators. No model of timm calls them.
     """
     try:
         import torchvision  # noqa: F401
@@ -53,11 +52,11 @@ def timm_names(pattern: str = "*") -> list[str]:
 
 
 def timm_entry(name: str) -> BackboneEntry:
-    """The registry's row of a model of timm.
+    """The registry's row for a model of timm.
 
     Raises:
         MissingExtraError: timm is not installed.
-        UnknownNameError: timm has no such model; the message offers the nearest.
+        UnknownNameError: timm has no such model; the message offers the nearest name.
     """
     model = name.removeprefix(TIMM_PREFIX)
     if not import_timm().is_model(model):
@@ -70,7 +69,7 @@ def timm_entry(name: str) -> BackboneEntry:
 
 
 class TimmBackbone(Backbone):
-    """A model of timm, its classifier replaced by dropout, linear and batch normalisation.
+    """A model of timm whose classifier is replaced by dropout, linear and batch normalisation.
 
     Args:
         model: timm's name.
@@ -78,13 +77,13 @@ class TimmBackbone(Backbone):
         dropout: probability before the linear layer.
 
     Raises:
-        ConfigError: the model does not take 112x112 images, or gives no feature vector.
+        ConfigError: the model does not take 112x112 images, or returns no feature vector.
     """
 
     def __init__(self, model: str, embedding_size: int, dropout: float) -> None:
         super().__init__()
         self.embedding_size = embedding_size
-        self.body = _create_body(model)
+        self.body = create_timm_model(model, num_classes=0)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(_feature_size(self.body, model), embedding_size, bias=False)
         self.norm = nn.BatchNorm1d(embedding_size)
@@ -95,27 +94,22 @@ class TimmBackbone(Backbone):
 
 
 def create_timm_model(model: str, **options: Any) -> nn.Module:
-    """A model of timm with newly drawn weights, for 112x112 images.
+    """A model of timm with random weights, for 112x112 images.
 
     Raises:
-        ConfigError: it cannot be built so.
+        ConfigError: it cannot be built for this size or with these options.
     """
     timm = import_timm()
-    if timm.get_pretrained_cfg(model).fixed_input_size:  # as most transformers have it; others take any size
+    if timm.get_pretrained_cfg(model).fixed_input_size:  # most transformers; other models take any size
         options["img_size"] = IMAGE_SIZE
     try:
         return timm.create_model(model, pretrained=False, **options)  # type: ignore[no-any-return]
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        reason = first_line(error)
-        raise _unfit(model, reason) from error
-
-
-def _create_body(model: str) -> nn.Module:
-    return create_timm_model(model, num_classes=0)
+        raise _unfit(model, first_line(error)) from error
 
 
 def _feature_size(body: nn.Module, model: str) -> int:
-    """Length of the feature vector, which some models do not state; found by a forward pass."""
+    """Length of the feature vector, from a forward pass: not every model states it."""
     device = next(body.parameters()).device
     try:
         with evaluation_mode(body), torch.no_grad():
@@ -123,7 +117,7 @@ def _feature_size(body: nn.Module, model: str) -> int:
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         raise _unfit(model, first_line(error)) from error
     if not isinstance(features, Tensor) or features.ndim != 2:
-        raise _unfit(model, "it gives no feature vector")
+        raise _unfit(model, "it returns no feature vector")
     return features.shape[1]
 
 

@@ -1,6 +1,6 @@
-"""The weights of a backbone: out of a run, and in from a run or a file, checked against the network.
+"""Weights of a backbone: written by a run, read from a run or a file, and checked against the network.
 
-No pickled code runs: `.pt` and `.pth` files are read with torch's weights-only loader, `.safetensors` hold none.
+No pickled code runs: `.pt` and `.pth` files are read by torch's weights-only loader, and `.safetensors` hold none.
 """
 
 import json
@@ -14,67 +14,65 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from facebones.backbones import Backbone, create_backbone, list_backbones, lookup_backbone
-from facebones.backbones.registry import LARGEST_EMBEDDING
-from facebones.errors import CheckpointError, ConfigError
+from facebones.backbones.base import LARGEST_EMBEDDING, Backbone
+from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
+from facebones.errors import CheckpointError, ConfigError, UnknownNameError
 from facebones.run_folder import RunFolder
 from facebones.system.checkpoint import load_checkpoint
 from facebones.system.files import atomic_write, write_json
 
 KEYS_SHOWN = 3
-PROBED_SIZES = (7, 11)  # a dimension that is the one and then the other follows the embedding size
-# Under these names others put the state dict of the network into a larger dictionary; the first is arcface_torch's.
+PROBED_SIZES = (7, 11)  # a dimension that is 7 and then 11 follows the embedding size
+# Keys under which other code keeps the network's state dict in a larger dictionary; the first is arcface_torch's.
 WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "model")
-METADATA_KEY = "facebones"  # of a safetensors file: the model card as JSON
+METADATA_KEY = "facebones"  # in a safetensors file: the model card as JSON
 
 
 def save_weights(folder: RunFolder, backbone: Backbone, card: Mapping[str, Any]) -> None:
-    """Write model.safetensors and model.json: the trained backbone and what it is.
+    """Write the trained backbone: model.safetensors, and its model card as model.json and in the file's metadata.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         backbone: the network.
-        card: at least "backbone" and "embedding_size".
+        card: what the weights are; "backbone" and "embedding_size" at least, so that `load_backbone` needs no options.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     with atomic_write(folder.weights) as file:
-        # One entry only: safetensors writes several in a random order, and equal runs shall give equal files.
+        # A single entry: safetensors writes several in random order, and equal runs should write equal files.
         file.write(save_safetensors(weights, {METADATA_KEY: json.dumps(card)}))
     write_json(folder.weights.with_suffix(".json"), card)
 
 
-def load_backbone(
-    checkpoint: Path, name: str | None = None, embedding_size: int | None = None
-) -> tuple[Backbone, Path]:
-    """Build the backbone that a run or a file of weights holds, in eval mode on the CPU.
+def load_backbone(model: Path, name: str | None = None, embedding_size: int | None = None) -> tuple[Backbone, Path]:
+    """Load the backbone of a run or a file of weights, in eval mode on the CPU.
 
     Args:
-        checkpoint: a run's folder (its final weights, or else its newest checkpoint), one of its checkpoints, a
-            `.safetensors` file, or a state dict of others: InsightFace's `backbone.pth` or `checkpoint_gpu_0.pt`, the
-            study's `model.pt`, the MixFaceNet authors' files.
-        name: the backbone; needed where the file does not say it, checked where it does.
-        embedding_size: likewise; read from the shapes that follow it where the file does not say it.
+        model: a run's folder (its final weights, or else its newest checkpoint), a checkpoint, a `.safetensors` file,
+            or a state dict of other code: InsightFace's `backbone.pth` or `checkpoint_gpu_0.pt`, the published study's
+            `model.pt`, the files of the MixFaceNet authors.
+        name: the backbone; required if the file does not name it, checked if it does.
+        embedding_size: likewise; if the file does not state it, it is read from the shapes.
 
     Returns:
         the backbone, and the path of the file that was read.
 
     Raises:
-        CheckpointError: missing, broken, or weights of another backbone or embedding size.
+        CheckpointError: a missing or broken file, or weights of another backbone or embedding size.
+        UnknownNameError: `name` is not a backbone.
     """
-    path = _file_of(checkpoint)
+    path = _file_of(model)
     if path.suffix == ".onnx":
         raise CheckpointError(f"{path}: is an ONNX file, which only evaluate and profile take; give a run or weights")
-    weights, said_name, said_size = _read_weights(path)
-    if said_name and name and lookup_backbone(name).name != lookup_backbone(said_name).name:
-        raise CheckpointError(f"{path}: holds {said_name}, not {name}; leave --backbone out or give the right one")
-    name = name or said_name
+    weights, stated_name, stated_size = _read_weights(path)
+    name = _agreed_name(path, name, stated_name)
     if name is None:
         raise CheckpointError(f"{path}: does not say which backbone it is; {_advice(weights)}")
-    found_size = said_size or _embedding_size(name, weights)
-    if embedding_size is not None and embedding_size != found_size:
-        raise CheckpointError(f"{path}: its embeddings have {found_size} elements, not {embedding_size}")
     try:
-        backbone = create_backbone(name, found_size)
+        found_size = stated_size or _embedding_size(name, weights)
+        if embedding_size is not None and embedding_size != found_size:
+            raise CheckpointError(f"{path}: its embeddings have {found_size} elements, not {embedding_size}")
+        with torch.random.fork_rng(devices=[]):  # loading leaves the caller's random state as it was
+            backbone = create_backbone(name, found_size)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
     weights = _with_counters(weights, backbone)
@@ -83,17 +81,36 @@ def load_backbone(
     return backbone.eval(), path
 
 
+def _agreed_name(path: Path, given: str | None, stated: str | None) -> str | None:
+    """The backbone's registered name, from the caller and the file; None if neither names it."""
+    wanted = lookup_backbone(given).name if given else None
+    if not stated:
+        return wanted
+    try:
+        held = lookup_backbone(stated).name
+    except UnknownNameError as error:
+        raise CheckpointError(f"{path}: {error}; if a plug-in registers it, name the plug-in by --import") from error
+    if wanted not in (None, held):
+        raise CheckpointError(f"{path}: holds {held}, not {given}; leave --backbone out or give the right one")
+    return held
+
+
 def read_card(path: Path) -> Mapping[str, Any]:
-    """What a file of weights says of itself, such as "backbone" and "training_data"; a bare state dict says nothing.
+    """The model card of a file of weights, such as "backbone" and "training_data"; empty for a bare state dict.
 
     Raises:
-        CheckpointError: missing or broken.
+        CheckpointError: a missing or broken file.
     """
     return _read_file(path)[1]
 
 
 def check_weights(backbone: Backbone, weights: Mapping[str, Tensor], where: str) -> None:
-    """Hold the names, shapes and kinds of weights against a backbone's.
+    """Compare the names, shapes and types of weights with those of a backbone.
+
+    Args:
+        backbone: the network to be filled.
+        weights: names to tensors.
+        where: how the error begins: the file.
 
     Raises:
         CheckpointError: some do not fit; the message names the first.
@@ -122,44 +139,44 @@ def _is_odd(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta
 
 
-def _file_of(checkpoint: Path) -> Path:
-    if not checkpoint.exists():
-        raise CheckpointError(
-            f"{checkpoint}: no such run or file; give --checkpoint a run's folder or a file of weights"
-        )
-    if not checkpoint.is_dir():
-        return checkpoint
-    folder = RunFolder(checkpoint)
+def _file_of(model: Path) -> Path:
+    if not model.exists():
+        raise CheckpointError(f"{model}: no such run or file; give --model a run's folder or a file of weights")
+    if not model.is_dir():
+        return model
+    folder = RunFolder(model)
     for path in (folder.weights, folder.last):
         if path.is_file():
             return path
-    raise CheckpointError(
-        f"{checkpoint}: neither model.safetensors nor checkpoints/last.pt is here; has the run begun?"
-    )
+    raise CheckpointError(f"{model}: neither model.safetensors nor checkpoints/last.pt is here; has the run begun?")
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None, int | None]:
-    """The weights of a file, and the backbone's name and embedding size where it says them."""
+    """The weights in a file, and the backbone's name and embedding size if it states them."""
     content, card = _read_file(path)
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         keys = ", ".join(f"{key!s:.40}" for key in list(content)[:KEYS_SHOWN]) or "nothing"
-        known = ", ".join(WRAPPERS)
         raise CheckpointError(
-            f"{path}: holds no state dict (names to tensors) of a backbone, but {keys}; it may stand under {known}"
+            f"{path}: holds no state dict (names to tensors) of a backbone but {keys}; put the state dict at the top or"
+            f" under one of {', '.join(WRAPPERS)}"
         )
     name, size = card.get("backbone"), card.get("embedding_size")
     sound = size is None or (isinstance(size, int) and 1 <= size <= LARGEST_EMBEDDING)
     if not isinstance(name, str | None) or not sound:
-        raise CheckpointError(f"{path}: says backbone {name!r:.40} of embedding size {size!r:.40}, which are none")
+        raise CheckpointError(
+            f"{path}: its model card says backbone {name!r:.40} of embedding size {size!r:.40}, which cannot be;"
+            " restore the file from its source"
+        )
     return content, name, size
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors of a file by name, and its model card."""
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A state dict, bare or within a checkpoint of ours or of others, and what ours says of it."""
+    """A state dict, bare or within a checkpoint; only our own checkpoints have a card."""
     content = load_checkpoint(path)
     match content:
         case {
@@ -174,8 +191,22 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return _without_prefix(content), {}
 
 
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors of the file, and the card in its metadata if there is one."""
+    try:
+        data = path.read_bytes()
+        weights = load_safetensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        card = json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:  # KeyError: a type unknown to torch
+        raise CheckpointError(f"{path}: no safetensors file, or cut short; restore it from its source") from error
+    return _without_prefix(weights), card if isinstance(card, dict) else {}
+
+
 def _without_prefix(weights: dict[str, Any]) -> dict[str, Any]:
-    """Key names as the network has them, where a wrapper of torch stood around it when it was saved."""
+    """Drop the prefix that DistributedDataParallel or torch.compile put before every name."""
     for prefix in ("module.", "_orig_mod."):
         if weights and all(str(key).startswith(prefix) for key in weights):
             weights = {key.removeprefix(prefix): value for key, value in weights.items()}
@@ -183,17 +214,17 @@ def _without_prefix(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_counters(weights: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """The weights with the batch counters of normalisation, which older files lack and inference does not need."""
+    """Add the batch counters of normalisation if they are missing: old files lack them, and inference ignores them."""
     counters = {key: value for key, value in backbone.state_dict().items() if key.endswith("num_batches_tracked")}
     return counters | weights
 
 
 def _advice(weights: Mapping[str, Tensor]) -> str:
-    """Which registered backbones have just these names and shapes of weights."""
+    """Name the registered backbones whose weights have exactly these names and shapes."""
     fitting = [name for name in list_backbones() if _fits(name, weights)]
     if not fitting:
         return "give --backbone NAME (no registered one fits its names and shapes)"
-    if len(fitting) > 1:  # as with and without shuffle: the wrong one would answer, and nonsense
+    if len(fitting) > 1:  # with and without shuffle: the wrong one would run and give nonsense
         return f"its names and shapes fit {' and '.join(fitting)}, which compute different things; give the right one"
     return f"its names and shapes are those of {fitting[0]}; give --backbone {fitting[0]}"
 
@@ -202,7 +233,7 @@ def _fits(name: str, weights: Mapping[str, Tensor]) -> bool:
     try:
         with torch.device("meta"):
             names = create_backbone(name).state_dict().keys()
-            if any(key not in names for key in weights):  # most end here
+            if any(key not in names for key in weights):  # true of most
                 return False
             backbone = create_backbone(name, _embedding_size(name, weights))
         check_weights(backbone, _with_counters(dict(weights), backbone), "")
@@ -211,24 +242,10 @@ def _fits(name: str, weights: Mapping[str, Tensor]) -> bool:
     return True
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors of the file and our card in its metadata, where it has one."""
-    try:
-        data = path.read_bytes()
-        weights = load_safetensors(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        card = json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (SafetensorError, ValueError, KeyError, RecursionError) as error:  # KeyError: a type torch does not know
-        raise CheckpointError(f"{path}: no safetensors file, or cut short; restore it from where it came") from error
-    return _without_prefix(weights), card if isinstance(card, dict) else {}
-
-
 def _embedding_size(name: str, weights: Mapping[str, Tensor]) -> int:
-    """The embedding size of weights of a backbone: read where its shapes follow that size.
+    """The embedding size of a backbone's weights, read from a dimension that follows it.
 
-    The order of the file says nothing: safetensors sorts.
+    The order in the file gives no hint: safetensors sorts by name.
     """
     with torch.device("meta"):
         first, second = (create_backbone(name, size).state_dict() for size in PROBED_SIZES)
@@ -236,4 +253,4 @@ def _embedding_size(name: str, weights: Mapping[str, Tensor]) -> int:
         for dimension, sizes in enumerate(zip(tensor.shape, second[key].shape, strict=True)):
             if sizes == PROBED_SIZES and key in weights and weights[key].ndim == tensor.ndim:
                 return weights[key].shape[dimension]
-    return 512  # nothing fits: the check of names and shapes will say what
+    return 512  # no tensor fits: the comparison of names and shapes reports what is wrong

@@ -15,7 +15,7 @@ from facebones.cli.options import (
     positive,
     positive_seconds,
 )
-from facebones.errors import ConfigError
+from facebones.errors import ConfigError, UnknownNameError
 
 
 def _backbones_options(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,24 @@ def _describe(pattern: str) -> list[dict[str, Any]]:
         return describe_backbones(pattern)
     from facebones.backbones.catalogue import catalogued_backbones
 
-    return catalogued_backbones(pattern)
+    rows = _describe_plugins(pattern)
+    try:
+        return [*catalogued_backbones(pattern), *rows]
+    except UnknownNameError:
+        if not rows:
+            raise
+        return rows
+
+
+def _describe_plugins(pattern: str) -> list[dict[str, Any]]:
+    """Build and count the backbones of plug-ins; torch is needed only if there are plug-ins."""
+    from facebones.plugins import has_plugins
+
+    if not has_plugins():
+        return []
+    from facebones.profiling.cost import describe_plugins
+
+    return describe_plugins(pattern)
 
 
 def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -102,9 +119,11 @@ def _profile_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _profile(arguments: Arguments) -> None:
-    from facebones.profiling import Conditions, profile
-    from facebones.profiling.profile import headline, profile_table
+    from facebones.profiling import Conditions
+    from facebones.profiling.profile import profile
     from facebones.reporting.console import print_table
+    from facebones.reporting.cost_tables import profile_headline, profile_table
+    from facebones.reporting.plots.profile import write_profile_plots
 
     conditions = Conditions(
         device=arguments.device,
@@ -115,10 +134,12 @@ def _profile(arguments: Arguments) -> None:
         seconds=arguments.seconds,
     )
     result = profile(arguments.networks, conditions, backbone=arguments.backbone, output=arguments.output)
+    if arguments.output is not None:
+        write_profile_plots(result, arguments.output)
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:
-        print_table(*profile_table(result), title=headline(result))
+        print_table(*profile_table(result), title=profile_headline(result))
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
@@ -153,11 +174,12 @@ def _export(arguments: Arguments) -> None:
     if sample and not arguments.int8:
         raise ConfigError("--calibration-images and --seed are for --int8")
 
-    from facebones.export import export_backbone, export_lines, export_table
+    from facebones.exporting import export
     from facebones.onnx.quantize import Calibration
     from facebones.reporting.console import print_table
+    from facebones.reporting.cost_tables import export_lines, export_table
 
-    result = export_backbone(
+    result = export(
         arguments.model,
         arguments.output,
         backbone=arguments.backbone,

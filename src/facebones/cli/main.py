@@ -20,7 +20,7 @@ from facebones.cli import backbones, data, evaluation, recipes, study, training
 from facebones.cli.options import Arguments, Command, current_names, import_option
 from facebones.errors import ConfigError, FaceBonesError, first_line
 from facebones.plugins import import_plugins
-from facebones.system.malloc import keep_freed_memory
+from facebones.system.malloc import tune_malloc
 from facebones.system.signals import Interrupted, stop_signals, stop_with_parent
 
 GROUPS = {"evaluate": "measure a trained backbone", "data": "inspect, convert, align and synthesize faces"}
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Arguments) -> None:
     """Import the plug-ins and run the command; a signal ends it at once, but a training saves first."""
-    keep_freed_memory()
+    tune_malloc()
     if arguments.command_name in {"train", "resume"}:
         stop_with_parent()
         _import_and_run(arguments)

@@ -17,13 +17,13 @@ import numpy.typing as npt
 import torch
 
 import facebones
-from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
+from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.data.image_sources import ImageSource
 from facebones.errors import FaceBonesError
 from facebones.evaluation.models import Model
 from facebones.evaluation.runtimes import AUTO, EAGER, RUNTIMES, check_runtime, lookup_runtime, run_by
 from facebones.onnx.backbone import OnnxBackbone
-from facebones.system.autotune_cache import keep, recall, say_ignored
+from facebones.system.autotune_cache import load_measurement, save_measurement, warn_unusable
 from facebones.system.environment import git_revision, processor_model, version_of
 from facebones.system.progress import say
 
@@ -124,7 +124,7 @@ def choose(name: str, model: Model, images_BHWC: Images, batch_size: int, count:
             except FaceBonesError as error:
                 say(f"{name}: --runtime auto leaves out {runtime}: {error}")
     if known != before:
-        keep(CACHE, key, {runtime: asdict(speed) for runtime, speed in known.items()})
+        save_measurement(CACHE, key, {runtime: asdict(speed) for runtime, speed in known.items()})
     for runtime in sorted(known, key=lambda one: known[one].seconds(count)):
         try:
             chosen, cosine = trial.prepared(runtime), trial.cosine(runtime)
@@ -214,7 +214,7 @@ def _conditions(model: Model, batch_size: int) -> str:
 
 def _read(key: str) -> dict[str, Speed]:
     """Cached speeds under these conditions; anything but positive numbers is ignored."""
-    found = recall(CACHE, key)
+    found = load_measurement(CACHE, key)
     if found is None:
         return {}
     try:
@@ -223,6 +223,6 @@ def _read(key: str) -> dict[str, Speed]:
         if not (fine and speeds.keys() <= RUNTIMES.keys() and (EAGER in speeds or not speeds)):
             raise ValueError("no speeds")
     except (AttributeError, TypeError, ValueError):
-        say_ignored(CACHE, key.partition(",")[0])
+        warn_unusable(CACHE, key.partition(",")[0])
         return {}
     return speeds

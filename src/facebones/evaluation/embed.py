@@ -1,7 +1,7 @@
 """The embedding pass that all protocols share: images and their mirror images through one or several models."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
+from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.data.image_sources import EncodedImages, ImageSource, read_batches
 from facebones.errors import DataError
 from facebones.evaluation.models import Features, Model, Precision
-from facebones.system.progress import track
 
 if TYPE_CHECKING:
     from facebones.evaluation.feature_store import FeatureFile
@@ -96,7 +95,11 @@ def embed(
         batches = stack.enter_context(closing(read_batches(source, first, batch_size, image_size, workers)))
         what = f"embedding {source.name}{f', from image {first}' if first else ''}"
         left = len(source) - first
-        shown = track(batches, what, left, size=batch_size, unit="images") if progress else batches
+        shown: Iterable[npt.NDArray[np.uint8]] = batches
+        if progress:
+            from facebones.system.progress import track
+
+            shown = track(batches, what, left, size=batch_size, unit="images")
         for start, batch in zip(range(first, len(source), batch_size), shown, strict=True):
             for name, model in models.items():
                 if stores[name].complete == start:  # else an earlier pass got further with this model

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.ijb_lists import TemplateSet
 from facebones.evaluation.identification import FPIR_TARGETS, RANKS, IdentificationResult, identify_templates
 from facebones.evaluation.ijb_verification import IJBFolder, pooled_templates
-from facebones.evaluation.protocol import IMAGE_SIZE, Features, ProtocolResult, register_protocol
+from facebones.evaluation.protocol import Features, ProtocolResult, register_protocol
 from facebones.evaluation.template_scores import USUAL_POOLING, Pooling
 from facebones.statistics.bootstrap import (
     REPLICATES,

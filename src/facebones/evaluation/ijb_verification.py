@@ -17,11 +17,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.ijb_lists import TemplateSet, listed_targets, read_template_set
 from facebones.data.ijb_pairs import PAIR_LIST, read_pair_labels, read_scores
 from facebones.data.image_sources import LooseCrops
 from facebones.errors import DataError
-from facebones.evaluation.protocol import IMAGE_SIZE, Features, Protocol, ProtocolResult, register_protocol
+from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, register_protocol
 from facebones.evaluation.run import result_content
 from facebones.evaluation.template_scores import USUAL_POOLING, PairScorer, Pooling, pool_templates
 from facebones.statistics.bootstrap import REPLICATES, ResampledMetric, resample_verification

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from facebones.backbones import Backbone, create_backbone, lookup_backbone
-from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
+from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.backbones.weights import load_backbone, read_card
 from facebones.data.preprocessing import OURS, Preprocessing, to_network_input
 from facebones.errors import CheckpointError, ConfigError, DataError, UnknownNameError
-from facebones.system.device import select_device, to_device
+from facebones.system.device import device_settings, select_device, to_device
 from facebones.system.progress import say
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ class Model:
             (B, 2, D) float32 of images and mirror images; (B, 1, D) without `flip`. Neither summed nor normalised.
         """
         kind = self.device.type
-        with torch.inference_mode(), torch.autocast(kind, AUTOCAST_TYPE[self.precision], self.precision != "fp32"):
+        autocast = torch.autocast(kind, AUTOCAST_TYPE[self.precision], self.precision != "fp32")
+        with device_settings(self.device), torch.inference_mode(), autocast:
             images = to_device(torch.from_numpy(images_BHWC), self.device)
             x = to_network_input(images, self.channels_last, preprocessing=self.preprocessing)  # (B, 3, H, W)
             views = (x, x.flip(3)) if flip else (x,)
@@ -200,6 +201,8 @@ def open_backbone(checkpoint: Path, name: str | None, device: str) -> tuple[Back
         name: the backbone; needed where the file does not state it, checked where it does.
         device: "auto", "cpu", "cuda", ...; where the network computes.
 
+    torch's random state is left as it was.
+
     Returns:
         the backbone, the path of the file that was read, and the device for its input.
 
@@ -216,7 +219,8 @@ def open_backbone(checkpoint: Path, name: str | None, device: str) -> tuple[Back
             raise CheckpointError(f"{checkpoint}: holds {held}, not {name}; leave --backbone out")
         return network, checkpoint, torch.device("cpu")
     computing = select_device(device)
-    backbone, path = load_backbone(checkpoint, name)
+    with torch.random.fork_rng(devices=[]):  # a network is built with random weights before it gets its own
+        backbone, path = load_backbone(checkpoint, name)
     return backbone.to(computing), path, computing
 
 
@@ -248,13 +252,14 @@ def open_models(
         name for name, model in models.items() if not isinstance(model, Model) and not _states_input(opened[name])
     ]
     if preprocessing is not None and not silent:
-        raise ConfigError("preprocessing (--mean, --scale, --colour): every model here states its own; leave it out")
+        raise ConfigError(
+            f"preprocessing (--mean, --scale, --colour): {', '.join(opened)} states its own; leave it out"
+        )
     for name in silent:
         opened[name] = replace(opened[name], preprocessing=preprocessing or OURS)
         if preprocessing is None:
-            say(
-                f"note: {name} does not state its preprocessing; using RGB, (x - 127.5) / 127.5"
-                " (--mean, --scale, --colour)"
+            _note(
+                f"{name} does not state its preprocessing; using RGB, (x - 127.5) / 127.5 (--mean, --scale, --colour)"
             )
     return opened
 
@@ -316,10 +321,15 @@ def _fresh(name: str, device: str) -> Model:
         raise CheckpointError(f"{name}: no such run or file, and {error}") from error
     with torch.random.fork_rng(devices=[]):
         network = create_backbone(name).eval()
-    say(f"note: {name}: a registered backbone with random weights")
+    _note(f"{name}: a registered backbone with random weights")
     computing = select_device(device)
     network = network.to(computing).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(network=network, device=computing, channels_last=True)
+
+
+def _note(text: str) -> None:
+
+    say(f"note: {text}")
 
 
 def _states_input(model: Model) -> bool:

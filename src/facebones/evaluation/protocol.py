@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from facebones.backbones.base import IMAGE_SIZE
 from facebones.errors import ConfigError, DataError, UnknownNameError
 from facebones.plugins import import_entry_points
 from facebones.statistics.metric import Metric, MetricComparison, untested
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from facebones.data.image_sources import ImageSource
 
 Features = npt.NDArray[np.float32]
-
-IMAGE_SIZE = 112
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import facebones
-from facebones.backbones.registry import IMAGE_SIZE
+from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.preprocessing import Preprocessing
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.embed import embed
@@ -19,7 +19,6 @@ from facebones.evaluation.models import BATCH_SIZE, Model, open_models
 from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, find_protocols
 from facebones.statistics.bootstrap import REPLICATES
 from facebones.statistics.metric import Metric, MetricComparison
-from facebones.system.environment import git_revision
 from facebones.system.files import check_output, write_json
 
 FORMAT = 2
@@ -187,6 +186,8 @@ def result_content(
     protocol: str, models: Mapping[str, Any], options: Mapping[str, Any], results: Sequence[ProtocolResult]
 ) -> dict[str, Any]:
     """What a result file holds."""
+    from facebones.system.environment import git_revision
+
     return {
         "format": FORMAT,
         "facebones": facebones.__version__,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from facebones.backbones import Backbone
-from facebones.backbones.registry import IMAGE_SIZE, evaluation_mode
+from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.errors import ConfigError, FaceBonesError, UnknownNameError, first_line
 from facebones.evaluation.models import Model, Precision
 from facebones.onnx.backbone import OnnxBackbone

@@ -1,1 +1,1 @@
-"""ONNX: export, run, count and quantise a backbone."""
+"""ONNX: a backbone as a graph, ONNX files as backbones, and 8-bit quantisation."""

@@ -1,7 +1,7 @@
-"""An ONNX file as a backbone, run by ONNX Runtime: ours from `facebones export`, and others' with the same input.
+"""An ONNX file as a backbone, run by ONNX Runtime: files of `facebones export`, and any other file with such an input.
 
-ONNX Runtime parses the file: it runs no code of the file's own, refuses operators that it does not know, and refuses
-weights kept outside of the file's folder.
+An untrusted file is safe to open: ONNX Runtime runs no code from it, refuses unknown operators, and refuses weights
+outside of the file's folder.
 """
 
 import re
@@ -14,39 +14,38 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from facebones.backbones import Backbone
-from facebones.backbones.registry import IMAGE_SIZE
+from facebones.backbones.base import IMAGE_SIZE, Backbone
 from facebones.errors import CheckpointError, ConfigError
 
-INPUTS = {  # element type: what follows the batch in the input's shape
+INPUTS = {  # element type to the input's shape after the batch dimension
     "tensor(float)": (3, IMAGE_SIZE, IMAGE_SIZE),
     "tensor(uint8)": (IMAGE_SIZE, IMAGE_SIZE, 3),  # preprocessing folded into the graph
 }
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
-ONLY_FATAL = 4  # of ONNX Runtime's log, which goes to stderr; what goes wrong arrives as an exception too
+ONLY_FATAL = 4  # log level of ONNX Runtime, which logs to stderr; errors raise exceptions too
 
 
 class OnnxBackbone(Backbone):
-    """A network in an ONNX file; takes and gives CPU tensors, wherever it computes.
+    """A network in an ONNX file; inputs and outputs are CPU tensors on any device.
 
     Args:
-        path: the file; weights beside it (external data) must lie in its folder.
-        device: "cpu"; "cuda" or "cuda:1"; "auto" takes CUDA where this ONNX Runtime has it.
-        threads: threads of an operator on the CPU; None takes as many as torch.
+        path: the file; external data (weights in further files) must lie in its folder.
+        device: "cpu", "cuda" or "cuda:1"; "auto" takes CUDA if this ONNX Runtime has it.
+        threads: CPU threads per operator; None takes torch's number.
 
     Attributes:
         input_name: the name of the file's input.
-        said_name: the backbone's name in the registry, where the file is ours and says it.
-        name: that name, or else the file's.
+        said_name: the registered name of the backbone, if `facebones export` wrote the file; else None.
+        name: that name, or else the file's stem.
         embedding_size: D.
-        metadata: text that the file carries about itself.
-        batch: the only batch size that the file takes, 1, or None where it takes any.
+        metadata: the file's own metadata.
+        batch: 1 if the file takes single images only, None if it takes any batch size.
         folded: whether the graph takes uint8 pixels (B, H, W, 3) and scales them itself.
-        provider: where ONNX Runtime computes.
+        provider: ONNX Runtime's execution provider.
 
     Raises:
-        CheckpointError: no ONNX file, or no network from a face to an embedding.
-        ConfigError: ONNX Runtime is missing, or has no such device.
+        CheckpointError: not an ONNX file, or its network does not map a face to an embedding.
+        ConfigError: ONNX Runtime is missing, or does not support the device.
     """
 
     def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
@@ -55,15 +54,15 @@ class OnnxBackbone(Backbone):
         self._session = _open_session(path, device, threads or torch.get_num_threads())
         self.provider: str = self._session.get_providers()[0]
         self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        # Others may use the word "backbone" in their files for anything.
+        # In files of other tools, "backbone" may mean anything.
         self.said_name = self.metadata.get("backbone") if "facebones_version" in self.metadata else None
         self.name = self.said_name or path.stem
         self.input_name, self.batch, self.folded = self._read_signature()
-        with torch.inference_mode():  # shows that it runs at all, and what comes out, whatever the file says of it
+        with torch.inference_mode():  # shows that it runs; the declared output shape cannot be trusted
             self.embedding_size = self(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)).shape[1]
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
-        """Embed faces; to a folded file go the nearest pixels, which for 8-bit images are the very pixels.
+        """Embed faces (B, 3, 112, 112); a folded file gets the nearest 8-bit pixels, exact for 8-bit images.
 
         Raises:
             CheckpointError: ONNX Runtime cannot run the file on them.
@@ -74,7 +73,7 @@ class OnnxBackbone(Backbone):
         return torch.from_numpy(np.concatenate(answers)).to(x_B3HW.device)
 
     def to_file_input(self, x_B3HW: Tensor) -> npt.NDArray[Any]:
-        """What the file takes, from x as our backbones take it; x may be scaled otherwise, by `Preprocessing`."""
+        """The file's input array, from a backbone's input (B, 3, H, W); another `Preprocessing` may have scaled it."""
         x = x_B3HW.detach().float()
         if self.folded:
             x = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
@@ -93,14 +92,14 @@ class OnnxBackbone(Backbone):
         return answer.astype(np.float32, copy=False)
 
     def _read_signature(self) -> tuple[str, int | None, bool]:
-        """Of the input that the file declares: its name, the batch size, and whether preprocessing is folded."""
+        """From the declared input: its name, the batch size (None: any), and whether preprocessing is folded."""
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise CheckpointError(
                 f"{self.path}: has {len(inputs)} inputs and {len(outputs)} outputs; a backbone has one of each"
             )
         kind, shape = inputs[0].type, inputs[0].shape
-        # A size that is text or None is whatever it is fed with.
+        # A size given as text or None is free.
         wanted = [(None, 1), *((None, size) for size in INPUTS.get(kind, ()))]
         sizes = [size if isinstance(size, int) else None for size in shape]
         if len(sizes) != len(wanted) or any(size not in fit for size, fit in zip(sizes, wanted, strict=True)):
@@ -112,9 +111,9 @@ class OnnxBackbone(Backbone):
 
 
 def _open_session(path: Path, device: str, threads: int) -> Any:
-    """An inference session on a device.
+    """Open an inference session on a device.
 
-    By path and not by content: only so does ONNX Runtime know the folder in which external data must lie.
+    The file is passed by path: ONNX Runtime then knows the folder in which external data must lie.
     """
     try:
         import onnxruntime
@@ -130,7 +129,8 @@ def _open_session(path: Path, device: str, threads: int) -> Any:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except _runtime_errors() as error:
         raise CheckpointError(f"{path}: no ONNX file that can be run: {_one_line(error)}") from error
-    if device.startswith("cuda") and session.get_providers()[0] != CUDA_PROVIDER:  # it would go on without a word
+    # ONNX Runtime falls back to the CPU without an error.
+    if device.startswith("cuda") and session.get_providers()[0] != CUDA_PROVIDER:
         raise ConfigError(f"--device {device}: ONNX Runtime cannot load CUDA or cuDNN; install them, or --device cpu")
     return session
 
@@ -146,13 +146,13 @@ def _providers(device: str, available: list[str]) -> list[Any]:
 
 
 def _runtime_errors() -> tuple[type[Exception], ...]:
-    """ONNX Runtime's own exceptions; they have no base in common."""
+    """ONNX Runtime's exceptions, which share no base class."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
 
 
 def _one_line(error: Exception) -> str:
-    """The message without ONNX Runtime's codes and the path again, in one line of a readable length."""
+    """The message in one line of at most 200 characters, without ONNX Runtime's codes and the path."""
     message = " ".join(str(error).rpartition(" : ")[2].split())
     return re.sub(r"^Load model from .* failed:", "", message)[:200]

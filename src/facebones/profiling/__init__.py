@@ -1,6 +1,5 @@
-"""`facebones profile`: what a network costs, counted and measured."""
+"""The cost of a network: counted (parameters, MACs) and measured (latency, throughput, memory)."""
 
 from facebones.profiling.conditions import Conditions
-from facebones.profiling.profile import profile
 
-__all__ = ["Conditions", "profile"]
+__all__ = ["Conditions"]

@@ -1,4 +1,4 @@
-"""Under what conditions something is measured: device, threads, precision, layout, batch, repetitions."""
+"""The conditions of a measurement: device, threads, precision, layout, batch, duration."""
 
 import os
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from facebones import __version__
-from facebones.backbones.registry import IMAGE_SIZE, Backbone
+from facebones.backbones.base import IMAGE_SIZE, Backbone
 from facebones.errors import ConfigError, RunError
-from facebones.system.device import select_device
+from facebones.system.device import device_settings, select_device
 from facebones.system.environment import processor_model
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -21,15 +21,15 @@ ROUNDS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """How the measurements are made.
+    """How to measure.
 
     Attributes:
         device: "auto", "cpu", "cuda", ...
-        threads: of an operator on the CPU; None takes what torch takes.
-        precision: "fp32", or autocast to "bf16" or "fp16". ONNX files compute in their own.
-        channels_last: weights and images in the layout (B, H, W, C) inside torch.
-        batch_size: images a forward pass where throughput and memory are measured.
-        seconds: the least time over which each figure of each network is measured.
+        threads: CPU threads per operator; None takes torch's number.
+        precision: "fp32", or autocast to "bf16" or "fp16". ONNX files compute in their own precision.
+        channels_last: whether torch keeps weights and images in the layout (B, H, W, C).
+        batch_size: images per forward pass, for throughput and memory.
+        seconds: the least time for each measurement of each network.
     """
 
     device: str = "auto"
@@ -40,9 +40,13 @@ class Conditions:
     seconds: float = 2.0
 
     def check(self, option: str = "--") -> None:
-        """Raise ConfigError where device, precision or threads are not to be had here.
+        """Check that the device, the precision and the threads are available.
 
-        `option` is what an error puts before "threads" and "precision".
+        Args:
+            option: prefix of "threads" and "precision" in errors.
+
+        Raises:
+            ConfigError: one of them is not.
         """
         device = select_device(self.device)
         processors = os.cpu_count() or 1
@@ -58,16 +62,17 @@ class Conditions:
 
     @contextmanager
     def threads_set(self) -> Iterator[None]:
-        """The block computes with these threads; the number before comes back after it."""
+        """Compute with these threads in the block; restore torch's number after it."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
         try:
-            yield
+            with device_settings(select_device(self.device)):
+                yield
         finally:
             torch.set_num_threads(before)
 
     def describe(self) -> dict[str, Any]:
-        """What a measurement must be read with; inside `threads_set`."""
+        """The conditions as JSON, with versions and hardware; call it inside `threads_set`."""
         device = select_device(self.device)
         return {
             "facebones": __version__,
@@ -85,12 +90,15 @@ class Conditions:
 
 
 class Inference:
-    """A network that embeds made-up images under given conditions; calling it with n embeds n of them and waits.
+    """A network with random images under given conditions; calling it with n embeds n images and waits.
 
     Args:
         network: in eval mode.
-        device: where its input lies.
+        device: the device of its input.
         conditions: precision, layout and the largest batch.
+
+    Raises:
+        RunError: the images do not fit into memory.
     """
 
     def __init__(self, network: Backbone, device: torch.device, conditions: Conditions) -> None:
@@ -106,7 +114,7 @@ class Inference:
             raise _too_large(conditions.batch_size, error) from error
 
     def __call__(self, count: int) -> None:
-        """Embed `count` images; the device has finished when this returns."""
+        """Embed `count` images; return when the device has finished."""
         try:
             with torch.inference_mode(), self._autocast():
                 self.network(self.images[:count])
@@ -120,7 +128,7 @@ class Inference:
 
 
 def _too_large(count: int, error: RuntimeError) -> RuntimeError | RunError:
-    """The error to raise where a batch failed: ours where it was for lack of memory, else torch's own."""
+    """The error to raise for a failed batch: ours if memory ran out, else torch's own."""
     if "memory" not in str(error):
         return error
     return RunError(f"a batch of {count} images does not fit into memory; give a smaller --batch-size")

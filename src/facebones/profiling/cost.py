@@ -1,4 +1,4 @@
-"""The cost of a network that follows from its structure alone: parameters, multiply-accumulates, FLOPs, activations."""
+"""The cost that follows from a network's structure: parameters, multiply-accumulates, FLOPs, activations."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,21 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from facebones.backbones import create_backbone, list_backbones, lookup_backbone
-from facebones.backbones.registry import IMAGE_SIZE, TIMM_PREFIX, evaluation_mode
+from facebones.backbones.base import IMAGE_SIZE, TIMM_PREFIX, evaluation_mode
+from facebones.backbones.catalogue import read_catalogue
+from facebones.backbones.registry import create_backbone, is_built_in, list_backbones, lookup_backbone
 from facebones.errors import ConfigError, FaceBonesError, UnknownNameError
 from facebones.system.progress import track
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Number of parameters, frozen ones included."""
+    """Number of parameters, frozen ones included.
+
+    >>> count_parameters(nn.Linear(3, 2))
+    8
+    """
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def unused_parameters(network: nn.Module, image_size: int = IMAGE_SIZE) -> list[str]:
-    """Names of the trainable parameters that the output does not depend on, so that they never get a gradient.
+    """Names of the trainable parameters that the output does not depend on: they never get a gradient.
 
-    Nothing of the network is changed, and it may live on the meta device.
+    The network is not changed. It may be on the meta device.
     """
     device = next(network.parameters()).device
     with evaluation_mode(network), torch.enable_grad():
@@ -34,7 +39,7 @@ def unused_parameters(network: nn.Module, image_size: int = IMAGE_SIZE) -> list[
 
 
 def _leaves(output: Tensor) -> set[int]:
-    """Identities of the parameters that a tensor depends on, from its graph alone: no gradient is computed."""
+    """Ids of the parameters that a tensor depends on, from its autograd graph; no gradient is computed."""
     leaves, seen = set(), set()
     waiting = [output.grad_fn]
     while waiting:
@@ -49,28 +54,28 @@ def _leaves(output: Tensor) -> set[int]:
 
 
 def count_macs(network: nn.Module, image_size: int = IMAGE_SIZE) -> int:
-    """Multiply-accumulates of the convolutions and linear layers for one image: `OperationCounts.macs`."""
+    """Multiply-accumulates for one image: `OperationCounts.macs`."""
     return count_operations(network, image_size).macs
 
 
 def weights_bytes(network: nn.Module) -> int:
-    """Size of the state dict: the weights, fp32 unless the network was cast, and the running statistics."""
+    """Size of the state dict in bytes: weights and running statistics, in the network's own precision."""
     return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperationCounts:
-    """What a network does for one image.
+    """The operations of a network for one image.
 
     Attributes:
         macs: multiply-accumulates of the convolutions and linear layers, as in InsightFace's tables. Biases,
-            normalisation, activations, pooling, sums and products of two maps (attention too) are not counted.
-        activations: elements of the outputs of the convolutions and linear layers (R. Dollar et al., arXiv
-            2103.06877): what memory traffic, and so often latency, grows with.
-        biases: those additions that a bias of these layers makes, one an element of the output.
-        normalised: elements that a batch normalisation goes over.
-        activated: elements of the outputs of activation functions (PReLU, swish, sigmoid, ...).
-        pooled: elements that go into a pooling, the mean inside squeeze-and-excitation too.
+            normalisation, activations, pooling, and sums and products of two maps (attention too) are not counted.
+        activations: output elements of the convolutions and linear layers (R. Dollar et al., arXiv 2103.06877). Memory
+            traffic, and often latency, grows with them.
+        biases: additions of biases in these layers, one per output element.
+        normalised: input elements of batch normalisations.
+        activated: output elements of activation functions (PReLU, swish, sigmoid, ...).
+        pooled: input elements of poolings, including the mean in squeeze-and-excitation.
     """
 
     macs: int
@@ -87,22 +92,23 @@ class OperationCounts:
 
     @property
     def flops_mixfacenet(self) -> int:
-        """The convention behind the FLOPs of the MixFaceNet paper (arXiv 2107.13046, table 2).
+        """FLOPs by the convention of the MixFaceNet paper (arXiv 2107.13046, table 2).
 
-        2 x MACs + 1 per bias added + 2 per element of each batch normalisation + 1 per element of each activation, the
-        sigmoid of squeeze-and-excitation too + 1 per element that goes into a pooling. The product of
-        squeeze-and-excitation, residual sums and shuffles are free, and so are normalisations of other kinds.
+        2 x MACs, 1 per added bias, 2 per element of a batch normalisation, 1 per element of an activation (including
+        the sigmoid of squeeze-and-excitation), 1 per input element of a pooling. The product of squeeze-and-excitation,
+        residual sums, shuffles and other normalisations count nothing.
         """
         return 2 * self.macs + self.biases + 2 * self.normalised + self.activated + self.pooled
 
 
 def count_operations(network: nn.Module, image_size: int = IMAGE_SIZE) -> OperationCounts:
-    """Count what a network does for one image; it may live on the meta device, for only shapes are followed."""
+    """Count a network's operations for one image; only shapes matter, so it may be on the meta device."""
     counts: Counter[str] = Counter()
 
     def add(module: nn.Module, inputs: Any, output: Tensor) -> None:
         assert isinstance(module, nn.Conv2d | nn.Linear)  # noqa: S101 (hooks are registered on these only)
-        counts["macs"] += output.numel() * module.weight[0].numel()  # of one image, though perhaps in several windows
+        # Of one image: the batch may hold several windows of it.
+        counts["macs"] += output.numel() * module.weight[0].numel()
         counts["activations"] += output.numel()
         counts["biases"] += output.numel() if module.bias is not None else 0
 
@@ -118,7 +124,7 @@ def count_operations(network: nn.Module, image_size: int = IMAGE_SIZE) -> Operat
     return OperationCounts(**{kind: counts[kind] for kind in OperationCounts.__dataclass_fields__})
 
 
-# By the operator and not by the module, so that what a forward pass calls without a module is counted as well.
+# Operators, not modules, are counted, so that functional calls in a forward pass count as well.
 _BATCH_NORMS = {"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training"}
 _ACTIVATIONS = {"_prelu_kernel", "relu", "leaky_relu", "elu", "hardtanh", "gelu", "silu", "mish"}
 _ACTIVATIONS |= {"hardswish", "hardsigmoid", "sigmoid", "tanh"}
@@ -126,7 +132,7 @@ _POOLINGS = {"avg_pool2d", "_adaptive_avg_pool2d", "max_pool2d_with_indices", "a
 
 
 class _ElementCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the elements that batch normalisations, activations and poolings go over while it is active."""
+    """Count the elements of batch normalisations, activations and poolings while it is active."""
 
     def __init__(self, counts: Counter[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -150,11 +156,11 @@ class _ElementCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def describe_backbones(pattern: str = "*") -> list[dict[str, Any]]:
-    """Build the backbones that match a shell pattern; name, aliases, summary, parameters and MACs of each.
+    """Build the backbones that match a shell pattern and count them: names, summary, parameters and MACs.
 
-    A backbone that cannot be built here, because an extra is not installed or a model of timm does not take 112x112
-    images, has None for its figures and the reason under "problem". `backbones.catalogue` knows those that are
-    registered without building them.
+    A backbone that cannot be built here has None for its counts and the reason under "problem": an extra is not
+    installed, or a model of timm does not take 112x112 images. `backbones.catalogue` has the counts of the built-in
+    backbones without building them.
 
     Raises:
         UnknownNameError: none matches.
@@ -164,6 +170,12 @@ def describe_backbones(pattern: str = "*") -> list[dict[str, Any]]:
         timm = pattern.startswith(TIMM_PREFIX)
         raise UnknownNameError("backbone", pattern, list_backbones(f"{TIMM_PREFIX}*" if timm else "*"))
     return [_describe(name) for name in track(names, "counting")]
+
+
+def describe_plugins(pattern: str = "*") -> list[dict[str, Any]]:
+    """The rows of `describe_backbones` for the backbones of plug-ins that match a shell pattern; may be empty."""
+    built_in = {row["name"] for row in read_catalogue()}
+    return [_describe(name) for name in list_backbones(pattern) if name not in built_in]
 
 
 def _describe(name: str) -> dict[str, Any]:
@@ -182,9 +194,9 @@ def _describe(name: str) -> dict[str, Any]:
     }
 
 
-@cache  # asked again and again, and a network takes a while to build
+@cache  # reports ask repeatedly, and building a network takes time
 def network_costs(backbone: str, embedding_size: int) -> Mapping[str, Any]:
-    """Parameters and MACs; None, with the problem, of what cannot be built here."""
+    """Parameters and MACs of a backbone; None, with the reason under "problem", if it cannot be built here."""
     try:
         with torch.device("meta"):
             network = create_backbone(backbone, embedding_size)
@@ -194,12 +206,16 @@ def network_costs(backbone: str, embedding_size: int) -> Mapping[str, Any]:
 
 
 def count_catalogue() -> list[dict[str, Any]]:
-    """The rows of the catalogue, counted anew: all backbones are built, which takes torch and some seconds.
+    """The rows of the catalogue: every built-in backbone is built and counted, which takes some seconds.
 
     Raises:
         ConfigError: an extra is missing, so that a backbone cannot be counted.
     """
-    rows = describe_backbones()
+    entries = [lookup_backbone(name) for name in list_backbones("*")]
+    rows = [
+        _describe(entry.name) | {"needs": entry.needs, "family": entry.family}
+        for entry in track([entry for entry in entries if is_built_in(entry)], "counting")
+    ]
     if problems := [row["problem"] for row in rows if row["problem"]]:
         raise ConfigError(f"the catalogue needs every backbone: {problems[0]}")
-    return [row | {"needs": lookup_backbone(row["name"]).needs} for row in rows]
+    return rows

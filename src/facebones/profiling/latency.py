@@ -1,9 +1,8 @@
-"""Latency and throughput, measured so that a busy machine does not favour one network over another.
+"""Latency and throughput, measured so that a busy machine favours no network.
 
-The networks take turns: each has its share of the time in each of several rounds. A neighbour's job that slows the
-machine for a while so falls upon all of them, and no figure hangs on one stretch of time. In each turn an untimed
-forward pass comes first, the device is waited for, and repetitions follow until the turn's time is filled. Medians and
-percentiles are over the repetitions of all rounds; nothing is left out.
+The networks take turns: each gets a share of every round. Another job that slows the machine for a while thus slows
+all networks, and no result depends on one stretch of time. A turn starts with an untimed forward pass, waits for the
+device, then repeats until its time is filled. Medians and percentiles are over all repetitions of all rounds.
 """
 
 import time
@@ -15,7 +14,7 @@ import numpy as np
 from facebones.profiling.conditions import ROUNDS
 from facebones.system.progress import track
 
-LEAST_SINGLES, LEAST_BATCHES = 4, 1  # repetitions a turn, however long they take
+LEAST_SINGLES, LEAST_BATCHES = 4, 1  # repetitions per turn, however long they take
 
 
 @dataclass
@@ -23,8 +22,9 @@ class Timings:
     """Durations of forward passes, in seconds.
 
     Attributes:
-        single: of one image.
-        batch: of `batch_size` images.
+        batch_size: images per batch.
+        single: durations with one image.
+        batch: durations with `batch_size` images.
     """
 
     batch_size: int
@@ -32,7 +32,7 @@ class Timings:
     batch: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Latency percentiles in milliseconds, and images a second by the median batch."""
+        """Latency percentiles in milliseconds, and images per second from the median batch."""
         p50, p90 = np.percentile(self.single, [50, 90]) * 1000
         return {
             "latency_p50_ms": float(p50),
@@ -44,12 +44,12 @@ class Timings:
 
 
 def measure_timings(inferences: Sequence[Callable[[int], None]], batch_size: int, seconds: float) -> list[Timings]:
-    """Time networks in turns, at one image and at a batch.
+    """Time networks in turns, with one image and with a batch.
 
     Args:
-        inferences: each embeds as many images as it is told to, and returns when the device has finished.
-        batch_size: images a forward pass, for throughput.
-        seconds: the least time for each figure of each network, over all rounds.
+        inferences: functions that embed a given number of images and return when the device has finished.
+        batch_size: images per forward pass, for throughput.
+        seconds: the least time for each measurement of each network, over all rounds.
     """
     timings = [Timings(batch_size) for _ in inferences]
     turns = [pair for _ in range(ROUNDS) for pair in zip(inferences, timings, strict=True)]
@@ -60,7 +60,7 @@ def measure_timings(inferences: Sequence[Callable[[int], None]], batch_size: int
 
 
 def _repeat(infer: Callable[[int], None], images: int, seconds: float, least: int) -> list[float]:
-    """Durations of repetitions that fill `seconds`, after one that is not counted."""
+    """Durations of repetitions that fill `seconds`, after one untimed pass."""
     infer(images)
     durations: list[float] = []
     start = now = time.perf_counter()

@@ -1,43 +1,46 @@
-"""Peak memory of inference: weights, activations and what the libraries need besides, for one network.
+"""Peak memory of inference for one network: weights, activations, and what the libraries allocate for them.
 
-On a GPU it is torch's own count (max_memory_allocated). On the CPU, allocators keep and share what they have, and
-convolution libraries allocate past torch; so a new process is asked, for each network, how far its resident memory has
-risen at its highest while it embeds, over what it held before the network was built (the interpreter, torch, ONNX
-Runtime, and a small network that has run, so that what a library loads once is not charged to the network). What
-building and loading took for a moment is not counted. The system tells this on Linux; elsewhere the figure is missing,
-and so is that of an ONNX file on a GPU.
+On a GPU it is torch's own count (max_memory_allocated). On a CPU, allocators keep and share memory, and convolution
+libraries allocate outside of torch. So a new process runs each network; its peak is the highest resident memory while
+it embeds, minus the resident memory before the network was built. By then the interpreter, torch, ONNX Runtime and a
+small network have been loaded, so their memory does not count. Temporary memory of building and loading does not count
+either. Only Linux reports these numbers; elsewhere the result is missing, and so it is for an ONNX file on a GPU.
 """
 
 import importlib
 import multiprocessing
 import signal
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from facebones.backbones.base import Backbone
 from facebones.backbones.layers import conv_block
-from facebones.backbones.registry import Backbone
 from facebones.errors import RunError
+from facebones.plugins import import_plugins, imported_plugins
 from facebones.profiling.conditions import Conditions, Inference
 from facebones.profiling.networks import Source, open_network
 from facebones.system.device import select_device
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # man 5 proc_pid_clear_refs
-REPETITIONS = 3  # the second pass may need more than the first: its answer is made before the first is given up
+REPETITIONS = 3  # the second pass may need more: the first result is freed only after the second is computed
 
 
 def measure_peak_memory(source: Source, conditions: Conditions) -> int | None:
-    """Bytes, in a process of its own; None where the system does not tell.
+    """Peak memory in bytes, measured in a new process; None if the system does not report it.
 
     Raises:
-        RunError: the process was ended from outside, which is what a system does that has no memory left.
+        RunError: the process was killed, as systems do that run out of memory.
     """
     spawn = multiprocessing.get_context("spawn")  # a fork would start with the memory of this process
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_ignore_interrupt) as pool:
+    start = partial(_start_child, imported_plugins())
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=start) as pool:
         try:
             return pool.submit(_peak_memory, source, conditions).result()
         except BrokenProcessPool as error:
@@ -47,8 +50,10 @@ def measure_peak_memory(source: Source, conditions: Conditions) -> int | None:
             ) from error
 
 
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals the whole group; the parent ends this process
+def _start_child(plugins: Sequence[str]) -> None:
+    """Ignore Ctrl-C, which a terminal sends to parent and child alike, and import the parent's plug-ins."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    import_plugins(plugins)
 
 
 def _peak_memory(source: Source, conditions: Conditions) -> int | None:
@@ -71,7 +76,7 @@ def _on_cpu(source: Source, conditions: Conditions) -> int:
     if source.is_onnx:
         importlib.import_module("onnxruntime")
     elif source.path is not None:
-        with torch.device("meta"):  # where the embedding size is looked for; its first use imports much
+        with torch.device("meta"):  # its first use imports much; loading weights needs it
             nn.init.kaiming_normal_(torch.empty(8, 3, 3, 3))
     before = _resident("VmRSS")
     infer = Inference(*open_network(source, "cpu"), conditions)
@@ -86,7 +91,7 @@ def _embed(infer: Inference, conditions: Conditions) -> None:
 
 
 class _Small(Backbone):
-    """Enough of a network to load what every network on the CPU needs."""
+    """A network that makes torch load what every network on the CPU needs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,9 +102,9 @@ class _Small(Backbone):
 
 
 def _resident(kind: str) -> int:
-    """Bytes of this process's memory by the system's books: VmRSS now, VmHWM at its highest.
+    """Resident memory of this process in bytes: VmRSS now, VmHWM at its peak.
 
-    Not getrusage: its maximum begins with what the parent process held.
+    The maximum of getrusage is no substitute: it starts at the parent's memory.
     """
     (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith(f"{kind}:")]
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""What is profiled: from the words of a command line to networks that are ready to run."""
+"""Networks by name or path: backbones, runs, files of weights, ONNX files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from facebones.backbones import Backbone, create_backbone, list_backbones, lookup_backbone
+from facebones.backbones.base import Backbone
+from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError
 from facebones.evaluation.models import open_backbone
 from facebones.system.device import select_device
@@ -20,9 +21,9 @@ class Source:
     """Where a network comes from.
 
     Attributes:
-        name: what the table calls it: the backbone, or the path as it was given.
-        path: a run, a file of weights or an ONNX file; None for a backbone with new weights.
-        backbone: its name, for files that do not say it.
+        name: its name in tables: the backbone, or the path as given.
+        path: a run, a file of weights or an ONNX file; None for a backbone with random weights.
+        backbone: its name, for files that do not state it.
     """
 
     name: str
@@ -31,21 +32,24 @@ class Source:
 
     @property
     def is_onnx(self) -> bool:
-        """Whether ONNX Runtime computes it."""
+        """Whether ONNX Runtime runs it."""
         return self.path is not None and self.path.suffix == ".onnx"
 
 
 def find_sources(words: Sequence[str], backbone: str | None = None) -> list[Source]:
-    """Sources of the networks that are meant, each once, in the order named.
+    """Find the networks that words name, each once, in the order named.
 
     Args:
-        words: names, aliases and shell patterns of backbones; paths of runs, weights and ONNX files. What is both a
-            name and a path is a name; `./NAME` is the path.
-        backbone: of the files that do not say it.
+        words: names, aliases and shell patterns of backbones; paths of runs, weights and ONNX files. A word that is
+            both a name and a path is taken as a name; `./NAME` is the path.
+        backbone: its name, for files that do not state it.
 
     Raises:
         UnknownNameError: no such name.
         CheckpointError: no such file.
+
+    >>> [source.name for source in find_sources(["mbf", "shufflefacenet_[01]*"])]
+    ['mobilefacenet_wide', 'shufflefacenet_0_5', 'shufflefacenet_1_0', 'shufflefacenet_1_5']
     """
     found = [source for word in words for source in _sources_of(word, backbone)]
     return list(dict.fromkeys(found))
@@ -67,7 +71,7 @@ def _sources_of(word: str, backbone: str | None) -> list[Source]:
 
 
 def _is_buildable(name: str) -> bool:
-    """Whether a backbone that a pattern means can be built here; says so where it cannot."""
+    """Whether a backbone that matches a pattern can be built here; prints a note if it cannot."""
     try:
         with torch.device("meta"):
             create_backbone(name)
@@ -78,21 +82,22 @@ def _is_buildable(name: str) -> bool:
 
 
 def open_network(source: Source, device: str) -> tuple[Backbone, torch.device]:
-    """The network in eval mode, and the device for its input.
+    """Build or load the network, in eval mode; returns it and the device for its input.
 
     Raises:
-        FaceBonesError: broken, unfit, or no such device.
+        FaceBonesError: a broken or unfit file, or an unavailable device.
     """
     if source.path is not None:
         network, _, computing = open_backbone(source.path, source.backbone, device)
         return network, computing
     computing = select_device(device)
-    return create_backbone(source.name).eval().to(computing), computing
+    with torch.random.fork_rng(devices=[]):  # profiling leaves the caller's random state as it was
+        return create_backbone(source.name).eval().to(computing), computing
 
 
 def family_of(network: Backbone) -> str:
-    """The family of a backbone: the file that builds it. Networks that are not in the registry are "onnx"."""
+    """The family of a backbone: the file that builds it. A network that is not registered has the family "onnx"."""
     try:
-        return str(lookup_backbone(network.name).build.__module__).rpartition(".")[2]
+        return lookup_backbone(network.name).family
     except UnknownNameError:
         return "onnx"

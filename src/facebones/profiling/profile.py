@@ -1,4 +1,4 @@
-"""`facebones profile`: count and measure networks, and write what was found as JSON, CSV and pictures."""
+"""Profile networks: count and measure each of them, and write profile.json and profile.csv."""
 
 import csv
 import io
@@ -6,106 +6,67 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facebones.backbones import Backbone
+from facebones.backbones.base import Backbone
 from facebones.onnx.backbone import OnnxBackbone
-from facebones.onnx.counts import count_onnx
+from facebones.onnx.graph import count_onnx
 from facebones.profiling.conditions import Conditions, Inference
 from facebones.profiling.cost import count_operations, count_parameters, unused_parameters, weights_bytes
 from facebones.profiling.latency import measure_timings
 from facebones.profiling.memory import measure_peak_memory
 from facebones.profiling.networks import Source, family_of, find_sources, open_network
-from facebones.reporting.plots.profile import plot_profile
 from facebones.system.files import atomic_write, check_writable, write_json
 from facebones.system.progress import track
 
 Row = dict[str, Any]
-PICTURES = ("profile.png", "profile.pdf")
-COLUMNS = {  # of the table: key of a row, its unit, and how it is printed
-    "network": ("name", 1, "{}"),
-    "parameters": ("parameters", 1, "{:,}"),
-    "unused": ("unused_parameters", 1, "{:,}"),
-    "MACs": ("macs", 1, "{:,}"),
-    "2 x MACs": ("flops_2_macs", 1, "{:,}"),
-    "2 x MACs + BN + act. + pool": ("flops_mixfacenet", 1, "{:,}"),
-    "activations": ("activations", 1, "{:,}"),
-    "weights, MB": ("weights_bytes", 1e6, "{:,.2f}"),
-    "p50, ms": ("latency_p50_ms", 1, "{:,.2f}"),
-    "p90, ms": ("latency_p90_ms", 1, "{:,.2f}"),
-    "images/s": ("throughput_images_per_second", 1, "{:,.1f}"),
-    "peak, MB": ("peak_memory_bytes", 1e6, "{:,.1f}"),
-}
 
 
 def profile(
-    words: Sequence[str],
+    networks: str | Path | Sequence[str | Path],
     conditions: Conditions | None = None,
     *,
     backbone: str | None = None,
-    output: Path | None = None,
+    output: str | Path | None = None,
 ) -> dict[str, Any]:
     """Count and measure networks.
 
     Args:
-        words: names, aliases and shell patterns of backbones; paths of runs, weights and ONNX files.
-        conditions: how to measure.
-        backbone: its name, for files of weights that do not say it.
-        output: folder for profile.json, profile.csv, profile.png and profile.pdf.
+        networks: one or several names, aliases or shell patterns of backbones, or paths of runs, weights or ONNX files.
+        conditions: device, threads, precision and length of the measurement.
+        backbone: its name, for files of weights that do not state it.
+        output: folder for profile.json and profile.csv.
 
     Returns:
-        what profile.json holds: "conditions", and "networks", a row for each.
+        the content of profile.json: "conditions", and "networks", a row for each.
 
     Raises:
-        FaceBonesError: an unknown name, a broken file, no such device, or an output that cannot be written.
+        FaceBonesError: an unknown name, a broken file, an unavailable device, or an output that cannot be written.
+
+    >>> from facebones.profiling import Conditions
+    >>> result = profile("study_mixfacenet_xs", Conditions(device="cpu", batch_size=2, seconds=0.01))
+    >>> result["networks"][0]["macs"]
+    2804520
     """
     conditions = conditions or Conditions()
     conditions.check()
-    sources = find_sources(words, backbone)
+    words = [networks] if isinstance(networks, str | Path) else networks
+    sources = find_sources([str(word) for word in words], backbone)
     with conditions.threads_set():
         opened = [open_network(source, conditions.device) for source in track(sources, "building")]
         rows = [_count(source, network) for source, (network, _) in zip(sources, opened, strict=True)]
         if output is not None:
-            check_writable(output / "profile.json")
+            check_writable(Path(output) / "profile.json")
         inferences = [Inference(network, device, conditions) for network, device in opened]
         timings = measure_timings(inferences, conditions.batch_size, conditions.seconds)
         result = {"conditions": conditions.describe(), "networks": rows}
     for row, timing, source in zip(rows, timings, track(sources, "peak memory"), strict=True):
         row.update(timing.summary(), peak_memory_bytes=measure_peak_memory(source, conditions))
     if output is not None:
-        write_profile(result, output)
+        write_profile(result, Path(output))
     return result
 
 
-def profile_table(result: dict[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
-    """Column names and rows of a profile, for people; what is not known is "-"."""
-    rows: list[Sequence[str]] = []
-    for row in result["networks"]:
-        cells = [(row[key], unit, form) for key, unit, form in COLUMNS.values()]
-        rows.append([_cell(value, unit, form) for value, unit, form in cells])
-    return tuple(COLUMNS), rows
-
-
-def headline(result: dict[str, Any]) -> str:
-    """Under what conditions was measured, in two lines."""
-    facts = result["conditions"]
-    layout = ", channels last" if facts["channels_last"] else ""
-    providers = {row["provider"] for row in result["networks"]} - {None}
-    onnx = f"; .onnx in ONNX Runtime ({', '.join(providers)}) at the file's own precision" if providers else ""
-    return (
-        f"{facts['device']}: {facts['processor']}, {facts['threads']} thread{'s' * (facts['threads'] > 1)}, "
-        f"{facts['precision']}{layout}, torch {facts['torch']}{onnx}\n"
-        f"latency of one {facts['image_size']}x{facts['image_size']} image; "
-        f"images/s and peak memory at batch {facts['batch_size']}"
-    )
-
-
-def _cell(value: Any, unit: float, form: str) -> str:
-    if value is None:
-        return "-"
-    return form.format(value if unit == 1 else value / unit)
-
-
 def _count(source: Source, network: Backbone) -> Row:
-    """What does not depend on the machine."""
+    """The part of a row that does not depend on the machine."""
     row: Row = {"name": source.name, "backbone": network.name, "family": family_of(network)}
     return row | (_count_file(network) if isinstance(network, OnnxBackbone) else _count_torch(network))
 
@@ -129,7 +90,7 @@ def _count_file(network: OnnxBackbone) -> Row:
     counts = count_onnx(network.path)
     return {
         "runtime": "onnxruntime",
-        "provider": network.provider,  # it may compute elsewhere than torch does
+        "provider": network.provider,  # may compute on another device than torch
         "parameters": counts["parameters"],
         "unused_parameters": None,
         "macs": counts["macs"],
@@ -141,17 +102,16 @@ def _count_file(network: OnnxBackbone) -> Row:
 
 
 def write_profile(result: dict[str, Any], output: Path) -> None:
-    """Write profile.json, profile.csv and the pictures.
+    """Write profile.json and profile.csv.
 
     Raises:
         RunError: the folder cannot be written.
     """
     write_json(output / "profile.json", result)
-    rows = [row | result["conditions"] for row in result["networks"]]  # each row can be read alone
+    rows = [row | result["conditions"] for row in result["networks"]]  # each row of the CSV file stands alone
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
     with atomic_write(output / "profile.csv") as file:
         file.write(text.getvalue().encode())
-    plot_profile(result["networks"], [output / picture for picture in PICTURES], headline(result))

@@ -26,13 +26,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from facebones.statistics.bootstrap import ResampledMetric
 from facebones.statistics.metric import Comparison, Interval, Metric, MetricComparison, best_model
+
+if TYPE_CHECKING:
+    from facebones.statistics.bootstrap import ResampledMetric
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -63,7 +65,7 @@ class SeedSpread:
         return asdict(self)
 
 
-def confidence_interval(metric: ResampledMetric, model: int = 0, level: float = LEVEL) -> Interval:
+def confidence_interval(metric: "ResampledMetric", model: int = 0, level: float = LEVEL) -> Interval:
     """Interval of one model's value: Wilson's, with the effective number of outcomes from the bootstrap.
 
     Where all replicates agree (all pairs correct), the number of identities (or pairs) is used instead.
@@ -157,7 +159,7 @@ def holm(p_values: Sequence[float] | FloatArray) -> FloatArray:
 
 
 def compare_models(
-    names: Sequence[str], metrics: Sequence[ResampledMetric | Metric], level: float = LEVEL
+    names: Sequence[str], metrics: "Sequence[ResampledMetric | Metric]", level: float = LEVEL
 ) -> list[MetricComparison]:
     """Compare all pairs of M models by each metric; Holm's correction covers all these comparisons together.
 
@@ -169,7 +171,7 @@ def compare_models(
     Raises:
         ValueError: names that are not unique or do not match a metric.
     """
-    measured = [metric for metric in metrics if isinstance(metric, ResampledMetric)]
+    measured = [metric for metric in metrics if not isinstance(metric, Metric)]
     for metric in measured:
         if len(names) != metric.values.size or len(set(names)) != len(names):
             raise ValueError(f"names: {list(names)} for {metric.values.size} models; give one unique name for each")
@@ -178,16 +180,16 @@ def compare_models(
     adjusted = iter(holm([p_value for row in tests for p_value, _ in row]).reshape(len(measured), len(pairs)))
     rows = iter(tests)
     return [
-        _compared(names, metric, next(rows), next(adjusted), level)
-        if isinstance(metric, ResampledMetric)
-        else MetricComparison(metric=metric)
+        MetricComparison(metric=metric)
+        if isinstance(metric, Metric)
+        else _compared(names, metric, next(rows), next(adjusted), level)
         for metric in metrics
     ]
 
 
 def _compared(
     names: Sequence[str],
-    resampled: ResampledMetric,
+    resampled: "ResampledMetric",
     tests: Sequence[tuple[float, str]],
     adjusted: FloatArray,
     level: float,
@@ -229,14 +231,14 @@ def not_different_from(best: str | None, names: Sequence[str], comparisons: Sequ
     return tuple(name for name in names if name == best or name not in different)
 
 
-def difference_interval(metric: ResampledMetric, first: int, second: int, level: float = LEVEL) -> Interval:
+def difference_interval(metric: "ResampledMetric", first: int, second: int, level: float = LEVEL) -> Interval:
     """Interval of the value of one model minus that of another: +- t standard errors of the difference."""
     difference = float(metric.values[first] - metric.values[second])
     half = _t_quantile(level, metric.units - 1) * math.sqrt(_difference_variance(metric, first, second))
     return _interval(difference - half, difference + half, level, "paired bootstrap, standard error", metric)
 
 
-def _test(metric: ResampledMetric, first: int, second: int) -> tuple[float, str]:
+def _test(metric: "ResampledMetric", first: int, second: int) -> tuple[float, str]:
     """Two-sided p-value of "no difference", and the name of the test."""
     variance = _difference_variance(metric, first, second)
     if metric.discordant is not None:
@@ -251,7 +253,7 @@ def _test(metric: ResampledMetric, first: int, second: int) -> tuple[float, str]
     return (1.0 if difference == 0 else max(2.0 ** (1 - metric.evidence), SMALLEST_P)), "paired bootstrap"
 
 
-def _design_effect(variance: float, only_first: int, only_second: int, metric: ResampledMetric) -> float:
+def _design_effect(variance: float, only_first: int, only_second: int, metric: "ResampledMetric") -> float:
     """Variance of a difference of means divided by that of independent outcomes with equal discordance, at least 1."""
     net, total = only_first - only_second, only_first + only_second
     independent = (total - net**2 / metric.outcomes) / metric.outcomes**2
@@ -264,12 +266,12 @@ def _deflated(p_value: float, effect: float) -> float:
     return math.erfc(deviate / math.sqrt(2 * effect))
 
 
-def _difference_variance(metric: ResampledMetric, first: int, second: int) -> float:
+def _difference_variance(metric: "ResampledMetric", first: int, second: int) -> float:
     number = np.arange(metric.values.size)
     return metric.variance((number == first) * 1.0 - (number == second))
 
 
-def _interval(low: float, high: float, level: float, method: str, metric: ResampledMetric) -> Interval:
+def _interval(low: float, high: float, level: float, method: str, metric: "ResampledMetric") -> Interval:
     return Interval(
         low=low,
         high=high,

@@ -1,73 +1,83 @@
-"""`facebones export`: a trained backbone as one ONNX file, written only where it answers as torch does."""
+"""Export a trained backbone to one ONNX file, after comparing its embeddings with torch's."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from facebones import __version__
-from facebones.backbones import Backbone
-from facebones.backbones.registry import IMAGE_SIZE
+from facebones.backbones.base import IMAGE_SIZE, Backbone
 from facebones.backbones.weights import load_backbone, read_card
 from facebones.data.images import ImageArray, decode
 from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.data.preprocessing import to_network_input
 from facebones.errors import ConfigError, RunError
 from facebones.evaluation.pairs import pair_set_files
-from facebones.evaluation.verification import check_pair_set
+from facebones.evaluation.verification import check_pair_set, evaluate_pair_set
 from facebones.onnx.backbone import OnnxBackbone
 from facebones.onnx.graph import NETWORK_INPUT, OPSET, PIXEL_INPUT, InputForm, check_packages, quiet, to_onnx
-from facebones.onnx.quantize import METHOD, Calibration, quantize, stack_images, what_changed
+from facebones.onnx.quantize import METHOD, Calibration, quantize, stack_images
+from facebones.profiling.latency import measure_timings
 from facebones.system.files import atomic_write, check_writable
 
-TOLERANCE = 1e-4  # of an embedding's norm
+TOLERANCE = 1e-4  # relative to an embedding's norm
 PARITY_BATCHES = (1, 2, 5)
 FACES_COMPARED = 32  # of each set
+TIMED_SECONDS = 1.0
+CPU = torch.device("cpu")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def export_backbone(
-    checkpoint: Path,
-    output: Path,
+def export(
+    model: str | Path,
+    output: str | Path,
     *,
     backbone: str | None = None,
     fold_preprocessing: bool = False,
-    calibration: Calibration | None = None,
-    data: Sequence[Path] = (),
+    calibration: Calibration | str | Path | None = None,
+    data: Sequence[str | Path] = (),
     batch_size: int = 128,
 ) -> dict[str, Any]:
-    """Write a trained backbone as an ONNX file with a free batch size and its weights inside.
+    """Write a trained backbone as an ONNX file with a free batch size and all weights inside.
+
+    The file is discarded if its fp32 embeddings differ from torch's by more than 1e-4 of their norm.
 
     Args:
-        checkpoint: a run's folder or a file of weights.
-        output: the file to write; refused where it exists.
-        backbone: its name, where the file does not say it.
-        fold_preprocessing: take uint8 pixels (B, 112, 112, 3), RGB, instead of scaled ones (B, 3, 112, 112).
-        calibration: where given, the file is quantised to 8 bits, after it has been found to be right in fp32.
-        data: pair sets, or folders of them. Their faces too are embedded for the comparison with torch, and an 8-bit
-            file is verified on them, as it was before and as it is.
-        batch_size: images a forward pass, where pair sets are verified.
+        model: a run's folder or a file of weights.
+        output: the `.onnx` file to write; it must not exist.
+        backbone: its name, if the file does not state it.
+        fold_preprocessing: the graph takes uint8 RGB pixels (B, 112, 112, 3) and scales them; otherwise it takes scaled
+            images (B, 3, 112, 112) float32.
+        calibration: images for activation ranges (a training set or `.bin` pair set): quantise the file to 8 bits.
+        data: pair sets, or folders of them. Their faces join the comparison with torch; with `calibration`, the
+            accuracy on each set is measured in fp32 and int8.
+        batch_size: images per forward pass in that measurement.
 
     Returns:
-        what the file is; "parity", the greatest differences from torch as parts of the norm; and with `calibration`
-        "int8", what 8 bits have changed.
+        "output", "checkpoint", "opset", "bytes" and "metadata" of the file; "parity", the largest difference from torch
+        on random pixels and on each set of faces, relative to the norm; with `calibration` also "int8", the effect of
+        quantisation.
 
     Raises:
         ConfigError: the output exists or cannot be written, or packages are missing.
-        CheckpointError, DataError: weights or images cannot be used.
-        RunError: the network cannot be exported, or the file's embeddings differ from torch's by more than 1e-4 of
-            their norm; nothing is written then.
+        CheckpointError, DataError: weights or images are missing or broken.
+        RunError: the network cannot be exported, or its embeddings differ too much from torch's.
     """
+    output = Path(output)
     _check(output)
-    network, path = load_backbone(checkpoint, backbone)
-    sets = [read_pairs(file) for file in pair_set_files(data)]
+    network, path = load_backbone(Path(model), backbone)
+    sets = [read_pairs(file) for file in pair_set_files([Path(item) for item in data])]
     for pair_set in sets:
         check_pair_set(pair_set)
     faces = {pair_set.name: _first_faces(pair_set) for pair_set in sets}
+    if isinstance(calibration, str | Path):
+        calibration = Calibration(Path(calibration))
     drawn = calibration.draw() if calibration else []
     form = PIXEL_INPUT if fold_preprocessing else NETWORK_INPUT
     metadata = _metadata(network, path, form)
@@ -78,49 +88,11 @@ def export_backbone(
         if calibration:
             metadata |= {"quantization": METHOD}
             quantized = _quantized(exported, scratch / "int8.onnx", drawn, metadata)
-            changes = what_changed(exported, quantized, drawn[:FACES_COMPARED], sets, batch_size)
+            changes = _effect_of_int8(exported, quantized, drawn[:FACES_COMPARED], sets, batch_size)
             result["int8"] = {"calibration": str(calibration.data), "calibration_images": len(drawn), **changes}
             exported = quantized
         file.write(exported.path.read_bytes())
     return {**result, "bytes": output.stat().st_size, "metadata": metadata}
-
-
-def export_lines(result: Mapping[str, Any]) -> list[str]:
-    """What was written and how far it is from torch, for people."""
-    metadata = result["metadata"]
-    lines = [
-        f"{result['output']}: {metadata['backbone']}, {metadata['embedding_size']}-d, {result['bytes'] / 1e6:.2f} MB,"
-        f" opset {result['opset']}; takes {metadata['input_layout']}",
-        f"preprocessing: {metadata['preprocessing']}",
-        "greatest difference from torch in fp32, as part of the embedding's norm:",
-        *(f"  {name}: {difference:.1e}" for name, difference in result["parity"].items()),
-    ]
-    if changes := result.get("int8"):
-        lines.append(
-            f"int8 after {changes['calibration_images']} images of {changes['calibration']}: cosine to fp32 on"
-            f" {changes['cosine_images']} of these {changes['cosine_mean']:.4f} on average,"
-            f" {changes['cosine_min']:.4f} at least"
-        )
-    return lines
-
-
-def export_table(result: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
-    """Column names and rows of what 8 bits have changed, for people."""
-    changes = result["int8"]
-    before, after = changes["fp32"], changes["int8"]
-    rows: list[Sequence[str]] = [
-        ("size", f"{before['bytes'] / 1e6:.2f} MB", f"{after['bytes'] / 1e6:.2f} MB", f"{changes['size_ratio']:.3f}"),
-        (
-            "latency of one image",
-            f"{before['latency_ms']:.2f} ms",
-            f"{after['latency_ms']:.2f} ms",
-            f"{changes['latency_ratio']:.3f}",
-        ),
-    ]
-    for old, new in zip(before["sets"], after["sets"], strict=True):
-        cells = [f"{figures['accuracy']:.2%} +- {figures['accuracy_std']:.2%}" for figures in (old, new)]
-        rows.append((f"accuracy on {old['set']}", *cells, ""))
-    return ("", "fp32", "int8", "int8 / fp32"), rows
 
 
 def _check(output: Path) -> None:
@@ -128,7 +100,7 @@ def _check(output: Path) -> None:
     if output.exists():
         raise ConfigError(f"{output}: exists already; remove it or choose another name")
     if output.suffix != ".onnx":
-        raise ConfigError(f"{output}: name the file .onnx, so that other commands know what it is")
+        raise ConfigError(f"{output}: name the file .onnx, so that other commands recognise it")
     check_writable(output)
 
 
@@ -138,7 +110,7 @@ def _first_faces(pair_set: PairSet) -> list[ImageArray]:
 
 
 def _metadata(network: Backbone, path: Path, form: InputForm) -> dict[str, str]:
-    """What the file is to say of itself."""
+    """The file's metadata."""
     metadata = {
         "backbone": network.name,
         "embedding_size": str(network.embedding_size),
@@ -152,13 +124,13 @@ def _metadata(network: Backbone, path: Path, form: InputForm) -> dict[str, str]:
 
 @contextmanager
 def _scratch_folder(output: Path) -> Iterator[Path]:
-    """A folder beside the output, where there must be room anyway, and which is removed."""
+    """A temporary folder on the disk of the output, which must have room for it anyway."""
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp") as folder:
         yield Path(folder)
 
 
 def _write_model(path: Path, model: Any, metadata: Mapping[str, str]) -> OnnxBackbone:
-    """Write a model with our metadata in place of the exporter's, which tells where on the disk the source lies."""
+    """Write a model with our metadata; the exporter's contains paths of this machine."""
     import onnx
 
     graph = model.graph
@@ -173,10 +145,10 @@ def _write_model(path: Path, model: Any, metadata: Mapping[str, str]) -> OnnxBac
 def _parity(
     network: Backbone, exported: OnnxBackbone, faces: Mapping[str, Sequence[ImageArray]], path: Path
 ) -> dict[str, float]:
-    """The greatest differences between both networks' embeddings, as parts of the norm: on random pixels and faces.
+    """The largest differences between both networks' embeddings, relative to the norm, on random pixels and faces.
 
     Raises:
-        RunError: one is larger than it may be.
+        RunError: one exceeds the tolerance.
     """
     generator = torch.Generator().manual_seed(0)
     differences: dict[str, float] = {}
@@ -187,10 +159,10 @@ def _parity(
         if images:
             differences[name] = _difference(network, exported, stack_images(images[:FACES_COMPARED]))
     for name, difference in differences.items():
-        if not difference <= TOLERANCE:  # written so that NaN is refused
+        if not difference <= TOLERANCE:  # also true of NaN
             raise RunError(
                 f"{path}: {network.name} in ONNX differs from torch by {difference:.1e} of an embedding's norm on"
-                f" {name}, where {TOLERANCE:.0e} is allowed; nothing was written; check the weights"
+                f" {name}; {TOLERANCE:.0e} is allowed; nothing was written; check the weights"
             )
     return differences
 
@@ -210,3 +182,48 @@ def _quantized(
     with quiet():
         quantize(exported, target, images)
     return _write_model(target, onnx.load(str(target)), metadata)
+
+
+def _effect_of_int8(
+    before: OnnxBackbone, after: OnnxBackbone, images: Sequence[ImageArray], sets: Sequence[PairSet], batch_size: int
+) -> dict[str, Any]:
+    """Compare an 8-bit file with its fp32 original.
+
+    Returns:
+        "cosine_images", "cosine_mean" and "cosine_min": the number of `images`, and the cosines between both files'
+        embeddings; "fp32" and "int8", each with "bytes", "latency_ms" (median, one image) and "sets" (name, accuracy
+        and its standard deviation over folds); "size_ratio" and "latency_ratio" (int8 / fp32).
+    """
+    x = stack_images(images)
+    with torch.inference_mode():
+        cosines = cosine_similarity(before(x), after(x))
+    inferences = [partial(_embed_copies, network, x[:1]) for network in (before, after)]
+    timings = measure_timings(inferences, batch_size=1, seconds=TIMED_SECONDS)
+    milliseconds = [timing.summary()["latency_p50_ms"] for timing in timings]
+    reports = [
+        {
+            "bytes": network.path.stat().st_size,
+            "latency_ms": latency,
+            "sets": [_accuracy(network, pair_set, batch_size) for pair_set in sets],
+        }
+        for network, latency in zip((before, after), milliseconds, strict=True)
+    ]
+    return {
+        "cosine_images": len(images),
+        "cosine_mean": float(cosines.mean()),
+        "cosine_min": float(cosines.min()),
+        "fp32": reports[0],
+        "int8": reports[1],
+        "size_ratio": after.path.stat().st_size / before.path.stat().st_size,
+        "latency_ratio": milliseconds[1] / milliseconds[0],
+    }
+
+
+def _accuracy(network: OnnxBackbone, pair_set: PairSet, batch_size: int) -> dict[str, Any]:
+    found = evaluate_pair_set(network, pair_set, device=CPU, batch_size=batch_size, progress=True).verification
+    return {"set": pair_set.name, "accuracy": found.accuracy, "accuracy_std": found.accuracy_std}
+
+
+def _embed_copies(network: OnnxBackbone, image: Tensor, copies: int) -> None:
+    with torch.inference_mode():
+        network(image.expand(copies, -1, -1, -1))

@@ -5,7 +5,7 @@ import pytest
 
 from facebones.cli.main import main
 from facebones.data.pair_lists import read_pair_list
-from facebones.datatools.sample_pairs import draw_pairs, write_drawn_pairs
+from facebones.datatools.sample_pairs import sample_pairs, write_sampled_pairs
 from facebones.errors import ConfigError, DataError
 
 
@@ -28,7 +28,7 @@ def labels(counts):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_folds_are_balanced_and_share_nobody(counts, pairs, seed):
     person = labels(counts)
-    drawn = draw_pairs(person, pairs, seed, "faces")
+    drawn = sample_pairs(person, pairs, seed, "faces")
     assert len({frozenset(pair[:2]) for pair in drawn}) == len(drawn) == pairs
     same = np.array([pair.same for pair in drawn])
     images = np.array([pair[:2] for pair in drawn])
@@ -41,22 +41,22 @@ def test_folds_are_balanced_and_share_nobody(counts, pairs, seed):
 
 def test_the_seed_decides():
     person = labels([4] * 40)
-    first = draw_pairs(person, 200, 3, "faces")
-    assert first == draw_pairs(person, 200, 3, "faces") != draw_pairs(person, 200, 4, "faces")
+    first = sample_pairs(person, 200, 3, "faces")
+    assert first == sample_pairs(person, 200, 3, "faces") != sample_pairs(person, 200, 4, "faces")
 
 
 def test_somebody_with_many_photos_does_not_stand_for_all():
     person = labels([200] + [5] * 39)
-    drawn = draw_pairs(person, 400, 0, "faces")
+    drawn = sample_pairs(person, 400, 0, "faces")
     share = np.mean([0 in person[list(pair[:2])] for pair in drawn])
     assert share < 0.06  # one of 40 people: 1/40 of the genuine pairs, 2/40 of the impostor pairs, or about so
 
 
 def test_as_many_as_there_are_can_be_drawn():
     person = labels([3] * 20)  # two people a fold: six genuine pairs, nine impostor pairs
-    assert len(draw_pairs(person, 120, 0, "faces")) == 120
+    assert len(sample_pairs(person, 120, 0, "faces")) == 120
     with pytest.raises(ConfigError, match="140 pairs are more than its people give in 10 folds; give --pairs 120"):
-        draw_pairs(person, 140, 0, "faces")
+        sample_pairs(person, 140, 0, "faces")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_as_many_as_there_are_can_be_drawn():
 )
 def test_what_cannot_be_drawn(counts, pairs, error, message):
     with pytest.raises(error, match=message):
-        draw_pairs(labels(counts), pairs, 0, "faces")
+        sample_pairs(labels(counts), pairs, 0, "faces")
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_the_list_is_read_as_it_was_drawn(people, tmp_path, capsys):
     owners = [image.split(b"/")[0] for image in pairs.images]
     assert [first == second for first, second in zip(owners[::2], owners[1::2], strict=True)] == pairs.is_same.tolist()
     with pytest.raises(DataError, match=r"list\.txt: exists already"):
-        write_drawn_pairs(people, tmp_path / "list.txt", pairs=40)
+        write_sampled_pairs(people, tmp_path / "list.txt", pairs=40)
 
 
 @pytest.mark.parametrize("name", [" 0.jpg", "a\tb.jpg", "a\nb.jpg"])
@@ -102,5 +102,5 @@ def test_names_that_a_list_cannot_hold_are_refused(people, tmp_path, name):
         for person in people.iterdir():
             person.rename(people / f" {person.name}")
     with pytest.raises(DataError, match="a pair list cannot hold this name; rename the file"):
-        write_drawn_pairs(people, tmp_path / "list.txt", pairs=120)
+        write_sampled_pairs(people, tmp_path / "list.txt", pairs=120)
     assert not (tmp_path / "list.txt").exists()

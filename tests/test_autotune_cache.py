@@ -1,10 +1,10 @@
-"""What is kept of a machine's measurements when several measure at once."""
+"""The cache of measurements when several processes measure at the same time."""
 
 import multiprocessing
 
 import pytest
 
-from facebones.system.autotune_cache import keep, recall
+from facebones.system.autotune_cache import load_measurement, save_measurement
 
 MEASURING, EACH = 4, 10
 
@@ -12,7 +12,7 @@ MEASURING, EACH = 4, 10
 def measure(number, start):
     start.wait()
     for index in range(EACH):
-        keep("test", f"{number} {index}", index)
+        save_measurement("test", f"{number} {index}", index)
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "facebones" / "test.json"
 
 
-def test_those_who_measure_at_once_all_keep_theirs(cache):
+def test_processes_that_measure_at_the_same_time_all_keep_their_values(cache):
     context = multiprocessing.get_context("fork")
     start = context.Barrier(MEASURING)
     processes = [context.Process(target=measure, args=(number, start)) for number in range(MEASURING)]
@@ -29,11 +29,11 @@ def test_those_who_measure_at_once_all_keep_theirs(cache):
         process.start()
     for process in processes:
         process.join()
-    found = [recall("test", f"{number} {index}") for number in range(MEASURING) for index in range(EACH)]
+    found = [load_measurement("test", f"{number} {index}") for number in range(MEASURING) for index in range(EACH)]
     assert found == list(range(EACH)) * MEASURING
 
 
-def test_a_folder_that_cannot_be_made_is_said(cache, capsys):
+def test_a_folder_that_cannot_be_created_is_reported(cache, capsys):
     cache.parent.write_text("")
-    keep("test", "here", 1)
-    assert "what was measured is not kept: " in capsys.readouterr().err and recall("test", "here") is None
+    save_measurement("test", "here", 1)
+    assert "the measurement is not saved: " in capsys.readouterr().err and load_measurement("test", "here") is None
