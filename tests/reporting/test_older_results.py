@@ -148,8 +148,8 @@ def test_results_of_different_versions_are_noted_once_for_each_package(tmp_path)
     write(study / "study.json", content)
     (note,) = load_results(study).notes
     first, second = (row["name"] for row in content["runs"])
-    assert f"0.2.0 ({first})" in note and f"0.3.0 at fffffffff ({second})" in note and "torch" not in note
-    assert "0.1.0 (the evaluation on lfw, " in note
+    assert f"0.2.0 for {first};" in note and f"0.3.0 at fffffffff for {second};" in note and "torch" not in note
+    assert "0.1.0 for the evaluation on lfw" in note
 
 
 def test_a_plug_in_protocol_is_reported_without_being_known(tmp_path):
