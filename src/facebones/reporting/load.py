@@ -328,7 +328,7 @@ def different_versions(results: Iterable[tuple[str, Mapping[str, Any]]]) -> list
     """Notes where results were made with different versions of facebones or torch; unknown ones are skipped.
 
     >>> different_versions([("a", {"facebones": "0.2.0"}), ("b", {"facebones": "0.3.0"}), ("c", {})])
-    ['made with different versions of facebones: 0.2.0 (a); 0.3.0 (b)']
+    ['results come from different versions of facebones: 0.2.0 for a; 0.3.0 for b']
     """
     known = list(results)
     notes = []
@@ -338,14 +338,16 @@ def different_versions(results: Iterable[tuple[str, Mapping[str, Any]]]) -> list
             if package in versions:
                 groups.setdefault(_version_words(package, versions), []).append(label)
         if len(groups) > 1:
-            parts = "; ".join(f"{version} ({listed(list(dict.fromkeys(names)))})" for version, names in groups.items())
-            notes.append(f"made with different versions of {package}: {parts}")
+            parts = "; ".join(
+                f"{version} for {listed(list(dict.fromkeys(names)))}" for version, names in groups.items()
+            )
+            notes.append(f"results come from different versions of {package}: {parts}")
     return notes
 
 
 def _version_words(package: str, versions: Mapping[str, Any]) -> str:
     revision = versions.get("git_revision") if package == "facebones" else None
-    return str(versions[package]) + (f" at {revision[:SHORT_REVISION]}" if revision else "")
+    return f"{versions[package]} at {revision[:SHORT_REVISION]}" if revision else str(versions[package])
 
 
 def _completed(known: Cost, built: Cost) -> Cost:
