@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from facebones.statistics.bootstrap import verification_figures
+from facebones.statistics.bootstrap import resample_verification
 from facebones.statistics.curves import area_under_curve, equal_error_rate, roc, true_accept_rate_at
 from facebones.statistics.resampling import pairs_design
 
@@ -65,8 +65,9 @@ def seconds(function, *arguments):
 
 def bootstrap(scores, is_same, identities):
     """Ours, of all models given: (names, (R, F) replicates of the first model)."""
-    figures = verification_figures(scores, is_same, identities, far_targets=FAR_TARGETS, replicates=REPLICATES)
-    return list(figures), np.stack([figure.replicates[:, 0] for figure in figures.values()], axis=1)
+    metrics = resample_verification(scores, is_same, identities, far_targets=FAR_TARGETS, replicates=REPLICATES)
+    names = [" ".join([one.metric.name, *(f"{point:g}" for point in one.metric.at.values())]) for one in metrics]
+    return names, np.stack([one.replicates[:, 0] for one in metrics], axis=1)
 
 
 def main():

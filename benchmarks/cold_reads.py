@@ -24,7 +24,8 @@ import numpy as np
 
 from facebones.data.folders import RecordSet
 from facebones.data.order import EpochOrder
-from facebones.data.recordio import Header, RecordWriter, pack
+from facebones.data.record_writer import RecordWriter
+from facebones.data.recordio import Header, pack
 
 BATCH_SIZE = 128
 # Block, what the system is told of the file, and whether the order reads ahead.

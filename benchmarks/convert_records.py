@@ -22,7 +22,8 @@ import cv2
 import numpy as np
 
 from facebones.data.folders import ImageFolder, RecordSet
-from facebones.data.recordio import Header, RecordWriter, pack
+from facebones.data.record_writer import RecordWriter
+from facebones.data.recordio import Header, pack
 from facebones.datatools.convert import convert
 
 Conversion = Callable[[Path, Path], object]

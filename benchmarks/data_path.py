@@ -41,7 +41,8 @@ def generate(path: Path, images: int, seed: int) -> None:
     """Write a record file of smooth random images, 112x112, JPEG of some 5 kB, which decode in the time of faces."""
     import cv2
 
-    from facebones.data.recordio import Header, RecordWriter, pack
+    from facebones.data.record_writer import RecordWriter
+    from facebones.data.recordio import Header, pack
 
     noise = np.random.default_rng(seed)
     with RecordWriter(path) as writer:
@@ -99,9 +100,9 @@ def our_batches(records: Path, workers: int, index: int = 0) -> Iterator[object]
     from facebones.data.folders import RecordSet, open_training_set
     from facebones.data.loader import training_batches
     from facebones.data.order import EpochOrder
-    from facebones.system.malloc import keep_freed_memory
+    from facebones.system.malloc import tune_malloc
 
-    keep_freed_memory()
+    tune_malloc()
     data = open_training_set(records)
     if index:
         assert isinstance(data, RecordSet)

@@ -25,13 +25,13 @@ import torch
 from facebones.data.alignment import REFERENCE, similarity_transforms
 from facebones.data.image_sources import LooseCrops
 from facebones.evaluation.embed import embed
-from facebones.evaluation.embedder import Embedder
+from facebones.evaluation.models import Model
 
 EMBEDDING_SIZE = 512
 BATCH_SIZE = 128
 
 
-class Free(Embedder):
+class Free(Model):
     """Answers zeros, so that only the reading is left."""
 
     def __call__(self, images_BHWC, flip):

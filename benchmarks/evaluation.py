@@ -1,7 +1,7 @@
 """Compare the embedding of faces by each `--runtime` of `evaluate` with a plain loop over batches.
 
 The plain side is as simple as can be: torch eager, fp32, contiguous, the C library as it is, no mirror images. Ours is
-the `Embedder` of `facebones evaluate`, by one runtime. Both sides of a comparison are processes of their own, for what
+the `Model` of `facebones evaluate`, by one runtime. Both sides of a comparison are processes of their own, for what
 the C library does with freed memory holds for a whole process; they embed the same batch in turn, one at a time, and
 the ratio is the median of the ratios of neighbouring batches. Setup (export, compilation, measuring of `auto`) is told
 beside it, not in it. `int8` is no runtime but what `export --int8` makes, a network of its own, in ONNX Runtime. How
@@ -75,18 +75,18 @@ def plain_pass(backbone: str) -> Callable[[], object]:
 
 
 def our_pass(backbone: str, runtime: str, count: int) -> tuple[Callable[[], object], dict[str, object]]:
-    """`Embedder` by a runtime; and what is told of it: its name and seconds of setup."""
+    """`Model` by a runtime; and what is told of it: its name and seconds of setup."""
     import torch
 
     from facebones.evaluation.autotune_runtime import choose
-    from facebones.evaluation.embedder import Embedder
+    from facebones.evaluation.models import Model
     from facebones.evaluation.runtimes import run_by
-    from facebones.system.malloc import keep_freed_memory
+    from facebones.system.malloc import tune_malloc
 
-    keep_freed_memory()
+    tune_malloc()
     network = network_of(backbone).to(memory_format=torch.channels_last)
     images = smooth_images(BATCH_SIZE, 0)
-    eager = Embedder(network=network, device=torch.device("cpu"), channels_last=True)
+    eager = Model(network=network, device=torch.device("cpu"), channels_last=True)
     start = time.perf_counter()
     if runtime == INT8:
         ours = replace(eager, network=quantized(network), channels_last=False, runtime=INT8)

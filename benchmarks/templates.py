@@ -19,8 +19,8 @@ import numpy as np
 from sklearn.metrics import auc, roc_curve
 
 from facebones.data.ijb_lists import TemplateSet
-from facebones.evaluation.template_scores import ALL_SETTINGS, BLOCK_TEMPLATES, USUAL_SETTING, pool_templates
-from facebones.evaluation.templates import FAR_TARGETS, evaluate_templates
+from facebones.evaluation.ijb_verification import FAR_TARGETS, evaluate_templates
+from facebones.evaluation.template_scores import ALL_POOLINGS, BLOCK_TEMPLATES, USUAL_POOLING, pool_templates
 
 IMAGES, TEMPLATES, GALLERY, PAIRS, GENUINE = 469_375, 23_124, 3_531, 15_658_489, 19_557
 EMBEDDING_SIZE = 512
@@ -193,16 +193,16 @@ def main():
             f" {template_set.is_same.size} pairs ({template_set.is_same.sum()} genuine),"
             f" features {features.nbytes / MIB:.0f} MiB in a mapped file"
         )
-        pool(template_set, features, [USUAL_SETTING])  # brings the file into the system's cache, for all ways
+        pool(template_set, features, [USUAL_POOLING])  # brings the file into the system's cache, for all ways
         pooling = [
-            [timed(pool, template_set, features, settings)[1] for settings in ([USUAL_SETTING], ALL_SETTINGS)]
+            [timed(pool, template_set, features, settings)[1] for settings in ([USUAL_POOLING], ALL_POOLINGS)]
             for _ in range(REPEATS)
         ]
-        results, one, growth_one = timed(evaluate_templates, template_set, features, [USUAL_SETTING])
-        _, eight, growth_eight = timed(evaluate_templates, template_set, features, ALL_SETTINGS)
+        results, one, growth_one = timed(evaluate_templates, template_set, features, [USUAL_POOLING])
+        _, eight, growth_eight = timed(evaluate_templates, template_set, features, ALL_POOLINGS)
         parts, rates, area = plain_loops(template_set, features)
-    check_same_answers(results[USUAL_SETTING], rates, area)
-    for rate in results[USUAL_SETTING].rates:
+    check_same_answers(results[USUAL_POOLING], rates, area)
+    for rate in results[USUAL_POOLING].rates:
         figures = (
             f"TAR {rate.published:.4f} at {rate.far_reached:.2e}, strict {rate.strict:.4f}" if rate.strict else "-"
         )

@@ -37,7 +37,8 @@ BACKBONES = ("mobilefacenet_wide", "iresnet18", "shufflefacenet_1_0", "mixfacene
 
 def write_data(folder: Path) -> None:
     """Write one image each of so many people; a step's time does not depend on what they show."""
-    from facebones.data.recordio import Header, RecordWriter, pack
+    from facebones.data.record_writer import RecordWriter
+    from facebones.data.recordio import Header, pack
 
     noise = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     jpeg = cv2.imencode(".jpg", noise)[1].tobytes()
@@ -67,10 +68,10 @@ def our_step(backbone: str, data: Path, setting: str) -> Callable[[], None]:
     import torch
 
     from facebones.recipe import load_recipe
-    from facebones.system.malloc import keep_freed_memory
+    from facebones.system.malloc import tune_malloc
     from facebones.training.trainer import Trainer
 
-    keep_freed_memory()
+    tune_malloc()
     fields = {"backbone.name": backbone, "data.path": str(data), "validation.sets": "", "training.batch_size": "64"}
     recipe = load_recipe("vggface2_arcface", fields)
     recipe = replace(recipe, training=replace(recipe.training, **SETTINGS[setting]))

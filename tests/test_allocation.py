@@ -10,18 +10,18 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import numpy
-from facebones.system.malloc import give_back_freed_memory, keep_freed_memory
+from facebones.system.malloc import trim_malloc, tune_malloc
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) // 1024
 
-kept = keep_freed_memory() if sys.argv[1] != "leave" else False
+kept = tune_malloc() if sys.argv[1] != "leave" else False
 before = resident()
 block = numpy.ones(200 * 2**20, dtype=numpy.uint8)
 del block
 if sys.argv[1] == "give back":
-    assert give_back_freed_memory()
+    assert trim_malloc()
 print(kept, resident() - before)
 """
 

@@ -55,7 +55,7 @@ def test_without_an_extra_the_listing_says_what_building_says(no_timm, capsys):
     assert [row["name"] for row in rows] == [row["name"] for row in read_catalogue() if row["needs"] == "timm"] != []
     assert json.dumps(rows) == json.dumps([describe_backbones(row["name"])[0] for row in rows])
     assert main(["backbones", rows[0]["name"]]) == 0
-    assert "not here: timm is not installed; pip install 'facebones[timm]'" in capsys.readouterr().out
+    assert "not available: timm is not installed; pip install 'facebones[timm]'" in capsys.readouterr().out
 
 
 def test_without_an_extra_no_catalogue_is_made(no_timm, monkeypatch, capsys):

@@ -103,17 +103,49 @@ def test_help_of_train_names_the_fields_of_a_recipe(capsys):
     assert "--optimizer.learning_rate VALUE" in capsys.readouterr().out
 
 
-def test_every_command_line_in_the_readme_is_understood():
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
+
+
+def command_lines(page):
+    """The lines of a page's code blocks that call facebones."""
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("facebones ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_line_in_the_documentation_is_understood(page, capsys):
     from facebones.cli.main import _parse
 
-    readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    lines = [line for line in readme.splitlines() if line.startswith("facebones ")]
-    assert len(lines) >= 12
-    for line in lines:
-        _parse(shlex.split(line, comments=True)[1:])
-    assert {COMMANDS[name].help for name in COMMANDS} == {
-        _parse(shlex.split(line, comments=True)[1:]).command.help for line in lines
-    }
+    for words in command_lines(page):
+        _parse(words)
+    assert capsys.readouterr().err == ""  # no old names
+
+
+def test_the_documentation_shows_every_command():
+    from facebones.cli.main import _parse
+
+    shown = {_parse(words).command_name for page in PAGES for words in command_lines(page)}
+    assert shown == set(COMMANDS)
+    assert len(command_lines(ROOT / "README.md")) >= 8
+
+
+def test_links_in_the_readme_are_absolute_and_lead_to_files():
+    """The package page shows the README, too."""
+    here = "https://github.com/facebones/facebones/blob/main/"
+    raw = "https://raw.githubusercontent.com/facebones/facebones/main/"
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 10
+    for link in links:
+        assert link.startswith("https://")
+        if link.startswith((here, raw)):
+            assert (ROOT / link.removeprefix(here).removeprefix(raw)).is_file(), link
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_links_between_pages_lead_to_files(page):
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / link).exists(), link
 
 
 # --------------------------------------------------------------------------------------------------- bad input
@@ -195,7 +227,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(refused, train
     (copied / "tiny.bin").write_bytes(pickle.dumps(([b"x", b"y"], [Bomb()]), protocol))
     line = refused(*train_words(data=copied))  # `refused` sees that the file "exploded" was not made
     assert "system" in line
-    assert "system" in refused("evaluate", "pairs", "--checkpoint", "x", "--data", copied / "tiny.bin")
+    assert "system" in refused("evaluate", "pairs", "--model", "x", "--data", copied / "tiny.bin")
     assert "system" in refused("data", "inspect", copied / "tiny.bin")
     assert "system" in refused("data", "convert", copied / "tiny.bin", copied.parent / "out")
 
@@ -246,7 +278,7 @@ def test_unknown_names(refused, train_words, tmp_path):
     first, rest = train_words()[0], train_words()[1:]
     assert "unknown key 'epoch'" in refused(first, "--training.epoch", "4", "--training.seed=3", *rest)
     for words in (["--batch-size", "x"], ["--batch-size", "2.5"]):
-        line = refused("evaluate", "pairs", "--checkpoint", "x", "--data", "y", *words)
+        line = refused("evaluate", "pairs", "--model", "x", "--data", "y", *words)
         assert f"argument --batch-size: '{words[1]}' is not a whole number; see" in line
     assert "argument --seed: 'x' is not a whole number" in refused("data", "synthesize", tmp_path / "x", "--seed", "x")
     assert "--training.seed: -1 is out of range" in refused(*train_words("--seed", "-1"))
@@ -328,7 +360,7 @@ def test_resuming_with_a_checkpoint_of_another_backbone_or_size_or_data(refused,
 
 def test_evaluating_weights_of_another_backbone_or_none(refused, trained, small_data, tmp_path):
     pairs = ["--data", small_data / "tiny.bin", "--device", "cpu"]
-    evaluate = ["evaluate", "pairs", *pairs, "--checkpoint"]
+    evaluate = ["evaluate", "pairs", *pairs, "--model"]
     assert "holds tiny_for_tests, not r50" in refused(*evaluate, trained, "--backbone", "r50")
     assert "no such run or file" in refused(*evaluate, tmp_path / "x.pt")
     torch.save(create_backbone("shufflefacenet_0_5", 32).state_dict(), tmp_path / "foreign.pth")
@@ -349,11 +381,9 @@ def test_a_checkpoint_that_would_run_code_is_refused(refused, small_data, tmp_pa
     for protocol in range(6):  # torch warns of most of these, where only the one line is wanted
         (tmp_path / "odd.pt").write_bytes(pickle.dumps({"backbone": Bomb()}, protocol))
         with warnings.catch_warnings(action="error"):
-            assert "odd.pt: " in refused(
-                "evaluate", "pairs", "--checkpoint", "odd.pt", "--data", small_data / "tiny.bin"
-            )
+            assert "odd.pt: " in refused("evaluate", "pairs", "--model", "odd.pt", "--data", small_data / "tiny.bin")
     torch.save({"backbone": Bomb(), "recipe": {}}, tmp_path / "bomb.pt")
-    line = refused("evaluate", "pairs", "--checkpoint", "bomb.pt", "--data", small_data / "tiny.bin")
+    line = refused("evaluate", "pairs", "--model", "bomb.pt", "--data", small_data / "tiny.bin")
     assert "nothing in it was run" in line
 
 
@@ -385,7 +415,7 @@ def test_no_permission_to_write(tiny_recipe, tmp_path, capsys):
 def test_no_permission_to_read(tmp_path, capsys):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
-    for command in (["data", "inspect"], ["evaluate", "pairs", "--checkpoint", "x", "--data"]):
+    for command in (["data", "inspect"], ["evaluate", "pairs", "--model", "x", "--data"]):
         with unprivileged():
             assert main([*command, str(closed / "faces.bin")]) == 2
         lines = capsys.readouterr().err.splitlines()
@@ -456,7 +486,7 @@ def test_a_run_folder_holds_what_the_readme_says(trained):
 
 
 def test_evaluate_pairs_agrees_with_the_run_and_writes_its_files(trained, small_data, tmp_path, capsys):
-    words = ["evaluate", "pairs", "--checkpoint", trained, "--data", small_data / "tiny.bin"]
+    words = ["evaluate", "pairs", "--model", trained, "--data", small_data / "tiny.bin"]
     words += ["--output", tmp_path / "out", "--device", "cpu", "--json"]
     assert main([str(word) for word in words]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -483,7 +513,7 @@ def test_a_signal_saves_and_says_how_to_go_on(train_words, tmp_path, capsys, mon
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == (
         f"facebones: stopped by {number.name} after step 3, which is saved;"
-        f" go on with: facebones resume {tmp_path}/run --device cpu"
+        f" continue with: facebones resume {tmp_path}/run --device cpu"
     )
     assert load_checkpoint(RunFolder(tmp_path / "run").last)["step"] == 3
     monkeypatch.undo()

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from facebones.cli.main import main
 from facebones.data.preprocessing import Preprocessing, to_network_input
 from facebones.errors import CheckpointError, ConfigError
-from facebones.evaluation.embedder import open_embedder
+from facebones.evaluation.models import load_model
 from facebones.onnx.backbone import OnnxBackbone
 
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
@@ -70,16 +70,14 @@ def test_other_preprocessing_reaches_the_file_unless_it_has_its_own(tmp_path):
     other = Preprocessing(mean=10, scale=2, colour="bgr")
     shades = pixels().clone().numpy()
     shades[..., 0] = 255
-    embedder = open_embedder(network(tmp_path / "other.onnx", batch=1), device="cpu", preprocessing=other)
+    model = load_model(network(tmp_path / "other.onnx", batch=1), device="cpu", preprocessing=other)
     expected = (torch.arange(256.0)[:, None] - 10) / 2
     expected = torch.cat([expected, expected, torch.full_like(expected, 122.5)], dim=1)
-    assert np.array_equal(embedder(shades, flip=False)[:, 0], expected.numpy())
+    assert np.array_equal(model(shades, flip=False)[:, 0], expected.numpy())
     folded = network(tmp_path / "folded.onnx", shape=(112, 112, 3), kind=UINT8)
-    with pytest.raises(
-        ConfigError, match=r"folded\.onnx: has its preprocessing within; leave mean, scale and colour out"
-    ):
-        open_embedder(folded, device="cpu", preprocessing=other)
-    assert np.array_equal(open_embedder(folded, device="cpu")(shades, flip=True)[:, 1], shades[:, 0, 0])
+    with pytest.raises(ConfigError, match=r"preprocessing .*--mean.*folded\.onnx states its own; leave it out"):
+        load_model(folded, device="cpu", preprocessing=other)
+    assert np.array_equal(load_model(folded, device="cpu")(shades, flip=True)[:, 1], shades[:, 0, 0])
 
 
 def test_external_data_belongs_to_the_digest(tmp_path):
@@ -87,7 +85,7 @@ def test_external_data_belongs_to_the_digest(tmp_path):
     path, digests = external(tmp_path, "external.onnx.data"), set()
     for weights in (np.eye(3), 2 * np.eye(3)):
         (tmp_path / "models" / "external.onnx.data").write_bytes(weights.astype(np.float32).tobytes())
-        digests.add(open_embedder(path, device="cpu").weights_sha256)
+        digests.add(load_model(path, device="cpu").weights_sha256)
     assert len(digests) == 2
 
 

@@ -15,10 +15,12 @@ import pytest
 
 from facebones.cli.main import main
 from facebones.data.pair_bins import read_pairs, write_pairs
-from facebones.data.recordio import Header, RecordWriter, pack
+from facebones.data.record_writer import RecordWriter
+from facebones.data.recordio import Header, pack
 from facebones.datatools.convert import convert
 from facebones.errors import ConfigError, DataError
-from facebones.evaluation import pairs as evaluation
+from facebones.evaluation import pairs
+from facebones.evaluation import run as evaluation
 from facebones.system.files import atomic_write
 from facebones.training.run import train
 
@@ -37,14 +39,14 @@ def run(tiny_recipe, tmp_path):
 @pytest.fixture
 def no_work(monkeypatch):
     """Fails where a command begins its work."""
-    for name in ("open_models", "read_pair_set"):
-        monkeypatch.setattr(evaluation, name, lambda *_: pytest.fail("the work has begun"))
+    for module, name in ((evaluation, "open_models"), (pairs, "read_pairs")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("the work has begun"))
     monkeypatch.setattr("facebones.datatools.inspect._open", lambda _: pytest.fail("the work has begun"))
 
 
 def test_an_evaluation_never_overwrites_a_run(run, small_data):
     before = files_below(run)
-    words = ["evaluate", "pairs", "--checkpoint", run, "--data", small_data, "--device", "cpu", "--output", run]
+    words = ["evaluate", "pairs", "--model", run, "--data", small_data, "--device", "cpu", "--output", run]
     for _ in range(2):  # an earlier evaluation's output may be replaced
         assert main([str(word) for word in words]) == 0
     assert files_below(run).items() >= before.items()
@@ -75,7 +77,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path, small_dat
     reason = make_unfit(output, kind, monkeypatch)
     before = sorted(tmp_path.rglob("*"))
     words = {
-        "evaluate": ["evaluate", "pairs", "--checkpoint", "x", "--data", small_data, "--output", output],
+        "evaluate": ["evaluate", "pairs", "--model", "x", "--data", small_data, "--output", output],
         "inspect": ["data", "inspect", small_data, "--output", output / "sheet.png"],
     }[command]
     assert main([str(word) for word in words]) == 2
@@ -93,12 +95,12 @@ def test_a_contact_sheet_does_not_overwrite_data(small_data, capsys):
 
 
 def test_a_bad_set_among_several_is_found_before_the_first_is_embedded(small_data, tmp_path, monkeypatch):
-    pairs = read_pairs(small_data / "tiny.bin")
-    write_pairs(tmp_path / "few.bin", pairs.images[:18], pairs.is_same[:9])
-    monkeypatch.setattr(evaluation, "open_models", lambda *_: pytest.fail("the work has begun"))
-    sets = [small_data / "tiny.bin", tmp_path / "few.bin"]
+    tiny = read_pairs(small_data / "tiny.bin")
+    write_pairs(tmp_path / "few.bin", tiny.images[:18], tiny.is_same[:9])
+    monkeypatch.setattr(evaluation, "open_models", lambda *_, **__: pytest.fail("the work has begun"))
+    sets = pairs.pair_protocols([small_data / "tiny.bin", tmp_path / "few.bin"])
     with pytest.raises(DataError) as error:
-        evaluation.evaluate_pairs(evaluation.PairsWork(checkpoints={"model": tmp_path}, data=sets, device="cpu"))
+        evaluation.run_protocols({"model": tmp_path}, sets, device="cpu")
     mend = "give a set of 10 pairs or more, or leave this one out"
     assert str(error.value) == f"{tmp_path}/few.bin: 9 pairs cannot fill the 10 folds of the protocol; {mend}"
 
@@ -112,7 +114,7 @@ def test_names_that_are_no_unicode(small_data, tiny_recipe, tmp_path, capsys):
     shutil.copytree(small_data, data)
     train(tiny_recipe(**{"training.epochs": 1, "data.path": str(data)}), run, "cpu")
     assert json.loads((run / "model.json").read_text())["training_data"] == "d\udcff"
-    words = ["evaluate", "pairs", "--checkpoint", run, "--data", data, "--output", output, "--device", "cpu"]
+    words = ["evaluate", "pairs", "--model", run, "--data", data, "--output", output, "--device", "cpu"]
     assert main([str(word) for word in words]) == 0
     assert r"r\udcff/model.safetensors" in capsys.readouterr().out
     (model,) = json.loads((output / "pairs.json").read_text())["models"].values()
@@ -173,7 +175,7 @@ def test_a_signal_while_drawing_leaves_no_process_and_no_folder(tmp_path, number
     if number != signal.SIGKILL:
         assert drawing.returncode == 128 + number
         assert errors.splitlines()[-1] == (
-            f"facebones: stopped by {number.name}; nothing is left half-done; begin again with the same command"
+            f"facebones: stopped by {number.name}; no partial output is left; run the same command again"
         )
         assert "Traceback" not in errors
         assert list(tmp_path.iterdir()) == []
@@ -235,7 +237,7 @@ def test_a_stopped_conversion_to_a_folder_says_how_to_go_on(small_data, tmp_path
     assert main(["data", "convert", str(small_data), str(target)]) == 128 + number
     line = capsys.readouterr().err.splitlines()[-1]
     command = f"facebones data convert {small_data} '{target}' --resume"
-    assert line == f"facebones: stopped by {number.name}; go on with: {command}"
+    assert line == f"facebones: stopped by {number.name}; continue with: {command}"
     monkeypatch.undo()
     assert main(["data", "convert", str(small_data), str(target), "--resume"]) == 0
     assert "10 of them kept" in capsys.readouterr().out
@@ -247,11 +249,7 @@ def test_a_stopped_conversion_to_records_leaves_nothing(small_data, tmp_path, ca
     convert(small_data, tmp_path / "images")
     stopped(9, signal.SIGTERM)
     assert main(["data", "convert", str(tmp_path / "images"), str(tmp_path / target)]) == 143
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .endswith("nothing is left half-done; begin again with the same command")
-    )
+    assert capsys.readouterr().err.splitlines()[-1].endswith("no partial output is left; run the same command again")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 

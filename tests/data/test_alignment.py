@@ -17,8 +17,7 @@ from facebones.data.folders import open_training_set
 from facebones.data.images import decode
 from facebones.datatools import align_folder as alignment
 from facebones.datatools.align_folder import MISSING, Encoding, align_folder
-from facebones.datatools.detector import FaceDetector, quiet_opencv
-from facebones.datatools.landmarks import LandmarkTable
+from facebones.datatools.landmarks import FaceDetector, LandmarkTable, quiet_opencv
 from facebones.datatools.partial_folder import record_name
 from facebones.errors import CheckpointError, ConfigError, DataError, RunError
 from facebones.synthetic.dataset import Shot, draw_shot

@@ -13,7 +13,8 @@ import pytest
 from facebones.cli.main import main
 from facebones.data.folders import open_training_set
 from facebones.data.pair_bins import read_pairs, write_pairs
-from facebones.data.recordio import MAGIC_BYTES, Header, RecordFile, RecordWriter, pack
+from facebones.data.record_writer import RecordWriter
+from facebones.data.recordio import MAGIC_BYTES, Header, RecordFile, pack
 from facebones.datatools import convert as conversion
 from facebones.datatools.convert import HEADERS_FOLDER, convert
 from facebones.datatools.partial_folder import record_name

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from facebones.data.folders import ImageFolder, RecordSet, find_pair_set, open_training_set, pair_sets
-from facebones.data.recordio import Header, RecordWriter, pack
+from facebones.data.record_writer import RecordWriter
+from facebones.data.recordio import Header, pack
 from facebones.errors import DataError
 
 FACES = Path(__file__).parents[3] / "shared" / "faces" / "celeba_cfp"

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from facebones.data import images
-from facebones.data.image_headers import image_size
-from facebones.data.images import decode
+from facebones.data.images import claimed_pixels, decode, image_size
 from facebones.errors import DataError
 
 FORMS = {
@@ -90,7 +89,6 @@ def test_a_jpeg_whose_size_others_might_read_elsewhere_has_none(hidden):
 
 
 def test_what_opencv_does_not_bound_is_bounded_here(monkeypatch):
-    monkeypatch.setattr(images, "OPENCV_KEEPS_LIMIT", False)
     monkeypatch.setattr(images, "MOST_PIXELS", 40 * 50)
     for form in FORMS:
         assert decode(encode(form, 40, 50), "x").shape == (40, 50, 3)
@@ -118,3 +116,64 @@ for name in ("png", "jpeg"):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "(8, 8, 3)\npng is refused\njpeg is refused\n"
+
+
+@pytest.mark.parametrize("stray", [b"\x00\x11", b"\xff\xd0", b"\xff\x01", b"\xff\x00"])
+def test_a_jpeg_with_stray_bytes_between_its_segments_is_decoded_unless_it_could_be_huge(stray):
+    content = encode("jpeg", 40, 50)
+    behind_jfif = 20
+    odd = content[:behind_jfif] + stray + content[behind_jfif:]
+    assert image_size(odd) is None
+    assert np.array_equal(decode(odd, "odd"), decode(content, "sound"))
+    huge = huge_jpeg()
+    huge = huge[:behind_jfif] + stray + huge[behind_jfif:]
+    assert claimed_pixels(huge) == 9000 * 9000
+    with pytest.raises(DataError, match="huge: no readable image"):
+        decode(huge, "huge")
+
+
+@pytest.mark.parametrize("ending", [".tiff", ".ppm", ".jp2", ".gif", ".hdr"])
+def test_a_format_whose_header_is_not_read_here_is_refused(ending):
+    if not cv2.haveImageWriter(f"x{ending}"):
+        pytest.skip(f"this OpenCV writes no {ending}")
+    dtype = np.float32 if ending == ".hdr" else np.uint8
+    encoded = cv2.imencode(ending, np.zeros((64, 64, 3), dtype))[1].tobytes()
+    with pytest.raises(DataError, match="x: no readable image"):
+        decode(encoded, "x")
+
+
+def test_nothing_of_the_users_process_is_set(small_data, tmp_path):
+    """Neither the environment nor OpenCV's threads, whatever is imported, decoded, embedded or trained on."""
+    (tmp_path / "a.png").write_bytes(encode("png", 200, 300))
+    code = f"""
+import os, cv2
+from pathlib import Path
+before = dict(os.environ)
+cv2.setNumThreads(3)
+from facebones.data.folders import open_training_set
+from facebones.data.image_sources import EncodedImages, read_batches
+from facebones.data.images import decode
+from facebones.data.loader import training_batches
+from facebones.data.order import EpochOrder
+from facebones.datatools.inspect import inspect_data
+decode(Path("a.png").read_bytes(), "a.png", 112)
+assert cv2.getNumThreads() == 3
+data = open_training_set({str(small_data)!r})
+images = EncodedImages("faces", [data.read(index)[0] for index in range(9)])
+first, second = (read_batches(images, 0, 2, 112, 2) for _ in range(2))
+next(first), next(second)
+assert cv2.getNumThreads() == 1
+first.close()
+assert cv2.getNumThreads() == 1, "the other one still reads"
+assert sum(map(len, second)) == 7 and cv2.getNumThreads() == 3
+inspect_data(Path({str(small_data)!r}))
+for workers in (0, 2):
+    order = EpochOrder(data, batch_size=6, batches_per_epoch=4, first=0, last=2, seed=0)
+    list(training_batches(order, workers=workers))
+assert cv2.getNumThreads() == 3
+assert dict(os.environ) == before, set(os.environ) ^ set(before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENCV")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

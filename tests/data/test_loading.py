@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from facebones.data import loader as loading
-from facebones.data.batch_memory import BatchMemory
 from facebones.data.folders import open_training_set
 from facebones.data.images import decode
-from facebones.data.loader import training_batches
+from facebones.data.loader import BatchMemory, training_batches
 from facebones.data.order import EpochOrder
 from facebones.errors import DataError, RunError
 
@@ -58,10 +57,9 @@ def test_workers_start_after_opencv_has_been_busy_in_this_process(small_data):
     code = f"""
 import numpy as np
 from facebones.data import loader as loading
-from facebones.data.batch_memory import BatchMemory
 from facebones.data.folders import open_training_set
 from facebones.data.images import decode
-from facebones.data.loader import training_batches
+from facebones.data.loader import BatchMemory, training_batches
 from facebones.data.order import EpochOrder
 import cv2
 cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 9)

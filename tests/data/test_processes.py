@@ -42,7 +42,7 @@ def test_an_error_is_raised_after_the_results_before_it():
 
 
 def test_a_dead_process_is_named_at_once():
-    with pytest.raises(RunError, match="has died"):
+    with pytest.raises(RunError, match="child process died"):
         list(map_forked(die_at_seven, range(20), 2))
 
 

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from facebones.data import record_writer
 from facebones.data import recordio as module
-from facebones.data.recordio import MAGIC, MAGIC_BYTES, Header, RecordFile, RecordWriter, cut, pack, split, unpack
+from facebones.data.record_writer import RecordWriter, cut
+from facebones.data.recordio import MAGIC, MAGIC_BYTES, Header, RecordFile, pack, split, unpack
 from facebones.errors import DataError, FaceBonesError, RunError
 
 FACES = Path(__file__).parents[3] / "shared" / "faces" / "celeba_cfp"
@@ -33,9 +35,9 @@ def images(count: int) -> dict[int, bytes]:
 
 
 @same_folder
-@given(st.lists(payloads, min_size=1, max_size=5), st.sampled_from([1, 30, module.WRITE_BYTES]))
+@given(st.lists(payloads, min_size=1, max_size=5), st.sampled_from([1, 30, record_writer.WRITE_BYTES]))
 def test_any_payload_is_read_back(tmp_path, payloads, write_bytes):
-    with patch.object(module, "WRITE_BYTES", write_bytes):
+    with patch.object(record_writer, "WRITE_BYTES", write_bytes):
         path = write(tmp_path / "a.rec", dict(enumerate(payloads)))
     file = RecordFile(path)
     assert [file.read(position) for position in range(len(file))] == payloads

@@ -20,7 +20,7 @@ from facebones.data.preprocessing import Preprocessing
 from facebones.errors import ConfigError, DataError, RunError
 from facebones.evaluation import feature_store as feature_files
 from facebones.evaluation.embed import ImageEmbeddings, embed, flip_sum_normalised, mean_norm
-from facebones.evaluation.embedder import Embedder, open_embedder
+from facebones.evaluation.models import Model, load_model
 
 CPU = torch.device("cpu")
 SIZE, IMAGES = 16, 22
@@ -48,7 +48,7 @@ class Linear(nn.Module):
 
 def model(seed=0, network=None, **options):
     options = {"weights_sha256": f"weights {seed}", **options}
-    return Embedder(network=network or Linear(seed), device=CPU, **options)
+    return Model(network=network or Linear(seed), device=CPU, **options)
 
 
 def run(models, source, folder=None, **options):
@@ -397,7 +397,7 @@ def test_photos_outside_of_the_folder_are_refused(crops, file):
 def test_landmarks_that_say_nothing_are_found_before_the_reading(crops, value):
     folder, files, landmarks = crops
     landmarks[3] = value
-    with pytest.raises(DataError, match=r"loose_crop/3\.png: its landmarks are (not finite|all in one place); mend"):
+    with pytest.raises(DataError, match=r"loose_crop/3\.png: its landmarks are (not finite|all in one place); correct"):
         LooseCrops("photos", folder, files, landmarks)
     with pytest.raises(ValueError, match=r"shape \(4, 5, 2\) for 5 files"):
         LooseCrops("photos", folder, files, landmarks[:4])
@@ -436,7 +436,10 @@ def test_a_run_is_opened_with_the_digest_of_its_weights(tmp_path, tiny_backbone)
         folder = RunFolder(tmp_path / name)
         network = create_backbone(tiny_backbone, 16)
         save_weights(folder, network, {"backbone": tiny_backbone, "embedding_size": 16})
-        opened += [open_embedder(folder.weights, None, "cpu"), open_embedder(tmp_path / name, tiny_backbone, "cpu")]
+        opened += [
+            load_model(folder.weights, device="cpu"),
+            load_model(tmp_path / name, backbone=tiny_backbone, device="cpu"),
+        ]
     assert opened[0].path == tmp_path / "one" / "model.safetensors"
     assert opened[0].weights_sha256 == opened[1].weights_sha256 != opened[2].weights_sha256
     assert len(opened[0].weights_sha256) == 64

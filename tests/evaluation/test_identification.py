@@ -145,7 +145,7 @@ def test_what_cannot_be_measured_says_so(mated, impostors, fpir, reason):
 
 @pytest.mark.parametrize("fpir", [-0.1, 1.1, np.nan])
 def test_a_target_that_is_no_rate_is_refused(fpir):
-    with pytest.raises(ValueError, match="is no rate"):
+    with pytest.raises(ValueError, match="is not a rate"):
         open_set_result(searches(MATED, IMPOSTORS), [fpir])
 
 

@@ -19,7 +19,7 @@ from facebones.evaluation import autotune_runtime as runtime_choice
 from facebones.evaluation import runtimes
 from facebones.evaluation.autotune_runtime import choose, smallest_cosine, with_runtime
 from facebones.evaluation.embed import embed
-from facebones.evaluation.embedder import Embedder
+from facebones.evaluation.models import Model
 from facebones.evaluation.runtimes import AUTO, EAGER, RUNTIMES, Runtime, run_by
 from facebones.run_folder import RunFolder
 
@@ -42,7 +42,7 @@ def faces(small_data):
 
 def opened(network):
     network = network.eval().to(memory_format=torch.channels_last)
-    return Embedder(network=network, device=CPU, channels_last=True, weights_sha256="its weights")
+    return Model(network=network, device=CPU, channels_last=True, weights_sha256="its weights")
 
 
 def needs(name):
@@ -129,16 +129,16 @@ class Refused(Backbone):
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(name, change, error, message, faces):
-    model = Embedder(network=Refused(), device=CPU)
+    model = Model(network=Refused(), device=CPU)
     with pytest.raises(error, match=message) as caught:
-        with_runtime({"a": Embedder(**(vars(model) | change))}, name, [faces], batch_size=BATCH)
+        with_runtime({"a": Model(**(vars(model) | change))}, name, [faces], batch_size=BATCH)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setattr("facebones.onnx.graph.find_spec", lambda name: None if name == "openvino" else name)
     with pytest.raises(ConfigError, match=r"openvino-bf16 needs openvino; pip install 'facebones\[openvino\]'"):
-        run_by(Embedder(network=Refused(), device=CPU), "openvino-bf16", BATCH)
+        run_by(Model(network=Refused(), device=CPU), "openvino-bf16", BATCH)
 
 
 # --- auto
@@ -194,7 +194,7 @@ def images(faces):
 
 
 def take(images, count=100_000):
-    return choose("it", Embedder(network=Slow(), device=CPU), images, BATCH, count)
+    return choose("it", Model(network=Slow(), device=CPU), images, BATCH, count)
 
 
 def test_auto_takes_the_fastest(only, images, capsys):
@@ -281,7 +281,7 @@ def test_broken_cache_is_said_and_ignored(only, images, cache, capsys, edit):
     cache.write_text(edit(json.loads(cache.read_text())))
     capsys.readouterr()
     assert take(images).runtime == "same"
-    assert "not understood, so ignored" in capsys.readouterr().err
+    assert "not understood and" in capsys.readouterr().err
     take(images)  # and was written anew
     assert "not understood" not in capsys.readouterr().err
 
@@ -290,13 +290,13 @@ def test_cache_that_cannot_be_written_stops_nothing(only, images, cache, capsys)
     only(same=fake())
     cache.parent.parent.write_text("a file, where a folder should be")
     assert take(images).runtime == "same"
-    assert "what was measured is not kept" in capsys.readouterr().err
+    assert "the measurement is not saved" in capsys.readouterr().err
 
 
 def test_explicit_runtime_wins_over_what_was_measured(only, images, faces):
     only(same=fake(), wrong=fake(turned))
     assert take(images).runtime == "same"
-    model = {"it": Embedder(network=Slow(), device=CPU)}
+    model = {"it": Model(network=Slow(), device=CPU)}
     for name in (EAGER, "wrong"):
         assert with_runtime(model, name, [faces], batch_size=BATCH)["it"].runtime == name
     assert with_runtime(model, None, [faces], batch_size=BATCH) == model

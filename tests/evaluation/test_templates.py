@@ -12,15 +12,15 @@ from facebones.data.ijb_lists import read_template_set
 from facebones.errors import ConfigError, DataError, UnknownNameError
 from facebones.evaluation import template_scores
 from facebones.evaluation.identification import identify_templates
+from facebones.evaluation.ijb_verification import FAR_TARGETS, evaluate_templates, verify_templates
 from facebones.evaluation.template_scores import (
-    ALL_SETTINGS,
-    USUAL_SETTING,
+    ALL_POOLINGS,
+    USUAL_POOLING,
     PairScorer,
-    PoolingSetting,
-    parse_settings,
+    Pooling,
+    parse_pooling,
     pool_templates,
 )
-from facebones.evaluation.templates import FAR_TARGETS, evaluate_templates, verify_templates
 from facebones.synthetic.dataset import synthesize
 
 ROOT = Path(__file__).parents[2]
@@ -52,29 +52,29 @@ def golden():
 
 
 @pytest.mark.parametrize(("block", "most"), [(2048, 30), (100, 10**9), (7, 0)])
-@pytest.mark.parametrize("setting", ALL_SETTINGS, ids=str)
-def test_agrees_with_the_published_scores(golden, monkeypatch, setting, block, most):
+@pytest.mark.parametrize("pooling", ALL_POOLINGS, ids=str)
+def test_agrees_with_the_published_scores(golden, monkeypatch, pooling, block, most):
     monkeypatch.setattr(template_scores, "BLOCK_IMAGES", block)
     monkeypatch.setattr(template_scores, "MOST_SCORES_A_PAIR", most)
-    pooled = pool_templates(golden["features"], *golden["images"], [setting])
-    scores = PairScorer(*golden["pairs"], len(pooled[setting])).scores(pooled[setting])
+    pooled = pool_templates(golden["features"], *golden["images"], [pooling])
+    scores = PairScorer(*golden["pairs"], len(pooled[pooling])).scores(pooled[pooling])
     assert scores.dtype == np.float32
-    np.testing.assert_allclose(scores, golden[f"scores_{setting}"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scores, golden[f"scores_{pooling}"], rtol=0, atol=1e-6)
 
 
-def test_the_settings_differ_by_more_than_the_tolerance(golden):
-    scores = [golden[f"scores_{setting}"] for setting in ALL_SETTINGS]
+def test_the_poolings_differ_by_more_than_the_tolerance(golden):
+    scores = [golden[f"scores_{pooling}"] for pooling in ALL_POOLINGS]
     differences = [np.abs(one - other).max() for place, one in enumerate(scores) for other in scores[:place]]
     assert min(differences) > 1e-3
 
 
-def test_all_settings_in_one_pass_are_those_of_one_each(golden, tmp_path):
+def test_all_poolings_in_one_pass_are_those_of_one_each(golden, tmp_path):
     np.save(tmp_path / "features.npy", golden["features"])
     features = np.load(tmp_path / "features.npy", mmap_mode="r")
-    pooled = pool_templates(features, *golden["images"], ALL_SETTINGS)
-    assert tuple(pooled) == ALL_SETTINGS
-    for setting, templates in pooled.items():
-        alone = pool_templates(golden["features"], *golden["images"], [setting])[setting]
+    pooled = pool_templates(features, *golden["images"], ALL_POOLINGS)
+    assert tuple(pooled) == ALL_POOLINGS
+    for pooling, templates in pooled.items():
+        alone = pool_templates(golden["features"], *golden["images"], [pooling])[pooling]
         np.testing.assert_allclose(templates, alone, rtol=0, atol=1e-6)
         np.testing.assert_allclose(np.linalg.norm(templates, axis=1), 1, rtol=0, atol=1e-6)
 
@@ -83,16 +83,16 @@ def test_a_medium_that_two_templates_share_is_one_in_each():
     features = np.array([[3, 0], [1, 0], [0, 4], [0, 8]], dtype=np.float32)[:, None].repeat(2, axis=1)
     template = np.array([0, 0, 0, 1], dtype=np.int32)
     medium = np.array([5, 5, 6, 5], dtype=np.int32)
-    pooled = pool_templates(features, template, medium, np.ones(4, np.float32))[USUAL_SETTING]
+    pooled = pool_templates(features, template, medium, np.ones(4, np.float32))[USUAL_POOLING]
     np.testing.assert_allclose(pooled, [[2 / np.sqrt(20), 4 / np.sqrt(20)], [0, 1]], atol=1e-7)
 
 
 def test_the_order_of_the_images_does_not_matter(golden, monkeypatch):
     monkeypatch.setattr(template_scores, "BLOCK_IMAGES", 64)
     order = np.random.default_rng(0).permutation(len(golden["features"]))
-    plain = pool_templates(golden["features"], *golden["images"])[USUAL_SETTING]
+    plain = pool_templates(golden["features"], *golden["images"])[USUAL_POOLING]
     shuffled = pool_templates(golden["features"][order], *(column[order] for column in golden["images"]))
-    np.testing.assert_allclose(shuffled[USUAL_SETTING], plain, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(shuffled[USUAL_POOLING], plain, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("most", [0, 30, 10**9])
@@ -112,14 +112,14 @@ def test_scores_are_dot_products(monkeypatch, templates, ordered, most):
     np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("setting", ALL_SETTINGS, ids=str)
+@pytest.mark.parametrize("pooling", ALL_POOLINGS, ids=str)
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
-def test_a_template_without_direction_is_named(setting, value):
+def test_a_template_without_direction_is_named(pooling, value):
     features = np.ones((3, 2, 4), dtype=np.float32)
     features[1] = value
     images = (np.arange(3, dtype=np.int32), np.arange(3, dtype=np.int32), np.ones(3, np.float32))
-    with pytest.raises(DataError, match=rf"^faces, setting {setting}: template 70 has length (0|nan|inf)") as caught:
-        pool_templates(features, *images, [setting], template_ids=[60, 70, 80], name="faces")
+    with pytest.raises(DataError, match=rf"^faces, pooling {pooling}: template 70 has length (0|nan|inf)") as caught:
+        pool_templates(features, *images, [pooling], template_ids=[60, 70, 80], name="faces")
     assert "\n" not in str(caught.value)
 
 
@@ -136,16 +136,16 @@ def test_features_that_do_not_fit_are_refused(shape):
         pool_templates(np.ones(shape, np.float32), *images)
 
 
-def test_names_of_settings():
-    assert [str(setting) for setting in ALL_SETTINGS] == [f"N{n}D{d}F{f}" for n in "01" for d in "01" for f in "01"]
-    assert str(USUAL_SETTING) == "N1D1F1"
-    assert parse_settings("all") == ALL_SETTINGS
-    assert parse_settings("N0D1F0") == (PoolingSetting(keep_norm=False, detector_score=True, flip=False),)
-    assert list(map(str, parse_settings(" N1D1F1, N0D0F0,N1D1F1"))) == ["N1D1F1", "N0D0F0"]
-    with pytest.raises(UnknownNameError, match="unknown setting 'N1D1F2'; did you mean 'N1D1F1'"):
-        parse_settings("N1D1F2")
+def test_names_of_poolings():
+    assert [str(pooling) for pooling in ALL_POOLINGS] == [f"N{n}D{d}F{f}" for n in "01" for d in "01" for f in "01"]
+    assert str(USUAL_POOLING) == "N1D1F1"
+    assert parse_pooling("all") == ALL_POOLINGS
+    assert parse_pooling("N0D1F0") == (Pooling(keep_norm=False, detector_score=True, flip=False),)
+    assert list(map(str, parse_pooling(" N1D1F1, N0D0F0,N1D1F1"))) == ["N1D1F1", "N0D0F0"]
+    with pytest.raises(UnknownNameError, match="unknown pooling 'N1D1F2'; did you mean 'N1D1F1'"):
+        parse_pooling("N1D1F2")
     with pytest.raises(ConfigError, match="names nothing"):
-        parse_settings(" , ")
+        parse_pooling(" , ")
 
 
 def published_table(scores, is_same):
@@ -158,7 +158,7 @@ def published_table(scores, is_same):
 
 @pytest.mark.parametrize("decimals", [1, 3, 9])
 @pytest.mark.parametrize("genuine", [3, 500])
-def test_figures_agree_with_scikit_learn(genuine, decimals):
+def test_metrics_agree_with_scikit_learn(genuine, decimals):
     random = np.random.default_rng(genuine)
     is_same = np.arange(20_000) < genuine
     scores = np.round(random.normal(0.0, 0.2, is_same.size) + 0.5 * is_same, decimals).astype(np.float32)
@@ -210,7 +210,7 @@ def test_the_benchmarks_plain_loops_agree(tmp_path):
     subject, template_set = benchmark.made_up_set(0.02)
     benchmark.write_features(tmp_path / "features.npy", template_set, subject)
     features = np.load(tmp_path / "features.npy", mmap_mode="r")
-    result = evaluate_templates(template_set, features)[USUAL_SETTING]
+    result = evaluate_templates(template_set, features)[USUAL_POOLING]
     _, rates, area = benchmark.plain_loops(template_set, features)
     benchmark.check_same_answers(result, rates, area)
     assert 0.05 < result.rates[-1].strict < 0.95
@@ -229,15 +229,15 @@ def noisy_features(template_set, seed=0):
 def test_real_lists_from_end_to_end(real_faces):
     template_set = read_template_set(real_faces / "ijb_lfw")
     features = noisy_features(template_set)
-    results = evaluate_templates(template_set, features, ALL_SETTINGS)
-    assert tuple(results) == ALL_SETTINGS
+    results = evaluate_templates(template_set, features, ALL_POOLINGS)
+    assert tuple(results) == ALL_POOLINGS
     assert all(0.9 < result.auc < 1 for result in results.values())
     pooled = pool_templates(
         features,
         template_set.template_of_image,
         template_set.medium_of_image,
         template_set.detector_score,
-    )[USUAL_SETTING]
+    )[USUAL_POOLING]
     found = identify_templates(template_set, pooled)
     assert (found.probes, found.searched, found.closed_set.subjects) == (169, 169, 120)
     assert 0.5 < found.rank_rates[1] <= found.rank_rates[5] <= found.rank_rates[10] <= 1
@@ -247,7 +247,7 @@ def test_a_synthetic_set_is_read_and_evaluated(tmp_path):
     synthesize(tmp_path / "set", identities=2, images_per_identity=1, pairs=20, template_subjects=3, seed=1, workers=1)
     template_set = read_template_set(tmp_path / "set" / "ijb")
     features = noisy_features(template_set)
-    result = evaluate_templates(template_set, features)[USUAL_SETTING]
+    result = evaluate_templates(template_set, features)[USUAL_POOLING]
     assert result.pairs == template_set.is_same.size
     assert template_set.identities().min() > 0
     assert all((template_set.image_folder / name).is_file() for name in template_set.image_names)

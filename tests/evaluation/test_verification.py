@@ -19,7 +19,7 @@ from facebones.data.preprocessing import Preprocessing
 from facebones.errors import DataError
 from facebones.evaluation import verification
 from facebones.evaluation.embed import embed
-from facebones.evaluation.embedder import Embedder, open_embedder
+from facebones.evaluation.models import Model, load_model
 from facebones.evaluation.verification import evaluate_pair_set, verify_features, verify_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -236,7 +236,7 @@ def test_a_pair_set_that_cannot_be_verified_fails_before_anything_is_embedded():
 def test_features_of_a_pass_are_verified_as_the_pair_set_is(flip):
     pair_set, options = made_up_pair_set(), {"batch_size": 7, "flip": flip}
     alone = evaluate_pair_set(Flatten(), pair_set, device=torch.device("cpu"), **options)
-    models = {"flatten": Embedder(network=Flatten(), device=torch.device("cpu"))}
+    models = {"flatten": Model(network=Flatten(), device=torch.device("cpu"))}
     features = embed(models, EncodedImages(pair_set.name, pair_set.images), **options)["flatten"]
     assert features.shape[:2] == (40, 1 + flip)
     assert verify_features(features, pair_set).to_json() == alone.to_json()
@@ -250,7 +250,7 @@ def test_a_recogniser_trained_elsewhere_gets_its_known_accuracy_on_lfw():
     if not (model.is_file() and pairs.is_file()):
         pytest.skip(f"needs {model} and {pairs}")
     pair_set = read_pairs(pairs)
-    models = {"mobile": open_embedder(model, device="cpu", preprocessing=Preprocessing(mean=127.5, scale=128))}
+    models = {"mobile": load_model(model, device="cpu", preprocessing=Preprocessing(mean=127.5, scale=128))}
     source = EncodedImages(pair_set.name, pair_set.images)
     features = embed(models, source, batch_size=64, flip=False)["mobile"]
     result = verify_features(features, pair_set).verification

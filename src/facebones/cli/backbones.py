@@ -1,4 +1,4 @@
-"""Commands about the networks themselves: what there is, what it costs, and on to other runtimes."""
+"""Commands about networks: list them, measure their cost, export them."""
 
 import argparse
 import json
@@ -8,9 +8,9 @@ from typing import Any
 from facebones.cli.options import (
     Arguments,
     Command,
-    checkpoint_option,
     device_option,
     json_option,
+    model_option,
     not_negative,
     positive,
     positive_seconds,
@@ -20,8 +20,10 @@ from facebones.errors import ConfigError, UnknownNameError
 
 def _backbones_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help='shell pattern, such as "mobile*"')
-    parser.add_argument("--markdown", action="store_true", help="print docs/backbones.md: all, and the study's table")
-    parser.add_argument("--catalogue", action="store_true", help="count all anew and print what this command reads")
+    parser.add_argument("--markdown", action="store_true", help="print docs/backbones.md")
+    parser.add_argument(
+        "--catalogue", action="store_true", help="count every backbone and print the catalogue that this command reads"
+    )
     json_option(parser)
 
 
@@ -54,7 +56,7 @@ def _whole_file(arguments: Arguments) -> str:
 
 
 def _describe(pattern: str) -> list[dict[str, Any]]:
-    """Count timm's models; our own do not change, and to read what is known of them takes no torch."""
+    """Count timm's models now; read our own from the catalogue, which takes no torch."""
     if pattern.startswith("timm:"):
         from facebones.profiling.cost import describe_backbones
 
@@ -84,7 +86,7 @@ def _describe_plugins(pattern: str) -> list[dict[str, Any]]:
 def _backbone_cells(row: dict[str, Any]) -> tuple[str, ...]:
     also_called = ", ".join(row["aliases"])
     if row["problem"]:
-        return row["name"], "-", "-", "-", also_called, f"{row['summary']}; not here: {row['problem']}"
+        return row["name"], "-", "-", "-", also_called, f"{row['summary']}; not available: {row['problem']}"
     unused, macs = row["unused_parameters"], f"{row['macs'] / 1e6:,.1f} M"
     return row["name"], f"{row['parameters']:,}", f"{unused:,}", macs, also_called, row["summary"]
 
@@ -95,16 +97,22 @@ def _profile_options(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=["*"],
         metavar="NAME",
-        help="a backbone, an alias, a shell pattern, a run, a file of weights, an ONNX file [all backbones]",
+        help="backbones, aliases, shell patterns, runs, weights or ONNX files [all backbones]",
     )
-    parser.add_argument("--backbone", metavar="NAME", help="the backbone, where a file of weights does not say it")
+    parser.add_argument("--backbone", metavar="NAME", help="the backbone, if a file does not name it")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write profile.json, .csv, .png and .pdf here")
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="for images/s and memory [32]")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of the CPU [what torch takes]")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="by autocast [fp32]")
-    parser.add_argument("--channels-last", action="store_true", help="lay images and weights out as (B, H, W, C)")
     parser.add_argument(
-        "--seconds", type=positive_seconds, default=2.0, metavar="S", help="least time a figure of a network [2]"
+        "--batch-size",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="images per forward pass, for images/s and memory [32]",
+    )
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads [torch's default]")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="of autocast [fp32]")
+    parser.add_argument("--channels-last", action="store_true", help="memory layout (B, H, W, C)")
+    parser.add_argument(
+        "--seconds", type=positive_seconds, default=2.0, metavar="S", help="least time per measurement [2]"
     )
     device_option(parser)
     json_option(parser)
@@ -135,37 +143,35 @@ def _profile(arguments: Arguments) -> None:
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
-    checkpoint_option(parser, "a run, or a file of weights")
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="FILE.onnx", help="what to write; refused where it exists"
-    )
-    parser.add_argument("--backbone", metavar="NAME", help="the backbone, where the file does not say it")
+    model_option(parser)
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.onnx", help="file to write; must not exist")
+    parser.add_argument("--backbone", metavar="NAME", help="the backbone, if the file does not name it")
     parser.add_argument(
         "--fold-preprocessing",
         action="store_true",
-        help="take pixels, uint8 (B, 112, 112, 3), and scale them inside",
+        help="the model takes pixels, uint8 (B, 112, 112, 3), and scales them itself",
     )
-    parser.add_argument("--int8", action="store_true", help="quantise to 8 bits, by images of --calibration")
+    parser.add_argument("--int8", action="store_true", help="quantise to 8 bits, calibrated on images of --calibration")
     parser.add_argument("--calibration", type=Path, metavar="DATA", help="a training set, or a .bin, for --int8")
-    parser.add_argument("--calibration-images", type=positive, metavar="N", help="images drawn from it [256]")
-    parser.add_argument("--seed", type=not_negative, metavar="N", help="seed of the drawing [0]")
+    parser.add_argument("--calibration-images", type=positive, metavar="N", help="images sampled from it [256]")
+    parser.add_argument("--seed", type=not_negative, metavar="N", help="seed of the sample [0]")
     parser.add_argument(
         "--data",
         nargs="+",
         type=Path,
         default=[],
         metavar="SET.bin",
-        help="pair sets, or a folder: compare with torch on their faces too; with --int8, accuracy before and after",
+        help="pair sets or a folder: also compare with torch on their faces; with --int8, accuracy before and after",
     )
     json_option(parser)
 
 
 def _export(arguments: Arguments) -> None:
     if arguments.int8 != (arguments.calibration is not None):
-        raise ConfigError("--int8 and --calibration DATA go together: the images say how large the activations get")
-    drawing = {"images": arguments.calibration_images, "seed": arguments.seed}
-    drawing = {key: value for key, value in drawing.items() if value is not None}
-    if drawing and not arguments.int8:
+        raise ConfigError("--int8 and --calibration DATA go together: the images give the range of the activations")
+    sample = {"images": arguments.calibration_images, "seed": arguments.seed}
+    sample = {key: value for key, value in sample.items() if value is not None}
+    if sample and not arguments.int8:
         raise ConfigError("--calibration-images and --seed are for --int8")
 
     from facebones.exporting import export
@@ -174,11 +180,11 @@ def _export(arguments: Arguments) -> None:
     from facebones.reporting.cost_tables import export_lines, export_table
 
     result = export(
-        arguments.checkpoint,
+        arguments.model,
         arguments.output,
         backbone=arguments.backbone,
         fold_preprocessing=arguments.fold_preprocessing,
-        calibration=Calibration(arguments.calibration, **drawing) if arguments.int8 else None,
+        calibration=Calibration(arguments.calibration, **sample) if arguments.int8 else None,
         data=arguments.data,
     )
     if arguments.json:
@@ -194,14 +200,14 @@ COMMANDS = {
         "list the backbones with their cost", 'facebones backbones "mobile*"', _backbones_options, _backbones
     ),
     "profile": Command(
-        "count and measure what networks cost: parameters, FLOPs, latency, throughput, memory",
+        "measure the cost of networks: parameters, FLOPs, latency, throughput, memory",
         'facebones profile mobilefacenet_wide "mixfacenet*" runs/mbf --output profile',
         _profile_options,
         _profile,
     ),
     "export": Command(
-        "write a trained backbone as an ONNX file, in fp32 or 8 bits, after comparing it with torch",
-        "facebones export --checkpoint runs/mbf --output mbf.onnx --data lfw.bin",
+        "export a trained backbone to ONNX, in fp32 or int8, checked against torch",
+        "facebones export --model runs/mbf --output mbf.onnx --data lfw.bin",
         _export_options,
         _export,
     ),

@@ -1,4 +1,4 @@
-"""Commands that look into data, convert it and make some."""
+"""Commands that inspect, align, convert, sample and synthesize data."""
 
 import argparse
 import json
@@ -26,13 +26,13 @@ def _inspect(arguments: Arguments) -> None:
 
 
 def _align_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", type=Path, help="folder of photos, as a rule SRC/<person>/*.jpg")
-    parser.add_argument("destination", metavar="DST", type=Path, help="folder of 112x112 faces, made here")
+    parser.add_argument("source", metavar="SRC", type=Path, help="folder of photos, usually SRC/<person>/*.jpg")
+    parser.add_argument("destination", metavar="DST", type=Path, help="folder of 112x112 faces to create")
     parser.add_argument(
         "--landmarks",
         type=Path,
         metavar="FILE.csv",
-        help="rows path,x1,y1,x2,y2,... of 5 or 68 points: paths inside SRC, pixels of the image as it is displayed",
+        help="rows path,x1,y1,x2,y2,... of 5 or 68 points: paths inside SRC, pixels of the displayed image",
     )
     parser.add_argument(
         "--detector",
@@ -40,15 +40,15 @@ def _align_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.onnx",
         help="or YuNet: face_detection_yunet_2023mar.onnx of OpenCV's model zoo, github.com/opencv/opencv_zoo",
     )
-    parser.add_argument("--confidence", type=share, metavar="P", help="least score of a face, for --detector [0.6]")
+    parser.add_argument("--confidence", type=share, metavar="P", help="with --detector: least score of a face [0.6]")
     parser.add_argument(
-        "--face", choices=("largest", "central"), help="which of several faces, for --detector [largest]"
+        "--face", choices=("largest", "central"), help="with --detector: which of several faces [largest]"
     )
-    parser.add_argument("--format", default="jpg", choices=("jpg", "png"), help="how faces are stored [jpg]")
-    parser.add_argument("--quality", type=positive, metavar="N", help="of JPEG, up to 100 [95]")
+    parser.add_argument("--format", default="jpg", choices=("jpg", "png"), help="encoding of the faces [jpg]")
+    parser.add_argument("--quality", type=positive, metavar="N", help="JPEG quality, up to 100 [95]")
     parser.add_argument("--output", type=Path, metavar="PNG", help="write a contact sheet here")
-    parser.add_argument("--workers", type=positive, metavar="N", help="threads [one for each core]")
-    parser.add_argument("--resume", action="store_true", help="go on with an alignment that was broken off")
+    parser.add_argument("--workers", type=positive, metavar="N", help="threads [one per core]")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted alignment")
     json_option(parser)
 
 
@@ -62,8 +62,7 @@ def _align(arguments: Arguments) -> None:
         raise ConfigError("--quality is for --format jpg; PNG loses nothing")
 
     from facebones.datatools.align_folder import Encoding, align_folder
-    from facebones.datatools.detector import FaceDetector
-    from facebones.datatools.landmarks import LandmarkTable
+    from facebones.datatools.landmarks import FaceDetector, LandmarkTable
 
     encoding = Encoding(format=arguments.format, **_given(arguments, "quality"))
     done = align_folder(
@@ -79,30 +78,32 @@ def _align(arguments: Arguments) -> None:
 
 
 def _given(arguments: Arguments, *names: str) -> dict[str, Any]:
-    """The options that stand on the command line."""
+    """The options that are on the command line."""
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
 def _pairs_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", type=Path, help="folder SRC/<person>/*.jpg of people not trained on")
+    parser.add_argument(
+        "source", metavar="SRC", type=Path, help="folder SRC/<person>/*.jpg of people who are not in the training set"
+    )
     parser.add_argument("destination", metavar="LIST.txt", type=Path, help="the pair list to write")
     parser.add_argument("--pairs", type=positive, default=600, metavar="N", help="a multiple of 20 [600]")
-    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="seed of the drawing [0]")
+    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="seed of the sampling [0]")
 
 
 def _pairs(arguments: Arguments) -> None:
-    from facebones.datatools.sample_pairs import write_drawn_pairs
+    from facebones.datatools.sample_pairs import write_sampled_pairs
 
-    print(write_drawn_pairs(arguments.source, arguments.destination, pairs=arguments.pairs, seed=arguments.seed))
+    print(write_sampled_pairs(arguments.source, arguments.destination, pairs=arguments.pairs, seed=arguments.seed))
 
 
 def _convert_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="SRC", type=Path, help="train.rec or its folder, an image folder, a .bin, a pair list"
     )
-    parser.add_argument("destination", metavar="DST", type=Path, help="what to make: a folder, a .rec or a .bin")
+    parser.add_argument("destination", metavar="DST", type=Path, help="the folder, .rec or .bin to create")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of a pair list's images [its own]")
-    parser.add_argument("--resume", action="store_true", help="go on with a conversion that was broken off")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted conversion")
 
 
 def _convert(arguments: Arguments) -> None:
@@ -112,9 +113,9 @@ def _convert(arguments: Arguments) -> None:
 
 
 def _synthesize_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("destination", metavar="DST", type=Path, help="folder, made here")
+    parser.add_argument("destination", metavar="DST", type=Path, help="folder to create")
     parser.add_argument("--identities", type=whole, default=200, metavar="N", help="people to train on [200]")
-    parser.add_argument("--images-per-identity", type=whole, default=20, metavar="N", help="images of each [20]")
+    parser.add_argument("--images-per-identity", type=whole, default=20, metavar="N", help="images per person [20]")
     parser.add_argument("--pairs", type=whole, default=1000, metavar="N", help="pairs of each verification set [1000]")
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of everything [0]")
 
@@ -134,25 +135,27 @@ def _synthesize(arguments: Arguments) -> None:
 
 COMMANDS = {
     "data inspect": Command(
-        "count, check and show what a data set holds",
+        "count, check and show the images of a data set",
         "facebones data inspect faces_vgg_112x112 --output sheet.png",
         _inspect_options,
         _inspect,
     ),
     "data align": Command(
-        "find faces in photos, or take landmarks, and bring each to 112x112 as ArcFace wants it",
+        "find faces in photos, or read their landmarks, and align them to 112x112 as ArcFace expects",
         "facebones data align photos faces --detector face_detection_yunet_2023mar.onnx --output sheet.png",
         _align_options,
         _align,
+        takes_plugins=False,
     ),
     "data pairs": Command(
-        "draw a list of verification pairs from a folder of people, in ten folds without a common person",
+        "sample verification pairs from a folder of people, in ten folds without a common person",
         "facebones data pairs faces/test pairs.txt --pairs 600",
         _pairs_options,
         _pairs,
+        takes_plugins=False,
     ),
     "data convert": Command(
-        "convert between train.rec, image folders, pair lists and .bin, image bytes untouched",
+        "convert between train.rec, image folders, pair lists and .bin without changing the image bytes",
         "facebones data convert faces_vgg_112x112 vgg_images",
         _convert_options,
         _convert,
@@ -162,5 +165,6 @@ COMMANDS = {
         "facebones data synthesize synthetic --identities 200 --seed 1",
         _synthesize_options,
         _synthesize,
+        takes_plugins=False,
     ),
 }

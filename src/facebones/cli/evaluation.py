@@ -10,13 +10,13 @@ from facebones.cli.options import (
     Command,
     device_option,
     json_option,
+    models_option,
     not_negative,
     positive,
     runtime_option,
 )
 
-CHECKPOINT_HELP = "a run, a file of weights or an ONNX file; repeat it to compare"
-DEFAULT_REPLICATES = 1000
+DEFAULT_BOOTSTRAP = 1000
 
 
 def _finite(text: str) -> float:
@@ -30,13 +30,15 @@ def _finite(text: str) -> float:
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, action="append", metavar="[NAME=]RUN|FILE", help=CHECKPOINT_HELP)
-    parser.add_argument("--backbone", metavar="NAME", help="the backbone, where the file does not say it")
-    parser.add_argument("--mean", type=_finite, metavar="X", help="of others' files: their input is (x - mean) / scale")
-    parser.add_argument("--scale", type=_finite, metavar="X", help="likewise [127.5 both]")
-    parser.add_argument("--colour", choices=("rgb", "bgr"), help="likewise, the order of the colours [rgb]")
-    parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images a forward pass [128]")
-    parser.add_argument("--workers", type=positive, metavar="N", help="threads that read images [the cores]")
+    models_option(parser)
+    parser.add_argument("--backbone", metavar="NAME", help="the backbone, if the file does not name it")
+    parser.add_argument(
+        "--mean", type=_finite, metavar="X", help="a foreign model's input is (x - mean) / scale [127.5]"
+    )
+    parser.add_argument("--scale", type=_finite, metavar="X", help="likewise [127.5]")
+    parser.add_argument("--colour", choices=("rgb", "bgr"), help="order of a foreign model's input channels [rgb]")
+    parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per forward pass [128]")
+    parser.add_argument("--workers", type=positive, metavar="N", help="threads that read images [one per core]")
     device_option(parser)
     runtime_option(parser)
 
@@ -44,13 +46,13 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
 def _result_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help=f"write {what} here")
     parser.add_argument(
-        "--replicates", type=_replicates, default=DEFAULT_REPLICATES, metavar="N", help="of the bootstrap [1000]"
+        "--bootstrap", type=_bootstrap, default=DEFAULT_BOOTSTRAP, metavar="N", help="bootstrap replicates [1000]"
     )
-    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of the bootstrap [0]")
+    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="seed of the bootstrap [0]")
     json_option(parser)
 
 
-def _replicates(text: str) -> int:
+def _bootstrap(text: str) -> int:
     number = positive(text)
     if not 100 <= number <= 100_000:
         raise argparse.ArgumentTypeError(f"{number} replicates; give 100 to 100,000")
@@ -72,19 +74,32 @@ def _pairs_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="SET",
-        help="pair sets (.bin), lists of pairs, or folders",
+        help="pair sets (.bin), pair lists, or folders of them",
     )
-    parser.add_argument("--root", type=Path, metavar="DIR", help="where the paths in lists start [the list's folder]")
-    parser.add_argument("--no-flip", dest="flip", action="store_false", help="leave the mirror images out")
-    _result_options(parser, "pairs.json, scores and ROC pictures")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the images in pair lists [the list's own]")
+    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    _result_options(parser, "pairs.json, scores and ROC plots")
 
 
 def _evaluate_pairs(arguments: Arguments) -> None:
-    from facebones.evaluation.pairs import PairsWork, evaluate_pairs
-    from facebones.reporting.evaluation_tables import print_pairs
+    from facebones.evaluation.pairs import pair_protocols
 
-    work = PairsWork(**_work(arguments), root=arguments.root, flip=arguments.flip)
-    _show(arguments, evaluate_pairs(work), print_pairs)
+    _run(arguments, pair_protocols(arguments.data, arguments.root), flip=arguments.flip)
+
+
+def _sets_options(parser: argparse.ArgumentParser) -> None:
+    _model_options(parser)
+    parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="SET", help="files or folders of sets")
+    parser.add_argument("--protocol", metavar="NAME", help="evaluate by this protocol only, such as one of a plug-in")
+    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    _result_options(parser, "a result file for each protocol, scores and plots")
+
+
+def _evaluate_sets(arguments: Arguments) -> None:
+    from facebones.evaluation.protocol import find_protocols
+
+    sets = [one for path in arguments.data for one in find_protocols(path, arguments.protocol)]
+    _run(arguments, sets, flip=arguments.flip)
 
 
 def _ijb_options(parser: argparse.ArgumentParser) -> None:
@@ -95,102 +110,119 @@ def _ijb_options(parser: argparse.ArgumentParser) -> None:
 def _templates_options(parser: argparse.ArgumentParser) -> None:
     _ijb_options(parser)
     parser.add_argument(
-        "--settings",
+        "--pooling",
         default="N1D1F1",
         metavar="LIST",
-        help="N1D1F1,N0D0F0,... or all: norm, detector score, flip [N1D1F1]",
+        help="N1D1F1,N0D0F0,... or all: use of norm, detector score and flip [N1D1F1]",
     )
-    _result_options(parser, "templates.json, MODEL_TARGET.npy, ROC pictures and the features")
+    _result_options(parser, "templates.json, MODEL_TARGET.npy, ROC plots and the features")
 
 
 def _evaluate_templates(arguments: Arguments) -> None:
-    from facebones.evaluation.ijb import TemplateWork, evaluate_template_pairs
-    from facebones.evaluation.template_scores import parse_settings
-    from facebones.reporting.evaluation_tables import print_templates
+    from facebones.evaluation.ijb_verification import IJBVerification
+    from facebones.evaluation.template_scores import parse_pooling
 
-    settings = parse_settings(arguments.settings)
-    _show(arguments, evaluate_template_pairs(TemplateWork(**_work(arguments)), settings), print_templates)
+    _run(arguments, [IJBVerification(arguments.data, parse_pooling(arguments.pooling))])
 
 
 def _identification_options(parser: argparse.ArgumentParser) -> None:
     _ijb_options(parser)
-    parser.add_argument("--setting", default="N1D1F1", metavar="NAME", help="norm, detector score, flip [N1D1F1]")
-    _result_options(parser, "identification.json, CMC and DET pictures and the features")
+    parser.add_argument(
+        "--pooling", default="N1D1F1", metavar="NAME", help="use of norm, detector score and flip [N1D1F1]"
+    )
+    _result_options(parser, "identification.json, CMC and DET plots and the features")
 
 
 def _evaluate_identification(arguments: Arguments) -> None:
     from facebones.errors import ConfigError
-    from facebones.evaluation.ijb import TemplateWork, evaluate_identification
-    from facebones.evaluation.template_scores import parse_settings
-    from facebones.reporting.evaluation_tables import print_identification
+    from facebones.evaluation.ijb_identification import IJBIdentification
+    from facebones.evaluation.template_scores import parse_pooling
 
-    setting, *more = parse_settings(arguments.setting)
+    pooling, *more = parse_pooling(arguments.pooling)
     if more:
-        raise ConfigError(f"--setting {arguments.setting}: several settings; give one")
-    result = evaluate_identification(TemplateWork(**_work(arguments)), setting)
-    _show(arguments, result, print_identification)
+        raise ConfigError(f"--pooling {arguments.pooling}: several poolings; give one")
+    _run(arguments, [IJBIdentification(arguments.data, pooling)])
 
 
-def _work(arguments: Arguments) -> dict[str, Any]:
-    """What all commands here that run models have in common; see `evaluation.work.Work`."""
+def _run(arguments: Arguments, protocols: Any, **options: Any) -> None:
+    """Evaluate sets, and draw and print the results."""
     from facebones.evaluation.models import named_files
+    from facebones.evaluation.run import run_protocols
 
-    taken = ("data", "output", "backbone", "batch_size", "workers", "device", "runtime", "replicates", "seed")
-    return {name: getattr(arguments, name) for name in taken} | {
-        "checkpoints": named_files(arguments.checkpoint, "--checkpoint"),
-        "preprocessing": _preprocessing(arguments),
-    }
+    taken = ("output", "backbone", "batch_size", "workers", "device", "runtime", "seed")
+    contents = run_protocols(
+        named_files(arguments.model, "--model"),
+        protocols,
+        preprocessing=_preprocessing(arguments),
+        bootstrap=arguments.bootstrap,
+        **{name: getattr(arguments, name) for name in taken},
+        **options,
+    )
+    _show(arguments, list(contents.values()))
 
 
 def _scores_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("scores", nargs="+", metavar="[NAME=]FILE.npy", help="a score a pair, in the list's order")
-    parser.add_argument("--labels", required=True, type=Path, metavar="META", help="the list of pairs, or its folder")
-    _result_options(parser, "scores.json and ROC pictures")
+    parser.add_argument("scores", nargs="+", metavar="[LABEL=]FILE.npy", help="one score per pair, in list order")
+    parser.add_argument("--labels", required=True, type=Path, metavar="META", help="the pair list, or its folder")
+    _result_options(parser, "scores.json and ROC plots")
 
 
 def _evaluate_scores(arguments: Arguments) -> None:
+    from facebones.evaluation.ijb_verification import evaluate_scores
     from facebones.evaluation.models import named_files
-    from facebones.evaluation.template_comparison import evaluate_scores
-    from facebones.reporting.evaluation_tables import print_templates
 
     result = evaluate_scores(
         arguments.labels,
         named_files(arguments.scores, "scores"),
         output=arguments.output,
-        replicates=arguments.replicates,
+        bootstrap=arguments.bootstrap,
         seed=arguments.seed,
     )
-    _show(arguments, result, print_templates)
+    _show(arguments, [result])
 
 
-def _show(arguments: Arguments, result: Any, print_tables: Any) -> None:
+def _show(arguments: Arguments, contents: list[Any]) -> None:
+    if arguments.output is not None:
+        from facebones.reporting.evaluation_plots import write_evaluation_plots
+
+        for content in contents:
+            write_evaluation_plots(content, arguments.output)
     if arguments.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print_tables(result)
+        print(json.dumps(contents[0] if len(contents) == 1 else contents, indent=2))
+        return
+    from facebones.reporting.console import print_evaluation
+
+    for content in contents:
+        print_evaluation(content)
 
 
 COMMANDS = {
     "evaluate pairs": Command(
         "verify pairs (LFW, CFP-FP, AgeDB-30, ...) by the published protocol",
-        "facebones evaluate pairs --checkpoint runs/mbf --checkpoint theirs=r50.onnx --data lfw.bin cfp_fp.bin",
+        "facebones evaluate pairs --model runs/mbf --model theirs=r50.onnx --data lfw.bin cfp_fp.bin",
         _pairs_options,
         _evaluate_pairs,
     ),
     "evaluate templates": Command(
         "verify template pairs (1:1) of IJB-B or IJB-C",
-        "facebones evaluate templates --checkpoint runs/mbf --data IJBC --output results/ijbc",
+        "facebones evaluate templates --model runs/mbf --data IJBC --output results/ijbc",
         _templates_options,
         _evaluate_templates,
     ),
     "evaluate identification": Command(
         "search galleries (1:N) of IJB-B or IJB-C",
-        "facebones evaluate identification --checkpoint runs/mbf --data IJBC --output results/ijbc",
+        "facebones evaluate identification --model runs/mbf --data IJBC --output results/ijbc",
         _identification_options,
         _evaluate_identification,
     ),
+    "evaluate sets": Command(
+        "evaluate sets by every protocol that knows them, plug-ins included",
+        "facebones evaluate sets --import my_protocol.py --model runs/mbf --data lfw.bin IJBC my_set",
+        _sets_options,
+        _evaluate_sets,
+    ),
     "evaluate scores": Command(
-        "tabulate and draw again from saved scores of template pairs",
+        "tabulate and plot saved scores of template pairs",
         "facebones evaluate scores --labels IJBC/meta mbf=mbf_ijbc.npy r50=r50_ijbc.npy --output results/again",
         _scores_options,
         _evaluate_scores,

@@ -1,7 +1,7 @@
-"""The command line: parsing, one-line errors and the exit status.
+"""The command line: parsing, errors in one line, and the exit status.
 
 Exit status: 0 done; 1 the run failed; 2 bad input; 130 or 143 stopped by SIGINT or SIGTERM.
-Progress goes to stderr and results to stdout. What the commands are stands in `facebones.cli.commands`.
+Progress goes to stderr, results go to stdout. Each command imports what it needs when it runs, so that help is quick.
 """
 
 import argparse
@@ -16,11 +16,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from facebones import __version__
-from facebones.cli.commands import COMMANDS, GROUPS
-from facebones.cli.options import Arguments, Command
+from facebones.cli import backbones, data, evaluation, recipes, study, training
+from facebones.cli.options import Arguments, Command, current_names, import_option
 from facebones.errors import ConfigError, FaceBonesError, first_line
-from facebones.system.malloc import keep_freed_memory
+from facebones.plugins import import_plugins
+from facebones.system.malloc import tune_malloc
 from facebones.system.signals import Interrupted, stop_signals, stop_with_parent
+
+GROUPS = {"evaluate": "measure a trained backbone", "data": "inspect, convert, align and synthesize faces"}
+# In the order of the help.
+COMMANDS = (
+    training.COMMANDS | study.COMMANDS | evaluation.COMMANDS | backbones.COMMANDS | recipes.COMMANDS | data.COMMANDS
+)
 
 FIELD = re.compile(r"--\w+\.\w")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -29,7 +36,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # results may name files in letters that stdout has not
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold characters that stdout cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = _parse(argv)
@@ -40,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say(str(error))
         return error.exit_status
-    except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         _drop_stdout()
     except OSError as error:
         if "--debug" in argv or not (error.filename or error.errno in FULL):
@@ -49,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if "--debug" in argv or type(error).__name__ != "OutOfMemoryError":  # torch's, by name: it may not be imported
             raise
-        _say(f"the GPU's memory is full; take smaller batches: {first_line(error)}")
+        _say(f"the GPU is out of memory; use smaller batches: {first_line(error)}")
         return 1
     except Interrupted as stop:
         _say(f"stopped by {stop}; {_continuation(arguments, argv)}")
@@ -61,62 +68,68 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Arguments) -> None:
-    """Run the command; a signal breaks it off, save a training, which saves first."""
-    keep_freed_memory()
+    """Import the plug-ins and run the command; a signal ends it at once, but a training saves first."""
+    tune_malloc()
     if arguments.command_name in {"train", "resume"}:
         stop_with_parent()
-        arguments.command.run(arguments)
+        _import_and_run(arguments)
         return
     with stop_signals() as stop, stop.at_once():
         try:
-            arguments.command.run(arguments)
+            _import_and_run(arguments)
         except Exception:
-            if stop.received is not None:  # a library took the stop for a failure of its own
+            if stop.received is not None:  # a library mistook the signal for a failure of its own
                 raise Interrupted(stop.received) from None
             raise
 
 
+def _import_and_run(arguments: Arguments) -> None:
+    import_plugins(arguments.imports)
+    arguments.command.run(arguments)
+
+
 def _report(error: OSError) -> int:
-    """Say what no command has foreseen, such as a folder that may not be entered; returns the exit status."""
+    """Print an error that no command handles, such as a folder without permission; returns the exit status."""
     if error.filename:
         _say(f"{error.filename}: {error.strerror}")
         return 2
-    _drop_stdout()  # files are named, so it is stdout that is full
+    _drop_stdout()  # errors of files have a name, so stdout is full
     _say(f"standard output: {error.strerror}; free space or send it elsewhere")
     return 1
 
 
 def _say(message: str) -> None:
-    """Print one line, whatever names from strangers it quotes."""
+    """Print one line to stderr; control characters in names are escaped."""
     line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
     print(f"facebones: {line}", file=sys.stderr)
 
 
 def _drop_stdout() -> None:
-    """Give up on what stdout still holds, or Python's own last flush would fail once more."""
+    """Discard what stdout still buffers; otherwise Python's last flush fails again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _continuation(arguments: Arguments, argv: list[str]) -> str:
-    """How to go on with a command that was stopped."""
+    """How to continue after a command was stopped."""
     name = arguments.command_name
     if name in {"train", "resume"}:
         from facebones.run_folder import RunFolder
 
         run = RunFolder(arguments.output if name == "train" else arguments.run_folder)
+        imports = "".join(f" --import {shlex.quote(name)}" for name in arguments.imports)
         device = "" if arguments.device == "auto" else f" --device {arguments.device}"
-        return f"go on with: {run.resume_command}{device}"
+        return f"continue with: {run.resume_command}{imports}{device}"
     if name == "demo":
-        return f"go on with: facebones demo --output {shlex.quote(str(arguments.output))}"
+        return f"continue with: facebones demo --output {shlex.quote(str(arguments.output))}"
     if name in {"data convert", "data align"}:
         from facebones.datatools.partial_folder import partial_path
 
         if partial_path(arguments.destination).exists():
-            return f"go on with: facebones {shlex.join(argv)}{'' if arguments.resume else ' --resume'}"
+            return f"continue with: facebones {shlex.join(argv)}{'' if arguments.resume else ' --resume'}"
     keeps = name in {"evaluate templates", "evaluate identification"} and arguments.output is not None
     if name == "compare" or keeps:
-        return f"go on with: facebones {shlex.join(argv)}"
-    return "nothing is left half-done; begin again with the same command"
+        return f"continue with: facebones {shlex.join(argv)}"
+    return "no partial output is left; run the same command again"
 
 
 # ---------------------------------------------------------------------------------------------------- parsing
@@ -124,6 +137,9 @@ def _continuation(arguments: Arguments, argv: list[str]) -> str:
 
 def _parse(argv: list[str]) -> Arguments:
     fields, others = _split_fields(argv)
+    others, notes = current_names(others)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     arguments, unknown = _build_parser().parse_known_args(others)
     unknown = [*fields, *unknown]
     command: Command = arguments.command
@@ -147,22 +163,29 @@ def _build_parser() -> argparse.ArgumentParser:
         if group not in groups:
             heading = groups[""].add_parser(group, help=GROUPS[group], description=GROUPS[group], allow_abbrev=False)
             groups[group] = heading.add_subparsers(metavar="COMMAND", required=True)
-        child = groups[group].add_parser(
-            leaf,
-            help=command.help,
-            description=f"{command.help[0].upper()}{command.help[1:]}.",
-            epilog=f"example:\n  {command.example}",
-            formatter_class=_RecipeHelp if command.takes_recipe_fields else argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        command.options(child)
-        child.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        child.set_defaults(command=command, command_name=name)
+        _add_command(groups[group], leaf, name, command)
     return parser
 
 
+def _add_command(group: Any, leaf: str, name: str, command: Command) -> None:
+    """Add a command's parser to its group."""
+    parser = group.add_parser(
+        leaf,
+        help=command.help,
+        description=f"{command.help[0].upper()}{command.help[1:]}.",
+        epilog=f"example:\n  {command.example}",
+        formatter_class=_RecipeHelp if command.takes_recipe_fields else argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.options(parser)
+    if command.takes_plugins:
+        import_option(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(command=command, command_name=name, imports=[])
+
+
 class _Parser(argparse.ArgumentParser):
-    """Reports a misuse as everything else is reported: in one line."""
+    """Reports wrong usage like all other errors: in one line."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -173,14 +196,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _given_path(text: str) -> Path:
-    """A path; that of an empty name, as of a shell's variable that is not set, would be the present folder."""
+    """A path; an empty one, as from an unset shell variable, would mean the current folder and is refused."""
     if not text:
         raise argparse.ArgumentTypeError("an empty name; '.' is the present folder")
     return Path(text)
 
 
 class _RecipeHelp(argparse.RawDescriptionHelpFormatter):
-    """Adds the fields of a recipe to the help, which is the only time that they are needed here."""
+    """Appends the fields of a recipe to the help; nothing else in parsing needs them."""
 
     def format_help(self) -> str:
         from facebones.recipe import field_help
@@ -190,7 +213,9 @@ class _RecipeHelp(argparse.RawDescriptionHelpFormatter):
 
 
 def _split_fields(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Words `--section.field VALUE` or `--section.field=VALUE`, and the others: argparse takes VALUE for one of these.
+    """Separate `--section.field VALUE` and `--section.field=VALUE` from the other words.
+
+    argparse would take VALUE for a positional argument.
 
     >>> _split_fields(["train", "--training.epochs", "4", "demo"])
     (['--training.epochs', '4'], ['train', 'demo'])

@@ -1,27 +1,46 @@
-"""What a command is, and the options that several share: one name, one meaning, one help."""
+"""What a command is, and the options that several commands share: one name, one meaning, one help text."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from facebones.errors import ConfigError
+
 Arguments = argparse.Namespace
+
+MODEL_METAVAR = "RUN|FILE|NAME"
+MODEL_HELP = "a run, checkpoint, safetensors or ONNX file, or the name of a registered backbone (fresh weights)"
 RUNTIME_HELP = (
-    "of the evaluation: eager, bf16, compiled, compiled-bf16, onnxruntime, openvino, openvino-bf16; auto: the fastest"
-    " here whose embeddings are eager's [eager]"
+    "how models are computed: eager, bf16, compiled, compiled-bf16, onnxruntime, openvino, openvino-bf16; auto: the"
+    " fastest one here whose embeddings equal those of eager [eager]"
 )
+# Options of `train` and `compare` that are short for a field of the recipe.
+RECIPE_OPTIONS = {
+    "lr": "optimizer.learning_rate",
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+}
+# Options that were renamed in 0.2: the old name still works and says so. Remove them in 0.3.
+RENAMED_OPTIONS = {
+    "--checkpoint": "--model",
+    "--settings": "--pooling",
+    "--setting": "--pooling",
+    "--replicates": "--bootstrap",
+}
 
 
 @dataclass(frozen=True)
 class Command:
-    """A row of the table of commands.
+    """A command of the command line.
 
     Attributes:
         help: one line.
-        example: what one would type.
+        example: a command line that works as it stands.
         options: adds the command's options to its parser.
         run: does the work.
-        takes_recipe_fields: whether `--section.field value` is understood.
+        takes_recipe_fields: whether `--section.field value` sets a field of a recipe.
+        takes_plugins: whether `--import` is an option: the command uses models, recipes, studies or data.
     """
 
     help: str
@@ -29,11 +48,38 @@ class Command:
     options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Arguments], None]
     takes_recipe_fields: bool = False
+    takes_plugins: bool = True
 
 
-def checkpoint_option(parser: argparse.ArgumentParser, what: str) -> None:
-    """--checkpoint, which names trained weights."""
-    parser.add_argument("--checkpoint", required=True, type=Path, metavar="RUN|FILE", help=what)
+# ----------------------------------------------------------------------------------------------- shared options
+
+
+def import_option(parser: argparse.ArgumentParser) -> None:
+    """--import; the command line imports the plug-ins before the command runs."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE|MODULE",
+        help="import your own backbones, heads, protocols or data formats first; repeat it for several",
+    )
+
+
+def model_option(parser: argparse.ArgumentParser) -> None:
+    """--model, one model."""
+    parser.add_argument("--model", required=True, type=Path, metavar=MODEL_METAVAR, help=MODEL_HELP)
+
+
+def models_option(parser: argparse.ArgumentParser) -> None:
+    """--model, repeated for several models, each with a name if it is given one."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        action="append",
+        metavar=f"[LABEL=]{MODEL_METAVAR}",
+        help=f"{MODEL_HELP}; repeat it to compare models",
+    )
 
 
 def device_option(parser: argparse.ArgumentParser) -> None:
@@ -46,28 +92,83 @@ def runtime_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runtime", metavar="NAME", help=RUNTIME_HELP)
 
 
-def speed_option(parser: argparse.ArgumentParser) -> None:
-    """--speed; `choose_by_speed` applies it."""
+def recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Short names of the recipe's most used fields, and --autotune; `apply_recipe_options` reads them."""
+    for option, field in RECIPE_OPTIONS.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", metavar="N", help=f"short for --{field}")
     parser.add_argument(
-        "--speed",
-        choices=("recipe", "auto"),
-        default="recipe",
-        help="auto: first measure which precision, and whether compiling, is fastest here; settings given here stay"
-        " [recipe]",
+        "--autotune",
+        action="store_true",
+        help="measure first which precision, with or without torch.compile, trains fastest here;"
+        " what the command line sets is kept",
     )
 
 
-def choose_by_speed(arguments: Arguments) -> None:
-    """Leave to the training what it may choose."""
-    from facebones.recipe import CHOOSABLE
+def apply_recipe_options(arguments: Arguments, more: Mapping[str, str] | None = None) -> None:
+    """Turn short options into overrides of recipe fields.
 
-    if arguments.speed == "auto":
+    Args:
+        arguments: the parsed command line; its `overrides` are extended.
+        more: options beyond `RECIPE_OPTIONS`, by the field that each sets.
+
+    Raises:
+        ConfigError: the short and the long form of one field are both given.
+    """
+    for option, field in {**(more or {}), **RECIPE_OPTIONS}.items():
+        if (value := getattr(arguments, option)) is None:
+            continue
+        if field in arguments.overrides:
+            raise ConfigError(f"--{option.replace('_', '-')} and --{field} are the same; give one of them")
+        arguments.overrides[field] = value
+    if arguments.autotune:
+        from facebones.recipe import CHOOSABLE
+
         arguments.overrides.setdefault("training.choose", ",".join(CHOOSABLE))
 
 
 def json_option(parser: argparse.ArgumentParser) -> None:
     """--json."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def current_names(words: list[str]) -> tuple[list[str], list[str]]:
+    """Replace renamed options by their current names.
+
+    Returns:
+        The words of the command line, and a note for each old name.
+
+    >>> current_names(["export", "--checkpoint", "runs/mbf"])
+    (['export', '--model', 'runs/mbf'], ['--checkpoint is now --model'])
+    >>> current_names(["train", "demo", "--speed", "auto"])
+    (['train', 'demo', '--autotune'], ['--speed auto is now --autotune'])
+    """
+    renamed: list[str] = []
+    notes: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            renamed += [word, *rest]
+            break
+        name, equals, value = word.partition("=")
+        if name == "--speed":
+            renamed += _autotune(value if equals else next(rest, ""))
+            notes.append("--speed auto is now --autotune")
+        elif name in RENAMED_OPTIONS:
+            renamed.append(f"{RENAMED_OPTIONS[name]}{equals}{value}")
+            notes.append(f"{name} is now {RENAMED_OPTIONS[name]}")
+        else:
+            renamed.append(word)
+    return renamed, list(dict.fromkeys(notes))
+
+
+def _autotune(speed: str) -> list[str]:
+    """The options that `--speed SPEED` stands for."""
+    if speed not in {"auto", "recipe"}:
+        raise ConfigError(f"--speed {speed[:40]}: is auto or recipe; --autotune replaces --speed auto")
+    return ["--autotune"] if speed == "auto" else []
+
+
+# ------------------------------------------------------------------------------------------- values of options
 
 
 def whole(text: str) -> int:
@@ -95,13 +196,13 @@ def positive(text: str) -> int:
 
 
 def positive_seconds(text: str) -> float:
-    """A time above 0."""
+    """A time in seconds, above 0."""
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text[:40]} is no positive time")
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not a positive time")
     return seconds
 
 

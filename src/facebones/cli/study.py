@@ -1,4 +1,4 @@
-"""The commands that compare: many trainings from one file, and a report of what was trained before."""
+"""Commands that compare: compare, demo and report."""
 
 import argparse
 import json
@@ -9,35 +9,43 @@ from typing import Any
 from facebones.cli.options import (
     Arguments,
     Command,
-    choose_by_speed,
+    apply_recipe_options,
     device_option,
     json_option,
     positive,
+    recipe_options,
     runtime_option,
-    speed_option,
 )
 
 REPORT_FOLDER = "report"
-# Fields of a study that the command line can set, with what is said of each.
+# Fields of a study that are options, with their help; a LIST is joined by commas.
 STUDY_OPTIONS = (
-    ("recipe", "NAME", "a recipe's name, or its file"),
+    ("recipe", "NAME", "name or file of a recipe"),
     ("data", "PATH", "training data"),
-    ("backbones", "LIST", "names, patterns, runs and ONNX files, commas between"),
-    ("seeds", "LIST", "whole numbers, commas between"),
-    ("pair_sets", "LIST", "names beside the data, or paths, commas between"),
-    ("ijb", "LIST", "IJB-B or IJB-C folders, commas between"),
+    ("backbones", "LIST", "comma-separated names, patterns, runs and ONNX files"),
+    ("seeds", "LIST", "comma-separated whole numbers"),
+    ("evaluate", "LIST", "comma-separated evaluation sets: names beside the data, paths, or PROTOCOL=PATH"),
+    ("pair_sets", "LIST", "comma-separated pair sets, also for validation: names beside the data, or paths"),
+    ("ijb", "LIST", "comma-separated IJB-B or IJB-C folders"),
     ("profile", "BOOL", "true or false"),
 )
 
 
 def _compare_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", metavar="STUDY", help="a YAML file, or the name of a study that comes along")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the study, made here")
+    parser.add_argument("study", metavar="STUDY", help="a YAML file, or a name that `facebones studies` lists")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the study, created here")
     for key, metavar, text in STUDY_OPTIONS:
         parser.add_argument(f"--{key.replace('_', '-')}", metavar=metavar, help=f"{text}; sets {key}")
-    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="trainings at a time [1]")
-    parser.add_argument("--dry-run", action="store_true", help="show the runs and how far they are, and end")
-    speed_option(parser)
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="trainings at the same time [1]")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the planned runs and their progress; train nothing"
+    )
+    parser.add_argument(
+        "--accept-version",
+        action="store_true",
+        help="continue runs of an older version even where this version computes other numbers",
+    )
+    recipe_options(parser)
     runtime_option(parser)
     device_option(parser)
     json_option(parser)
@@ -46,42 +54,37 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
 def _compare(arguments: Arguments) -> None:
     from facebones.study.study import load_study
 
-    choose_by_speed(arguments)
+    apply_recipe_options(arguments)
     given = {key: getattr(arguments, key) for key, _, _ in STUDY_OPTIONS}
     study = load_study(arguments.study, overrides=arguments.overrides, **given)
-    from facebones.reporting.console import print_table
-    from facebones.study import compare as work
-    from facebones.study.evaluate import check_evaluation
-    from facebones.study.plan import make_plan
-    from facebones.system.device import select_device
+    from facebones.study.compare import compare, preview
 
-    select_device(arguments.device)
+    options = {key: getattr(arguments, key) for key in ("device", "runtime", "accept_version")}
     if arguments.dry_run:
-        plan = make_plan(study, arguments.output)
-        check_evaluation(plan, arguments.device, arguments.runtime)
-        rows = work.plan_rows(plan)
-        print(json.dumps(rows, indent=2)) if arguments.json else print_table(*work.plan_table(rows))
-        return
-    options = {"jobs": arguments.jobs, "device": arguments.device, "runtime": arguments.runtime}
-    content = work.compare(study, arguments.output, **options)
-    _report_study(content, as_json=arguments.json)
+        _print_plan(preview(study, arguments.output, **options), as_json=arguments.json)
+    else:
+        _print_study(compare(study, arguments.output, jobs=arguments.jobs, **options), as_json=arguments.json)
 
 
-def _report_study(content: dict[str, Any], *, as_json: bool) -> None:
-    """Write the report into the study's folder and print what came out; raises where a part has failed."""
+def _print_plan(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     from facebones.reporting.console import print_table
-    from facebones.reporting.report import PAGE, write_report
-    from facebones.study.compare import raise_failures, study_table
+    from facebones.study.display import plan_table
 
-    output = Path(content["file"]).parent
-    sentences = write_report([output], output / REPORT_FOLDER)["answer"]
-    page = str(output / REPORT_FOLDER / PAGE)
+    print(json.dumps(rows, indent=2)) if as_json else print_table(*plan_table(rows))
+
+
+def _print_study(content: dict[str, Any], *, as_json: bool) -> None:
+    """Print the results; raises RunError if a part has failed."""
+    from facebones.reporting.console import print_table
+    from facebones.study.compare import raise_failures
+    from facebones.study.display import study_table
+
     if as_json:
-        print(json.dumps({**content, "answer": sentences, "report": page}, indent=2))
+        print(json.dumps(content, indent=2))
     else:
         name = content["study"]["name"]
         print_table(*study_table(content), title=f"{name}: mean over seeds +- standard deviation")
-        _print_answer(sentences, page)
+        _print_answer(content["answer"], content["report"])
     raise_failures(content)
 
 
@@ -92,7 +95,7 @@ def _print_answer(sentences: Sequence[str], page: str) -> None:
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder, made here [demo]")
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder, created here [demo]")
     device_option(parser)
     json_option(parser)
 
@@ -100,12 +103,12 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
 def _demo(arguments: Arguments) -> None:
     from facebones.study.demo import demo
 
-    _report_study(demo(arguments.output, arguments.device), as_json=arguments.json)
+    _print_study(demo(arguments.output, arguments.device), as_json=arguments.json)
 
 
 def _report_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="of a study, a run, or an evaluation")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder, made here [report, in the first DIR]")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of a study, run or evaluation")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder, created here [report, in the first DIR]")
     json_option(parser)
 
 
@@ -122,20 +125,21 @@ def _report(arguments: Arguments) -> None:
 
 COMMANDS = {
     "demo": Command(
-        "synthesise faces, train three small backbones on them from two seeds each, and report how they compare",
+        "synthesize faces, train three small backbones on them, and report how they compare",
         "facebones demo --output demo",
         _demo_options,
         _demo,
+        takes_plugins=False,
     ),
     "compare": Command(
-        "train every backbone of a study by one recipe, and evaluate and profile them all",
+        "train all backbones of a study by one recipe, then evaluate, profile and report them",
         "facebones compare compact_faithful --data faces_vgg_112x112 --output comparisons/compact --jobs 2",
         _compare_options,
         _compare,
         takes_recipe_fields=True,
     ),
     "report": Command(
-        "write one page, tables and pictures of studies and runs, also those that `logs` has read",
+        "write a page, tables and plots of studies, runs and evaluations",
         "facebones report comparisons/compact runs/theirs --output report",
         _report_options,
         _report,

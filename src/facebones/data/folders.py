@@ -1,88 +1,57 @@
-"""Training sets: an InsightFace folder (RecordIO) or a folder with one folder of images for each identity."""
+"""Training sets on disk: an InsightFace folder (RecordIO), or a folder with one folder of images per identity."""
 
-import hashlib
 import os
-from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import ClassVar, NoReturn
 
 import numpy as np
 
-from facebones.data.recordio import HeaderTable, Integers, RecordFile, first_label
+from facebones.data.recordio import HeaderTable, RecordFile, first_label
+from facebones.data.training_set import Integers, TrainingSet, data_formats, register_data_format
+from facebones.data.training_set import same_data as same_data  # noqa: PLC0414
 from facebones.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
-# InsightFace keeps keys as float32, which counts in steps of 2 from here on.
+# InsightFace stores keys as float32, which holds every whole number below this one.
 EXACT_FLOATS = 2**24
 READ_BYTES = 2**16
 
 
-class TrainingSet(ABC):
-    """Encoded face images with a label each; can be pickled, and then holds no open file.
-
-    Attributes:
-        path: the folder or `.rec` file.
-        labels: (N,) the identity of each image, from 0.
-        notes: things to say at once, such as a count that disagrees with the data.
-    """
-
-    path: Path
-    labels: Integers
-    notes: list[str]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def num_identities(self) -> int:
-        """1 + the largest label: as many class centres as a head needs."""
-        return int(self.labels.max()) + 1
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What tells one training set from another: counts, and a digest of all labels."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.labels, dtype="<i8").tobytes()).hexdigest()
-        return {"images": len(self), "identities": self.num_identities, "labels_sha256": digest}
-
-    @abstractmethod
-    def read(self, index: int) -> tuple[bytes, int]:
-        """Read an image.
-
-        Returns:
-            The encoded image, and its label.
-
-        Raises:
-            DataError: it cannot be read, or its label is not the one in `labels`.
-        """
-
-    def read_ahead(self, first: int, last: int) -> None:
-        """Say that the images `first` to `last` - 1 will be read soon; where files are many and small, for nothing."""
-        return
-
-    @abstractmethod
-    def describe(self, index: int) -> str:
-        """Name an image for an error, such as "train.rec, key 17"."""
-
-    @abstractmethod
-    def identity_name(self, label: int) -> str:
-        """Name an identity: the folder's name, or the label itself."""
-
-
+@register_data_format
 class RecordSet(TrainingSet):
     """The images of a `.rec` file, in the order of their keys.
 
-    Where the file holds InsightFace's record 0 and identity records, the labels are read from these and the first
-    image of each identity; otherwise from the header of every record.
+    If the file has InsightFace's record 0 and identity records, the labels come from these and from the first image of
+    each identity; otherwise from the header of every record.
 
     Attributes:
         records: the file.
-        positions: (N,) place of each image in `records`.
+        positions: (N,) position of each image in `records`.
 
     Raises:
-        DataError: the file is missing or broken, or holds no image or a label that is no identity.
+        DataError: the file is missing or broken, has no image, or has a label that is not an identity.
     """
+
+    name: ClassVar[str] = "recordio"
+
+    @classmethod
+    def find(cls, path: Path) -> bool:
+        """Whether the path is a `.rec` file, or a folder that holds one."""
+        if path.is_dir():
+            return any(name.lower().endswith(".rec") for name in _listing(path)[1])
+        return path.suffix.lower() == ".rec" and path.is_file()
+
+    @classmethod
+    def open(cls, path: Path) -> "RecordSet":
+        """Open the file, or the one in the folder.
+
+        Raises:
+            DataError: see the class; or the folder holds several `.rec` files and none of them is train.rec.
+        """
+        return cls(find_records(path) or path)
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -94,7 +63,7 @@ class RecordSet(TrainingSet):
         self._note_unused_labels()
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """Read an image and the label that its own record gives."""
+        """Read an image and its label; the label in the image's record must agree with its identity record."""
         _, image, label = self.read_record(index)
         return image, label
 
@@ -108,8 +77,12 @@ class RecordSet(TrainingSet):
         return head, image, known
 
     def read_ahead(self, first: int, last: int) -> None:
-        """Have the system fetch a part of the file, in one go where the images stand in it one after another."""
+        """Have the system fetch a part of the file, in one piece if the images are neighbours in it."""
         self.records.read_ahead(self.positions[first:last])
+
+    def image_sizes(self) -> Mapping[str, Integers]:
+        """(N,) bytes of each image's record, from the index alone: sizes rounded up to 4, with the record's header."""
+        return {"record_sizes_sha256": self.records.spans()[self.positions]}
 
     def describe(self, index: int) -> str:
         """Name an image by file, key and byte offset."""
@@ -120,12 +93,12 @@ class RecordSet(TrainingSet):
         return str(label)
 
     def _read_identities(self) -> bool:
-        """Take the labels from record 0 and the identity records; False where they are missing or unfit."""
+        """Read the labels from record 0 and the identity records; False if these are missing or do not fit."""
         limits = self._header_record()
         if limits is None:
             return False
         first_identity, end = limits
-        places = self.records.positions_of(np.arange(end))  # keys run from 0: record 0, images, identities
+        places = self.records.positions_of(np.arange(end))  # keys from 0: record 0, images, identities
         if (places < 0).any():
             return False
         table = self.records.headers(places[first_identity:])
@@ -143,7 +116,7 @@ class RecordSet(TrainingSet):
         return True
 
     def _header_record(self) -> tuple[int, int] | None:
-        """Read first identity key and last + 1 from record 0; None where they cannot be those of this file."""
+        """Read the first identity key and the last + 1 from record 0; None if they do not fit this file."""
         place = self.records.positions_of([0])
         if place[0] < 0:
             return None
@@ -153,7 +126,7 @@ class RecordSet(TrainingSet):
         return (int(first), int(end)) if inside and table.flags[0] == 2 and table.sizes[0] == 0 else None
 
     def _read_all_headers(self) -> None:
-        """Take every record as an image, save those that InsightFace writes about identities: two labels, no image."""
+        """Read the label of every record, except InsightFace's identity records: these have two labels and no image."""
         everything = np.argsort(self.records.keys, kind="stable")
         table = self.records.headers(everything)
         image = (table.flags != 2) | (table.sizes > 0)
@@ -175,9 +148,9 @@ class RecordSet(TrainingSet):
         return labels.astype(np.int64)
 
     def _compare_property(self) -> None:
-        """Note where InsightFace's `property` file disagrees with the data, which counts.
+        """Note if InsightFace's `property` file disagrees with the data; the data counts.
 
-        Beside several `.rec` files it is of train.rec, or nobody knows of which.
+        Next to several `.rec` files, it belongs to train.rec.
         """
         path = self.path.with_name("property")
         if not path.is_file() or (self.path.name != "train.rec" and len(list(path.parent.glob("*.rec"))) > 1):
@@ -197,21 +170,29 @@ class RecordSet(TrainingSet):
             self.notes.append(f"{self.path}: {count}: {_some(unused.tolist())}")
 
 
+@register_data_format
 class ImageFolder(TrainingSet):
-    """Images in `root/<identity>/`; the identities are numbered by name.
+    """Images in `root/<identity>/`; the identities are numbered in the order of their names.
 
     Attributes:
-        identities: name of the folder of each label.
+        identities: folder name of each label.
 
     Raises:
         DataError: the folder is missing, or no folder in it holds an image.
     """
 
+    name: ClassVar[str] = "folder"
+
+    @classmethod
+    def find(cls, path: Path) -> bool:
+        """Whether the path is a folder with folders in it."""
+        return path.is_dir() and bool(_listing(path)[0])
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.notes = []
         self.identities: list[str] = []
-        # One block of bytes instead of a string for each file: workers then share it, and millions of files fit.
+        # One block of bytes instead of a string per file: the workers share it, and millions of names fit in memory.
         names = bytearray()
         ends = array("q", [0])
         counts: list[int] = []
@@ -252,6 +233,16 @@ class ImageFolder(TrainingSet):
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}; restore or remove the file") from error
 
+    def image_sizes(self) -> Mapping[str, Integers]:
+        """(N,) bytes of each file, -1 for a missing one."""
+        return {"file_sizes_sha256": np.fromiter(map(self._file_size, range(len(self))), np.int64, len(self))}
+
+    def _file_size(self, index: int) -> int:
+        try:
+            return os.stat(self.describe(index)).st_size  # noqa: PTH116 (half the time of a Path)
+        except OSError:  # `read` names it
+            return -1
+
     def describe(self, index: int) -> str:
         """Name an image by its path."""
         return f"{self.path}/{self.relative_path(index)}"
@@ -266,31 +257,37 @@ class ImageFolder(TrainingSet):
 
 
 def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
-    """Open a `.rec` file, an InsightFace folder or an image folder, told apart by what is there.
+    """Open a training set in the first data format that recognises it.
+
+    The formats are asked in this order: a `.rec` file or InsightFace folder, the formats of plug-ins, an image folder.
+
+    Args:
+        path: a file or a folder.
 
     Raises:
-        DataError: nothing is there, it is neither kind, it is broken, or it holds one identity only.
+        DataError: nothing is there, no format recognises it, it is broken, or it holds one identity only.
     """
     path = Path(path)
-    records = find_records(path)
-    data: TrainingSet = RecordSet(records) if records is not None else ImageFolder(path)
+    formats = data_formats()
+    format = next((format for format in formats if format.find(path)), None)
+    if format is None:
+        _fail_unrecognised(path, [each.name for each in formats if each not in (RecordSet, ImageFolder)])
+    data = format.open(path)
     if len(np.unique(data.labels)) == 1:
         raise DataError(f"{path}: all {len(data)} images are of one identity; training needs two or more")
     return data
 
 
 def find_records(path: Path) -> Path | None:
-    """Find the `.rec` file of a training set; None where `path` is a folder of folders.
+    """Find the `.rec` file of a training set; None if `path` is a folder of folders.
 
     Raises:
-        DataError: `path` is missing or is neither kind of training set.
+        DataError: `path` is missing, or is neither of the two.
     """
-    if path.is_file():
-        if path.suffix.lower() == ".rec":
-            return path
-        raise DataError(f"{path}: not a training set; name a .rec file, or a folder with train.rec or image folders")
+    if path.is_file() and path.suffix.lower() == ".rec":
+        return path
     if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder; check the path of the training set")
+        _fail_unrecognised(path)
     folders, files = _listing(path)
     records = [name for name in files if name.lower().endswith(".rec")]
     if "train.rec" in records or len(records) == 1:
@@ -298,12 +295,12 @@ def find_records(path: Path) -> Path | None:
     if records:
         raise DataError(f"{path}: {len(records)} record files ({_some(records)}) and no train.rec; name one of them")
     if not folders:
-        _fail_neither(path, files)
+        _fail_unrecognised(path)
     return None
 
 
 def pair_sets(path: Path) -> list[Path]:
-    """List the verification sets (`.bin`) in a folder, or beside a file, by name."""
+    """List the verification sets (`.bin`) in a folder, or next to a file, by name."""
     folder = path if path.is_dir() else path.parent
     return sorted(entry for entry in folder.iterdir() if entry.suffix.lower() == ".bin" and entry.is_file())
 
@@ -312,11 +309,11 @@ def find_pair_set(name_or_path: str, beside: Path) -> Path:
     """Find a verification set.
 
     Args:
-        name_or_path: a path; or the name of a `.bin` file, with or without its ending.
-        beside: the folder, or a file of the folder, where names are looked for.
+        name_or_path: a path, or the name of a `.bin` file with or without its ending.
+        beside: the folder to search, or a file in it.
 
     Raises:
-        DataError: there is none; the message names those that are there.
+        DataError: there is no such set; the message names the sets of the folder.
     """
     folder = beside if beside.is_dir() else beside.parent
     candidates = (Path(name_or_path), folder / name_or_path, folder / f"{name_or_path}.bin")
@@ -329,7 +326,7 @@ def find_pair_set(name_or_path: str, beside: Path) -> Path:
 
 
 def _listing(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the files in a folder, sorted; what starts with a dot is passed over."""
+    """Names of the folders and of the files in a folder, sorted, without hidden ones."""
     folders: list[str] = []
     files: list[str] = []
     try:
@@ -342,23 +339,31 @@ def _listing(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(folders), sorted(files)
 
 
-def _fail_neither(path: Path, files: list[str]) -> NoReturn:
+def _fail_unrecognised(path: Path, formats: Iterable[str] = ()) -> NoReturn:
+    """Raise for a path that is not a training set, in the words that fit what is there."""
+    others = f"; or data of the format {', '.join(formats)}" if formats else ""
+    if path.is_file():
+        wanted = "name a .rec file, or a folder with train.rec or image folders"
+        raise DataError(f"{path}: not a training set; {wanted}{others}")
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder; check the path of the training set")
+    files = _listing(path)[1]
     if "train.idx" in files:
         raise DataError(f"{path}: train.idx is there, but train.rec is not; restore it from its source")
     found = f"only {_some(files)}" if files else "an empty folder"
     wanted = f"train.rec, or <identity>/*{{{_suffixes()}}}"
-    raise DataError(f"{path}: {found}; looked for {wanted}")
+    raise DataError(f"{path}: {found}; looked for {wanted}{others}")
 
 
 def _some(names: Iterable[object], shown: int = 3) -> str:
-    """Name the first of several, and say how many more there are."""
+    """The first names, and how many more there are."""
     listed = [str(name) for name in names]
     more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
     return ", ".join(listed[:shown]) + more
 
 
 def read_image_file(path: str) -> bytes:
-    """Read a small file: half the time of a file object, which counts where there are millions."""
+    """Read a small file in half the time of a file object; that matters for millions of files."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         content = os.read(descriptor, READ_BYTES)
@@ -370,7 +375,7 @@ def read_image_file(path: str) -> bytes:
 
 
 def image_suffix(encoded: bytes) -> str | None:
-    """Tell the ending of an encoded image from its first bytes; None where it is no image.
+    """File ending of an encoded image, from its first bytes; None if it is not an image.
 
     >>> image_suffix(bytes.fromhex("ffd8ffe0"))
     '.jpg'
@@ -385,12 +390,12 @@ def image_suffix(encoded: bytes) -> str | None:
 
 
 def is_image_name(name: str) -> bool:
-    """Tell by its ending whether a file is an image.
+    """Whether a file has the ending of an image.
 
     >>> is_image_name("0001.JPG")
     True
     """
-    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES  # eight times as quick as Path
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES  # eight times as fast as Path
 
 
 def _suffixes() -> str:

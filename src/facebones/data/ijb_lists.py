@@ -1,8 +1,8 @@
-"""Template sets: an IJB-B or IJB-C folder as InsightFace distributes it, read from the lists in its `meta`.
+"""Read template sets: IJB-B and IJB-C folders as InsightFace distributes them, from the lists in `meta`.
 
-A template is what is known of a subject at one occasion: images of one or more media, a medium being a photo or a
-video. The images are listed with landmarks, and with template and medium; pairs of templates are listed for
-verification (1:1), galleries and probes for identification (1:N).
+A template is a set of images of one subject, from one or more media; a medium is a photo or a video. One list has the
+landmarks of each image, another its template and medium. Pairs of templates are listed for verification (1:1),
+galleries and probes for identification (1:N).
 
 Sources: C. Whitelam et al., "IARPA Janus Benchmark-B Face Dataset", CVPR workshops (2017); B. Maze et al., "IARPA Janus
 Benchmark - C: Face Dataset and Protocol", ICB (2018).
@@ -40,7 +40,7 @@ from facebones.data.text_lists import (
 from facebones.errors import DataError
 
 IMAGE_LIST, MEDIA_LIST = "name_5pts_score.txt", "face_tid_mid.txt"
-# As a rule the galleries are called G1 and G2; the authors of IJB-B call them S1 and S2.
+# Galleries are usually called G1 and G2; the authors of IJB-B call them S1 and S2.
 GALLERY_LISTS = {"G1": ("1N_gallery_G1.csv", "1N_gallery_S1.csv"), "G2": ("1N_gallery_G2.csv", "1N_gallery_S2.csv")}
 PROBE_LIST = "1N_probe_mixed.csv"
 POINTS = 5
@@ -51,10 +51,10 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SubjectList:
-    """A gallery or a list of probes: templates and whose they are.
+    """A gallery or a list of probes: templates with their subjects.
 
     Attributes:
-        template: (K,) int32 index into the set's `template_ids`; none occurs twice.
+        template: (K,) int32 index into the set's `template_ids`, each at most once.
         subject: (K,) int64.
     """
 
@@ -62,13 +62,13 @@ class SubjectList:
     subject: SubjectArray
 
     def __len__(self) -> int:
-        """Count the templates, K."""
+        """Number of templates, K."""
         return self.template.size
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TemplateSet:
-    """An IJB-B or IJB-C folder: N images of T templates, P pairs, galleries and probes.
+    """The lists of an IJB-B or IJB-C folder: N images of T templates, P pairs, galleries and probes.
 
     Attributes:
         name: "ijbb" or "ijbc".
@@ -76,14 +76,14 @@ class TemplateSet:
         image_names: N file names inside `image_folder`.
         landmarks: (N, 5, 2) float32, x and y in pixels of the image.
         detector_score: (N,) float32.
-        template_ids: (T,) int32, rising.
+        template_ids: (T,) int32, ascending.
         template_of_image: (N,) int32 index into `template_ids`.
-        medium_of_image: (N,) int32 number of the medium; templates may share one.
+        medium_of_image: (N,) int32 number of the medium; templates may share a medium.
         pair_a: (P,) int32 index into `template_ids`.
-        pair_b: (P,) int32, likewise.
-        is_same: (P,) bool, true for a genuine pair.
-        galleries: "G1" and "G2", as far as the folder has them.
-        probes: the probes of both galleries, where the folder has them.
+        pair_b: (P,) int32 index into `template_ids`.
+        is_same: (P,) bool, True for a genuine pair.
+        galleries: "G1" and "G2", if the folder has them.
+        probes: the probes of both galleries, or None.
     """
 
     name: str
@@ -101,7 +101,7 @@ class TemplateSet:
     probes: SubjectList | None
 
     def __len__(self) -> int:
-        """Count the images, N."""
+        """Number of images, N."""
         return len(self.image_names)
 
     @property
@@ -110,10 +110,10 @@ class TemplateSet:
         return self.path / "loose_crop"
 
     def identification_lists(self) -> tuple[Mapping[str, SubjectList], SubjectList]:
-        """Give the galleries and the probes.
+        """Galleries and probes.
 
         Raises:
-            DataError: the folder lacks one of the lists.
+            DataError: one of the lists is missing.
         """
         missing = [files[0] for name, files in GALLERY_LISTS.items() if name not in self.galleries]
         if self.probes is None or missing:
@@ -122,10 +122,10 @@ class TemplateSet:
         return self.galleries, self.probes
 
     def identities(self) -> SubjectArray:
-        """(T,) int64 subject of each template, -1 where it is unknown.
+        """(T,) int64 subject of each template, -1 if unknown.
 
-        Where the folder has both galleries and the probes, these say it; otherwise the genuine pairs do, which join
-        templates to subjects numbered from 0.
+        The subjects come from both galleries and the probes if the folder has all three; otherwise from the genuine
+        pairs, which join templates to subjects numbered from 0.
         """
         if self.probes is None or len(self.galleries) < len(GALLERY_LISTS):
             return joined_templates(self.template_ids.size, self.pair_a, self.pair_b, self.is_same)
@@ -136,10 +136,10 @@ class TemplateSet:
 
 
 def read_template_set(folder: str | os.PathLike[str]) -> TemplateSet:
-    """Read the lists of an IJB-B or IJB-C folder; the image files are not opened.
+    """Read the lists of an IJB-B or IJB-C folder, without opening the images.
 
     Raises:
-        DataError: a list is missing or broken, or the lists do not fit together; in one line with file and line.
+        DataError: a list is missing or broken, or the lists do not fit together; names file and line.
     """
     folder = Path(folder)
     name = _target(folder)
@@ -169,7 +169,7 @@ def read_template_set(folder: str | os.PathLike[str]) -> TemplateSet:
 
 
 def listed_targets(folder: Path) -> list[str]:
-    """Which of the targets the lists in `meta` are for; none where it is no IJB folder."""
+    """Targets ("ijbb", "ijbc") that the folder has lists for in `meta`; [] if it is not an IJB folder."""
     lists = (IMAGE_LIST, MEDIA_LIST, PAIR_LIST)
     return [name for name in TARGETS if any((folder / "meta" / f"{name}_{file}").exists() for file in lists)]
 
@@ -229,7 +229,7 @@ def _read_media(path: Path, images_path: Path, names: Sequence[str]) -> tuple[In
 
 
 def _places(pairs: PairLabels, template_ids: IntArray) -> IntArray:
-    """Where the templates of the pairs stand among those of the images."""
+    """Index of each template of the pairs among the templates of the images."""
     place = np.searchsorted(template_ids, pairs.template_ids)
     known = template_ids[np.minimum(place, template_ids.size - 1)] == pairs.template_ids
     if not known.all():
@@ -241,7 +241,7 @@ def _places(pairs: PairLabels, template_ids: IntArray) -> IntArray:
 
 
 def _read_subject_lists(start: str, template_ids: IntArray) -> tuple[dict[str, SubjectList], SubjectList | None]:
-    """Read the galleries and probes that are there; a template has one subject, wherever it is listed."""
+    """Read the galleries and probes that exist; a template must have the same subject in all of them."""
     subject_of: dict[int, tuple[int, Path]] = {}
     galleries = {}
     for gallery, files in GALLERY_LISTS.items():
@@ -253,12 +253,12 @@ def _read_subject_lists(start: str, template_ids: IntArray) -> tuple[dict[str, S
 
 
 def _read_subjects(path: Path, template_ids: IntArray, subject_of: dict[int, tuple[int, Path]]) -> SubjectList:
-    """Read a header line and lines `template,subject`, or lines with more columns, one an image of the template.
+    """Read a header line and lines `template,subject`; with more columns, there is one line per image of a template.
 
     Args:
         path: the list.
-        template_ids: (T,) rising.
-        subject_of: subject of each template of the lists read before, and which list; this one's are added.
+        template_ids: (T,) ascending.
+        subject_of: subject of each template in the lists read so far, and the list; those of this list are added.
     """
     rows: dict[int, int] = {}
     for number, template, subject, per_image in _subject_rows(path):
@@ -267,7 +267,7 @@ def _read_subjects(path: Path, template_ids: IntArray, subject_of: dict[int, tup
         known, where = subject_of.setdefault(template, (subject, path))
         if known != subject:
             both = f"{known} in {where.name} and {subject} here"
-            raise DataError(f"{path}, line {number}: template {template} has the subject {both}; mend the lists")
+            raise DataError(f"{path}, line {number}: template {template} has the subject {both}; correct the lists")
         if template not in rows:
             place = int(np.searchsorted(template_ids, template))
             if place == template_ids.size or template_ids[place] != template:
@@ -281,7 +281,7 @@ def _read_subjects(path: Path, template_ids: IntArray, subject_of: dict[int, tup
 
 
 def _subject_rows(path: Path) -> Iterator[tuple[int, int, int, bool]]:
-    """Yield line number, template, subject and whether more columns follow, as they do where a line is an image."""
+    """Yield line number, template, subject, and whether more columns follow: then a line is an image."""
     for first, block in line_blocks(path):
         for number, line in enumerate(block[:-1].split(b"\n"), first):
             fields = [field.strip(b' \t\r"') for field in line.split(b",", 2)]
@@ -295,7 +295,7 @@ def _subject_rows(path: Path) -> Iterator[tuple[int, int, int, bool]]:
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
-    """Refuse an image that is listed twice, or that lies elsewhere than in the image folder."""
+    """Refuse an image that is listed twice or lies outside of the image folder."""
     if len(frozenset(names)) < len(names):
         seen: dict[str, int] = {}
         for number, name in enumerate(names, 1):
@@ -303,7 +303,9 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
                 raise DataError(f"{path}, line {number}: {name} stands in line {before} already; remove one of them")
     for number, name in enumerate(names, 1):
         if leads_out(name):
-            raise DataError(f"{path}, line {number}: {name[:SHOWN_CHARACTERS]} leads out of loose_crop; mend the list")
+            raise DataError(
+                f"{path}, line {number}: {name[:SHOWN_CHARACTERS]} leads out of loose_crop; correct the list"
+            )
 
 
 def _check_known(path: Path, names: Sequence[str], other: Path, known: Container[str]) -> None:
@@ -326,8 +328,8 @@ def _names(path: Path, first: int, names: Sequence[bytes]) -> list[str]:
 
 
 def _finite_numbers(fields: Sequence[bytes]) -> FloatArray | None:
-    """The numbers, or None where one is none, or not finite."""
-    if max(map(len, fields)) > LONGEST_NUMBER:  # an array of texts is as wide as the longest
+    """The numbers; None if a field is not a finite number."""
+    if max(map(len, fields)) > LONGEST_NUMBER:  # an array of strings is as wide as its longest
         return None
     try:
         with np.errstate(over="ignore"):

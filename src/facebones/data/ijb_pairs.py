@@ -1,4 +1,4 @@
-"""Labelled pairs of templates, as the IJB lists have them, and scores that were computed for them elsewhere."""
+"""Labelled pairs of templates from the IJB lists, and scores for them from other programs."""
 
 import os
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from facebones.system.files import map_array
 
 TARGETS = ("ijbb", "ijbc")
 PAIR_LIST = "template_pair_label.txt"
-# Below this, a table of all numbers is small, and much faster than sorting tens of millions of them.
+# Below this number, a table of all ids is small, and much faster than sorting tens of millions of ids.
 LARGEST_TABLE = 1 << 26
 
 SubjectArray = npt.NDArray[np.int64]
@@ -29,24 +29,24 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 class Labelled(Protocol):
-    """What has labelled pairs: a list of pairs alone, or a template set."""
+    """An object with labelled pairs: a list of pairs, or a template set."""
 
     @property
     def is_same(self) -> BoolArray:
-        """(P,) bool, true for a genuine pair."""
+        """(P,) bool, True for a genuine pair."""
         ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PairLabels:
-    """Pairs of templates and whether they are of one subject.
+    """Pairs of templates, each of one subject or of two.
 
     Attributes:
         path: the list.
-        template_ids: (T,) int32, rising: the templates that occur in the list.
+        template_ids: (T,) int32, ascending: the templates in the list.
         pair_a: (P,) int32, index into `template_ids`.
-        pair_b: (P,) int32, likewise.
-        is_same: (P,) bool, true for a genuine pair.
+        pair_b: (P,) int32, index into `template_ids`.
+        is_same: (P,) bool, True for a genuine pair.
     """
 
     path: Path
@@ -56,11 +56,11 @@ class PairLabels:
     is_same: BoolArray
 
     def __len__(self) -> int:
-        """Count the pairs, P."""
+        """Number of pairs, P."""
         return self.is_same.size
 
     def identities(self) -> SubjectArray:
-        """(T,) int64 number of each template's subject as the genuine pairs tell it, -1 where none names it."""
+        """(T,) int64 subject of each template by the genuine pairs; -1 for a template without a genuine pair."""
         return joined_templates(self.template_ids.size, self.pair_a, self.pair_b, self.is_same)
 
 
@@ -71,7 +71,7 @@ def read_pair_labels(path: str | os.PathLike[str]) -> PairLabels:
         path: the list, a `meta` folder, or the folder that holds one.
 
     Raises:
-        DataError: there is no list, or a line of it is broken: then its number is named.
+        DataError: there is no list, or a line is broken; names the line.
     """
     path = _pair_list(Path(path))
     blocks: list[IntArray] = []
@@ -90,20 +90,20 @@ def read_pair_labels(path: str | os.PathLike[str]) -> PairLabels:
 
 
 def read_scores(path: str | os.PathLike[str], pairs: Labelled) -> npt.NDArray[np.floating[Any]]:
-    """Read the scores of a list of pairs, one a pair in the list's order, from a `.npy` file.
+    """Read the scores of P pairs from a `.npy` file, in the order of the list.
 
     Args:
-        path: the file; (P,) or (P, 1) numbers, higher for more alike.
-        pairs: the pairs that were scored.
+        path: a file of (P,) or (P, 1) numbers; a higher score means more alike.
+        pairs: the scored pairs.
 
     Returns:
-        (P,) float32, or float64 where the file's numbers need it.
+        (P,) float32, or float64 if the file has larger numbers than float32.
 
     Raises:
-        DataError: no such file, no numbers, another count than that of the pairs, or a score that is not finite.
+        DataError: the file is missing, holds no numbers or not P of them, or a score is not finite.
     """
     try:
-        # A map: a file that promises more than memory holds is refused by its shape, before it is read.
+        # Mapped, not read: a file with a huge shape is refused before it takes memory.
         found = map_array(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or 'it ends early'}; check the path") from error
@@ -120,18 +120,21 @@ def read_scores(path: str | os.PathLike[str], pairs: Labelled) -> npt.NDArray[np
     finite = np.isfinite(scores)
     if not finite.all():
         index, wrong = int(np.argmin(finite)), count - np.count_nonzero(finite)
-        raise DataError(f"{path}: {wrong} of {count} scores are not finite, the first at index {index}; mend them")
+        raise DataError(f"{path}: {wrong} of {count} scores are not finite, the first at index {index}; correct them")
     return scores
 
 
 def joined_templates(templates: int, pair_a: IntArray, pair_b: IntArray, is_same: BoolArray) -> SubjectArray:
-    """Join templates to subjects by the genuine pairs: the connected components of their graph.
+    """Join templates to subjects: the connected components of the graph of genuine pairs.
 
-    Each template takes the smallest number among its neighbours, and then that of the template so numbered, until
-    nothing changes.
+    Each template takes the smallest number of its neighbours, then the number of that template, until nothing changes.
 
     Returns:
-        (T,) int64, subjects numbered from 0 by their first template; -1 for a template without a genuine pair.
+        (T,) int64 subject, numbered from 0 by first template; -1 for a template without a genuine pair.
+
+    >>> first, second = np.array([0, 3], np.int32), np.array([2, 1], np.int32)
+    >>> joined_templates(4, first, second, np.array([True, False])).tolist()
+    [0, -1, 0, -1]
     """
     one, other = pair_a[is_same], pair_b[is_same]
     smallest = np.arange(templates)
@@ -151,7 +154,7 @@ def joined_templates(templates: int, pair_a: IntArray, pair_b: IntArray, is_same
 
 
 def _pair_list(path: Path) -> Path:
-    """The list itself, in whatever folder around it."""
+    """The list itself: the path, or the only list in the folder or its `meta`."""
     if not path.is_dir():
         return path
     candidates = [folder / f"{name}_{PAIR_LIST}" for folder in (path / "meta", path) for name in TARGETS]
@@ -167,7 +170,7 @@ def _is_pair(fields: list[bytes]) -> bool:
 
 
 def _numbered(ids: IntArray) -> tuple[IntArray, IntArray]:
-    """Distinct ids, rising, and the place of each id among them, in the shape of `ids`."""
+    """Distinct ids, ascending, and the index of each id among them, in the shape of `ids`."""
     largest = int(ids.max())
     if largest >= LARGEST_TABLE:
         distinct, place = np.unique(ids, return_inverse=True)

@@ -1,4 +1,4 @@
-"""Face images for the embedding pass: encoded in memory, or loose crops in a folder that are aligned on the way."""
+"""Sources of face images to embed: encoded images in memory, or loose crops in a folder, aligned when they are read."""
 
 import hashlib
 import os
@@ -14,31 +14,31 @@ import numpy.typing as npt
 
 from facebones.data.alignment import ALIGNED_SIZE, REFERENCE, similarity_transforms, warp
 from facebones.data.folders import read_image_file
-from facebones.data.images import ImageArray, decode
+from facebones.data.images import ImageArray, decode, single_threaded_opencv
 from facebones.data.text_lists import leads_out
 from facebones.errors import DataError
 
-CHUNK = 16  # images that a thread reads at a go: to hand over single ones would cost a tenth of their reading
+CHUNK = 16  # images per task of a thread: tasks of one image cost a tenth of the reading time
 
 
 class ImageSource(Protocol):
-    """N face images that can be read in any order and from several threads."""
+    """N face images that several threads can read in any order."""
 
     @property
     def name(self) -> str:
-        """What to call the images in errors and in the progress display."""
+        """Name of the images in errors and in the progress display."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int, size: int) -> ImageArray:
-        """Decode an image and, where needed, align it: (size, size, 3) uint8, RGB.
+        """Decode an image and align it if needed: (size, size, 3) uint8, RGB.
 
         Raises:
-            DataError: it cannot be read; the message names it.
+            DataError: the image cannot be read; the message names it.
         """
 
     def fingerprint(self) -> str:
-        """Tell these images from others, without decoding them.
+        """Identify these images without decoding them.
 
         Raises:
             DataError: an image is missing; the message names it.
@@ -47,7 +47,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class EncodedImages:
-    """Encoded images in memory, such as those of a pair set; those of another size are resized.
+    """Encoded images in memory, such as those of a pair set; images of another size are resized.
 
     Attributes:
         name: see `ImageSource`.
@@ -65,7 +65,7 @@ class EncodedImages:
         return decode(self.images[index], f"{self.name}: image {index}", size)
 
     def fingerprint(self) -> str:
-        """See `ImageSource`; a digest of all bytes, in their order."""
+        """See `ImageSource`: a digest of all bytes, in their order."""
         digest = hashlib.sha256()
         for image in self.images:
             digest.update(hashlib.sha256(image).digest())
@@ -73,17 +73,17 @@ class EncodedImages:
 
 
 class LooseCrops:
-    """Photos of faces in a folder with five landmarks each, aligned to the reference when they are read.
+    """Face photos in a folder with five landmarks each, aligned to the reference when they are read.
 
     Args:
         name: see `ImageSource`.
         folder: where the photos are.
-        files: (N,) their names within the folder.
-        landmarks_Nx5x2: (N, 5, 2) x, y in pixels of the photo, in the order of `align.REFERENCE`.
+        files: (N,) their names inside the folder.
+        landmarks_Nx5x2: (N, 5, 2) x, y in pixels of the photo, in the order of `alignment.REFERENCE`.
 
     Raises:
-        DataError: a name leads out of the folder, or landmarks say nothing (not finite, or all in one place).
-        ValueError: there are not five landmarks for each file.
+        DataError: a name leads out of the folder, or landmarks are unusable (not finite, or all in one place).
+        ValueError: the landmarks do not have the shape (N, 5, 2).
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class LooseCrops:
         self.folder = folder
         self.files = files
         self._landmarks = np.ascontiguousarray(landmarks_Nx5x2, dtype=np.float64)
-        self._prefix = os.path.join(folder, "")  # noqa: PTH118 (a path object for each read takes longer than the read)
+        self._prefix = os.path.join(folder, "")  # noqa: PTH118 (a Path per read takes longer than the read)
         for file in files:
             if "\0" in file or leads_out(file):
                 raise DataError(f"{name}: {file!r:.60} leads out of {folder}; name a file within it")
-        # All at once: one by one they take a seventh of the reading, and broken ones would show up hours later.
+        # All at once: one by one takes a seventh of the reading time, and finds a broken one hours later.
         self._transforms = similarity_transforms(self._landmarks, REFERENCE, self._what)
 
     def __len__(self) -> int:
@@ -115,11 +115,11 @@ class LooseCrops:
         return warp(decode(encoded, path), self._transforms[index] * (size / ALIGNED_SIZE), size)
 
     def fingerprint(self) -> str:
-        """See `ImageSource`; a digest of names, sizes in bytes and landmarks: the photos are not read."""
+        """See `ImageSource`: a digest of names, sizes in bytes and landmarks, without reading the photos."""
         digest = hashlib.sha256(self._landmarks.tobytes())
         for index, file in enumerate(self.files):
             try:
-                size = os.stat(self._prefix + file).st_size  # noqa: PTH116 (half the time, which counts here)
+                size = os.stat(self._prefix + file).st_size  # noqa: PTH116 (half the time of a Path)
             except OSError as error:
                 raise self._missing(index, error) from error
             digest.update(os.fsencode(f"{file}\0{size}\0"))
@@ -135,14 +135,15 @@ class LooseCrops:
 def read_batches(
     source: ImageSource, first: int, batch_size: int, size: int, workers: int
 ) -> Generator[npt.NDArray[np.uint8]]:
-    """Yield the images from number `first` on in batches, read by threads that stay a few batches ahead.
+    """Yield the images from number `first` on in batches; threads read a few batches ahead.
 
-    Threads suffice: OpenCV decodes and warps without Python's lock, and its own threads are off (see this package).
+    Threads are as fast as processes here: OpenCV decodes and warps without Python's lock. Its own threads are off until
+    the generator ends or is closed.
 
     Args:
         source: N images.
         first: the first image to read.
-        batch_size: images in a batch; the last one holds the rest.
+        batch_size: images per batch; the last batch has the rest.
         size: height and width, pixels.
         workers: threads.
 
@@ -159,18 +160,19 @@ def read_batches(
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
     waiting: deque[tuple[npt.NDArray[np.uint8], list[Future[None]]]] = deque()
-    ahead = 1 + -(-2 * workers * CHUNK // batch_size)  # enough that every thread has work while a batch is embedded
-    try:
-        for start in range(first, len(source), batch_size):
-            batch = np.empty((min(batch_size, len(source) - start), size, size, 3), dtype=np.uint8)
-            chunks = [range(len(batch))[place : place + CHUNK] for place in range(0, len(batch), CHUNK)]
-            waiting.append((batch, [pool.submit(read_into, batch, start, chunk) for chunk in chunks]))
-            if len(waiting) > ahead:
+    ahead = 1 + -(-2 * workers * CHUNK // batch_size)  # every thread has work while the caller embeds a batch
+    with single_threaded_opencv():
+        try:
+            for start in range(first, len(source), batch_size):
+                batch = np.empty((min(batch_size, len(source) - start), size, size, 3), dtype=np.uint8)
+                chunks = [range(len(batch))[place : place + CHUNK] for place in range(0, len(batch), CHUNK)]
+                waiting.append((batch, [pool.submit(read_into, batch, start, chunk) for chunk in chunks]))
+                if len(waiting) > ahead:
+                    yield _finished(*waiting.popleft())
+            while waiting:
                 yield _finished(*waiting.popleft())
-        while waiting:
-            yield _finished(*waiting.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _finished(batch: npt.NDArray[np.uint8], parts: list[Future[None]]) -> npt.NDArray[np.uint8]:

@@ -1,48 +1,153 @@
-"""From encoded bytes to pixels, with every failure named."""
+"""Decode face images: RGB pixels from JPEG, PNG, BMP and WebP bytes.
 
-from collections.abc import Callable
+An image's header is read before OpenCV decodes it: a PNG of 20 kB can claim a gigapixel.
+"""
+
+import re
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data import MOST_PIXELS, OPENCV_KEEPS_LIMIT
-from facebones.data.image_headers import image_size
 from facebones.errors import DataError
 
 ImageArray = npt.NDArray[np.uint8]
+
+MOST_PIXELS = 2**26  # of an image: 8192 x 8192
+
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers SOF0 to SOF15 of a JPEG
+_FRAME_ANYWHERE = re.compile(rb"\xff[" + bytes(sorted(_FRAMES)) + rb"](?=(.{7}))", re.DOTALL)
+_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
+_segment = struct.Struct(">BBH").unpack_from
+_frame = struct.Struct(">HH").unpack_from
 
 
 def decode(encoded: bytes, what: str | Callable[[], str], size: int | None = None) -> ImageArray:
     """Decode a JPEG, PNG, BMP or WebP image to RGB.
 
     Args:
-        encoded: the file's bytes.
-        what: how to name the image in an error, such as "train.rec, key 17", or a function that tells: where there are
-            millions, names that nobody reads take their time.
-        size: height and width of the result; the image is resized (bilinear) where it differs.
+        encoded: the bytes of the file.
+        what: name of the image for an error, such as "train.rec, key 17", or a function that returns the name. A
+            function saves the time to build millions of names that nobody reads.
+        size: height and width of the result; an image of another size is resized (bilinear).
 
     Returns:
-        uint8 array (H, W, 3), RGB.
+        (H, W, 3) uint8, RGB.
 
     Raises:
-        DataError: the bytes are no image that can be read, or one of more pixels than `data.MOST_PIXELS`.
+        DataError: the bytes are not a readable image of these formats, or claim more than `MOST_PIXELS` pixels.
     """
-    buffer = np.frombuffer(encoded, dtype=np.uint8)
+    claimed = claimed_pixels(encoded)
     try:
-        admitted = buffer.size and (OPENCV_KEEPS_LIMIT or _is_admitted(encoded))
-        image = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB) if admitted else None
+        readable = claimed is not None and claimed <= MOST_PIXELS
+        image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR_RGB) if readable else None
     except cv2.error:
         image = None
     if image is None:
         place = what() if callable(what) else what
-        raise DataError(f"{place}: no readable image ({buffer.size} bytes); remove it or restore it from the source")
+        raise DataError(f"{place}: no readable image ({len(encoded)} bytes); remove it or restore it from the source")
     if size is not None and image.shape[:2] != (size, size):
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     return np.asarray(image, dtype=np.uint8)
 
 
-def _is_admitted(encoded: bytes) -> bool:
-    """Whether an image is of the formats above and small enough; of others nothing here knows the size."""
+def claimed_pixels(encoded: bytes) -> int | None:
+    """Most pixels that a decoder can find in the header of an image; None for other formats and broken headers.
+
+    Decoders disagree about JPEGs with stray bytes between their segments. For those, the largest of all frames that
+    the bytes could hold counts.
+    """
     size = image_size(encoded)
-    return size is not None and size[0] * size[1] <= MOST_PIXELS
+    if size is not None:
+        return size[0] * size[1]
+    if encoded[:3] != b"\xff\xd8\xff":
+        return None
+    frames = [_frame(found[1], 3) for found in _FRAME_ANYWHERE.finditer(encoded)]
+    return max((height * width for height, width in frames), default=None)
+
+
+def image_size(encoded: bytes) -> tuple[int, int] | None:
+    r"""Height and width in the header of a JPEG, PNG, BMP or WebP image; None for other formats and broken headers.
+
+    >>> image_size(b"BM" + bytes(12) + (40).to_bytes(4, "little") + (3).to_bytes(4, "little") + b"\xfe\xff\xff\xff")
+    (2, 3)
+    """
+    try:
+        if encoded[:3] == b"\xff\xd8\xff":
+            return _jpeg_size(encoded)
+        if encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[12:16] == b"IHDR":
+            width, height = struct.unpack_from(">II", encoded, 16)
+            return height, width
+        if encoded[:2] == b"BM":
+            header = int.from_bytes(encoded[14:18], "little")
+            width, height = struct.unpack_from("<HH" if header == 12 else "<ii", encoded, 18)
+            return abs(height), abs(width)
+        if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
+            return _webp_size(encoded)
+    except struct.error:  # cut short
+        pass
+    return None
+
+
+def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
+    """Size in the first frame; None where stray bytes could lead another reader to another frame."""
+    place = 2
+    while True:
+        begin, marker, length = _segment(encoded, place)
+        if begin != 0xFF or marker in _WITHOUT_LENGTH:
+            return None
+        if marker in _FRAMES:
+            return _frame(encoded, place + 5)
+        place += 1 if marker == 0xFF else 2 + length
+
+
+def _webp_size(encoded: bytes) -> tuple[int, int] | None:
+    kind = encoded[12:16]
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", encoded, 26)
+        return height % 2**14, width % 2**14
+    if kind == b"VP8L":
+        (sizes,) = struct.unpack_from("<I", encoded, 21)
+        return (sizes >> 14) % 2**14 + 1, sizes % 2**14 + 1
+    if kind == b"VP8X" and len(encoded) >= 30:
+        return int.from_bytes(encoded[27:30], "little") + 1, int.from_bytes(encoded[24:27], "little") + 1
+    return None
+
+
+class _ThreadLimit:
+    """How many blocks keep OpenCV to one thread now, and the number of threads to restore."""
+
+    lock = threading.Lock()
+    blocks = 0
+    before = 0
+
+
+@contextmanager
+def single_threaded_opencv() -> Iterator[None]:
+    """Run OpenCV without threads of its own inside the block: the threads of the caller share the work already.
+
+    The setting belongs to the process. Blocks may overlap; the last one to end restores what the first one found.
+
+    >>> before = cv2.getNumThreads()
+    >>> with single_threaded_opencv():
+    ...     cv2.getNumThreads()
+    1
+    >>> cv2.getNumThreads() == before
+    True
+    """
+    with _ThreadLimit.lock:
+        if not _ThreadLimit.blocks:
+            _ThreadLimit.before = cv2.getNumThreads()
+            cv2.setNumThreads(0)
+        _ThreadLimit.blocks += 1
+    try:
+        yield
+    finally:
+        with _ThreadLimit.lock:
+            _ThreadLimit.blocks -= 1
+            if not _ThreadLimit.blocks:
+                cv2.setNumThreads(_ThreadLimit.before)

@@ -1,30 +1,109 @@
-"""From a training set to batches, numbered through the whole training: a resumed run takes up at any of them."""
+"""Batches for a training, numbered from its first step, so that a resumed run starts at any of them."""
 
 import gc
+import math
+import mmap
+import pickle
 import signal
 import sys
 import warnings
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple, cast
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from facebones.backbones.base import IMAGE_SIZE
-from facebones.data.batch_memory import Batch, BatchMemory, FilledPlace, Images, Labels
-from facebones.data.folders import TrainingSet
 from facebones.data.images import decode
 from facebones.data.order import EpochOrder
+from facebones.data.training_set import TrainingSet
 from facebones.errors import DataError, RunError
-from facebones.system.malloc import give_back_freed_memory
+from facebones.plugins import import_plugins, imported_plugins
+from facebones.system.malloc import trim_malloc
+
+Batch = tuple[Tensor, Tensor]
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
 
 IMAGE_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 PREFETCH = 4  # batches that each worker is ahead
-SPARE = 3  # batches beside those and what the training uses at a time
-CAN_INHERIT = sys.platform == "linux"  # elsewhere a process with threads, as any with torch, is not to be forked
+SPARE = 3  # batches besides those ahead and those that the training holds
+CAN_INHERIT = sys.platform == "linux"  # elsewhere it is unsafe to fork a process with threads, such as those of torch
+
+_numbers = count()
+_known: "weakref.WeakValueDictionary[int, BatchMemory]" = weakref.WeakValueDictionary()
+
+
+class BatchMemory:
+    """Shared memory for batches of images: the workers fill it, the training reads it, and it is reused.
+
+    New shared memory for every batch, torch's default, costs a sixth of the decoding time: each page is cleared and
+    faulted in on both sides, and a socket is opened to pass it on (`benchmarks/data_path.py`). This memory is
+    anonymous and inherited by the forked workers, so a killed process leaves nothing in /dev/shm, whose size is no
+    limit either. Only the process that created it hands out places and takes them back.
+
+    Args:
+        places: the number of batches that fit.
+        shape: (B, H, W, 3) of a batch.
+
+    Raises:
+        RunError: the memory cannot be allocated.
+    """
+
+    def __init__(self, places: int, shape: tuple[int, int, int, int]) -> None:
+        size = math.prod(shape)
+        try:
+            memory = mmap.mmap(-1, places * size)  # pages are allocated on first use
+        except (OSError, OverflowError) as error:
+            needed = f"{places * size / 2**30:.1f} GiB of shared memory for batches"
+            raise RunError(f"{needed} cannot be had; give fewer --workers or a smaller --batch-size") from error
+        self._images = np.frombuffer(memory, np.uint8).reshape(places, *shape)
+        # Last in, first out: the pages of the last place are allocated, and may still be in the cache.
+        self._free = deque(range(places))
+        self._number = next(_numbers)
+        _known[self._number] = self
+
+    def take(self) -> int | None:
+        """Take a free place; None if there is none."""
+        return self._free.pop() if self._free else None
+
+    def images(self, place: int, count: int) -> Images:
+        """Memory of the first `count` images of a place, (count, H, W, 3)."""
+        return self._images[place, :count]
+
+    def filled(self, place: int, labels: Labels) -> "FilledPlace":
+        """Message of a worker that has written into a place."""
+        return FilledPlace(self._number, place, labels)
+
+    def batch(self, place: int, labels: Labels) -> Batch:
+        """Images (B, H, W, 3) and labels (B,) as tensors; the place is free once no tensor uses the images."""
+        images = self.images(place, len(labels))
+        # torch keeps this array alive as long as any tensor shares its memory.
+        weakref.finalize(images, self._free.append, place).atexit = False
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+class FilledPlace:
+    """Message of a worker; unpickling it in the process that created the memory gives the batch itself."""
+
+    def __init__(self, memory: int, place: int, labels: Labels) -> None:
+        self.content = (memory, place, labels)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _arrived, self.content
+
+
+def _arrived(memory: int, place: int, labels: Labels) -> Batch:
+    return _known[memory].batch(place, labels)
 
 
 def training_batches(
@@ -35,32 +114,33 @@ def training_batches(
     pin_memory: bool = False,
     replaced: Callable[[Mapping[int, str]], object] | None = None,
 ) -> Iterator[Batch]:
-    """Yield the batches of an order.
+    """Read, decode and yield the batches of an order.
 
     Args:
-        order: of which images of which training set, batch by batch.
-        workers: processes that read and decode; with 0 this process does.
-        held: batches that are used at a time.
-        pin_memory: give page-locked memory, from which copies to a GPU are faster.
-        replaced: is told, before a batch comes, of images that cannot be read and why, by index; the next image that
-            can be read stands in their place. Without it, the first of them is an error.
+        order: the training set, and the indices of each batch.
+        workers: processes that read and decode; 0 decodes in this process.
+        held: batches that the caller keeps at a time.
+        pin_memory: return page-locked memory, which copies to a GPU faster.
+        replaced: called before a batch with the images that cannot be read, {index: reason}; the next readable image
+            replaces each of them. Without it, the first unreadable image raises.
 
     Yields:
         images (B, 112, 112, 3) uint8 RGB, and labels (B,) int64.
 
     Raises:
         DataError: an image cannot be read.
+        RunError: a worker was killed, or the memory for batches cannot be allocated.
     """
     memory = None
     if workers and CAN_INHERIT:
         memory = BatchMemory(PREFETCH * workers + SPARE + held, (order.batch_size, *IMAGE_SHAPE))
     try:
-        # Without a name: an error that someone keeps would keep it, and so the workers, from ending.
+        # No variable holds the iterator: the traceback of a caught error would keep it alive, and its workers too.
         for loaded in _loaded(order, memory, workers, pin_memory, replaced is not None):
             if isinstance(loaded, DataError):
                 raise loaded
             if isinstance(loaded, _WithReplaced):
-                assert replaced is not None  # noqa: S101 (only then are images replaced)
+                assert replaced is not None  # noqa: S101 (images are replaced only then)
                 replaced(loaded.unreadable)
                 yield cast(Batch, loaded.batch)
             else:
@@ -68,25 +148,25 @@ def training_batches(
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise RunError("a data worker was killed, perhaps for want of memory; resume with fewer --workers") from error
+        raise RunError("a data worker was killed, perhaps for lack of memory; resume with fewer --workers") from error
 
 
 def _loaded(
     order: EpochOrder, memory: BatchMemory | None, workers: int, pin_memory: bool, replace: bool
 ) -> Iterator[Any]:
-    """What the workers make of an order: batches and errors."""
+    """Batches and errors from the workers, in the order of the requests."""
     with warnings.catch_warnings():
-        # More workers than cores do no harm: most of the time they wait for the training.
+        # More workers than cores do no harm: they mostly wait for the training.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         loader = DataLoader(
             _DecodedImages(order.training_set, memory, replace),
             sampler=_Requests(order, memory),
-            batch_size=None,  # a request is for a whole batch
+            batch_size=None,  # a request is a whole batch
             num_workers=workers,
             collate_fn=_as_it_is,
             worker_init_fn=_start_worker,
             pin_memory=pin_memory,
-            # A generator of its own: torch's global one belongs to the training, whose state is saved.
+            # Not torch's global generator: the training saves the state of that one.
             generator=torch.Generator(),
             prefetch_factor=PREFETCH if workers else None,
             multiprocessing_context="fork" if workers and CAN_INHERIT else None,
@@ -95,14 +175,14 @@ def _loaded(
 
 
 class _Request(NamedTuple):
-    """What a worker is to do: the images of a batch, and where in the shared memory to put them."""
+    """Indices of a batch, and the place in shared memory for its images."""
 
     indices: list[int]
     place: int | None
 
 
 class _Requests(Sampler[_Request]):
-    """The batches of an order, with a place for each as long as there are free ones."""
+    """The batches of an order, each with a place while places are free."""
 
     def __init__(self, order: EpochOrder, memory: BatchMemory | None) -> None:
         self.order, self.memory = order, memory
@@ -116,20 +196,24 @@ class _Requests(Sampler[_Request]):
 
 
 class _WithReplaced(NamedTuple):
-    """A batch in which other images stand for some that cannot be read."""
+    """A batch in which other images replace unreadable ones."""
 
     batch: Batch | FilledPlace
     unreadable: dict[int, str]
 
 
 class _DecodedImages(Dataset[Batch | FilledPlace | _WithReplaced | DataError]):
-    """Decodes a batch at a time straight into one array.
+    """Decodes each batch straight into one array.
 
-    An error is handed over as a value: raised in a worker, torch would wrap it in that process's traceback.
+    An error is returned as a value: if a worker raised it, torch would wrap it in the traceback of that process. A
+    worker that starts without a fork imports the plug-ins of this process first: they may define the training set.
     """
 
     def __init__(self, training_set: TrainingSet, memory: BatchMemory | None, replace: bool) -> None:
         self.training_set, self.memory, self.replace = training_set, memory, replace
+
+    def __reduce__(self) -> tuple[Callable[..., "_DecodedImages"], tuple[Any, ...]]:
+        return _unpickled, (imported_plugins(), pickle.dumps(self.training_set), self.memory, self.replace)
 
     def __getitem__(self, request: _Request) -> Batch | FilledPlace | _WithReplaced | DataError:
         unreadable: dict[int, str] = {}
@@ -147,7 +231,7 @@ class _DecodedImages(Dataset[Batch | FilledPlace | _WithReplaced | DataError]):
         return self.memory.filled(place, self._decode(indices, self.memory.images(place, len(indices)), unreadable))
 
     def _decode(self, indices: list[int], images: Images, unreadable: dict[int, str]) -> Labels:
-        """Decode images into an array (B, 112, 112, 3); returns their labels (B,), and notes what was replaced."""
+        """Decode images into an array (B, 112, 112, 3), note replaced ones, and return the labels (B,)."""
         labels = np.empty(len(indices), np.int64)
         for row, index in enumerate(indices):
             try:
@@ -165,7 +249,7 @@ class _DecodedImages(Dataset[Batch | FilledPlace | _WithReplaced | DataError]):
         return label
 
     def _decode_following(self, index: int, image: Images) -> int:
-        """Decode the next image that can be read: where those of a person stand together, one of the same person."""
+        """Decode the next readable image; it shows the same person where the images of a person are neighbours."""
         total = len(self.training_set)
         for other in range(index + 1, index + total):
             with suppress(DataError):
@@ -173,15 +257,22 @@ class _DecodedImages(Dataset[Batch | FilledPlace | _WithReplaced | DataError]):
         raise DataError("no image of the training set can be read; restore it")
 
 
+def _unpickled(plugins: list[str], training_set: bytes, memory: BatchMemory | None, replace: bool) -> _DecodedImages:
+    import_plugins(plugins)
+    return _DecodedImages(pickle.loads(training_set), memory, replace)  # noqa: S301 (from the parent process)
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
 def _start_worker(_: int) -> None:
-    # A terminal or a scheduler signals the whole group: the training process alone decides when to stop. Should it
-    # die, torch's watchdog ends the workers.
+    # A terminal or a scheduler signals the whole process group, but only the training process decides when to stop. If
+    # it dies, torch's watchdog ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # What this process shares with that one stays shared: no collection of garbage walks through inherited objects.
+    # The threads of OpenCV do not survive a fork: a worker that waits for them hangs.
+    cv2.setNumThreads(0)
+    # Keep inherited pages shared: garbage collection must not touch inherited objects.
     gc.freeze()
-    give_back_freed_memory()
+    trim_malloc()

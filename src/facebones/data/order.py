@@ -1,12 +1,11 @@
-"""In which order a training sees its images: a pure function of seed and epoch, so that it goes on from any batch."""
+"""The order of the training images: a pure function of seed and epoch, so a training can resume at any batch."""
 
 from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from facebones.data.folders import TrainingSet
-from facebones.data.recordio import Integers
+from facebones.data.training_set import Integers, TrainingSet
 
 GROUP_BLOCKS = 64
 
@@ -21,20 +20,20 @@ def block_size(shuffle: str) -> int:
 
 
 def full_order(images: int, seed: int, epoch: int) -> Integers:
-    """All images, each order as likely as any other; (images,)."""
+    """Indices of all images in a uniformly random order, (images,)."""
     return np.random.default_rng([seed, epoch]).permutation(images)
 
 
 class BlockOrder:
-    """Blocks of neighbouring images in any order; of 64 blocks at a time, the images in any order.
+    """Shuffled blocks of neighbouring images, with the images of each 64 blocks shuffled together.
 
-    So only 64 blocks of a file need to be in memory at a time, and each is read in one go. Every epoch cuts the blocks
-    at other places, so that no two images are in one block for ever.
+    So only 64 blocks of a file need to be in memory at a time, and each is read in one piece. Every epoch cuts the
+    blocks at other places, so two images do not share a block in every epoch.
 
     Attributes:
-        blocks: (K, 2) first image and last + 1 of each block, in the order of their use.
-        ends: (K,) how many images are in the blocks up to each.
-        order: (images,) all images, in the order of their use.
+        blocks: (K, 2) first image and last + 1 of each block, in the order of use.
+        ends: (K,) number of images up to the end of each block.
+        order: (images,) all images, in the order of use.
     """
 
     def __init__(self, images: int, block: int, seed: int, epoch: int) -> None:
@@ -50,21 +49,21 @@ class BlockOrder:
             start = end
 
     def used(self, position: int) -> int:
-        """How many blocks are used up once `position` images are."""
+        """Number of blocks that are used up after `position` images."""
         return int(np.searchsorted(self.ends, position, side="right"))
 
 
 class EpochOrder(Sampler[list[int]]):
-    """The indices of each batch; every epoch has its own order, drawn from seed and epoch alone.
+    """The indices of each batch; every epoch has its own order, which depends on seed and epoch alone.
 
     Args:
-        training_set: what the indices are of; it is told what will be read soon.
-        batch_size: B; what is left of an epoch after the last whole batch is not used in that epoch.
-        batches_per_epoch: after so many, a new order begins.
+        training_set: the images; it is told which ones are read soon.
+        batch_size: B; the images after the last whole batch of an epoch are not used in that epoch.
+        batches_per_epoch: a new order begins after this number of batches.
         first: number of the first batch, counted from the start of the training.
-        last: number of the batch before which to end.
+        last: number of the last batch + 1.
         seed: decides the order of every epoch.
-        block: neighbouring images that stay together, see `BlockOrder`; 0 for none.
+        block: size of the blocks of neighbouring images, see `BlockOrder`; 0 shuffles all images.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class EpochOrder(Sampler[list[int]]):
             number += end - position
 
     def _epoch(self, epoch: int, position: int, end: int) -> Iterator[list[int]]:
-        """The batches `position` to `end` - 1 of an epoch."""
+        """Batches `position` to `end` - 1 of an epoch."""
         size = self.batch_size
         starts = range(position * size, end * size, size)
         if not self.block:
@@ -103,7 +102,7 @@ class EpochOrder(Sampler[list[int]]):
         blocks = BlockOrder(len(self.training_set), self.block, self.seed, epoch)
         fetched = blocks.used(starts.start) // GROUP_BLOCKS * GROUP_BLOCKS
         for start in starts:
-            # All of this group is to be there, and a block of the next for each one that is used up.
+            # Fetch all of this group, and one block of the next group for each block that is used up.
             wanted = blocks.used(start) + GROUP_BLOCKS
             for first, last in blocks.blocks[fetched:wanted].tolist():
                 self.training_set.read_ahead(first, last)

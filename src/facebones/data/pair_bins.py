@@ -1,4 +1,4 @@
-"""Verification sets: the `.bin` files of the field."""
+"""Verification sets: InsightFace's `.bin` files, pickles of encoded images and labels."""
 
 import mmap
 import os
@@ -18,13 +18,13 @@ from facebones.system.files import atomic_write
 
 @dataclass(frozen=True)
 class PairSet:
-    """Pairs of face images to be told apart: same person or not.
+    """Pairs of face images, each of the same person or of two.
 
     Attributes:
         name: the set's name, such as "lfw".
         images: 2P encoded images; pair k is images 2k and 2k + 1.
-        is_same: (P,) whether a pair is genuine.
-        path: the file that it was read from.
+        is_same: (P,) bool, True for a genuine pair.
+        path: the file that the set was read from.
     """
 
     name: str
@@ -37,10 +37,10 @@ class PairSet:
 
 
 def read_pairs(path: str | os.PathLike[str]) -> PairSet:
-    """Read a `.bin` file, as Python 2 or 3 wrote it, without running anything that it may hold.
+    """Read a `.bin` file that Python 2 or 3 wrote, without running any code in it.
 
     Raises:
-        DataError: the file is missing, is no pickle of `(images, is_same)`, or asks for more than plain data.
+        DataError: the file is missing, is not a pickle of `(images, is_same)`, or asks for more than plain data.
     """
     path = Path(path)
     content = _pickled(path)
@@ -56,7 +56,7 @@ def read_pairs(path: str | os.PathLike[str]) -> PairSet:
         _refuse(path, f"{len(images)} images, an odd number; each pair needs two")
     if len(images) != 2 * len(same):
         _refuse(path, f"{len(images)} images for {len(same)} pairs; each pair needs two images")
-    # A small file can name one image a million times: it is converted once.
+    # A small file can refer to one image a million times: convert it once.
     converted: dict[int, bytes] = {}
     for index, image in enumerate(images):
         if id(image) not in converted:
@@ -68,13 +68,19 @@ def write_pairs(path: str | os.PathLike[str], images: Sequence[bytes], is_same: 
     """Write a `.bin` file that `pickle.load` reads as a list of bytes and a list of booleans.
 
     Args:
-        path: where to write; the file appears when it is whole.
+        path: the file; it appears when it is complete.
         images: 2P encoded images.
         is_same: P booleans.
 
     Raises:
         DataError: there are not two images for each boolean.
         RunError, ConfigError: the file cannot be written.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "pairs.bin"
+    >>> write_pairs(path, [b"one", b"another"], [True])
+    >>> read_pairs(path).images
+    [b'one', b'another']
     """
     same = [bool(value) for value in np.asarray(is_same)]
     if not same or len(images) != 2 * len(same):
@@ -95,7 +101,7 @@ def _pickled(path: Path) -> object:
 
 
 def _booleans(path: Path, values: object) -> npt.NDArray[np.bool_]:
-    """Take a list or array of booleans, or of 0 and 1."""
+    """Convert a list or array of booleans, or of 0 and 1."""
     if isinstance(values, PickledArray):
         values = values.values.ravel().tolist()
     if not isinstance(values, list | tuple):
@@ -113,7 +119,7 @@ def _image(path: Path, index: int, image: object) -> bytes:
     if isinstance(image, PickledArray) and image.values.dtype == np.uint8:
         return image.values.tobytes()
     if isinstance(image, str):
-        # A file of Python 2 that was read as latin-1 and saved again: each character is a byte.
+        # Bytes of Python 2 that were read as latin-1 and saved again: each character is a byte.
         try:
             return image.encode("latin-1")
         except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Pair lists in text, as LFW, CALFW, CPLFW and XQLFW come with, and as `facebones data pairs` writes them.
+"""Pair lists in text, in the formats of LFW, CALFW, CPLFW, XQLFW and `facebones data pairs`.
 
 Sources: G. B. Huang et al., "Labeled Faces in the Wild" (technical report 07-49, 2007), section 4; T. Zheng, W. Deng,
 J. Hu, "Cross-Age LFW" (arXiv 1708.08197); T. Zheng, W. Deng, "Cross-Pose LFW" (technical report 18-01, 2018);
@@ -24,13 +24,13 @@ Line = tuple[int, list[str]]  # the line's number, from 1, and its fields
 
 
 class ListedPair(NamedTuple):
-    """A pair as a list names it.
+    """A pair in a list.
 
     Attributes:
-        line: number of the line that it ends in.
-        first: path of an image inside the folder of images.
-        second: path of the other.
-        same: whether it is genuine.
+        line: number of its last line.
+        first: path of the first image inside the folder of images.
+        second: path of the second image.
+        same: whether the pair is genuine.
     """
 
     line: int
@@ -40,41 +40,43 @@ class ListedPair(NamedTuple):
 
 
 def read_pair_set(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> PairSet:
-    """Read pairs from a `.bin` file or from a pair list, told apart by the ending.
+    """Read pairs from a `.bin` file or from a pair list; the ending decides.
 
     Args:
         path: a `.bin`, `.txt`, `.csv` or `.tsv` file.
-        root: the folder that a list's paths start from; the list's own folder by default.
+        root: the folder that the paths in a list start from; by default the folder of the list.
 
     Raises:
-        DataError: as `read_pairs` and `read_pair_list`; or a folder of images was given with a `.bin` file.
+        DataError: see `read_pairs` and `read_pair_list`; or `root` was given with a `.bin` file.
     """
     path = Path(path)
     if path.suffix.lower() in PAIR_LIST_SUFFIXES:
         return read_pair_list(path, path.parent if root is None else root)
     if root is not None:
-        raise DataError(f"{path}: holds its images; a folder of images goes with a pair list only, leave it out")
+        raise DataError(f"{path}: a .bin file holds its images; leave out the folder of images (for pair lists)")
     return read_pairs(path)
 
 
 def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> PairSet:
-    """Read a list of pairs in text, and the images it names.
+    """Read a pair list and its images.
 
-    The form is recognised by the first line; fields are separated by tabs, commas or blanks.
+    The first line decides the format; fields are separated by tabs, commas or blanks.
 
     * LFW and XQLFW: a line `folds pairs` (or `pairs` alone), then lines `name n m` (genuine) and `name n other m`
-      (impostor), in each fold as many of the one as of the other; image n of a person is `root/name/name_000n.jpg`,
-      or another image ending.
-    * CALFW and CPLFW: a line `image mark` for each image, two lines a pair; the mark is 0 for an impostor pair and the
-      number of the fold for a genuine one. These lists have all genuine pairs before all impostor pairs, which leaves
-      folds of one kind: here each tenth of the genuine pairs, in the order of the marks, is followed by a tenth of the
-      impostor pairs.
-    * Any other: a line `image image 0|1` for each pair, 1 for genuine.
+      (impostor), the same number of both in each fold. Image n of a person is `root/name/name_000n.jpg`, or has another
+      image ending.
+    * CALFW and CPLFW: a line `image mark` per image, two lines per pair. The mark is 0 for an impostor pair, and the
+      number of the fold for a genuine pair. These lists have all genuine pairs before all impostor pairs, so folds in
+      the order of the list would have one kind only. Here each tenth of the genuine pairs, ordered by their marks, is
+      followed by a tenth of the impostor pairs.
+    * Other lists: a line `image image 0|1` per pair, 1 for genuine.
 
-    Images are paths inside `root`.
+    Args:
+        path: the list.
+        root: the folder that the paths in the list start from.
 
     Raises:
-        DataError: the list is missing, empty or broken, or an image is missing; with the line's number.
+        DataError: the list is missing, empty or broken, or an image is missing; names the line.
     """
     path, root = Path(path), Path(root)
     pairs = _pairs(path, root)
@@ -118,7 +120,7 @@ def _fields(line: str) -> list[str]:
 
 
 def _is_number(field: str) -> bool:
-    return field.isdecimal() and len(field) <= 9  # Python refuses to read thousands of digits
+    return field.isdecimal() and len(field) <= 9  # int() refuses thousands of digits
 
 
 def _check_count(path: Path, header: list[str], pairs: int) -> None:
@@ -136,14 +138,14 @@ def _lfw_pair(path: Path, number: int, fields: list[str], root: Path) -> ListedP
 
 
 def _lfw_image(root: Path, name: str, number: str) -> str:
-    """Path inside `root` of a person's image; ends in .jpg where there is none, for the error to name."""
+    """Path of a person's image inside `root`; ends in .jpg if there is none, for the error message."""
     stem = f"{name}/{name}_{int(number):04d}"
     endings = (".jpg", *sorted(IMAGE_SUFFIXES))
     return next((stem + ending for ending in endings if (root / (stem + ending)).is_file()), stem + ".jpg")
 
 
 def _marked_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:
-    """Join each two lines to a pair, and deal both kinds of pairs over the folds."""
+    """Join every two lines to a pair, and spread both kinds of pairs over the folds."""
     for number, fields in lines:
         if len(fields) != 2 or not _is_number(fields[1]):
             _fail_line(path, number, fields, "'image mark', where the mark is 0 or the number of a fold")
@@ -152,7 +154,9 @@ def _marked_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:
     marks: dict[ListedPair, int] = {}
     for (_, (first, mark)), (number, (second, other)) in zip(lines[::2], lines[1::2], strict=True):
         if int(mark) != int(other):
-            raise DataError(f"{path}, line {number}: mark {other}, but its pair began with mark {mark}; mend the list")
+            raise DataError(
+                f"{path}, line {number}: mark {other}, but its pair began with mark {mark}; correct the list"
+            )
         marks[ListedPair(number, first, second, int(mark) > 0)] = int(mark)
     genuine = sorted((pair for pair in marks if pair.same), key=marks.__getitem__)
     impostor = [pair for pair in marks if not pair.same]
@@ -174,7 +178,7 @@ def _fail_line(path: Path, number: int, fields: list[str], wanted: str) -> NoRet
 
 
 def _read_image(path: Path, number: int, root: Path, name: str) -> bytes:
-    # From the root, with no `..` inside: a list may name an image by its whole path, or go up and down again.
+    # Relative to the root and without `..`: a list may give a whole path, or a path that goes up and down again.
     inside = os.path.relpath(root / name, root)
     if leads_out(inside):
         raise DataError(f"{path}, line {number}: {name} leads out of {root}; name a folder that holds all images")
@@ -183,4 +187,6 @@ def _read_image(path: Path, number: int, root: Path, name: str) -> bytes:
         return place.read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the name holds a NUL"
-        raise DataError(f"{path}, line {number}: {place} cannot be read: {reason}; --root names the images") from error
+        raise DataError(
+            f"{path}, line {number}: {place} cannot be read: {reason}; give the folder of the images by --root"
+        ) from error

@@ -1,4 +1,4 @@
-"""From uint8 pixels to what a backbone takes: the one place where values are scaled and images mirrored."""
+"""Turn uint8 pixels into the input of a network: the one place that scales values and mirrors images."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -15,17 +15,20 @@ Colour = Literal["rgb", "bgr"]
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What a network wants of pixels from 0 to 255: (x - mean) / scale, with the colours in an order.
+    """How a network expects pixels from 0 to 255: scaled by (x - mean) / scale, in an order of colours.
 
-    The default is that of our own backbones; networks that others trained may want another.
+    The default fits the backbones of this package; networks from elsewhere may need another.
 
     Attributes:
-        mean: what is subtracted.
-        scale: what is divided by; not 0.
+        mean: subtracted from each value.
+        scale: divisor, not 0.
         colour: "rgb" or "bgr".
 
     Raises:
-        ConfigError: no such scaling or order of colours.
+        ConfigError: a number is not finite, the scale is 0, or the order of colours is unknown.
+
+    >>> Preprocessing(mean=0, scale=255, colour="bgr").to_json()
+    {'mean': 0, 'scale': 255, 'colour': 'bgr'}
     """
 
     mean: float = 127.5
@@ -52,20 +55,22 @@ def to_network_input(
     mirror_B: torch.Tensor | None = None,
     preprocessing: Preprocessing = OURS,
 ) -> torch.Tensor:
-    """Turn RGB images into network input, on the device where they are.
+    """Turn RGB images into network input, on their own device.
 
     Args:
         images_u8_BHWC: (B, H, W, 3) uint8.
-        channels_last: give the result torch's channels-last memory format; the values are the same.
-        mirror_B: (B,) bool, which images to flip left to right; None flips none.
-        preprocessing: of a network that others trained.
+        channels_last: return torch's channels-last memory format; the values are the same.
+        mirror_B: (B,) bool, the images to flip left to right; None flips none.
+        preprocessing: scaling and order of colours.
 
     Returns:
-        (B, 3, H, W) float32, x / 127.5 - 1, so from -1 to 1, unless `preprocessing` says otherwise. The input is not
-        written to.
+        (B, 3, H, W) float32; x / 127.5 - 1 by default, from -1 to 1. The input is unchanged.
 
     Raises:
         ValueError: the images have another type or shape.
+
+    >>> to_network_input(torch.tensor([[[[0, 127, 255]]]], dtype=torch.uint8)).flatten()
+    tensor([-1.0000, -0.0039,  1.0000])
     """
     if images_u8_BHWC.dtype != torch.uint8 or images_u8_BHWC.ndim != 4 or images_u8_BHWC.shape[3] != 3:
         found = f"{images_u8_BHWC.dtype} of shape {tuple(images_u8_BHWC.shape)}"
@@ -83,9 +88,9 @@ def to_network_input(
 def _mirrored(images_BHWC: torch.Tensor, mirror_B: torch.Tensor) -> torch.Tensor:
     """Flip some images left to right.
 
-    A choice byte by byte, as `torch.where` makes it, takes most of the time of a batch's way to the network on a CPU;
-    there OpenCV flips a copy in place, in a quarter of the time that torch takes for whole images. Elsewhere both kinds
-    are made and chosen from, so that a GPU does not have to wait for the count of those that are flipped.
+    On a CPU, OpenCV flips them in a copy, in a quarter of torch's time for whole images; choosing byte by byte with
+    `torch.where` takes longer than all the rest of this function's work. On a GPU, both versions of every image are
+    computed and one is selected, so the host does not wait for the number of flipped images.
     """
     if images_BHWC.device.type == "cpu":
         mirrored = images_BHWC.clone(memory_format=torch.contiguous_format)

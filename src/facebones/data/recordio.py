@@ -1,27 +1,22 @@
-"""RecordIO, the container of mxnet, read and written without mxnet.
+"""Read RecordIO, the container format of mxnet, without mxnet; `record_writer` writes it.
 
-A file is a row of parts, each `uint32 magic, uint32 kind << 29 | length, payload, zeros to a multiple of 4`, little
-endian. A payload that holds the magic at a multiple of 4 is cut there into several parts, so that the magic at a
-multiple of 4 always starts a part. The text index beside the file has a line `key<TAB>offset` for each record.
+A file is a sequence of parts, each `uint32 magic, uint32 kind << 29 | length, payload, zeros to a multiple of 4`,
+little endian. A record is one part, unless its payload has the magic number at a multiple of 4: it is cut there into
+several parts, so the magic at a multiple of 4 always starts a part. The text index next to the file has one line
+`key<TAB>offset` per record.
 """
 
 import mmap
 import os
 import struct
-import sys
 from array import array
-from collections.abc import Sequence
-from contextlib import ExitStack
-from itertools import accumulate, chain, repeat
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from facebones.errors import DataError
-from facebones.system.files import atomic_write
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
@@ -29,27 +24,24 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)
 LENGTH_BITS = 29
 LENGTH_MASK = 2**LENGTH_BITS - 1
 HEADER_BLOCK = 2**18
-WRITE_BYTES = 2**18
-READ_AHEAD_BYTES = 2**17  # of more at once, Linux may fetch the beginning only
+READ_AHEAD_BYTES = 2**17  # Linux may fetch only the beginning of a larger request
 
-_FRAME = struct.Struct("<II")
+FRAME = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _LABEL = struct.Struct("<f")
-_WORD = np.dtype("<u4")
-_MAGIC_WORD = np.array(MAGIC, dtype=_WORD)
+WORD = np.dtype("<u4")
 _NO_FLAG = bytes(4)
-_PADDING = (b"", bytes(3), bytes(2), bytes(1))
 
 Integers = npt.NDArray[np.int64]
 
 
 class Header(NamedTuple):
-    """What stands before the image in a record.
+    """The header before the image in a record.
 
     Attributes:
-        label: one number, or several where the record has a flag above 0.
-        id: the record's key, as a rule.
-        id2: a second number, 0 as a rule.
+        label: one number, or several if the record's flag is above 0.
+        id: usually the record's key.
+        id2: usually 0.
     """
 
     label: float | tuple[float, ...]
@@ -61,10 +53,10 @@ class HeaderTable(NamedTuple):
     """The headers of N records, column by column.
 
     Attributes:
-        flags: (N,) how many labels follow the header.
-        labels: (N, 2) float32; the label or the first two of several; NaN where there is none.
+        flags: (N,) number of labels that follow the header.
+        labels: (N, 2) float32; the label, or the first two of several; NaN if there is none.
         ids: (N,) uint64.
-        sizes: (N,) bytes behind header and labels, that is of the image.
+        sizes: (N,) bytes after header and labels: the size of the image.
     """
 
     flags: Integers
@@ -74,7 +66,7 @@ class HeaderTable(NamedTuple):
 
 
 def pack(header: Header, content: bytes = b"") -> bytes:
-    """Join header, labels and content into a record; several labels are written behind the header.
+    """Join header, labels and content into a record; several labels follow the header.
 
     >>> pack(Header(label=3.0, id=7), b"image")[24:]
     b'image'
@@ -86,7 +78,7 @@ def pack(header: Header, content: bytes = b"") -> bytes:
 
 
 def split(record: bytes) -> tuple[bytes, bytes]:
-    """Cut a record into its header with the labels, and its content.
+    """Split a record into its header with the labels, and its content.
 
     Raises:
         DataError: the record is too short for its header.
@@ -109,7 +101,7 @@ def unpack(record: bytes) -> tuple[Header, bytes]:
     """Read the header of a record.
 
     Returns:
-        The header, and the content behind it (the encoded image).
+        The header, and the content after it (the encoded image).
 
     Raises:
         DataError: the record is too short for its header.
@@ -125,19 +117,20 @@ def unpack(record: bytes) -> tuple[Header, bytes]:
 
 
 class RecordFile:
-    """A RecordIO file, memory-mapped, read in any order.
+    """A memory-mapped RecordIO file; records are read in any order.
 
-    Where there is no index, the file is scanned and the key of a record is the id in its header. Instances can be
-    pickled; each process opens its own map when it first reads.
+    Without an index, the file is scanned, and the key of a record is the id in its header. Instances can be pickled;
+    each process maps the file on its first read.
 
     Attributes:
         path: the `.rec` file.
-        index_path: the `.idx` file, or None where the file was scanned.
+        index_path: the `.idx` file, or None if the file was scanned.
         keys: (N,) key of each record, in the order of the index.
-        offsets: (N,) where each record starts, in bytes.
+        offsets: (N,) byte offset of each record.
+        size: size of the file in bytes.
 
     Raises:
-        DataError: the file or its index is missing, empty or broken; with line or byte offset.
+        DataError: the file or its index is missing, empty or broken; names the line or the byte offset.
     """
 
     def __init__(self, path: str | os.PathLike[str], index_path: str | os.PathLike[str] | None = None) -> None:
@@ -166,12 +159,12 @@ class RecordFile:
         return {**self.__dict__, "_map": None}
 
     def where(self, position: int) -> str:
-        """Name a record for an error: file, key and byte offset."""
+        """Name a record in an error: file, key and byte offset."""
         key = f", key {self.keys[position]}" if len(self.keys) else ""
         return f"{self.path}{key}, byte {self.offsets[position]}"
 
     def positions_of(self, keys: npt.ArrayLike) -> Integers:
-        """Positions of keys, -1 for a key that is not there; same shape as `keys`."""
+        """Positions of keys, -1 for an unknown key; same shape as `keys`."""
         wanted = np.asarray(keys, dtype=np.int64)
         ordered = self.keys if self._order is None else self.keys[self._order]
         places = np.searchsorted(ordered, wanted).clip(max=len(ordered) - 1)
@@ -182,7 +175,7 @@ class RecordFile:
         """Read the record with this key.
 
         Raises:
-            DataError: there is none, or it is broken.
+            DataError: no record has this key, or the record is broken.
         """
         position = int(self.positions_of(key))
         if position < 0:
@@ -190,15 +183,15 @@ class RecordFile:
         return self.read(position)
 
     def read(self, position: int) -> bytes:
-        """Read the record at this place of the index, its parts joined.
+        """Read the record at this position in the index, and join its parts.
 
         Raises:
-            DataError: the record is broken; with file and byte offset.
+            DataError: the record is broken; names file and byte offset.
         """
         return self._record(int(self.offsets[position]))[0]
 
     def _record(self, offset: int) -> tuple[bytes, int]:
-        """The record at `offset`, its parts joined, and the offset behind it."""
+        """The record at `offset` with its parts joined, and the offset after it."""
         kind, payload, following = self._part(offset)
         if kind == WHOLE:
             return payload, following
@@ -214,10 +207,10 @@ class RecordFile:
         return MAGIC_BYTES.join(parts), following
 
     def split(self, position: int) -> tuple[bytes, bytes]:
-        """Read a record, cut into its header with the labels, and its content.
+        """Read a record as its header with the labels, and its content.
 
         Raises:
-            DataError: the record is broken; with file, key and byte offset.
+            DataError: the record is broken; names file, key and byte offset.
         """
         record = self.read(position)
         try:
@@ -226,7 +219,7 @@ class RecordFile:
             raise DataError(f"{self.where(position)}: {error}") from error
 
     def read_ahead(self, positions: Integers) -> None:
-        """Tell the system that these records will be read soon; it fetches them while this process goes on."""
+        """Tell the system that these records are read soon; it fetches them in the background."""
         if not hasattr(mmap, "MADV_WILLNEED"):
             return
         offsets = np.sort(self.offsets[positions])
@@ -235,14 +228,21 @@ class RecordFile:
             for start in range(int(part[0]) // mmap.PAGESIZE * mmap.PAGESIZE, int(part[-1]) + 1, READ_AHEAD_BYTES):
                 self._bytes.madvise(mmap.MADV_WILLNEED, start, min(READ_AHEAD_BYTES, self.size - start))
 
+    def spans(self) -> Integers:
+        """(N,) bytes from the start of each record to the start of the next in the file, from the offsets alone."""
+        order = np.argsort(self.offsets, kind="stable")
+        spans = np.empty(len(self), np.int64)
+        spans[order] = np.diff(self.offsets[order], append=self.size)
+        return spans
+
     def headers(self, positions: Integers) -> HeaderTable:
         """Read the headers of many records at once, without their images.
 
         Args:
-            positions: (N,) places in the index.
+            positions: (N,) positions in the index.
 
         Raises:
-            DataError: one of the records is broken; with file and byte offset.
+            DataError: a record is broken; names file and byte offset.
         """
         blocks = [positions[start : start + HEADER_BLOCK] for start in range(0, max(len(positions), 1), HEADER_BLOCK)]
         columns = zip(*map(self._header_block, blocks), strict=True)
@@ -250,7 +250,7 @@ class RecordFile:
 
     def _header_block(self, positions: Integers) -> HeaderTable:
         offsets = self.offsets[positions]
-        words = np.frombuffer(self._bytes, _WORD, self.size // 4)
+        words = np.frombuffer(self._bytes, WORD, self.size // 4)
         lengths, kinds = self._check_frames(words, offsets)
         columns = np.minimum((offsets >> 2)[:, None] + np.arange(2, 10), len(words) - 1)
         header = words[columns]  # (N, 8): flag, label, id, id, id2, id2, first and second of several labels
@@ -264,7 +264,7 @@ class RecordFile:
         return table
 
     def _fill_row(self, table: HeaderTable, row: int, position: int) -> None:
-        """Read a header the slow way: the record has several parts, or is too short and refused here."""
+        """Read one header the slow way: the record has several parts, or is too short and refused here."""
         head, content = self.split(position)
         header, _ = unpack(head)
         several = header.label if isinstance(header.label, tuple) else (header.label, np.nan)
@@ -274,7 +274,7 @@ class RecordFile:
         table.sizes[row] = len(content)
 
     def _check_frames(self, words: npt.NDArray[np.uint32], offsets: Integers) -> tuple[Integers, Integers]:
-        """Lengths and kinds of the parts at `offsets`, after the checks that `_part` makes for one."""
+        """Lengths and kinds of the parts at `offsets`, with the checks of `_part`."""
         first = offsets >> 2
         lengths = (words[first + 1] & LENGTH_MASK).astype(np.int64)
         broken = (words[first] != MAGIC) | (offsets + 8 + (lengths + 3 & ~3) > self.size)
@@ -283,11 +283,11 @@ class RecordFile:
         return lengths, (words[first + 1] >> LENGTH_BITS).astype(np.int64)
 
     def _part(self, offset: int) -> tuple[int, bytes, int]:
-        """Kind and payload of the part at `offset`, and the offset behind it."""
+        """Kind and payload of the part at `offset`, and the offset after it."""
         if offset + 8 > self.size:
             self._fail(offset, f"the file ends at byte {self.size} in the middle of a record")
         content = self._bytes
-        magic, word = _FRAME.unpack_from(content, offset)
+        magic, word = FRAME.unpack_from(content, offset)
         if magic != MAGIC:
             self._fail(offset, f"0x{magic:08x} instead of the magic number 0x{MAGIC:08x}")
         length = word & LENGTH_MASK
@@ -297,8 +297,8 @@ class RecordFile:
         return word >> LENGTH_BITS, content[offset + 8 : offset + 8 + length], following
 
     def _scan(self) -> Integers:
-        """Walk from part to part; reads eight bytes of each."""
-        content, size, take = self._bytes, self.size, _FRAME.unpack_from
+        """Offsets of all records: go from part to part, and read eight bytes of each."""
+        content, size, take = self._bytes, self.size, FRAME.unpack_from
         starts = array("q")
         offset = last = 0
         inside = False
@@ -333,7 +333,7 @@ class RecordFile:
             raise DataError(f"{place}: key {self.keys[second]} a second time, {other}; restore the index")
 
     def _refuse_short_index(self, index: Path) -> None:
-        """The last record that the index knows must end the file: an index cut short would lose images in silence."""
+        """Refuse an index that is cut short, which would silently lose images: its last record must end the file."""
         last = int(self.offsets.argmax())
         _, end = self._record(int(self.offsets[last]))
         if end < self.size:
@@ -353,125 +353,6 @@ class RecordFile:
         raise DataError(f"{self.path}, byte {offset}: {reason}; restore the file from its source")
 
 
-class RecordWriter:
-    """Write a RecordIO file and its index; both appear together, when the block ends without an error.
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> with RecordWriter(folder / "train.rec") as writer:
-    ...     writer.write(1, pack(Header(label=0.0, id=1), b"image"))
-    >>> RecordFile(folder / "train.rec").read_key(1)[24:]
-    b'image'
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._stack = ExitStack()
-        self._keys = array("q")
-        self._offsets = array("q")
-        self._offset = self._pending_bytes = 0
-        self._pending: list[bytes] = []
-
-    def __enter__(self) -> Self:
-        self._records = self._stack.enter_context(atomic_write(self.path))
-        self._index = self._stack.enter_context(atomic_write(self.path.with_suffix(".idx")))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            try:
-                self._finish()
-            except OSError:
-                kind, error, trace = sys.exc_info()
-        self._stack.__exit__(kind, error, trace)
-
-    def write(self, key: int, record: bytes) -> None:
-        """Add a record; it is cut at each magic number that stands at a multiple of 4.
-
-        Raises:
-            DataError: it has 512 MiB or more, which the format cannot hold.
-        """
-        if len(record) > LENGTH_MASK:
-            raise DataError(f"{self.path}, key {key}: {len(record)} bytes; a record holds less than 512 MiB")
-        self._keys.append(key)
-        self._pending.append(record)
-        self._pending_bytes += len(record)
-        if self._pending_bytes >= WRITE_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Write what is pending. The magic is rare: one search through all of it shows whether any record has it."""
-        block, lengths = _frame_whole(self._pending)
-        if np.count_nonzero(np.frombuffer(block, _WORD) == _MAGIC_WORD) > len(self._pending):
-            block, lengths = _frame_parts([cut(record) for record in self._pending])
-        self._records.write(block)
-        offsets = list(accumulate(lengths, initial=self._offset))
-        self._offset = offsets.pop()
-        self._offsets.extend(offsets)
-        self._pending.clear()
-        self._pending_bytes = 0
-
-    def _finish(self) -> None:
-        """Bring everything to the disk before the first file gets its name, so that a full disk leaves neither."""
-        self._flush()
-        for key, offset in zip(self._keys, self._offsets, strict=True):
-            self._index.write(b"%d\t%d\n" % (key, offset))
-        for file in (self._records, self._index):
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def cut(record: bytes) -> tuple[bytes, ...]:
-    """Cut a record at each magic number at a multiple of 4; the magic itself is left out.
-
-    >>> [len(part) for part in cut(bytes(8) + MAGIC_BYTES + bytes(3))]
-    [8, 3]
-    """
-    found = np.frombuffer(record, _WORD, len(record) // 4) == _MAGIC_WORD
-    if not np.count_nonzero(found):
-        return (record,)
-    places = (4 * np.flatnonzero(found)).tolist()
-    starts = (0, *(place + 4 for place in places))
-    return tuple(record[start:end] for start, end in zip(starts, (*places, len(record)), strict=True))
-
-
-def _frame_whole(records: Sequence[bytes]) -> tuple[bytes, list[int]]:
-    """Put records, none of which is to be cut, into their frames.
-
-    Returns:
-        The bytes of all, and how many there are of each.
-    """
-    sizes = [len(record) for record in records]
-    padding = [_PADDING[size % 4] for size in sizes]
-    frames = map(_FRAME.pack, repeat(MAGIC), sizes)  # the kind WHOLE is 0, so the length stands alone
-    block = b"".join(chain.from_iterable(zip(frames, records, padding, strict=True)))
-    return block, [8 + (size + 3 & ~3) for size in sizes]
-
-
-def _frame_parts(records: Sequence[tuple[bytes, ...]]) -> tuple[bytes, list[int]]:
-    """Put records, each given as its parts, into their frames; as `_frame_whole`."""
-    pieces: list[bytes] = []
-    lengths = []
-    for parts in records:
-        length = 0
-        for number, part in enumerate(parts):
-            size = len(part)
-            pieces += (_FRAME.pack(MAGIC, _kind(number, len(parts)) << LENGTH_BITS | size), part, _PADDING[size % 4])
-            length += 8 + (size + 3 & ~3)
-        lengths.append(length)
-    return b"".join(pieces), lengths
-
-
-def _kind(number: int, count: int) -> int:
-    if count == 1:
-        return WHOLE
-    if number == 0:
-        return FIRST
-    return LAST if number == count - 1 else MIDDLE
-
-
 def _file_size(path: Path) -> int:
     try:
         size = path.stat().st_size
@@ -485,14 +366,14 @@ def _file_size(path: Path) -> int:
 
 
 def _read_index(path: Path, records: Path, size: int) -> tuple[Integers, Integers]:
-    """Keys and offsets of an index, each line checked against the size of the record file."""
+    """Keys and offsets of an index; each line is checked against the size of the record file."""
     try:
         text = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     text = text.replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n"
     lines = text.count(b"\n")
-    # Without its digits a sound index is a tab and a line end, over and over: far quicker than going line by line.
+    # A valid index without its digits repeats tab and line end; this check is far faster than a loop over lines.
     if text.translate(None, b"0123456789") != b"\t\n" * lines or _has_empty_field(text):
         _fail_at_line(path, text)
     keys, offsets = np.fromstring(text.decode("ascii"), dtype=np.int64, sep=" ").reshape(lines, 2).T.copy()
@@ -515,4 +396,4 @@ def _fail_at_line(path: Path, text: bytes) -> NoReturn:
         if len(fields) != 2 or not all(field.isdigit() for field in fields):
             shown = line[:40].decode("utf-8", "replace")
             raise DataError(f"{path}, line {number}: {shown!r} is not 'key<TAB>offset'; restore the index or remove it")
-    raise AssertionError("a sound index")
+    raise AssertionError("a valid index")

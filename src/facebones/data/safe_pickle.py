@@ -1,7 +1,7 @@
-"""A pickle read as data: lists, tuples, numbers, strings, bytes and plain numpy arrays.
+"""Read a pickle as data: lists, tuples, numbers, strings, bytes and plain NumPy arrays.
 
-Python's own reader imports and calls whatever the file names. This one has no way to: names are looked up in a
-short table with functions of this module behind them, and an instruction that is not in a table ends the reading.
+Python's own reader imports and calls whatever the file names. This one cannot: names are looked up in a short table of
+functions in this module, and an instruction outside of the table of instructions is refused.
 """
 
 import codecs
@@ -21,20 +21,20 @@ from facebones.errors import DataError
 
 @dataclass
 class PickledType:
-    """A numpy number type; only booleans and integers are admitted."""
+    """A NumPy number type; only booleans and integers are allowed."""
 
     code: str
     order: str = "="
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        """The type itself."""
+        """The NumPy type."""
         return np.dtype(f"{self.order}{self.code}")
 
 
 @dataclass
 class PickledArray:
-    """A numpy array; pickles make it empty first and fill it later."""
+    """A NumPy array; a pickle creates it empty and fills it later."""
 
     values: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
 
@@ -42,22 +42,30 @@ class PickledArray:
 _PRINTED = re.compile(rb"(?:[^\\]++|\\(?:[\\'\"ntr]|x[0-9a-f]{2}))*+", re.DOTALL)
 
 
-class _Unfit(Exception):  # noqa: N818 - turned into a DataError, which adds file and byte
+class _Unfit(Exception):  # noqa: N818 (becomes a DataError with file and byte)
     """The pickle is broken, or asks for more than data."""
 
 
 def read_pickle(content: bytes | mmap.mmap, what: str) -> Any:
-    """Read a pickle of any protocol, as Python 2 or 3 wrote it, without running any of it.
+    """Read a pickle of any protocol, from Python 2 or 3, without running any of it.
 
     Args:
         content: the pickle.
-        what: the file's name, for errors.
+        what: name of the file, for errors.
 
     Returns:
-        The object; strings of Python 2 come as bytes, bytearrays as bytes, numpy arrays as PickledArray.
+        The object; strings of Python 2 and bytearrays become bytes, NumPy arrays become `PickledArray`.
 
     Raises:
-        DataError: it is no pickle, is cut short, or asks for anything else; with the byte offset.
+        DataError: it is not a pickle, is cut short, or asks for anything else; names the byte offset.
+
+    >>> import pickle
+    >>> read_pickle(pickle.dumps([b"image", (True, 3)]), "a.bin")
+    [b'image', (True, 3)]
+    >>> read_pickle(pickle.dumps(print), "a.bin")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    facebones.errors.DataError: a.bin, byte ...: the pickle asks for builtins.print, ...
     """
     reader = _Reader(content)
     try:
@@ -70,14 +78,14 @@ def read_pickle(content: bytes | mmap.mmap, what: str) -> Any:
 
 @dataclass(frozen=True)
 class _Name:
-    """An admitted name, with the function that stands in for what it names."""
+    """An allowed name, and the function of this module that replaces what it names."""
 
     name: str
     build: Callable[..., Any]
 
 
 class _Reader:
-    """The machine that a pickle's instructions run on: a stack, the stacks under marks, and a memo."""
+    """The stack machine of a pickle: a stack, the stacks below the marks, and a memo."""
 
     def __init__(self, content: bytes | mmap.mmap) -> None:
         self.content = content
@@ -88,7 +96,7 @@ class _Reader:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """Follow the instructions up to STOP and return the object they leave."""
+        """Follow the instructions up to STOP and return the top of the stack."""
         while True:
             self.start = self.position
             code = self.take(1)
@@ -100,7 +108,7 @@ class _Reader:
             step(self)
 
     def take(self, size: int) -> bytes:
-        """Take the next bytes; no memory is asked for that the file does not fill."""
+        """Take the next bytes; never allocates more than the file has."""
         end = self.position + size
         if size < 0 or end > len(self.content):
             raise _Unfit("the pickle is cut short; restore the file from its source")
@@ -123,7 +131,7 @@ class _Reader:
         self.stack.append(value)
 
     def pop_mark(self) -> list[Any]:
-        """Take what was pushed since the last mark."""
+        """Take the items above the last mark."""
         items = self.stack
         self.stack = self.marked.pop()
         return items
@@ -149,13 +157,13 @@ class _Reader:
         self.memo[key] = self.stack[-1]
 
     def integer(self, text: bytes) -> None:
-        """Text of an INT or LONG; protocol 0 and 1 write True as 01 and False as 00."""
+        """Text of an INT or LONG; protocols 0 and 1 write True as 01 and False as 00."""
         if len(text) > 24:
             raise _Unfit("a number too long for a pair list; refused")
         self.push({b"00": False, b"01": True}[text] if text in (b"00", b"01") else int(text.rstrip(b"L")))
 
     def quoted(self, text: bytes) -> None:
-        """Text of a STRING: as Python 2 printed it, with quotes and escapes."""
+        """Text of a STRING: with quotes and escapes, as Python 2 printed it."""
         inner = text[1:-1]
         if len(text) < 2 or text[:1] not in b"\"'" or text[:1] != text[-1:] or not _PRINTED.fullmatch(inner):
             raise ValueError(text[:20])
@@ -185,7 +193,7 @@ class _Reader:
         self.push(result)
 
     def count(self, kind: type, size: int) -> None:
-        """Refuse what is made over and over of the same bytes: a reader of the arrays copies the bytes of each."""
+        """Refuse a small file that builds many objects from the same bytes: each object copies them."""
         self.built[kind] += size
         if self.built[kind] > len(self.content):
             raise _Unfit("the pickle builds more bytes than it holds; refused")
@@ -195,7 +203,7 @@ class _Reader:
         _no_call()
 
     def fill(self) -> None:
-        """Give a numpy type its byte order, or an array its values."""
+        """Set the byte order of a NumPy type, or the values of an array."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, PickledType):
             target.order = _text(state[1])
@@ -268,7 +276,7 @@ def _refusal(code: bytes) -> str:
 
 
 def _text(value: object) -> str:
-    """Take a name as Python 2 (bytes) or 3 wrote it."""
+    """A name as Python 2 (bytes) or 3 (str) wrote it."""
     if isinstance(value, bytes):
         return value.decode("ascii")
     if isinstance(value, str):
@@ -277,7 +285,7 @@ def _text(value: object) -> str:
 
 
 def _encode(text: str, encoding: object = "latin1") -> bytes:
-    """Stand for `_codecs.encode` and for `bytes(text, encoding)`: how Python 3 writes bytes by protocols 0 to 2."""
+    """Replace `_codecs.encode` and `bytes(text, encoding)`: how Python 3 writes bytes in protocols 0 to 2."""
     if _text(encoding) not in ("latin1", "latin-1"):
         raise ValueError(encoding)
     return text.encode("latin-1")
@@ -302,7 +310,7 @@ def _scalar(kind: PickledType, raw: object) -> int:
 
 
 def _array(raw: object, kind: PickledType, shape: tuple[int, ...], order: object = "C") -> PickledArray:
-    if not isinstance(raw, bytes):  # text would be encoded anew for each array
+    if not isinstance(raw, bytes):  # text would be encoded again for each array
         raise TypeError(raw)
     if math.prod(shape) * kind.numpy.itemsize != len(raw) or min(shape, default=0) < 0:
         raise _Unfit(f"a numpy array of shape {shape} over {len(raw)} bytes; restore the file from its source")

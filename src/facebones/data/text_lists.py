@@ -1,7 +1,7 @@
-"""Long lists in text, one record a line with columns between blanks, read in blocks: millions of lines in a second.
+"""Read long text lists, one record per line with columns separated by blanks: millions of lines per second.
 
-A block is taken apart by numpy as a whole. Only where that fails is it looked at line by line, to name the first line
-that is to blame.
+NumPy parses a block of lines at once. Only if that fails, the lines of the block are read one by one, to name the first
+wrong line.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from facebones.errors import DataError
 
-BLOCK_BYTES = 1 << 20  # the arrays made from a block stay in the processor's cache
-LARGEST_NUMBER = 2**31 - 1  # of a template, a medium or a subject: an int32 holds it
+BLOCK_BYTES = 1 << 20  # the arrays of a block fit in the processor's cache
+LARGEST_NUMBER = 2**31 - 1  # of a template, medium or subject: fits in int32
 SHOWN_CHARACTERS = 60
 _OF_WHOLE_NUMBERS = np.isin(np.arange(256, dtype=np.uint8), np.frombuffer(b"0123456789 \t\n\v\f\r", np.uint8))
 
@@ -22,11 +22,10 @@ IntArray = npt.NDArray[np.int32]
 
 
 def leads_out(name: str) -> bool:
-    """Whether a path that a list gives may leave the folder that it starts from: it is absolute, or holds a `..`.
+    """Whether a path in a list may leave the folder that it starts from: it is absolute, or has a `..`.
 
-    A list may come from a stranger: it has no business with files outside of that folder. Links inside the folder are
-    its owner's, and lead where they lead. A `..` behind a link would go up from where the link leads, so that none is
-    let through, even where it seems to stay inside.
+    An untrusted list must not name files outside of the folder. Links inside the folder belong to its owner and are
+    followed. Any `..` counts, even one that seems to stay inside: after a link, it goes up from the link's target.
 
     >>> [leads_out(name) for name in ("ann/1.jpg", "../1.jpg", "ann/../../1.jpg", "/1.jpg", "..1.jpg")]
     [False, True, True, True, False]
@@ -35,10 +34,10 @@ def leads_out(name: str) -> bool:
 
 
 def line_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (number of the first line, whole lines) up to the end of the file; blank lines at the end are left out.
+    """Yield (number of the first line, whole lines) up to the end of the file, without blank lines at the end.
 
     Raises:
-        DataError: the file cannot be read or holds nothing, or a line is longer than any list's.
+        DataError: the file cannot be read or is empty, or a line is too long for a list.
     """
     number, rest = 1, b""
     try:
@@ -61,9 +60,9 @@ def line_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def has_columns(block: bytes, columns: int) -> bool:
-    """Whether every line of a block has so many columns between blanks, which are those of `bytes.split`."""
+    """Whether every line of a block has this number of columns, separated by the blanks of `bytes.split`."""
     characters = np.frombuffer(block, np.uint8)
-    controls = characters - np.uint8(ord("\t")) <= ord("\r") - ord("\t")  # \t \n \v \f \r, and none below them
+    controls = characters - np.uint8(ord("\t")) <= ord("\r") - ord("\t")  # \t \n \v \f \r; lower bytes wrap around
     blank = np.logical_or(controls, characters == ord(" "))
     starts = np.flatnonzero(blank[:-1] > blank[1:]) + 1
     if not blank[0]:
@@ -76,33 +75,33 @@ def has_columns(block: bytes, columns: int) -> bool:
 
 
 def whole_numbers(block: bytes) -> IntArray | None:
-    """All numbers of a text, in order, or None where something else stands in it or a number is too large."""
+    """All numbers of a text, in order; None if it has anything else, or a number is too large."""
     if not _OF_WHOLE_NUMBERS[np.frombuffer(block, np.uint8)].all():
         return None
-    numbers = np.fromstring(block, dtype=np.int64, sep=" ")  # stops at 2**63 - 1 for larger ones
+    numbers = np.fromstring(block, dtype=np.int64, sep=" ")  # larger numbers become 2**63 - 1
     return numbers.astype(np.int32) if numbers.max(initial=0) <= LARGEST_NUMBER else None
 
 
 def is_whole_number(field: bytes) -> bool:
-    """Whether a column holds a number that `whole_numbers` takes."""
+    """Whether a column is a number that `whole_numbers` accepts."""
     return field.isdigit() and len(field) <= 19 and int(field) <= LARGEST_NUMBER
 
 
 def blame_line(path: Path, first: int, block: bytes, fits: Callable[[list[bytes]], bool], wanted: str) -> NoReturn:
-    """Raise an error that names the first line of a block which does not fit.
+    """Raise a DataError that names the first wrong line of a block.
 
     Args:
         path: the list.
         first: number of the block's first line.
-        block: whole lines, of which one does not fit.
-        fits: whether the columns of a line are as they should be.
-        wanted: what a line should be.
+        block: whole lines; one of them is wrong.
+        fits: tells whether the columns of a line are right.
+        wanted: what a line should look like.
     """
     lines = enumerate(block[:-1].split(b"\n"), first)
     number, line = next((number, line) for number, line in lines if not fits(line.split()))
-    raise DataError(f"{path}, line {number}: {shown(line)} is not {wanted}; mend or restore the list")
+    raise DataError(f"{path}, line {number}: {shown(line)} is not {wanted}; correct or restore the list")
 
 
 def shown(line: bytes) -> str:
-    """Quote the beginning of a line for an error."""
+    """Beginning of a line, quoted for an error."""
     return repr(" ".join(line[: 2 * SHOWN_CHARACTERS].decode(errors="replace").split())[:SHOWN_CHARACTERS])

@@ -1,4 +1,4 @@
-"""From a folder of photos to a folder of aligned faces, the one place where images are encoded again."""
+"""Turn a folder of photos into a folder of aligned faces: the only tool that encodes images again."""
 
 import csv
 import io
@@ -11,21 +11,17 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import cv2
-import numpy as np
-import numpy.typing as npt
 
 from facebones.data.alignment import align_face
 from facebones.data.folders import is_image_name, read_image_file
 from facebones.data.images import ImageArray, decode
-from facebones.datatools.choice import evenly
+from facebones.data.training_set import evenly
 from facebones.datatools.contact_sheet import IN_ROW, write_face_sheet
-from facebones.datatools.detector import quiet_opencv
-from facebones.datatools.landmarks import LandmarkTable
-from facebones.datatools.origin import photos_origin
-from facebones.datatools.partial_folder import PartialFolder
+from facebones.datatools.landmarks import LandmarkSource, LandmarkTable, quiet_opencv
+from facebones.datatools.partial_folder import PartialFolder, photos_origin
 from facebones.errors import ConfigError, DataError
 from facebones.system.files import check_writable
 from facebones.system.progress import track
@@ -33,34 +29,19 @@ from facebones.system.progress import track
 FORMATS = ("jpg", "png")
 MISSING = "not_found.csv"
 ENDINGS = {"jpg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
-AHEAD = 4  # images a thread that wait for their turn
+AHEAD = 4  # images per thread that are submitted ahead
 SHOWN = 3
 
 
-class LandmarkSource(Protocol):
-    """What knows where the face is: a table or a detector."""
-
-    @property
-    def missing(self) -> str:
-        """Why an image has no landmarks."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the landmarks."""
-
-    def find(self, name: str, image_HxWx3: ImageArray, /) -> tuple[npt.NDArray[np.float64] | None, int]:
-        """Return landmarks (5, 2) or None, and of how many faces there was a choice."""
-
-
 class Missing(NamedTuple):
-    """An image that no face came of: its path inside the folder, and why."""
+    """An image without a face: its path inside the folder, and the reason."""
 
     path: str
     reason: str
 
 
 class _Face(NamedTuple):
-    """What came of one image: an encoded face, or a reason why not."""
+    """The result for one image: an encoded face, or the reason why there is none."""
 
     path: str
     target: str
@@ -71,18 +52,20 @@ class _Face(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How faces are stored.
+    """How faces are encoded.
 
     Attributes:
         format: "jpg" or "png".
-        quality: of a JPEG, 1 to 100.
+        quality: JPEG quality, 1 to 100.
+
+    Raises:
+        ConfigError: an unknown format, or a quality out of range.
     """
 
     format: str = "jpg"
     quality: int = 95
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for what cannot be."""
         if self.format not in FORMATS:
             raise ConfigError(f"format: {self.format!r} is none of {', '.join(FORMATS)}")
         if not 1 <= self.quality <= 100:
@@ -95,7 +78,7 @@ class Encoding:
         return cv2.imencode(f".{self.format}", bgr, options)[1].tobytes()
 
     def is_whole(self, path: str) -> bool:
-        """Whether a file is there and was not broken off."""
+        """Whether a file exists and is complete."""
         try:
             content = read_image_file(path)
         except OSError:
@@ -105,18 +88,18 @@ class Encoding:
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """What `align_folder` did.
+    """The result of `align_folder`.
 
     Attributes:
         source: the folder of photos.
         destination: the folder of faces.
-        images: how many images there were.
-        faces: how many faces there are now.
-        folders: in how many folders.
-        kept: how many of the faces stood there already, from an interrupted run.
-        several: how many images, of those looked at now, showed several faces.
-        not_found: the images that no face came of, and rows of a table that no image has.
-        notes: what a user should know.
+        images: number of photos.
+        faces: number of faces in the destination.
+        folders: number of folders with faces.
+        kept: faces that an interrupted run had written.
+        several: photos of this run with several faces.
+        not_found: photos without a face, and rows of a landmark table without a photo.
+        notes: messages for the user.
     """
 
     source: Path
@@ -141,11 +124,11 @@ class Alignment:
         )
 
     def reasons(self) -> dict[str, int]:
-        """Count the reasons why images have no face, the commonest first."""
+        """Number of photos per reason why they have no face, most frequent first."""
         return dict(Counter(missing.reason for missing in self.not_found).most_common())
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """All fields as plain values for JSON."""
         paths = {"source": str(self.source), "destination": str(self.destination)}
         missing = [missing._asdict() for missing in self.not_found]
         return asdict(self) | paths | {"not_found": missing, "notes": list(self.notes), "reasons": self.reasons()}
@@ -161,23 +144,23 @@ def align_folder(
     contact_sheet: Path | None = None,
     resume: bool = False,
 ) -> Alignment:
-    """Align the face of each image, 112x112, and keep folders and names as they are.
+    """Align one face of each photo to 112x112, and keep the names of folders and files.
 
-    Images that no face comes of are listed in `not_found.csv`. The folder is filled as NAME.partial and gets its name
-    when it is complete.
+    Photos without a face are listed in `not_found.csv`. The folder is filled as NAME.partial and renamed when it is
+    complete.
 
     Args:
-        source: a folder of images, at any depth; names that start with a dot are passed over.
-        destination: the folder to make.
-        landmarks: where the faces are.
-        encoding: how faces are stored, JPEG at quality 95 by default.
-        workers: threads; by default as many as there are cores.
-        contact_sheet: a PNG file to write, with some of the faces of some folders.
-        resume: go on with a run that was broken off; its faces are kept.
+        source: a folder of photos at any depth; hidden files and folders are skipped.
+        destination: the folder to create.
+        landmarks: finds the faces: `LandmarkTable` or `FaceDetector`.
+        encoding: how faces are encoded; by default JPEG of quality 95.
+        workers: threads; by default one per core.
+        contact_sheet: a PNG file to write, with some faces of some folders.
+        resume: continue an interrupted run, and keep its faces.
 
     Raises:
-        DataError: no image, no face at all, two images of one name, or the destination is there.
-        RunError: the destination cannot be written.
+        DataError: there is no photo or no face, two photos have one name, or the destination exists.
+        RunError, ConfigError: the destination cannot be written.
     """
     encoding = encoding or Encoding()
     if contact_sheet is not None:
@@ -204,10 +187,10 @@ def align_folder(
 def _fill(
     folder: PartialFolder, work: Callable[[str], _Face], names: Sequence[str], workers: int
 ) -> tuple[list[Missing], int]:
-    """Write the faces of these images.
+    """Write the faces of these photos.
 
     Returns:
-        The images that no face came of, and how many showed several faces.
+        The photos without a face, and the number of photos with several.
     """
     missing: list[Missing] = []
     several = 0
@@ -222,7 +205,7 @@ def _fill(
 
 
 def _found(targets: dict[str, str], missing: Sequence[Missing]) -> list[str]:
-    """The faces that there are, in the order of their images."""
+    """The faces, in the order of their photos."""
     lost = {path for path, _ in missing}
     return [target for name, target in targets.items() if name not in lost]
 
@@ -255,10 +238,10 @@ def list_images(root: Path) -> tuple[list[str], list[str]]:
     """List the images below a folder, following links.
 
     Returns:
-        Their paths inside the folder, sorted; and notes about files that are left out.
+        Their paths inside the folder, sorted; and notes on files that are left out.
 
     Raises:
-        DataError: there is no folder or no image, or it cannot be read.
+        DataError: the folder does not exist, has no image, or cannot be read.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; name a folder of images")
@@ -274,7 +257,7 @@ def list_images(root: Path) -> tuple[list[str], list[str]]:
 def _list_below(root: Path, inside: str, above: tuple[str, ...], images: list[str], others: list[str]) -> None:
     folder = root / inside
     real = os.path.realpath(folder)
-    if real in above:  # a link that leads back
+    if real in above:  # a link to a folder above
         return
     try:
         with os.scandir(folder) as entries:
@@ -295,7 +278,7 @@ def _refuse_inside(source: Path, destination: Path) -> None:
 
 
 def _targets(names: Sequence[str], format: str, source: Path) -> dict[str, str]:
-    """Give each image the path of its face."""
+    """Path of the face of each photo."""
     targets = {name: str(PurePath(name).with_suffix(f".{format}")) for name in names}
     first: dict[str, str] = {}
     for name, target in targets.items():
@@ -305,7 +288,7 @@ def _targets(names: Sequence[str], format: str, source: Path) -> dict[str, str]:
 
 
 def _unused(landmarks: LandmarkSource, names: set[str]) -> list[str]:
-    """The rows of a table that no image has."""
+    """Rows of a landmark table without a photo."""
     return [name for name in landmarks.names() if name not in names] if isinstance(landmarks, LandmarkTable) else []
 
 
@@ -325,14 +308,14 @@ def _align(source: Path, landmarks: LandmarkSource, encoding: Encoding, targets:
         return _Face(name, targets[name], encoding.encode(align_face(image, points, name)), faces, "")
     except DataError:
         return _Face(name, "", b"", 0, "landmarks all in one place")
-    except cv2.error:  # it warps no image with a side of 32768 pixels or more
+    except cv2.error:  # OpenCV cannot warp an image with a side of 32768 pixels or more
         return _Face(name, "", b"", 0, "too large an image")
 
 
 def _in_threads(work: Callable[[str], _Face], names: Sequence[str], workers: int) -> Generator[_Face]:
-    """Yield what comes of each image, in their order; to be closed, which ends the threads.
+    """Yield the result for each photo, in order; close the generator to end the threads.
 
-    OpenCV decodes, detects and warps without Python's lock, so that threads are as good as processes.
+    Threads are as fast as processes: OpenCV decodes, detects and warps without Python's lock.
     """
     pool = ThreadPoolExecutor(workers)
     waiting: deque[Future[_Face]] = deque()
@@ -364,7 +347,7 @@ def _csv(missing: Sequence[Missing]) -> bytes:
 
 
 def _empty_folders(names: Sequence[str], lost: set[str]) -> list[str]:
-    """Say which folders had images and have no face."""
+    """Note on the folders that have photos but no face."""
     before, after = ({os.path.dirname(name) for name in some} for some in (names, set(names) - lost))  # noqa: PTH120
     empty = sorted(before - after)
     more = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
@@ -372,7 +355,7 @@ def _empty_folders(names: Sequence[str], lost: set[str]) -> list[str]:
 
 
 def _write_sheet(path: Path, root: Path, names: Sequence[str]) -> None:
-    """Draw some faces of some folders, chosen evenly."""
+    """Write a contact sheet of some faces of some folders, evenly spread."""
     of_folder: dict[str, list[str]] = {}
     for name in names:
         of_folder.setdefault(os.path.dirname(name), []).append(name)  # noqa: PTH120

@@ -1,4 +1,4 @@
-"""A picture of pictures: rows of faces with captions, to see at a glance what a data set holds."""
+"""Contact sheets: a PNG with rows of faces and captions, to see at a glance what a data set holds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from facebones.data.folders import TrainingSet
 from facebones.data.images import ImageArray, decode
 from facebones.data.pair_bins import PairSet
-from facebones.datatools.choice import evenly
+from facebones.data.training_set import TrainingSet, evenly
 from facebones.errors import DataError, RunError
 from facebones.system.files import atomic_write
 
@@ -26,24 +25,24 @@ GENUINE, IMPOSTOR = (0, 130, 0), (200, 0, 0)
 
 @dataclass(frozen=True)
 class _Tile:
-    """One face or the two of a pair; None for an image that cannot be read."""
+    """One face, or the two of a pair; None for an unreadable image."""
 
     images: Sequence[ImageArray | None]
     mark: str = ""
     color: tuple[int, int, int] = (200, 200, 200)
 
 
-_Row = tuple[str, list[_Tile]]  # a caption, and what stands beside it
+_Row = tuple[str, list[_Tile]]  # a caption, and the tiles next to it
 
 
 def write_contact_sheet(path: Path, sets: Sequence[tuple[Path, TrainingSet | PairSet]]) -> None:
-    """Draw some images of each set, chosen evenly over it, below each other, and save them as PNG.
+    """Write some images of each set, evenly spread, as a PNG.
 
-    A row is an identity of a training set, or some pairs of a verification set, marked genuine or impostor.
+    A row shows an identity of a training set, or some pairs of a verification set, marked genuine or impostor.
 
     Args:
-        path: where to write; the file appears when it is whole.
-        sets: each with the path that stands in its heading.
+        path: the PNG file; it appears when it is complete.
+        sets: each with the path for its heading.
 
     Raises:
         RunError, ConfigError: the file cannot be written.
@@ -52,12 +51,12 @@ def write_contact_sheet(path: Path, sets: Sequence[tuple[Path, TrainingSet | Pai
 
 
 def write_face_sheet(path: Path, title: str, rows: Sequence[tuple[str, Sequence[ImageArray]]]) -> None:
-    """Draw rows of faces and save them as PNG.
+    """Write rows of faces as a PNG.
 
     Args:
-        path: where to write; the file appears when it is whole.
+        path: the PNG file; it appears when it is complete.
         title: the heading.
-        rows: each a caption and its images, uint8 (H, W, 3) RGB.
+        rows: each a caption and its images, (H, W, 3) uint8 RGB.
 
     Raises:
         RunError, ConfigError: the file cannot be written.
@@ -113,7 +112,7 @@ def _pixels(data: TrainingSet | PairSet, index: int) -> ImageArray | None:
         encoded = data.images[index] if isinstance(data, PairSet) else data.read(index)[0]
         return decode(encoded, "an image of the contact sheet")
     except DataError:
-        return None  # drawn as broken; the inspection names it
+        return None  # shown as broken; the inspection names it
 
 
 def _row(caption: str, tiles: Sequence[_Tile]) -> ImageArray:
@@ -142,7 +141,7 @@ def _face(image: ImageArray | None) -> ImageArray:
 
 
 def _text(text: str, width: int, height: int, *, color: tuple[int, int, int] = INK, scale: float = 0.45) -> ImageArray:
-    """Draw a line of text on white; OpenCV's letters are those of ASCII, all others become question marks."""
+    """Draw a line of text on white; OpenCV has ASCII letters only, others become question marks."""
     paper = np.full((height, width, 3), PAPER, dtype=np.uint8)
     shown = text.encode("ascii", "replace").decode()
     cv2.putText(paper, shown, (6, height // 2 + 5), cv2.FONT_HERSHEY_SIMPLEX, scale, color, 1, cv2.LINE_AA)

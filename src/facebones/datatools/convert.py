@@ -1,4 +1,4 @@
-"""From one format of the field to another; the bytes of an image are never touched, so nothing is lost."""
+"""Convert data sets between the formats of the field, without touching the bytes of any image."""
 
 import os
 import re
@@ -16,36 +16,42 @@ from facebones.data.folders import ImageFolder, RecordSet, find_records, image_s
 from facebones.data.images import decode
 from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.data.pair_lists import PAIR_LIST_SUFFIXES, read_pair_list
-from facebones.data.recordio import Header, RecordFile, RecordWriter, pack
-from facebones.datatools.origin import pairs_origin, records_origin
-from facebones.datatools.partial_folder import PartialFolder, is_occupied, refuse_existing
+from facebones.data.record_writer import RecordWriter
+from facebones.data.recordio import Header, RecordFile, pack
+from facebones.datatools.partial_folder import (
+    PartialFolder,
+    is_occupied,
+    pairs_origin,
+    records_origin,
+    refuse_existing,
+)
 from facebones.errors import DataError
 from facebones.system.files import atomic_write
 from facebones.system.processes import CAN_FORK, map_forked
 from facebones.system.progress import track
 
-# In an image folder that came from a .rec: the same records with the path of the image in the place of the image.
+# In an image folder that was made from a .rec: the same records, with the path of the image instead of the image.
 HEADERS_FOLDER = ".rec_headers"
 BLOCK_RECORDS = 256
 BLOCKS_WORTH_A_PROCESS = 8
 _IMAGE_PATH = re.compile(rb"[0-9]+/[0-9]+\.(jpg|png|bmp|webp)")
 
 
-# Of a record: its key; itself with a path in the place of the image; that path or ""; whether the file was there.
+# Of a record: its key; the record with a path instead of the image; that path or ""; whether the file existed.
 _Unpacked = tuple[int, bytes, str, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What a conversion did.
+    """The result of `convert`.
 
     Attributes:
-        source: what was read.
-        destination: what was written.
-        images: how many images it holds.
-        groups: how many identities or pairs, in words.
-        kept: how many images stood there already, from an interrupted conversion.
-        notes: what a user should know.
+        source: the data set that was read.
+        destination: the data set that was written.
+        images: number of images.
+        groups: number of identities or pairs, in words.
+        kept: images that an interrupted conversion had written.
+        notes: messages for the user.
     """
 
     source: Path
@@ -62,7 +68,7 @@ class Conversion:
 
 
 def convert(source: Path, destination: Path, *, root: Path | None = None, resume: bool = False) -> Conversion:
-    """Convert a data set; what to do follows from what `source` is and from the ending of `destination`.
+    """Convert a data set; the kind of `source` and the ending of `destination` decide how.
 
     ===================================  ==================================================
     source                               destination
@@ -75,13 +81,13 @@ def convert(source: Path, destination: Path, *, root: Path | None = None, resume
 
     Args:
         source: a data set.
-        destination: where the other one goes; refused where it exists.
-        root: the folder that a pair list's paths start from; its own folder by default.
-        resume: continue an interrupted conversion into a folder; its complete files are kept.
+        destination: the file or folder to create.
+        root: the folder that the paths in a pair list start from; by default the folder of the list.
+        resume: continue an interrupted conversion into a folder, and keep its complete files.
 
     Raises:
-        DataError: the source is missing or broken, or the destination is there already.
-        RunError: the destination cannot be written.
+        DataError: the source is missing or broken, or the destination exists.
+        RunError, ConfigError: the destination cannot be written.
     """
     to_file = destination.suffix.lower() in {".bin", ".rec"}
     ending = source.suffix.lower() if source.is_file() else ""
@@ -102,10 +108,10 @@ def convert(source: Path, destination: Path, *, root: Path | None = None, resume
 
 
 def _records_to_folder(source: Path, destination: Path, resume: bool) -> Conversion:
-    """Write each image to `label/key.ending`, and all that the images do not say to HEADERS_FOLDER."""
+    """Write each image to `label/key.ending`, and the rest of the records to HEADERS_FOLDER."""
     data = RecordSet(source)
     with (
-        PartialFolder(destination, resume, "conversion", records_origin(data), anew=HEADERS_FOLDER) as folder,
+        PartialFolder(destination, resume, "conversion", records_origin(data), rewritten=HEADERS_FOLDER) as folder,
         RecordWriter(folder.path / HEADERS_FOLDER / "train.rec") as headers,
         closing(_unpacked(data, folder)) as unpacked,
     ):
@@ -123,7 +129,7 @@ def _records_to_folder(source: Path, destination: Path, resume: bool) -> Convers
 
 
 def _unpacked(data: RecordSet, folder: PartialFolder) -> Generator[_Unpacked]:
-    """Write the images to the folder, in several processes where there are many: most of the time is the system's."""
+    """Write the images to the folder, in several processes if there are many: most of the time is system time."""
     unpack = _Unpacker(data, folder).unpack
     order = np.argsort(data.records.offsets, kind="stable")
     blocks = [order[start : start + BLOCK_RECORDS] for start in range(0, len(order), BLOCK_RECORDS)]
@@ -146,7 +152,7 @@ class _Unpacker:
         self._name = f"%0{len(str(data.num_identities - 1))}d/%0{len(str(self._keys.max()))}d%s"
 
     def unpack(self, positions: npt.NDArray[np.int64]) -> Iterator[_Unpacked]:
-        """Write the images of these records; yield what stays in the headers' file."""
+        """Write the images of these records; yield the rows of the file of headers."""
         columns = (positions, self._keys[positions], self._index_of[positions])
         rows = zip(*(column.tolist() for column in columns), strict=True)
         data, put, path_of = self._data, self._folder.put, self._name
@@ -161,14 +167,14 @@ class _Unpacker:
 
 
 def _folder_to_records(source: Path, destination: Path) -> Conversion:
-    """Write `train.rec`, `train.idx` and `property` as InsightFace has them, or as they were."""
+    """Write `train.rec`, `train.idx` and `property` as InsightFace does, or as they were before a conversion."""
     data = ImageFolder(source)
     notes = list(data.notes)
     if destination.suffix.lower() == ".rec":
         for path in (destination, destination.with_suffix(".idx")):
             refuse_existing(path)
         if (kept := destination.with_name("property")).exists():
-            notes.append(f"{kept}: left as it is, for it is of another set; {destination.name} does without")
+            notes.append(f"{kept}: unchanged, because it belongs to another set; {destination.name} gets none")
         _write_records(data, destination)
     else:
         with _new_folder(destination) as building:
@@ -191,7 +197,7 @@ def _write_records(data: ImageFolder, path: Path) -> None:
 
 
 def _number_records(data: ImageFolder, writer: RecordWriter) -> None:
-    """Write the images with keys from 1, then a record for each identity, then record 0: the order of face2rec."""
+    """Write the images with keys from 1, then a record per identity, then record 0: the order of face2rec."""
     for index in track(range(len(data)), "converting"):
         image, label = data.read(index)
         if image_suffix(image) is None:
@@ -207,22 +213,22 @@ def _number_records(data: ImageFolder, writer: RecordWriter) -> None:
 
 
 def _rebuild_records(data: ImageFolder, headers: RecordFile, writer: RecordWriter) -> None:
-    """Write the records as they were, each path replaced by its image."""
-    mend = f"restore the folder, or remove {data.path / HEADERS_FOLDER} to write it with new keys"
+    """Write the records as they were, with each path replaced by its image."""
+    fix = f"restore the folder, or remove {data.path / HEADERS_FOLDER} to write it with new keys"
     expected = int((headers.headers(np.arange(len(headers))).sizes > 0).sum())
     if expected != len(data):
-        raise DataError(f"{data.path}: {len(data)} images, but {expected} came from the .rec; {mend}")
+        raise DataError(f"{data.path}: {len(data)} images, but {expected} came from the .rec; {fix}")
     prefix = f"{data.path}/"
     for position, key in enumerate(track(headers.keys.tolist(), "converting")):
         head, name = headers.split(position)
         if name:
             if _IMAGE_PATH.fullmatch(name) is None:
-                raise DataError(f"{headers.where(position)}: {name[:40]!r} is no path of an image; {mend}")
+                raise DataError(f"{headers.where(position)}: {name[:40]!r} is no path of an image; {fix}")
             path = prefix + name.decode()
             try:
                 head += read_image_file(path)
             except OSError as error:
-                raise DataError(f"{path}: cannot be read: {error.strerror}; {mend}") from error
+                raise DataError(f"{path}: cannot be read: {error.strerror}; {fix}") from error
         writer.write(key, head)
 
 
@@ -266,7 +272,7 @@ def _training_summary(
 
 @contextmanager
 def _new_folder(destination: Path) -> Iterator[Path]:
-    """Yield a hidden folder that becomes `destination` when the block ends without an error."""
+    """Yield a hidden folder that is renamed to `destination` when the block ends without an error."""
     if is_occupied(destination):
         refuse_existing(destination)
     building = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")

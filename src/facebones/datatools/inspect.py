@@ -1,4 +1,4 @@
-"""What a data set holds, and what is wrong with it: every image is decoded and compared with every other."""
+"""Inspect a data set: decode every image, count, and find broken and identical images."""
 
 import hashlib
 import os
@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.folders import ImageFolder, RecordSet, TrainingSet, find_records, image_suffix, pair_sets
+from facebones.data.folders import ImageFolder, RecordSet, find_records, image_suffix, pair_sets
 from facebones.data.ijb_lists import listed_targets
-from facebones.data.images import decode
+from facebones.data.images import decode, single_threaded_opencv
 from facebones.data.pair_bins import PairSet, read_pairs
+from facebones.data.training_set import TrainingSet
 from facebones.datatools.contact_sheet import write_contact_sheet
 from facebones.datatools.jpeg_damage import DecoderWarnings, decoder_warnings, lacks_end
 from facebones.errors import ConfigError, DataError
@@ -24,7 +25,7 @@ from facebones.system.progress import track
 
 CHUNK = 64  # images that a thread takes at a time
 FOLDS = 10
-SHOWN = 5  # examples that people see; programs get them all
+SHOWN = 5  # examples in the text output; JSON has all
 HISTOGRAM_STARTS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 Hashes = npt.NDArray[np.uint64]
@@ -35,18 +36,18 @@ class Part:
     """One training set or verification set.
 
     Attributes:
-        path: where it is.
-        images: how many.
-        sizes: images of each size, "height x width".
-        encodings: images of each encoding, by the usual file ending.
-        broken: what cannot be decoded, and why.
-        damaged: what can be decoded, but has lost some of its content, and what is wrong; counted among the images.
-        identical: groups of images with the same pixels, each named. Of a verification set only the number of
-            different images is given, for there a photo occurs in several pairs by design.
-        same_bytes: how many of these groups are the same file, byte for byte.
-        distinct: different images, by their pixels.
-        conflicts: identical images under two identities, or in an impostor pair.
-        notes: what else to know.
+        path: the file or folder.
+        images: number of images.
+        sizes: number of images of each size, "height x width".
+        encodings: number of images of each encoding, by the usual file ending.
+        broken: images that cannot be decoded, with the reason.
+        damaged: images that lost part of their content but can be decoded, with the reason; counted in `images`.
+        identical: groups of names of images with the same pixels; empty for a verification set, which uses a photo in
+            several pairs by design.
+        same_bytes: number of these groups whose files are equal byte for byte.
+        distinct: number of images with different pixels.
+        conflicts: identical images of two identities, or in an impostor pair.
+        notes: other messages for the user.
     """
 
     path: str
@@ -67,9 +68,9 @@ class TrainingPart(Part):
     """A training set.
 
     Attributes:
-        identities: how many have an image.
-        per_identity: minimum, median and maximum of images per identity.
-        histogram: identities by their number of images, such as {"5-9": 12}.
+        identities: number of identities with an image.
+        per_identity: minimum, median and maximum number of images per identity.
+        histogram: number of identities by their number of images, such as {"5-9": 12}.
     """
 
     identities: int
@@ -77,7 +78,7 @@ class TrainingPart(Part):
     histogram: dict[str, int]
 
     def lines(self) -> list[str]:
-        """Say it to people."""
+        """Lines of text for a terminal."""
         spread = ", ".join(f"{name} {value:g}" for name, value in self.per_identity.items())
         head = f"{self.path}: training set, {self.images} images of {self.identities} identities"
         rows = [f"{name:>8} images  {_bar(count, self.histogram)} {count}" for name, count in self.histogram.items()]
@@ -89,7 +90,9 @@ class PairPart(Part):
     """A verification set.
 
     Attributes:
-        pairs: how many; genuine and impostor are those of one person and of two.
+        pairs: number of pairs.
+        genuine: number of pairs of one person.
+        impostor: number of pairs of two people.
         folds: how the pairs split into ten folds, in words.
     """
 
@@ -99,18 +102,20 @@ class PairPart(Part):
     folds: str
 
     def lines(self) -> list[str]:
-        """Say it to people."""
+        """Lines of text for a terminal."""
         head = f"{self.path}: verification set, {self.pairs} pairs, {self.genuine} genuine, {self.impostor} impostor"
         return [head, *_indent([f"folds: {self.folds}", *_image_lines(self)])]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Images that two sets have in common, by their pixels.
+    """Images with the same pixels in two sets.
 
     Attributes:
-        images: different images that are in both.
-        examples: one name of each in the first set, and one in the second.
+        first: path of one set.
+        second: path of the other.
+        images: number of different images in both.
+        examples: of each such image, a name in the first set and one in the second.
     """
 
     first: str
@@ -119,29 +124,29 @@ class Overlap:
     examples: list[tuple[str, str]]
 
     def lines(self) -> list[str]:
-        """Say it to people."""
+        """Lines of text for a terminal."""
         head = f"{self.first} and {self.second}: {self.images} images in common"
         return [head, *_indent(_first([f"{a} = {b}" for a, b in self.examples]))]
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything that was found.
+    """The result of `inspect_data`.
 
     Attributes:
         parts: the sets, the training set first.
-        overlaps: one for each two sets, also where they have nothing in common.
+        overlaps: one for every two sets, even if they have nothing in common.
     """
 
     parts: list[TrainingPart | PairPart]
     overlaps: list[Overlap] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain lists, dicts, strings and numbers."""
+        """All fields as plain values for JSON."""
         return {"parts": [asdict(part) for part in self.parts], "overlaps": [asdict(each) for each in self.overlaps]}
 
     def lines(self) -> list[str]:
-        """Say it to people."""
+        """Lines of text for a terminal."""
         return [line for each in (*self.parts, *self.overlaps) for line in each.lines()]
 
 
@@ -155,12 +160,12 @@ class _Images:
     describe: Callable[[int], str]
 
     def name(self, index: int) -> str:
-        """Name an image briefly: without the folder that the set is in."""
+        """Short name of an image: without the folder of the set."""
         return self.describe(index).removeprefix(f"{self.path.parent}/")
 
 
 class _Findings(NamedTuple):
-    """What decoding N images gave.
+    """The result of decoding N images.
 
     Attributes:
         files: (N,) hash of the encoded image.
@@ -176,16 +181,16 @@ class _Findings(NamedTuple):
 
 
 def inspect_data(path: Path, contact_sheet: Path | None = None, *, threads: int | None = None) -> Inspection:
-    """Look at every image of a training set, a `.bin`, or a folder that holds several of these.
+    """Inspect every image of a training set, a `.bin` file, or a folder with several of these.
 
     Args:
         path: a `.rec` file, a `.bin` file, an InsightFace folder, an image folder, or a folder of `.bin` files.
-        contact_sheet: where to save a PNG with some of the images; none by default.
-        threads: how many decode at a time; one for each processor by default.
+        contact_sheet: a PNG file to write, with some of the images.
+        threads: decoding threads; by default one per core.
 
     Raises:
-        DataError: nothing is there, or a set as a whole cannot be read. A broken image is reported, not raised.
-        ConfigError: the contact sheet is no PNG or could not be written; said before the work.
+        DataError: nothing is there, or a set cannot be read as a whole. Broken images are reported, not raised.
+        ConfigError: the contact sheet is not a PNG or cannot be written; raised before the work.
     """
     if contact_sheet is not None:
         _check_contact_sheet(contact_sheet)
@@ -204,14 +209,14 @@ def inspect_data(path: Path, contact_sheet: Path | None = None, *, threads: int 
         )
         hashes.append((images, found.pixels))
     if contact_sheet is not None:
-        with decoder_warnings():  # the same as before
+        with decoder_warnings():  # the inspection reported them already
             write_contact_sheet(contact_sheet, sets)
     overlaps = [_overlap(*hashes[i], *hashes[k]) for i in range(len(hashes)) for k in range(i + 1, len(hashes))]
     return Inspection(parts, overlaps)
 
 
 def _check_contact_sheet(path: Path) -> None:
-    if path.suffix.lower() != ".png":  # it would be taken for something else, or would overwrite it
+    if path.suffix.lower() != ".png":  # another ending may be a data set, which would be overwritten
         raise ConfigError(f"{path}: a contact sheet is a PNG; name it {path.stem}.png")
     check_writable(path)
 
@@ -232,7 +237,7 @@ def _open(path: Path) -> list[tuple[Path, TrainingSet | PairSet]]:
 
 
 def _claims_training(path: Path) -> bool:
-    """Tell whether something in the folder looks like a training set, so that its error counts."""
+    """Whether something in the folder looks like a training set: then its error is raised."""
     return any(each.is_dir() or each.suffix in {".rec", ".idx"} for each in path.iterdir())
 
 
@@ -247,7 +252,7 @@ def _decode_all(images: _Images, threads: int, warnings: DecoderWarnings) -> _Fi
     found = _Findings(files, pixels, Counter(), Counter(), [], [])
     starts = range(0, images.count, CHUNK)
     suspects = []
-    with ThreadPoolExecutor(threads) as pool:
+    with single_threaded_opencv(), ThreadPoolExecutor(threads) as pool:
         chunks = pool.map(lambda start: _decode_chunk(images, start, warnings), starts)
         rows: Iterator[_Row] = (row for chunk in chunks for row in chunk)
         for index, row in enumerate(track(rows, f"inspecting {images.path.name}", images.count)):
@@ -294,19 +299,19 @@ def _examine(images: _Images, index: int, warnings: DecoderWarnings) -> _Row:
         _hash(size.encode(), np.ascontiguousarray(pixels).data),
         size,
         (image_suffix(encoded) or ".other")[1:],
-        suspect=lacks_end(encoded) or warnings.size() > before,  # that may be of another thread's image
+        suspect=lacks_end(encoded) or warnings.size() > before,  # perhaps from the image of another thread
     )
 
 
 def _damage(encoded: bytes, warnings: DecoderWarnings) -> str:
-    """Decode a suspect again, alone, to see what is wrong with it; "" where it is nothing."""
+    """Decode a suspect again, alone, to find what is wrong with it; "" if nothing is."""
     before = warnings.size()
     decode(encoded, "an image that was decoded before")
     return warnings.of_damage(before) or ("its end is missing" if lacks_end(encoded) else "")
 
 
 def _hash(*contents: bytes | memoryview) -> int:
-    """Hash to 64 bits, never 0: among ten million images, two share a hash with a chance of 1 to 400,000."""
+    """Hash to 64 bits, never 0; two of ten million images collide with a probability of 1 in 400,000."""
     state = hashlib.blake2b(digest_size=8)
     for content in contents:
         state.update(content)
@@ -331,7 +336,7 @@ def _training_part(images: _Images, found: _Findings, data: TrainingSet) -> Trai
 
 
 def _training_notes(data: TrainingSet) -> list[str]:
-    """What to know of a training set; of an IJB folder only that it is none: the lists in it are not left over."""
+    """Notes on a training set; for an IJB folder, only that it is not a training set."""
     if not (targets := listed_targets(data.path)):
         return list(data.notes)
     what = f"an IJB folder, by the lists of {' and '.join(targets)} in meta, and no training set"
@@ -373,7 +378,7 @@ def _image_facts(images: _Images, found: _Findings, groups: Sequence[npt.NDArray
 
 
 def _groups(hashes: Hashes) -> list[npt.NDArray[np.int64]]:
-    """Find the images that share a hash with another; broken images (0) belong to no group."""
+    """Groups of images with equal hashes; broken images (0) belong to no group."""
     order = np.argsort(hashes, kind="stable")
     order = order[hashes[order] > 0]
     edges = np.flatnonzero(np.diff(hashes[order])) + 1
@@ -391,7 +396,7 @@ def _overlap(first: _Images, first_hashes: Hashes, second: _Images, second_hashe
 
 
 def _histogram(counts: npt.NDArray[np.int64]) -> dict[str, int]:
-    """Count identities by their number of images.
+    """Number of identities by their number of images.
 
     >>> _histogram(np.array([1, 3, 4]))
     {'1': 1, '2-4': 2}

@@ -1,8 +1,8 @@
-"""`--runtime`: each model by the runtime that was asked for, or with `auto` by the fastest that embeds as eager does.
+"""`--runtime`: run each model by a given runtime, or with `auto` by the fastest whose embeddings match eager's.
 
-`auto` measures on the machine, with the batch size and the images at hand. What it measured is kept in the user's cache
-folder, so that the next evaluation need not measure again, and decides alike, which features on disk ask for. That a
-runtime's embeddings are near enough to eager's is looked at each time, on images of the set.
+`auto` measures on this machine with the batch size and images at hand. The measurements are cached in the user's cache
+folder, so that later evaluations do not measure again and decide alike (features on disk depend on the runtime). The
+embeddings are compared with eager's every time, on images of the set.
 """
 
 import math
@@ -20,15 +20,15 @@ import facebones
 from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.data.image_sources import ImageSource
 from facebones.errors import FaceBonesError
-from facebones.evaluation.embedder import Embedder
+from facebones.evaluation.models import Model
 from facebones.evaluation.runtimes import AUTO, EAGER, RUNTIMES, check_runtime, lookup_runtime, run_by
 from facebones.onnx.backbone import OnnxBackbone
-from facebones.system.autotune_cache import keep, recall, say_ignored
+from facebones.system.autotune_cache import load_measurement, save_measurement, warn_unusable
 from facebones.system.environment import git_revision, processor_model, version_of
 from facebones.system.progress import say
 
 FEWEST_BATCHES = 16  # to measure takes some four batches a runtime
-LARGEST_SHARE = 0.25  # of the time that the best runtime so far would take, which trying another may cost
+LARGEST_SHARE = 0.25  # trying another runtime may cost this share of the time that the best one so far takes
 TIMED_BATCHES, TIMED_SECONDS = 5, 5.0  # whichever is reached first
 CACHE = "runtimes"
 PACKAGES = ("torch", "onnxruntime", "openvino")
@@ -38,83 +38,83 @@ Images = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of a runtime.
+    """Measured speed of a runtime.
 
     Attributes:
-        setup_seconds: until the first batch was there.
-        images_per_second: after that.
+        setup_seconds: time to the first batch.
+        images_per_second: afterwards.
     """
 
     setup_seconds: float
     images_per_second: float
 
     def seconds(self, count: int) -> float:
-        """For so many images, from the beginning."""
+        """Time for a number of images, preparation included."""
         return self.setup_seconds + count / self.images_per_second
 
 
 def with_runtime(
-    models: Mapping[str, Embedder],
+    models: Mapping[str, Model],
     runtime: str | None,
     sources: Sequence[ImageSource],
     *,
     batch_size: int,
     flip: bool = True,
-) -> dict[str, Embedder]:
-    """Models by a runtime.
+) -> dict[str, Model]:
+    """Models computed by a runtime.
 
     Args:
         models: as they were opened, by name.
-        runtime: one of `RUNTIMES`; "auto"; None leaves all as they are: torch eager, ONNX files in ONNX Runtime.
-        sources: what will be embedded.
-        batch_size: images at a time.
+        runtime: one of `RUNTIMES`; "auto"; None keeps PyTorch, and ONNX Runtime for ONNX files.
+        sources: the images that will be embedded.
+        batch_size: images per forward pass.
         flip: whether mirror images will be embedded too.
 
     Raises:
         UnknownNameError, ConfigError: no such runtime, or it cannot compute one of the models.
         DataError: an image cannot be read.
-        RunError: a network cannot be brought into the form that the runtime takes.
+        RunError: a network cannot be converted for the runtime.
     """
     if runtime is None:
         return dict(models)
     if runtime != AUTO:
         lookup_runtime(runtime)
-        for embedder in models.values():  # all before the first is compiled
-            check_runtime(runtime, embedder)
+        for model in models.values():  # all before the first is compiled
+            check_runtime(runtime, model)
     batch_size = min(batch_size, max(len(source) for source in sources))
     if runtime != AUTO:
-        return {name: _run_by(name, embedder, runtime, batch_size) for name, embedder in models.items()}
+        return {name: _run_by(name, model, runtime, batch_size) for name, model in models.items()}
     count = sum(len(source) for source in sources) * (2 if flip else 1)
     images = np.stack([sources[0].read(index, IMAGE_SIZE) for index in range(min(batch_size, len(sources[0])))])
-    return {name: choose(name, embedder, images, batch_size, count) for name, embedder in models.items()}
+    return {name: choose(name, model, images, batch_size, count) for name, model in models.items()}
 
 
-def _run_by(name: str, embedder: Embedder, runtime: str, batch_size: int) -> Embedder:
-    if embedder.runtime != runtime:
+def _run_by(name: str, model: Model, runtime: str, batch_size: int) -> Model:
+    if model.runtime != runtime:
         say(f"{name}: preparing --runtime {runtime}")
-    return run_by(embedder, runtime, batch_size)
+    return run_by(model, runtime, batch_size)
 
 
-def choose(name: str, embedder: Embedder, images_BHWC: Images, batch_size: int, count: int) -> Embedder:
-    """The model by the runtime that takes the least time for `count` images, its preparation included.
+def choose(name: str, model: Model, images_BHWC: Images, batch_size: int, count: int) -> Model:
+    """The model by the runtime that takes the least time for `count` images, preparation included.
 
     Args:
-        name: of the model, for what is said.
-        embedder: as it was opened.
-        images_BHWC: on which a runtime is held to eager.
+        name: of the model, for messages.
+        model: as it was opened.
+        images_BHWC: images on which a runtime is compared with eager.
         batch_size: the largest batch.
         count: images and mirror images that will be embedded.
     """
-    if isinstance(embedder.network, OnnxBackbone):
+    if isinstance(model.network, OnnxBackbone):
         say(f"{name}: --runtime auto: an ONNX file, computed by ONNX Runtime")
-        return embedder
+        return model
     if count < FEWEST_BATCHES * batch_size:
         say(f"{name}: --runtime auto takes eager: {count} images are too few to try others")
-        return embedder
-    key = _conditions(embedder, batch_size)
+        return model
+    key = _conditions(model, batch_size)
     known = _read(key)
     before = dict(known)
-    trial = _Trial(embedder, images_BHWC, batch_size)
+    trial = _Trial(model, images_BHWC, batch_size)
     for runtime in RUNTIMES:
         if runtime not in known and _worth_trying(runtime, known, count):
             say(f"{name}: --runtime auto tries {runtime}")
@@ -124,14 +124,14 @@ def choose(name: str, embedder: Embedder, images_BHWC: Images, batch_size: int, 
             except FaceBonesError as error:
                 say(f"{name}: --runtime auto leaves out {runtime}: {error}")
     if known != before:
-        keep(CACHE, key, {runtime: asdict(speed) for runtime, speed in known.items()})
+        save_measurement(CACHE, key, {runtime: asdict(speed) for runtime, speed in known.items()})
     for runtime in sorted(known, key=lambda one: known[one].seconds(count)):
         try:
             chosen, cosine = trial.prepared(runtime), trial.cosine(runtime)
         except FaceBonesError as error:
             say(f"{name}: --runtime auto leaves out {runtime}: {error}")
             continue
-        if runtime == EAGER or cosine >= RUNTIMES[runtime].lowest_cosine:  # false of NaN
+        if runtime == EAGER or cosine >= RUNTIMES[runtime].lowest_cosine:  # False for NaN
             speed, plain = known[runtime].images_per_second, known[EAGER].images_per_second
             say(
                 f"{name}: --runtime auto takes {runtime}: {speed:.0f} images/s, eager {plain:.0f} ({speed / plain:.1f}"
@@ -140,9 +140,9 @@ def choose(name: str, embedder: Embedder, images_BHWC: Images, batch_size: int, 
             return chosen
         say(
             f"{name}: --runtime auto refuses {runtime}: smallest cosine to eager {cosine:.6f},"
-            f" where {RUNTIMES[runtime].lowest_cosine} is asked for"
+            f" required is {RUNTIMES[runtime].lowest_cosine}"
         )
-    return embedder
+    return model
 
 
 def _worth_trying(runtime: str, known: Mapping[str, Speed], count: int) -> bool:
@@ -151,47 +151,47 @@ def _worth_trying(runtime: str, known: Mapping[str, Speed], count: int) -> bool:
 
 
 class _Trial:
-    """A model by several runtimes, one of which will be taken."""
+    """A model by several runtimes, one of which will be used."""
 
-    def __init__(self, embedder: Embedder, images_BHWC: Images, batch_size: int) -> None:
-        self._embedder, self._images, self._batch_size = embedder, images_BHWC, batch_size
-        self._prepared: dict[str, Embedder] = {}
-        self._expected = self._embed(embedder)
+    def __init__(self, model: Model, images_BHWC: Images, batch_size: int) -> None:
+        self._model, self._images, self._batch_size = model, images_BHWC, batch_size
+        self._prepared: dict[str, Model] = {}
+        self._expected = self._embed(model)
 
-    def prepared(self, runtime: str) -> Embedder:
+    def prepared(self, runtime: str) -> Model:
         if runtime not in self._prepared:
-            self._prepared[runtime] = run_by(self._embedder, runtime, self._batch_size)
+            self._prepared[runtime] = run_by(self._model, runtime, self._batch_size)
         return self._prepared[runtime]
 
     def keep(self, runtime: str) -> None:
-        """Let go of all that has been prepared, but one: together they may be some gigabytes."""
-        self._prepared = {name: embedder for name, embedder in self._prepared.items() if name == runtime}
+        """Release all prepared networks but one: together they may take gigabytes."""
+        self._prepared = {name: model for name, model in self._prepared.items() if name == runtime}
 
     def measure(self, runtime: str) -> Speed:
         start = time.perf_counter()
-        embedder = self.prepared(runtime)
+        model = self.prepared(runtime)
         setup = time.perf_counter() - start
-        batch = np.resize(self._images, (self._batch_size, *self._images.shape[1:]))  # repeats what is there
+        batch = np.resize(self._images, (self._batch_size, *self._images.shape[1:]))  # repeats the images
         times: list[float] = []
-        with evaluation_mode(embedder.network):
-            embedder(batch, flip=False)
+        with evaluation_mode(model.network):
+            model(batch, flip=False)
             while len(times) < TIMED_BATCHES and sum(times) < TIMED_SECONDS:
                 start = time.perf_counter()
-                embedder(batch, flip=False)
+                model(batch, flip=False)
                 times.append(time.perf_counter() - start)
         return Speed(setup, self._batch_size / statistics.median(times))
 
     def cosine(self, runtime: str) -> float:
-        """The smallest between embeddings of an image by this runtime and by eager."""
+        """Smallest cosine between embeddings of an image by this runtime and by eager."""
         return smallest_cosine(self._expected, self._embed(self.prepared(runtime)))
 
-    def _embed(self, embedder: Embedder) -> npt.NDArray[np.float32]:
-        with evaluation_mode(embedder.network):
-            return embedder(self._images, flip=False)[:, 0]
+    def _embed(self, model: Model) -> npt.NDArray[np.float32]:
+        with evaluation_mode(model.network):
+            return model(self._images, flip=False)[:, 0]
 
 
 def smallest_cosine(a_BD: npt.NDArray[np.float32], b_BD: npt.NDArray[np.float32]) -> float:
-    """The smallest cosine between rows; NaN where an embedding is not finite or has no direction.
+    """Smallest cosine between rows; NaN where an embedding is zero or not finite.
 
     >>> round(smallest_cosine(np.eye(2), np.array([[2.0, 0.0], [1.0, 1.0]])), 3)
     0.707
@@ -202,10 +202,10 @@ def smallest_cosine(a_BD: npt.NDArray[np.float32], b_BD: npt.NDArray[np.float32]
     return float(cosines.min())
 
 
-def _conditions(embedder: Embedder, batch_size: int) -> str:
-    """All that decides how fast a network is here."""
-    network: Any = embedder.network
-    computes = f"{embedder.device.type} {processor_model(embedder.device)}"
+def _conditions(model: Model, batch_size: int) -> str:
+    """Everything that decides how fast a network is here."""
+    network: Any = model.network
+    computes = f"{model.device.type} {processor_model(model.device)}"
     versions = [f"facebones {facebones.__version__}", f"commit {git_revision()}"]
     versions += [f"{package} {version_of(package)}" for package in PACKAGES]
     parts = [network.name, f"embedding {network.embedding_size}", f"batch {batch_size}", computes]
@@ -213,8 +213,8 @@ def _conditions(embedder: Embedder, batch_size: int) -> str:
 
 
 def _read(key: str) -> dict[str, Speed]:
-    """Speeds under these conditions; of what others may have written there, nothing is taken but positive numbers."""
-    found = recall(CACHE, key)
+    """Cached speeds under these conditions; anything but positive numbers is ignored."""
+    found = load_measurement(CACHE, key)
     if found is None:
         return {}
     try:
@@ -223,6 +223,6 @@ def _read(key: str) -> dict[str, Speed]:
         if not (fine and speeds.keys() <= RUNTIMES.keys() and (EAGER in speeds or not speeds)):
             raise ValueError("no speeds")
     except (AttributeError, TypeError, ValueError):
-        say_ignored(CACHE, key.partition(",")[0])
+        warn_unusable(CACHE, key.partition(",")[0])
         return {}
     return speeds

@@ -1,10 +1,11 @@
-"""The one pass that all protocols share: images through backbones, to the embedding of each and of its mirror image."""
+"""The embedding pass that all protocols share: images and their mirror images through one or several models."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +15,20 @@ from torch import nn
 from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.data.image_sources import EncodedImages, ImageSource, read_batches
 from facebones.errors import DataError
-from facebones.evaluation.embedder import Embedder, Precision
-from facebones.evaluation.feature_store import FeatureArray, FeatureFile, Features
-from facebones.system.progress import track
+from facebones.evaluation.models import Features, Model, Precision
+
+if TYPE_CHECKING:
+    from facebones.evaluation.feature_store import FeatureFile
 
 
 @dataclass(frozen=True, eq=False)
 class ImageEmbeddings:
-    """What a backbone answers, neither summed nor normalised.
+    """Embeddings of images and of their mirror images, neither summed nor normalised.
 
     Attributes:
-        name: the images' name in errors.
+        name: of the images, for errors.
         plain: (N, D) float32, embeddings of the images.
-        mirrored: (N, D) float32, embeddings of the images flipped left to right; None where they were not asked for.
+        mirrored: (N, D) float32, embeddings of the images flipped left to right, or None.
     """
 
     name: str
@@ -35,13 +37,13 @@ class ImageEmbeddings:
 
     @classmethod
     def of(cls, name: str, features_NxVxD: Features) -> "ImageEmbeddings":
-        """The parts of what `embed` answers, (N, 2, D) or (N, 1, D), without a copy."""
+        """Split the result of `embed`, (N, 2, D) or (N, 1, D), without a copy."""
         plain, *mirrored = (features_NxVxD[:, view] for view in range(features_NxVxD.shape[1]))
         return cls(name, plain, mirrored[0] if mirrored else None)
 
 
 def embed(
-    models: Mapping[str, Embedder],
+    models: Mapping[str, Model],
     source: ImageSource,
     *,
     batch_size: int,
@@ -51,19 +53,19 @@ def embed(
     folder: Path | None = None,
     progress: bool = False,
 ) -> dict[str, Features]:
-    """Embed images and their mirror images with several models; each image is decoded and aligned once for all.
+    """Embed images and their mirror images with several models; each image is decoded and aligned once.
 
-    The networks work in eval mode and are given back with every module in the mode it was in. torch's random state
-    is not touched, so that a validation in mid-training changes nothing of the training.
+    The networks compute in eval mode; every module is then put back into the mode it was in. torch's random state is
+    unchanged, so a validation during training does not change the training.
 
-    With a folder, a pass that was stopped, even by SIGKILL, goes on where it was (it does again what was not yet on
-    the disk: at most 10 s of work) and ends with the same features; a model that was embedded before is only read.
+    With a folder, a stopped pass (even by SIGKILL) resumes where it was, repeats at most 10 s of work, and gives the
+    same features; finished models are only read.
 
     Args:
-        models: by name; with a folder, the names begin file names and each model must have its `weights_sha256`.
+        models: by name; with a folder, the names begin file names and each model needs a `weights_sha256`.
         source: N images.
-        batch_size: images at a time; the last batch holds the rest.
-        workers: threads that read images; None takes as many as there are cores.
+        batch_size: images per forward pass; the last batch holds the rest.
+        workers: threads that read images; None uses all cores.
         image_size: height and width of the networks' input, pixels.
         flip: embed the mirror images too.
         folder: where to write the features, as `NAME.features.npy`; None keeps them in memory.
@@ -71,13 +73,13 @@ def embed(
 
     Returns:
         for each model (N, 2, D) float32: [:, 0] the embeddings of the images, [:, 1] those of their mirror images;
-        (N, 1, D) without `flip`. With a folder, they are memory maps that cannot be written to.
+        (N, 1, D) without `flip`. With a folder, they are read-only memory maps.
 
     Raises:
         DataError: there are no images, or one cannot be read; the message names it.
-        ConfigError: the folder holds features of these names of other images, weights or settings.
+        ConfigError: the folder holds features with these names of other images, weights or settings.
         RunError: the disk is full.
-        ValueError: `batch_size` or `workers` is below 1, or a model has no `weights_sha256` to be kept under.
+        ValueError: `batch_size` or `workers` is below 1, or a model has no `weights_sha256`.
     """
     workers = workers if workers is not None else os.cpu_count() or 1
     if batch_size < 1 or workers < 1:
@@ -86,37 +88,77 @@ def embed(
         raise DataError(f"{source.name}: no images to embed; check the file that the set was read from")
     stores = _stores(models, source, batch_size, {"image_size": image_size, "flip": flip}, folder)
     with ExitStack() as stack:
-        for name, embedder in models.items():
+        for name, model in models.items():
             stack.enter_context(stores[name])
-            stack.enter_context(evaluation_mode(embedder.network))
+            stack.enter_context(evaluation_mode(model.network))
         first = min((store.complete for store in stores.values()), default=len(source))
         batches = stack.enter_context(closing(read_batches(source, first, batch_size, image_size, workers)))
         what = f"embedding {source.name}{f', from image {first}' if first else ''}"
         left = len(source) - first
-        shown = track(batches, what, left, size=batch_size, unit="images") if progress else batches
+        shown: Iterable[npt.NDArray[np.uint8]] = batches
+        if progress:
+            from facebones.system.progress import track
+
+            shown = track(batches, what, left, size=batch_size, unit="images")
         for start, batch in zip(range(first, len(source), batch_size), shown, strict=True):
-            for name, embedder in models.items():
-                if stores[name].complete == start:  # else an earlier pass came further with this model
-                    stores[name].append(embedder(batch, flip))
+            for name, model in models.items():
+                if stores[name].complete == start:  # else an earlier pass got further with this model
+                    stores[name].append(model(batch, flip))
     return {name: store.features() for name, store in stores.items()}
 
 
+class FeatureArray:
+    """Features in memory.
+
+    Args:
+        images: N.
+
+    Attributes:
+        complete: number of images with features.
+    """
+
+    def __init__(self, images: int) -> None:
+        self.complete = 0
+        self._images = images
+        # One array from the start: small results between large inputs would fragment the heap (1 GB for LFW).
+        self._features = np.empty((images, 0, 0), dtype=np.float32)  # (N, V, D), known after the first batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def append(self, answers: Features) -> None:
+        """Store the features (B, V, D) of the next B images."""
+        if not self._features.size:
+            self._features = np.empty((self._images, *answers.shape[1:]), dtype=np.float32)
+        self._features[self.complete : self.complete + len(answers)] = answers
+        self.complete += len(answers)
+
+    def features(self) -> Features:
+        """Return all features, (N, V, D)."""
+        return self._features
+
+
 def _stores(
-    models: Mapping[str, Embedder],
+    models: Mapping[str, Model],
     source: ImageSource,
     batch_size: int,
     options: dict[str, object],
     folder: Path | None,
-) -> dict[str, FeatureArray] | dict[str, FeatureFile]:
+) -> "dict[str, FeatureArray] | dict[str, FeatureFile]":
     if folder is None:
         return {name: FeatureArray(len(source)) for name in models}
-    if unknown := [name for name, embedder in models.items() if not embedder.weights_sha256]:
-        raise ValueError(f"model {unknown[0]} has no weights_sha256, under which features on disk are kept")
-    # The number of images in a batch is among the settings: it can change the last digit of an embedding.
+    from facebones.evaluation.feature_store import FeatureFile
+
+    if unknown := [name for name, model in models.items() if not model.weights_sha256]:
+        raise ValueError(f"model {unknown[0]} has no weights_sha256; features on disk need one")
+    # The batch size is among the settings: it can change the last digit of an embedding.
     options = {"source": source.fingerprint(), **options}
     return {
-        name: FeatureFile(folder, name, len(source), batch_size, options | embedder.settings())
-        for name, embedder in models.items()
+        name: FeatureFile(folder, name, len(source), batch_size, options | model.settings())
+        for name, model in models.items()
     }
 
 
@@ -139,27 +181,27 @@ def embed_images(
     Args:
         backbone: network on `device`; (B, 3, image_size, image_size) float32 in [-1, 1] -> (B, D).
         images: N encoded images; those of another size are resized.
-        name: what to call the images in errors and in the progress display.
+        name: of the images, for errors and the progress display.
         device: where the backbone is.
         batch_size: images at a time; the last batch holds the rest.
         image_size: height and width of the network's input, pixels.
         precision: fp32, or the type of torch's autocast.
         channels_last: feed the network in the channels-last memory format.
-        limit_batches: stop after so many batches, to try whether the set can be embedded at all.
+        limit_batches: stop after this number of batches, to test that the set can be embedded.
         flip: embed the mirror images too.
         progress: show the progress on stderr.
 
     Raises:
-        DataError: there are no images, or one cannot be read: then the message names the set and the image's index.
+        DataError: there are no images, or one cannot be read; the message names the set and the index of the image.
         ValueError: `batch_size` or `limit_batches` is below 1.
     """
     if limit_batches is not None:
         if limit_batches < 1:
             raise ValueError(f"limit_batches {limit_batches}: give at least 1")
         images = images[: limit_batches * batch_size]
-    embedder = Embedder(network=backbone, device=device, precision=precision, channels_last=channels_last)
+    model = Model(network=backbone, device=device, precision=precision, channels_last=channels_last)
     features = embed(
-        {"": embedder},
+        {"": model},
         EncodedImages(name, images),
         batch_size=batch_size,
         image_size=image_size,
@@ -170,13 +212,13 @@ def embed_images(
 
 
 def flip_sum_normalised(embeddings: ImageEmbeddings) -> npt.NDArray[np.float64]:
-    """Add the embedding of each image to that of its mirror image, where there is one; scale the sum to length 1.
+    """Add the embedding of each image to that of its mirror image, if there is one, and scale the sum to length 1.
 
     Returns:
-        (N, D) float64; sum and norm are taken in double precision, as the published evaluation does.
+        (N, D) float64; sum and norm are computed in double precision, as in the published evaluation.
 
     Raises:
-        DataError: a sum is zero or not finite, so it has no direction; the first such image is named.
+        DataError: a sum is zero or not finite; the message names the first such image.
     """
     total = embeddings.plain.astype(np.float64)
     if embeddings.mirrored is not None:
@@ -193,6 +235,6 @@ def flip_sum_normalised(embeddings: ImageEmbeddings) -> npt.NDArray[np.float64]:
 
 
 def mean_norm(embeddings: ImageEmbeddings) -> float:
-    """XNorm: the mean length of the embeddings before summing and normalising, over images and mirror images."""
+    """XNorm: mean length of the embeddings of images and mirror images, before summing and normalising."""
     parts = [part for part in (embeddings.plain, embeddings.mirrored) if part is not None]
     return float(np.mean([np.linalg.norm(part.astype(np.float64), axis=1) for part in parts]))

@@ -1,11 +1,11 @@
-"""Features that outgrow the memory or must survive a stop: written to disk as they come, and taken up again.
+"""Features on disk, which may exceed memory and survive a stop: written batch by batch, resumed later.
 
-`NAME.features.npy` has its full size from the start, so that a full disk shows in the first minute. Beside it,
-`NAME.features.json` says what the features are of, and how many images are complete. That number is written after the
-rows are safe on the disk, so what it promises is there, whenever the process or the machine dies.
+`NAME.features.npy` has its full size from the start, so that a full disk fails in the first minute. Beside it,
+`NAME.features.json` records what the features belong to, and how many images are complete. That number is written after
+the rows are synced, so it holds whenever the process or the machine dies.
 
 Files of other weights, images or settings are refused, not replaced: they may have taken hours, and the difference may
-be a slip of the pen.
+be a typing error.
 """
 
 import fcntl
@@ -19,74 +19,38 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from facebones.errors import ConfigError
+from facebones.evaluation.models import Features
 from facebones.system.files import cannot_write, check_writable, map_array, write_json
-
-Features = npt.NDArray[np.float32]
 
 SYNC_SECONDS = 10.0  # of work that a stop can cost
 LARGEST_RECORD = 2**16
 
 
-class FeatureArray:
-    """Features in memory.
-
-    Args:
-        images: N.
-
-    Attributes:
-        complete: images that have their features.
-    """
-
-    def __init__(self, images: int) -> None:
-        self.complete = 0
-        self._images = images
-        # One array from the start: small results kept between the large inputs would tear the heap (1 GB for LFW).
-        self._features = np.empty((images, 0, 0), dtype=np.float32)  # (N, V, D), known after the first batch
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def append(self, answers: Features) -> None:
-        """Take the features (B, V, D) of the next B images."""
-        if not self._features.size:
-            self._features = np.empty((self._images, *answers.shape[1:]), dtype=np.float32)
-        self._features[self.complete : self.complete + len(answers)] = answers
-        self.complete += len(answers)
-
-    def features(self) -> Features:
-        """All features, (N, V, D)."""
-        return self._features
-
-
 class FeatureFile:
-    """Features on disk, written by one process at a time; what is there of the same kind is taken up.
+    """Features on disk, written by one process at a time; matching features that exist are resumed.
 
     Args:
         folder: where the two files are.
-        name: what they begin with.
+        name: beginning of their names.
         images: N.
-        batch_size: images that `append` takes at a time; the last time it takes the rest.
-        settings: what else decides about the features, as plain values.
+        batch_size: images per call of `append`; the last call has the rest.
+        settings: what else decides the features, as plain values.
 
     Attributes:
         path: the `.npy` file.
-        complete: images that have their features.
+        complete: number of images with features.
 
     Raises:
-        ConfigError: there are files of something else, or broken ones, or another process writes them, or the place
-            cannot be written.
+        ConfigError: the files are broken or of something else, another process writes them, or the folder cannot be
+            written.
         RunError: the disk is full.
     """
 
     def __init__(self, folder: Path, name: str, images: int, batch_size: int, settings: Mapping[str, Any]) -> None:
         if not name or Path(name).name != name:
-            raise ConfigError(f"'{name}' cannot begin the name of a file in {folder}; call the model something else")
+            raise ConfigError(f"'{name}' cannot begin the name of a file in {folder}; rename the model")
         self.path = folder / f"{name}.features.npy"
         self.complete = 0
         self._record_path = self.path.with_suffix(".json")
@@ -98,7 +62,7 @@ class FeatureFile:
 
     def __enter__(self) -> Self:
         if self._record_path.exists():
-            self._take_up()
+            self._resume()
         elif self.path.exists() and self.path.stat().st_size:
             self._refuse(f"{self._record_path.name}, which says what it holds, is missing")
         else:
@@ -113,7 +77,7 @@ class FeatureFile:
                 os.close(self._file)
 
     def append(self, answers: Features) -> None:
-        """Take the features (B, V, D) of the next B images; errors as for the class."""
+        """Write the features (B, V, D) of the next B images; errors as for the class."""
         if not self.complete:
             self._begin((self._shape[0], *answers.shape[1:]))
         if answers.shape[1:] != self._shape[1:]:
@@ -124,11 +88,11 @@ class FeatureFile:
             self._sync()
 
     def features(self) -> Features:
-        """All features, (N, V, D), as a memory map that cannot be written to."""
+        """Return all features, (N, V, D), as a read-only memory map."""
         features: Features = self._load()
         return features
 
-    def _take_up(self) -> None:
+    def _resume(self) -> None:
         record = self._read_record()
         if other := [key for key, value in self._record.items() if key not in record or record[key] != value]:
             self._refuse(f"holds features of other {', '.join(other)}")
@@ -142,11 +106,11 @@ class FeatureFile:
             self._refuse(f"has shape {features.shape}, but {self._record_path.name} says another")
         self._shape, self._offset = features.shape, features.offset
         self.complete = self._synced = complete
-        if complete < images:  # a whole one is only read, perhaps from a place that cannot be written
+        if complete < images:  # a complete file is only read, and may be read-only
             self._open()
 
     def _begin(self, shape: tuple[int, int, int]) -> None:
-        """Make the file in its full size. The record comes first: whoever finds the file knows what it is."""
+        """Create the file in its full size. The record is written first, so that the file is never without one."""
         self._open()
         write_json(self._record_path, self._record | {"complete": 0})
         header = io.BytesIO()
@@ -180,11 +144,11 @@ class FeatureFile:
             else:
                 os.ftruncate(file, size)
         except OSError as error:
-            os.ftruncate(file, 0)  # what there was of space is given back
+            os.ftruncate(file, 0)  # release the space that was reserved
             raise cannot_write(self.path, error) from error
 
     def _write(self, offset: int, content: bytes) -> None:
-        # Not through the memory map: there, a full disk is a signal that kills the process.
+        # Not through the memory map: there, a full disk kills the process by a signal.
         left = memoryview(content)
         try:
             while left:
@@ -216,7 +180,7 @@ class FeatureFile:
         except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict):
-            self._refuse(f"{self._record_path.name} is no record of features")
+            self._refuse(f"{self._record_path.name} is not a record of features")
         return content
 
     def _load(self) -> Any:

@@ -1,12 +1,12 @@
-"""The published 1:N protocols of IJB-B and IJB-C: whose face is it, among those of a gallery?
+"""Counting of the published 1:N protocols of IJB-B and IJB-C: which subject of a gallery is a probe?
 
-Closed set: of the probes whose subject is in one of the galleries, searched in both together, the share that is found
-at rank 1, 5, 10. Open set: each gallery alone is searched with all probes; those whose subject it lacks are impostor
-searches, and a threshold keeps their alarms rare.
+Closed set: the probes whose subject is in one of the galleries are searched in both together; the metric is the share
+found at rank 1, 5, 10. Open set: each gallery alone is searched with all probes; those whose subject it lacks are
+impostor searches, and a threshold bounds the share of them that are accepted.
 
-A subject's score for a probe is the best of its templates in the gallery. Tie rules, all pessimistic: another subject
-with the same score ranks before the right one; searches with equal scores are accepted together, so a threshold whose
-FPIR would exceed the target by a tie is not taken.
+The score of a subject for a probe is the best of its templates in the gallery. Tie rules, all pessimistic: another
+subject with the same score ranks before the right one; searches with equal scores are accepted together, so a threshold
+whose FPIR would exceed the target by a tie is not used.
 
 Sources: B. Maze et al., "IARPA Janus Benchmark - C: Face Dataset and Protocol", ICB (2018); P. Grother, M. Ngan, "Face
 Recognition Vendor Test (FRVT)", NIST interagency report 8009 (2014), for FPIR and FNIR.
@@ -36,13 +36,13 @@ BLOCK_PROBES = 1024
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Searches:
-    """What a gallery answers to K probes.
+    """Results of searching a gallery with K probes.
 
     Attributes:
         subjects: number of subjects in the gallery.
         rank_of_probe: (K,) int32, from 1; 0 where the gallery lacks the probe's subject.
         own_score: (K,) float32, score of the probe's own subject; -inf where the gallery lacks it.
-        top_score: (K,) float32, score of the best subject, whoever it is.
+        top_score: (K,) float32, score of the best subject, own or not.
     """
 
     subjects: int
@@ -58,14 +58,14 @@ class Searches:
 
 @dataclass(frozen=True, kw_only=True)
 class IdentificationRate:
-    """True positive identification rate at a target for the false positive identification rate; fractions.
+    """True positive identification rate at a target false positive identification rate; fractions.
 
     Attributes:
-        fpir: the target: share of impostor searches that reach the threshold.
-        tpir: share of the other searches that find their subject at rank 1, at or above the threshold; None if
+        fpir: the target: share of impostor searches at or above the threshold.
+        tpir: share of the mated searches that find their subject at rank 1, at or above the threshold; None if
             unmeasurable.
         fpir_reached: the FPIR at that threshold, at most the target; None if unmeasurable.
-        threshold: the lowest score that is accepted; None if unmeasurable, or where nothing need be refused.
+        threshold: the lowest score that is accepted; None if unmeasurable, or if everything may be accepted.
         unmeasurable: why there is no rate, or None.
     """
 
@@ -81,13 +81,13 @@ class OpenSetResult:
     """The open-set searches of one gallery.
 
     Attributes:
-        searches: what the gallery answers to each probe.
-        mated: number of probes whose subject it holds.
+        searches: the search with each probe.
+        mated: number of probes whose subject the gallery holds.
         impostors: number of the other probes.
         rates: TPIR, by FPIR target.
-        det_fpir: (M,) float64, FPIR of each threshold from the highest on; never falls, ends at 1; empty where there
+        det_fpir: (M,) float64, FPIR of each threshold from the highest down; ascending, ends at 1; empty where there
             are no searches of one kind.
-        det_fnir: (M,) float64, 1 - TPIR there; never rises.
+        det_fnir: (M,) float64, 1 - TPIR there; descending.
     """
 
     searches: Searches
@@ -98,23 +98,23 @@ class OpenSetResult:
     det_fnir: RateArray
 
     def to_json(self) -> dict[str, Any]:
-        """Give counts and rates; every number is finite."""
+        """Return counts and rates; every number is finite."""
         rates = [dict(vars(rate)) for rate in self.rates]
         return {"subjects": self.searches.subjects, "mated": self.mated, "impostors": self.impostors, "rates": rates}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class IdentificationResult:
-    """What the 1:N protocols answer; rates are fractions.
+    """Result of one model on the 1:N protocols; rates are fractions.
 
     Attributes:
         probes: number of probes K.
         closed_set: both galleries together, searched with each probe.
         searched: number of probes whose subject is in one of the galleries.
-        rank_rates: share of those found at rank 1, 5, 10 or before, by rank.
-        cmc: (R,) float64, the same for each rank from 1 to 50, or to the number of subjects where there are fewer.
+        rank_rates: share of those found within rank 1, 5, 10, by rank.
+        cmc: (R,) float64, the same for each rank from 1 to 50, or to the number of subjects if that is less.
         open_set: each gallery alone, by its name.
-        mean_tpir: mean of the galleries' TPIR, by FPIR target; None where one of them has none.
+        mean_tpir: mean TPIR of the galleries, by FPIR target; None where one of them has none.
     """
 
     probes: int
@@ -127,11 +127,11 @@ class IdentificationResult:
 
     @property
     def rank_of_probe(self) -> IntArray:
-        """(K,) rank of each probe's subject in both galleries together, 0 where it is in neither; for paired tests."""
+        """(K,) rank of each probe's subject in both galleries together, 0 where it is in neither."""
         return self.closed_set.rank_of_probe
 
     def to_json(self) -> dict[str, Any]:
-        """Give all figures, without those of each probe and the points of the DET curves; every number is finite."""
+        """Return all metrics, without those of each probe and without the DET curves; every number is finite."""
         return {
             "probes": self.probes,
             "subjects": self.closed_set.subjects,
@@ -173,11 +173,11 @@ def identify(
         probes: templates and subjects of the K probes.
         ranks: of the closed set.
         fpir_targets: of the open set.
-        name: what to call the set in errors.
+        name: of the set, for errors.
 
     Raises:
         DataError: there is no gallery, or no probe's subject is in one.
-        ValueError: a target lies outside 0 to 1.
+        ValueError: a target is outside [0, 1].
     """
     if not galleries:
         raise DataError(f"{name}: no gallery to search; identification (1:N) needs one")
@@ -223,7 +223,7 @@ def search(templates_TxD: FloatArray, gallery: SubjectList, probes: SubjectList)
             scores = np.maximum.reduceat(scores, first, axis=1)  # (B, subjects)
         own[block] = scores[np.arange(len(scores)), place[block]]
         top[block] = scores.max(axis=1)
-        rank[block] = (scores >= own[block, None]).sum(axis=1)  # its own score is among them: counted from 1
+        rank[block] = (scores >= own[block, None]).sum(axis=1)  # includes its own score, so ranks start at 1
     return Searches(
         subjects=subjects.size,
         rank_of_probe=np.where(mated, rank, 0).astype(np.int32),
@@ -233,13 +233,13 @@ def search(templates_TxD: FloatArray, gallery: SubjectList, probes: SubjectList)
 
 
 def open_set_result(searches: Searches, fpir_targets: Sequence[float] = FPIR_TARGETS) -> OpenSetResult:
-    """Count the open-set figures of a gallery.
+    """Measure the open-set searches of a gallery.
 
     A search with a probe whose subject the gallery lacks is a false positive where its best score is at or above the
-    threshold. At a target the lowest threshold is taken whose FPIR does not exceed it.
+    threshold. At a target, the lowest threshold whose FPIR does not exceed it is used.
 
     Raises:
-        ValueError: a target lies outside 0 to 1.
+        ValueError: a target is outside [0, 1].
     """
     alarms = np.sort(searches.top_score[~searches.is_mated])
     hits = np.sort(searches.own_score[searches.rank_of_probe == 1])
@@ -248,7 +248,7 @@ def open_set_result(searches: Searches, fpir_targets: Sequence[float] = FPIR_TAR
     if mated and alarms.size:
         thresholds = np.unique(np.concatenate([alarms, hits]))[::-1]
         fpir = (alarms.size - np.searchsorted(alarms, thresholds)) / alarms.size
-        # Below the last score all impostor searches are false positives, and no more hits are to be had.
+        # Below the last score all impostor searches are false positives, and there are no further hits.
         fnir = 1.0 - (hits.size - np.searchsorted(hits, thresholds)) / mated
     return OpenSetResult(
         searches=searches,
@@ -261,9 +261,9 @@ def open_set_result(searches: Searches, fpir_targets: Sequence[float] = FPIR_TAR
 
 
 def _identification_rate(alarms: FloatArray, hits: FloatArray, mated: int, fpir: float) -> IdentificationRate:
-    """TPIR at a target, from the rising scores of impostor searches and of subjects found at rank 1."""
+    """TPIR at a target, from the ascending scores of impostor searches and of subjects found at rank 1."""
     if not 0.0 <= fpir <= 1.0:
-        raise ValueError(f"fpir: {fpir} is no rate; give a number from 0 to 1")
+        raise ValueError(f"fpir: {fpir} is not a rate; give a number from 0 to 1")
     if not mated or not alarms.size:
         lacking = "impostor searches" if mated else "searches for a subject in the gallery"
         return IdentificationRate(fpir=fpir, unmeasurable=f"there are no {lacking}")
@@ -273,7 +273,7 @@ def _identification_rate(alarms: FloatArray, hits: FloatArray, mated: int, fpir:
     allowed = int(np.searchsorted(np.arange(1, alarms.size + 1) / alarms.size, fpir, side="right"))
     if allowed == alarms.size:
         return IdentificationRate(fpir=fpir, tpir=hits.size / mated, fpir_reached=1.0)
-    refused = alarms[alarms.size - 1 - allowed]  # the best score that must not be accepted, nor its equals
+    refused = alarms[alarms.size - 1 - allowed]  # the highest score that must be refused, with its equals
     threshold = np.nextafter(refused, np.float32(np.inf))
     return IdentificationRate(
         fpir=fpir,

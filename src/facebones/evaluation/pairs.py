@@ -1,137 +1,154 @@
-"""`facebones evaluate pairs`: trained backbones on pair sets, and whether they differ."""
+"""The protocol `pairs`: verification of listed pairs of images, such as LFW, in ten folds.
+
+Models are compared by a bootstrap over pairs, because the files of the field do not name the persons.
+`verification` has the counting.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from facebones.data.folders import pair_sets
-from facebones.data.image_sources import EncodedImages
-from facebones.data.pair_bins import PairSet
-from facebones.data.pair_lists import PAIR_LIST_SUFFIXES, read_pair_set
+from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.errors import ConfigError, DataError
-from facebones.evaluation.autotune_runtime import with_runtime
-from facebones.evaluation.embed import embed
-from facebones.evaluation.embedder import Embedder
-from facebones.evaluation.models import describe, open_models
-from facebones.evaluation.verification import PairSetResult, check_pair_set, correct_pairs, verify_features
-from facebones.evaluation.work import Work
-from facebones.reporting.comparison_table import tar_bands
-from facebones.reporting.plots.curves import plot_roc
-from facebones.reporting.plots.style import model_styles, picture_paths
-from facebones.statistics.bootstrap import REPLICATES, Unmeasured, accuracy_figure, verification_figures
-from facebones.statistics.significance import FigureComparison, compare_models, comparison_json
-from facebones.system.files import atomic_write, check_output, write_json
+from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, register_protocol
+from facebones.evaluation.verification import (
+    FAR_TARGET,
+    PairSetResult,
+    check_pair_set,
+    correct_pairs,
+    verify_features,
+)
+from facebones.statistics.bootstrap import REPLICATES, resample_accuracy, resample_verification
+from facebones.statistics.metric import Metric, MetricComparison
+from facebones.statistics.significance import compare_models
+from facebones.system.files import atomic_write
 
-FAR_TARGET = 1e-3
+if TYPE_CHECKING:
+    from facebones.data.image_sources import EncodedImages
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairsWork(Work):
-    """What the command takes; the bootstrap is over pairs, for their files do not say who is who.
+@register_protocol
+class PairsProtocol(Protocol):
+    """One pair set: a `.bin` file, or a list of pairs in text.
 
-    Attributes:
-        data: `.bin` files, lists of pairs, or folders that hold `.bin` files.
-        root: the folder that lists of pairs start from; each list's own by default.
-        flip: add the embedding of the mirror image, as the published protocol does.
-        output: folder for pairs.json, MODEL_SET_scores.npz (distance and is_same of each pair) and the ROC pictures;
-            those of an earlier evaluation are replaced.
+    Metrics: accuracy, TAR at FAR 0.001 (strict), AUC and EER.
+
+    Args:
+        path: the file.
+        root: folder that the paths in a list start from; the list's own folder by default.
     """
 
-    data: Sequence[Path]
-    root: Path | None = None
-    flip: bool = True
+    name = "pairs"
 
+    def __init__(self, path: Path | str, root: Path | None = None) -> None:
+        super().__init__(path)
+        self.root = root
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PairSetComparison:
-    """Models on one pair set.
+    @classmethod
+    def find(cls, path: Path) -> list[Self]:
+        """The `.bin` files of a folder, or a file that is a `.bin` or by its name a list of pairs."""
+        if path.is_dir():
+            return [cls(file) for file in _bin_files(path)]
+        return [cls(path)] if path.suffix.lower() == ".bin" or is_pair_list(path) else []
 
-    Attributes:
-        pair_set: the set.
-        results: what the protocol answers, by model.
-        figures: accuracy, TAR at FAR 0.001 (strict), AUC and EER of all models with intervals and tests, by name.
-    """
+    @cached_property
+    def pair_set(self) -> PairSet:
+        """The set, read once.
 
-    pair_set: PairSet
-    results: Mapping[str, PairSetResult]
-    figures: Mapping[str, FigureComparison | Unmeasured]
+        Raises:
+            DataError: it cannot be read or verified.
+        """
+        return read_sound_set(self.path, self.root)
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the set's name, each model's numbers, and the comparison of each figure."""
-        return {"set": self.pair_set.name} | comparison_json(self.results, self.figures)
+    def check(self) -> None:
+        """Read the set and let it go; no image is decoded."""
+        read_sound_set(self.path, self.root)
 
+    def images(self) -> "EncodedImages":
+        """The images of all pairs; pair k is images 2k and 2k + 1."""
+        from facebones.data.image_sources import EncodedImages
 
-def evaluate_pairs(work: PairsWork) -> dict[str, Any]:
-    """Verify pair sets with trained backbones by the published protocol, and test their differences.
+        return EncodedImages(self.pair_set.name, self.pair_set.images)
 
-    Returns:
-        what pairs.json holds: the models, and of each set their figures with intervals and tests.
+    def sizes(self) -> dict[str, int]:
+        """The number of pairs."""
+        return {"pairs": len(self.pair_set)}
 
-    Raises:
-        FaceBonesError: a set or the weights cannot be used, or the output could not be written.
-    """
-    files = pair_set_files(work.data)
-    if work.output is not None:
-        scores = [_scores_name(model, path.stem) for model in work.checkpoints for path in files]
-        check_output(work.output, ["pairs.json", *scores])
-    sets = _read_sets(files, work.root)
-    models = _open(work, sets)
-    compared = []
-    for pair_set in sets:
-        results = _verify(work, models, pair_set)
-        compared.append(compare_on_pairs(pair_set, results, work.replicates, work.seed))
-    content = {
-        "models": {name: describe(embedder) for name, embedder in models.items()},
-        "flip": work.flip,
-        "sets": [comparison.to_json() for comparison in compared],
-    }
-    if work.output is not None:
-        write_json(work.output / "pairs.json", content)
-        for comparison in compared:
-            _write_scores(work.output, comparison)
-        _draw(work.output, list(models), compared)
-    return content
+    def files(self, models: Sequence[str]) -> list[str]:
+        """The files of scores, MODEL_SET_scores.npz."""
+        return [self._scores_file(model) for model in models]
+
+    def evaluate(self, features_NxVxD: Features) -> list[Metric]:
+        """Verify the pairs with one model; intervals by bootstrap over pairs."""
+        (result,) = self.compare({"": features_NxVxD}, bootstrap=REPLICATES, seed=0)
+        return result.of("")
+
+    def compare(
+        self, features: Mapping[str, Features], *, bootstrap: int, seed: int, output: Path | None = None
+    ) -> list[ProtocolResult]:
+        """Verify the pairs with several models, and test their differences.
+
+        With an output, MODEL_SET_scores.npz holds the squared distance and the label of each pair.
+        """
+        results = {model: verify_features(row, self.pair_set) for model, row in features.items()}
+        curves = {}
+        if output is not None:
+            for model, result in results.items():
+                with atomic_write(output / self._scores_file(model)) as file:
+                    np.savez(file, distance=result.verification.distances, is_same=self.pair_set.is_same)
+            curves = {"roc": {model: self._scores_file(model) for model in results}}
+        metrics = compare_on_pairs(self.pair_set, results, bootstrap, seed)
+        return [self.result(metrics, details={name: one.to_json() for name, one in results.items()}, curves=curves)]
+
+    def _scores_file(self, model: str) -> str:
+        return f"{model}_{self.set}_scores.npz"
 
 
 def compare_on_pairs(
-    pair_set: PairSet, results: Mapping[str, PairSetResult], replicates: int = REPLICATES, seed: int = 0
-) -> PairSetComparison:
-    """Give every figure of models on a set its interval, and test the differences."""
+    pair_set: PairSet, results: Mapping[str, PairSetResult], bootstrap: int = REPLICATES, seed: int = 0
+) -> list[MetricComparison]:
+    """Compare models on a set: accuracy, TAR at FAR 0.001 (strict), AUC and EER, with intervals and tests."""
     same = pair_set.is_same
     verifications = [result.verification for result in results.values()]
-    accuracy = accuracy_figure(
-        [correct_pairs(verification, same) for verification in verifications], same, replicates=replicates, seed=seed
-    )
-    curves = verification_figures(
-        [-verification.distances for verification in verifications],
-        same,
-        far_targets=(FAR_TARGET,),
-        replicates=replicates,
-        seed=seed,
-    )
-    figures = compare_models(list(results), {"accuracy": accuracy, **curves})
-    return PairSetComparison(pair_set=pair_set, results=results, figures=figures)
+    correct = [correct_pairs(one, same) for one in verifications]
+    accuracy = resample_accuracy(correct, same, replicates=bootstrap, seed=seed)
+    scores = [-one.distances for one in verifications]
+    curves = resample_verification(scores, same, far_targets=(FAR_TARGET,), replicates=bootstrap, seed=seed)
+    return compare_models(list(results), [accuracy, *curves])
 
 
 def pair_set_files(data: Sequence[Path]) -> list[Path]:
-    """The files given, and the `.bin` files in the folders given; two of one name would overwrite each other's results.
+    """The given files, and the `.bin` files of the given folders.
 
     Raises:
-        DataError: a folder without a set, or two sets of one name.
+        DataError: a folder without a set, or two sets of one name, whose results would overwrite each other.
     """
     files: list[Path] = []
     for path in data:
-        found = pair_sets(path) if path.is_dir() else [path]
+        found = _bin_files(path) if path.is_dir() else [path]
         if not found:
             raise DataError(f"{path}: holds no pair set (NAME.bin)")
         files.extend(found)
     names = [path.stem for path in files]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"--data: two pair sets are called {twice[0]}; rename a file or evaluate them apart")
+        raise DataError(f"--data: two pair sets are called {twice[0]}; rename a file or evaluate them separately")
     return files
+
+
+def pair_protocols(data: Sequence[Path], root: Path | None = None) -> list[PairsProtocol]:
+    """The pair sets of files and folders; `root` is where the paths in lists start.
+
+    Raises:
+        DataError: as `pair_set_files`.
+        ConfigError: a root, but no list of pairs.
+    """
+    files = pair_set_files(data)
+    if root is not None and not any(map(is_pair_list, files)):
+        raise ConfigError(f"--root {root}: goes with a list of pairs, and none is here; leave it out")
+    return [PairsProtocol(path, root if is_pair_list(path) else None) for path in files]
 
 
 def read_sound_set(path: Path, root: Path | None = None) -> PairSet:
@@ -139,62 +156,29 @@ def read_sound_set(path: Path, root: Path | None = None) -> PairSet:
 
     Args:
         path: a `.bin` file, or a list of pairs.
-        root: the folder that a list's paths start from.
+        root: folder that the paths in a list start from.
 
     Raises:
-        DataError: as `read_pair_set` and `check_pair_set`.
+        DataError: as `read_pairs`, `read_pair_set` and `check_pair_set`.
     """
-    pair_set = read_pair_set(path, root)
+    if path.suffix.lower() == ".bin" and root is None:
+        pair_set = read_pairs(path)
+    else:
+        from facebones.data.pair_lists import read_pair_set
+
+        pair_set = read_pair_set(path, root)
     check_pair_set(pair_set)
     return pair_set
 
 
-def _read_sets(files: Sequence[Path], root: Path | None) -> list[PairSet]:
-    is_list = [path.suffix.lower() in PAIR_LIST_SUFFIXES for path in files]
-    if root is not None and not any(is_list):
-        raise ConfigError(f"--root {root}: goes with a list of pairs, and none is here; leave it out")
-    return [read_sound_set(path, root if listed else None) for path, listed in zip(files, is_list, strict=True)]
+def is_pair_list(path: Path) -> bool:
+    """Whether a file is a list of pairs by its name."""
+    from facebones.data.pair_lists import PAIR_LIST_SUFFIXES
+
+    return path.suffix.lower() in PAIR_LIST_SUFFIXES
 
 
-def _open(work: PairsWork, sets: Sequence[PairSet]) -> dict[str, Embedder]:
-    models = open_models(work.checkpoints, backbone=work.backbone, device=work.device, preprocessing=work.preprocessing)
-    sources = [_source(pair_set) for pair_set in sets]
-    return with_runtime(models, work.runtime, sources, batch_size=work.batch_size, flip=work.flip)
+def _bin_files(folder: Path) -> list[Path]:
+    from facebones.data.folders import pair_sets
 
-
-def _verify(work: PairsWork, models: Mapping[str, Embedder], pair_set: PairSet) -> dict[str, PairSetResult]:
-    source = _source(pair_set)
-    features = embed(models, source, batch_size=work.batch_size, workers=work.workers, flip=work.flip, progress=True)
-    return {name: verify_features(features.pop(name), pair_set) for name in models}
-
-
-def _source(pair_set: PairSet) -> EncodedImages:
-    return EncodedImages(pair_set.name, pair_set.images)
-
-
-def _scores_name(model: str, pair_set: str) -> str:
-    return f"{model}_{pair_set}_scores.npz"
-
-
-def _write_scores(output: Path, comparison: PairSetComparison) -> None:
-    for model, result in comparison.results.items():
-        with atomic_write(output / _scores_name(model, result.name)) as file:
-            np.savez(file, distance=result.verification.distances, is_same=comparison.pair_set.is_same)
-
-
-def _draw(output: Path, models: Sequence[str], compared: Sequence[PairSetComparison]) -> None:
-    """One picture of all sets for one model; with several, a picture for each set."""
-    if len(models) == 1:
-        curves = {c.pair_set.name: c.results[models[0]].verification.roc for c in compared}
-        plot_roc(curves, picture_paths(output / "roc"), models[0])
-        return
-    styles = model_styles(models)
-    for comparison in compared:
-        name = comparison.pair_set.name
-        plot_roc(
-            {model: result.verification.roc for model, result in comparison.results.items()},
-            picture_paths(output / f"roc_{name}"),
-            f"{name}: verification",
-            styles=styles,
-            bands=tar_bands(comparison.figures),
-        )
+    return pair_sets(folder)

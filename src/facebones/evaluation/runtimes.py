@@ -1,8 +1,8 @@
-"""Runtimes: ways to compute a network for embedding. `eager`, torch as it is in fp32, is what all others are held to.
+"""Runtimes: ways to compute a network for embedding. The reference is `eager`: plain PyTorch in fp32.
 
-A compiled network and those of ONNX Runtime and OpenVINO are made once for one batch size; a smaller batch, the last
-one, is filled up. That changes no embedding: in eval mode each image is computed by itself. Autocast keeps in fp32 what
-a backbone wants in fp32; OpenVINO in bf16 decides about each layer itself.
+A compiled network, and a network in ONNX Runtime or OpenVINO, is prepared for one batch size; a smaller (last) batch is
+padded. Padding changes no embedding, because in eval mode each image is computed independently. Autocast keeps the
+layers in fp32 that a backbone asks for; OpenVINO in bf16 decides for each layer itself.
 """
 
 import tempfile
@@ -19,15 +19,15 @@ from torch.nn.functional import pad
 from facebones.backbones import Backbone
 from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.errors import ConfigError, FaceBonesError, UnknownNameError, first_line
-from facebones.evaluation.embedder import Embedder, Precision
+from facebones.evaluation.models import Model, Precision
 from facebones.onnx.backbone import OnnxBackbone
 from facebones.onnx.graph import check_packages, to_onnx
 
 AUTO, EAGER, ONNX_RUNTIME = "auto", "eager", "onnxruntime"
-# Least cosines to eager in fp32 and in bf16, of which trained compact networks reach 0.9997. Untrained ones carry
-# rounding further, to 0.98.
+# Lowest accepted cosines to eager in fp32 and bf16. Trained compact networks reach 0.9997 in bf16; untrained ones
+# amplify rounding, to 0.98.
 EXACT, ROUNDED = 0.99999, 0.999
-MOST_COMPILED = 256  # networks in one process: torch goes back to eager, in silence, after the eighth of one class
+MOST_COMPILED = 256  # networks per process; torch's default of 8 per class silently falls back to eager
 Prepare = Callable[[Backbone, int], Backbone]  # from a network in eval mode and a batch size
 
 
@@ -37,11 +37,11 @@ class Runtime:
 
     Attributes:
         precision: of convolutions and linear layers.
-        prepare: makes the network that is called instead; None where the network is called itself.
-        setup_seconds: what that takes at most for a compact network on two cores, about.
-        torch: whether torch computes, on any device and channels-last; the others compute on the CPU.
-        packages: that must be installed.
-        extra: that brings them.
+        prepare: builds the network that is called instead; None calls the network itself.
+        setup_seconds: about the longest time to prepare a compact network on two cores.
+        torch: whether PyTorch computes, on any device and channels-last; the others compute on the CPU.
+        packages: packages that must be installed.
+        extra: the extra that installs them.
     """
 
     precision: Precision = "fp32"
@@ -53,7 +53,7 @@ class Runtime:
 
     @property
     def lowest_cosine(self) -> float:
-        """Between embeddings of one image by this and by eager; `auto` refuses a runtime with a lower one."""
+        """Lowest cosine between embeddings of an image by this runtime and by eager that `auto` accepts."""
         return EXACT if self.precision == "fp32" else ROUNDED
 
 
@@ -61,79 +61,79 @@ def lookup_runtime(name: str) -> Runtime:
     """The runtime of a name.
 
     Raises:
-        UnknownNameError: there is none.
+        UnknownNameError: no such runtime.
     """
     if name not in RUNTIMES:
         raise UnknownNameError("runtime", name, [*RUNTIMES, AUTO], where="--runtime")
     return RUNTIMES[name]
 
 
-def check_runtime(name: str, embedder: Embedder) -> None:
+def check_runtime(name: str, model: Model) -> None:
     """Refuse a runtime that cannot compute a model here.
 
     Raises:
         ConfigError: the model is an ONNX file, or the runtime does not compute on the device or is not installed.
     """
     lookup_runtime(name)
-    if isinstance(embedder.network, OnnxBackbone):
-        check_takes_onnx(name, embedder.path)
+    if isinstance(model.network, OnnxBackbone):
+        check_takes_onnx(name, model.path)
     else:
-        check_available(name, embedder.device)
+        check_available(name, model.device)
 
 
 def check_available(name: str, device: torch.device) -> None:
-    """Refuse a runtime that does not compute on the device, or is not installed; ConfigError as in `check_runtime`."""
+    """Refuse a runtime that is not installed or cannot use the device; ConfigError as in `check_runtime`."""
     runtime = lookup_runtime(name)
     if not runtime.torch and device.type != "cpu":
-        raise ConfigError(f"--runtime {name}: computes on the CPU only; --device cpu, or another runtime")
+        raise ConfigError(f"--runtime {name}: computes on the CPU only; use --device cpu or another runtime")
     check_packages(f"--runtime {name}", runtime.packages, runtime.extra)
 
 
 def check_takes_onnx(name: str, path: Path | None) -> None:
-    """Refuse a runtime that computes no ONNX file; ConfigError as in `check_runtime`."""
+    """Refuse a runtime that cannot compute an ONNX file; ConfigError as in `check_runtime`."""
     if name != ONNX_RUNTIME:
-        raise ConfigError(f"--runtime {name}: {path} is an ONNX file, which ONNX Runtime computes; leave --runtime out")
+        raise ConfigError(f"--runtime {name}: {path} is an ONNX file, which ONNX Runtime computes; leave out --runtime")
 
 
-def run_by(embedder: Embedder, name: str, batch_size: int) -> Embedder:
-    """The same model by a runtime, ready to go: a batch has been computed.
+def run_by(model: Model, name: str, batch_size: int) -> Model:
+    """The same model computed by a runtime; one batch has been computed already.
 
     Args:
-        embedder: as it was opened.
+        model: as it was opened.
         name: of the runtime.
         batch_size: the largest batch that will be embedded.
 
     Raises:
         ConfigError: as `check_runtime`, or torch cannot compile here.
-        RunError: the network cannot be brought into the form that the runtime takes.
+        RunError: the network cannot be converted for the runtime.
     """
-    check_runtime(name, embedder)
-    runtime, network = RUNTIMES[name], embedder.network
-    if name == embedder.runtime or isinstance(network, OnnxBackbone):
-        return embedder
+    check_runtime(name, model)
+    runtime, network = RUNTIMES[name], model.network
+    if name == model.runtime or isinstance(network, OnnxBackbone):
+        return model
     try:
         if runtime.prepare is not None:
-            assert isinstance(network, Backbone)  # noqa: S101 (what open_embedder opens)
+            assert isinstance(network, Backbone)  # noqa: S101 (what load_model opens)
             with evaluation_mode(network):
                 network = runtime.prepare(network, batch_size)
         prepared = replace(
-            embedder, network=network, runtime=name, precision=runtime.precision, channels_last=runtime.torch
+            model, network=network, runtime=name, precision=runtime.precision, channels_last=runtime.torch
         )
         with evaluation_mode(network):
             prepared(np.zeros((batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8), flip=False)
     except FaceBonesError:
         raise
-    except Exception as error:  # of compilers and OpenVINO, of all kinds
+    except Exception as error:  # compilers and OpenVINO raise errors of many kinds
         reason = first_line(error)[:200]
-        raise ConfigError(f"--runtime {name}: {reason}; take another runtime, or --debug shows the rest") from error
+        raise ConfigError(f"--runtime {name}: {reason}; choose another runtime; --debug shows all of it") from error
     return prepared
 
 
 class FixedBatch(Backbone):
-    """A network that is called with one batch size only.
+    """A network that computes batches of one size only.
 
     Args:
-        original: whose name and embedding size it has; it shares its mode.
+        original: the network whose name, embedding size and mode it has.
         compute: (batch_size, 3, H, W) float32 -> (batch_size, D).
         batch_size: the largest batch that it takes.
     """
@@ -142,14 +142,14 @@ class FixedBatch(Backbone):
         super().__init__()
         self.name, self.embedding_size, self.batch_size = original.name, original.embedding_size, batch_size
         self.original = original
-        self._compute = (compute,)  # a module in a tuple is not a part of this one: its mode stays as it is
+        self._compute = (compute,)  # in a tuple, a module is not registered as a part: its mode stays as it is
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """Embed up to `batch_size` images."""
         count = len(x_B3HW)
         if count > self.batch_size:
-            raise ValueError(f"{count} images; this was made for {self.batch_size}")
-        if count < self.batch_size:  # a plain pad would lose the memory format, for which a compiled network was made
+            raise ValueError(f"{count} images; this network takes at most {self.batch_size}")
+        if count < self.batch_size:  # pad alone loses the memory format that a compiled network expects
             channels_last = x_B3HW.is_contiguous(memory_format=torch.channels_last)
             filled = pad(x_B3HW, (0, 0, 0, 0, 0, 0, 0, self.batch_size - count))
             x_B3HW = filled.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -163,7 +163,7 @@ def _compiled(network: Backbone, batch_size: int) -> Backbone:
     compiled = torch.compile(network, dynamic=False)
 
     def compute(x_B3HW: Tensor) -> Tensor:
-        # Weights become constants. As an option of torch.compile this has no effect: dynamo reads the global one.
+        # Freezing makes weights constants. As an option of torch.compile it has no effect: dynamo reads the global.
         with torch._inductor.config.patch(freezing=True), torch._dynamo.config.patch(recompile_limit=MOST_COMPILED):
             answer: Tensor = compiled(x_B3HW)
             return answer
@@ -185,7 +185,7 @@ def _openvino(precision: str) -> Prepare:
             model = openvino.Core().read_model(str(_onnx_file(network, Path(folder))))
             model.reshape([batch_size, 3, IMAGE_SIZE, IMAGE_SIZE])
             options: dict[str, Any] = {
-                "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, by all threads
+                "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
                 "INFERENCE_PRECISION_HINT": precision,
             }
@@ -193,7 +193,7 @@ def _openvino(precision: str) -> Prepare:
 
         def compute(x_B3HW: Tensor) -> Tensor:
             answer = request.infer([np.ascontiguousarray(x_B3HW.numpy())], share_inputs=True)[0]
-            return torch.from_numpy(np.array(answer, dtype=np.float32))  # a copy: the next batch goes to the same place
+            return torch.from_numpy(np.array(answer, dtype=np.float32))  # a copy: the next batch overwrites this memory
 
         return FixedBatch(network, compute, batch_size)
 

@@ -1,19 +1,19 @@
-"""From the features of images to scores of template pairs, by the published rules for IJB-B and IJB-C.
+"""Scores of template pairs from the features of images, by the published rules for IJB-B and IJB-C.
 
-An image has two features: its embedding and that of its mirror image. A setting says what becomes of them:
+An image has two features: its embedding and that of its mirror image. A pooling says how they are used:
 
-* F1: they are added; F0: the mirror image's is left out.
-* N1: the length is kept; N0: it is made 1.
+* F1: they are added; F0: the mirror image is left out.
+* N1: the length is kept; N0: it is scaled to 1.
 * D1: multiplied by the score that the face detector gave the image; D0: not.
 
 A template is the sum over its media of the mean over that medium's images, scaled to length 1. The score of a pair of
 templates is the dot product. Published tables use N1D1F1.
 
-A mean over a medium is a sum with weights, so a template is one weighted sum over its images: nothing is kept for a
-medium but the number of its images in the template. And all settings differ in weights and in what is summed (the
-embeddings or the sums with the mirror images) only: one reading of the features serves them all.
+A mean over a medium is a weighted sum, so a template is one weighted sum over its images: a medium needs only the
+number of its images in the template. Poolings differ only in the weights and in what is summed (the embeddings, or
+their sums with the mirror images), so one pass over the features serves all of them.
 
-Source: the published evaluation of J. Deng et al., "ArcFace" (arXiv 1801.07698), with whose scores these agree
+Source: the published evaluation of J. Deng et al., "ArcFace" (arXiv 1801.07698); these scores agree with it
 (tests/golden/templates.npz).
 """
 
@@ -30,20 +30,20 @@ from facebones.errors import ConfigError, DataError, UnknownNameError
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
 
-BLOCK_IMAGES = 2048  # 8 MiB of features of size 512: a block is used twice while it is in the processor's cache
-BLOCK_TEMPLATES = 256  # of which the scores with all others are computed together
+BLOCK_IMAGES = 2048  # 8 MiB of features of size 512: the second use of a block finds it in the processor's cache
+BLOCK_TEMPLATES = 256  # whose scores with all others are computed together
 BLOCK_PAIRS = 512  # whose features stay in the processor's cache
-# A matrix product gives a score many times faster than pair by pair, but also those that nobody asked for.
+# A matrix product computes a score many times faster than pair by pair, but also scores of pairs not listed.
 MOST_SCORES_A_PAIR = 30
-MOST_PARTNERS = 0.9  # of all partners in the list: a batch with more is multiplied with all
+MOST_PARTNERS = 0.9  # of all partners in the list; a batch with more is multiplied with all
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
-class PoolingSetting:
-    """What becomes of the features of an image before they are pooled: N, D and F of the published evaluation.
+class Pooling:
+    """How the features of an image are weighted before they are pooled: N, D and F of the published evaluation.
 
     Attributes:
-        keep_norm: N; whether a feature keeps its length, which tells how good the image is.
+        keep_norm: N; whether a feature keeps its length, which reflects the quality of the image.
         detector_score: D; whether it is multiplied by the detector's score.
         flip: F; whether the mirror image's embedding is added.
     """
@@ -61,32 +61,32 @@ class PoolingSetting:
         return self.name
 
 
-ALL_SETTINGS = tuple(
-    PoolingSetting(keep_norm=keep_norm, detector_score=detector_score, flip=flip)
+ALL_POOLINGS = tuple(
+    Pooling(keep_norm=keep_norm, detector_score=detector_score, flip=flip)
     for keep_norm, detector_score, flip in product((False, True), repeat=3)
 )
-USUAL_SETTING = PoolingSetting()
+USUAL_POOLING = Pooling()
 
 
-def parse_settings(text: str) -> tuple[PoolingSetting, ...]:
-    """Read names of settings, such as "N1D1F1", with commas between them, or "all"; one named twice counts once.
+def parse_pooling(text: str) -> tuple[Pooling, ...]:
+    """Parse names such as "N1D1F1", separated by commas, or "all"; duplicates count once.
 
     Raises:
         UnknownNameError: a name is none of the eight; the message offers the nearest.
-        ConfigError: the text names nothing.
+        ConfigError: the text holds no name.
 
-    >>> [setting.name for setting in parse_settings("N1D1F1,N0D0F1")]
+    >>> [pooling.name for pooling in parse_pooling("N1D1F1,N0D0F1")]
     ['N1D1F1', 'N0D0F1']
     """
-    known = {setting.name: setting for setting in ALL_SETTINGS}
+    known = {pooling.name: pooling for pooling in ALL_POOLINGS}
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise ConfigError("setting: names nothing; give one such as N1D1F1, or all")
+        raise ConfigError("--pooling: names nothing; give one such as N1D1F1, or all")
     for name in names:
         if name not in known and name != "all":
-            raise UnknownNameError("setting", name, [*known, "all"])
+            raise UnknownNameError("pooling", name, [*known, "all"])
     if "all" in names:
-        return ALL_SETTINGS
+        return ALL_POOLINGS
     return tuple(dict.fromkeys(known[name] for name in names))
 
 
@@ -95,29 +95,29 @@ def pool_templates(
     template_of_image: IntArray,
     medium_of_image: IntArray,
     detector_score: FloatArray,
-    settings: Sequence[PoolingSetting] = (USUAL_SETTING,),
+    poolings: Sequence[Pooling] = (USUAL_POOLING,),
     *,
     template_ids: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
     name: str = "templates",
-) -> dict[PoolingSetting, FloatArray]:
-    """Pool the features of the images of each template, for all settings in one pass over the features.
+) -> dict[Pooling, FloatArray]:
+    """Pool the features of the images of each template, for all poolings in one pass over the features.
 
-    The features are read in blocks of images in their order, so they may be a memory map larger than memory.
+    The features are read in order, in blocks of images, so they may be a memory map larger than memory.
 
     Args:
         features_Nx2xD: (N, 2, D), `[:, 0]` the embeddings and `[:, 1]` those of the mirror images.
         template_of_image: (N,) from 0 to T - 1.
         medium_of_image: (N,) number of the medium; two templates may share one.
         detector_score: (N,).
-        settings: which to pool.
-        template_ids: (T,) what to call the templates in errors; their index by default.
-        name: what to call the set in errors.
+        poolings: how to pool; each gives a result.
+        template_ids: (T,) names of the templates, for errors; their index by default.
+        name: of the set, for errors.
 
     Returns:
-        (T, D) float32 of length 1, for each setting.
+        (T, D) float32 of length 1, for each pooling.
 
     Raises:
-        DataError: shapes that do not fit, or a template without a direction: then it is named, and the setting.
+        DataError: shapes that do not match, or a template is zero or not finite; the message names it and the pooling.
     """
     images = len(template_of_image)
     if features_Nx2xD.ndim != 3 or features_Nx2xD.shape[:2] != (images, 2) or not images:
@@ -132,17 +132,17 @@ def pool_templates(
     templates = int(template_of_image.max()) + 1 if template_ids is None else len(template_ids)
     share = _share_of_medium(template_of_image, medium_of_image)
     sums = {}
-    for flip in sorted({setting.flip for setting in settings}):
-        alike = [setting for setting in dict.fromkeys(settings) if setting.flip == flip]
+    for flip in sorted({pooling.flip for pooling in poolings}):
+        alike = [pooling for pooling in dict.fromkeys(poolings) if pooling.flip == flip]
         sums[flip] = (alike, np.zeros((len(alike), templates, features_Nx2xD.shape[2]), np.float32))
     for start in range(0, images, BLOCK_IMAGES):
         block = slice(start, start + BLOCK_IMAGES)
-        with np.errstate(all="ignore"):  # what is not finite shows in its template, which is refused by its name
+        with np.errstate(all="ignore"):  # a feature that is not finite shows in its template
             _add_block(sums, features_Nx2xD[block], template_of_image[block], share[block], detector_score[block])
-    pooled = {setting: one for alike, several in sums.values() for setting, one in zip(alike, several, strict=True)}
-    for setting, one in pooled.items():
-        _normalise(one, range(templates) if template_ids is None else template_ids, f"{name}, setting {setting}")
-    return {setting: pooled[setting] for setting in settings}
+    pooled = {pooling: one for alike, several in sums.values() for pooling, one in zip(alike, several, strict=True)}
+    for pooling, one in pooled.items():
+        _normalise(one, range(templates) if template_ids is None else template_ids, f"{name}, pooling {pooling}")
+    return {pooling: pooled[pooling] for pooling in poolings}
 
 
 def _share_of_medium(template_of_image: IntArray, medium_of_image: IntArray) -> FloatArray:
@@ -153,7 +153,7 @@ def _share_of_medium(template_of_image: IntArray, medium_of_image: IntArray) -> 
 
 
 def _add_block(
-    sums: Mapping[bool, tuple[Sequence[PoolingSetting], FloatArray]],
+    sums: Mapping[bool, tuple[Sequence[Pooling], FloatArray]],
     features_Bx2xD: npt.NDArray[np.floating[Any]],
     template_B: IntArray,
     share_B: FloatArray,
@@ -161,8 +161,8 @@ def _add_block(
 ) -> None:
     """Add the images of a block to the sums of their templates.
 
-    The rows of a template are brought together; then the sums of the settings with one kind of feature are one small
-    matrix product: weights (S, L) times features (L, D), for L images.
+    The rows of a template are gathered; then the sums of the poolings with one kind of feature are one small matrix
+    product: weights (S, L) times features (L, D), for L images.
     """
     order = np.argsort(template_B, kind="stable")
     template = template_B[order]
@@ -170,18 +170,18 @@ def _add_block(
     segments = list(zip(template[edges[:-1]].tolist(), *map(np.ndarray.tolist, (edges[:-1], edges[1:])), strict=True))
     share, score = share_B[order], detector_score_B[order]
     rows = features_Bx2xD[order, 0].astype(np.float32, copy=False)
-    for flip, (settings, sums_SxTxD) in sums.items():  # the one without the mirror images comes first
+    for flip, (poolings, sums_SxTxD) in sums.items():  # the one without the mirror images comes first
         if flip:
             rows += features_Bx2xD[order, 1]
-        weights = np.stack([_weights(setting, rows, share, score) for setting in settings])
+        weights = np.stack([_weights(pooling, rows, share, score) for pooling in poolings])
         for one, start, stop in segments:
             sums_SxTxD[:, one] += weights[:, start:stop] @ rows[start:stop]
 
 
-def _weights(setting: PoolingSetting, rows: FloatArray, share: FloatArray, score: FloatArray) -> FloatArray:
+def _weights(pooling: Pooling, rows: FloatArray, share: FloatArray, score: FloatArray) -> FloatArray:
     """(B,) factor of each image's feature in the sum of its template."""
-    weights = share * score if setting.detector_score else share
-    if setting.keep_norm:
+    weights = share * score if pooling.detector_score else share
+    if pooling.keep_norm:
         return weights
     return np.asarray(weights / np.sqrt(np.einsum("bd,bd->b", rows, rows)))
 
@@ -201,15 +201,15 @@ def _normalise(pooled: FloatArray, template_ids: Sequence[int] | npt.NDArray[np.
 
 
 class PairScorer:
-    """Scores listed pairs of templates by the dot product; what depends on the list only is found once.
+    """Scores of listed pairs of templates by the dot product; what depends only on the list is computed once.
 
-    The pairs are taken by the order of their first template. Where the pairs of some hundred templates ask for a fair
-    share of what those have with all their partners, the share is picked from a matrix product; else the pairs are
-    multiplied one by one.
+    The pairs are processed in the order of their first template. Where the pairs of a few hundred templates are a large
+    share of all pairs with the same partners, they are picked from a matrix product; otherwise the pairs are multiplied
+    one by one.
     """
 
     def __init__(self, pair_a: IntArray, pair_b: IntArray, templates: int) -> None:
-        """Take (P,) pairs of indices from 0 to `templates` - 1; memory: 8 bytes a pair."""
+        """Take (P,) pairs of indices from 0 to `templates` - 1; memory: 8 bytes per pair."""
         self._pairs = pair_a.size
         self._partners, partner = _numbered(pair_b, templates)
         self._batches = [
@@ -218,7 +218,7 @@ class PairScorer:
         ]
 
     def scores(self, templates_TxD: FloatArray) -> FloatArray:
-        """Score the pairs, (P,) float32; a score depends on how pairs are taken together, to about 1e-7."""
+        """Scores of the pairs, (P,) float32; how pairs are batched changes a score by about 1e-7."""
         scores = np.empty(self._pairs, dtype=np.float32)
         partners = templates_TxD[self._partners]  # gathered once for all batches that use them
         for places, batch in self._batches:
@@ -239,7 +239,7 @@ class _Product(NamedTuple):
 
 
 def _batches(pair_a: IntArray) -> Iterator[slice | npt.NDArray[np.intp]]:
-    """Yield places of the pairs of a few first templates at a time; slices where the list is in order already."""
+    """Yield the places of the pairs of a few first templates at a time; slices if the list is sorted already."""
     if (pair_a[1:] >= pair_a[:-1]).all():
         ordered, order = pair_a, None
     else:
@@ -254,10 +254,10 @@ def _batches(pair_a: IntArray) -> Iterator[slice | npt.NDArray[np.intp]]:
 def _picked(
     pair_a: IntArray, pair_b: IntArray, partners: npt.NDArray[np.intp], partner: IntArray, templates: int
 ) -> _Product | tuple[IntArray, IntArray]:
-    """Say how the pairs of at most BLOCK_TEMPLATES first templates are scored: by a product, or as they are.
+    """How the pairs of at most BLOCK_TEMPLATES first templates are scored: by a product, or one by one.
 
-    `partners` are those of the whole list. A batch that meets most of them is multiplied with all: that costs less
-    than to gather its own.
+    `partners` are those of the whole list. A batch with most of them is multiplied with all, which is faster than
+    gathering its own.
     """
     rows, row = _numbered(pair_a, templates)
     columns, column = _numbered(pair_b, templates)
@@ -278,7 +278,7 @@ def _one_by_one(templates: FloatArray, pair_a: IntArray, pair_b: IntArray) -> Fl
 
 
 def _numbered(templates: IntArray, count: int) -> tuple[npt.NDArray[np.intp], IntArray]:
-    """Distinct ones among numbers below `count`, rising, and the place of each number among them."""
+    """Distinct numbers below `count`, ascending, and the position of each number among them."""
     occurs = np.zeros(count, dtype=np.bool_)
     occurs[templates] = True
     return np.flatnonzero(occurs), (np.cumsum(occurs, dtype=np.int32) - 1)[templates]

@@ -1,8 +1,8 @@
 """The published protocol for verification pairs: LFW, CFP-FP, AgeDB-30, CALFW, CPLFW and sets laid out like them.
 
-Every number is counted exactly as the field's published evaluation does (10 folds in file order, a grid of distance
-thresholds), so that results can be set beside published tables; the exact ROC, AUC and EER stand beside them.
-docs/protocols.md has the rules in words.
+The published numbers are counted exactly as in the field's evaluation (10 folds in file order, a grid of distance
+thresholds), so that results compare with published tables; the exact ROC, AUC and EER are added. docs/protocols.md has
+the rules in words.
 
 Sources: G. B. Huang et al., "Labeled Faces in the Wild", University of Massachusetts technical report 07-49 (2007),
 for the ten folds; F. Schroff et al., "FaceNet", arXiv 1503.03832 (2015), section 4, for TAR at a FAR over squared
@@ -21,8 +21,7 @@ from torch import nn
 from facebones.data.pair_bins import PairSet
 from facebones.errors import DataError
 from facebones.evaluation.embed import ImageEmbeddings, embed_images, flip_sum_normalised, mean_norm
-from facebones.evaluation.embedder import Precision
-from facebones.evaluation.feature_store import Features
+from facebones.evaluation.models import Features, Precision
 from facebones.statistics.curves import RocCurve, area_under_curve, equal_error_rate, roc
 
 FloatArray = npt.NDArray[np.float64]
@@ -33,12 +32,12 @@ FAR_TARGET = 1e-3
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
 FAR_THRESHOLDS = np.arange(0, 4, 0.001)
 NORM_TOLERANCE = 1e-2
-BLOCK = 512  # rows, an even number: in double precision they fit into a processor's cache
+BLOCK = 512  # rows, an even number; in double precision they fit into the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
 class PairResult:
-    """What the pairs protocol answers; rates are fractions, distances squared Euclidean ones, from 0 to 4.
+    """Result of the pairs protocol; rates are fractions, distances are squared Euclidean, from 0 to 4.
 
     Attributes:
         pairs: number of pairs P.
@@ -71,7 +70,7 @@ class PairResult:
     roc: RocCurve
 
     def to_json(self) -> dict[str, Any]:
-        """Give all but `distances` and `roc`, with lists for arrays; every number is finite."""
+        """Return all attributes but `distances` and `roc`, with lists for arrays; every number is finite."""
         content = {key: value for key, value in vars(self).items() if key not in ("distances", "roc")}
         return content | {"fold_accuracy": self.fold_accuracy.tolist(), "fold_threshold": self.fold_threshold.tolist()}
 
@@ -82,7 +81,7 @@ class PairSetResult:
 
     Attributes:
         name: name of the set, such as "lfw".
-        verification: what the pairs protocol answers.
+        verification: result of the pairs protocol.
         xnorm: mean length of the embeddings before normalisation.
     """
 
@@ -91,7 +90,7 @@ class PairSetResult:
     xnorm: float
 
     def to_json(self) -> dict[str, Any]:
-        """Give the set's name, the verification's numbers and XNorm in one flat object."""
+        """Return the name of the set, the verification and XNorm in one flat object."""
         return {"set": self.name, **self.verification.to_json(), "xnorm": self.xnorm}
 
 
@@ -130,7 +129,7 @@ def evaluate_pair_set(
 
 
 def verify_features(features_2PxVxD: Features, pair_set: PairSet, folds: int = 10) -> PairSetResult:
-    """Verify a pair set by the features that `embed` gives for its images, with or without mirror images.
+    """Verify a pair set by the features of its images from `embed`, with or without mirror images.
 
     Raises:
         DataError: the set cannot be verified, in one line that starts with its name.
@@ -144,7 +143,7 @@ def _verify(embeddings: ImageEmbeddings, pair_set: PairSet, folds: int) -> PairS
 
 
 def check_pair_set(pair_set: PairSet, folds: int = 10) -> None:
-    """Say at once what would make a verification of the set fail: its counts and labels.
+    """Check the counts and labels of a set before it is embedded.
 
     Raises:
         DataError: fewer pairs than folds, or pairs of one kind only.
@@ -160,19 +159,19 @@ def verify_pairs(
 ) -> PairResult:
     """Verify pairs of embeddings by the published protocol.
 
-    The folds are cut in file order; the first P % folds of them are one pair larger. A fold without genuine pairs has
-    no true accept rate and one without impostors no false accept rate: it is left out of that rate's mean. Where the
-    other folds hold no impostors, the threshold for FAR 1e-3 is 0, as it is where they cannot reach that rate.
+    The folds are contiguous, in file order; the first P % folds of them are one pair larger. A fold without genuine
+    pairs has no true accept rate, one without impostor pairs no false accept rate: it is left out of the mean of that
+    rate. Where the other folds hold no impostor pairs, or cannot reach FAR 1e-3, the threshold for FAR 1e-3 is 0.
 
     Args:
         embeddings_2PxD: (2P, D) floats of length 1; rows 2k and 2k + 1 are pair k.
         is_same_P: (P,) bool, true for a genuine pair.
         folds: number of folds, at least 2.
-        name: what to call the pairs in errors.
+        name: of the pairs, for errors.
 
     Raises:
-        DataError: fewer pairs than folds, pairs of one kind only, labels that do not fit the embeddings, or an
-            embedding that is not finite or not of length 1: then the message names its row.
+        DataError: fewer pairs than folds, pairs of one kind only, labels that do not match the embeddings, or an
+            embedding that is not finite or not of length 1; the message names its row.
         ValueError: `folds` is below 2.
     """
     is_same = np.asarray(is_same_P, dtype=np.bool_)
@@ -201,19 +200,19 @@ def verify_pairs(
 
 
 def correct_pairs(result: PairResult, is_same_P: BoolArray) -> BoolArray:
-    """Tell which pairs are decided rightly, each at the threshold of its fold: (P,) bool."""
+    """Whether each pair is decided correctly at the threshold of its fold: (P,) bool."""
     threshold_P = result.fold_threshold[_fold_of_pair(result.pairs, result.folds)]
     return np.asarray((result.distances < threshold_P) == is_same_P)
 
 
 def _check_pairs(rows: int, is_same: BoolArray, folds: int, name: str) -> None:
     if folds < 2:
-        raise ValueError(f"folds: {folds} leaves nothing to choose a threshold on; give at least 2")
+        raise ValueError(f"folds: {folds} leaves no pairs to choose a threshold on; give at least 2")
     if is_same.ndim != 1 or rows != 2 * is_same.size:
         raise DataError(f"{name}: {rows} images for labels of shape {is_same.shape}; give two images for each label")
     if is_same.size < folds:
-        mend = f"give a set of {folds} pairs or more, or leave this one out"
-        raise DataError(f"{name}: {is_same.size} pairs cannot fill the {folds} folds of the protocol; {mend}")
+        advice = f"give a set of {folds} pairs or more, or leave this one out"
+        raise DataError(f"{name}: {is_same.size} pairs cannot fill the {folds} folds of the protocol; {advice}")
     if is_same.all() or not is_same.any():
         kind = "genuine" if is_same[0] else "impostor"
         raise DataError(f"{name}: all {is_same.size} pairs are {kind} pairs; verification needs both kinds")
@@ -232,13 +231,13 @@ def _check_rows(embeddings: npt.NDArray[np.floating[Any]], name: str) -> None:
 
 
 def _squared_distances(embeddings: npt.NDArray[np.floating[Any]]) -> FloatArray:
-    """Squared Euclidean distance of each pair, (P,): by differences, since 2 - 2 cos loses the digits of near pairs."""
+    """Squared Euclidean distance of each pair, (P,), by differences: 2 - 2 cos loses the digits of near pairs."""
     differences = (block[0::2] - block[1::2] for block in _blocks(embeddings))
     return np.concatenate([np.sum(np.square(block, out=block), axis=1) for block in differences])
 
 
 def _blocks(embeddings: npt.NDArray[np.floating[Any]]) -> Iterator[FloatArray]:
-    """Give the rows in double precision, block by block: an array of all would go through the memory several times."""
+    """Yield the rows in double precision, block by block, which stay in the processor's cache."""
     for start in range(0, len(embeddings), BLOCK):
         yield embeddings[start : start + BLOCK].astype(np.float64, copy=False)
 
@@ -250,7 +249,7 @@ def _fold_of_pair(pairs: int, folds: int) -> IntArray:
 
 
 def _accepted(distances: FloatArray, fold_P: IntArray, folds: int, thresholds: FloatArray) -> IntArray:
-    """Count the pairs of each fold below each threshold: one histogram, summed up along the thresholds.
+    """Count the pairs of each fold below each threshold: a histogram, summed along the thresholds.
 
     Returns:
         (F, K) counts of distance < threshold, for K thresholds.
@@ -296,17 +295,17 @@ def _rates_at_far_target(
 
 
 def _far_threshold(accepted: IntArray, impostors: int) -> float:
-    """Threshold for FAR_TARGET, between those of the grid: (K,) accepted impostors of so many -> distance.
+    """Distance threshold for FAR_TARGET, from the accepted impostor pairs (K,) at each threshold of the grid.
 
-    Interpolated linearly over the distinct FARs, each standing at the first threshold that has it; 0 where the grid
-    does not reach the target.
+    Interpolated linearly over the distinct FARs, each at the first threshold that has it; 0 where the grid does not
+    reach the target.
     """
     far, first = np.unique(accepted / max(impostors, 1), return_index=True)
     return float(np.interp(FAR_TARGET, far, FAR_THRESHOLDS[first])) if far[-1] >= FAR_TARGET else 0.0
 
 
 def _fold_rate(below: BoolArray, kind: BoolArray, fold_P: IntArray, folds: int) -> FloatArray:
-    """Compute the accepted share of the pairs of a kind, for each fold that has such pairs: up to (F,)."""
+    """Accepted share of the pairs of a kind, for each fold that has such pairs: up to (F,)."""
     total = np.bincount(fold_P[kind], minlength=folds)
     accepted = np.bincount(fold_P[kind & below], minlength=folds)
     return accepted[total > 0] / total[total > 0]

@@ -9,7 +9,7 @@ import torch
 from facebones.backbones.base import Backbone
 from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError
-from facebones.evaluation.embedder import open_backbone
+from facebones.evaluation.models import open_backbone
 from facebones.system.device import select_device
 from facebones.system.progress import say
 

@@ -1,23 +1,32 @@
-"""Tables on stdout, whole also where stdout is no terminal, and in Markdown; how their figures are written."""
+"""Tables on stdout and in Markdown, and what `evaluate` and `logs` print.
 
-import math
+Tables are complete also where stdout is not a terminal.
+"""
+
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from facebones.reporting.words import detail_words, metric_words, p_words, percent, percent_interval, set_words
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-MARKS = "best: the best of its column; *: not significantly different from it"
-FEWEST_DECIMALS, MOST_DECIMALS = 2, 4
-PIPED_WIDTH = 240  # at least: where no terminal is, nothing else says how wide a line may be
+MARKS = "best: the best of all; *: not significantly different from the best"
+PIPED_WIDTH = 240  # columns at least, if stdout is not a terminal
+MOST_MODELS_BY_PAIRS = 4  # with more, only the tests against the best are printed; the JSON has all
+
+MetricJson = Mapping[str, Any]  # of a result file, format 2
+
+
+# --------------------------------------------------------------------------------------------------------- tables
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Print rows of text under column names; columns of numbers, or "-", are right-aligned.
+    """Print rows of text under column names; columns of numbers or "-" are right-aligned.
 
-    Names of columns and texts are broken at blanks where a terminal is narrow, never inside a word; figures never. A
-    table that does not fit even so is turned: a block a row, with a line a column.
+    In a narrow terminal, headings and texts wrap at spaces, numbers never. A table that still does not fit is printed
+    as one block per row, with one line per column.
     """
     from rich.console import Console
     from rich.table import Table
@@ -30,7 +39,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     for line in title.splitlines():
         console.print(Text(_broken_at_blanks(line, room), style="table.title"), soft_wrap=True)
     if needed > room and console.is_terminal:
-        _print_turned(console, columns, rows)
+        _print_blocks(console, columns, rows)
         return
     console.width = max(needed, room)
     table = Table()
@@ -42,8 +51,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     console.print(table)
 
 
-def _print_turned(console: "Console", columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a block a row: its first cell, and under it a line for each other cell that holds something."""
+def _print_blocks(console: "Console", columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print one block per row: its first cell, and below it a line for each other cell that is not empty."""
     from rich.text import Text
 
     margin = max(map(len, columns[1:]), default=0) + len("  : ")
@@ -55,14 +64,14 @@ def _print_turned(console: "Console", columns: Sequence[str], rows: Sequence[Seq
 
 
 def _broken_at_blanks(text: str, width: int, first: str = "", later: str = "") -> str:
-    """Text in lines of a width, the first and the later ones behind a margin; a longer word is left whole."""
+    """Wrap text at spaces, with a margin for the first and the later lines; a longer word stays whole."""
     return textwrap.fill(
         text, width, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
     )
 
 
 def _fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Widths of the columns: what they hold, the widest narrowed until all fit, or until none can give more."""
+    """Widths of the columns: that of their content, the widest narrowed until all fit or none can shrink."""
     from rich.cells import cell_len
 
     widths, least = [], []
@@ -80,40 +89,24 @@ def _fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) ->
 
 
 def _unbroken(cell: str) -> list[str]:
-    """The parts of a cell that stay in one line: words, but a figure as a whole, with unit, interval and mark."""
-    figure = cell[:1].isdigit() or cell.startswith(("+", "-", "<"))
-    return [cell] if figure else cell.split()
+    """The parts of a cell that stay on one line: words, or a whole number with unit, interval and mark."""
+    is_number = cell[:1].isdigit() or cell.startswith(("+", "-", "<"))
+    return [cell] if is_number else cell.split()
 
 
 def _frame(columns: Sequence[str]) -> int:
-    """How much of a line borders take: one and two blanks a column, and the last border."""
+    """Width of the borders: one and two spaces per column, and the last border."""
     return 3 * len(columns) + 1
 
 
-def format_interval(value: float, low: float, high: float) -> str:
-    """Write a rate and its confidence interval in percent: two decimals, or more where the interval is narrow.
-
-    >>> format_interval(0.97351, 0.96802, 0.97813)
-    '97.35 % [96.80, 97.81]'
-    >>> format_interval(0.999731, 0.999702, 0.999758)
-    '99.9731 % [99.9702, 99.9758]'
-    """
-    if not low <= high:
-        raise ValueError(f"low, high: {low} to {high} is no interval; give its lower end first")
-    width = 100 * (high - low)
-    wanted = 1 - math.floor(math.log10(width)) if width > 0 else FEWEST_DECIMALS  # two digits of the width
-    decimals = min(max(wanted, FEWEST_DECIMALS), MOST_DECIMALS)
-    value, low, high = (round(100 * rate, decimals) for rate in (value, low, high))
-    return f"{value:.{decimals}f} % [{low:.{decimals}f}, {high:.{decimals}f}]"
-
-
 def mark_best(cells: Sequence[str], best: int, alike: Sequence[bool]) -> list[str]:
-    """Mark in a column the best cell, and with a star those not significantly different from it; MARKS explains both.
+    """Mark the best cell of a column, and those not significantly different from it with a star; see MARKS.
 
     Args:
         cells: texts of the column.
         best: index of the best.
-        alike: for each cell, that a test has not told it from the best; that of the best itself does not matter.
+        alike: of each cell, whether it was tested and is not significantly different from the best; that of the best
+            itself does not matter.
 
     >>> mark_best(["99.1 %", "99.3 %", "95.0 %"], 1, [True, True, False])
     ['99.1 % *', '99.3 % best', '95.0 %']
@@ -123,7 +116,7 @@ def mark_best(cells: Sequence[str], best: int, alike: Sequence[bool]) -> list[st
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A table in Markdown; the columns numbered in `right` are right-aligned.
+    """A table in Markdown; the columns with the indices `right` are right-aligned.
 
     >>> print(markdown_table(("name", "size"), [("a", "1")], right=(1,)))
     | name | size |
@@ -134,3 +127,153 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right:
     rule = "|".join("--:" if number in right else "---" for number in range(len(columns)))
     lines = [f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines) + "\n"
+
+
+# ---------------------------------------------------------------------------------------------------- evaluations
+
+
+def print_evaluation(content: Mapping[str, Any]) -> None:
+    """Print the result of an evaluation: of each set the metrics of the models, and the tests between them.
+
+    Args:
+        content: of a result file, format 2.
+    """
+    for name, model in content["models"].items():
+        backbone = f"{model['backbone']}, " if model.get("backbone") else ""
+        print(f"{name}: {backbone}{model.get('checkpoint') or model.get('scores', '')}")
+    models = list(content["models"])
+    for section in content["results"]:
+        metrics = section["metrics"]
+        title = ": ".join(filter(None, [set_words(section), _sizes_words(section)]))
+        print_table(*_metric_table(metrics, models), title=title)
+        for metric in metrics:
+            if metric["reason"] is not None:
+                print(f"{metric_words(metric)}: not measured; {metric['reason']}")
+        _print_details(section.get("details") or {})
+        _print_tests(metrics, models, title)
+
+
+def _sizes_words(section: Mapping[str, Any]) -> str:
+    sizes = section.get("sizes") or {}
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in sizes.items() if count is not None)
+
+
+def metric_cells(metric: MetricJson, models: Sequence[str]) -> list[str]:
+    """Each model's value with its interval; of several models, the best and those like it are marked."""
+    values, intervals = metric["values"], metric["intervals"]
+    cells = []
+    for model in models:
+        if model not in values:
+            cells.append("-")
+        elif model in intervals:
+            cells.append(percent_interval(values[model], intervals[model]["low"], intervals[model]["high"]))
+        else:
+            cells.append(percent(values[model]))
+    if len(models) == 1 or metric.get("best") not in models:
+        return cells
+    alike = [model in metric["not_different_from_best"] for model in models]
+    return mark_best(cells, models.index(metric["best"]), alike)
+
+
+def _metric_table(metrics: Sequence[MetricJson], models: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: a row per metric, or a row per model if there are more models than metrics."""
+    cells = [metric_cells(metric, models) for metric in metrics]
+    if len(models) <= len(metrics):
+        return ["metric", *models], [[metric_words(one), *row] for one, row in zip(metrics, cells, strict=True)]
+    columns = ["model", *map(metric_words, metrics)]
+    return columns, [[model, *(row[place] for row in cells)] for place, model in enumerate(models)]
+
+
+def _print_details(details: Mapping[str, Any]) -> None:
+    """Print what else a protocol says of each model: its single values, and its lists of records."""
+    records: dict[str, list[Mapping[str, Any]]] = {}
+    for model, content in details.items():
+        values = {key: value for key, value in content.items() if _is_single(value)}
+        records.setdefault("", []).append({"model": model, **values})
+        for key, value in content.items():
+            if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+                records.setdefault(key, []).extend({"model": model, **one} for one in value)
+    for title, rows in records.items():
+        columns = list(dict.fromkeys(key for row in rows for key in row if _is_told(key, rows)))
+        if len(columns) > 1:
+            cells = [[_detail(row.get(key)) for key in columns] for row in rows]
+            print_table([detail_words(key) for key in columns], cells, title=detail_words(title))
+
+
+def _is_single(value: Any) -> bool:
+    return value is None or isinstance(value, int | float | str)
+
+
+def _is_told(key: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    return key == "model" or any(isinstance(row.get(key), int | float) for row in rows)
+
+
+def _detail(value: Any) -> str:
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return "-" if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _print_tests(metrics: Sequence[MetricJson], models: Sequence[str], title: str) -> None:
+    """Print the tests between every two models, or against the best if there are many models."""
+    rows = []
+    for metric in metrics:
+        shown = metric["comparisons"]
+        if len(models) > MOST_MODELS_BY_PAIRS:
+            shown = [one for one in shown if metric["best"] in (one["first"], one["second"])]
+        rows += [_test_row(metric_words(metric), comparison) for comparison in shown]
+    if rows:
+        print(MARKS)
+        columns = ("metric", "models", "difference in points [95 %]", "p", "p after Holm", "test")
+        print_table(columns, rows, title=f"{title}: differences")
+
+
+def _test_row(name: str, comparison: Mapping[str, Any]) -> tuple[str, ...]:
+    low, high = (comparison["interval"][end] for end in ("low", "high"))
+    return (
+        name,
+        f"{comparison['first']} - {comparison['second']}",
+        f"{100 * comparison['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]",
+        p_words(comparison["p_value"]),
+        p_words(comparison["adjusted"]),
+        comparison["method"],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- logs
+
+
+def print_logs(summary: Mapping[str, Any]) -> None:
+    """Print what `importers` found in the log files, and the accuracy on each set."""
+    files = [
+        [
+            found["path"],
+            str(found["lines"]),
+            str(found["training_lines"]),
+            " to ".join(map(str, found["steps"])) or "-",
+            " to ".join(found["times"]) or "-",
+            str(found["not_understood"]),
+        ]
+        for found in summary["files"]
+    ]
+    print_table(["file", "lines", "training lines", "steps", "written", "not understood"], files)
+    sets = [
+        [
+            row["set"],
+            str(row["validations"]),
+            str(row["final_step"]),
+            _rate(row["final_accuracy"], row["final_accuracy_std"]),
+            _rate(row["best_accuracy"]),
+        ]
+        for row in summary["sets"]
+    ]
+    if sets:
+        print_table(["set", "validations", "last step", "last accuracy", "best accuracy"], sets)
+    if summary["training_lines"]:
+        steps = f"steps {summary['first_step']} to {summary['last_step']}, {summary['epochs']} epochs started"
+        print(f"{summary['training_lines']} training lines: {steps}")
+    print(f"run folder: {summary['output']}")
+
+
+def _rate(rate: float | None, deviation: float | None = None) -> str:
+    return "-" if rate is None else percent(rate, deviation)

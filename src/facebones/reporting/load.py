@@ -1,4 +1,4 @@
-"""Folders in, one `Results` out: studies, runs of ours and of others, evaluations and profiles."""
+"""Folders in, one `Results` out: studies, runs, imported logs, evaluations and profiles."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,26 +8,49 @@ from typing import Any
 
 from facebones.errors import ConfigError, FaceBonesError
 from facebones.recipe import find_shipped
-from facebones.reporting.results import Cost, Figure, Results, Run
-from facebones.reporting.run_grouping import counted, different_recipes, repeated_seeds, shared_recipe, told_apart
-from facebones.reporting.run_reading import OTHER_SHAPE, number, read_json, read_run, read_study_run, text, unlike
+from facebones.reporting.evaluations import (
+    check_format,
+    evaluated_set,
+    evaluation_files,
+    hit_rates,
+    metric_results,
+    read_evaluation,
+    read_roc,
+)
+from facebones.reporting.results import Cost, EvaluatedSet, MetricResult, Results, Run
+from facebones.reporting.runs import (
+    OTHER_SHAPE,
+    counted_cost,
+    different_recipes,
+    is_run,
+    known_versions,
+    number,
+    read_json,
+    read_run,
+    read_study_run,
+    repeated_seeds,
+    shared_recipe,
+    split_by_recipe,
+    text,
+    unexpected,
+)
+from facebones.reporting.words import listed, set_words
 from facebones.run_folder import RunFolder
-from facebones.statistics.curves import RocCurve, roc
-from facebones.study.study import MODEL_PART
-from facebones.system.files import read_npz
 
-STUDY_FILE = "study.json"
-EVALUATION_FILES = ("pairs.json", "templates.json", "identification.json")
+STUDY_FILE, PROFILE_FILE = "study.json", "profile.json"
+STUDY_FIELDS = ("recipe", "data", "backbones", "seeds", "pair_sets", "ijb")
+SHORT_REVISION = 9  # digits
 
 
 def load_results(*folders: str | Path) -> Results:
-    """Read what trainings, studies, evaluations and profiles have left.
+    """Read what trainings, studies, evaluations and profiles have written.
 
     Args:
-        folders: each a study, a run (ours, or made by `facebones logs`), or a folder of evaluations or of a profile.
+        folders: each a study, a run (of facebones, or imported by `facebones logs`), or a folder with the JSON files of
+            evaluations or of a profile.
 
     Returns:
-        the runs, costs and figures, for `report` and for notebooks.
+        the runs, costs and metrics: the content of a report, also for notebooks.
 
     Raises:
         ConfigError: a folder holds none of these, or two runs have one name.
@@ -35,24 +58,25 @@ def load_results(*folders: str | Path) -> Results:
     """
     if not folders:
         raise ConfigError("nothing to report: give at least one folder of a study or a run")
-    gathered = _Gathered()
+    reader = _Reader()
     places = [Path(folder).resolve() for folder in folders]
     for folder, place in zip(map(Path, folders), places, strict=True):
         if places.count(place) > 1:
-            raise ConfigError(f"{folder}: stands twice; leave one out")
-        _read_folder(folder, gathered)
-    return gathered.results([Path(folder) for folder in folders])
+            raise ConfigError(f"{folder}: given twice; leave one out")
+        reader.read(folder)
+    return reader.results([Path(folder) for folder in folders])
 
 
 @dataclass
-class _Gathered:
+class _Reader:
     """What has been read so far.
 
     Attributes:
-        names: of the models of the folder that is being read: as it calls them, to what they are called here.
-        others: models that no run is here of, by name; they come after all runs.
-        costs: as a study tells them, by backbone.
-        profiled: as a profile of its own tells them, by the name or file that was profiled.
+        names: models of the current folder: their names there, to their names in the report.
+        others: models without a run, by name; they follow all runs.
+        costs: as studies tell them, by backbone.
+        profiled: as separate profiles tell them, by the name or file that was profiled.
+        versions: what each result was made with: label of the result, and its versions.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -60,46 +84,43 @@ class _Gathered:
     others: dict[str, Run] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
     profiled: dict[str, Cost] = field(default_factory=dict)
-    figures: list[Figure] = field(default_factory=list)
-    curves: dict[str, dict[str, Any]] = field(default_factory=dict)
-    cmc: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    metrics: list[MetricResult] = field(default_factory=list)
+    curves: dict[EvaluatedSet, dict[str, Any]] = field(default_factory=dict)
+    cmc: dict[EvaluatedSet, dict[str, list[float]]] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
+    versions: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     titles: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
 
-    def add_run(self, run: Run, label: str) -> None:
-        """Add a run; where another one has its name, as the same run of another study, the label is put before it.
+    def read(self, folder: Path) -> None:
+        """Read all that a folder holds.
 
         Raises:
-            ConfigError: another one has that name, too.
+            ConfigError: it holds nothing to report.
         """
-        taken = {other.name: other.folder for other in self.runs}
-        name = f"{label}/{run.name}" if run.name in taken else run.name
-        if name in taken:
-            raise ConfigError(
-                f"{run.folder}: is called {name} as {taken[name]} is; rename one of the folders, or report them apart"
-            )
-        self.names[run.name] = name
-        self.runs.append(replace(run, name=name))
-
-    def add_other(self, run: Run, label: str) -> None:
-        """Add a model that may be known: by its name, and by where it lies."""
-        if run.name in self.names:
-            return
-        other = self.others.get(run.name)
-        name = run.name if other is None or other.folder == run.folder else f"{label}/{run.name}"
-        self.names[run.name] = name
-        self.others.setdefault(name, replace(run, name=name, backbone=name))
-
-    def called(self, models: Iterable[str]) -> dict[str, str]:
-        """Models of the folder that is being read, to their names here."""
-        return {model: self.names.get(model, model) for model in models}
+        self.names = {}
+        is_study, evaluations = (folder / STUDY_FILE).is_file(), evaluation_files(folder)
+        is_lone_run = not is_study and is_run(folder)
+        has_profile = not is_study and (folder / PROFILE_FILE).is_file()
+        if not (is_study or is_lone_run or evaluations or has_profile):
+            raise ConfigError(f"{folder}: holds no study, run, evaluation or profile; give a folder that holds one")
+        if is_study:
+            self._read_study(folder)
+        if is_lone_run:
+            self._read_lone_run(folder)
+        for path in evaluations:
+            self._read_evaluation(path)
+        if has_profile:
+            self._read_profile(folder / PROFILE_FILE, self.profiled)
+        if not is_study:
+            self.titles.append(folder.resolve().name)
 
     def results(self, folders: Sequence[Path]) -> Results:
+        """Everything that was read, with the notes on it."""
         taken = {run.name for run in self.runs}
         found = [*self.runs, *(run for run in self.others.values() if run.name not in taken)]
-        runs = told_apart(found)
+        runs = split_by_recipe(found)
         costs: dict[str, Cost] = {}
         for before, run in zip(found, runs, strict=True):
             if run.backbone not in costs:
@@ -109,7 +130,7 @@ class _Gathered:
             folders=folders,
             runs=runs,
             costs=costs,
-            figures=self.figures,
+            metrics=self.metrics,
             curves=self.curves,
             cmc=self.cmc,
             conditions=self.conditions,
@@ -119,28 +140,215 @@ class _Gathered:
                 *(_state_note(run) for run in runs if run.state != "done"),
                 *repeated_seeds(runs),
                 *different_recipes(runs),
+                *different_versions([*((run.name, run.versions) for run in runs), *self.versions]),
             ],
             command="\n".join(self.commands),
         )
 
+    # ------------------------------------------------------------------------------------------ runs and studies
+
+    def _add_run(self, run: Run, label: str) -> None:
+        """Add a run; if its name is taken, as by the same run of another study, prefix it with the label.
+
+        Raises:
+            ConfigError: that name is taken, too.
+        """
+        taken = {other.name: other.folder for other in self.runs}
+        name = f"{label}/{run.name}" if run.name in taken else run.name
+        if name in taken:
+            raise ConfigError(
+                f"{run.folder}: has the name {name}, as {taken[name]} has; rename a folder or report them separately"
+            )
+        self.names[run.name] = name
+        self.runs.append(replace(run, name=name))
+
+    def _add_other(self, run: Run, label: str) -> None:
+        """Add a model without a run, unless one of its name and path is known."""
+        if run.name in self.names:
+            return
+        other = self.others.get(run.name)
+        name = run.name if other is None or other.folder == run.folder else f"{label}/{run.name}"
+        self.names[run.name] = name
+        self.others.setdefault(name, replace(run, name=name, backbone=name))
+
+    def _read_lone_run(self, folder: Path) -> None:
+        run = read_run(folder, folder.resolve().name)
+        self._add_run(run, folder.resolve().parent.name)
+        if run.source == "run":
+            self.commands.append(f"facebones train {shlex.quote(str(RunFolder(folder).config))} --output RUN")
+
+    def _read_study(self, folder: Path) -> None:
+        path = folder / STUDY_FILE
+        content = read_json(path)
+        try:
+            if content.get("format") is None:
+                from facebones.reporting.format1 import translate_study
+
+                content = translate_study(content)
+            check_format(content)
+            self._read_study_content(folder, content)
+        except OTHER_SHAPE as error:
+            raise unexpected(path, error) from error
+
+    def _read_study_content(self, folder: Path, content: Mapping[str, Any]) -> None:
+        label = folder.resolve().name
+        for row in content["runs"]:
+            run = read_study_run(folder, row)
+            if run.state == "done" and not run.folder.is_dir():
+                self.notes.append(f"{run.name}: {run.folder} is missing; only its final accuracy is known")
+            self._add_run(run, label)
+        for row in content["summary"]:
+            cost = Cost(parameters=_whole(row["parameters"]), macs=_whole(row["macs"]))
+            self.costs[text(row["backbone"])] = cost
+        entries = content["evaluation"]
+        if not isinstance(entries, list):
+            raise TypeError("'evaluation' is not a list")
+        left_out = {one["name"]: one for one in entries if one["kind"] == "model_left_out"}
+        trained = {text(row["name"]) for row in content["runs"]}
+        for name, file in content["models"].items():
+            if name not in trained:
+                self._add_other(_only_measured(name, Path(file), left_out.pop(name, None)), label)
+        for entry in entries:
+            if entry["kind"] != "model_left_out" or entry["name"] in left_out:
+                self._read_entry(folder, entry)
+        self.commands.append(_study_command(content["study"], folder))
+        self.titles.append(text(content["study"]["name"]))
+
+    def _read_entry(self, folder: Path, entry: Mapping[str, Any]) -> None:
+        """One entry of a study's evaluation; an error becomes a note."""
+        label = _entry_words(entry)
+        file = folder / text(entry["file"]) if entry.get("file") else None
+        if entry["error"]:
+            self.notes.append(f"{label}: failed: {entry['error']}")
+        elif file is None:
+            raise KeyError("file")
+        elif not file.is_file():
+            self.notes.append(f"{label}: {file} is missing; run `facebones compare` again to create it")
+        elif entry["kind"] == "profile":
+            self._read_profile(file, self.costs)
+        else:
+            self._read_evaluation(file, entry.get("versions"))
+
+    # ----------------------------------------------------------------------------------------------- evaluations
+
+    def _read_evaluation(self, path: Path, versions: Any = None) -> None:
+        content = read_evaluation(path)
+        try:
+            known = {run.name for run in self.runs}
+            for name, model in content["models"].items():
+                if name not in known:
+                    self._add_other(_only_evaluated(name, model), path.parent.resolve().name)
+            for section in content["results"]:
+                self._add_section(path.parent, section)
+            label = ", ".join(dict.fromkeys(set_words(evaluated_set(one)) for one in content["results"]))
+            self.versions.append((f"the evaluation on {label}", known_versions(versions or content)))
+        except OTHER_SHAPE as error:
+            raise unexpected(path, error) from error
+
+    def _add_section(self, folder: Path, section: Mapping[str, Any]) -> None:
+        """Add an evaluated set with its curves."""
+        where, curves = evaluated_set(section), section.get("curves", {})
+        for model, name in self._add_metrics(where, section).items():
+            rates = hit_rates(curves, model)
+            if rates is not None:
+                self.cmc.setdefault(where, {})[name] = rates
+            file = curves.get("roc", {}).get(model)
+            if not isinstance(file, str) or not file.endswith(".npz"):
+                continue
+            path = folder / Path(file).name
+            if path.is_file():
+                self.curves.setdefault(where, {})[name] = read_roc(path)
+            else:
+                self.notes.append(f"{path}: is missing, so there is no ROC of {name} on {set_words(where)}")
+
+    def _add_metrics(self, where: EvaluatedSet, section: Mapping[str, Any]) -> dict[str, str]:
+        """Add the metrics of an evaluated set; if the set is known, those of the models that it lacks.
+
+        Returns:
+            the models that were added: their names in the evaluation, to their names in the report.
+        """
+        models = {model: self.names.get(model, model) for model in _models(section)}
+        before = [metric for metric in self.metrics if metric.evaluated_set == where]
+        if before:
+            there = {model for metric in before for model in metric.values}
+            if again := [name for name in models.values() if name in there]:
+                self.notes.append(f"{set_words(where)}: {listed(again)} evaluated more than once; the first is shown")
+            models = {model: name for model, name in models.items() if name not in there}
+            if models:
+                self.notes.append(
+                    f"{set_words(where)}: evaluated several times with different models; no test compares models of"
+                    " different evaluations"
+                )
+        for metric in metric_results(section, models):
+            self._add_metric(metric)
+        return models
+
+    def _add_metric(self, metric: MetricResult) -> None:
+        for place, known in enumerate(self.metrics):
+            if known.identity == metric.identity:
+                self.metrics[place] = _joined(known, metric)
+                return
+        self.metrics.append(metric)
+
+    # --------------------------------------------------------------------------------------------------- profiles
+
+    def _read_profile(self, path: Path, costs: dict[str, Cost]) -> None:
+        """Read a profile; latency and memory only if measured under the conditions of the profiles before."""
+        content = read_json(path)
+        try:
+            conditions = dict(content["conditions"])
+            comparable = self.conditions in ({}, conditions)
+            if comparable:
+                self.conditions = conditions
+            else:
+                self.notes.append(f"{path}: measured under other conditions; its latency and memory are left out")
+            for row in content["networks"]:
+                costs[_profiled_name(row)] = _profiled_cost(row, comparable)
+        except OTHER_SHAPE as error:
+            raise unexpected(path, error) from error
+
     def _cost(self, backbone: str, run: Run) -> Cost:
-        """What a backbone costs; what was measured counts only if it was of a network of the same size."""
+        """The cost of a backbone; measured values count only if the measured network has the same size."""
         known = self.costs.get(backbone)
         if known is not None and known.parameters is not None and run.backbone == backbone:
             return known
-        known, built = known or self.profiled.get(backbone) or self.profiled.get(run.name), counted(run)
+        known, built = known or self.profiled.get(backbone) or self.profiled.get(run.name), counted_cost(run)
         if known is None or known.parameters is None or built.parameters is None:
-            return _filled(known or Cost(), built)
+            return _completed(known or Cost(), built)
         if known.parameters != built.parameters:
             self.notes.append(
-                f"{run.backbone}: has {built.parameters:,} parameters, and {known.parameters:,} in the profile"
+                f"{run.backbone}: has {built.parameters:,} parameters, but {known.parameters:,} in the profile"
                 " (another embedding size?); its latency and memory are left out"
             )
             return built
-        return _filled(known, built)
+        return _completed(known, built)
 
 
-def _filled(known: Cost, built: Cost) -> Cost:
+def different_versions(results: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Notes where results were made with different versions of facebones or torch; unknown ones are skipped.
+
+    >>> different_versions([("a", {"facebones": "0.2.0"}), ("b", {"facebones": "0.3.0"}), ("c", {})])
+    ['made with different versions of facebones: 0.2.0 (a); 0.3.0 (b)']
+    """
+    known = list(results)
+    notes = []
+    for package in ("facebones", "torch"):
+        groups: dict[str, list[str]] = {}
+        for label, versions in known:
+            if package in versions:
+                groups.setdefault(_version_words(package, versions), []).append(label)
+        if len(groups) > 1:
+            parts = "; ".join(f"{version} ({listed(list(dict.fromkeys(names)))})" for version, names in groups.items())
+            notes.append(f"made with different versions of {package}: {parts}")
+    return notes
+
+
+def _version_words(package: str, versions: Mapping[str, Any]) -> str:
+    revision = versions.get("git_revision") if package == "facebones" else None
+    return str(versions[package]) + (f" at {revision[:SHORT_REVISION]}" if revision else "")
+
+
+def _completed(known: Cost, built: Cost) -> Cost:
     return replace(
         known,
         parameters=built.parameters if known.parameters is None else known.parameters,
@@ -153,230 +361,48 @@ def _state_note(run: Run) -> str:
     return f"{run.name}: {what.get(run.state, 'is not finished')}"
 
 
-def _read_folder(folder: Path, gathered: _Gathered) -> None:
-    is_study, found = (folder / STUDY_FILE).is_file(), False
-    gathered.names = {}
-    for is_there, read in (
-        (is_study, _read_study),
-        (not is_study and _is_run(folder), _read_lone_run),
-        (any((folder / name).is_file() for name in EVALUATION_FILES), _read_evaluations),
-        (not is_study and (folder / "profile.json").is_file(), _read_lone_profile),
-    ):
-        if is_there:
-            read(folder, gathered)
-            found = True
-    if not found:
-        raise ConfigError(f"{folder}: holds no study, run, evaluation or profile; give a folder that one has made")
-    if not is_study:
-        gathered.titles.append(folder.resolve().name)
+def _only_measured(name: str, path: Path, left_out: Mapping[str, Any] | None) -> Run:
+    """A model that a study measured but did not train, with its training curves if it is a run.
 
-
-def _is_run(folder: Path) -> bool:
-    return RunFolder(folder).metrics.is_file() or RunFolder(folder).config.is_file()
-
-
-def _read_study(folder: Path, gathered: _Gathered) -> None:
-    path = folder / STUDY_FILE
-    content = read_json(path)
-    try:
-        for row in content["runs"]:
-            gathered.add_run(_study_run(folder, row, gathered.notes), folder.resolve().name)
-        for row in content["summary"]:
-            cost = Cost(parameters=_whole(row["parameters"]), macs=_whole(row["macs"]))
-            gathered.costs[text(row["backbone"])] = cost
-        names = {text(row["name"]) for row in content["runs"]}
-        parts = {**content["evaluation"]}  # of a list, `dict` could make one
-        for name, file in content["models"].items():
-            if name not in names:
-                left_out = parts.pop(f"{MODEL_PART}{name}", None)
-                gathered.add_other(_trained_by_others(name, Path(file), left_out), folder.resolve().name)
-        for name, part in parts.items():
-            _read_part(folder, name, part, gathered)
-        gathered.commands.append(_study_command(content["study"], folder))
-        gathered.titles.append(text(content["study"]["name"]))
-    except OTHER_SHAPE as error:
-        raise unlike(path, error) from error
-
-
-def _study_run(folder: Path, row: Mapping[str, Any], notes: list[str]) -> Run:
-    run = read_study_run(folder, row)
-    if run.state == "done" and not run.folder.is_dir():
-        notes.append(f"{run.name}: {run.folder} is gone; only its final accuracy is known")
-    return run
-
-
-def _trained_by_others(name: str, path: Path, left_out: Mapping[str, Any] | None) -> Run:
-    """A model that a study has only measured, with the course of its training where that is a run of ours.
-
-    `left_out` says why it could not be measured after all; then nothing is read, as it may be damaged.
+    `left_out` says why it could not be measured; then nothing is read, because it may be damaged.
     """
     if left_out is not None:
         error = " ".join(text(left_out["error"]).split())
         return Run(name=name, backbone=name, folder=path, source="file", state="failed", error=error)
-    if _is_run(path):
+    if is_run(path):
         return replace(read_run(path, name), backbone=name)
     return Run(name=name, backbone=name, folder=path, source="file")
 
 
-def _read_part(folder: Path, name: str, part: Mapping[str, Any], gathered: _Gathered) -> None:
-    """A part of a study's evaluation; one that has failed is noted."""
-    file = folder / part["file"]
-    if part["error"]:
-        gathered.notes.append(f"{name}: failed: {part['error']}")
-    elif not file.is_file():
-        gathered.notes.append(f"{name}: {file} is gone; `facebones compare` makes it again")
-    elif name == "profile":
-        _read_profile(file, gathered, gathered.costs)
-    else:
-        _read_evaluation(file, gathered)
-
-
-def _read_lone_run(folder: Path, gathered: _Gathered) -> None:
-    run = read_run(folder, folder.resolve().name)
-    gathered.add_run(run, folder.resolve().parent.name)
-    if run.source == "run":
-        file = shlex.quote(str(RunFolder(folder).config))
-        gathered.commands.append(f"facebones train {file} --output RUN")
-
-
-def _read_evaluations(folder: Path, gathered: _Gathered) -> None:
-    for name in EVALUATION_FILES:
-        if (folder / name).is_file():
-            _read_evaluation(folder / name, gathered)
-
-
-def _read_evaluation(path: Path, gathered: _Gathered) -> None:
-    content = read_json(path)
-    try:
-        known = {run.name for run in gathered.runs}
-        for name, model in content["models"].items():
-            if name not in known:
-                gathered.add_other(_evaluated_only(name, model), path.parent.resolve().name)
-        if path.name == "pairs.json":
-            _add_pairs(path.parent, content, gathered)
-        elif path.name == "templates.json":
-            for section in content["verification"]:
-                setting = text(section["name"]).removeprefix(content["target"])
-                _add_figures(f"{Path(content['data']).name}{setting} 1:1", "templates", section, gathered)
-        else:
-            section = content["identification"]
-            where = f"{Path(content['data']).name} 1:N"
-            for model, name in _add_figures(where, "identification", section, gathered).items():
-                rates = [number(rate) for rate in section["models"][model]["cmc"]]
-                gathered.cmc.setdefault(where, {})[name] = rates
-    except OTHER_SHAPE as error:
-        raise unlike(path, error) from error
-
-
-def _evaluated_only(name: str, model: Mapping[str, Any]) -> Run:
+def _only_evaluated(name: str, model: Mapping[str, Any]) -> Run:
     known = {key: model.get(key) for key in ("backbone", "embedding_size")}
-    return Run(name=name, backbone=name, folder=Path(model["checkpoint"]), source="file", result=known)
+    place = model["scores"] if "scores" in model else model["checkpoint"]
+    return Run(name=name, backbone=name, folder=Path(place), source="file", result=known)
 
 
-def _add_pairs(folder: Path, content: Mapping[str, Any], gathered: _Gathered) -> None:
-    for section in content["sets"]:
-        where = text(section["set"])
-        curves = gathered.curves.setdefault(where, {})
-        for model, name in _add_figures(where, "pairs", section, gathered).items():
-            file = folder / f"{model}_{where}_scores.npz"
-            if file.is_file():
-                curves[name] = _read_roc(file)
-            else:
-                gathered.notes.append(f"{file}: is gone, so there is no ROC of {name} on {where}")
+def _models(section: Mapping[str, Any]) -> list[str]:
+    """The models of an evaluated set, also if nothing could be measured."""
+    measured = [model for metric in section["metrics"] for model in metric["values"]]
+    return list(dict.fromkeys([*section.get("details", {}), *measured]))
 
 
-def _read_roc(file: Path) -> RocCurve:
-    try:
-        scores = read_npz(file, ("distance", "is_same"))
-        return roc(-scores["distance"], scores["is_same"])
-    except (*OTHER_SHAPE, OSError) as error:
-        raise unlike(file, error) from error
+def _entry_words(entry: Mapping[str, Any]) -> str:
+    kind = text(entry["kind"])
+    if kind == "protocol":
+        where = {"protocol": text(entry["protocol"]), "set": text(entry.get("set") or ""), "setting": ""}
+        return set_words(where) or where["protocol"]
+    return kind if kind == "profile" else text(entry["name"])
 
 
-def _add_figures(where: str, kind: str, section: Mapping[str, Any], gathered: _Gathered) -> dict[str, str]:
-    """Add the figures of an evaluated set; of one that is there already, those of the models that it lacks.
-
-    Returns:
-        the models that were added, as the evaluation calls them, to what they are called here.
-    """
-    called = gathered.called(section["models"])
-    before = [figure for figure in gathered.figures if figure.where == where]
-    if before:
-        there = {model for figure in before for model in figure.values}
-        if again := [name for name in called.values() if name in there]:
-            gathered.notes.append(f"{where}: {', '.join(again)} evaluated more than once; the first is shown")
-        called = {model: name for model, name in called.items() if name not in there}
-        if called:
-            gathered.notes.append(f"{where}: evaluated by several studies, and no test joins models of different ones")
-    for name, content in section["figures"].items():
-        figure = _figure(where, kind, name, content, called)
-        place = next((i for i, known in enumerate(gathered.figures) if known.title == figure.title), None)
-        if place is None:
-            gathered.figures.append(figure)
-        else:
-            gathered.figures[place] = _joined(gathered.figures[place], figure)
-    return called
-
-
-def _figure(where: str, kind: str, name: str, content: Mapping[str, Any], called: Mapping[str, str]) -> Figure:
-    if content["values"] is None:
-        return Figure(where=where, name=name, kind=kind, reason=text(content["reason"]))
-    tests = [_comparison(test) for test in content["comparisons"]]
-    return Figure(
-        where=where,
-        name=name,
-        kind=kind,
-        values={called[model]: number(value) for model, value in content["values"].items() if model in called},
-        intervals={called[model]: _interval(one) for model, one in content["intervals"].items() if model in called},
-        comparisons=[
-            {**test, "first": called[test["first"]], "second": called[test["second"]]}
-            for test in tests
-            if test["first"] in called and test["second"] in called
-        ],
-    )
-
-
-def _joined(first: Figure, second: Figure) -> Figure:
+def _joined(first: MetricResult, second: MetricResult) -> MetricResult:
     return replace(
         first,
+        main=first.main or second.main,
         values={**first.values, **second.values},
         intervals={**first.intervals, **second.intervals},
         comparisons=[*first.comparisons, *second.comparisons],
         reason=first.reason if not second.values else None,
     )
-
-
-def _interval(content: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = number(content["low"]), number(content["high"])
-    if low > high:
-        raise ValueError(f"{low} to {high} is no interval")
-    return {**content, "low": low, "high": high}
-
-
-def _comparison(content: Mapping[str, Any]) -> dict[str, Any]:
-    names = {key: text(content[key]) for key in ("first", "second")}
-    numbers = {key: number(content[key]) for key in ("difference", "p_value", "adjusted")}
-    return {**content, **names, **numbers, "interval": _interval(content["interval"])}
-
-
-def _read_lone_profile(folder: Path, gathered: _Gathered) -> None:
-    _read_profile(folder / "profile.json", gathered, gathered.profiled)
-
-
-def _read_profile(path: Path, gathered: _Gathered, costs: dict[str, Cost]) -> None:
-    """Read a profile; latency and memory only if they were measured as those of the profiles before."""
-    content = read_json(path)
-    try:
-        conditions = dict(content["conditions"])
-        alike = gathered.conditions in ({}, conditions)
-        if alike:
-            gathered.conditions = conditions
-        else:
-            gathered.notes.append(f"{path}: measured under other conditions; its latency and memory are left out")
-        for row in content["networks"]:
-            costs[_profiled_name(row)] = _profiled_cost(row, alike)
-    except OTHER_SHAPE as error:
-        raise unlike(path, error) from error
 
 
 def _profiled_name(row: Mapping[str, Any]) -> str:
@@ -406,10 +432,10 @@ def _whole(value: Any) -> int | None:
 
 
 def _study_command(study: Mapping[str, Any], folder: Path) -> str:
-    """The command that makes the study again from nothing but its data."""
+    """The command that repeats the study from nothing but its data."""
     words = ["facebones", "compare", _study_word(study["name"]), "--output", str(folder)]
-    for key in ("recipe", "data", "backbones", "seeds", "pair_sets", "ijb"):
-        value = study[key]
+    for key in STUDY_FIELDS:
+        value = study.get(key)
         if value or value == 0:
             words += [f"--{key.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, list) else value]
     words += ["--profile", str(study["profile"]["enabled"]).lower()]
@@ -419,7 +445,7 @@ def _study_command(study: Mapping[str, Any], folder: Path) -> str:
 
 
 def _study_word(name: str) -> str:
-    """A study's name on the command line; one that does not come with the package was a file of that name."""
+    """A study's name on the command line; a study that is not shipped was a file of that name."""
     try:
         find_shipped(name, "study", "studies", "studies")
     except FaceBonesError:

@@ -1,4 +1,4 @@
-"""What the pictures of the interactive page show, as plain lists and numbers for JSON; backbones by their places."""
+"""The content of the interactive page's plots as lists and numbers for JSON; a backbone is its index."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from facebones.reporting.plots.curves import thin_steps
 from facebones.reporting.plots.style import DASHES, MARKERS
-from facebones.reporting.plots.thinning import thin_steps
-from facebones.reporting.results import Figure, Results, Run
+from facebones.reporting.results import MetricResult, Results, Run
+from facebones.reporting.words import set_words
 from facebones.statistics.curves import RocCurve, area_under_curve
 
-# The colours of `figures.COLOURS`, each with a contrast of at least 3:1 to a light page and, second, to a dark one.
+# The colours of `plots.style`, each with a contrast of at least 3:1 on a light page and, second, on a dark one.
 COLOURS = (
     ("#0072B2", "#3B9AE1"),
     ("#D55E00", "#F07F3C"),
@@ -25,28 +26,28 @@ COLOURS = (
 )
 DASH_NAMES = dict(zip(DASHES, ("solid", "dash", "dot", "dashdot"), strict=True))
 MARKER_NAMES = dict(zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down"), strict=True))
-MOST_POINTS = 1000  # of a training line
+MOST_POINTS = 1000  # of a training curve
 MOST_RANKS = 200
 COSTS = {"macs": "MACs of one image", "parameters": "parameters", "latency_ms": "latency of one image (ms)"}
 TRAINING = {"loss": "Loss", "learning_rate": "Learning rate", "gradient_scale": "Gradient scale"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One of lines, a line for each run.
+class LinePlot:
+    """A plot with a line for each run.
 
     Attributes:
-        key: of its place in the page.
+        key: anchor in the page.
         group: the section, "roc", "cmc" or "training".
         title: heading.
         x: name of the axis.
         y: name of the axis.
-        measure: what `value` of a line is; empty where a line has none.
-        best: "highest" or "lowest" value; empty where neither is good.
-        percent: that y are rates, shown in percent.
-        log: that x is shown on a logarithmic axis.
-        steps: that y holds from its x up to the next.
-        lines: "model" is the place of the backbone, "run" its run's name; "x", "y" and "value".
+        measure: what the `value` of a line is; empty if a line has none.
+        best: "highest" or "lowest" value; empty if neither is better.
+        percent: whether y are rates, shown in percent.
+        log: whether the x axis is logarithmic.
+        steps: whether y is constant from its x to the next.
+        lines: "model" is the index of the backbone, "run" the name of its run; "x", "y" and "value".
     """
 
     key: str
@@ -63,17 +64,17 @@ class Picture:
 
 
 def page_data(results: Results) -> dict[str, Any]:
-    """All that the page's script draws from; every number is finite or None."""
+    """All data that the page's script draws; every number is finite or None."""
     return {
         "models": model_looks(results.backbones),
         "costs": _costs(results),
-        "figures": [_figure(results, figure) for figure in results.main_figures()],
-        "pictures": [asdict(picture) for picture in line_pictures(results)],
+        "metrics": [_metric(results, metric) for metric in results.main_metrics()],
+        "plots": [asdict(plot) for plot in line_plots(results)],
     }
 
 
 def model_looks(names: Sequence[str]) -> list[dict[str, str]]:
-    """Name, colours, dash and marker of each backbone, in the order of `figures.model_styles`."""
+    """Name, colours, dash and marker of each backbone, as `plots.style.model_styles` gives them."""
     dashes, markers = list(DASH_NAMES.values()), list(MARKER_NAMES.values())
     return [
         {
@@ -87,14 +88,14 @@ def model_looks(names: Sequence[str]) -> list[dict[str, str]]:
     ]
 
 
-def line_pictures(results: Results) -> list[Picture]:
-    """ROC and CMC of each set, then the course of the training; pictures without a line are left out."""
-    pictures = [*_roc_pictures(results), *_cmc_pictures(results), *_training_pictures(results)]
-    return [picture for picture in pictures if picture.lines]
+def line_plots(results: Results) -> list[LinePlot]:
+    """ROC and CMC of each set, then the training curves; plots without a line are left out."""
+    plots = [*_roc_plots(results), *_cmc_plots(results), *_training_plots(results)]
+    return [plot for plot in plots if plot.lines]
 
 
 def _costs(results: Results) -> list[dict[str, Any]]:
-    """Each cost that some backbone has."""
+    """Each cost that is known for some backbone."""
     found = []
     for name, title in COSTS.items():
         values = [getattr(results.costs.get(backbone), name, None) for backbone in results.backbones]
@@ -103,11 +104,11 @@ def _costs(results: Results) -> list[dict[str, Any]]:
     return found
 
 
-def _figure(results: Results, figure: Figure) -> dict[str, Any]:
-    spreads = [results.spread(figure, backbone) for backbone in results.backbones]
+def _metric(results: Results, metric: MetricResult) -> dict[str, Any]:
+    spreads = [results.spread(metric, backbone) for backbone in results.backbones]
     return {
-        "title": figure.title,
-        "lower_is_better": figure.lower_is_better,
+        "title": metric.title,
+        "higher_is_better": metric.higher_is_better,
         "values": [
             None
             if spread is None
@@ -117,12 +118,12 @@ def _figure(results: Results, figure: Figure) -> dict[str, Any]:
     }
 
 
-def _roc_pictures(results: Results) -> list[Picture]:
+def _roc_plots(results: Results) -> list[LinePlot]:
     return [
-        Picture(
+        LinePlot(
             key=f"roc{number}",
             group="roc",
-            title=where,
+            title=set_words(where),
             x="false accept rate",
             y="true accept rate (%)",
             measure="area under the curve",
@@ -144,15 +145,15 @@ def _roc_line(curves: Mapping[str, RocCurve], run: Run) -> dict[str, Any] | None
     return {"x": _numbers(x), "y": _numbers(y), "value": area_under_curve(curve)}
 
 
-def _cmc_pictures(results: Results) -> list[Picture]:
+def _cmc_plots(results: Results) -> list[LinePlot]:
     return [
-        Picture(
+        LinePlot(
             key=f"cmc{number}",
             group="cmc",
-            title=where,
+            title=set_words(where),
             x="rank",
-            y="found up to this rank (%)",
-            measure="Rank-1",
+            y="hit rate (%)",
+            measure="rank-1 hit rate",
             best="highest",
             percent=True,
             log=True,
@@ -171,9 +172,9 @@ def _cmc_line(rates_of: Mapping[str, Sequence[float]], run: Run) -> dict[str, An
     return {"x": ranks.tolist(), "y": _numbers(rates[rank - 1] for rank in ranks), "value": rates[0]}
 
 
-def _training_pictures(results: Results) -> list[Picture]:
-    pictures = [
-        Picture(
+def _training_plots(results: Results) -> list[LinePlot]:
+    plots = [
+        LinePlot(
             key=key,
             group="training",
             title=title,
@@ -186,8 +187,8 @@ def _training_pictures(results: Results) -> list[Picture]:
         for key, title in TRAINING.items()
         if key != "gradient_scale" or results.scales_gradients
     ]
-    return pictures + [
-        Picture(
+    return plots + [
+        LinePlot(
             key=f"validation{number}",
             group="training",
             title=f"Accuracy on {name}",
@@ -198,20 +199,20 @@ def _training_pictures(results: Results) -> list[Picture]:
             percent=True,
             lines=_lines(results, partial(_validated, name)),
         )
-        for number, name in enumerate(results.pair_sets)
+        for number, name in enumerate(results.validated_sets)
     ]
 
 
 def _trained(key: str, run: Run) -> dict[str, Any] | None:
-    return _course(run.of_kind("train"), key)
+    return _over_steps(run.of_kind("train"), key)
 
 
 def _validated(pair_set: str, run: Run) -> dict[str, Any] | None:
-    return _course([line for line in run.of_kind("validation") if line.get("set") == pair_set], "accuracy")
+    return _over_steps([line for line in run.of_kind("validation") if line.get("set") == pair_set], "accuracy")
 
 
-def _course(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] | None:
-    """A value over the steps; of more than MOST_POINTS evenly chosen ones, the first and the last among them."""
+def _over_steps(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] | None:
+    """A value over the steps; long runs keep MOST_POINTS evenly spaced ones, including the first and the last."""
     rows = [row for row in rows if row.get(key) is not None and row.get("step") is not None]
     if not rows:
         return None
@@ -231,5 +232,5 @@ def _lines(results: Results, line_of: Callable[[Run], dict[str, Any] | None]) ->
 
 
 def _numbers(values: Iterable[float]) -> list[float | None]:
-    """With the digits that can be seen; a loss that overflowed leaves a gap."""
+    """The values with six digits; one that is not finite leaves a gap."""
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]

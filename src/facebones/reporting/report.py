@@ -1,32 +1,44 @@
-"""`facebones report`: all that folders of runs, studies and evaluations say, as tables, pictures and one page."""
+"""`facebones report`: the results of studies, runs and evaluations as one page, tables, plots and JSON."""
 
-from collections.abc import Sequence
+import json
+import math
+import re
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from facebones import __version__
+from facebones.errors import ConfigError, RunError
 from facebones.reporting.answer import answer
-from facebones.reporting.html_page import cautions, page_text, save_page
 from facebones.reporting.load import load_results
-from facebones.reporting.plots.report_plots import picture_files, write_pictures
-from facebones.reporting.report_folder import PICTURES, RESULTS, check_places, listed_pictures, remove_pictures
-from facebones.reporting.report_json import results_json
+from facebones.reporting.page import cautions, page_text, save_page
+from facebones.reporting.plots.report_plots import PLOT_KINDS, plot_files, write_plots
+from facebones.reporting.results import MetricResult, Results, Run
 from facebones.reporting.table_files import Beginning, save_tables, table_texts
 from facebones.reporting.tables import report_tables
+from facebones.reporting.words import set_words
 from facebones.system.files import write_json
 from facebones.system.progress import say
 
 PAGE = "report.html"
+RESULTS = "results.json"
+PLOTS = "plots"
+# Keys of results.json that list plots, and their folders; "pictures" is that of version 0.2.0.dev0.
+PLOT_LISTS = {"plots": PLOTS, "pictures": "pictures"}
+# Whatever an earlier list says, only names that a report may have written are removed.
+PLOT_NAME = re.compile(rf"[a-z0-9_]+\.({'|'.join(PLOT_KINDS)})")
 
 
 def write_report(folders: Sequence[Path], output: Path) -> dict[str, Any]:
-    """Write `report.html`, `tables.md`, `.tex` and `.csv`, `results.json`, and `pictures/` (PNG, PDF, SVG).
+    """Write `report.html`, `tables.md`, `.tex` and `.csv`, `results.json`, and `plots/` (PNG, PDF, SVG).
 
     Args:
         folders: studies, runs, evaluations; see `load_results`.
-        output: folder of the report, made here; an earlier report in it is replaced, with its pictures.
+        output: folder of the report, created if missing; an earlier report there is replaced, including its plots.
 
     Returns:
-        what results.json holds: the sentences of the "answer", the file names of the "pictures", and `results_json`.
+        the content of results.json: the sentences of the "answer", the file names of the "plots", and `results_json`.
 
     Raises:
         FaceBonesError: a folder holds nothing to report or something damaged, or the report cannot be written.
@@ -35,20 +47,147 @@ def write_report(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     for note in results.notes:
         say(f"note: {note}")
     tables, words = report_tables(results), answer(results)
-    pictures = picture_files(results, output / PICTURES)
+    plots = plot_files(results, output / PLOTS)
     content = {
         "answer": list(words.sentences),
-        "pictures": [path.name for path in pictures],
+        "plots": [path.name for path in plots],
         **results_json(results),
     }
-    # All is built and every place looked at before the first file, so that old and new do not mix on an error.
+    # Everything is built and every path checked before the first write, so that an error leaves the old report whole.
     beginning = Beginning(title=results.title or "facebones", sentences=words.sentences, notes=cautions(results))
     texts, page = table_texts(tables, beginning), page_text(results, tables, words)
-    check_places(output, [*pictures, *(output / name for name in (*texts, RESULTS, PAGE))])
-    stale = listed_pictures(output / RESULTS) - set(content["pictures"])
-    write_pictures(results, output / PICTURES)
-    remove_pictures(output / PICTURES, stale)
+    check_places(output, [*plots, *(output / name for name in (*texts, RESULTS, PAGE))])
+    stale = listed_plots(output / RESULTS) - set(plots)
+    write_plots(results, output / PLOTS)
+    remove_plots(stale)
     save_tables(texts, output)
     write_json(output / RESULTS, content)
     save_page(page, output / PAGE)
     return content
+
+
+# ----------------------------------------------------------------------------------------------------------- JSON
+
+
+def results_json(results: Results) -> dict[str, Any]:
+    """Everything in a report except training lines and points of ROC curves.
+
+    Returns:
+        "facebones" (version), "title", "folders", "command", "notes" and "recipe" as in `Results`; and
+
+        - "conditions": of the measured costs;
+        - "backbones": of each, as `Results.numbers` has them: costs, main metrics, seeds done and planned;
+        - "runs": of each its name, backbone, seed, folder, source, state, error, versions, steps, final_loss, and
+          "accuracy": set to final and best validation accuracy;
+        - "metrics": of each its "title", the fields of `MetricResult`, "backbones": the spread of each over its seeds,
+          the best first, and "tests" of every two backbones;
+        - "cmc": set to run to the hit rates at ranks 1, 2, ...
+
+        None stands for an unknown value. NaN and infinities become None, because JSON lacks them.
+    """
+    content = {
+        "facebones": __version__,
+        "title": results.title,
+        "folders": results.folders,
+        "command": results.command,
+        "notes": results.notes,
+        "recipe": results.recipe,
+        "conditions": results.conditions,
+        "backbones": results.numbers(),
+        "runs": [_run(run, results.validated_sets) for run in results.runs],
+        "metrics": [_metric(results, metric) for metric in results.known_metrics],
+        "cmc": {set_words(where): rates for where, rates in results.cmc.items()},
+    }
+    plain: dict[str, Any] = _plain(content)
+    return plain
+
+
+def _run(run: Run, sets: Sequence[str]) -> dict[str, Any]:
+    kept = ("name", "backbone", "seed", "folder", "source", "state", "error", "versions", "steps", "final_loss")
+    accuracy = {name: {"final": run.final_accuracy(name), "best": run.best_accuracy(name)} for name in sets}
+    return {key: getattr(run, key) for key in kept} | {"accuracy": accuracy}
+
+
+def _metric(results: Results, metric: MetricResult) -> dict[str, Any]:
+    fields = {key: value for key, value in vars(metric).items() if key != "comparisons"}
+    spreads = {name: vars(results.spread(metric, name)) for name in results.ranking(metric)}
+    tests = [{**vars(test), "significant": test.significant} for test in results.tests(metric)]
+    return {"title": metric.title, **fields, "backbones": spreads, "tests": tests}
+
+
+def _plain(content: Any) -> Any:
+    """The content with JSON's types only."""
+    if isinstance(content, Mapping):
+        return {str(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    if isinstance(content, Path):
+        return str(content)
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+# --------------------------------------------------------------------------------------------------------- folder
+
+
+def check_places(output: Path, files: Iterable[Path]) -> None:
+    """Refuse a folder in which a file could not be written, before the first is; nothing is left there.
+
+    Args:
+        output: folder of the report, existing or not.
+        files: all files of the report.
+
+    Raises:
+        ConfigError: a folder is where a file should be or the reverse, a link is broken, or no file can be created.
+    """
+    for folder in (output, output / PLOTS):
+        _check_folder(folder)
+    for path in files:
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder, but the report needs a file; move it or choose another --output")
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
+        if not existing.is_dir():
+            kind = "is a file" if existing.exists() else "is a broken link"
+            raise ConfigError(f"{existing}: {kind}, but the report needs a folder; choose another --output")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror}; choose another --output") from error
+
+
+def listed_plots(results: Path) -> set[Path]:
+    """Files of the plots that an earlier report lists; empty if its results.json cannot be read."""
+    try:
+        content = json.loads(results.read_bytes()) if results.is_file() else {}
+    except (OSError, ValueError, RecursionError):  # not a report's; the new report replaces it
+        return set()
+    found: set[Path] = set()
+    for key, folder in PLOT_LISTS.items():
+        listed = content.get(key) if isinstance(content, dict) else None
+        names = listed if isinstance(listed, list) else []
+        known = (name for name in names if isinstance(name, str) and PLOT_NAME.fullmatch(name))
+        found |= {results.parent / folder / name for name in known}
+    return found
+
+
+def remove_plots(paths: Collection[Path]) -> None:
+    """Remove plots of an earlier report; files behind a linked folder stay, because they may be anybody's.
+
+    Raises:
+        RunError: a file cannot be removed.
+    """
+    for path in sorted(paths):
+        if path.parent.is_symlink():
+            continue
+        try:
+            if path.is_file() or path.is_symlink():
+                path.unlink()
+        except OSError as error:
+            reason = f"cannot remove this plot of an earlier report: {error.strerror}"
+            raise RunError(f"{path}: {reason}; remove it yourself") from error
+    for folder in {path.parent for path in paths if path.parent.name != PLOTS}:  # of an earlier version
+        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+            folder.rmdir()

@@ -1,19 +1,30 @@
-"""What a report is made of: runs, costs and figures, and what they say of each backbone over its seeds."""
+"""The content of a report: runs, costs and metrics, and what they say about each backbone over its seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from facebones.errors import UnknownNameError
+from facebones.reporting.words import metric_title, metric_words
 from facebones.statistics.significance import SIGNIFICANT, over_seeds
 
-if TYPE_CHECKING:
-    from facebones.reporting.plots.report_plots import Pictures
-
 Line = Mapping[str, Any]
-LOWER_IS_BETTER = ("EER",)
+
+
+class EvaluatedSet(NamedTuple):
+    """What a protocol was run on.
+
+    Attributes:
+        protocol: such as "pairs", "ijb_verification" or a plug-in's name.
+        set: such as "lfw" or "IJBC".
+        setting: such as the pooling "N1D1F1"; empty if the protocol has none.
+    """
+
+    protocol: str
+    set: str
+    setting: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +32,18 @@ class Run:
     """A trained, failed or unfinished network.
 
     Attributes:
-        name: of the model in evaluations; no two runs of a report share one.
-        backbone: what is compared. The runs of one backbone differ in their seeds only.
-        seed: None where it is not known.
+        name: of the model in evaluations; unique in a report.
+        backbone: what is compared. The runs of one backbone differ only in their seeds.
+        seed: None if unknown.
         folder: where it was read from.
-        source: "run", "log" (of others, by `facebones logs`), or "file" (an ONNX file, or weights of others).
+        source: "run", "log" (imported by `facebones logs`), or "file" (an ONNX file or weights).
         state: "done", "failed", "unfinished" or "to do".
-        error: of a run that failed; one line.
-        recipe: sections of the resolved recipe; empty where it is not known.
-        environment: versions, device, data; empty where it is not known.
-        lines: of metrics.jsonl, in the order of writing; "kind" is "train" or "validation".
-        result: what result.json holds; empty where there is none.
+        error: why a failed run failed; one line.
+        recipe: sections of the resolved recipe; empty if unknown.
+        environment: versions, device, data; empty if unknown.
+        versions: "facebones", "git_revision" and "torch" of the training, as far as known.
+        lines: of metrics.jsonl, in file order; "kind" is "train" or "validation".
+        result: the content of result.json; empty if there is none.
     """
 
     name: str
@@ -43,6 +55,7 @@ class Run:
     error: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
     lines: Sequence[Line] = ()
     result: Mapping[str, Any] = field(default_factory=dict)
 
@@ -52,7 +65,7 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """Done so far."""
+        """Steps done so far."""
         known = self.result.get("steps")
         if known is not None:
             return int(known)
@@ -65,26 +78,26 @@ class Run:
         return losses[-1] if losses else None
 
     def final_accuracy(self, pair_set: str) -> float | None:
-        """At the last step, as measured while training."""
+        """Validation accuracy at the last step."""
         rows = [row for row in self.result.get("final", ()) if row["set"] == pair_set]
         return float(rows[0]["accuracy"]) if rows and rows[0]["accuracy"] is not None else None
 
     def best_accuracy(self, pair_set: str) -> float | None:
-        """The best of all steps, as measured while training; logs of others may know of more steps than they show."""
+        """Best validation accuracy of all steps. An imported log may know more steps than it shows."""
         rows = [line for line in self.of_kind("validation") if line["set"] == pair_set]
         values = [row.get(key) for row in rows for key in ("accuracy", "best_accuracy")]
         known = [*values, self.result.get("best", {}).get("sets", {}).get(pair_set)]
-        return max((float(value) for value in known if value), default=None)  # 0 is a best that was never measured
+        return max((float(value) for value in known if value), default=None)  # 0 means never measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a backbone costs; None is not known or not measured.
+    """What a backbone costs; None if unknown or not measured.
 
     Attributes:
-        parameters: all.
+        parameters: all of them.
         macs: multiply-accumulates of convolutions and linear layers, one image.
-        latency_ms: median, of one image.
+        latency_ms: median, one image.
         images_per_second: in batches.
         memory_bytes: peak, in batches.
     """
@@ -97,48 +110,70 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One figure of all models that were evaluated together.
+class MetricResult:
+    """One metric of all models that were evaluated together, as an evaluation's JSON holds it.
 
     Attributes:
-        where: the set, such as "lfw" or "IJBC 1:1".
-        name: such as "accuracy", "TAR at FAR 0.0001", "AUC", "EER", "Rank-1".
-        kind: "pairs", "templates" or "identification".
-        values: of each model; empty where the data cannot give the figure.
-        intervals: of each model, "low", "high" and "resampled" among others, at 95 %.
+        name: such as "accuracy", "tar", "auc", "eer", "rank", "tpir", or a plug-in's own.
+        at: operating point, such as {"far": 1e-4}.
+        rule: how it is counted, such as "strict"; may be empty.
+        higher_is_better: whether a large value is good.
+        chance: what guessing reaches; None if that is not defined.
+        main: whether backbones are chosen by it.
+        protocol: see `EvaluatedSet`.
+        set: see `EvaluatedSet`.
+        setting: see `EvaluatedSet`.
+        values: of each model, a rate from 0 to 1; empty if the data cannot give the metric.
+        intervals: of each model: "low", "high", "resampled" and more, at 95 %.
         comparisons: of every two models: "first", "second", "difference", "interval", "p_value", "adjusted", "method".
         reason: why there are no values.
     """
 
-    where: str
     name: str
-    kind: str
+    at: Mapping[str, float] = field(default_factory=dict)
+    rule: str = ""
+    higher_is_better: bool = True
+    chance: float | None = None
+    main: bool = False
+    protocol: str
+    set: str
+    setting: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     comparisons: Sequence[Mapping[str, Any]] = ()
     reason: str | None = None
 
     @property
-    def lower_is_better(self) -> bool:
-        """Whether a small value is a good one."""
-        return self.name in LOWER_IS_BETTER
+    def evaluated_set(self) -> EvaluatedSet:
+        """Where it was measured."""
+        return EvaluatedSet(self.protocol, self.set, self.setting)
+
+    @property
+    def words(self) -> str:
+        """Display name without the set, such as "TAR at FAR 0.0001"."""
+        return metric_words(self)
 
     @property
     def title(self) -> str:
-        """Such as "lfw accuracy"."""
-        return f"{self.where} {self.name}"
+        """Display name with the set, such as "lfw accuracy"."""
+        return metric_title(self)
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for the same metric of the same set, whatever the models."""
+        return (*self.evaluated_set, self.name, self.rule, *sorted(self.at.items()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A figure of a backbone over its seeds.
+    """A metric of a backbone over its seeds.
 
     Attributes:
         mean: over the seeds.
-        deviation: sample standard deviation; None of one seed.
-        low: of a 95 % interval: of one seed that of the evaluation, of several Student's over the seeds, cut off at 0
-            and 1; or None.
-        high: likewise.
+        deviation: sample standard deviation; None for one seed.
+        low: lower end of a 95 % interval: for one seed that of the evaluation, for several Student's t over the seeds,
+            clipped to [0, 1]; or None.
+        high: upper end.
         values: of each run, by its name.
     """
 
@@ -151,11 +186,11 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneTest:
-    """Two backbones compared by one figure, over all pairs of their runs.
+    """Two backbones compared by one metric, over all pairs of their runs.
 
-    It is an intersection-union test: p is the largest of the tests of a run of one against a run of the other, each
-    after Holm's correction, and 1 where these do not agree about which is better. So a difference counts only if it
-    holds whichever seeds are compared. (R. L. Berger, Technometrics 24, 1982.)
+    This is an intersection-union test: p is the largest p-value of the tests of a run of one against a run of the
+    other, each after Holm's correction, and 1 if these disagree about which is better. A difference therefore counts
+    only if it holds for every pair of seeds. (R. L. Berger, Technometrics 24, 1982.)
 
     Attributes:
         first: a backbone.
@@ -177,29 +212,29 @@ class BackboneTest:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """All that a report tells.
+    """Everything that a report tells.
 
     Attributes:
         title: the study's name, or those of the folders.
         folders: what was read.
         runs: in the order of the folders.
         costs: of each backbone.
-        figures: in the order of the evaluations.
-        curves: set to model to ROC points: FAR and TAR, each (K,), as `evaluation.curves.RocCurve` has them.
-        cmc: set to model to the rates of Rank-1, Rank-2, ...
+        metrics: in the order of the evaluations.
+        curves: evaluated set to model to its ROC: a `statistics.curves.RocCurve`.
+        cmc: evaluated set to model to the hit rates at ranks 1, 2, ...
         conditions: under which latency and memory were measured; empty without a profile.
-        recipe: that all the runs share, without backbone and seed; what differs between runs is left out.
+        recipe: what all runs share, without backbone and seed.
         notes: what could not be read or does not fit together; a line each.
-        command: that makes the study again, or the runs.
+        command: reproduces the study, or the runs.
     """
 
     title: str
     folders: Sequence[Path]
     runs: Sequence[Run]
     costs: Mapping[str, Cost]
-    figures: Sequence[Figure]
-    curves: Mapping[str, Mapping[str, Any]]
-    cmc: Mapping[str, Mapping[str, Sequence[float]]]
+    metrics: Sequence[MetricResult]
+    curves: Mapping[EvaluatedSet, Mapping[str, Any]]
+    cmc: Mapping[EvaluatedSet, Mapping[str, Sequence[float]]]
     conditions: Mapping[str, Any]
     recipe: Mapping[str, Any]
     notes: Sequence[str]
@@ -211,157 +246,135 @@ class Results:
         return list(dict.fromkeys(run.backbone for run in self.runs))
 
     @cached_property
-    def pair_sets(self) -> list[str]:
-        """Evaluated or validated."""
-        evaluated = [figure.where for figure in self.figures if figure.kind == "pairs"]
-        return list(dict.fromkeys(evaluated + self.validated_sets))
-
-    @cached_property
     def validated_sets(self) -> list[str]:
-        """Pair sets that were measured while training."""
+        """Pair sets that were measured during training."""
         on_the_way = [line["set"] for run in self.runs for line in run.of_kind("validation")]
         at_the_end = [row["set"] for run in self.runs for row in run.result.get("final", ())]
         return list(dict.fromkeys(on_the_way + at_the_end))
 
     @property
     def scales_gradients(self) -> bool:
-        """Whether a run was trained in fp16, its gradients scaled."""
+        """Whether a run was trained in fp16 with scaled gradients."""
         return any(line.get("gradient_scale") not in (None, 1) for run in self.runs for line in run.of_kind("train"))
 
     def runs_of(self, backbone: str) -> list[Run]:
-        """Its seeds."""
+        """The seeds of a backbone."""
         return [run for run in self.runs if run.backbone == backbone]
 
-    def figure(self, where: str, name: str) -> Figure:
-        """A figure; see `known_figures`.
+    def metric(self, set: str, name: str, *, protocol: str | None = None, **at: float) -> MetricResult:
+        """A metric among `known_metrics`, for example `results.metric("IJBC", "tar", far=1e-4)`.
+
+        Args:
+            set: such as "lfw".
+            name: such as "accuracy".
+            protocol: of the set, if several protocols have a metric of this name there.
+            at: operating point.
 
         Raises:
-            UnknownNameError: no evaluation has given it.
+            UnknownNameError: no evaluation has it.
         """
-        for one in self.known_figures:
-            if (one.where, one.name) == (where, name):
+        for one in self.known_metrics:
+            if (one.set, one.name) == (set, name) and protocol in (None, one.protocol) and at.items() <= one.at.items():
                 return one
-        raise UnknownNameError("figure", f"{where} {name}", [one.title for one in self.known_figures])
+        asked = {"protocol": protocol or "pairs", "set": set, "name": name, "at": at}
+        raise UnknownNameError("metric", metric_title(asked), [one.title for one in self.known_metrics])
 
     @cached_property
-    def known_figures(self) -> list[Figure]:
-        """The evaluated figures, and the accuracy at the end of training where there is none, as of others' logs.
+    def known_metrics(self) -> list[MetricResult]:
+        """The evaluated metrics, and the final validation accuracy of runs and sets that were not evaluated.
 
-        What training measured has no interval, and no test joins it with anything.
+        A validation accuracy has no interval, and no test compares it.
         """
-        accuracies = {name: self._validated(name) for name in self.validated_sets}
-        found = [
-            replace(figure, values={**accuracies.get(figure.where, {}), **figure.values})
-            if figure.kind == "pairs" and figure.name == "accuracy" and figure.values
-            else figure
-            for figure in self.figures
+        validated = {one.identity: one for one in map(self._validated, self.validated_sets) if one.values}
+        known = [
+            replace(metric, values={**validated[metric.identity].values, **metric.values})
+            if metric.values and metric.identity in validated
+            else metric
+            for metric in self.metrics
         ]
-        evaluated = {figure.title for figure in found if figure.values}
-        added = [
-            Figure(where=where, name="accuracy", kind="pairs", values=values) for where, values in accuracies.items()
-        ]
-        return found + [figure for figure in added if figure.values and figure.title not in evaluated]
+        measured = {metric.identity for metric in known if metric.values}
+        return known + [one for identity, one in validated.items() if identity not in measured]
 
-    def _validated(self, pair_set: str) -> dict[str, float]:
-        return {run.name: value for run in self.runs if (value := run.final_accuracy(pair_set)) is not None}
+    def _validated(self, pair_set: str) -> MetricResult:
+        """What training itself measures: accuracy of the pairs protocol."""
+        values = {run.name: value for run in self.runs if (value := run.final_accuracy(pair_set)) is not None}
+        return MetricResult(protocol="pairs", set=pair_set, name="accuracy", chance=0.5, main=True, values=values)
 
-    def main_figures(self) -> list[Figure]:
-        """By which backbones are chosen: accuracy of each pair set, and one figure of each IJB evaluation.
+    def main_metrics(self) -> list[MetricResult]:
+        """The measured metrics by which backbones are chosen; each protocol says which ones these are."""
+        return [metric for metric in self.known_metrics if metric.main and metric.values]
 
-        Of 1:1 this is the TAR at the smallest FAR that the data can measure, but not below 1e-4, and of 1:N Rank-1.
-        """
-        known = self.known_figures
-        names = [figure.title for figure in known if figure.values and figure.name in ("accuracy", "Rank-1")]
-        for where in dict.fromkeys(figure.where for figure in known if figure.kind == "templates"):
-            rates = {
-                far: figure
-                for figure in known
-                if figure.where == where
-                and figure.values
-                and (far := false_accept_rate_of(figure)) is not None
-                and far >= 1e-4
-            }
-            if rates:
-                names.append(rates[min(rates)].title)
-        return [figure for figure in known if figure.title in names]
-
-    def spread(self, figure: Figure, backbone: str) -> Spread | None:
-        """A backbone's figure over its seeds; None where it has none."""
-        values = {run.name: figure.values[run.name] for run in self.runs_of(backbone) if run.name in figure.values}
+    def spread(self, metric: MetricResult, backbone: str) -> Spread | None:
+        """A backbone's metric over its seeds; None if it was not measured."""
+        values = {run.name: metric.values[run.name] for run in self.runs_of(backbone) if run.name in metric.values}
         if not values:
             return None
         found = over_seeds(list(values.values()))
         interval: Mapping[str, Any] | None = None
         if len(values) == 1:
-            interval = figure.intervals.get(next(iter(values)))
+            interval = metric.intervals.get(next(iter(values)))
         elif found.interval is not None:
-            # All figures are rates; Student's t of two seeds does not know that.
+            # Metrics are rates; Student's t of two seeds does not know that.
             interval = {"low": max(found.interval.low, 0.0), "high": min(found.interval.high, 1.0)}
         low, high = (None, None) if interval is None else (interval["low"], interval["high"])
         return Spread(mean=found.mean, deviation=found.deviation, low=low, high=high, values=values)
 
-    def tests(self, figure: Figure) -> list[BackboneTest]:
-        """Every two backbones by one figure, in the order of the backbones; empty where nothing was tested."""
+    def tests(self, metric: MetricResult) -> list[BackboneTest]:
+        """Every two backbones by one metric, in the order of the backbones; empty if nothing was tested."""
         owner = {run.name: run.backbone for run in self.runs}
+        order = {name: place for place, name in enumerate(self.backbones)}
         cells: dict[tuple[str, str], list[tuple[float, float]]] = {}
-        for test in figure.comparisons:
+        for test in metric.comparisons:
             first, second = owner.get(test["first"]), owner.get(test["second"])
             if first is None or second is None or first == second:
                 continue
-            sign = 1 if self.backbones.index(first) < self.backbones.index(second) else -1
+            sign = 1 if order[first] < order[second] else -1
             pair = (first, second) if sign == 1 else (second, first)
             cells.setdefault(pair, []).append((sign * test["difference"], test["adjusted"]))
-        order = {name: place for place, name in enumerate(self.backbones)}
         pairs = sorted(cells, key=lambda pair: (order[pair[0]], order[pair[1]]))
         return [_backbone_test(pair, cells[pair]) for pair in pairs]
 
-    def ranking(self, figure: Figure) -> list[str]:
-        """The backbones that have the figure, the best first."""
-        means = {name: spread.mean for name in self.backbones if (spread := self.spread(figure, name)) is not None}
-        return sorted(means, key=lambda name: means[name], reverse=not figure.lower_is_better)
+    def ranking(self, metric: MetricResult) -> list[str]:
+        """The backbones that have the metric, the best first."""
+        means = {name: spread.mean for name in self.backbones if (spread := self.spread(metric, name)) is not None}
+        return sorted(means, key=lambda name: means[name], reverse=metric.higher_is_better)
 
-    def as_good_as(self, figure: Figure, backbone: str) -> list[str]:
-        """The others that were tested against a backbone and do not differ from it significantly."""
-        alike = []
-        for test in self.tests(figure):
-            if backbone in (test.first, test.second) and not test.significant:
-                alike.append(test.second if test.first == backbone else test.first)
-        return alike
+    def not_different_from(self, metric: MetricResult, backbone: str) -> list[str]:
+        """The backbones that were tested against this one and do not differ from it significantly."""
+        return [
+            test.second if test.first == backbone else test.first
+            for test in self.tests(metric)
+            if backbone in (test.first, test.second) and not test.significant
+        ]
 
     def numbers(self) -> list[dict[str, Any]]:
-        """The overview: of each backbone its costs, its main figures over its seeds, and its seeds; None is not known.
+        """The overview: of each backbone its costs, its main metrics over its seeds, and its seeds; None is unknown.
 
-        The keys are "backbone", the attributes of `Cost`, of each main figure its title (the mean), and the title with
+        The keys are "backbone", the attributes of `Cost`, of each main metric its title (the mean) and the title with
         " deviation", " low" and " high" (see `Spread`), "seeds_done" and "seeds_planned".
         """
         rows = []
-        figures = self.main_figures()
+        metrics = self.main_metrics()
         for backbone in self.backbones:
             row = {"backbone": backbone, **vars(self.costs.get(backbone, Cost()))}
-            for figure in figures:
-                row |= _spread_numbers(figure.title, self.spread(figure, backbone))
+            for metric in metrics:
+                row |= _spread_numbers(metric.title, self.spread(metric, backbone))
             runs = self.runs_of(backbone)
             row |= {"seeds_done": sum(run.state == "done" for run in runs), "seeds_planned": len(runs)}
             rows.append(row)
         return rows
 
     def table(self) -> Any:
-        """The overview for notebooks: `numbers` as a pandas DataFrame, or as they are where pandas is not installed."""
+        """The overview for notebooks: `numbers` as a pandas DataFrame, or as they are if pandas is not installed."""
         try:
             import pandas
         except ImportError:
             return self.numbers()
         return pandas.DataFrame(self.numbers())
 
-    def pictures(self) -> "Pictures":
-        """Those of the report, by name, each drawn when it is taken: `results.pictures()["loss"]`."""
-        from facebones.reporting.plots.report_plots import report_pictures
-
-        return report_pictures(self)
-
 
 def pareto_front(costs: Mapping[str, float], values: Mapping[str, float]) -> list[str]:
-    """Names to which no other is at least as good in both and better in one: less cost, a larger value.
+    """Names that no other name dominates: none has at most the cost and at least the value, and one of them better.
 
     >>> pareto_front({"a": 1, "b": 2, "c": 3}, {"a": 0.8, "b": 0.7, "c": 0.9})
     ['a', 'c']
@@ -376,19 +389,6 @@ def pareto_front(costs: Mapping[str, float], values: Mapping[str, float]) -> lis
 def _spread_numbers(title: str, spread: Spread | None) -> dict[str, float | None]:
     names = {"": "mean", " deviation": "deviation", " low": "low", " high": "high"}
     return {f"{title}{ending}": getattr(spread, name, None) for ending, name in names.items()}
-
-
-def false_accept_rate_of(figure: Figure) -> float | None:
-    """At which the figure is the TAR; None of another figure.
-
-    >>> false_accept_rate_of(Figure(where="lfw", name="TAR at FAR 0.001", kind="pairs"))
-    0.001
-    """
-    head, _, rate = figure.name.partition("TAR at FAR ")
-    try:
-        return float(rate) if not head and rate else None
-    except ValueError:
-        return None
 
 
 def _backbone_test(pair: tuple[str, str], outcomes: Sequence[tuple[float, float]]) -> BackboneTest:

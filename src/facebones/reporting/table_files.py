@@ -1,4 +1,4 @@
-"""Tables as files: Markdown, LaTeX and one tidy CSV. Names in them may be anybody's, so each format has its escapes."""
+"""Tables as files: Markdown, LaTeX and one tidy CSV; names are escaped, because anyone may choose them."""
 
 import csv
 import io
@@ -13,11 +13,11 @@ from facebones.system.files import atomic_write
 
 CSV_COLUMNS = ("table", "row", "column", "value", "text")
 FORMULA_BEGINS = ("=", "+", "-", "@")
-LONGEST_FLOAT = 40  # rows; a longer table does not fit on a page, and is a longtable
+LONGEST_FLOAT = 40  # rows; a longer table does not fit on a page and becomes a longtable
 MARKDOWN_ESCAPES = str.maketrans(
     {**{character: f"\\{character}" for character in "\\`*_{}[]|$~#!@"}, "&": "&amp;", "<": "&lt;", ">": "&gt;"}
 )
-# Braces keep a bracket or a star from being an argument of the \\ before it, and quotes from ligatures.
+# Braces prevent a bracket or star from becoming an argument of a preceding \\, and quotes from forming ligatures.
 LATEX_ESCAPES = str.maketrans(
     {
         **{character: f"\\{character}" for character in "{}&%$#_"},
@@ -31,7 +31,7 @@ LATEX_ESCAPES = str.maketrans(
         '"': r"\char34{}",
     }
 )
-LATEX_HEAD = r"""% A paper that takes up a table needs \usepackage{booktabs}, and for a long one \usepackage{longtable}.
+LATEX_HEAD = r"""% To copy a table into a paper, add \usepackage{booktabs}, and \usepackage{longtable} for long tables.
 \documentclass{article}
 \usepackage[a3paper,landscape,margin=15mm]{geometry}
 \usepackage[T1]{fontenc}
@@ -43,12 +43,12 @@ LATEX_HEAD = r"""% A paper that takes up a table needs \usepackage{booktabs}, an
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """What tables.md begins with, so that a table that is copied from it does not lose its reservations.
+    """The beginning of tables.md: the answer and its caveats.
 
     Attributes:
         title: of the report.
         sentences: of the answer.
-        notes: what a reader must know before believing the tables.
+        notes: what a reader must know before relying on the tables.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Beginning:
 
 
 def table_texts(tables: Sequence[Table], beginning: Beginning | None = None) -> dict[str, str]:
-    """What each file of tables holds, by its name."""
+    """The content of each file of tables, by file name."""
     return {
         "tables.md": markdown_text(tables, beginning),
         "tables.tex": latex_text(tables),
@@ -66,7 +66,7 @@ def table_texts(tables: Sequence[Table], beginning: Beginning | None = None) -> 
 
 
 def save_tables(texts: Mapping[str, str], output: Path) -> list[Path]:
-    """Write what `table_texts` made.
+    """Write the files of `table_texts`.
 
     Raises:
         RunError, ConfigError: a file cannot be written.
@@ -78,7 +78,7 @@ def save_tables(texts: Mapping[str, str], output: Path) -> list[Path]:
 
 
 def one_line(text: str) -> str:
-    """A text without line feeds and what else cannot be printed, such as marks that turn the direction of reading."""
+    """The text with line feeds and other unprintable characters, such as direction marks, as spaces."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -86,23 +86,23 @@ def one_line(text: str) -> str:
 
 
 def markdown_text(tables: Sequence[Table], beginning: Beginning | None = None) -> str:
-    """All tables, each below its heading and note, and before them the beginning."""
+    """The beginning, then each table with its heading and note."""
     first = [_markdown_beginning(beginning)] if beginning else []
     return "\n".join([*first, *(_markdown_section(table) for table in tables)])
 
 
 def escape_markdown(text: str) -> str:
-    r"""A text as it is to be read, in Markdown; nothing in it is HTML, a link, a formula or the end of a cell.
+    r"""Escape a text for Markdown: nothing in it is read as HTML, a link, a formula or the end of a cell.
 
     >>> print(escape_markdown("a_b | <i>"))
     a\_b \| &lt;i&gt;
     """
     escaped = one_line(text).translate(MARKDOWN_ESCAPES)
-    return escaped.replace("://", ":\\//").replace("www.", "www\\.")  # many renderers make links of bare addresses
+    return escaped.replace("://", ":\\//").replace("www.", "www\\.")  # many renderers turn bare addresses into links
 
 
 def _markdown_beginning(beginning: Beginning) -> str:
-    """The title, a list of the answer's sentences, and one of the notes."""
+    """The title, the answer's sentences and the notes."""
     answer = "".join(f"- {_markdown_prose(sentence)}\n" for sentence in beginning.sentences)
     notes = "".join(f"- {_markdown_prose(note)}\n" for note in beginning.notes)
     parts = [f"# {_markdown_prose(beginning.title)}\n", answer, f"Read this first:\n\n{notes}" if notes else ""]
@@ -110,7 +110,7 @@ def _markdown_beginning(beginning: Beginning) -> str:
 
 
 def _markdown_prose(text: str) -> str:
-    """Of text outside of a cell: what begins it begins no list or heading within."""
+    """Escape a text outside of cells; its first characters start no list or heading."""
     escaped = escape_markdown(text.strip())
     return re.sub(r"^(\d*)([-+.)=])", r"\1\\\2", escaped)
 
@@ -124,7 +124,7 @@ def _markdown_section(table: Table) -> str:
 
 
 def _is_numeric(table: Table, number: int) -> bool:
-    """Whether a column holds numbers, and nothing else but dashes."""
+    """Whether a column holds only numbers and dashes."""
     values = [row[number].value for row in table.rows]
     return any(value is not None for value in values) and not any(isinstance(value, str) for value in values)
 
@@ -133,12 +133,12 @@ def _is_numeric(table: Table, number: int) -> bool:
 
 
 def latex_text(tables: Sequence[Table]) -> str:
-    """A document of all tables, with rules of booktabs."""
+    """A document with all tables, in booktabs style."""
     return LATEX_HEAD + "".join(_latex_table(table) for table in tables) + "\\end{document}\n"
 
 
 def escape_latex(text: str) -> str:
-    r"""A text as it is to be read, in LaTeX; what its usual fonts lack is written as its number in Unicode.
+    r"""Escape a text for LaTeX; characters outside of Latin-1 become their Unicode number.
 
     >>> print(escape_latex("a_b 50 %"))
     a\_b 50 \%
@@ -170,14 +170,14 @@ def _latex_row(texts: Sequence[str]) -> str:
 
 
 def _latex_cell(text: str) -> str:
-    return escape_latex(text).replace(" +- ", r" $\pm$ ")
+    return escape_latex(text).replace("±", r"$\pm$")
 
 
 # ---------------------------------------------------------------------------------------------------------- CSV
 
 
 def csv_text(tables: Sequence[Table]) -> str:
-    """A line a cell: its table's key, its row (the first cell, or the first two), its column, its value, its text."""
+    """One line per cell: key of its table, row (the first cell, or the first two), column, value, text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -198,7 +198,7 @@ def _row_names(table: Table) -> list[str]:
 
 
 def _guarded(part: float | str) -> float | str:
-    """A text that a spreadsheet would take for a formula, behind an apostrophe; numbers and dashes are none."""
+    """Prefix a text that a spreadsheet would run as a formula with an apostrophe; numbers and dashes stay."""
     if not isinstance(part, str):
         return part
     text = one_line(part)

@@ -1,23 +1,23 @@
-"""The tables of a report: what stands in them, once, for Markdown, LaTeX, CSV and the page."""
+"""The tables of a report, independent of their file format."""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from facebones.reporting.comparison_table import format_p
-from facebones.reporting.console import MARKS, format_interval, mark_best
-from facebones.reporting.results import BackboneTest, Figure, Results, Run, Spread
+from facebones.reporting.console import MARKS, mark_best
+from facebones.reporting.results import BackboneTest, EvaluatedSet, MetricResult, Results, Run
+from facebones.reporting.words import decimal, p_words, percent, points, set_words, spread_words
 from facebones.statistics.significance import over_seeds
 
-HOW_FIGURES = "Mean +- standard deviation over the seeds, or, of one seed, the value [95 % interval]."
+HOW_METRICS = "Mean ± standard deviation over the seeds; for one seed, the value [95 % interval]."
 HOW_TESTS = (
-    "Every run of one against every run of the other; p is the largest of these tests after Holm's correction, and 1"
-    " where they do not agree about which is better. Told apart: p up to 0.05."
+    "Each run of one backbone is tested against each run of the other. p is the largest p-value after Holm's"
+    " correction, or 1 if the tests disagree about which is better. Significant: p <= 0.05."
 )
 HOW_TRAINING = (
-    "Measured while training; mean +- standard deviation over the finished seeds. The best accuracy is that of the best"
-    " step for the very set that it is reported on, so it is optimistic: compare backbones by the final one."
+    "Validation during training; mean ± standard deviation over the finished seeds. The best accuracy is selected on"
+    " the set that it is reported on and therefore optimistic; compare backbones by the final accuracy."
 )
 COSTS: tuple[tuple[str, str, float, str], ...] = (  # heading, attribute of Cost, its unit, and how it is printed
     ("parameters", "parameters", 1, "{:,.0f}"),
@@ -31,11 +31,11 @@ FIRST_COSTS = ("parameters", "MACs (M)", "latency p50 (ms)")
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Of a table.
+    """A cell of a table.
 
     Attributes:
         text: for people.
-        value: by which a column is sorted and which CSV holds, unrounded; None of a cell without one.
+        value: unrounded, for sorting and CSV; None if there is none.
     """
 
     text: str
@@ -44,7 +44,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Of a report.
+    """A table of a report.
 
     Attributes:
         key: short name in files and anchors: letters, digits and "_".
@@ -66,11 +66,11 @@ NOTHING = Cell(text="-")
 
 def report_tables(results: Results) -> list[Table]:
     """All tables that the results can fill, the most important first."""
-    wheres = dict.fromkeys(figure.where for figure in results.figures)
+    sets = dict.fromkeys(metric.evaluated_set for metric in results.metrics)
     tables = [
         _overview(results),
-        *(_evaluated(results, where) for where in wheres),
-        *(_tests(results, figure) for figure in results.main_figures()),
+        *(_evaluated(results, where) for where in sets),
+        *(_tests(results, metric) for metric in results.main_metrics()),
         _training(results),
         _runs(results),
     ]
@@ -81,7 +81,7 @@ def report_tables(results: Results) -> list[Table]:
 
 
 def _overview(results: Results) -> Table:
-    figures, numbers = results.main_figures(), results.numbers()
+    metrics, numbers = results.main_metrics(), results.numbers()
     names = [row["backbone"] for row in numbers]
     columns, cells = ["backbone"], [[_text(name) for name in names]]
     costs = {
@@ -89,10 +89,10 @@ def _overview(results: Results) -> Table:
         for heading, key, unit, form in COSTS
         if any(row[key] is not None for row in numbers)
     }
-    accuracies = {figure.title: _figure_column(results, figure, names) for figure in figures}
-    # By what most choose first: on a narrow page the rest is out of sight.
+    measured = {metric.title: _metric_column(results, metric, names) for metric in metrics}
+    # A narrow page hides the columns on the right, so those that matter most for a choice come first.
     first = {heading: costs.pop(heading) for heading in FIRST_COSTS if heading in costs}
-    for heading, column in (first | accuracies | costs).items():
+    for heading, column in (first | measured | costs).items():
         columns.append(heading)
         cells.append(column)
     columns.append("seeds done")
@@ -100,17 +100,17 @@ def _overview(results: Results) -> Table:
     return Table(
         key="overview",
         title="Overview",
-        note=_sentences(_figures_note(results, figures), _conditions_note(results)),
+        note=_sentences(_metrics_note(results, metrics), _conditions_note(results)),
         columns=columns,
-        rows=_turned(cells),
+        rows=_transposed(cells),
     )
 
 
 def _cost(value: float | None, unit: float, form: str) -> Cell:
-    """The value is in the unit of its column's heading."""
-    return (
-        NOTHING if value is None else Cell(text=form.format(value / unit), value=value if unit == 1 else value / unit)
-    )
+    """A cost in the unit of its column's heading."""
+    if value is None:
+        return NOTHING
+    return Cell(text=form.format(value / unit), value=value if unit == 1 else value / unit)
 
 
 def _seeds(row: dict[str, Any]) -> Cell:
@@ -130,86 +130,73 @@ def _conditions_note(results: Results) -> str:
 # ------------------------------------------------------------------------------------------------ evaluated sets
 
 
-def _evaluated(results: Results, where: str) -> Table:
-    """All figures of a set, of each backbone that was measured on it."""
-    figures = [figure for figure in results.known_figures if figure.where == where]
-    measured = [name for name in results.backbones if any(results.spread(figure, name) for figure in figures)]
+def _evaluated(results: Results, where: EvaluatedSet) -> Table:
+    """All metrics of a set, of each backbone that was measured on it."""
+    metrics = [metric for metric in results.known_metrics if metric.evaluated_set == where]
+    measured = [name for name in results.backbones if any(results.spread(metric, name) for metric in metrics)]
     names = measured or results.backbones
     return Table(
-        key=_key(f"{figures[0].kind}_{where}"),
-        title=where,
+        key=_key(f"{where.protocol}_{where.set}_{where.setting}"),
+        title=set_words(where),
         note=_sentences(
-            _figures_note(results, figures),
-            *(f"{figure.name}: not measured, for {figure.reason}." for figure in figures if figure.reason),
+            _metrics_note(results, metrics),
+            *(f"{metric.words}: not measured, because {metric.reason}." for metric in metrics if metric.reason),
         ),
-        columns=["backbone", *(figure.name for figure in figures)],
-        rows=_turned(
-            [[_text(name) for name in names], *(_figure_column(results, figure, names) for figure in figures)]
+        columns=["backbone", *(metric.words for metric in metrics)],
+        rows=_transposed(
+            [[_text(name) for name in names], *(_metric_column(results, metric, names) for metric in metrics)]
         ),
     )
 
 
-def _figure_column(results: Results, figure: Figure, names: Sequence[str]) -> list[Cell]:
-    """A figure of the backbones, the best marked where there are several, and what a test has not told from it."""
-    spreads = [results.spread(figure, name) for name in names]
-    cells = [NOTHING if spread is None else Cell(text=_spread_text(spread), value=spread.mean) for spread in spreads]
+def _metric_column(results: Results, metric: MetricResult, names: Sequence[str]) -> list[Cell]:
+    """A metric of the backbones; of several, the best is marked, and those not significantly different from it."""
+    spreads = [results.spread(metric, name) for name in names]
+    cells = [NOTHING if spread is None else Cell(text=spread_words(spread), value=spread.mean) for spread in spreads]
     if sum(spread is not None for spread in spreads) < 2:
         return cells
-    best = results.ranking(figure)[0]
-    alike = results.as_good_as(figure, best)
+    best = results.ranking(metric)[0]
+    alike = results.not_different_from(metric, best)
     texts = mark_best([cell.text for cell in cells], names.index(best), [name in alike for name in names])
     return [replace(cell, text=text) for cell, text in zip(cells, texts, strict=True)]
 
 
-def _spread_text(spread: Spread) -> str:
-    if spread.deviation is not None:
-        return _percent(spread.mean, spread.deviation)
-    if spread.low is not None and spread.high is not None:
-        return format_interval(spread.mean, spread.low, spread.high)
-    return _percent(spread.mean)
-
-
-def _figures_note(results: Results, figures: Sequence[Figure]) -> str:
-    """How cells and marks are to be read, and which columns nobody has tested."""
-    figures = [figure for figure in figures if figure.values]
-    if not figures:
+def _metrics_note(results: Results, metrics: Sequence[MetricResult]) -> str:
+    """How to read cells and marks, and which columns lack tests."""
+    metrics = [metric for metric in metrics if metric.values]
+    if not metrics:
         return ""
-    several = [figure for figure in figures if len(results.ranking(figure)) > 1]
-    tested = {
-        figure.title: {pair for test in results.tests(figure) for pair in (test.first, test.second)}
-        for figure in several
-    }
-    untested = [figure.title for figure in several if not set(results.ranking(figure)) <= tested[figure.title]]
+    several = [metric for metric in metrics if len(results.ranking(metric)) > 1]
+    untested = [metric.title for metric in several if not set(results.ranking(metric)) <= _tested(results, metric)]
     marks = f"{MARKS[0].upper()}{MARKS[1:]}." if several else ""
-    missing = (
-        f"Without a test of every backbone, so that a missing * says nothing: {', '.join(untested)}."
-        if untested
-        else ""
-    )
-    return _sentences(HOW_FIGURES, marks, missing)
+    missing = f"Not every backbone was tested, so a missing * means nothing: {', '.join(untested)}." if untested else ""
+    return _sentences(HOW_METRICS, marks, missing)
+
+
+def _tested(results: Results, metric: MetricResult) -> set[str]:
+    return {name for test in results.tests(metric) for name in (test.first, test.second)}
 
 
 # -------------------------------------------------------------------------------------------------------- tests
 
 
-def _tests(results: Results, figure: Figure) -> Table:
+def _tests(results: Results, metric: MetricResult) -> Table:
     return Table(
-        key=_key(f"tests_{figure.title}"),
-        title=f"{figure.title}: differences",
+        key=_key(f"tests_{metric.title}"),
+        title=f"{metric.title}: differences",
         note=HOW_TESTS,
         columns=("backbones", "difference in points", "p", "verdict"),
-        rows=[_test_row(test, figure.lower_is_better) for test in results.tests(figure)],
+        rows=[_test_row(test, metric.higher_is_better) for test in results.tests(metric)],
     )
 
 
-def _test_row(test: BackboneTest, lower_is_better: bool) -> list[Cell]:
-    better = test.first if (test.difference > 0) != lower_is_better else test.second
-    points = 100 * test.difference
+def _test_row(test: BackboneTest, higher_is_better: bool) -> list[Cell]:
+    better = test.first if (test.difference > 0) == higher_is_better else test.second
     return [
         _text(f"{test.first} - {test.second}"),
-        Cell(text=f"{points:+.2f}", value=points),
-        Cell(text=format_p(test.p_value), value=test.p_value),
-        _text(f"{better} is better" if test.significant else "not told apart"),
+        Cell(text=points(test.difference), value=100 * test.difference),
+        Cell(text=p_words(test.p_value), value=test.p_value),
+        _text(f"{better} is better" if test.significant else "not significantly different"),
     ]
 
 
@@ -217,7 +204,7 @@ def _test_row(test: BackboneTest, lower_is_better: bool) -> list[Cell]:
 
 
 def _training(results: Results) -> Table:
-    """A row a backbone and set, of what was trained; a backbone of which no run is finished has a row of dashes."""
+    """A row for each trained backbone and set; a backbone without a finished run has a row of dashes."""
     rows = []
     for backbone in results.backbones:
         runs = [run for run in results.runs_of(backbone) if run.source != "file"]
@@ -241,9 +228,9 @@ def _training_row(backbone: str, pair_set: str, runs: Sequence[Run]) -> list[Cel
     return [
         _text(backbone),
         _text(pair_set),
-        _over_runs((run.final_accuracy(pair_set) for run in runs), _percent),
-        _over_runs((run.best_accuracy(pair_set) for run in runs), _percent),
-        _over_runs((run.final_loss for run in runs), _loss),
+        _over_runs((run.final_accuracy(pair_set) for run in runs), percent),
+        _over_runs((run.best_accuracy(pair_set) for run in runs), percent),
+        _over_runs((run.final_loss for run in runs), decimal),
         _steps([run.steps for run in runs if run.steps is not None]),
     ]
 
@@ -276,7 +263,7 @@ def _runs(results: Results) -> Table:
         title="Runs",
         note=_sentences(
             f"{len(failed)} of {len(results.runs)} runs failed: {', '.join(failed)}." if failed else "",
-            "Accuracies are those of the last step, measured while training." if sets else "",
+            "Accuracies are validation accuracies at the last step." if sets else "",
         ),
         columns=(
             "run",
@@ -301,23 +288,13 @@ def _run_row(run: Run, sets: Sequence[str]) -> list[Cell]:
         _text(run.source),
         Cell(text="FAILED" if run.state == "failed" else run.state, value=run.state),
         NOTHING if run.steps is None else Cell(text=f"{run.steps:,}", value=run.steps),
-        _over_runs([run.final_loss], _loss),
-        *(_over_runs([run.final_accuracy(name)], _percent) for name in sets),
+        _over_runs([run.final_loss], decimal),
+        *(_over_runs([run.final_accuracy(name)], percent) for name in sets),
         _text(run.error or ""),
     ]
 
 
 # -------------------------------------------------------------------------------------------------------- texts
-
-
-def _percent(mean: float, deviation: float | None = None) -> str:
-    spread = "" if deviation is None else f" +- {100 * deviation:.2f}"
-    return f"{100 * mean:.2f} %{spread}"
-
-
-def _loss(mean: float, deviation: float | None = None) -> str:
-    spread = "" if deviation is None else f" +- {deviation:.4f}"
-    return f"{mean:.4f}{spread}"
 
 
 def _text(text: str) -> Cell:
@@ -328,7 +305,7 @@ def _sentences(*sentences: str) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _turned(columns: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
+def _transposed(columns: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -337,7 +314,7 @@ def _key(name: str) -> str:
 
 
 def _distinct_keys(tables: Sequence[Table]) -> list[Table]:
-    """The tables; where two names give one key, the later ones are numbered."""
+    """The tables; if two names give the same key, the later one is numbered."""
     found: dict[str, Table] = {}
     for table in tables:
         key, count = table.key, 1

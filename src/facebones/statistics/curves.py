@@ -18,19 +18,17 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
 
-SEARCH_STEP = 4096  # points looked at together
+SEARCH_STEP = 4096  # points examined at once
 
 
 @dataclass(frozen=True, eq=False)
 class RocCurve:
-    """Operating points of a verifier, from "accept nothing" (0, 0) to "accept everything" (1, 1).
-
-    Shapes: K + 1 points for K distinct scores.
+    """Operating points from "accept nothing" (0, 0) to "accept everything" (1, 1): K + 1 points for K distinct scores.
 
     Attributes:
-        false_accept_rate: (K + 1,) float64, accepted impostor pairs / impostor pairs; never falls.
-        true_accept_rate: (K + 1,) float64, accepted genuine pairs / genuine pairs; never falls.
-        threshold: (K + 1,) the lowest accepted score; +inf for the first point, then the distinct scores, falling.
+        false_accept_rate: (K + 1,) float64, accepted impostor pairs / impostor pairs; ascending.
+        true_accept_rate: (K + 1,) float64, accepted genuine pairs / genuine pairs; ascending.
+        threshold: (K + 1,) the lowest accepted score; +inf for the first point, then the distinct scores, descending.
         genuine: number of genuine pairs.
         impostors: number of impostor pairs; a FAR below 1 / impostors cannot be measured.
     """
@@ -57,15 +55,15 @@ def roc(scores_P: npt.ArrayLike, is_same_P: npt.ArrayLike) -> RocCurve:
     ([0.0, 0.0, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0])
     """
     scores, is_same = _checked(scores_P, is_same_P)
-    # A plain sort takes half the time of an argsort, and its order carries no labels to gather.
+    # A sort takes half the time of an argsort, and needs no gather of the labels.
     ordered = np.sort(scores)
     ends_tie = np.ones(ordered.size, dtype=np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=ends_tie[:-1])
     pairs_up_to = np.flatnonzero(ends_tie)
     threshold = np.full(pairs_up_to.size + 1, np.inf, dtype=ordered.dtype)
-    distinct = np.take(ordered, pairs_up_to, out=threshold[:-1], mode="clip")  # (K,) rising; "raise" would copy
+    distinct = np.take(ordered, pairs_up_to, out=threshold[:-1], mode="clip")  # (K,) ascending; "raise" would copy
     pairs_up_to += 1
-    del ordered, ends_tie  # tens of millions of pairs fit into memory, but not in many copies
+    del ordered, ends_tie  # tens of millions of pairs: few copies fit into memory
     genuine_at = np.bincount(np.searchsorted(distinct, np.sort(scores[is_same])), minlength=distinct.size)
     genuine_up_to = np.cumsum(genuine_at, out=genuine_at)
     genuine = int(genuine_up_to[-1])
@@ -81,9 +79,9 @@ def roc(scores_P: npt.ArrayLike, is_same_P: npt.ArrayLike) -> RocCurve:
 
 
 def corners(curve: RocCurve) -> RocCurve:
-    """Leave out the points inside level and upright stretches of a curve: with few genuine pairs, nearly all.
+    """Remove the points inside horizontal and vertical stretches of a curve: nearly all, with few genuine pairs.
 
-    The area, the equal error rate, the strict true accept rates and the picture stay the same.
+    The area, the equal error rate, the strict true accept rates and the plot stay the same.
 
     >>> corners(roc([0.9, 0.8, 0.7, 0.6], [True, False, False, True])).false_accept_rate.tolist()
     [0.0, 0.0, 1.0, 1.0]
@@ -117,8 +115,8 @@ def area_under_curve(curve: RocCurve) -> float:
 def equal_error_rate(curve: RocCurve) -> float:
     """Error rate where the false accept rate equals the false reject rate (1 - TAR).
 
-    Interpolation rule: neighbouring points of the curve are joined by straight lines, and the answer is the FAR where
-    that line meets FAR = 1 - TAR. There is exactly one such place, because FAR + TAR rises with every point.
+    Neighbouring points of the curve are joined by straight lines; the result is the FAR where such a line meets
+    FAR = 1 - TAR. There is exactly one such point, because FAR + TAR rises with every point.
 
     >>> equal_error_rate(roc([0.9, 0.8, 0.8, 0.1], [True, True, False, False]))
     0.25
@@ -133,7 +131,7 @@ def equal_error_rate(curve: RocCurve) -> float:
 def true_accept_rate_at(curve: RocCurve, far: float) -> float:
     """Largest true accept rate among the points whose false accept rate is at most `far`.
 
-    Strict: the target is never exceeded and nothing is interpolated.
+    Strict: the target is never exceeded, and there is no interpolation.
 
     Raises:
         ValueError: `far` lies outside 0 to 1.
@@ -146,13 +144,12 @@ def true_accept_rate_at(curve: RocCurve, far: float) -> float:
 
 
 def published_true_accept_rate_at(curve: RocCurve, far: float) -> tuple[float, float]:
-    """Read the true accept rate as the published tables of IJB-B and IJB-C do: where the FAR is nearest to `far`.
+    """True accept rate as in the published tables of IJB-B and IJB-C: at the point whose FAR is nearest to `far`.
 
-    The true accept rate of one point is taken, that whose |FAR - far| is smallest; of equal distances the larger FAR,
-    and of points with one FAR the largest true accept rate. So the FAR that is reached may exceed the target. Not
-    every point takes part: the field draws the curve with scikit-learn's `roc_curve`, which by default
-    (`drop_intermediate`) leaves out a point where the steps before and after it are equal, such as one impostor pair
-    each. The result is the same as there, to the last bit.
+    Of equal distances the larger FAR is taken, and of points with one FAR the largest true accept rate. So the FAR that
+    is reached may exceed the target. Not every point takes part: the published evaluations use scikit-learn's
+    `roc_curve`, which by default (`drop_intermediate`) drops a point where the steps before and after it are equal,
+    such as one impostor pair each. The result equals theirs, to the last bit.
 
     Returns:
         The true accept rate, and the FAR reached.
@@ -184,11 +181,11 @@ def published_true_accept_rate_at(curve: RocCurve, far: float) -> tuple[float, f
 
 def _check_rate(far: float) -> None:
     if not 0.0 <= far <= 1.0:
-        raise ValueError(f"far: {far} is no rate; give a number from 0 to 1")
+        raise ValueError(f"far: {far} is not a rate; give a number from 0 to 1")
 
 
 def _checked(scores: npt.ArrayLike, is_same: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
-    """Turn the input into arrays that the curve is defined for, or say why it is not."""
+    """Scores and labels as arrays that a curve is defined for."""
     score_array, label_array = np.asarray(scores), np.asarray(is_same)
     if score_array.ndim != 1 or score_array.shape != label_array.shape:
         raise ValueError(
@@ -211,7 +208,7 @@ def _checked(scores: npt.ArrayLike, is_same: npt.ArrayLike) -> tuple[FloatArray,
 
 
 def _accepted_rate(up_to: npt.NDArray[np.intp], total: int) -> npt.NDArray[np.float64]:
-    """Turn counts of scores <= each distinct score (rising) into shares >= it (falling), after a leading 0."""
+    """Shares of scores >= each distinct score, descending, from counts of scores <= it; with a leading 0."""
     rate = np.zeros(up_to.size + 1)
     np.subtract(total, up_to[-2::-1], out=rate[1:-1])
     rate[-1] = total
@@ -219,10 +216,10 @@ def _accepted_rate(up_to: npt.NDArray[np.intp], total: int) -> npt.NDArray[np.fl
 
 
 def _published_points(curve: RocCurve, start: int, stop: int) -> npt.NDArray[np.intp]:
-    """Indices from `start` to before `stop` of the points that the published tables' curve has.
+    """Indices from `start` to before `stop` of the points of the curve behind the published tables.
 
-    Their curve leaves out a point where the step to it and the step after it add the same numbers of pairs; the first
-    two points and the last stay.
+    It drops a point where the steps before and after it add the same numbers of pairs; the first two points and the
+    last stay.
     """
     first, last = max(start - 1, 1), min(stop + 1, curve.threshold.size)
     kept = np.ones(stop - start, dtype=np.bool_)

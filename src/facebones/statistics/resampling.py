@@ -1,4 +1,11 @@
-"""Drawing identities, or pairs, again and again, and counting what hangs on them; `bootstrap` says why it is so."""
+"""Resampled data sets: how often each identity or pair is drawn, and the metrics of each replicate.
+
+The units, identities or pairs, are drawn with replacement. An outcome counts as often as its units were drawn; the
+module `bootstrap` explains the weights. A replicate of a curve (TAR at a FAR, AUC, EER) needs only the weight in each
+cell of scores: the impostor scores, from the highest down, are cut into cells of one rank each up to rank
+1 / RESOLUTION, and of RESOLUTION of their rank below. So the FAR of a replicate is known to half a percent of itself,
+and the time does not depend on the number of pairs. Equal scores share a cell.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +21,21 @@ IntArray = npt.NDArray[np.integer[Any]]
 BoolArray = npt.NDArray[np.bool_]
 
 MOST_UNITS = 4096
-BLOCK = 1 << 22  # outcomes that are counted at once, which bounds the memory
-DENSE_TABLE = 1 << 25  # up to this size a table of two persons is cheaper than sorting its entries
+BLOCK = 1 << 22  # outcomes counted at once, to bound memory
+DENSE_TABLE = 1 << 25  # up to this size, a table of all pairs of persons is faster than sorting its entries
+RESOLUTION = 0.005
+CHUNK = 128  # replicates counted at once, to bound memory
+TOLERANCE = 1e-9  # rounding must not miss a target that is met exactly, such as 3 of 3000
 
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """The outcomes of one kind: where they stand in the input, and the units that each hangs on.
+    """The outcomes of one kind, genuine or impostor, and the units that each depends on.
 
     Attributes:
         rows: (N,) indices into the input.
         units: one or two arrays (N,) of unit numbers.
-        cell: (N,) number of the two persons' cell in a table; None where an outcome hangs on one unit.
+        cell: (N,) index of the pair of persons; None where an outcome depends on one unit.
     """
 
     rows: IntArray
@@ -35,15 +45,15 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Design:
-    """What is drawn how often, and which outcomes hang on it.
+    """How often each unit is drawn, and which outcomes depend on it.
 
     Attributes:
         counts: (R + 1, U) how often each unit is drawn; the first row is all ones: the data itself.
-        genuine: genuine pairs, or searches for somebody in the gallery.
-        impostors: impostor pairs, or searches for somebody who is not.
+        genuine: genuine pairs, or searches whose subject is in the gallery.
+        impostors: impostor pairs, or searches whose subject is not in the gallery.
         resampled: "identities" or "pairs".
-        units: number of identities or pairs, before they were grouped.
-        genuine_units: how many of them have genuine pairs.
+        units: number of identities or pairs, before grouping.
+        genuine_units: number of units with genuine pairs.
     """
 
     counts: npt.NDArray[np.float32]
@@ -65,9 +75,9 @@ def pairs_design(
     replicates: int,
     seed: int,
 ) -> Design:
-    """Plan the redrawing of pairs (P,) by their identities, or by themselves where those are None.
+    """Plan the resampling of pairs (P,) by identities, or by pairs where `identities` is None.
 
-    Genuine and impostor pairs are drawn apart where pairs are drawn.
+    When pairs are resampled, genuine and impostor pairs are drawn separately.
 
     Raises:
         DataError: shapes that do not fit, an unknown identity (below 0), labels that contradict the identities, or
@@ -108,7 +118,7 @@ def pairs_design(
 
 
 def probes_design(is_impostor_N: npt.ArrayLike, subject_N: npt.ArrayLike, replicates: int, seed: int) -> Design:
-    """Plan the redrawing of probes (N,) by their subjects; every probe hangs on one.
+    """Plan the resampling of probes (N,) by their subjects.
 
     Raises:
         DataError: shapes that do not fit, an unknown subject (below 0), or fewer than two subjects.
@@ -133,15 +143,15 @@ def probes_design(is_impostor_N: npt.ArrayLike, subject_N: npt.ArrayLike, replic
 
 
 class ColumnTotals:
-    """Total weight of a kind's outcomes in each of L columns, for any draw of the units.
+    """Total weight of the outcomes in each of L columns, for any draw of the units.
 
-    An outcome that hangs on the units i and j weighs c_i + c_j - 1; one that hangs on i alone weighs c_i. Both are
-    linear in the counts c, so one table of (U, L) sums and a matrix product do for all replicates.
+    An outcome of the units i and j weighs c_i + c_j - 1; one of the unit i weighs c_i. Both are linear in the counts c,
+    so one table (U, L) of sums and a matrix product give the totals of all replicates.
     """
 
     def __init__(self, kind: Kind, column_N: IntArray, units: int, columns: int) -> None:
         self.surplus = (len(kind.units) - 1) * np.bincount(column_N, minlength=columns)  # (L,)
-        table = np.zeros(units * columns, dtype=np.float32)  # exact up to 2^24, and fast to multiply
+        table = np.zeros(units * columns, dtype=np.float32)  # exact up to 2^24
         for start in range(0, column_N.size, BLOCK):
             block = slice(start, start + BLOCK)
             for unit in kind.units:
@@ -150,21 +160,21 @@ class ColumnTotals:
         self.table = table.reshape(units, columns)
 
     def __call__(self, counts_RU: npt.NDArray[np.float32]) -> FloatArray:
-        """Give the (R, L) totals of R draws."""
+        """Return the totals (R, L) of R draws."""
         return (counts_RU @ self.table).astype(np.float64) - self.surplus
 
 
 def excess_covariance(kind: Kind, influences: Sequence[npt.NDArray[np.floating[Any]]]) -> FloatArray:
-    """Covariance that the replicates of M means over a kind's outcomes have too much.
+    """Covariance that the replicates of M means overestimate.
 
-    It is the covariance of the sums in the cells of the table of two persons, which is counted once for each of them.
+    It is the covariance of the sums over pairs of persons, which the weights count once for each person.
 
     Args:
         kind: N outcomes.
-        influences: M arrays (N,): what the M means are means of, to first order.
+        influences: M arrays (N,): the influence of each outcome on each of the M means, to first order.
 
     Returns:
-        (M, M); zeros where every outcome hangs on one unit.
+        (M, M); zeros where every outcome depends on one unit.
     """
     models = len(influences)
     if kind.cell is None or not kind.rows.size:
@@ -173,8 +183,153 @@ def excess_covariance(kind: Kind, influences: Sequence[npt.NDArray[np.floating[A
     return np.array([[np.dot(one, other) for other in sums] for one in sums], dtype=np.float64) / kind.rows.size**2
 
 
+@dataclass(frozen=True, eq=False)
+class CurveReplicates:
+    """Metrics of one model on each replicate; F = TAR at each target, then AUC, then EER.
+
+    Attributes:
+        values: (R + 1, F) of the data (first row, up to the resolution) and of each resampled data set.
+        smooth_eer: (R + 1,) the EER to first order, from the rates at the threshold of the data.
+        influence: (F, K) influence of an impostor pair in each score cell on each metric, to first order.
+        cell: (I,) score cell of each impostor pair.
+    """
+
+    values: FloatArray
+    smooth_eer: FloatArray
+    influence: FloatArray
+    cell: IntArray
+
+
+def curve_replicates(
+    design: Design, scores_P: npt.NDArray[np.floating[Any]], far_targets: Sequence[float]
+) -> CurveReplicates:
+    """Compute the metrics of each replicate from scores (P,); both kinds of pairs must be present."""
+    cell, slot, cells = _score_cells(scores_P[design.impostors.rows], scores_P[design.genuine.rows], far_targets)
+    units = design.counts.shape[1]
+    impostors = ColumnTotals(design.impostors, cell, units, cells)
+    genuine = ColumnTotals(design.genuine, slot, units, 2 * cells + 1)
+    observed = _rates(impostors, genuine, design.counts[:1])
+    fixed = _fixed_slots(*observed, far_targets)
+    values, far_fixed, tar_fixed = [], [], []
+    for start in range(0, len(design.counts), CHUNK):
+        far, tar = _rates(impostors, genuine, design.counts[start : start + CHUNK])
+        values.append(_metrics(far, tar, far_targets))
+        far_fixed.append(far[:, _cells_up_to(fixed)])
+        tar_fixed.append(tar[:, fixed])
+    drawn, far, tar = np.concatenate(values), np.concatenate(far_fixed), np.concatenate(tar_fixed)
+    slope = _slopes(drawn, far, tar)
+    smooth_eer = slope[-1] * far[:, -1] + (1 - slope[-1]) * (1 - tar[:, -1])
+    return CurveReplicates(drawn, smooth_eer, _influence(slope, fixed, observed[1][0]), cell)
+
+
+def _score_cells(
+    impostors_I: npt.NDArray[np.floating[Any]],
+    genuine_G: npt.NDArray[np.floating[Any]],
+    far_targets: Sequence[float],
+) -> tuple[IntArray, IntArray, int]:
+    """Cut the impostor scores into K cells, and find the slot of each genuine score among them.
+
+    Cells are numbered from the highest score down. Slot 2k is the gap above cell k, slot 2k + 1 the cell itself.
+
+    Returns:
+        (I,) cells, (G,) slots and K.
+    """
+    ordered = np.sort(impostors_I)
+    tops = np.unique(ordered[ordered.size - 1 - _cell_ranks(ordered.size, far_targets)])  # (K,) rising
+    bottoms = ordered[np.append(0, np.searchsorted(ordered, tops[:-1], side="right"))]
+    cell = tops.size - 1 - np.searchsorted(tops, impostors_I, side="left").astype(np.int32)
+    below = np.searchsorted(tops, genuine_G, side="left")
+    inside = (below < tops.size) & (genuine_G >= bottoms[np.minimum(below, tops.size - 1)])
+    return cell, (2 * (tops.size - below) - inside).astype(np.int32), tops.size
+
+
+def _cell_ranks(impostors: int, far_targets: Sequence[float]) -> IntArray:
+    """First rank of each cell, from 0; a cell starts at each target, so that the TAR of the data is exact."""
+    ranks, rank = [], 0
+    while rank < impostors:
+        ranks.append(rank)
+        rank += max(1, int(rank * RESOLUTION))
+    targets = [int(far * impostors * (1 + TOLERANCE)) for far in far_targets]
+    ranks += [target for target in targets if target < impostors]
+    return np.unique(np.array(ranks, dtype=np.int64))
+
+
+def _rates(
+    impostors: ColumnTotals, genuine: ColumnTotals, counts: npt.NDArray[np.float32]
+) -> tuple[FloatArray, FloatArray]:
+    """FAR before cell 0 and after each cell (R, K + 1), and TAR after each slot (R, 2K + 1)."""
+    far, tar = np.cumsum(impostors(counts), axis=1), np.cumsum(genuine(counts), axis=1)
+    # With a handful of identities a replicate can have no weight at all: then it accepts nothing.
+    far, tar = (rate / np.maximum(rate[:, -1:], 1.0) for rate in (far, tar))
+    return np.pad(far, ((0, 0), (1, 0))), tar
+
+
+def _cells_up_to(slot: Any) -> Any:
+    """Number of cells up to a slot: its column in the FAR table."""
+    return (slot + 1) // 2
+
+
+def _metrics(far: FloatArray, tar: FloatArray, far_targets: Sequence[float]) -> FloatArray:
+    """TAR at each target, AUC and EER of R replicates: (R, F)."""
+    rows = np.arange(len(far))
+    columns = [tar[rows, 2 * _first_excluded(far, target)] for target in far_targets]
+    auc = np.einsum("rk,rk->r", np.diff(far, axis=1), tar[:, :-1:2] + tar[:, 1::2]) / 2
+    return np.stack([*columns, auc, _equal_error_rates(far, tar)], axis=1)
+
+
+def _first_excluded(far: FloatArray, target: float) -> IntArray:
+    """First cell beyond the target (R,); K where all cells are within."""
+    exceeds = far[:, 1:] > target * (1 + TOLERANCE)
+    return np.asarray(np.where(exceeds.any(axis=1), exceeds.argmax(axis=1), exceeds.shape[1]))
+
+
+def _crossing(far: FloatArray, tar: FloatArray) -> tuple[IntArray, FloatArray]:
+    """First slot of each replicate where FAR >= 1 - TAR (R,), and FAR + TAR - 1 at all slots (R, 2K + 1)."""
+    excess = far[:, _cells_up_to(np.arange(tar.shape[1]))] + tar - 1.0
+    return (excess >= 0).argmax(axis=1), excess
+
+
+def _equal_error_rates(far: FloatArray, tar: FloatArray) -> FloatArray:
+    """Intersect FAR = 1 - TAR with the line between two slots, as `curves.equal_error_rate` does: (R,)."""
+    after, excess = _crossing(far, tar)
+    rows, before = np.arange(len(far)), np.maximum(after - 1, 0)
+    low, high = far[rows, _cells_up_to(before)], far[rows, _cells_up_to(after)]
+    rise = excess[rows, after] - excess[rows, before]
+    weight = np.divide(-excess[rows, before], rise, out=np.zeros(len(rows)), where=rise > 0)
+    return np.asarray(np.where(after > 0, low + weight * (high - low), 0.0))
+
+
+def _fixed_slots(far: FloatArray, tar: FloatArray, far_targets: Sequence[float]) -> IntArray:
+    """Slots of the thresholds of the data for each target and for the EER: (F - 1,)."""
+    targets = [2 * _first_excluded(far, target)[0] for target in far_targets]
+    return np.array([*targets, _crossing(far, tar)[0][0]])
+
+
+def _slopes(values: FloatArray, far_fixed: FloatArray, tar_fixed: FloatArray) -> FloatArray:
+    """Slope of TAR at each target over FAR, and of the EER over FAR: (F - 1,), estimated from the replicates.
+
+    To first order, the TAR of a replicate at a target differs from its TAR at the threshold of the data by slope x the
+    deviation of its FAR there; its EER is slope x FAR + (1 - slope) x (1 - TAR) at the threshold of the data.
+    """
+    far, tar = far_fixed - far_fixed.mean(axis=0), tar_fixed - tar_fixed.mean(axis=0)
+    value = np.delete(values, -2, axis=1)
+    value = value - value.mean(axis=0)
+    explained, by = value - tar, far.copy()
+    explained[:, -1], by[:, -1] = value[:, -1] + tar[:, -1], far[:, -1] + tar[:, -1]
+    square = np.sum(by * by, axis=0)
+    slope: FloatArray = np.divide(np.sum(explained * by, axis=0), square, out=np.zeros(square.size), where=square > 0)
+    return slope
+
+
+def _influence(slope: FloatArray, fixed: IntArray, tar: FloatArray) -> FloatArray:
+    """Influence of an impostor pair in each cell on each metric: (F, K)."""
+    cells = np.arange(tar.size // 2)
+    rates = slope[:, None] * (cells < _cells_up_to(fixed)[:, None])
+    return np.insert(rates, -1, (tar[:-1:2] + tar[1::2]) / 2, axis=0)
+
+
 def _numbered(identities: tuple[npt.ArrayLike, npt.ArrayLike], is_same: BoolArray) -> tuple[IntArray, IntArray, int]:
-    """Number the persons from 0 without gaps: (P,), (P,) and how many there are."""
+    """Number the persons from 0 without gaps: (P,), (P,) and their count."""
     first, second = (np.asarray(side) for side in identities)
     if first.shape != is_same.shape or second.shape != is_same.shape:
         raise DataError(f"identities: shapes {first.shape} and {second.shape} for {is_same.size} pairs; give one each")
@@ -184,11 +339,11 @@ def _numbered(identities: tuple[npt.ArrayLike, npt.ArrayLike], is_same: BoolArra
         pair = int(np.argmax(wrong))
         label = "genuine" if is_same[pair] else "impostor"
         raise DataError(
-            f"pair {pair}: labelled {label}, but its identities are {first[pair]} and {second[pair]}; mend either"
+            f"pair {pair}: labelled {label}, but its identities are {first[pair]} and {second[pair]}; correct one"
         )
     lowest = min(first.min(), second.min())
     span = int(max(first.max(), second.max()) - lowest) + 1
-    if span > DENSE_TABLE:  # far-flung numbers: sorting them is slow, but needs no table
+    if span > DENSE_TABLE:  # a table of such numbers would be too large
         names, numbers = np.unique(np.concatenate([first, second]), return_inverse=True)
         return numbers[: first.size], numbers[first.size :], names.size
     present = np.zeros(span, dtype=np.bool_)
@@ -207,11 +362,11 @@ def _check_known(identity: npt.NDArray[Any], what: str) -> None:
 
 def _check_enough(units: int, what: str) -> None:
     if units < 2:
-        raise DataError(f"{units} {what} cannot be redrawn; give data of two {what} or more")
+        raise DataError(f"{units} {what} cannot be resampled; give data of two {what} or more")
 
 
 def _cell(first: IntArray, second: IntArray, persons: int) -> IntArray:
-    """Number the cells of the symmetric table of two persons that the pairs (N,) fall into: (N,)."""
+    """Index of each unordered pair of persons: (N,)."""
     cell = np.minimum(first, second).astype(np.int64) * persons + np.maximum(first, second)
     if persons**2 <= DENSE_TABLE:
         return cell.astype(np.int32)
@@ -219,16 +374,16 @@ def _cell(first: IntArray, second: IntArray, persons: int) -> IntArray:
 
 
 def _grouped(units: int, random: np.random.Generator) -> IntArray:
-    """Give each unit the number of its group (N,): itself, or where there are too many one of MOST_UNITS at random."""
+    """Group of each unit (N,): the unit itself, or one of MOST_UNITS random groups where there are more units."""
     if units <= MOST_UNITS:
         return np.arange(units, dtype=np.int32)
     return random.permutation(units).astype(np.int32) % MOST_UNITS
 
 
 def _counts(strata: Sequence[int], replicates: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Draw each stratum's units with replacement, as many as there are: (R + 1, U) counts, ones in the first row."""
+    """Draw the units of each stratum with replacement: counts (R + 1, U), ones in the first row."""
     if replicates < 2:
-        raise ValueError(f"replicates: {replicates} show no spread; give 2 or more")
+        raise ValueError(f"replicates: {replicates}; a spread needs 2 or more")
     counts = np.ones((replicates + 1, sum(strata)), dtype=np.float32)
     start = 0
     for units in strata:

@@ -19,9 +19,11 @@ from tempfile import TemporaryDirectory
 from threading import Timer
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
+from facebones.data.images import single_threaded_opencv
 from facebones.data.pair_bins import write_pairs
 from facebones.datatools.convert import convert
 from facebones.errors import ConfigError, DataError, RunError, UnknownNameError
@@ -207,9 +209,10 @@ class _Artist:
         draw = partial(_draw_encoded, self.seed)
         workers = self.workers or min(os.cpu_count() or 1, 1 + len(shots) // IMAGES_WORTH_A_PROCESS)
         if workers == 1:
-            yield from track(map(draw, shots), description, len(shots))
+            with single_threaded_opencv():
+                yield from track(map(draw, shots), description, len(shots))
             return
-        # Not forked: a process that OpenCV has threads in must not be.
+        # Spawned: the threads of OpenCV do not survive a fork.
         pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
         try:
             with signals_deferred():
@@ -223,6 +226,7 @@ class _Artist:
 
 
 def _start_worker() -> None:
+    cv2.setNumThreads(0)
     signal.signal(signal.SIGTERM, _end_later)
     leave_signals_to_parent()
 

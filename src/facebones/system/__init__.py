@@ -1,1 +1,1 @@
-"""What stands below everything: files, devices, signals, processes."""
+"""Files, devices, processes, signals and progress: what every other package may use."""

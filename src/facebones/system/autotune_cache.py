@@ -1,8 +1,7 @@
-"""What was measured of this machine, kept in the user's cache folder, so that it is measured once and decides alike.
+"""Measurements of this machine, cached for the user: each is made once, and later runs decide the same.
 
-One JSON file a kind of measurement, `~/.cache/facebones/KIND.json` or below `$XDG_CACHE_HOME`; in it, a value under the
-conditions that it was measured in. Anything may have been written there by others, so whoever recalls a value checks
-it.
+There is one JSON file per kind of measurement, `~/.cache/facebones/KIND.json` (or under `$XDG_CACHE_HOME`). It maps the
+conditions of a measurement to its value. Anyone may edit these files, so the caller checks what it loads.
 """
 
 import fcntl
@@ -19,27 +18,27 @@ from facebones.system.progress import say
 LARGEST_FILE = 2**20  # bytes
 
 
-def recall(kind: str, conditions: str) -> Any:
-    """What was kept under these conditions, as JSON has it; None where nothing is known."""
+def load_measurement(kind: str, conditions: str) -> Any:
+    """Load the value that was measured under these conditions, as JSON has it; None if there is none."""
     return _read(_file(kind)).get(conditions)
 
 
-def keep(kind: str, conditions: str, value: Any) -> None:
-    """Keep a value that JSON can hold; where that fails, it is said, and nothing else is lost."""
+def save_measurement(kind: str, conditions: str, value: Any) -> None:
+    """Save a value that JSON can hold; a failure is printed, not raised."""
     path = _file(kind)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
-            with suppress(OSError):  # some file systems of networks have no locks
-                fcntl.flock(lock, fcntl.LOCK_EX)  # of two that measure at once, both keep theirs
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(lock, fcntl.LOCK_EX)  # processes that measure at the same time keep each other's values
             write_json(path, _read(path) | {conditions: value})
-    except (FaceBonesError, OSError, ValueError) as error:  # ValueError: another has left NaN there
-        say(f"what was measured is not kept: {error}")
+    except (FaceBonesError, OSError, ValueError) as error:  # ValueError: the file holds NaN
+        say(f"the measurement is not saved: {error}")
 
 
-def say_ignored(kind: str, what: str) -> None:
-    """Say that what was recalled makes no sense."""
-    say(f"{_file(kind)}: what it says of {what} is not understood, so ignored; measuring anew")
+def warn_unusable(kind: str, what: str) -> None:
+    """Print that a loaded value makes no sense and is measured again."""
+    say(f"{_file(kind)}: its entry for {what} is not understood and is ignored; measuring again")
 
 
 def _file(kind: str) -> Path:
@@ -58,6 +57,6 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("no object")
     except (OSError, ValueError, RecursionError):
-        say(f"{path}: not understood, so ignored; remove it")
+        say(f"{path}: not understood and ignored; remove it")
         return {}
     return content

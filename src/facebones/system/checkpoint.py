@@ -1,7 +1,7 @@
-"""Checkpoints: one dictionary of tensors, numbers and text with everything that training needs to go on.
+"""Checkpoints: one dictionary of tensors, numbers and text, with the whole state of a training.
 
-Written atomically, without a copy in memory; mapped into memory, so that what is read takes none before it is changed;
-by torch's weights-only loader, so that a stranger's file cannot run code.
+Files are written atomically and without a copy in memory. They are read with torch's weights-only loader, so a file
+cannot run code, and mapped into memory, so tensors take memory only once they are changed.
 """
 
 import pickle
@@ -17,7 +17,7 @@ import torch
 from facebones.errors import CheckpointError
 from facebones.system.files import atomic_write
 
-# What torch's reader was seen to raise on damaged files.
+# Errors of torch's reader on damaged files, collected by experiment.
 BROKEN_FILE = (
     *(RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError),
     *(AssertionError, OverflowError, struct.error),
@@ -28,7 +28,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state atomically.
 
     Raises:
-        RunError, ConfigError: the disk is full or the place cannot be written; an older checkpoint there is kept.
+        RunError, ConfigError: the disk is full, or the place cannot be written. An older checkpoint there stays.
     """
     with atomic_write(path) as file:
         keeper = _ReasonKeeper(file)
@@ -41,10 +41,10 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a `.pt` or `.pth` file's dictionary onto the CPU, weights only.
+    """Read the dictionary in a `.pt` or `.pth` file onto the CPU.
 
     Raises:
-        CheckpointError: missing, cut short, no checkpoint, or holding anything but tensors and plain values.
+        CheckpointError: the file is missing, cut short, not a checkpoint, or holds more than tensors and plain values.
     """
     try:
         with path.open("rb") as file:
@@ -52,7 +52,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's doubts about odd pickles: the error says it all
+        with warnings.catch_warnings(action="ignore"):  # torch doubts odd pickles; the error says enough
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -66,7 +66,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class _ReasonKeeper:
-    """A file that remembers why it could not be written: torch's writer tells only that it could not."""
+    """A file that keeps the reason of a failed write: torch's writer reports only that it failed."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file

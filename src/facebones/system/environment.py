@@ -1,4 +1,4 @@
-"""What computes here: the git revision of a checkout, versions of packages, the processor's name."""
+"""The software and hardware of this process: git revision, versions of packages, name of the processor."""
 
 import platform
 import subprocess
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 @cache
 def git_revision() -> str | None:
-    """The commit, with "-dirty" where files differ from it; None for an installed package, or without git."""
+    """Git revision of the source checkout, with "-dirty" if files were changed; None for an installed package."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
     words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 (our words)
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 (no input in it)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
 
 
 def version_of(package: str) -> str:
-    """The installed version of a package, or a dash."""
+    """Installed version of a package; "-" if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -34,7 +34,7 @@ def version_of(package: str) -> str:
 
 
 def processor_model(device: "torch.device") -> str:
-    """The trade name of what computes, as far as the system tells it."""
+    """Product name of the CPU or GPU, if the system reports it."""
     if device.type == "cuda":
         import torch
 

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never a half; and numpy's files of strangers."""
+"""Atomic writes, checks that a place can be written, and safe reading of NumPy files from untrusted sources."""
 
 import errno
 import json
@@ -21,8 +21,8 @@ BAD_PLACE = {
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
 }
-MOST_INFLATION = 20  # times; what was measured hardly shrinks
-# What numpy raises over a header of a stranger, besides ValueError.
+MOST_INFLATION = 20  # times: measurements hardly compress
+# What NumPy raises on a damaged header, besides ValueError.
 _BAD_HEADER = (EOFError, SyntaxError, OverflowError, MemoryError, RecursionError, TokenError, TypeError, IndexError)
 
 
@@ -30,12 +30,20 @@ _BAD_HEADER = (EOFError, SyntaxError, OverflowError, MemoryError, RecursionError
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a binary file that becomes `path` when the block ends without an error.
 
-    The content goes to a temporary file in the same folder, is forced to disk and renamed. On any error
-    the temporary file is removed and what stood at `path` stays. Parent folders are made, and removed on an error.
+    A reader sees the old content or the new, never a part. The content goes to a temporary file in the same folder,
+    which is synced to disk and renamed. On an error, the temporary file is removed and an existing `path` is unchanged.
+    Parent folders are created, and removed again on an error.
 
     Raises:
         RunError: the disk is full or fails.
         ConfigError: the place cannot be written.
+
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with atomic_write(folder / "new" / "a.txt") as file:
+    ...     file.write(b"all or nothing")
+    14
+    >>> (folder / "new" / "a.txt").read_bytes()
+    b'all or nothing'
     """
     path = Path(path)
     temporary: str | None = None
@@ -56,13 +64,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        for folder in new_folders:  # the innermost first; one that holds something stays
+        for folder in new_folders:  # the innermost first; one that is not empty stays
             with suppress(OSError):
                 folder.rmdir()
 
 
 def cannot_write(path: str | os.PathLike[str], error: OSError) -> FaceBonesError:
-    """What to raise of a file that could not be written: a bad choice of the place, or a full disk."""
+    """The error for a failed write: ConfigError for a bad place, RunError for a full or failing disk."""
     reason = f"{path}: cannot be written: {error.strerror or error}"
     if error.errno in BAD_PLACE:
         return ConfigError(f"{reason}; choose another place")
@@ -70,10 +78,10 @@ def cannot_write(path: str | os.PathLike[str], error: OSError) -> FaceBonesError
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a file that could not be written, before the work whose result it is to hold; nothing is left there.
+    """Check before long work that its result can be written; no file is left behind.
 
     Raises:
-        ConfigError: it is a folder, or no file can be made in its folder.
+        ConfigError: the path is a folder, or no file can be created in its folder.
     """
     try:
         if path.is_dir():
@@ -86,21 +94,21 @@ def check_writable(path: Path) -> None:
 
 
 def check_output(output: Path, files: Iterable[str]) -> None:
-    """Refuse a folder in which one of the files could not be written; nothing is left there.
+    """Check before long work that these files can be written into a folder; no file is left behind.
 
     Raises:
-        ConfigError: choose another folder.
+        ConfigError: one of them cannot be written.
     """
     for name in files:
         check_writable(output / name)
 
 
 def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
-    """Map the array of a `.npy` file, whatever a stranger may have put into its header; nothing is unpickled.
+    """Map the array of a `.npy` file from an untrusted source into memory, without unpickling.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no such file, or cut short.
+        OSError: the file cannot be read.
+        ValueError: it is not a `.npy` file, or is cut short.
     """
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -112,18 +120,18 @@ def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
 
 
 def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Read arrays of a `.npz` file, whatever a stranger may have put into it; nothing is unpickled.
+    """Read arrays of a `.npz` file from an untrusted source, without unpickling.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no such file, lacks one of the arrays, is damaged, or inflates as no measurements do.
+        OSError: the file cannot be read.
+        ValueError: it is not a `.npz` file, lacks an array, is damaged, or inflates to more than 20 times its size.
     """
     try:
         with Path(path).open("rb") as file, ZipFile(file) as archive:
             members = [archive.getinfo(f"{name}.npy") for name in names]
             if any(member.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for member in members):
                 raise ValueError("compressed otherwise than numpy does")
-            # No member gives more than the directory says.
+            # No member yields more bytes than the directory says.
             if sum(member.file_size for member in members) > MOST_INFLATION * os.fstat(file.fileno()).st_size:
                 raise ValueError(f"inflates to more than {MOST_INFLATION} times its size")
             found = {}
@@ -136,10 +144,15 @@ def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, np
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write `content` as indented JSON, atomically; NaN is refused because JSON has no such number."""
+    """Write `content` as indented JSON, atomically.
+
+    Raises:
+        ValueError: it holds NaN or infinity, which JSON does not have.
+        RunError, ConfigError: it cannot be written.
+    """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
-        # A path need not be Unicode; Python holds such a byte as a surrogate, which JSON knows as an escape.
+        # A path need not be valid Unicode: Python stores such a byte as a surrogate, JSON as an escape.
         file.write(text.encode(errors="backslashreplace") + b"\n")
 
 
@@ -150,7 +163,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; some file systems cannot sync a folder, which loses nothing else."""
+    """Make a rename survive a power cut, if the file system can sync a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Processes that work for this one: how they start, and that they end with it, whatever signal comes."""
+"""Child processes: they start safely, and end with their parent whatever signal comes."""
 
 import os
 import signal
@@ -20,26 +20,26 @@ CAN_FORK = hasattr(os, "fork")
 
 
 def map_forked(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Generator[Result]:
-    """Yield `work(item)` for each item, in order, from forked processes; to be closed, which ends them.
+    """Yield `work(item)` for each item, in order, from forked processes; close the generator to end them.
 
-    They begin as copies of this process, so they start in milliseconds and nothing is sent to them. Hence `work` keeps
-    to files and bytes: the threads of torch, OpenCV or BLAS are not copied, and what needs them would hang.
+    The processes are copies of this one: they start in milliseconds, and nothing is sent to them. `work` must not use
+    torch, OpenCV or BLAS, because their threads are not copied: a call that needs these threads hangs.
 
     Args:
-        work: what each process does with an item; its result is pickled.
-        items: what there is to do; process k takes every `processes`-th one from the k-th on.
-        processes: how many.
+        work: called in the processes; its result is pickled.
+        items: process k takes every `processes`-th item, from the k-th on.
+        processes: number of processes.
 
     Raises:
-        Exception: what `work` raised.
-        RunError: a process has died.
+        Exception: raised by `work`.
+        RunError: a process died.
     """
     context = get_context("fork")
     started = []
     receivers: list[Connection] = []
     try:
         with signals_deferred(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads; see above
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks in a process with threads; see above
             for number in range(processes):
                 receiver, sender = context.Pipe(duplex=False)
                 share = items[number::processes]
@@ -52,7 +52,7 @@ def map_forked(work: Callable[[Item], Result], items: Sequence[Item], processes:
             try:
                 result = receivers[index % processes].recv()
             except EOFError as error:
-                raise RunError("a process of this one has died; begin again with the same command") from error
+                raise RunError("a child process died; run the same command again") from error
             if isinstance(result, Exception):
                 raise result
             yield result
@@ -68,13 +68,13 @@ def _send_results(work: Callable[[Item], Result], items: Sequence[Item], sender:
     for item in items:
         try:
             sender.send(work(item))
-        except Exception as error:  # noqa: BLE001 - it is raised again where the results are read
+        except Exception as error:  # noqa: BLE001 (raised again in the parent)
             sender.send(error)
             return
 
 
 def leave_signals_to_parent() -> None:
-    """In a new process: leave an interrupt that reaches the whole group to the parent; end where that one is killed."""
+    """Call in a new process: ignore interrupts of the process group, which the parent handles; end if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     Thread(target=_end_with_parent, daemon=True).start()
@@ -89,12 +89,13 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Keep stop signals waiting while processes are started.
+    """Defer SIGINT and SIGTERM while processes are started.
 
-    A process that a signal ends before it is set up can leave the others waiting for it for ever: a new process
-    inherits the mask. The mask is not enough here, where other threads take the signal: hence the handlers.
+    A new process that a signal ends during its start can leave the others waiting for it for ever. New processes
+    inherit the signal mask. In this process the mask does not stop other threads from taking the signal, so handlers
+    defer it.
     """
-    if current_thread() is not main_thread():  # where Python runs no handlers
+    if current_thread() is not main_thread():  # Python runs handlers in the main thread only
         yield
         return
     waiting: list[int] = []

@@ -1,4 +1,4 @@
-"""What is said on stderr: lines for people; of long work a bar on a terminal, a plain line now and then elsewhere."""
+"""Messages for people on stderr, and progress: a bar on a terminal, a plain line now and then elsewhere."""
 
 import sys
 import time
@@ -12,21 +12,21 @@ BAR_SECONDS = 0.1
 
 
 def say(text: str) -> None:
-    """Print a line for people."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def track(
     items: Iterable[Item], description: str, total: int | None = None, *, size: int = 1, unit: str = ""
 ) -> Iterator[Item]:
-    """Yield `items`, showing how many are done, of how many, and the time left.
+    """Yield `items`, and show the number done, the total and the time left.
 
     Args:
-        items: what to go through.
-        description: what is being done, such as "converting".
-        total: the number of items, where `items` has no length; in units, where an item holds several.
-        size: how many units an item holds, but for the last.
-        unit: what is counted, such as "images": then their number a second is shown as well.
+        items: the items to iterate over.
+        description: such as "converting".
+        total: the number of units, if `items` has no length.
+        size: units per item, such as the images of a batch; the last item may have fewer.
+        unit: what is counted, such as "images"; the rate is shown, too.
     """
     if total is None and isinstance(items, Sized):
         total = len(items) * size
@@ -46,7 +46,7 @@ def _bar(items: Iterable[Item], description: str, total: int | None, size: int, 
         task = progress.add_task(description, total=total, rate=unit)
         for done, item in enumerate(items, 1):
             yield item
-            if (now := time.monotonic()) - last < BAR_SECONDS:  # millions of short items must not wait for the bar
+            if (now := time.monotonic()) - last < BAR_SECONDS:  # do not slow down millions of short items
                 continue
             last = now
             finished = min(done * size, total or done * size)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a training between two steps, after a save."""
+"""SIGINT and SIGTERM stop a training between two steps, after a save."""
 
 import os
 import signal
@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from threading import Thread
 from types import FrameType
 
-PARENT_VARIABLE = "FACEBONES_PARENT"  # the process that started this one and without which it is not to go on
+PARENT_VARIABLE = "FACEBONES_PARENT"  # id of the process that started this one: stop when it is gone
 PARENT_SECONDS = 1.0
 
 
 class Interrupted(BaseException):
-    """A signal asked for the end, and the state is saved.
+    """A signal stopped the training, and the state is saved.
 
     Attributes:
-        signal: which one.
-        step: the step of the saved state.
+        signal: the signal.
+        step: step of the saved state.
     """
 
     def __init__(self, number: signal.Signals, step: int = 0) -> None:
@@ -27,17 +27,17 @@ class Interrupted(BaseException):
 
 
 class StopRequest:
-    """Whether a signal came; raised at once where nothing is lost by it, noted elsewhere."""
+    """Whether a signal came: raised at once inside `at_once`, only recorded elsewhere."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._at_once = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; a second one ends the process without another save.
+        """Record the signal; a second one ends the process without another save.
 
-        Not so in a training of a study: a scheduler signals all processes, and the study hands its own signal on. A
-        second one that the user sends reaches the study, which ends its trainings for good.
+        In a training of a study, a second signal changes nothing: a scheduler signals all processes, and the study
+        passes its own signal on. If the user sends a second one, the study kills its trainings.
         """
         again = self.received is not None and PARENT_VARIABLE not in os.environ
         self.received = signal.Signals(number)
@@ -46,7 +46,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A block that a signal may break off, because the state before it is saved."""
+        """Raise Interrupted at once in this block, because the state before it is saved."""
         if self.received is not None:
             raise Interrupted(self.received)
         self._at_once = True
@@ -58,7 +58,7 @@ class StopRequest:
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Catch SIGINT and SIGTERM within the block."""
+    """Catch SIGINT and SIGTERM in the block."""
     request = StopRequest()
     before = {number: signal.signal(number, request.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -69,7 +69,7 @@ def stop_signals() -> Iterator[StopRequest]:
 
 
 def stop_with_parent() -> None:
-    """Where the environment names this process's parent: stop, as on SIGTERM, once that one is gone."""
+    """If the environment names a parent process, stop as on SIGTERM once it is gone."""
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is not None:
         Thread(target=_watch, args=(parent,), daemon=True).start()

@@ -1,4 +1,4 @@
-"""Pictures of what backbones give for what they cost: a figure against MACs, parameters and latency."""
+"""Plots of a metric against cost: MACs, parameters and latency."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from facebones.reporting.plots.point_names import draw_names, label_log_axis, settle
+from facebones.reporting.plots.labels import draw_names, fix_layout, label_log_axis
 from facebones.reporting.plots.style import FloatArray, Style, in_percent, label_axes, model_styles, new_figure
-from facebones.reporting.results import Figure, Results, Spread, pareto_front
+from facebones.reporting.results import MetricResult, Results, Spread, pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Picture
+    from matplotlib.figure import Figure
 
 COSTS = {"macs": "MACs", "parameters": "parameters", "latency_ms": "latency"}
 NAMES = {"macs": "macs", "parameters": "parameters", "latency_ms": "latency"}
@@ -26,51 +26,51 @@ FRONT_WIDTH = 2.0  # pixels on either side that names keep away
 Ends = tuple[float, float]
 
 
-def cost_pictures(results: Results) -> dict[tuple[str, ...], Callable[[], "Picture"]]:
-    """What draws each main figure against each cost, by the parts of its name; where one backbone has both."""
+def cost_plots(results: Results) -> dict[tuple[str, ...], Callable[[], "Figure"]]:
+    """Functions that draw each main metric against each cost that is known, by the parts of the plot's name."""
     return {
-        (figure.title, "against", NAMES[cost]): partial(_cost_figure, results, figure, cost)
-        for figure in results.main_figures()
+        (metric.title, "against", NAMES[cost]): partial(_cost_figure, results, metric, cost)
+        for metric in results.main_metrics()
         for cost in COSTS
-        if _points(results, figure, cost)
+        if _points(results, metric, cost)
     }
 
 
-def _points(results: Results, figure: Figure, cost: str) -> dict[str, tuple[float, Spread]]:
-    """Cost and figure of the backbones that have both."""
+def _points(results: Results, metric: MetricResult, cost: str) -> dict[str, tuple[float, Spread]]:
+    """Cost and metric of the backbones that have both."""
     return {
         name: (float(price), spread)
         for name in results.backbones
         if (price := getattr(results.costs.get(name), cost, None))
-        and (spread := results.spread(figure, name)) is not None
+        and (spread := results.spread(metric, name)) is not None
     }
 
 
-def _cost_figure(results: Results, figure: Figure, cost: str) -> "Picture":
-    points = _points(results, figure, cost)
+def _cost_figure(results: Results, metric: MetricResult, cost: str) -> "Figure":
+    points = _points(results, metric, cost)
     looks = model_styles(results.backbones)
-    picture = new_figure(*SIZE)
-    axes = picture.add_subplot()
+    figure = new_figure(*SIZE)
+    axes = figure.add_subplot()
     low, high = _shown([spread for _, spread in points.values()])
-    front = _front(figure, points)
+    front = _front(metric, points)
     axes.plot([points[name][0] for name in front], [points[name][1].mean for name in front], **FRONT)
     for name, (price, spread) in points.items():
         _draw_point(axes, price, spread, looks[name], (low, high))
     _scale_axes(axes, [price for price, _ in points.values()], (low, high))
-    label_axes(axes, _title(results, figure, cost, points), _cost_label(results, cost), f"{figure.name} (%)")
-    settle(picture)
+    label_axes(axes, _title(results, metric, cost, points), _cost_label(results, cost), f"{metric.words} (%)")
+    fix_layout(figure)
     _name_points(axes, points, front, looks)
-    return picture
+    return figure
 
 
-def _front(figure: Figure, points: Mapping[str, tuple[float, Spread]]) -> list[str]:
-    sign = -1 if figure.lower_is_better else 1
+def _front(metric: MetricResult, points: Mapping[str, tuple[float, Spread]]) -> list[str]:
+    sign = 1 if metric.higher_is_better else -1
     costs = {name: price for name, (price, _) in points.items()}
     return pareto_front(costs, {name: sign * spread.mean for name, (_, spread) in points.items()})
 
 
 def _shown(spreads: list[Spread]) -> Ends:
-    """Limits of the axis: all runs, and of the intervals what leaves the runs a third of the height; rates only."""
+    """Limits of the axis: all runs, and the intervals as far as the runs keep a third of the height."""
     values = [value for spread in spreads for value in (spread.mean, *spread.values.values())]
     lowest, highest = min(values), max(values)
     span = max(highest - lowest, LEAST_SPAN)
@@ -82,7 +82,7 @@ def _shown(spreads: list[Spread]) -> Ends:
 
 
 def _draw_point(axes: "Axes", price: float, spread: Spread, look: Style, shown: Ends) -> None:
-    """Draw the mean, its interval, and each seed small; an interval that leaves the picture ends in an arrow."""
+    """Draw the mean, its interval, and each seed as a dot; an interval that leaves the plot ends in an arrow."""
     colour = look["color"]
     if spread.low is not None and spread.high is not None:
         axes.vlines(price, max(spread.low, shown[0]), min(spread.high, shown[1]), color=colour, linewidth=1.0)
@@ -113,17 +113,17 @@ def _scale_axes(axes: "Axes", prices: list[float], shown: Ends) -> None:
     in_percent(axes.yaxis)
 
 
-def _title(results: Results, figure: Figure, cost: str, points: Mapping[str, Any]) -> tuple[str, ...]:
-    """The heading, and what the marks are; also how many backbones cannot be shown."""
+def _title(results: Results, metric: MetricResult, cost: str, points: Mapping[str, Any]) -> tuple[str, ...]:
+    """The heading, and a line on the marks and on backbones that cannot be shown."""
     spreads: list[Spread] = [spread for _, spread in points.values()]
     marks = ["line: Pareto front"]
     if any(spread.low is not None for spread in spreads):
-        marks.append("bars: 95 % intervals, with an arrow where they go on")
+        marks.append("bars: 95 % intervals, cut off at arrows")
     if any(len(spread.values) > 1 for spread in spreads):
         marks.append("dots: seeds")
-    if missing := len(results.ranking(figure)) - len(points):
-        marks.append(f"{missing} not shown: {COSTS[cost]} not known")
-    return f"{figure.title} against {COSTS[cost]}", "; ".join(marks)
+    if missing := len(results.ranking(metric)) - len(points):
+        marks.append(f"{missing} not shown: {COSTS[cost]} unknown")
+    return f"{metric.title} against {COSTS[cost]}", "; ".join(marks)
 
 
 def _cost_label(results: Results, cost: str) -> str:

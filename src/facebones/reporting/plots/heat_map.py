@@ -1,17 +1,22 @@
-"""The picture of the tests of every two backbones by one figure: how far they are apart, and whether that is real."""
+"""The tests of every two backbones by one metric as a heat map: a plot for papers, and a table for the page.
 
-from collections.abc import Callable
+On the page it is a table with coloured cells, so that its text can be selected and read aloud.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from facebones.reporting.plots.point_names import shortened
+from facebones.reporting.plots.labels import shortened
 from facebones.reporting.plots.style import new_figure, set_text
-from facebones.reporting.results import Figure, Results
+from facebones.reporting.results import BackboneTest, MetricResult, Results
+from facebones.reporting.words import MINUS, p_words, percent, points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure as Picture
+    from matplotlib.figure import Figure
 
 Colour = tuple[float, float, float, float]  # red, green, blue and opacity, from 0 to 1
 
@@ -22,58 +27,59 @@ FRAME = (1.7, 1.0)  # inches for the scale and the heading
 NAME_SIZE = 8.0
 CELL_SIZE = 7.0
 SLANT = 50  # degrees
-SCALE = "PuOr"  # diverging, white in the middle, and told apart by colour-blind readers (C. Brewer)
+SCALE = "PuOr"  # diverging, white in the middle, distinguishable for colour-blind readers (C. Brewer)
 STRONGEST = 0.85  # of the scale: its very ends are nearly black
 NOT_TESTED = "#e4e4e4"
+MOST_TINT = 0.42  # of the colour in a cell of the page: more would make its text hard to read
 HATCH: dict[str, Any] = {"hatch": "////", "edgecolor": "#c4c4c4", "facecolor": "white", "linewidth": 0}
 
 
-def heat_map_pictures(results: Results) -> dict[tuple[str, ...], Callable[[], "Picture"]]:
-    """What draws the tests of each main figure, by the parts of its name; those only where there are tests."""
+def heat_map_plots(results: Results) -> dict[tuple[str, ...], Callable[[], "Figure"]]:
+    """Functions that draw the tests of each main metric that has tests, by the parts of the plot's name."""
     return {
-        ("tests", figure.title): partial(_heat_map, results, figure)
-        for figure in results.main_figures()
-        if results.tests(figure)
+        ("tests", metric.title): partial(_heat_map, results, metric)
+        for metric in results.main_metrics()
+        if results.tests(metric)
     }
 
 
-def _heat_map(results: Results, figure: Figure) -> "Picture":
-    """A cell is its row minus its column, in points, coloured where that is significant.
+def _heat_map(results: Results, metric: MetricResult) -> "Figure":
+    """A cell is its row minus its column, in points, coloured if significant.
 
-    The best backbone is the first of both rows and columns.
+    Rows and columns start with the best backbone.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    names = results.ranking(figure)
-    tests = results.tests(figure)
+    names = results.ranking(metric)
+    tests = results.tests(metric)
     widest = max((abs(100 * test.difference) for test in tests if test.significant), default=1.0)
     scale, colours = Normalize(-widest / STRONGEST, widest / STRONGEST), colormaps[SCALE]
     longest = max(len(shortened(name)) for name in names) * LETTER
-    picture = new_figure(FRAME[0] + longest + CELL[0] * len(names), FRAME[1] + 0.8 * longest + CELL[1] * len(names))
-    axes = picture.add_subplot()
+    figure = new_figure(FRAME[0] + longest + CELL[0] * len(names), FRAME[1] + 0.8 * longest + CELL[1] * len(names))
+    axes = figure.add_subplot()
     _draw_grid(axes, names)
     for test in tests:
         first, second = names.index(test.first), names.index(test.second)
-        for place, sign in (((first, second), 100), ((second, first), -100)):
-            points = sign * test.difference
-            _draw_cell(axes, place, points, colours(scale(points)) if test.significant else None)
+        for place, sign in (((first, second), 1), ((second, first), -1)):
+            difference = sign * test.difference
+            _draw_cell(axes, place, difference, colours(scale(100 * difference)) if test.significant else None)
     if any(test.significant for test in tests):
-        _draw_scale(picture, axes, ScalarMappable(scale, colours))
-    title = picture.suptitle("", fontsize=10)
-    set_text(title, f"{figure.title}: row minus column, in points", "hatched: not significant at 5 %")
-    return picture
+        _draw_scale(figure, axes, ScalarMappable(scale, colours))
+    title = figure.suptitle("", fontsize=10)
+    set_text(title, f"{metric.title}: row minus column, in points", "hatched: not significant at 5 %")
+    return figure
 
 
-def _draw_scale(picture: "Picture", axes: "Axes", mappable: "ScalarMappable") -> None:
-    bar = picture.colorbar(mappable, ax=axes, fraction=0.05, pad=0.02, aspect=25)
+def _draw_scale(figure: "Figure", axes: "Axes", mappable: "ScalarMappable") -> None:
+    bar = figure.colorbar(mappable, ax=axes, fraction=0.05, pad=0.02, aspect=25)
     bar.set_label("Row minus column (points)", fontsize=NAME_SIZE)
     bar.ax.tick_params(labelsize=CELL_SIZE)
 
 
 def _draw_grid(axes: "Axes", names: list[str]) -> None:
-    """Draw empty cells, and the names beside and above them."""
+    """Draw empty cells, with the names beside and above them."""
     count = len(names)
     axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), facecolor=NOT_TESTED)
     axes.xaxis.tick_top()
@@ -87,8 +93,8 @@ def _draw_grid(axes: "Axes", names: list[str]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _draw_cell(axes: "Axes", place: tuple[int, int], points: float, colour: Colour | None) -> None:
-    """Draw the cell of a row and a column, hatched if it has no colour."""
+def _draw_cell(axes: "Axes", place: tuple[int, int], difference: float, colour: Colour | None) -> None:
+    """Draw the cell of a row and a column; without a colour it is hatched."""
     from matplotlib.patches import Rectangle
 
     row, column = place
@@ -99,7 +105,7 @@ def _draw_cell(axes: "Axes", place: tuple[int, int], points: float, colour: Colo
     axes.text(
         column,
         row,
-        difference_text(points),
+        points(difference),
         ha="center",
         va="center",
         fontsize=CELL_SIZE,
@@ -109,17 +115,101 @@ def _draw_cell(axes: "Axes", place: tuple[int, int], points: float, colour: Colo
     )
 
 
-def difference_text(points: float) -> str:
-    """With its sign and two digits; what rounds to nothing has no sign.
-
-    >>> difference_text(1.239), difference_text(-0.004)
-    ('+1.24', '0.00')
-    """
-    return f"{points:+.2f}" if round(points, 2) else "0.00"
-
-
 def _readable_on(colour: Colour) -> str:
     """Black or white, whichever has more contrast (WCAG 2, relative luminance)."""
     linear = [(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4) for c in colour[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "black" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "white"
+
+
+# ----------------------------------------------------------------------------------------------------------- page
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatCell:
+    """A row's backbone against a column's.
+
+    Attributes:
+        column: index of the column's backbone.
+        difference: such as "+1.25", in points; "" on the diagonal and without a test.
+        p_value: as text.
+        kind: "better", "worse", "alike" (not significantly different) or "none".
+        tint: share of the colour, 0 to MOST_TINT.
+        words: shown on hovering.
+    """
+
+    column: int
+    difference: str = ""
+    p_value: str = ""
+    kind: str = "none"
+    tint: float = 0.0
+    words: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatTable:
+    """The heat map of one metric for the page.
+
+    Attributes:
+        title: of the metric.
+        models: indices of the backbones, the best first.
+        rows: the cells of each backbone, in the same order.
+        caption: its content in words.
+    """
+
+    title: str
+    models: Sequence[int]
+    rows: Sequence[Sequence[HeatCell]]
+    caption: str
+
+
+def heat_tables(results: Results) -> list[HeatTable]:
+    """The heat map of each main metric that has tests."""
+    return [
+        _heat_table(results, metric, tests) for metric in results.main_metrics() if (tests := results.tests(metric))
+    ]
+
+
+def _heat_table(results: Results, metric: MetricResult, tests: Sequence[BackboneTest]) -> HeatTable:
+    ranking = results.ranking(metric)
+    places = {name: place for place, name in enumerate(results.backbones)}
+    both_ways = {(test.first, test.second): (test.difference, test) for test in tests}
+    both_ways |= {(test.second, test.first): (-test.difference, test) for test in tests}
+    widest = max((abs(test.difference) for test in tests if test.significant), default=1.0)
+    scale = (widest, metric.higher_is_better)
+    rows = [[_cell(row, (column, places[column]), both_ways, scale) for column in ranking] for row in ranking]
+    return HeatTable(
+        title=metric.title, models=[places[name] for name in ranking], rows=rows, caption=_caption(results, metric)
+    )
+
+
+def _cell(
+    row: str,
+    column_at: tuple[str, int],
+    tests: Mapping[tuple[str, str], tuple[float, BackboneTest]],
+    scale: tuple[float, bool],
+) -> HeatCell:
+    (column, place), (widest, higher_is_better) = column_at, scale
+    if (row, column) not in tests:
+        return HeatCell(column=place)
+    difference, test = tests[row, column]
+    is_better = (difference > 0) == higher_is_better
+    kind = "alike" if not test.significant else "better" if is_better else "worse"
+    verdict = {"alike": "not significantly different from", "better": "better than", "worse": "worse than"}[kind]
+    written, p_value = points(difference).replace("-", MINUS), p_words(test.p_value)
+    return HeatCell(
+        column=place,
+        difference=written,
+        p_value=p_value,
+        kind=kind,
+        tint=0.0 if kind == "alike" else round(MOST_TINT * (0.3 + 0.7 * abs(difference) / widest), 3),
+        words=f"{row} is {verdict} {column}: {written} points, p {p_value}",
+    )
+
+
+def _caption(results: Results, metric: MetricResult) -> str:
+    best = results.ranking(metric)[0]
+    spread, alike = results.spread(metric, best), results.not_different_from(metric, best)
+    value = f" ({percent(spread.mean)})" if spread else ""
+    others = f"not significantly different: {', '.join(alike)}" if alike else "every other tested backbone differs"
+    return f"{metric.title}: best is {best}{value}; {others}."

@@ -1,4 +1,4 @@
-"""The picture of a profile: latency against MACs, and against parameters, every network by its name."""
+"""The plot of a profile: latency against MACs and against parameters, each network with its name."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +8,17 @@ import numpy as np
 
 from facebones.errors import DataError
 from facebones.reporting.cost_tables import profile_headline
-from facebones.reporting.plots.label_placement import FloatArray
-from facebones.reporting.plots.point_names import draw_names, label_log_axis, settle
-from facebones.reporting.plots.style import COLOURS, Paths, label_axes, new_figure, save_pictures, set_text
+from facebones.reporting.plots.labels import draw_names, fix_layout, label_log_axis
+from facebones.reporting.plots.style import (
+    COLOURS,
+    FloatArray,
+    Paths,
+    label_axes,
+    new_figure,
+    plot_paths,
+    save_plot,
+    set_text,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,40 +26,49 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-PLOTS = ("profile.png", "profile.pdf")
 PANELS = (
     ("macs", "MACs", "Latency against MACs (area of a marker: parameters)"),
     ("parameters", "Parameters", "Latency against parameters"),
 )
-MARKERS = ("o", "s", "^", "v", "P", "X", "h")  # all of a size: none reaches farther than half its width
+MARKERS = ("o", "s", "^", "v", "P", "X", "h")  # none reaches farther than half its width
 SMALLEST_MARKER = 30.0  # area in square points
-AREA_PER_MILLION = 8.0  # so that from four million on it is proportional
+AREA_PER_MILLION = 8.0  # proportional from four million on
 PLAIN_MARKER = 36.0
 
 
-def write_profile_plots(result: Mapping[str, Any], output: Path) -> None:
-    """Write profile.png and profile.pdf of a profile (the content of profile.json) to a folder.
+def write_profile_plots(result: Mapping[str, Any], output: Path) -> list[Path]:
+    """Write profile.png and profile.pdf.
+
+    Args:
+        result: content of profile.json.
+        output: folder.
+
+    Returns:
+        the files.
 
     Raises:
-        RunError: the folder cannot be written.
+        DataError: the profile has no networks.
+        RunError, ConfigError: the disk is full, or the folder cannot be written.
     """
-    plot_profile(result["networks"], [output / name for name in PLOTS], profile_headline(result))
+    files = plot_paths(output / "profile")
+    plot_profile(result["networks"], files, profile_headline(result))
+    return list(files)
 
 
 def plot_profile(rows: Sequence[Row], paths: Paths, title: str) -> None:
     """Draw latency over MACs and over parameters, on logarithmic axes.
 
-    Colour and shape of a marker are the family's; over MACs, its area grows with the parameters. A network without a
-    count is left out of that panel.
+    Colour and shape of a marker show the family; over MACs, its area grows with the parameters. A network without a
+    count is missing in that panel.
 
     Args:
         rows: "networks" of a profile.
-        paths: where to write, one file or several; the suffix decides the format.
-        title: heading of the picture.
+        paths: one file or several; the suffix determines the format.
+        title: heading.
 
     Raises:
         DataError: there are no rows.
-        ConfigError: a format that cannot be written.
+        ConfigError: a format is not supported.
     """
     if not rows:
         raise DataError("no networks to draw; name at least one")
@@ -67,12 +84,12 @@ def plot_profile(rows: Sequence[Row], paths: Paths, title: str) -> None:
         label_axes(axes, heading, axis, "Latency of one image, median (ms)")
         panels.append((axes, drawn, key, areas))
     _draw_legend(figure, families)
-    settle(figure)
+    fix_layout(figure)
     for axes, drawn, key, areas in panels:
         points = np.array([(row[key], row["latency_p50_ms"]) for row in drawn], dtype=np.float64)
         colours = [_style(row["family"], families)["color"] for row in drawn]
         draw_names(axes, [row["name"] for row in drawn], points, areas, colours)
-    save_pictures(figure, paths)
+    save_plot(figure, paths)
 
 
 def _area(row: Row) -> float:

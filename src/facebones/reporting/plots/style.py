@@ -1,7 +1,7 @@
-"""What all pictures share: the figure, the look of a model's line, labels, the legend, and writing the files.
+"""The base of all plots: figures, the look of a model's line, labels, legends and files.
 
-Drawn with matplotlib's object interface, so nothing here depends on or leaves behind a global figure. The format
-follows the file's suffix (.png, .svg, .pdf ...). Equal input gives equal bytes: no dates are written.
+Plots use matplotlib's object interface and no global state. The suffix of a file determines its format (.png, .svg,
+.pdf ...). Equal input gives equal bytes: files contain no dates.
 """
 
 import os
@@ -32,27 +32,27 @@ Style = dict[str, Any]
 PathName = str | os.PathLike[str]
 Paths = PathName | Sequence[PathName]
 
-# M. Okabe and K. Ito, "Color Universal Design" (2008): tellable apart by colour-blind readers; yellow is left out, it
+# M. Okabe and K. Ito, "Color Universal Design" (2008): distinguishable for colour-blind readers; without yellow, which
 # is too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 MARKERS = ("o", "s", "^", "D", "v")
 RESOLUTION = 150  # dots per inch
 LINE_WIDTH = 1.6
-PICTURE_KINDS = ("png", "pdf")
-# Fonts of a PDF as TrueType, which journals ask for; and names of an SVG's parts that are not drawn by lot.
+PLOT_KINDS = ("png", "pdf")
+# Journals ask for TrueType fonts in PDFs; a fixed salt makes the ids in an SVG reproducible.
 FILE_SETTINGS: Any = {"pdf.fonttype": 42, "svg.hashsalt": "facebones"}
 UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-# Columns of a legend, and letters a line at which its names are broken: the first that fits is taken.
+# Columns of a legend, and letters per line at which its names wrap: the first layout that fits is used.
 LEGEND_LAYOUTS = ((3, None), (2, None), (1, None), (1, 80), (1, 40))
 LEGEND_MARGIN = 0.15  # inches on either side
 
 
 def model_styles(names: Iterable[str]) -> dict[str, Style]:
-    """Give each model a look, to be passed to every picture of a report: colour, dash and marker.
+    """Give each model one look for all plots of a report: colour, dash and marker.
 
-    The numbers of colours, dashes and markers share no divisor: the first 28 models differ in colour or dash, the first
-    140 in one of the three, and neighbours in all, so that they can be told apart in a grey print.
+    The numbers of colours, dashes and markers have no common divisor: the first 28 models differ in colour or dash, the
+    first 140 in one of the three, and neighbours in all three, so that they are distinguishable in a grey print.
 
     Args:
         names: the models, in the order of the legends; equal names share a look.
@@ -70,7 +70,7 @@ def model_styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 def styles_of(names: Iterable[str], styles: Mapping[str, Style] | None) -> dict[str, Style]:
-    """Look up the styles of the models of one picture, or choose them where none are given.
+    """Look up the styles of the models of one plot, or choose them if none are given.
 
     Raises:
         ValueError: a model has no style.
@@ -84,47 +84,47 @@ def styles_of(names: Iterable[str], styles: Mapping[str, Style] | None) -> dict[
 
 
 def line_only(style: Style) -> Style:
-    """Leave out the markers: for lines of many points."""
+    """The style without markers, for lines of many points."""
     return {key: value for key, value in style.items() if not key.startswith("marker")}
 
 
 def marker_only(style: Style) -> Style:
-    """Leave out the line: for the points of it that are to be read."""
+    """The style without a line, for single points."""
     return style | {"linestyle": ""}
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches."""
+    """An empty figure; width and height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=RESOLUTION, layout="constrained")
 
 
 def curve_axes() -> tuple["Figure", "Axes"]:
-    """The figure and axes of a picture of curves; they are of one size in a whole report."""
+    """The figure and axes of a plot of curves; one size for a whole report."""
     figure = new_figure(7.6, 4.8)
     return figure, figure.add_subplot()
 
 
-def picture_paths(base: PathName, kinds: Sequence[str] = PICTURE_KINDS) -> tuple[Path, ...]:
-    """Names of one picture in several formats: "out/roc" -> out/roc.png, out/roc.pdf."""
+def plot_paths(base: PathName, kinds: Sequence[str] = PLOT_KINDS) -> tuple[Path, ...]:
+    """Files of one plot in several formats: "out/roc" -> out/roc.png, out/roc.pdf."""
     return tuple(Path(f"{os.fspath(base)}.{kind}") for kind in kinds)
 
 
 @contextmanager
 def missing_glyphs() -> Iterator[None]:
-    """Let a name of letters that the font lacks be drawn as boxes without a warning for each letter and layout."""
+    """Draw letters that the font lacks as boxes, without a warning for each letter and layout."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from ", UserWarning)
         yield
 
 
 @missing_glyphs()
-def save_pictures(figure: "Figure", paths: Paths) -> None:
-    """Write a figure into one file or several, each whole or not at all; the suffix decides the format.
+def save_plot(figure: "Figure", paths: Paths) -> None:
+    """Write a figure into one file or several, each atomically; the suffix determines the format.
 
     Raises:
-        ConfigError: a format that cannot be written; then nothing is.
+        ConfigError: a format is not supported; then nothing is written.
         RunError, ConfigError: the disk is full, or the place cannot be written.
     """
     from matplotlib import rc_context
@@ -143,14 +143,12 @@ def _kind(figure: "Figure", path: Path) -> str:
     kind = path.suffix.removeprefix(".").lower()
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:
-        raise ConfigError(
-            f"{path}: pictures cannot be written as '{path.suffix}'; use one of {', '.join(sorted(known))}"
-        )
+        raise ConfigError(f"{path}: plots cannot be written as '{path.suffix}'; use one of {', '.join(sorted(known))}")
     return kind
 
 
 def label_axes(axes: "Axes", title: str | Sequence[str], x: str, y: str) -> None:
-    """Write the title, of one line or several, and axis labels, and draw the grid behind the lines."""
+    """Write the title, of one line or several, and the axis labels, and draw the grid behind the lines."""
     set_text(axes.set_title("", fontsize=10), *([title] if isinstance(title, str) else title))
     set_text(axes.xaxis.label, x)
     set_text(axes.yaxis.label, y)
@@ -160,15 +158,15 @@ def label_axes(axes: "Axes", title: str | Sequence[str], x: str, y: str) -> None
 
 
 def rate_limits(lowest: float, highest: float = 1.0) -> tuple[float, float]:
-    """Limits of an axis of rates: as close around the curves as lets their differences be seen."""
+    """Limits of an axis of rates: close around the curves, so that their differences are visible."""
     span = max(highest - lowest, 0.01)
     return max(-0.01 * span, highest - 1.08 * span), highest + 0.03 * span
 
 
 def in_percent(axis: "Axis") -> None:
-    """Label an axis of rates in percent, without exponents, with as many digits at every tick of a linear axis.
+    """Label an axis of rates in percent, without exponents, and with equal digits at all ticks of a linear axis.
 
-    The axis' own label should say that it is percent.
+    The label of the axis should say that it is percent.
     """
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -185,7 +183,7 @@ def in_percent(axis: "Axis") -> None:
 
 @missing_glyphs()
 def legend_below(figure: "Figure", labels: Sequence[str], styles: Sequence[Style]) -> None:
-    """Name the lines under the axes, where none can be hidden; the figure grows by the height of the legend."""
+    """Put the legend below the axes, where it hides no line; the figure grows by its height."""
     width = figure.get_figwidth() - 2 * LEGEND_MARGIN
     for columns, letters in LEGEND_LAYOUTS:
         if columns > max(len(labels), 1):
@@ -214,13 +212,13 @@ def _legend(
 
 
 def set_text(text: "Text", *lines: str) -> None:
-    """Write names as they stand: a "$" in a file's name begins no formula, and no byte of it stops the drawing."""
+    """Write names literally: a "$" starts no formula, and no byte of a file's name stops the drawing."""
     text.set_parse_math(False)
     text.set_text("\n".join(map(drawable, lines)))
 
 
 def drawable(content: str) -> str:
-    r"""The name in one line, with what no font can draw written out: control characters, bytes that are no text.
+    r"""The name in one line, with characters that no font can draw as escapes: control characters, undecodable bytes.
 
     >>> print(drawable("a\x07b\nc"))
     a\x07b\nc

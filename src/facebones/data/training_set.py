@@ -1,0 +1,211 @@
+"""The contract of a training set, and the registry of data formats that can be one.
+
+A data format is a subclass of `TrainingSet` under the decorator `register_data_format`. RecordIO and image folders are
+two of them (`facebones.data.folders`); a module of the user's can register more, see `docs/data_formats.md`.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from facebones.errors import ConfigError, DataError
+from facebones.plugins import import_entry_points
+
+Integers = npt.NDArray[np.int64]
+Item = TypeVar("Item")
+
+SAMPLE = 64  # images whose bytes a fingerprint covers
+# Every fingerprint has these keys; fingerprints of older versions have no others.
+LABEL_KEYS = ("images", "identities", "labels_sha256")
+
+
+class TrainingSet(ABC):
+    """Encoded face images with a label each.
+
+    A subclass sets `path`, `labels` and `notes` in `__init__(path)`, and defines `read`. Instances are pickled on their
+    way to the data workers, so they keep no open file in their pickled state.
+
+    Attributes:
+        name: name of the data format, such as "recordio".
+        path: the file or folder.
+        labels: (N,) int64 identity of each image, from 0.
+        notes: messages for the user, such as a count that disagrees with the data.
+    """
+
+    name: ClassVar[str] = ""
+    path: Path
+    labels: Integers
+    notes: list[str]
+    _fingerprint: dict[str, Any] | None = None
+
+    @classmethod
+    def find(cls, path: Path) -> bool:
+        """Tell in a moment whether the file or folder has this format; errors in it are for `open` to raise."""
+        raise NotImplementedError(f"{cls.__name__} is not a data format: it has no find()")
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the file or folder.
+
+        Raises:
+            DataError: it is broken.
+        """
+        return cls(path)  # type: ignore[call-arg] # subclasses take the path
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_identities(self) -> int:
+        """1 + the largest label: the number of class centres that a head needs."""
+        return int(self.labels.max()) + 1
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Identify the data wherever it lies: counts, and digests of labels, image sizes and a sample of images.
+
+        A change of the labels or of the number of images is always noticed. A replaced image is noticed if its size in
+        bytes changes (RecordIO: the size rounded up to 4), or if it is one of the 64 in the sample, which are evenly
+        spread from the first image to the last. Not noticed: another image of the same size outside of the sample, or,
+        in a format without `image_sizes`, any image outside of the sample. No more than the sample is read, so ten
+        million images take seconds.
+
+        Returns:
+            "images", "identities" (counts), "labels_sha256", "image_sample" and the keys of `image_sizes` (SHA-256).
+            `same_data` compares two fingerprints.
+        """
+        if self._fingerprint is None:
+            digests = {"labels_sha256": self.labels, **self.image_sizes()}
+            self._fingerprint = {
+                "images": len(self),
+                "identities": self.num_identities,
+                **{key: _digest(values) for key, values in digests.items()},
+                "image_sample": self._sample_digest(),
+            }
+        return dict(self._fingerprint)
+
+    def image_sizes(self) -> Mapping[str, Integers]:
+        """Sizes of the encoded images under the key that they get in the fingerprint; empty if unknown.
+
+        Formats that count differently use different keys: a set that was converted still has the same fingerprint.
+        """
+        return {}
+
+    def _sample_digest(self) -> str:
+        digest = hashlib.sha256()
+        for index in evenly(range(len(self)), SAMPLE):
+            try:
+                encoded = self.read(index)[0]
+            except DataError:  # the training names it, or replaces it
+                encoded = b"unreadable"
+            digest.update(hashlib.sha256(encoded).digest())
+        return digest.hexdigest()
+
+    @abstractmethod
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Read an image.
+
+        Returns:
+            The encoded image (JPEG, PNG, BMP or WebP), and its label.
+
+        Raises:
+            DataError: the image cannot be read, or its label is not the one in `labels`.
+        """
+
+    def read_ahead(self, first: int, last: int) -> None:
+        """Announce that images `first` to `last` - 1 are read soon; does nothing unless the format can use it."""
+        return
+
+    def describe(self, index: int) -> str:
+        """Name an image in an error, such as "train.rec, key 17"."""
+        return f"{self.path}, image {index}"
+
+    def identity_name(self, label: int) -> str:
+        """Name an identity: by default its label."""
+        return str(label)
+
+
+Format = TypeVar("Format", bound=type[TrainingSet])
+
+_formats: dict[str, type[TrainingSet]] = {}
+
+
+def register_data_format(format: Format) -> Format:
+    """Class decorator: `open_training_set` asks this format, too.
+
+    Args:
+        format: a subclass of `TrainingSet` with a `name` and a `find`.
+
+    Raises:
+        ConfigError: it has no name, or the name is taken.
+
+    >>> @register_data_format
+    ... class Nothing(TrainingSet):
+    ...     name = "nothing"
+    Traceback (most recent call last):
+    ...
+    facebones.errors.ConfigError: data format Nothing: define a name, and find(path) as a classmethod
+    """
+    if not format.name or format.find.__func__ is TrainingSet.find.__func__:  # type: ignore[attr-defined] # bound
+        raise ConfigError(f"data format {format.__name__}: define a name, and find(path) as a classmethod")
+    known = _formats.get(format.name)
+    if known is not None and (known.__module__, known.__qualname__) != (format.__module__, format.__qualname__):
+        raise ConfigError(f"data format '{format.name}' is registered already, by {known.__module__}; rename one")
+    _formats[format.name] = format
+    return format
+
+
+def data_formats() -> list[type[TrainingSet]]:
+    """The registered data formats, in the order in which `open_training_set` asks them.
+
+    RecordIO comes first and image folders last: nearly every folder looks like one. Plug-ins stand between.
+    """
+    import_entry_points()
+    return sorted(_formats.values(), key=lambda format: {"recordio": 0, "folder": 2}.get(format.name, 1))
+
+
+def list_data_formats() -> list[str]:
+    """Names of the registered data formats.
+
+    >>> import facebones.data.folders
+    >>> list_data_formats()
+    ['recordio', 'folder']
+    """
+    return [format.name for format in data_formats()]
+
+
+def same_data(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """Compare two fingerprints on the keys that both have; older versions knew fewer keys.
+
+    Returns:
+        The keys that differ, [] for the same data.
+
+    >>> first = {"images": 2, "identities": 2, "labels_sha256": "ab", "image_sample": "01"}
+    >>> same_data(first, {"images": 2, "identities": 2, "labels_sha256": "ab"})
+    []
+    >>> same_data(first, first | {"image_sample": "02"})
+    ['image_sample']
+    """
+    keys = [key for key in {**dict.fromkeys(LABEL_KEYS), **now} if key in LABEL_KEYS or key in then]
+    # By type and text: a damaged file may hold anything, such as a tensor, which has no single truth value.
+    return [key for key in keys if repr(now.get(key)) != repr(then.get(key))]
+
+
+def evenly(values: Sequence[Item], most: int) -> list[Item]:
+    """Choose up to `most` of the values, evenly spaced, the first and the last among them.
+
+    >>> evenly("abcdefghi", 3)
+    ['a', 'e', 'i']
+    >>> evenly("ab", 3)
+    ['a', 'b']
+    """
+    places = np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(np.int64)
+    return [values[place] for place in places.tolist()]
+
+
+def _digest(values: Integers) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<i8").tobytes()).hexdigest()

@@ -1,0 +1,469 @@
+"""The protocol `ijb_verification`: template pairs (1:1) of IJB-B and IJB-C, as TAR at a FAR.
+
+Each rate is read twice: strictly, so that the target is never exceeded, and as the published tables read it, at the FAR
+nearest to the target. Models are compared by the strict one, with a bootstrap over identities. docs/protocols.md has
+the rules in words; `template_scores` computes the scores.
+
+Sources: B. Maze et al., "IARPA Janus Benchmark - C: Face Dataset and Protocol", ICB (2018); the published evaluation of
+J. Deng et al., "ArcFace" (arXiv 1801.07698), for the reading of the tables.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from facebones.backbones.base import IMAGE_SIZE
+from facebones.data.ijb_lists import TemplateSet, listed_targets, read_template_set
+from facebones.data.ijb_pairs import PAIR_LIST, read_pair_labels, read_scores
+from facebones.data.image_sources import LooseCrops
+from facebones.errors import DataError
+from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, register_protocol
+from facebones.evaluation.run import result_content
+from facebones.evaluation.template_scores import USUAL_POOLING, PairScorer, Pooling, pool_templates
+from facebones.statistics.bootstrap import REPLICATES, ResampledMetric, resample_verification
+from facebones.statistics.curves import (
+    RocCurve,
+    area_under_curve,
+    corners,
+    equal_error_rate,
+    published_true_accept_rate_at,
+    roc,
+    true_accept_rate_at,
+)
+from facebones.statistics.metric import Metric, MetricComparison
+from facebones.statistics.significance import compare_models
+from facebones.system.files import atomic_write, check_output, write_json
+
+FAR_TARGETS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+MAIN_FAR = 1e-4  # models are chosen by the TAR at the smallest FAR from here on that the data can measure
+
+Scores = npt.NDArray[np.floating[Any]]
+
+
+class IJBFolder(Protocol):
+    """Base of both protocols of an IJB folder.
+
+    Args:
+        path: the folder that holds `loose_crop` and `meta`.
+    """
+
+    keep_features = True
+    needs_flip = True
+
+    @classmethod
+    def find(cls, path: Path) -> list[Self]:
+        """The folder itself, where `meta` holds lists of IJB-B or IJB-C."""
+        return [cls(path)] if listed_targets(path) else []
+
+    @cached_property
+    def template_set(self) -> TemplateSet:
+        """The lists of the folder, read once.
+
+        Raises:
+            DataError: a list is missing or broken.
+        """
+        return read_template_set(self.path)
+
+    def images(self) -> LooseCrops:
+        """The photos, aligned by their landmarks."""
+        found = self.template_set
+        return LooseCrops(found.name, found.image_folder, found.image_names, found.landmarks)
+
+    def sizes(self) -> dict[str, int]:
+        """Numbers of images, templates and pairs."""
+        found = self.template_set
+        return {"images": len(found), "templates": int(found.template_ids.size), "pairs": int(found.is_same.size)}
+
+
+@register_protocol
+class IJBVerification(IJBFolder):
+    """Template pairs of an IJB folder: strict TAR at each FAR, AUC and EER.
+
+    Args:
+        path: the folder that holds `loose_crop` and `meta`.
+        pooling: how images are pooled to templates; one result for each.
+    """
+
+    name = "ijb_verification"
+    file = "templates.json"
+
+    def __init__(self, path: Path | str, pooling: Sequence[Pooling] = (USUAL_POOLING,)) -> None:
+        super().__init__(path)
+        self.pooling = tuple(pooling)
+
+    @cached_property
+    def subjects(self) -> npt.NDArray[np.int64]:
+        """(T,) subject of each template, consistent with the labels of the pairs."""
+        found = self.template_set
+        subjects = each_known(found.identities())
+        check_identities(
+            found.path / "meta" / f"{found.name}_{PAIR_LIST}",
+            found.template_ids,
+            (found.pair_a, found.pair_b),
+            found.is_same,
+            subjects,
+        )
+        return subjects
+
+    def check(self) -> None:
+        """Read the lists and the first image."""
+        fresh = type(self)(self.path)
+        _ = fresh.subjects
+        fresh.images().read(0, IMAGE_SIZE)
+
+    def images(self) -> LooseCrops:
+        """The photos; subjects and labels that contradict each other are refused before any is embedded."""
+        _ = self.subjects
+        return super().images()
+
+    def files(self, models: Sequence[str]) -> list[str]:
+        """Scores as MODEL_TARGET.npy, curves as MODEL_TARGET_roc.npz; MODEL_TARGET_POOLING where there are several."""
+        bases = [self._base(model, pooling) for model in models for pooling in self.pooling]
+        return [f"{base}{ending}" for base in bases for ending in (".npy", "_roc.npz")]
+
+    def evaluate(self, features_NxVxD: Features) -> list[Metric]:
+        """Verify the template pairs with one model; intervals by bootstrap over identities."""
+        results = self.compare({"": features_NxVxD}, bootstrap=REPLICATES, seed=0)
+        return [metric for result in results for metric in result.of("")]
+
+    def compare(
+        self, features: Mapping[str, Features], *, bootstrap: int, seed: int, output: Path | None = None
+    ) -> list[ProtocolResult]:
+        """Verify the template pairs with several models, and test their differences; one result for each pooling."""
+        scores: dict[Pooling, dict[str, Scores]] = {pooling: {} for pooling in self.pooling}
+        for model, rows in features.items():
+            for pooling, row in template_scores(self.template_set, rows, self.pooling):
+                kept = row if output is None else _kept(output / f"{self._base(model, pooling)}.npy", row)
+                scores[pooling][model] = kept
+        return [self._compared(pooling, scores[pooling], bootstrap, seed, output) for pooling in self.pooling]
+
+    def _compared(
+        self, pooling: Pooling, scores: Mapping[str, Scores], bootstrap: int, seed: int, output: Path | None
+    ) -> ProtocolResult:
+        found = self.template_set
+        results, metrics = compare_on_templates(
+            f"{found.name} {pooling}",
+            scores,
+            found.is_same,
+            (self.subjects[found.pair_a], self.subjects[found.pair_b]),
+            bootstrap=bootstrap,
+            seed=seed,
+        )
+        files = {model: f"{self._base(model, pooling)}_roc.npz" for model in results}
+        first = next(iter(results.values()))
+        return self.result(
+            metrics,
+            str(pooling),
+            sizes=self.sizes() | {"genuine": first.genuine, "impostors": first.impostors},
+            details={model: result.to_json() for model, result in results.items()},
+            curves={} if output is None else _written_curves(output, results, files),
+        )
+
+    def _base(self, model: str, pooling: Pooling) -> str:
+        target = f"{model}_{self.template_set.name}"
+        return target if len(self.pooling) == 1 else f"{target}_{pooling}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceptRate:
+    """True accept rate at a target false accept rate; fractions.
+
+    Attributes:
+        far: the target.
+        published: TAR at the FAR nearest to the target, as the published tables read it; None if unmeasurable.
+        far_reached: that FAR, which may exceed the target; None if unmeasurable.
+        strict: the largest TAR whose FAR is at most the target; None if unmeasurable.
+        unmeasurable: why there is no rate, or None.
+    """
+
+    far: float
+    published: float | None = None
+    far_reached: float | None = None
+    strict: float | None = None
+    unmeasurable: str | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TemplateResult:
+    """Result of one model on the 1:1 protocol; rates are fractions.
+
+    Attributes:
+        pairs: number of pairs P.
+        genuine: number of genuine pairs.
+        impostors: number of impostor pairs.
+        rates: true accept rates, by target.
+        auc: area under the exact ROC curve.
+        eer: equal error rate of that curve.
+        roc: the corners of that curve.
+    """
+
+    pairs: int
+    genuine: int
+    impostors: int
+    rates: tuple[AcceptRate, ...]
+    auc: float
+    eer: float
+    roc: RocCurve
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all attributes but `roc`; every number is finite."""
+        content = {key: value for key, value in vars(self).items() if key != "roc"}
+        return content | {"rates": [dict(vars(rate)) for rate in self.rates]}
+
+
+def verify_templates(
+    scores_P: npt.NDArray[np.floating[Any]],
+    is_same_P: npt.NDArray[np.bool_],
+    far_targets: Sequence[float] = FAR_TARGETS,
+    name: str = "templates",
+) -> TemplateResult:
+    """Measure scored template pairs.
+
+    Args:
+        scores_P: (P,) finite similarities.
+        is_same_P: (P,) bool, true for a genuine pair.
+        far_targets: at which false accept rates to give the true accept rate.
+        name: of the pairs, for errors.
+
+    Raises:
+        DataError: no pairs, pairs of one kind only, labels that do not match the scores, or a score is not finite.
+        ValueError: a target is outside [0, 1].
+    """
+    try:
+        curve = roc(scores_P, is_same_P)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
+    rates = tuple(_accept_rate(curve, far) for far in far_targets)
+    bends = corners(curve)
+    return TemplateResult(
+        pairs=curve.genuine + curve.impostors,
+        genuine=curve.genuine,
+        impostors=curve.impostors,
+        rates=rates,
+        auc=area_under_curve(bends),
+        eer=equal_error_rate(bends),
+        roc=bends,
+    )
+
+
+def compare_on_templates(
+    name: str,
+    scores: Mapping[str, Scores],
+    is_same_P: npt.NDArray[np.bool_],
+    identities: tuple[npt.ArrayLike, npt.ArrayLike],
+    *,
+    bootstrap: int = REPLICATES,
+    seed: int = 0,
+) -> tuple[dict[str, TemplateResult], list[MetricComparison]]:
+    """Measure each model on scored template pairs, and compare the models by bootstrap over identities.
+
+    Args:
+        name: of the pairs, for errors.
+        scores: model -> (P,) similarities.
+        is_same_P: (P,) bool, true for a genuine pair.
+        identities: subject of the first and of the second template of each pair, (P,) each.
+        bootstrap: number of bootstrap replicates.
+        seed: of the bootstrap.
+
+    Returns:
+        the result of each model, and the comparison by strict TAR at each FAR, AUC and EER.
+
+    Raises:
+        DataError: scores that do not match the labels, or pairs of one kind only.
+    """
+    results = {model: verify_templates(row, is_same_P, name=f"{name}, {model}") for model, row in scores.items()}
+    metrics = resample_verification(
+        list(scores.values()), is_same_P, identities, far_targets=FAR_TARGETS, replicates=bootstrap, seed=seed
+    )
+    return results, compare_models(list(scores), _with_main(metrics))
+
+
+def _with_main(metrics: Sequence[ResampledMetric | Metric]) -> list[ResampledMetric | Metric]:
+    """Mark the TAR at the smallest measurable FAR from `MAIN_FAR` on as the main metric."""
+    measured = [one for one in metrics if isinstance(one, ResampledMetric) and one.metric.name == "tar"]
+    main = next((one for one in measured if one.metric.at["far"] >= MAIN_FAR), None)
+    return [
+        replace(one, metric=replace(one.metric, main=True)) if one is main and isinstance(one, ResampledMetric) else one
+        for one in metrics
+    ]
+
+
+def each_known(subject_T: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Give each template of an unknown subject (-1) a subject of its own: (T,) numbers from 0."""
+    unknown = subject_T < 0
+    return np.where(unknown, subject_T.max(initial=-1) + np.cumsum(unknown), subject_T)
+
+
+def check_identities(
+    path: Path,
+    template_ids: npt.NDArray[Any],
+    pairs: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    is_same_P: Any,
+    subject_T: npt.NDArray[np.int64],
+) -> None:
+    """Check the labels of pairs against the subjects of their templates.
+
+    Args:
+        path: the list of pairs, one per line.
+        template_ids: (T,) names of the templates.
+        pairs: the templates of each pair, (P,) and (P,) from 0 to T - 1.
+        is_same_P: (P,) bool, true for a genuine pair.
+        subject_T: (T,) the templates' subjects.
+
+    Raises:
+        DataError: they contradict each other; the message names the first such line.
+    """
+    first, second = pairs
+    wrong = (subject_T[first] == subject_T[second]) != is_same_P
+    if wrong.any():
+        index = int(np.argmax(wrong))
+        one, other = template_ids[first[index]], template_ids[second[index]]
+        said, otherwise = ("1", "two subjects") if is_same_P[index] else ("0", "one subject")
+        raise DataError(
+            f"{path}, line {index + 1}: templates {one} and {other} are labelled {said}, but by the other lines and"
+            f" lists they are of {otherwise}; correct one of them"
+        )
+
+
+def evaluate_scores(
+    labels: Path,
+    scores: Mapping[str, Path],
+    *,
+    output: Path | None = None,
+    bootstrap: int = REPLICATES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure saved scores of template pairs, from this or another program.
+
+    Args:
+        labels: the list of pairs, the `meta` folder that holds it, or the IJB folder.
+        scores: model -> `.npy` file of (P,) similarities, in the order of the list.
+        output: folder for scores.json and the curves.
+        bootstrap: number of bootstrap replicates over identities, which follow from the genuine pairs.
+        seed: of the bootstrap.
+
+    Returns:
+        what scores.json holds.
+
+    Raises:
+        FaceBonesError: a file cannot be used, or the output cannot be written.
+    """
+    pairs = read_pair_labels(labels)
+    target = pairs.path.name.partition("_")[0]
+    files = {model: f"{model}_{target}_roc.npz" for model in scores}
+    if output is not None:
+        check_output(output, ["scores.json", *files.values()])
+    read = {name: read_scores(path, pairs) for name, path in scores.items()}
+    subjects = each_known(pairs.identities())
+    check_identities(pairs.path, pairs.template_ids, (pairs.pair_a, pairs.pair_b), pairs.is_same, subjects)
+    identities = subjects[pairs.pair_a], subjects[pairs.pair_b]
+    results, metrics = compare_on_templates(target, read, pairs.is_same, identities, bootstrap=bootstrap, seed=seed)
+    first = next(iter(results.values()))
+    result = ProtocolResult(
+        protocol=IJBVerification.name,
+        set=target,
+        data=pairs.path,
+        sizes={"pairs": len(pairs), "genuine": first.genuine, "impostors": first.impostors},
+        metrics=[replace(one, metric=one.metric.measured_by(IJBVerification.name, target)) for one in metrics],
+        details={model: one.to_json() for model, one in results.items()},
+        curves={} if output is None else _written_curves(output, results, files),
+    )
+    models = {model: {"scores": str(path)} for model, path in scores.items()}
+    content = result_content(IJBVerification.name, models, {"bootstrap": bootstrap, "seed": seed}, [result])
+    if output is not None:
+        write_json(output / "scores.json", content)
+    return content
+
+
+def template_scores(
+    template_set: TemplateSet,
+    features_Nx2xD: npt.NDArray[np.floating[Any]],
+    pooling: Sequence[Pooling] = (USUAL_POOLING,),
+) -> Iterator[tuple[Pooling, npt.NDArray[np.float32]]]:
+    """Pool the features of a template set in one pass, then yield each pooling with the scores of the pairs, (P,).
+
+    Args:
+        template_set: N images, P pairs.
+        features_Nx2xD: (N, 2, D) in the order of its images, possibly a memory map: `[:, 0]` the embedding of the
+            image, `[:, 1]` that of its mirror image.
+        pooling: how to pool.
+
+    Raises:
+        DataError: the features do not match the set, or a template has no direction; the message names it.
+    """
+    pooled = pooled_templates(template_set, features_Nx2xD, pooling)
+    scorer = PairScorer(template_set.pair_a, template_set.pair_b, template_set.template_ids.size)
+    for one in list(pooled):
+        yield one, scorer.scores(pooled.pop(one))
+
+
+def pooled_templates(
+    template_set: TemplateSet,
+    features_Nx2xD: npt.NDArray[np.floating[Any]],
+    pooling: Sequence[Pooling] = (USUAL_POOLING,),
+) -> dict[Pooling, npt.NDArray[np.float32]]:
+    """Pool the features of a template set: (T, D) for each pooling; see `template_scores.pool_templates`."""
+    return pool_templates(
+        features_Nx2xD,
+        template_set.template_of_image,
+        template_set.medium_of_image,
+        template_set.detector_score,
+        pooling,
+        template_ids=template_set.template_ids,
+        name=template_set.name,
+    )
+
+
+def evaluate_templates(
+    template_set: TemplateSet,
+    features_Nx2xD: npt.NDArray[np.floating[Any]],
+    pooling: Sequence[Pooling] = (USUAL_POOLING,),
+    far_targets: Sequence[float] = FAR_TARGETS,
+) -> dict[Pooling, TemplateResult]:
+    """Verify the template pairs of a set from the features of its images, for each pooling; see `template_scores`.
+
+    Raises:
+        DataError: as in `template_scores` and `verify_templates`.
+    """
+    return {
+        one: verify_templates(scores, template_set.is_same, far_targets, template_set.name)
+        for one, scores in template_scores(template_set, features_Nx2xD, pooling)
+    }
+
+
+def _written_curves(
+    output: Path, results: Mapping[str, TemplateResult], files: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Write the corners of each ROC curve: `far`, `tar` and `threshold` (K,), `genuine` and `impostors`."""
+    for model, result in results.items():
+        curve = result.roc
+        with atomic_write(output / files[model]) as file:
+            np.savez(
+                file,
+                far=curve.false_accept_rate,
+                tar=curve.true_accept_rate,
+                threshold=curve.threshold,
+                genuine=curve.genuine,
+                impostors=curve.impostors,
+            )
+    return {"roc": dict(files)}
+
+
+def _kept(path: Path, scores: Scores) -> Scores:
+    """Write scores and return a map of the file: those of many models need not fit into memory together."""
+    with atomic_write(path) as file:
+        np.save(file, scores)
+    return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def _accept_rate(curve: RocCurve, far: float) -> AcceptRate:
+    if far < 1 / curve.impostors:
+        reason = f"{curve.impostors} impostor pairs measure no FAR below {1 / curve.impostors:.2e}"
+        return AcceptRate(far=far, unmeasurable=reason)
+    published, far_reached = published_true_accept_rate_at(curve, far)
+    return AcceptRate(far=far, published=published, far_reached=far_reached, strict=true_accept_rate_at(curve, far))

@@ -1,0 +1,284 @@
+"""Evaluation: images are embedded once, every protocol measures all models, results go to one JSON file a protocol.
+
+`evaluate` is for Python, `run_protocols` for the commands and for studies. Both draw nothing: `reporting` reads the
+result files.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, overload
+
+import facebones
+from facebones.backbones.base import IMAGE_SIZE
+from facebones.data.preprocessing import Preprocessing
+from facebones.errors import ConfigError, DataError
+from facebones.evaluation.embed import embed
+from facebones.evaluation.models import BATCH_SIZE, Model, open_models
+from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, find_protocols
+from facebones.statistics.bootstrap import REPLICATES
+from facebones.statistics.metric import Metric, MetricComparison
+from facebones.system.files import check_output, write_json
+
+FORMAT = 2
+FEATURES_FOLDER = "features"
+
+AnyModel = Model | Path | str
+AnyProtocol = Protocol | Path | str
+
+
+@overload
+def evaluate(
+    model: AnyModel,
+    protocol: AnyProtocol | Sequence[AnyProtocol],
+    *,
+    device: str = ...,
+    preprocessing: Preprocessing | None = ...,
+    batch_size: int = ...,
+    workers: int | None = ...,
+    runtime: str | None = ...,
+    flip: bool = ...,
+    bootstrap: int = ...,
+    seed: int = ...,
+    progress: bool = ...,
+) -> list[Metric]: ...
+@overload
+def evaluate(
+    model: Mapping[str, AnyModel],
+    protocol: AnyProtocol | Sequence[AnyProtocol],
+    *,
+    device: str = ...,
+    preprocessing: Preprocessing | None = ...,
+    batch_size: int = ...,
+    workers: int | None = ...,
+    runtime: str | None = ...,
+    flip: bool = ...,
+    bootstrap: int = ...,
+    seed: int = ...,
+    progress: bool = ...,
+) -> list[MetricComparison]: ...
+def evaluate(
+    model: AnyModel | Mapping[str, AnyModel],
+    protocol: AnyProtocol | Sequence[AnyProtocol],
+    *,
+    device: str = "auto",
+    preprocessing: Preprocessing | None = None,
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    runtime: str | None = None,
+    flip: bool = True,
+    bootstrap: int = REPLICATES,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Metric] | list[MetricComparison]:
+    """Measure one model, or compare several, on evaluation sets.
+
+    Args:
+        model: a model, or what `load_model` opens; or several by name, which are compared.
+        protocol: what `find_protocols` finds, such as "lfw.bin" or an IJB folder; a `Protocol`; or several of these.
+        device: "auto", "cpu", "cuda", ...
+        preprocessing: input that files from elsewhere expect.
+        batch_size: images per forward pass.
+        workers: threads that read images; None uses all cores.
+        runtime: as for `run_protocols`.
+        flip: add the embedding of the mirror image, as the published protocols do.
+        bootstrap: number of bootstrap replicates.
+        seed: of the bootstrap.
+        progress: show the progress on stderr.
+
+    Returns:
+        the metrics of one model, with values and intervals; or of several the comparison by each metric.
+
+    Raises:
+        FaceBonesError: a model or a set cannot be used; in one line.
+    """
+    models = model if isinstance(model, Mapping) else {"model": model}
+    results = _measure(
+        models,
+        _protocols(protocol),
+        device=device,
+        preprocessing=preprocessing,
+        batch_size=batch_size,
+        workers=workers,
+        runtime=runtime,
+        flip=flip,
+        bootstrap=bootstrap,
+        seed=seed,
+        progress=progress,
+    )[1]
+    if isinstance(model, Mapping):
+        return [metric for result in results for metric in result.metrics]
+    return [metric for result in results for metric in result.of("model")]
+
+
+def run_protocols(
+    models: Mapping[str, AnyModel],
+    protocols: Sequence[Protocol],
+    *,
+    output: Path | None = None,
+    backbone: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    device: str = "auto",
+    runtime: str | None = None,
+    flip: bool = True,
+    bootstrap: int = REPLICATES,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure models by protocols, test their differences, and write one result file for each protocol.
+
+    Args:
+        models: name -> a model, or what `load_model` opens.
+        protocols: the data sets, such as those of `find_protocols`.
+        output: folder for the result files and the scores; protocols that keep features write them into `features`,
+            where a stopped pass resumes and a later evaluation of the same models finds them. None writes nothing.
+        backbone: backbone of a file that does not state it; with one model only.
+        preprocessing: input that files from elsewhere expect.
+        batch_size: images per forward pass.
+        workers: threads that read images; None uses all cores.
+        device: "auto", "cpu", "cuda", ...
+        runtime: name of `evaluation.runtimes`; "auto" takes the fastest that embeds like PyTorch; None runs PyTorch,
+            and ONNX files by ONNX Runtime.
+        flip: add the embedding of the mirror image, as the published protocols do.
+        bootstrap: number of bootstrap replicates.
+        seed: of the bootstrap.
+        progress: show the progress on stderr.
+
+    Returns:
+        for each protocol, by name, what its result file holds.
+
+    Raises:
+        FaceBonesError: a model or a set cannot be used, or the output cannot be written.
+    """
+    _check_sets(protocols)
+    if output is not None:
+        _check_files(output, protocols, list(models))
+    opened, results = _measure(
+        models,
+        protocols,
+        output=output,
+        backbone=backbone,
+        device=device,
+        preprocessing=preprocessing,
+        batch_size=batch_size,
+        workers=workers,
+        runtime=runtime,
+        flip=flip,
+        bootstrap=bootstrap,
+        seed=seed,
+        progress=progress,
+    )
+    described = {name: model.describe() for name, model in opened.items()}
+    options = {"flip": flip, "bootstrap": bootstrap, "seed": seed}
+    contents = {}
+    for protocol in {type(one).name: one for one in protocols}.values():
+        mine = [result for result in results if result.protocol == protocol.name]
+        contents[protocol.name] = result_content(protocol.name, described, options, mine)
+        if output is not None:
+            write_json(output / protocol.file, contents[protocol.name])
+    return contents
+
+
+def result_content(
+    protocol: str, models: Mapping[str, Any], options: Mapping[str, Any], results: Sequence[ProtocolResult]
+) -> dict[str, Any]:
+    """What a result file holds."""
+    from facebones.system.environment import git_revision
+
+    return {
+        "format": FORMAT,
+        "facebones": facebones.__version__,
+        "git_revision": git_revision(),
+        "protocol": protocol,
+        "models": dict(models),
+        "options": dict(options),
+        "results": [result.to_json() for result in results],
+    }
+
+
+def _protocols(given: AnyProtocol | Sequence[AnyProtocol]) -> list[Protocol]:
+    listed = [given] if isinstance(given, Protocol | Path | str) else list(given)
+    found = [[one] if isinstance(one, Protocol) else find_protocols(one) for one in listed]
+    return [one for row in found for one in row]
+
+
+def _measure(
+    models: Mapping[str, AnyModel],
+    protocols: Sequence[Protocol],
+    *,
+    batch_size: int,
+    workers: int | None,
+    runtime: str | None,
+    flip: bool,
+    bootstrap: int,
+    seed: int,
+    progress: bool,
+    output: Path | None = None,
+    **opening: Any,
+) -> tuple[dict[str, Model], list[ProtocolResult]]:
+    """Open the models, embed each image set once, and give its features to the protocols that measure it."""
+    if not models or not protocols:
+        raise ConfigError(f"{len(models)} models and {len(protocols)} evaluation sets; give at least one of both")
+    groups = _by_images(protocols)
+    sources = [group[0].images() for group in groups]
+    opened = open_models(models, **opening)
+    if runtime is not None:
+        from facebones.evaluation.autotune_runtime import with_runtime
+
+        opened = with_runtime(opened, runtime, sources, batch_size=batch_size, flip=flip)
+    results = []
+    for group, source in zip(groups, sources, strict=True):
+        features: dict[str, Features] = embed(
+            opened,
+            source,
+            batch_size=batch_size,
+            workers=workers,
+            image_size=IMAGE_SIZE,
+            flip=flip or any(one.needs_flip for one in group),
+            folder=_features_folder(output, group, groups),
+            progress=progress,
+        )
+        for protocol in group:
+            results += protocol.compare(features, bootstrap=bootstrap, seed=seed, output=output)
+    return opened, results
+
+
+def _by_images(protocols: Sequence[Protocol]) -> list[list[Protocol]]:
+    """Group the protocols that measure the same images, as the 1:1 and 1:N protocols of one IJB folder do."""
+    places = Counter(protocol.path.resolve() for protocol in protocols)
+
+    def images_of(protocol: Protocol) -> str:
+        place = protocol.path.resolve()
+        return f"{place} {protocol.images().fingerprint()}" if places[place] > 1 else str(place)
+
+    keyed = sorted(enumerate(map(images_of, protocols)), key=lambda row: row[1])
+    groups = [[index for index, _ in rows] for _, rows in groupby(keyed, key=lambda row: row[1])]
+    return [[protocols[index] for index in group] for group in sorted(groups)]
+
+
+def _features_folder(
+    output: Path | None, group: Sequence[Protocol], groups: Sequence[Sequence[Protocol]]
+) -> Path | None:
+    if output is None or not any(one.keep_features for one in group):
+        return None
+    keeping = [one for one in groups if any(protocol.keep_features for protocol in one)]
+    folder = output / FEATURES_FOLDER
+    return folder if len(keeping) == 1 else folder / group[0].set
+
+
+def _check_sets(protocols: Sequence[Protocol]) -> None:
+    named = Counter((protocol.name, protocol.set) for protocol in protocols)
+    for (_, name), count in named.items():
+        if count > 1:
+            raise DataError(f"--data: two evaluation sets are called {name}; rename one or evaluate them separately")
+
+
+def _check_files(output: Path, protocols: Sequence[Protocol], models: Sequence[str]) -> None:
+    """Refuse an output where a file cannot be written, or where two sets would write one file."""
+    files = Counter(file for protocol in protocols for file in protocol.files(models))
+    if twice := [file for file, count in files.items() if count > 1]:
+        raise ConfigError(f"{output}: two sets would write {twice[0]}; give each its own output")
+    check_output(output, [*{protocol.file: None for protocol in protocols}, *files])

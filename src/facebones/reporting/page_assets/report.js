@@ -1,0 +1,343 @@
+// The interactive part of the page. All plots are drawn from one state, so they always agree.
+"use strict";
+(() => {
+  const PRINT_SIZE = { width: 660, height: 380 };
+  const ROOM_FOR_NAMES = 560; // pixels of a plot's width
+  const MOST_NAMES = 8;
+
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const off = new Set(); // indices of the backbones that are switched off
+  const root = document.documentElement;
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const byId = (id) => document.getElementById(id);
+  const darkSystem = matchMedia("(prefers-color-scheme: dark)");
+  const paper = matchMedia("print");
+  const touch = matchMedia("(pointer: coarse)").matches;
+  const looks = all(".chip .look");
+  const probe = document.body.appendChild(document.createElement("span"));
+  probe.hidden = true;
+
+  // Words and numbers -------------------------------------------------------------------------------------------
+
+  // Plotly interprets some HTML and %{...} in its texts; a name is shown literally.
+  const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "%": "&#37;", "{": "&#123;", $: "&#36;" };
+  const plain = (name) => name.replace(/[&<>%{$]/g, (letter) => ESCAPES[letter]);
+  const percent = (rate) => `${(100 * rate).toFixed(2)} %`;
+  const short = (value) => {
+    for (const [size, unit] of [[1e9, " G"], [1e6, " M"], [1e3, " k"]]) {
+      if (value >= size) return (value / size).toPrecision(4) + unit;
+    }
+    return String(Number(value.toPrecision(4)));
+  };
+  const colour = (name) => {
+    probe.style.color = `var(--${name})`;
+    return getComputedStyle(probe).color;
+  };
+  const lookColour = (model) => getComputedStyle(looks[model]).color;
+  const isOn = (model) => !off.has(model);
+
+  // What all plots share ----------------------------------------------------------------------------------------
+
+  function axis(title, more) {
+    return {
+      title: { text: plain(title), standoff: 10 }, gridcolor: colour("grid"), linecolor: colour("rule"), zeroline: false,
+      tickcolor: colour("rule"), automargin: true, ...more,
+    };
+  }
+
+  function layout(key, xaxis, yaxis) {
+    const ink = colour("ink");
+    return {
+      ...(isPrinting() ? PRINT_SIZE : { autosize: true }),
+      paper_bgcolor: colour("surface"), plot_bgcolor: colour("surface"),
+      font: { color: ink, size: 13, family: getComputedStyle(document.body).fontFamily },
+      margin: { l: 56, r: 20, t: 20, b: 48 }, showlegend: false, hovermode: "closest",
+      hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("control"), font: { color: ink }, align: "left", namelength: -1 },
+      dragmode: touch ? false : "zoom", // a finger scrolls the page
+      uirevision: key, xaxis, yaxis,
+    };
+  }
+
+  const CONFIG = { displayModeBar: false, displaylogo: false, responsive: true, showTips: false, doubleClick: "reset" };
+
+  function show(plot, traces, itsLayout, words) {
+    Plotly.react(plot, traces, itsLayout, CONFIG);
+    plot.setAttribute("aria-label", words);
+    plot.closest("figure").querySelector("figcaption").textContent = words;
+    if (!plot.dataset.listens) {
+      plot.dataset.listens = "yes";
+      plot.on("plotly_click", ({ points }) => {
+        const model = points[0].data.meta;
+        if (Number.isInteger(model)) setModels([model], false);
+      });
+    }
+  }
+
+  const isPrinting = () => paper.matches || "printing" in root.dataset;
+
+  // Accuracy against cost ---------------------------------------------------------------------------------------
+
+  // As facebones.reporting.results.pareto_front.
+  function paretoFront(points, sign) {
+    const front = [];
+    for (const point of [...points].sort((a, b) => a.cost - b.cost || sign * (b.mean - a.mean))) {
+      if (!front.length || sign * (point.mean - front.at(-1).mean) > 0) front.push(point);
+    }
+    return front;
+  }
+
+  function drawCost(plot) {
+    const metric = data.metrics[byId("cost-metric").value];
+    const cost = data.costs[byId("cost-axis").value];
+    const isKnown = (model) => metric.values[model] && cost.values[model] !== null;
+    const points = data.models.map((_, model) => model).filter((model) => isOn(model) && isKnown(model))
+      .map((model) => ({ model, cost: cost.values[model], ...metric.values[model] }));
+    const front = paretoFront(points, metric.higher_is_better ? 1 : -1);
+    const log = byId("cost-log").checked;
+    const width = isPrinting() ? PRINT_SIZE.width : plot.clientWidth;
+    const isNamed = width >= ROOM_FOR_NAMES && points.length <= MOST_NAMES;
+    const side = (point) => (isNamed ? nameSide(point, points, log) : "");
+    const traces = [frontTrace(front), ...points.map((point) => pointTrace(point, metric, cost, side(point)))];
+    const ticks = log ? { type: "log", tickvals: logTicks(points, width) } : { type: "linear", rangemode: "tozero", nticks: 7 };
+    const title = cost.name === "macs" ? "MACs (FLOPs = 2 × MACs)" : cost.title;
+    const x = axis(title, { tickformat: "~s", ...ticks });
+    const unknown = data.models.filter((model, place) => isOn(place) && !isKnown(place)).map((model) => model.name);
+    const key = [metric.title, cost.name, log].join("|");
+    show(plot, traces, layout(key, x, axis(`${metric.title} (%)`)), costWords(metric, cost, points, front, unknown));
+  }
+
+  // 1, 2 and 5 in each decade, or fewer if there is no room.
+  function logTicks(points, width) {
+    if (!points.length) return [];
+    const costs = points.map((point) => point.cost);
+    const first = Math.floor(Math.log10(Math.min(...costs)));
+    const last = Math.ceil(Math.log10(Math.max(...costs)));
+    const steps = [[1, 2, 5], [1, 3], [1]].find((some) => some.length * (last - first + 1) * 55 < width) ?? [1];
+    const ticks = [];
+    for (let power = first; power <= last; power += 1) ticks.push(...steps.map((step) => step * 10 ** power));
+    return ticks;
+  }
+
+  // A name is placed on the side that has room.
+  function nameSide(point, points, log) {
+    const place = (cost) => (log ? Math.log(cost) : cost);
+    const [first, last] = [Math.min, Math.max].map((end) => end(...points.map((one) => place(one.cost))));
+    return place(point.cost) > (first + last) / 2 ? "top left" : "top right";
+  }
+
+  function frontTrace(front) {
+    return {
+      x: front.map((point) => point.cost), y: front.map((point) => 100 * point.mean), mode: "lines", hoverinfo: "skip",
+      line: { color: colour("control"), width: 1.5, dash: "dot", shape: "hv" }, cliponaxis: false,
+    };
+  }
+
+  function pointTrace(point, metric, cost, nameSide) {
+    const name = plain(data.models[point.model].name);
+    const shade = lookColour(point.model);
+    const isBar = point.low !== null;
+    const interval = isBar ? ` [${(100 * point.low).toFixed(2)}, ${(100 * point.high).toFixed(2)}]` : "";
+    const runs = point.runs > 1 ? `<br>mean of ${point.runs} runs` : "";
+    return {
+      x: [point.cost], y: [100 * point.mean], meta: point.model, mode: nameSide ? "markers+text" : "markers",
+      text: [`  ${name}  `], textposition: nameSide || "top right", textfont: { size: 12 }, cliponaxis: false,
+      marker: { color: shade, size: 12, symbol: data.models[point.model].marker, line: { color: colour("surface"), width: 1 } },
+      error_y: {
+        visible: isBar, type: "data", symmetric: false, color: shade, thickness: 1.5, width: 5,
+        array: [isBar ? 100 * (point.high - point.mean) : 0], arrayminus: [isBar ? 100 * (point.mean - point.low) : 0],
+      },
+      hovertemplate: `<b>${name}</b><br>${plain(metric.title)} ${plain(percent(point.mean) + interval)}`
+        + `<br>${plain(cost.title)}: ${short(point.cost)}${runs}<extra></extra>`,
+    };
+  }
+
+  function costWords(metric, cost, points, front, unknown) {
+    const missing = unknown.length ? ` Not shown, because one of the two is unknown: ${unknown.join(", ")}.` : "";
+    if (!points.length) return `${metric.title} against ${cost.title}: no backbone to show.${missing}`;
+    const best = front.at(-1);
+    const names = front.map((point) => data.models[point.model].name).join(", ");
+    return `${metric.title} against ${cost.title} of ${points.length} backbones. Best is ${data.models[best.model].name} with `
+      + `${percent(best.mean)} at ${short(best.cost)}. Pareto front: ${names}.${missing}`;
+  }
+
+  // Lines -------------------------------------------------------------------------------------------------------
+
+  function drawLines(plot) {
+    const chart = data.plots.find((one) => one.key === plot.dataset.key);
+    const lines = chart.lines.filter((line) => isOn(line.model));
+    const x = axis(chart.x, chart.log ? { type: "log", exponentformat: "power", minor: { showgrid: false } } : {});
+    if (chart.log) x.dtick = 1;
+    const traces = lines.map((line) => lineTrace(chart, line));
+    show(plot, traces, layout(chart.key, x, axis(chart.y)), lineWords(chart, lines));
+  }
+
+  function lineTrace(chart, line) {
+    const look = data.models[line.model];
+    const value = line.value === null || !chart.best ? "" : `<br>${chart.measure} ${plain(shown(chart, line.value))}`;
+    return {
+      x: line.x, y: chart.percent ? line.y.map((rate) => (rate === null ? null : 100 * rate)) : line.y, meta: line.model,
+      mode: line.x.length <= 12 ? "lines+markers" : "lines", marker: { symbol: look.marker, size: 7 },
+      line: { color: lookColour(line.model), dash: look.dash, width: 2, shape: chart.steps ? "hv" : "linear" },
+      hovertemplate: `<b>${plain(line.run)}</b><br>${plain(chart.x)} %{x:.4~g}<br>${plain(chart.y)} %{y:.4~f}${value}<extra></extra>`,
+    };
+  }
+
+  const shown = (chart, value) => (chart.percent && chart.measure !== "area under the curve" ? percent(value) : short(value));
+
+  function lineWords(chart, lines) {
+    const isSame = chart.title.toLowerCase() === chart.y;
+    const what = `${chart.title}${isSame ? "" : `: ${chart.y}`} against ${chart.x}`;
+    const models = [...new Set(lines.map((line) => line.model))];
+    if (!models.length) return `${what}: no backbone to show.`;
+    const count = `${models.length} ${models.length === 1 ? "backbone" : "backbones"}`;
+    const means = models.map((model) => [model, mean(lines.filter((line) => line.model === model))]).filter((pair) => pair[1] !== null);
+    if (!chart.best || !means.length) return `${what}, of ${count}.`;
+    means.sort((a, b) => (chart.best === "highest" ? b[1] - a[1] : a[1] - b[1]));
+    const named = ([model, value]) => `${data.models[model].name} (${shown(chart, value)})`;
+    const last = means.length > 1 ? `; the worst has ${named(means.at(-1))}` : "";
+    return `${what}, of ${count}. The best mean ${chart.measure} has ${named(means[0])}${last}.`;
+  }
+
+  function mean(lines) {
+    const values = lines.map((line) => line.value).filter((value) => value !== null);
+    return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
+  }
+
+  // Switches ----------------------------------------------------------------------------------------------------
+
+  function setModels(models, on) {
+    for (const model of models) {
+      if (on) off.delete(model); else off.add(model);
+    }
+    const left = data.models.length - off.size;
+    const who = models.length === 1 ? data.models[models[0]].name : "All backbones";
+    byId("status").textContent = `${who} switched ${on ? "on" : "off"}; ${left} of ${data.models.length} are shown.`;
+    draw();
+  }
+
+  function draw() {
+    for (const input of all(".chip input")) input.checked = isOn(Number(input.dataset.model));
+    for (const row of all("tr[data-models]")) {
+      row.classList.toggle("off", row.dataset.models.split(" ").some((model) => model && off.has(Number(model))));
+    }
+    for (const part of all(".heat [data-model]")) part.hidden = off.has(Number(part.dataset.model));
+    all(".heat").forEach(nameHeatMap);
+    for (const plot of all(".plot")) (plot.dataset.key === "cost" ? drawCost : drawLines)(plot);
+  }
+
+  function nameHeatMap(map) {
+    const isEmpty = all("tbody tr", map).every((row) => row.hidden);
+    const caption = map.querySelector("figcaption");
+    map.querySelector(".scroll").hidden = isEmpty;
+    caption.textContent = isEmpty ? "No backbone is switched on." : caption.dataset.words;
+  }
+
+  function showHeatMap() {
+    const chosen = Number(byId("heat-metric").value);
+    all(".heat").forEach((map, place) => { map.hidden = place !== chosen; });
+  }
+
+  // Scrolling ---------------------------------------------------------------------------------------------------
+
+  // The style sheet fades the edges that hide more content.
+  function markMore(place) {
+    const { scrollLeft, scrollTop, scrollWidth, scrollHeight, clientWidth, clientHeight } = place;
+    const hidden = {
+      left: scrollLeft, right: scrollWidth - clientWidth - scrollLeft, up: scrollTop, down: scrollHeight - clientHeight - scrollTop,
+    };
+    const more = Object.keys(hidden).filter((side) => hidden[side] >= 2); // pixels; less is rounding
+    if (more.length) place.dataset.more = more.join(" "); else delete place.dataset.more;
+  }
+
+  function watchMore(place) {
+    const sizes = new ResizeObserver(() => markMore(place));
+    for (const part of [place, ...place.children]) sizes.observe(part);
+    place.addEventListener("scroll", () => markMore(place), { passive: true });
+  }
+
+  // Tables ------------------------------------------------------------------------------------------------------
+
+  function makeSortable(table) {
+    all("thead th", table).forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      button.addEventListener("click", () => sort(table, head, column));
+      head.append(button);
+    });
+  }
+
+  function sort(table, head, column) {
+    const falls = head.getAttribute("aria-sort") === "ascending";
+    const isNumber = head.classList.contains("number");
+    const value = (row) => row.cells[column].dataset.value;
+    const compare = (a, b) => (isNumber ? Number(a) - Number(b) : a.localeCompare(b, "en", { numeric: true }));
+    const rows = all("tbody tr", table).sort((a, b) => {
+      const [first, second] = [value(a), value(b)];
+      if (first === undefined || second === undefined) return (first === undefined) - (second === undefined); // last
+      return falls ? compare(second, first) : compare(first, second);
+    });
+    table.tBodies[0].append(...rows);
+    for (const other of all("thead th", table)) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", falls ? "descending" : "ascending");
+  }
+
+  // Theme, print, copy ------------------------------------------------------------------------------------------
+
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : darkSystem.matches);
+
+  function nameTheme() {
+    byId("theme").textContent = isDark() ? "Light theme" : "Dark theme";
+  }
+
+  function changeTheme() {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    nameTheme();
+    draw();
+  }
+
+  async function copyCommand() {
+    let words = "Copied.";
+    try {
+      await navigator.clipboard.writeText(byId("command").textContent);
+    } catch {
+      getSelection().selectAllChildren(byId("command"));
+      words = "Selected; press Ctrl+C or Cmd+C.";
+    }
+    byId("copied").textContent = words;
+  }
+
+  function begin() {
+    root.classList.add("script");
+    all(".sortable").forEach(makeSortable);
+    all(".scroll, .chips").forEach(watchMore);
+    for (const input of all(".chip input")) {
+      input.addEventListener("change", () => setModels([Number(input.dataset.model)], input.checked));
+    }
+    const everyone = data.models.map((_, model) => model);
+    byId("all").addEventListener("click", () => setModels(everyone, true));
+    byId("none").addEventListener("click", () => setModels(everyone, false));
+    for (const head of all(".heat th[data-model]")) {
+      head.title = `Switch ${head.textContent.trim()} off`;
+      head.addEventListener("click", () => setModels([Number(head.dataset.model)], false));
+    }
+    for (const id of ["cost-metric", "cost-axis", "cost-log"]) {
+      byId(id)?.addEventListener("change", () => drawCost(document.querySelector('[data-key="cost"]')));
+    }
+    if (byId("heat-metric")) {
+      byId("heat-metric").addEventListener("change", showHeatMap);
+      showHeatMap();
+    }
+    byId("theme").addEventListener("click", changeTheme);
+    byId("copy")?.addEventListener("click", copyCommand);
+    darkSystem.addEventListener("change", () => { nameTheme(); draw(); });
+    paper.addEventListener("change", draw);
+    addEventListener("beforeprint", () => { root.dataset.printing = ""; draw(); });
+    addEventListener("afterprint", () => { delete root.dataset.printing; draw(); });
+    new ResizeObserver(([bar]) => { root.style.scrollPaddingTop = `${bar.target.offsetHeight + 12}px`; }).observe(byId("models"));
+    nameTheme();
+    draw();
+  }
+
+  begin();
+})();
