@@ -14,8 +14,10 @@ import sys
 import time
 
 import pytest
+import yaml
 from onnx import TensorProto, helper
 
+from facebones import recipe
 from facebones.cli.main import main
 from facebones.data.pair_bins import write_pairs
 from facebones.errors import ConfigError, DataError, RunError
@@ -145,6 +147,7 @@ DIFFERENT = {
         {"optimizer.learning_rate": "0.5"},
         r"0\.006, and the study says 0\.5",
     ),
+    "training.epochs": (lambda run: None, {"training.epochs": "2"}, "epochs 1, and the study says 2; set"),
     "data of images": (lambda run: {"data": {**run.data, "images": 3}}, {}, "images 3, and the study says 28"),
 }
 
@@ -169,6 +172,48 @@ def test_what_decides_no_weight_may_change(write, tmp_path):
     run.folder.write_recipe(run.recipe)
     free = {"data.workers": "1", "log.every": "7", "validation.sets": "", "training.checkpoint_every": "9"}
     assert make_plan(load_study(write(), overrides=free), tmp_path / "out").runs[0].state == "unfinished"
+
+
+@pytest.fixture
+def older_run(write, tmp_path):
+    """Begin a run, as by a version without the fields named."""
+
+    def begin(*fields):
+        (run,) = make_plan(load_study(write()), tmp_path / "out").runs
+        sections = run.recipe.to_dict()
+        for section, _, key in (field.partition(".") for field in fields):
+            del sections[section][key]
+        run.folder.path.mkdir(parents=True)
+        run.folder.config.write_text(yaml.safe_dump(sections))
+        return run
+
+    return begin
+
+
+def test_a_field_that_an_older_run_lacks_takes_its_default(older_run, write, tmp_path):
+    older_run("optimizer.beta1", "data.max_unreadable", "training.accumulation_steps")
+    assert make_plan(load_study(write()), tmp_path / "out").runs[0].state == "unfinished"
+
+
+def test_an_older_run_that_computed_otherwise_is_continued_as_it_began_only_if_that_is_accepted(
+    older_run, write, tmp_path, monkeypatch
+):
+    run = older_run("optimizer.decay_norm_and_prelu")
+    meant = recipe.older_meaning
+    monkeypatch.setattr(
+        recipe, "older_meaning", lambda name: False if name == "optimizer.decay_norm_and_prelu" else meant(name)
+    )
+    before = times(tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"optimizer\.decay_norm_and_prelu existed.*False.*True.*--accept-version"):
+        make_plan(load_study(write()), tmp_path / "out")
+    same = make_plan(load_study(write(), overrides={"optimizer.decay_norm_and_prelu": "false"}), tmp_path / "out")
+    (accepted,) = make_plan(load_study(write()), tmp_path / "out", accept_version=True).runs
+    assert accepted.state == same.runs[0].state == "unfinished" and times(tmp_path / "out") == before
+    accepted.write_lacking_fields()
+    assert recipe.load_config(run.folder.config).optimizer.decay_norm_and_prelu is False
+
+    with pytest.raises(ConfigError, match="epochs 1, and the study says 2"):
+        make_plan(load_study(write(epochs=2)), tmp_path / "out", accept_version=True)
 
 
 BAD = {
