@@ -1,6 +1,7 @@
 """A study as people run it: in a process of its own, with trainings that finish, fail, are stopped and killed."""
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import io
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -28,7 +30,7 @@ from facebones.study.compare import compare, plan_rows, raise_failures
 from facebones.study.display import Display, plan_table, study_table
 from facebones.study.evaluate import check_evaluation
 from facebones.study.launchers.local import child_environment
-from facebones.study.plan import make_plan, versions_here
+from facebones.study.plan import find_sets, make_plan, versions_here
 from facebones.study.record import entry_title
 from facebones.study.study import load_study
 from facebones.synthetic.dataset import synthesize
@@ -424,6 +426,38 @@ def test_what_is_finished_is_measured_once_and_again_where_it_has_changed(finish
         "pairs.json",
         "profile.json",
     }
+
+
+def test_a_measurement_of_an_older_version_stands_until_something_that_decides_it_changes(finished, monkeypatch):
+    """The digest of 0.2.0.dev0 had the version in front; `evaluation` was a mapping."""
+    study, output = finished()
+    content = compare(study, output, device="cpu")
+    weights = {name: weights_of(Path(path)) for name, path in content["models"].items()}
+    sets = [signature(find_sets(study, study.resolved_recipe())[0].path)]
+    decided = ["0.2.0.dev0", "cpu", [[name, [signature(path)]] for name, path in weights.items()], sets]
+    digest = hashlib.sha256(json.dumps(decided).encode()).hexdigest()
+    older = {key: content[key] for key in ("file", "study", "recipe", "models", "runs", "summary")}
+    older |= {"facebones": "0.2.0.dev0", "commit": "0123"}
+    part = {"file": "evaluation/pairs.json", "error": None, "inputs": digest}
+    (output / "study.json").write_text(json.dumps(older | {"evaluation": {"pairs": part}}))
+
+    before = times(output)
+    monkeypatch.setattr("facebones.__version__", "9.0")
+    content = compare(study, output, device="cpu")
+    (entry,) = content["evaluation"]
+    assert times(output) == before and entry["versions"]["facebones"] == "0.2.0.dev0" and content["facebones"] == "9.0"
+
+    os.utime(weights[SMALL])
+    (entry,) = compare(study, output, device="cpu")["evaluation"]
+    assert times(output) != before and entry["versions"]["facebones"] == "9.0"
+
+
+def weights_of(path):
+    return path / "model.safetensors"
+
+
+def signature(path):
+    return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def test_another_runtime_measures_anew_and_is_told(finished):
