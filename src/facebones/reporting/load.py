@@ -38,7 +38,7 @@ from facebones.reporting.words import listed, set_words
 from facebones.run_folder import RunFolder
 
 STUDY_FILE, PROFILE_FILE = "study.json", "profile.json"
-STUDY_FIELDS = ("recipe", "data", "backbones", "seeds", "pair_sets", "ijb")
+STUDY_FIELDS = ("recipe", "data", "backbones", "seeds", "evaluate", "pair_sets", "ijb")
 SHORT_REVISION = 9  # digits
 
 
@@ -211,7 +211,7 @@ class _Reader:
         for entry in entries:
             if entry["kind"] != "model_left_out" or entry["name"] in left_out:
                 self._read_entry(folder, entry)
-        self.commands.append(_study_command(content["study"], folder))
+        self.commands.append(_study_command(content["study"], folder, content.get("plugins", ())))
         self.titles.append(text(content["study"]["name"]))
 
     def _read_entry(self, folder: Path, entry: Mapping[str, Any]) -> None:
@@ -433,13 +433,14 @@ def _whole(value: Any) -> int | None:
     return None if value is None else int(number(value))
 
 
-def _study_command(study: Mapping[str, Any], folder: Path) -> str:
+def _study_command(study: Mapping[str, Any], folder: Path, plugins: Sequence[str]) -> str:
     """The command that repeats the study from nothing but its data."""
     words = ["facebones", "compare", _study_word(study["name"]), "--output", str(folder)]
     for key in STUDY_FIELDS:
         value = study.get(key)
         if value or value == 0:
             words += [f"--{key.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, list) else value]
+    words += [word for name in plugins for word in ("--import", text(name))]
     words += ["--profile", str(study["profile"]["enabled"]).lower()]
     for name, value in study["overrides"].items():
         words += [f"--{name}", value]
