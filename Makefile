@@ -1,28 +1,29 @@
-# Everything from nothing: `make demo` and `make test` on a fresh machine with Python 3.11 or newer.
+# `make demo` and `make test` do all of the set-up, on a machine with Python 3.11 or newer.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two test processes on two cores, each with one thread: more would fight for the cores.
+# One thread for each test process: more threads than cores slow each other down.
 WORKERS ?= auto
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo browser test test-all bench lint types format clean
+.PHONY: help demo browser test test-all bench lint types format wheel clean
 
 help:
 	@echo "make demo      install, then train and compare three small backbones on synthetic faces"
-	@echo "make test      install (a browser too, if there is none), then run the quick tests"
-	@echo "make test-all  the slow tests too"
-	@echo "make bench     the main figures of docs/performance.md, for half an hour; leave the machine alone meanwhile"
-	@echo "make lint      ruff"
+	@echo "make test      install (with a browser if there is none), then run the quick tests"
+	@echo "make test-all  run all tests"
+	@echo "make bench     run the main benchmarks of docs/performance.md; half an hour on an idle machine"
+	@echo "make lint      ruff, and the order of the layers (import-linter)"
 	@echo "make types     mypy"
 	@echo "make format    let ruff rewrite the code"
-	@echo "make clean     remove the environment and what the demo made"
+	@echo "make wheel     build the wheel, install it into an empty environment and train with it"
+	@echo "make clean     remove the environment and what demo and bench wrote"
 
 demo: $(VENV)/installed
 	$(BIN)/facebones demo --output demo
 
-# For the tests of the report's page: any of these, or else Playwright's own.
+# The tests of the report's page need a browser: any of these, or Playwright's.
 browser: $(VENV)/installed-dev
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
 	  { command -v apt-get && { $(SUDO) apt-get install -y chromium || \
@@ -51,6 +52,9 @@ types: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+wheel: $(VENV)/installed-dev
+	PYTHON=$(CURDIR)/$(BIN)/python .ci/wheel
 
 clean:
 	rm -rf $(VENV) demo bench

@@ -1,6 +1,6 @@
-"""The catalogue of the backbones is that of the registry, and what needs only it is quick.
+"""The catalogue of the backbones agrees with the registry, and commands that need only the catalogue are fast.
 
-That its counts are those of the networks is tested where these are built, in tests/backbones.
+tests/backbones compares its counts with those of the networks.
 """
 
 import importlib.util
@@ -74,6 +74,7 @@ def test_timm_models_are_still_counted(monkeypatch, capsys):
     "code",
     [
         "import facebones, facebones.cli.main",
+        "from facebones.backbones.catalogue import catalogued_backbones; catalogued_backbones('r50')",
         "import facebones.cli.main; facebones.cli.main.main(['backbones'])",
         "import facebones.cli.main; facebones.cli.main.main(['backbones', 'nope*'])",
         "import facebones.cli.main; facebones.cli.main.main(['backbones', '--json'])",
@@ -84,6 +85,15 @@ def test_no_heavy_import(code):
     code = f"import sys; {code}; sys.exit(', '.join({HEAVY} & sys.modules.keys()) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_lookup_imports_only_its_family():
+    code = (
+        "import sys; from facebones.backbones import lookup_backbone; lookup_backbone('r50');"
+        "names = {name.rpartition('.')[2] for name in sys.modules if name.startswith('facebones.backbones.')};"
+        "sys.exit(0 if 'iresnet' in names and not names & {'edgeface', 'mixfacenet', 'study', 'timm_models'} else 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(("words", "seconds"), [(["--help"], 0.3), (["backbones"], 0.4)])

@@ -103,17 +103,49 @@ def test_help_of_train_names_the_fields_of_a_recipe(capsys):
     assert "--optimizer.learning_rate VALUE" in capsys.readouterr().out
 
 
-def test_every_command_line_in_the_readme_is_understood():
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
+
+
+def command_lines(page):
+    """The lines of a page's code blocks that call facebones."""
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("facebones ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_line_in_the_documentation_is_understood(page, capsys):
     from facebones.cli.main import _parse
 
-    readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    lines = [line for line in readme.splitlines() if line.startswith("facebones ")]
-    assert len(lines) >= 12
-    for line in lines:
-        _parse(shlex.split(line, comments=True)[1:])
-    assert {COMMANDS[name].help for name in COMMANDS} == {
-        _parse(shlex.split(line, comments=True)[1:]).command.help for line in lines
-    }
+    for words in command_lines(page):
+        _parse(words)
+    assert capsys.readouterr().err == ""  # no old names
+
+
+def test_the_documentation_shows_every_command():
+    from facebones.cli.main import _parse
+
+    shown = {_parse(words).command_name for page in PAGES for words in command_lines(page)}
+    assert shown == set(COMMANDS)
+    assert len(command_lines(ROOT / "README.md")) >= 8
+
+
+def test_links_in_the_readme_are_absolute_and_lead_to_files():
+    """The package page shows the README, too."""
+    here = "https://github.com/facebones/facebones/blob/main/"
+    raw = "https://raw.githubusercontent.com/facebones/facebones/main/"
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 10
+    for link in links:
+        assert link.startswith("https://")
+        if link.startswith((here, raw)):
+            assert (ROOT / link.removeprefix(here).removeprefix(raw)).is_file(), link
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_links_between_pages_lead_to_files(page):
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / link).exists(), link
 
 
 # --------------------------------------------------------------------------------------------------- bad input

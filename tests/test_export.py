@@ -1,4 +1,4 @@
-"""Export: every backbone in ONNX answers as in torch; 8 bits; what is refused, and that nothing is left then."""
+"""Export: every backbone gives the same embeddings in ONNX as in torch; 8 bits; refusals leave no file behind."""
 
 import json
 import os

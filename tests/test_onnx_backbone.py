@@ -1,4 +1,4 @@
-"""ONNX files as backbones: ours, others', batch-1 ones, and hostile ones."""
+"""ONNX files as backbones: exported by us, by other tools, with a fixed batch of 1, and hostile ones."""
 
 import json
 import sys

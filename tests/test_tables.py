@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from facebones.reporting.console import format_interval, mark_best, print_table
+from facebones.reporting.console import mark_best, print_table
+from facebones.reporting.words import percent_interval
 
 
 @pytest.mark.parametrize(
@@ -21,13 +22,13 @@ from facebones.reporting.console import format_interval, mark_best, print_table
     ],
 )
 def test_interval_in_percent(interval, text):
-    assert format_interval(*interval) == text
+    assert percent_interval(*interval) == text
 
 
 @pytest.mark.parametrize("ends", [(0.6, 0.5), (float("nan"), 0.5), (0.5, float("nan"))])
 def test_what_is_no_interval_is_refused(ends):
-    with pytest.raises(ValueError, match="no interval"):
-        format_interval(0.5, *ends)
+    with pytest.raises(ValueError, match="not an interval"):
+        percent_interval(0.5, *ends)
 
 
 def test_marks_of_a_column(capsys):

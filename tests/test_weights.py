@@ -1,4 +1,4 @@
-"""Files of weights from strangers: what does not fit is refused in one line that names the file."""
+"""Untrusted files of weights: a file that does not fit is refused in one line that names it."""
 
 import json
 from pathlib import Path
@@ -83,6 +83,13 @@ def test_a_state_dict_that_is_not_one_of_weights(tmp_path, weights, change, mess
     with pytest.raises(CheckpointError) as error:
         load_backbone(tmp_path / "x.pth", NAME)
     assert str(error.value).startswith(str(tmp_path / "x.pth")) and message in str(error.value)
+
+
+def test_loading_leaves_the_random_state_as_it_was(tmp_path, weights):
+    torch.save(weights, tmp_path / "x.pth")
+    before = torch.get_rng_state()
+    load_backbone(tmp_path / "x.pth", NAME)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_half_precision_weights_are_taken(tmp_path, weights):

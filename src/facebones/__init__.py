@@ -1,15 +1,51 @@
-"""facebones: train and compare face-recognition backbones under one fair recipe."""
+"""facebones: train and compare face-recognition backbones under one fair recipe.
+
+The public functions are imported at their first use, so that `import facebones` needs no torch. `docs/api.md` describes
+them.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for editors and type checkers
+    from facebones.backbones import create_backbone as create_backbone
+    from facebones.backbones import list_backbones as list_backbones
+    from facebones.backbones import register_backbone as register_backbone
+    from facebones.data.training_set import register_data_format as register_data_format
+    from facebones.evaluation.models import load_model as load_model
+    from facebones.evaluation.protocol import register_protocol as register_protocol
+    from facebones.evaluation.run import evaluate as evaluate
+    from facebones.exporting import export as export
+    from facebones.heads.registry import register_head as register_head
+    from facebones.profiling.profile import profile as profile
+    from facebones.recipe import load_recipe as load_recipe
     from facebones.reporting.load import load_results as load_results
+    from facebones.study.compare import compare as compare
+    from facebones.training.callbacks import register_callback as register_callback
+    from facebones.training.run import resume as resume
+    from facebones.training.run import train as train
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
-# Where each public name is defined; it is imported at its first use, so that `import facebones` stays without torch.
-_API = {"load_results": "facebones.reporting.load"}
+# Each public name, and the module that defines it.
+_API = {
+    "compare": "facebones.study.compare",
+    "create_backbone": "facebones.backbones",
+    "evaluate": "facebones.evaluation.run",
+    "export": "facebones.exporting",
+    "list_backbones": "facebones.backbones",
+    "load_model": "facebones.evaluation.models",
+    "load_recipe": "facebones.recipe",
+    "load_results": "facebones.reporting.load",
+    "profile": "facebones.profiling.profile",
+    "register_backbone": "facebones.backbones",
+    "register_callback": "facebones.training.callbacks",
+    "register_data_format": "facebones.data.training_set",
+    "register_head": "facebones.heads.registry",
+    "register_protocol": "facebones.evaluation.protocol",
+    "resume": "facebones.training.run",
+    "train": "facebones.training.run",
+}
 __all__ = ["__version__", *_API]  # noqa: PLE0604 (strings all the same)
 
 

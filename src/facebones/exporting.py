@@ -40,8 +40,8 @@ def export(
     *,
     backbone: str | None = None,
     fold_preprocessing: bool = False,
-    calibration: Calibration | None = None,
-    data: Sequence[Path] = (),
+    calibration: Calibration | str | Path | None = None,
+    data: Sequence[str | Path] = (),
     batch_size: int = 128,
 ) -> dict[str, Any]:
     """Write a trained backbone as an ONNX file with a free batch size and all weights inside.
@@ -54,7 +54,7 @@ def export(
         backbone: its name, if the file does not state it.
         fold_preprocessing: the graph takes uint8 RGB pixels (B, 112, 112, 3) and scales them; otherwise it takes scaled
             images (B, 3, 112, 112) float32.
-        calibration: quantise the file to 8 bits, with activation ranges from these images.
+        calibration: images for activation ranges (a training set or `.bin` pair set): quantise the file to 8 bits.
         data: pair sets, or folders of them. Their faces join the comparison with torch; with `calibration`, the
             accuracy on each set is measured in fp32 and int8.
         batch_size: images per forward pass in that measurement.
@@ -69,13 +69,15 @@ def export(
         CheckpointError, DataError: weights or images are missing or broken.
         RunError: the network cannot be exported, or its embeddings differ too much from torch's.
     """
-    model, output = Path(model), Path(output)
+    output = Path(output)
     _check(output)
-    network, path = load_backbone(model, backbone)
-    sets = [read_pairs(file) for file in pair_set_files(data)]
+    network, path = load_backbone(Path(model), backbone)
+    sets = [read_pairs(file) for file in pair_set_files([Path(item) for item in data])]
     for pair_set in sets:
         check_pair_set(pair_set)
     faces = {pair_set.name: _first_faces(pair_set) for pair_set in sets}
+    if isinstance(calibration, str | Path):
+        calibration = Calibration(Path(calibration))
     drawn = calibration.draw() if calibration else []
     form = PIXEL_INPUT if fold_preprocessing else NETWORK_INPUT
     metadata = _metadata(network, path, form)

@@ -99,7 +99,9 @@ def test_the_command_lists_it_with_its_counts(plugin, capsys):
 
 def test_it_is_profiled_its_memory_too_which_another_process_measures(plugin):
     plugin()
+    before = torch.get_rng_state()
     (row,) = profile("my_net", Conditions(device="cpu", threads=1, batch_size=1, seconds=0.01))["networks"]
+    assert torch.equal(torch.get_rng_state(), before)
     assert (row["family"], row["macs"], row["parameters"]) == ("my_file", MACS, PARAMETERS)
     assert row["latency_p50_ms"] > 0
     assert row["peak_memory_bytes"] is None or row["peak_memory_bytes"] > 4 * PARAMETERS / 2

@@ -1,4 +1,4 @@
-"""Figures as they are drawn, what is asked of every picture, and results for the page."""
+"""Figures as they are drawn, checks of every plot, and results for the page."""
 
 import itertools
 from pathlib import Path
@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from facebones.reporting.results import Cost, Results, Run
-from facebones.reporting.results import Figure as ResultFigure
+from facebones.reporting.results import Cost, EvaluatedSet, MetricResult, Results, Run
 from facebones.reporting.tables import Cell, Table
 from facebones.statistics.curves import roc
+
+LFW = EvaluatedSet("pairs", "lfw")
+SEARCHES = EvaluatedSet("ijb_identification", "faces")
 
 
 @pytest.fixture
@@ -29,8 +31,8 @@ def drawn(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def assert_is_picture():
-    """That a file can be read as a picture with something on it, and nothing temporary is left beside it."""
+def assert_is_image():
+    """That a file can be read as an image with something on it, and nothing temporary is left beside it."""
 
     def check(path):
         image = cv2.imread(str(path))
@@ -43,7 +45,7 @@ def assert_is_picture():
 
 @pytest.fixture(scope="session")
 def assert_all_is_readable():
-    """That no text of a picture of curves is cut, and the legend is whole, below the axes and their labels."""
+    """That no text of a plot of curves is cut, and the legend is whole, below the axes and their labels."""
 
     def check(figure):
         (axes,), (legend,) = figure.axes, figure.legends
@@ -77,7 +79,7 @@ def _page_run(backbone, seed, **changes):
     return Run(**fields | changes)
 
 
-def _page_figure(where, name, kind, runs, backbones):
+def _page_metric(where, name, runs, backbones, **more):
     """Worse from one backbone to the next; the first differs from all others, which are alike."""
     values = {run.name: 0.95 - 0.05 * backbones.index(run.backbone) - 0.001 * run.seed for run in runs}
     comparisons = [
@@ -90,7 +92,8 @@ def _page_figure(where, name, kind, runs, backbones):
         for first, second in itertools.combinations(runs, 2)
     ]
     intervals = {run: {"low": value - 0.02, "high": value + 0.02} for run, value in values.items()}
-    return ResultFigure(where=where, name=name, kind=kind, values=values, intervals=intervals, comparisons=comparisons)
+    measured = {"values": values, "intervals": intervals, "comparisons": comparisons, "main": True}
+    return MetricResult(**where._asdict(), name=name, **measured, **more)
 
 
 @pytest.fixture(scope="session")
@@ -110,12 +113,12 @@ def page_results():
                 name: Cost(parameters=1000 * 4**place, macs=5_000_000 * 3**place, latency_ms=1.5 + place)
                 for place, name in enumerate(reversed(backbones))
             },
-            "figures": [
-                _page_figure("lfw", "accuracy", "pairs", runs, backbones),
-                _page_figure("faces 1:N", "Rank-1", "identification", runs, backbones),
+            "metrics": [
+                _page_metric(LFW, "accuracy", runs, backbones, chance=0.5),
+                _page_metric(SEARCHES, "rank", runs, backbones, at={"rank": 1}),
             ],
-            "curves": {"lfw": {run.name: roc(is_same + draw.normal(size=200), is_same) for run in runs}},
-            "cmc": {"faces 1:N": {run.name: list(np.linspace(0.5, 1, 30)) for run in runs}},
+            "curves": {LFW: {run.name: roc(is_same + draw.normal(size=200), is_same) for run in runs}},
+            "cmc": {SEARCHES: {run.name: list(np.linspace(0.5, 1, 30)) for run in runs}},
             "conditions": {"processor": "a slide rule"},
             "recipe": {"optimizer": {"momentum": 0.875}},
             "notes": [],

@@ -36,7 +36,7 @@ def make_run(folder, backbone=SMALL, seed=0, *, accuracy=0.95, sets=("lfw",), do
         seed: of the training.
         accuracy: the final one, of each set.
         sets: that were validated.
-        done: whether there are final figures; else the run was stopped after two steps.
+        done: whether there are final metrics; else the run was stopped after two steps.
         best: accuracy of each set at half of the steps.
         data: fingerprint of the training data.
         recipe: "section__field" to value.
@@ -68,13 +68,15 @@ def interval(low, high):
     return {"low": low, "high": high, "level": 0.95, "method": "bootstrap", "resampled": "pairs", "replicates": 100}
 
 
-def figure_json(name, values, p=0.001):
-    """A measured figure: intervals of +- one point, and tests of every two models.
+def metric_json(name, values, p=0.001, *, at=None, **changes):
+    """A measured metric: intervals of +- one point, and tests of every two models.
 
     Args:
-        name: of the figure.
+        name: of the metric.
         values: by model.
         p: of every test, or by (first, second), otherwise 0.001; the same after Holm's correction.
+        at: operating point.
+        changes: of other fields.
     """
     tests = []
     for first, second in combinations(values, 2):
@@ -83,14 +85,22 @@ def figure_json(name, values, p=0.001):
         ends = interval(difference - 0.01, difference + 0.01)
         test = {"first": first, "second": second, "difference": difference, "interval": ends}
         tests.append({**test, "p_value": found, "adjusted": found, "method": "McNemar mid-p"})
-    best = max(values, key=values.get)
     intervals = {model: interval(value - 0.01, value + 0.01) for model, value in values.items()}
-    marks = {"best": best, "not_different_from_best": []}
-    return {"figure": name, "values": dict(values), "intervals": intervals, "comparisons": tests, **marks}
+    marks = {"best": max(values, key=values.get), "not_different_from_best": []}
+    measured = {"values": dict(values), "intervals": intervals, "comparisons": tests, **marks}
+    return {**_identity(name, at), "reason": None, **measured, **changes}
 
 
-def unmeasured_json(name, reason="too few pairs"):
-    return {"figure": name, "values": None, "reason": reason}
+def unmeasured_json(name, reason="too few pairs", *, at=None):
+    nothing = {"values": {}, "intervals": {}, "comparisons": [], "best": None, "not_different_from_best": []}
+    return {**_identity(name, at), "main": False, "reason": reason, **nothing}
+
+
+def _identity(name, at):
+    at = at or {}
+    is_main = name == "accuracy" or at == {"rank": 1}
+    known = {"name": name, "at": at, "rule": "strict" if name in ("tar", "tpir") else ""}
+    return {**known, "higher_is_better": name != "eer", "chance": 0.5 if name == "accuracy" else None, "main": is_main}
 
 
 def models_json(names, backbone=None):
@@ -100,40 +110,65 @@ def models_json(names, backbone=None):
     }
 
 
-def write_pairs(folder, sets, models=None):
+def write_evaluation(path, protocol, sections, models, **changes):
+    """Write the file of an evaluation; `sections` are those of "results" without the protocol."""
+    results = [{"protocol": protocol, "setting": "", "sizes": {}, "curves": {}, **section} for section in sections]
+    known = {"format": 2, "facebones": "0.1.0", "git_revision": None, "protocol": protocol}
+    write(path, {**known, "models": models_json(models), "options": {}, "results": results, **changes})
+
+
+def write_pairs(folder, sets, models=None, **changes):
     """Write pairs.json and the scores.
 
     Args:
         folder: of the evaluation.
-        sets: name to name of the figure to the figure's JSON.
-        models: names, by default those of the accuracy.
+        sets: name to the JSON of its metrics.
+        models: names, by default those of the first metrics.
+        changes: of the file.
     """
-    names = models or list(dict.fromkeys(n for figures in sets.values() for n in figures["accuracy"]["values"]))
+    names = models or list(dict.fromkeys(name for metrics in sets.values() for name in metrics[0]["values"]))
+    files = {name: {model: f"{model}_{name}_scores.npz".replace("/", "_") for model in names} for name in sets}
     sections = [
-        {"set": name, "models": {model: {"set": name, "pairs": 20} for model in names}, "figures": figures}
-        for name, figures in sets.items()
+        {
+            "set": name,
+            "metrics": metrics,
+            "details": {model: {"pairs": 20} for model in names},
+            "curves": {"roc": files[name]},
+        }
+        for name, metrics in sets.items()
     ]
-    write(folder / "pairs.json", {"models": models_json(names), "flip": True, "sets": sections})
+    write_evaluation(folder / "pairs.json", "pairs", sections, names, **changes)
     distance = np.arange(20) / 20
     for name in sets:
-        for model in names:
-            file = folder / f"{model}_{name}_scores.npz".replace("/", "_")
-            np.savez(file, distance=distance, is_same=distance < 0.4)
+        for file in files[name].values():
+            np.savez(folder / file, distance=distance, is_same=distance < 0.4)
     return folder
 
 
-def write_ijb(folder, values, p=0.001, unmeasured=("TAR at FAR 1e-06",)):
-    """Write templates.json and identification.json of a target called IJBC."""
-    names = ("TAR at FAR 1e-05", "TAR at FAR 0.0001", "TAR at FAR 0.001", "AUC", "EER")
-    figures = {name: unmeasured_json(name) for name in unmeasured}
-    figures |= {name: figure_json(name, values, p) for name in names if name not in unmeasured}
-    known = {"target": "ijbc", "data": "/data/IJBC", "images": 9, "templates": 4, "models": models_json(values)}
-    section = {"name": "ijbc N1D1F1", "models": {model: {"pairs": 20} for model in values}, "figures": figures}
-    write(folder / "templates.json", {**known, "verification": [section]})
-    searches = {name: figure_json(name, values, p) for name in ("Rank-1", "Rank-5", "TPIR at FPIR 0.1")}
-    curves = {model: {"probes": 20, "cmc": [value, 1.0]} for model, value in values.items()}
-    section = {"name": "ijbc", "models": curves, "figures": searches}
-    write(folder / "identification.json", {**known, "setting": "N1D1F1", "identification": section})
+def write_ijb(folder, values, p=0.001, unmeasured=(1e-6,), main=1e-4):
+    """Write templates.json and identification.json of a target called IJBC.
+
+    Args:
+        folder: of the evaluation.
+        values: by model.
+        p: see `metric_json`.
+        unmeasured: FARs that could not be measured.
+        main: FAR by which backbones are chosen.
+    """
+    rates = [unmeasured_json("tar", at={"far": far}) for far in unmeasured]
+    rates += [
+        metric_json("tar", values, p, at={"far": far}, main=far == main)
+        for far in (1e-5, 1e-4, 1e-3)
+        if far not in unmeasured
+    ]
+    metrics = [*rates, metric_json("auc", values, p), metric_json("eer", values, p)]
+    where = {"set": "IJBC", "setting": "N1D1F1", "details": {model: {} for model in values}}
+    write_evaluation(folder / "templates.json", "ijb_verification", [{**where, "metrics": metrics}], values)
+    searches = [metric_json("rank", values, p, at={"rank": rank}) for rank in (1, 5)]
+    searches.append(metric_json("tpir", values, p, at={"fpir": 0.1}))
+    curves = {"cmc": {model: [value, 1.0] for model, value in values.items()}}
+    section = {**where, "metrics": searches, "curves": curves}
+    write_evaluation(folder / "identification.json", "ijb_identification", [section], values)
     return folder
 
 
@@ -180,10 +215,10 @@ def make_study(
         unfinished: of those that were stopped.
         to_do: of those that have not begun.
         accuracy: of the backbone's place and the seed.
-        p: see `figure_json`.
+        p: see `metric_json`.
         sets: pair sets.
         name: of the study.
-        failed_parts: of "pairs", "templates IJBC", "identification IJBC" and "profile".
+        failed_parts: of "pairs", "ijb_verification", "ijb_identification" and "profile".
     """
     rows, values = [], {}
     for place, backbone in enumerate(backbones):
@@ -199,32 +234,34 @@ def make_study(
                 make_run(folder / inside, backbone, seed, accuracy=accuracy(place, seed), sets=sets, done=done)
             if done:
                 values[run] = accuracy(place, seed)
-    pairs = {
-        "accuracy": figure_json("accuracy", values, p),
-        "TAR at FAR 0.001": unmeasured_json("TAR at FAR 0.001"),
-        "AUC": figure_json("AUC", values, p),
-        "EER": figure_json("EER", {run: 1 - value for run, value in values.items()}, p),
-    }
+    pairs = [
+        metric_json("accuracy", values, p),
+        unmeasured_json("tar", at={"far": 1e-3}),
+        metric_json("auc", values, p),
+        metric_json("eer", {run: 1 - value for run, value in values.items()}, p),
+    ]
     write_pairs(folder / "evaluation", dict.fromkeys(sets, pairs))
     write_ijb(folder / "evaluation" / "IJBC", values, p)
     write_profile(folder, backbones)
-    files = {
-        "pairs": "evaluation/pairs.json",
-        "templates IJBC": "evaluation/IJBC/templates.json",
-        "identification IJBC": "evaluation/IJBC/identification.json",
-        "profile": "profile.json",
-    }
-    parts = {
-        part: {"file": file, "error": "no memory left" if part in failed_parts else None, "inputs": "0"}
-        for part, file in files.items()
-    }
+    parts = (
+        ("protocol", "pairs", None, "evaluation/pairs.json"),
+        ("protocol", "ijb_verification", "IJBC", "evaluation/IJBC/templates.json"),
+        ("protocol", "ijb_identification", "IJBC", "evaluation/IJBC/identification.json"),
+        ("profile", "profile", None, "profile.json"),
+    )
+    entries = [
+        {"kind": kind, "protocol": protocol, "set": target, "file": file, "inputs": "0"}
+        | {"error": "no memory left" if protocol in failed_parts else None}
+        for kind, protocol, target, file in parts
+    ]
     asked = {"name": name, "recipe": "demo", "overrides": {"training.epochs": "2"}, "backbones": list(backbones)}
     asked |= {"seeds": list(seeds), "data": "faces", "pair_sets": list(sets), "ijb": ["IJBC"]}
     content = {
+        "format": 2,
         "study": {**asked, "profile": {"enabled": True}},
         "models": {row["name"]: str(folder / row["folder"]) for row in rows if row["state"] == "done"},
         "runs": rows,
-        "evaluation": parts,
+        "evaluation": entries,
         "summary": [{"backbone": each, "parameters": PARAMETERS[each], "macs": 7} for each in backbones],
     }
     write(folder / "study.json", content)

@@ -1,4 +1,4 @@
-"""The answer in words, from results made by hand: every sentence says what the figures and tests say."""
+"""The answer in words, from results made by hand: every sentence says what the metrics and tests say."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from facebones.reporting.answer import answer
-from facebones.reporting.results import Cost, Figure, Results, Run
+from facebones.reporting.results import Cost, MetricResult, Results, Run
 
 MACS = {"tiny": 5e6, "small": 90e6, "large": 400e6}
 
 
 def make_results(values, alike=(), macs=MACS, **changes):
-    """Results of one figure; `values` are lists over seeds, and `alike` the two backbones that no test tells apart."""
+    """Results of one metric; `values` are lists over seeds, and `alike` pairs that are not significantly different."""
     runs = [
         Run(name=f"{name}_seed{seed}", backbone=name, seed=seed, folder=Path(name))
         for name, seeds in values.items()
@@ -29,16 +29,18 @@ def make_results(values, alike=(), macs=MACS, **changes):
         }
         for first, second in combinations(runs, 2)
     ]
-    figure = Figure(
-        where="lfw",
+    metric = MetricResult(
+        protocol="pairs",
+        set="lfw",
         name="accuracy",
-        kind="pairs",
+        main=True,
+        chance=0.5,
         values=by_run,
         intervals={name: {"low": value - 0.01, "high": value + 0.01} for name, value in by_run.items()},
         comparisons=comparisons,
     )
     given = {
-        "title": "study", "folders": [], "runs": runs, "figures": [figure], "curves": {}, "cmc": {}, "conditions": {},
+        "title": "study", "folders": [], "runs": runs, "metrics": [metric], "curves": {}, "cmc": {}, "conditions": {},
         "costs": {name: Cost(macs=macs.get(name)) for name in values}, "recipe": {}, "notes": [], "command": "",
     }  # fmt: skip
     return Results(**given | changes)
@@ -47,9 +49,9 @@ def make_results(values, alike=(), macs=MACS, **changes):
 def test_the_best_of_all_comes_first_then_the_best_of_smaller_budgets():
     results = make_results({"tiny": [0.70, 0.71], "small": [0.80, 0.82], "large": [0.90, 0.91]})
     first, second, *_ = answer(results).sentences
-    assert first.startswith("large, at 400 M MACs, is best by lfw accuracy: 90.50% +- 0.71;")
+    assert first.startswith("large, at 400 M MACs, is best by lfw accuracy: 90.50 % ± 0.71;")
     assert "small and tiny are significantly worse" in first
-    assert second.startswith("At up to 150 M MACs, small is best by lfw accuracy: 81.00% +- 1.41;")
+    assert second.startswith("Up to 150 M MACs, small is best by lfw accuracy: 81.00 % ± 1.41;")
     assert "tiny is significantly worse" in second
     assert "large" not in second
 
@@ -67,7 +69,7 @@ def test_what_no_test_tells_apart_is_said_and_the_cheapest_of_it_named():
 def test_a_cheap_winner_leaves_one_sentence_and_no_cheaper_one():
     sentences = answer(make_results({"tiny": [0.95, 0.95], "small": [0.8, 0.8], "large": [0.7, 0.7]})).sentences
     assert sentences == [
-        "tiny, at 5 M MACs, is best by lfw accuracy: 95.00% +- 0.00; small and large are significantly worse."
+        "tiny, at 5 M MACs, is best by lfw accuracy: 95.00 % ± 0.00; small and large are significantly worse."
     ]
 
 
@@ -83,9 +85,9 @@ def test_unknown_costs_and_failed_runs_are_said():
         {"tiny": [0.7, 0.7], "small": [0.8, 0.8], "theirs": [0.9, 0.9]}, runs=[*results.runs, failed]
     )
     sentences = answer(results).sentences
-    assert sentences[0].startswith("theirs is best by lfw accuracy: 90.00%")
-    assert "The MACs of theirs are not known, so no budget counts it." in sentences
-    assert sentences[1].startswith("At up to 20 G MACs, small is best by lfw accuracy: 80.00% +- 0.00; tiny is ")
+    assert sentences[0].startswith("theirs is best by lfw accuracy: 90.00 %")
+    assert "The MACs of theirs are unknown, so no budget includes it." in sentences
+    assert sentences[1].startswith("Up to 20 G MACs, small is best by lfw accuracy: 80.00 % ± 0.00; tiny is ")
     assert "large_seed0 of 7 runs has failed or not finished." in sentences
 
 
@@ -98,13 +100,13 @@ def test_what_an_earlier_evaluation_knows_of_a_lost_run_is_said():
     results = make_results({"tiny": [0.7, 0.7], "small": [0.8, 0.8]})
     runs = [replace(run, state="unfinished") if run.name == "tiny_seed1" else run for run in results.runs]
     sentences = answer(make_results({"tiny": [0.7, 0.7], "small": [0.8, 0.8]}, runs=runs)).sentences
-    assert "An earlier evaluation of tiny_seed1 is among the figures." in sentences
-    assert "Of tiny there is one seed, so what another would change is not known." in sentences
+    assert "The metrics include an earlier evaluation of tiny_seed1." in sentences
+    assert "tiny has one seed only, so the variation between seeds is unknown." in sentences
 
 
 def test_of_equals_none_is_called_better():
     sentences = answer(make_results({"tiny": [0.8, 0.8], "small": [0.8, 0.8], "large": [0.7, 0.7]})).sentences
-    assert sentences[0].startswith("tiny and small, at 5 M MACs, are level and best by lfw accuracy: 80.00% +- 0.00;")
+    assert sentences[0].startswith("tiny and small, at 5 M MACs, tie for best by lfw accuracy: 80.00 % ± 0.00;")
     assert "large is significantly worse" in sentences[0]
 
 
@@ -115,18 +117,18 @@ def test_latency_has_budgets_of_its_own():
         name: Cost(macs=MACS[name], latency_ms=ms) for name, ms in (("tiny", 1.5), ("small", 4.0), ("large", 12.0))
     }
     sentences = answer(make_results(values, costs=costs)).sentences
-    assert any(s.startswith("At up to 5 ms an image, small is best by lfw accuracy") for s in sentences)
+    assert any(s.startswith("Up to 5 ms per image, small is best by lfw accuracy") for s in sentences)
     assert not any(" ms " in s for s in answer(results).sentences)
 
 
 def test_guessing_is_called_so():
     guess = answer(make_results({"tiny": [0.5], "large": [0.505]})).sentences
-    assert guess[0].startswith("By lfw accuracy no backbone is better than guessing (50 %)")
+    assert guess[0].startswith("By lfw accuracy, no backbone is better than guessing (50 %)")
     assert not any(" is best " in s for s in guess)
     assert not any("guessing" in s for s in answer(make_results({"tiny": [0.5], "large": [0.52]})).sentences)
 
 
-@pytest.mark.parametrize("changes", [{"figures": []}, {"figures": [], "runs": []}])
+@pytest.mark.parametrize("changes", [{"metrics": []}, {"metrics": [], "runs": []}])
 def test_nothing_measured_is_said(changes):
     found = answer(make_results({"tiny": [0.5]}, **changes))
     assert found.sentences[0].startswith("Nothing has been measured yet")
@@ -135,13 +137,13 @@ def test_nothing_measured_is_said(changes):
 
 def test_one_backbone_alone_is_compared_with_nothing():
     assert answer(make_results({"tiny": [0.6, 0.62]})).sentences == [
-        "tiny reaches 61.00% +- 1.41 by lfw accuracy; nothing is compared."
+        "tiny reaches 61.00 % ± 1.41 by lfw accuracy; nothing to compare."
     ]
 
 
 def test_without_tests_nothing_is_called_significant():
     results = make_results({"tiny": [0.7], "small": [0.8]})
-    figure = Figure(where="lfw", name="accuracy", kind="pairs", values=results.figures[0].values)
-    sentences = answer(make_results({"tiny": [0.7], "small": [0.8]}, figures=[figure])).sentences
-    assert "tiny is lower, which no test confirms" in sentences[0]
+    metric = replace(results.metrics[0], comparisons=[])
+    sentences = answer(make_results({"tiny": [0.7], "small": [0.8]}, metrics=[metric])).sentences
+    assert "tiny is worse, but no test confirms it" in sentences[0]
     assert not any("significantly" in s for s in sentences)

@@ -1,4 +1,4 @@
-"""The picture of ROC curves: what it shows of each model, that it is small, and that nothing hides anything."""
+"""The plot of ROC curves: what it shows of each model, that it is small, and that nothing hides anything."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from facebones.errors import DataError
 from facebones.reporting.plots import curves as curve_plots
 from facebones.reporting.plots.curves import plot_roc
-from facebones.reporting.plots.style import model_styles, picture_paths
+from facebones.reporting.plots.style import model_styles, plot_paths
 from facebones.statistics.curves import RocCurve, roc, true_accept_rate_at
 
 NAMES = [f"backbone_{number:02} trained on a data set with a long name, seed 1" for number in range(14)]  # 60 letters
@@ -37,9 +37,9 @@ def step_lines(axes):
     return [line for line in axes.get_lines() if line.get_drawstyle() == "steps-post"]
 
 
-def test_roc_picture(tmp_path, drawn, assert_is_picture):
+def test_roc_plot(tmp_path, drawn, assert_is_image):
     plot_roc({"a": made_up_curve(), "b": made_up_curve(6000)}, tmp_path / "roc.png", "LFW")
-    assert_is_picture(tmp_path / "roc.png")
+    assert_is_image(tmp_path / "roc.png")
     (axes,) = drawn[0].axes
     assert (axes.get_title(), axes.get_xscale(), axes.get_xlim()) == ("LFW", "log", (1 / 3000, 1.0))
     labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
@@ -64,7 +64,7 @@ def test_line_and_markers_hold_the_strict_tar(tmp_path, drawn):
 def test_many_models_are_readable_and_keep_their_look(tmp_path, drawn, models, assert_all_is_readable):
     looks = model_styles(NAMES)
     curves = {name: made_up_curve(apart=3 - index / 7) for index, name in enumerate(NAMES[:models])}
-    plot_roc(curves, picture_paths(tmp_path / "roc"), styles=looks)
+    plot_roc(curves, plot_paths(tmp_path / "roc"), styles=looks)
     plot_roc({NAMES[models - 1]: made_up_curve()}, tmp_path / "one.png", styles=looks)
     together, alone = drawn
     assert_all_is_readable(together)
@@ -144,11 +144,11 @@ def test_perfect_and_useless_models_can_be_drawn(tmp_path, drawn, apart, assert_
 @pytest.mark.parametrize(
     ("bands", "message"),
     [
-        ({"b": ([0.1], [0.2], [0.3])}, "b: an interval, but no curve"),
-        ({"a": ([0.1], [0.2, 0.3], [0.3])}, "a: no band"),
-        ({"a": ([0.1], [0.4], [0.3])}, "a: no band"),
-        ({"a": (0.1, 0.2, 0.3)}, "a: no band"),
-        ({"a": ([0.1], [np.nan], [0.3])}, "a: no band"),
+        ({"b": ([0.1], [0.2], [0.3])}, "b: a band without a curve"),
+        ({"a": ([0.1], [0.2, 0.3], [0.3])}, "a: not a band"),
+        ({"a": ([0.1], [0.4], [0.3])}, "a: not a band"),
+        ({"a": (0.1, 0.2, 0.3)}, "a: not a band"),
+        ({"a": ([0.1], [np.nan], [0.3])}, "a: not a band"),
     ],
 )
 def test_what_is_no_interval_is_refused(tmp_path, bands, message):

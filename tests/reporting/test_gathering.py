@@ -13,11 +13,10 @@ from synthetic_study import (
     MIDDLE,
     PARAMETERS,
     SMALL,
-    figure_json,
     make_run,
     make_study,
+    metric_json,
     models_json,
-    write,
     write_ijb,
     write_pairs,
     write_profile,
@@ -28,8 +27,12 @@ from facebones.backbones import create_backbone
 from facebones.errors import ConfigError, DataError, FaceBonesError
 from facebones.importers.run import convert_logs
 from facebones.reporting.load import load_results
+from facebones.reporting.results import EvaluatedSet
 from facebones.reporting.tables import report_tables
 from facebones.study.study import load_study
+
+LFW = EvaluatedSet("pairs", "lfw")
+SEARCHES = EvaluatedSet("ijb_identification", "IJBC", "N1D1F1")
 
 
 def edit(path, change):
@@ -45,7 +48,7 @@ def states(results):
 # ------------------------------------------------------------------------------------------------------- studies
 
 
-def test_a_study_gives_runs_costs_figures_curves_and_its_command(tmp_path):
+def test_a_study_gives_runs_costs_metrics_curves_and_its_command(tmp_path):
     results = facebones.load_results(make_study(tmp_path / "mine"))
     assert results.title == "demo" and results.backbones == [SMALL, MIDDLE] and results.notes == []
     assert [(run.name, run.seed, run.state) for run in results.runs_of(MIDDLE)] == [
@@ -58,10 +61,14 @@ def test_a_study_gives_runs_costs_figures_curves_and_its_command(tmp_path):
     cost = results.costs[MIDDLE]
     assert (cost.parameters, cost.latency_ms, cost.images_per_second) == (PARAMETERS[MIDDLE], 2.0, 500.0)
     assert cost.memory_bytes == 2 * 2**20 and results.conditions["processor"] == "a processor"
-    assert list(results.curves) == ["lfw"] and list(results.curves["lfw"]) == [run.name for run in results.runs]
-    assert results.curves["lfw"][run.name].true_accept_rate[-1] == 1
-    assert results.cmc["IJBC 1:N"][run.name] == [0.95, 1.0]
-    assert [figure.kind for figure in results.main_figures()] == ["pairs", "templates", "identification"]
+    assert list(results.curves) == [LFW] and list(results.curves[LFW]) == [run.name for run in results.runs]
+    assert results.curves[LFW][run.name].true_accept_rate[-1] == 1
+    assert results.cmc[SEARCHES][run.name] == [0.95, 1.0]
+    assert [metric.protocol for metric in results.main_metrics()] == [
+        "pairs",
+        "ijb_verification",
+        "ijb_identification",
+    ]
 
 
 def test_the_command_makes_a_study_of_the_same_fields(tmp_path):
@@ -114,18 +121,18 @@ def test_of_a_finished_run_whose_folder_is_gone_the_final_accuracy_is_left(tmp_p
     results = load_results(study)
     run = results.runs[0]
     assert (run.state, run.final_accuracy("lfw"), run.final_loss) == ("done", 0.95, None)
-    assert any("is gone" in note and str(study / "runs" / SMALL) in note for note in results.notes)
+    assert any("is missing" in note and str(study / "runs" / SMALL) in note for note in results.notes)
 
 
 def test_a_part_of_the_evaluation_that_failed_or_is_gone_is_noted(tmp_path):
-    study = make_study(tmp_path / "s", failed_parts=["templates IJBC"])
+    study = make_study(tmp_path / "s", failed_parts=["ijb_verification"])
     (study / "evaluation" / "IJBC" / "identification.json").unlink()
     (study / "profile.json").unlink()
     results = load_results(study)
-    assert {figure.where for figure in results.figures} == {"lfw"}
+    assert {metric.set for metric in results.metrics} == {"lfw"}
     first, second, third = results.notes
-    assert first == "templates IJBC: failed: no memory left"
-    assert "identification.json is gone" in second and "profile.json is gone" in third
+    assert first == "IJBC 1:1: failed: no memory left"
+    assert "identification.json is missing" in second and "profile.json is missing" in third
     assert results.costs[SMALL].parameters == PARAMETERS[SMALL] and results.costs[SMALL].latency_ms is None
 
 
@@ -133,9 +140,9 @@ def test_a_missing_file_of_scores_costs_one_curve_and_is_noted(tmp_path):
     study = make_study(tmp_path / "s")
     (study / "evaluation" / f"{SMALL}_seed0_lfw_scores.npz").unlink()
     results = load_results(study)
-    assert len(results.curves["lfw"]) == 3 and f"{SMALL}_seed0" not in results.curves["lfw"]
+    assert len(results.curves[LFW]) == 3 and f"{SMALL}_seed0" not in results.curves[LFW]
     (note,) = results.notes
-    assert "is gone" in note and results.figure("lfw", "accuracy").values[f"{SMALL}_seed0"] == 0.95
+    assert "is missing" in note and results.metric("lfw", "accuracy").values[f"{SMALL}_seed0"] == 0.95
 
 
 def test_a_trained_network_in_a_study_keeps_its_course(tmp_path):
@@ -160,8 +167,8 @@ def test_two_seeds_in_lone_folders_are_one_backbone_with_a_spread(tmp_path):
     runs = [make_run(tmp_path / f"r{seed}", seed=seed, accuracy=0.90 + 0.02 * seed) for seed in (0, 1)]
     results = load_results(*runs)
     assert results.backbones == [SMALL] and results.title == "r0, r1" and results.notes == []
-    (figure,) = results.main_figures()
-    spread = results.spread(figure, SMALL)
+    (metric,) = results.main_metrics()
+    spread = results.spread(metric, SMALL)
     assert spread.mean == pytest.approx(0.91) and spread.deviation == pytest.approx(0.02 / 2**0.5)
     assert [line.split()[2] for line in results.command.splitlines()] == [f"{run}/config.yaml" for run in runs]
     counted = sum(weight.numel() for weight in create_backbone(SMALL, 16).parameters())
@@ -197,13 +204,13 @@ def test_many_differences_of_recipes_are_counted_and_backbones_are_none(tmp_path
 
 def test_a_training_that_was_done_twice_is_noted(tmp_path):
     (note,) = load_results(make_run(tmp_path / "a"), make_run(tmp_path / "b")).notes
-    assert note.startswith("b and a are of the same recipe and seed")
+    assert note.startswith("b and a have the same recipe and seed")
 
 
 def test_a_stopped_run_is_unfinished_and_has_its_course(tmp_path):
     results = load_results(make_run(tmp_path / "run", done=False))
     assert states(results) == {"run": "unfinished"} and results.notes == ["run: is not finished"]
-    assert results.runs[0].final_loss == 8.0 and results.main_figures() == []
+    assert results.runs[0].final_loss == 8.0 and results.main_metrics() == []
 
 
 def test_a_text_log_of_others_stands_beside_a_run_of_ours(tmp_path):
@@ -213,8 +220,8 @@ def test_a_text_log_of_others_stands_beside_a_run_of_ours(tmp_path):
             "Training: 2022-02-17 20:06:49,083-Speed 3123.45 samples/sec   "
             f"Loss {loss}   LearningRate 0.02   Epoch: 0   Global Step: {step}   Required: 1 hours\n"
         )
-        figures = (("XNorm", "22.1"), ("Accuracy-Flip", f"0.9{step}000+-0.00350"), ("Accuracy-Highest", "0.99000"))
-        lines += [f"Training: 2022-02-17 20:06:50,083-[lfw][{step}]{name}: {value}\n" for name, value in figures]
+        written = (("XNorm", "22.1"), ("Accuracy-Flip", f"0.9{step}000+-0.00350"), ("Accuracy-Highest", "0.99000"))
+        lines += [f"Training: 2022-02-17 20:06:50,083-[lfw][{step}]{name}: {value}\n" for name, value in written]
     (tmp_path / "training.log").write_text("".join(lines))
     convert_logs([tmp_path / "training.log"], tmp_path / "theirs")
     results = load_results(make_run(tmp_path / "ours"), tmp_path / "theirs")
@@ -244,7 +251,7 @@ def test_a_log_that_is_called_as_a_backbone_is_no_seed_of_it(tmp_path):
 
 
 def test_models_that_were_only_evaluated_are_backbones_of_their_own(tmp_path):
-    write_pairs(tmp_path / "e", {"lfw": {"accuracy": figure_json("accuracy", {"x": 0.9, "y": 0.8})}})
+    write_pairs(tmp_path / "e", {"lfw": [metric_json("accuracy", {"x": 0.9, "y": 0.8})]})
     edit(tmp_path / "e" / "pairs.json", lambda content: content["models"]["x"].update(backbone=SMALL))
     results = load_results(tmp_path / "e")
     assert results.backbones == ["x", "y"] and {run.source for run in results.runs} == {"file"}
@@ -255,25 +262,27 @@ def test_models_that_were_only_evaluated_are_backbones_of_their_own(tmp_path):
 @pytest.mark.parametrize("order", [("r", "e"), ("e", "r")])
 def test_the_order_of_a_run_and_its_evaluation_does_not_matter(tmp_path, order):
     make_run(tmp_path / "r")
-    write_pairs(tmp_path / "e", {"lfw": {"accuracy": figure_json("accuracy", {"r": 0.9, "y": 0.8})}})
+    write_pairs(tmp_path / "e", {"lfw": [metric_json("accuracy", {"r": 0.9, "y": 0.8})]})
     results = load_results(*(tmp_path / name for name in order))
     assert [(run.name, run.backbone, run.source) for run in results.runs] == [("r", SMALL, "run"), ("y", "y", "file")]
 
 
 def test_two_evaluations_of_one_set_are_joined_and_said_to_be_two(tmp_path):
     for name, value in (("a", 0.9), ("b", 0.8)):
-        write_pairs(tmp_path / name, {"lfw": {"accuracy": figure_json("accuracy", {name: value})}})
+        write_pairs(tmp_path / name, {"lfw": [metric_json("accuracy", {name: value})]})
         write_ijb(tmp_path / name, {name: value})
     results = load_results(tmp_path / "a", tmp_path / "b")
-    assert results.figure("lfw", "accuracy").values == {"a": 0.9, "b": 0.8}
-    assert list(results.curves["lfw"]) == list(results.cmc["IJBC 1:N"]) == ["a", "b"]
-    assert len(results.notes) == 3 and all("no test joins models of different ones" in note for note in results.notes)
+    assert results.metric("lfw", "accuracy").values == {"a": 0.9, "b": 0.8}
+    assert list(results.curves[LFW]) == list(results.cmc[SEARCHES]) == ["a", "b"]
+    assert len(results.notes) == 3 and all(
+        "no test compares models of different evaluations" in note for note in results.notes
+    )
 
 
 def test_an_evaluation_that_stands_twice_counts_once(tmp_path):
     study = make_study(tmp_path / "s")
     results = load_results(study, study / "evaluation")
-    assert results.figure("lfw", "accuracy") == load_results(study).figure("lfw", "accuracy")
+    assert results.metric("lfw", "accuracy") == load_results(study).metric("lfw", "accuracy")
     assert any("evaluated more than once; the first is shown" in note for note in results.notes)
 
 
@@ -282,17 +291,17 @@ def test_studies_with_runs_of_the_same_names_stand_side_by_side(tmp_path):
     results = load_results(first, second)
     names = [f"{backbone}_seed{seed}" for backbone in (SMALL, MIDDLE) for seed in (0, 1)]
     assert [run.name for run in results.runs] == [*names, *(f"two/{name}" for name in names)]
-    figure, alone = results.figure("lfw", "accuracy"), load_results(first).figure("lfw", "accuracy")
-    assert figure.values == {**alone.values, **{f"two/{name}": alone.values[name] for name in alone.values}}
-    assert len(figure.comparisons) == 2 * len(alone.comparisons)
-    assert list(results.curves["lfw"]) == list(results.cmc["IJBC 1:N"]) == [run.name for run in results.runs]
+    metric, alone = results.metric("lfw", "accuracy"), load_results(first).metric("lfw", "accuracy")
+    assert metric.values == {**alone.values, **{f"two/{name}": alone.values[name] for name in alone.values}}
+    assert len(metric.comparisons) == 2 * len(alone.comparisons)
+    assert list(results.curves[LFW]) == list(results.cmc[SEARCHES]) == [run.name for run in results.runs]
 
 
 def test_a_run_that_only_validated_a_set_keeps_its_accuracy_beside_a_study(tmp_path):
     study, run = make_study(tmp_path / "s"), make_run(tmp_path / "theirs")
-    alone = load_results(study).figure("lfw", "accuracy")
+    alone = load_results(study).metric("lfw", "accuracy")
     results = load_results(study, run)
-    assert results.figure("lfw", "accuracy").values == {
+    assert results.metric("lfw", "accuracy").values == {
         **alone.values,
         "theirs": results.runs[-1].final_accuracy("lfw"),
     }
@@ -342,7 +351,7 @@ def test_two_runs_of_one_name_are_told_apart_by_their_folders_or_refused(tmp_pat
     message = refused(ConfigError, first, second, third)
     assert str(second) in message and str(third) in message and "rename" in message
     study = make_study(tmp_path / "s")
-    assert "stands twice" in refused(ConfigError, study, study)
+    assert "given twice" in refused(ConfigError, study, study)
 
 
 STUDY_FILES = (
@@ -373,7 +382,7 @@ def set_in(*keys, to):
     return change
 
 
-ACCURACY = ("sets", 0, "figures", "accuracy")
+ACCURACY = ("results", 0, "metrics", 0)
 
 
 @pytest.mark.parametrize(
@@ -384,15 +393,15 @@ ACCURACY = ("sets", 0, "figures", "accuracy")
         ("study.json", set_in("runs", 0, "seed", to=[])),
         ("study.json", set_in("summary", 0, "parameters", to="many")),
         ("study.json", set_in("study", "overrides", to={"training.epochs": 2})),
-        ("study.json", set_in("evaluation", to=[])),
+        ("study.json", set_in("evaluation", to={})),
         ("profile.json", set_in("networks", 0, "latency_p50_ms", to="fast")),
         ("profile.json", set_in("conditions", to=3)),
         ("evaluation/pairs.json", set_in(*ACCURACY, "values", f"{SMALL}_seed0", to="good")),
         ("evaluation/pairs.json", set_in(*ACCURACY, "values", f"{SMALL}_seed0", to=float("nan"))),
         ("evaluation/pairs.json", set_in(*ACCURACY, "intervals", f"{SMALL}_seed0", to={"low": 1.0, "high": 0.5})),
         ("evaluation/pairs.json", set_in(*ACCURACY, "comparisons", to=[{}])),
-        ("evaluation/pairs.json", set_in("sets", 0, "figures", "AUC", to={"values": None})),
-        ("evaluation/IJBC/identification.json", set_in("identification", "models", "x", to={"cmc": ["1"]})),
+        ("evaluation/pairs.json", set_in("results", 0, "metrics", 1, to={"values": {}})),
+        ("evaluation/IJBC/identification.json", set_in("results", 0, "curves", "cmc", f"{SMALL}_seed0", to=["1"])),
         (f"runs/{SMALL}/seed0/result.json", set_in("final", to=[{"accuracy": 0.5}])),
         (f"runs/{SMALL}/seed0/result.json", set_in("final", 0, "accuracy", to="good")),
         (f"runs/{SMALL}/seed0/result.json", set_in("best", "sets", "lfw", to=[])),
@@ -458,7 +467,7 @@ def compressed(file, kind=zipfile.ZIP_DEFLATED, pairs=2000):
 def test_scores_may_be_compressed(tmp_path):
     study = make_study(tmp_path / "s")
     compressed(study / "evaluation" / f"{SMALL}_seed0_lfw_scores.npz")
-    assert load_results(study).curves["lfw"][f"{SMALL}_seed0"].genuine == 1000
+    assert load_results(study).curves[LFW][f"{SMALL}_seed0"].genuine == 1000
 
 
 @pytest.mark.parametrize("damage", ["member", "encrypted", "otherwise", "inflates", "no type"])
@@ -494,12 +503,12 @@ def test_a_damaged_recipe_is_named(tmp_path):
 
 def test_models_without_a_backbone_have_no_costs(tmp_path):
     values = {"net": 0.5}
-    write_pairs(tmp_path / "e", {"lfw": {"accuracy": figure_json("accuracy", values)}})
+    write_pairs(tmp_path / "e", {"lfw": [metric_json("accuracy", values)]})
     models = models_json(values)
     models["net"] |= {"backbone": None, "embedding_size": None}
     edit(tmp_path / "e" / "pairs.json", lambda content: content.update(models=models))
     assert vars(load_results(tmp_path / "e").costs["net"]) == dict.fromkeys(
         ("parameters", "macs", "latency_ms", "images_per_second", "memory_bytes")
     )
-    write(tmp_path / "e" / "pairs.json", {"models": {"net": {}}, "sets": []})
+    edit(tmp_path / "e" / "pairs.json", lambda content: content.update(models={"net": {}}, results=[]))
     assert "checkpoint" in refused(DataError, tmp_path / "e")

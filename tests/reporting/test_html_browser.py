@@ -8,7 +8,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Error, expect, sync_playwright
 
 from facebones.reporting.answer import Answer
-from facebones.reporting.html_page import page_text, save_page
+from facebones.reporting.page import page_text, save_page
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -22,10 +22,10 @@ ARGUMENTS = [
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 700}
 
-# Places of the backbones that each picture shows, by their traces.
+# Indices of the backbones that each plot shows, by their traces.
 SHOWN = """() => [...document.querySelectorAll(".plot")].map(
     plot => [...new Set(plot.data.map(trace => trace.meta).filter(Number.isInteger))].sort())"""
-# Of each picture the sizes of what is drawn for a backbone.
+# Of each plot the sizes of what is drawn for a backbone.
 DRAWN = """() => [...document.querySelectorAll(".plot")].map(plot => {
     const traces = [...plot.querySelectorAll("svg .scatterlayer .trace")];
     return traces.map(trace => trace.getBoundingClientRect()).map(box => Math.max(box.width, box.height));
@@ -130,7 +130,7 @@ def serious(page):
 WEIGHTY = ("serious", "critical")
 
 
-def test_every_picture_is_drawn_and_described(visit):
+def test_every_plot_is_drawn_and_described(visit):
     page = visit()
     drawn = page.evaluate(DRAWN)
     assert len(drawn) == page.locator("figure .plot").count()
@@ -172,17 +172,17 @@ def test_a_hostile_name_is_shown_as_it_stands_on_hovering(visit):
     assert "<b>%{x}</b>" in plot.locator(".textpoint").nth(2).text_content()
 
 
-def test_selections_change_the_pictures(visit):
+def test_selections_change_the_plots(visit):
     page = visit()
     plot = page.locator(".plot[data-key=cost]")
     assert plot.evaluate("plot => plot._fullLayout.xaxis.type") == "log"
-    page.locator("#cost-figure").select_option(label="faces 1:N Rank-1")
+    page.locator("#cost-metric").select_option(label="faces 1:N Rank-1")
     page.locator("#cost-axis").select_option(label="parameters")
     page.locator("#cost-log").uncheck()
     assert plot.evaluate("plot => plot._fullLayout.xaxis.type") == "linear"
     assert plot.evaluate("plot => plot.data.at(-1).x[0]") == 1000
     assert "faces 1:N Rank-1 against parameters" in page.locator("#cost figcaption").inner_text()
-    page.locator("#heat-figure").select_option(label="faces 1:N Rank-1")
+    page.locator("#heat-metric").select_option(label="faces 1:N Rank-1")
     assert page.locator(".heat:visible h3").all_inner_texts() == ["faces 1:N Rank-1"]
     page.locator("#copy").click()
     expect(page.locator("#copied")).not_to_be_empty()
@@ -206,7 +206,7 @@ def test_tables_sort_up_and_down_with_empty_cells_last(visit):
 
 
 @pytest.mark.parametrize("system", ["light", "dark"])
-def test_both_themes_recolour_the_page_and_its_pictures_and_can_be_read(visit, system):
+def test_both_themes_recolour_the_page_and_its_plots_and_can_be_read(visit, system):
     page = visit(color_scheme=system, reduced_motion="reduce")
     before = page.evaluate(COLOURS)
     assert serious(page) == []
@@ -253,7 +253,7 @@ def test_paper_has_no_controls_and_is_light(visit):
     assert page.pdf()[:5] == b"%PDF-"
     page.emulate_media(media="screen", color_scheme="dark")
     expect(papers.first).not_to_have_attribute("width", "660")
-    # Before a reader's own printing the rules for paper do not hold yet, but the pictures must be drawn for it.
+    # Before a reader's own printing the rules for paper do not hold yet, but the plots must be drawn for it.
     dark = page.evaluate(COLOURS)
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     expect(papers.first).to_have_attribute("width", "660")

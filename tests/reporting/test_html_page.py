@@ -11,10 +11,9 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
 from facebones.reporting.answer import Answer
-from facebones.reporting.heat_table import heat_maps
-from facebones.reporting.html_page import cautions, page_text, save_page
+from facebones.reporting.page import cautions, page_text, save_page
 from facebones.reporting.page_data import DASH_NAMES, MARKER_NAMES, MOST_POINTS, model_looks, page_data
-from facebones.reporting.plots.heat_map import SCALE
+from facebones.reporting.plots.heat_map import SCALE, heat_tables
 from facebones.reporting.plots.style import model_styles
 from facebones.reporting.results import Cost, Run
 
@@ -108,7 +107,7 @@ def test_the_page_loads_nothing(ordinary):
 
 
 def test_only_the_scripts_of_the_page_may_run_and_nothing_may_be_fetched(ordinary):
-    from facebones.reporting.html_page import _hash
+    from facebones.reporting.page import _hash
 
     (policy,) = [value for value in ordinary.values("content") if "script-src" in value]
     rules = {words.split()[0]: words.split()[1:] for words in policy.split(";")}
@@ -165,10 +164,10 @@ def test_failed_and_unfinished_runs_are_warned_of_once(page_results):
     [
         ({"seeds": 1}, "lfw accuracy"),
         ({"backbones": [f"backbone_{number}" for number in range(14)]}, "backbone_13"),
-        ({"backbones": ["only"]}, "needs an evaluation of at least two"),
+        ({"backbones": ["only"]}, "Evaluate at least two of them together"),
         ({"costs": {}}, "No cost is known"),
         ({"costs": {"beta": Cost(macs=1)}}, "lfw accuracy"),
-        ({"figures": [], "curves": {}, "cmc": {}, "runs": []}, "Nothing has been evaluated yet"),
+        ({"metrics": [], "curves": {}, "cmc": {}, "runs": []}, "Nothing has been evaluated yet"),
         ({"recipe": {}, "conditions": {}, "command": ""}, "No recipe is known"),
     ],
 )
@@ -176,12 +175,12 @@ def test_the_page_is_whole_whatever_is_missing(page_results, parse, changes, sai
     page = parse(page_results(**changes))
     assert said in page.text
     assert "How it was made" in page.text
-    groups = {picture["group"] for picture in page.data["pictures"]}
+    groups = {plot["group"] for plot in page.data["plots"]}
     assert {"roc", "cmc", "training"} & set(page.values("id")) == groups
 
 
 def test_a_study_without_any_table_or_answer_has_a_page(page_results):
-    page = Parsed(page_text(page_results(runs=[], figures=[]), [], Answer(sentences=[], rules=[])))
+    page = Parsed(page_text(page_results(runs=[], metrics=[]), [], Answer(sentences=[], rules=[])))
     assert "There is nothing to compare yet." in page.text
 
 
@@ -189,8 +188,8 @@ def test_a_long_training_is_thinned_and_a_loss_that_is_no_number_is_a_gap(page_r
     lines = [{"kind": "train", "step": step, "loss": float(step)} for step in range(5 * MOST_POINTS)]
     lines[0]["loss"] = math.nan
     run = Run(name="long", backbone="long", folder=Path("long"), lines=lines)
-    (picture,) = page_data(page_results(runs=[run], figures=[], curves={}, cmc={}))["pictures"]
-    (line,) = picture["lines"]
+    (plot,) = page_data(page_results(runs=[run], metrics=[], curves={}, cmc={}))["plots"]
+    (line,) = plot["lines"]
     assert len(line["x"]) <= MOST_POINTS
     assert (line["x"][0], line["x"][-1]) == (0, lines[-1]["step"])
     assert (line["y"][0], line["y"][-1]) == (None, lines[-1]["loss"])
@@ -200,22 +199,22 @@ def test_gradient_scales_are_drawn_where_they_are_used(page_results):
     def titles(scales):
         lines = [{"kind": "train", "step": step, "gradient_scale": scale} for step, scale in enumerate(scales)]
         run = Run(name="one", backbone="one", folder=Path("one"), lines=lines)
-        return [picture["title"] for picture in page_data(page_results(runs=[run], figures=[]))["pictures"]]
+        return [plot["title"] for plot in page_data(page_results(runs=[run], metrics=[]))["plots"]]
 
     assert "Gradient scale" in titles([1.0, 2.0])
     assert "Gradient scale" not in titles([1.0, 1.0])
 
 
-def test_a_model_has_the_dash_and_marker_that_it_has_in_the_other_pictures():
+def test_a_model_has_the_dash_and_marker_that_it_has_in_the_other_plots():
     names = [f"backbone_{number}" for number in range(30)]
     for look, style in zip(model_looks(names), model_styles(names).values(), strict=True):
         assert look["dash"] == DASH_NAMES[style["linestyle"]]
         assert look["marker"] == MARKER_NAMES[style["marker"]]
 
 
-def test_cells_of_the_heat_map_say_which_is_better_and_mark_what_is_not_told_apart(page_results):
+def test_cells_of_the_heat_map_say_which_is_better_and_mark_what_is_not_significant(page_results):
     results = page_results()
-    heat_map = heat_maps(results)[0]
+    heat_map = heat_tables(results)[0]
     assert [results.backbones[place] for place in heat_map.models] == ["alpha", "beta", "gamma"]
     kinds = [[cell.kind for cell in row] for row in heat_map.rows]
     assert kinds == [["none", "better", "better"], ["worse", "none", "alike"], ["worse", "alike", "none"]]
@@ -226,7 +225,7 @@ def test_cells_of_the_heat_map_say_which_is_better_and_mark_what_is_not_told_apa
 
 
 @pytest.mark.parametrize(("name", "half"), [("better", (0.5, 1)), ("worse", (0, 0.5))])
-def test_the_heat_map_has_the_colours_of_its_picture(name, half, page_results, page_tables):
+def test_the_heat_map_has_the_colours_of_its_plot(name, half, page_results, page_tables):
     results = page_results()
     text = page_text(results, page_tables(results), ANSWER)
     (colours,) = re.findall(rf"--{name}: light-dark\((#\w+), (#\w+)\)", text)

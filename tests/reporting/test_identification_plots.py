@@ -1,11 +1,11 @@
-"""Pictures of 1:N: ranks and error rates where they belong, readable with many models."""
+"""Plots of 1:N: ranks and error rates where they belong, readable with many models."""
 
 import numpy as np
 import pytest
 
 from facebones.errors import DataError
-from facebones.reporting.plots.identification import plot_cmc, plot_det
-from facebones.reporting.plots.style import model_styles, picture_paths
+from facebones.reporting.plots.curves import plot_cmc, plot_det
+from facebones.reporting.plots.style import model_styles, plot_paths
 
 NAMES = [f"backbone_{number:02} trained on a data set with a long name, seed 1" for number in range(14)]  # 60 letters
 
@@ -49,7 +49,7 @@ def test_ranks_are_on_the_axis_that_reads_best(tmp_path, drawn, ranks, scale, ti
 def test_many_models_are_readable_and_keep_their_look(tmp_path, drawn, models, assert_all_is_readable):
     looks = model_styles(NAMES)
     names = NAMES[14 - models :]
-    plot_cmc({name: [0.9, 0.95, 1.0] for name in names}, picture_paths(tmp_path / "cmc"), styles=looks)
+    plot_cmc({name: [0.9, 0.95, 1.0] for name in names}, plot_paths(tmp_path / "cmc"), styles=looks)
     plot_det({name: made_up_det(quality=9.0 + i) for i, name in enumerate(names)}, tmp_path / "det.png", styles=looks)
     for figure in drawn:
         assert_all_is_readable(figure)
@@ -103,7 +103,7 @@ def test_det_of_few_points_and_extreme_errors_can_be_drawn(tmp_path, drawn, pair
 
 @pytest.mark.parametrize("rates", [[], [[0.5]], [0.5, 0.4], [0.5, 1.1], [-0.1, 0.5], [np.nan], 0.5])
 def test_what_is_no_cmc_curve_is_refused(tmp_path, rates):
-    with pytest.raises(ValueError, match="model 1: no CMC curve"):
+    with pytest.raises(ValueError, match="model 1: not a CMC curve"):
         plot_cmc({"model 1": rates}, tmp_path / "cmc.png")
 
 
@@ -120,11 +120,11 @@ def test_what_is_no_cmc_curve_is_refused(tmp_path, rates):
     ],
 )
 def test_what_is_no_det_curve_is_refused(tmp_path, pair):
-    with pytest.raises(ValueError, match="model 1: no DET curve"):
+    with pytest.raises(ValueError, match="model 1: not a DET curve"):
         plot_det({"model 1": pair}, tmp_path / "det.png")
 
 
 @pytest.mark.parametrize("plot", [plot_cmc, plot_det])
 def test_no_curves_are_an_error(tmp_path, plot):
     with pytest.raises(DataError, match=r"no .* curves to draw"):
-        plot({}, tmp_path / "picture.png")
+        plot({}, tmp_path / "plot.png")

@@ -1,4 +1,4 @@
-"""The picture of a profile: every name readable, also where networks lie on one another."""
+"""The plot of a profile: every name readable, also where networks lie on one another."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,7 @@ import pytest
 from matplotlib.text import Annotation
 
 from facebones.errors import DataError
-from facebones.reporting.plots.label_placement import overlaps, place_labels
-from facebones.reporting.plots.point_names import LONGEST_LABEL
+from facebones.reporting.plots.labels import LONGEST_LABEL, overlaps, place_labels
 from facebones.reporting.plots.profile import plot_profile
 
 COSTS = json.loads((Path(__file__).parents[1] / "golden" / "backbones.json").read_text())["backbones"]
@@ -74,7 +73,7 @@ def test_labels_of_a_crowd_are_apart(spread):
     assert not overlaps(labels, markers).any()
 
 
-def test_a_lone_label_stands_at_its_marker_and_a_full_picture_still_has_all():
+def test_a_lone_label_stands_at_its_marker_and_a_full_plot_still_has_all():
     (label,) = place_labels(np.array([[50.0, 50, 60, 60]]), np.array([[30.0, 10]]), (0, 0, 200, 200))
     assert overlaps(label[None], np.array([[50.0, 50, 60, 60]]), gap=6).any()
     crowd = np.tile([5.0, 5, 8, 8], (9, 1))
@@ -92,7 +91,7 @@ def test_what_is_not_known_is_left_out_and_long_paths_are_shortened(tmp_path, dr
     assert len(shown) == LONGEST_LABEL and shown.startswith("...") and path.endswith(shown[3:])
 
 
-def test_a_picture_of_nothing_is_refused(tmp_path):
+def test_a_plot_of_nothing_is_refused(tmp_path):
     with pytest.raises(DataError, match="no networks to draw"):
         plot_profile([], [tmp_path / "profile.png"], "")
     assert not list(tmp_path.iterdir())

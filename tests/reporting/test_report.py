@@ -8,8 +8,7 @@ from synthetic_study import make_study
 
 from facebones.cli.main import main
 from facebones.errors import ConfigError
-from facebones.reporting.report import PAGE, write_report
-from facebones.reporting.report_folder import PICTURES, RESULTS, listed_pictures, remove_pictures
+from facebones.reporting.report import PAGE, PLOTS, RESULTS, listed_plots, remove_plots, write_report
 from facebones.reporting.table_files import escape_markdown
 
 
@@ -20,35 +19,48 @@ def study(tmp_path_factory):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Pictures are empty files, which is quicker."""
+    """Plots are empty files, which is quicker."""
 
     def touch(figure, paths):
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("new")
 
-    monkeypatch.setattr("facebones.reporting.plots.report_plots.save_pictures", touch)
+    monkeypatch.setattr("facebones.reporting.plots.report_plots.save_plot", touch)
 
 
 def all_files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_report_lists_its_pictures_and_removes_those_of_an_earlier_one(study, undrawn, tmp_path):
+def test_a_report_lists_its_plots_and_removes_those_of_an_earlier_one(study, undrawn, tmp_path):
     content = write_report([study], tmp_path)
-    folder = tmp_path / PICTURES
-    assert sorted(content["pictures"]) == sorted(path.name for path in folder.iterdir()) != []
-    assert json.loads((tmp_path / RESULTS).read_text())["pictures"] == content["pictures"]
+    folder = tmp_path / PLOTS
+    assert sorted(content["plots"]) == sorted(path.name for path in folder.iterdir()) != []
+    assert json.loads((tmp_path / RESULTS).read_text())["plots"] == content["plots"]
     markdown = (tmp_path / "tables.md").read_text()
     assert markdown.startswith("# ") and all(
         escape_markdown(text) in markdown.partition("\n## ")[0] for text in [*content["answer"], *content["notes"]]
     )
-    earlier = {**content, "pictures": [*content["pictures"], "old.png", "gone.pdf"]}
+    earlier = {**content, "plots": [*content["plots"], "old.png", "gone.pdf"]}
     (tmp_path / RESULTS).write_text(json.dumps(earlier))
     for name in ("old.png", "mine.png"):
         (folder / name).write_text("old")
     write_report([study], tmp_path)
-    assert {path.name for path in folder.iterdir()} == {*content["pictures"], "mine.png"}
+    assert {path.name for path in folder.iterdir()} == {*content["plots"], "mine.png"}
+
+
+def test_plots_of_an_older_version_are_removed_from_their_folder(study, undrawn, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (tmp_path / RESULTS).write_text(json.dumps({"pictures": ["loss.png", "../loss.png"]}))
+    for path in (folder / "loss.png", folder / "mine.png", tmp_path / "loss.png"):
+        path.write_text("old")
+    write_report([study], tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["mine.png"] and (tmp_path / "loss.png").is_file()
+    (tmp_path / RESULTS).write_text(json.dumps({"pictures": ["mine.png"]}))
+    write_report([study], tmp_path)
+    assert not folder.exists()
 
 
 HOSTILE_LISTS = [
@@ -65,21 +77,22 @@ HOSTILE_LISTS = [
 ]
 
 
-def test_a_hostile_list_removes_nothing(tmp_path):
+@pytest.mark.parametrize(("key", "place"), [("plots", PLOTS), ("pictures", "pictures")])
+def test_a_hostile_list_removes_nothing(tmp_path, key, place):
     results = tmp_path / RESULTS
-    results.write_text(json.dumps({"pictures": HOSTILE_LISTS}))
-    assert listed_pictures(results) == set()
-    for text in ("{", "[]", '{"pictures": {"a.png": 1}}', '{"pictures": "a.png"}', "[" * 100_000, "\x00"):
+    results.write_text(json.dumps({key: HOSTILE_LISTS}))
+    assert listed_plots(results) == set()
+    for text in ("{", "[]", f'{{"{key}": {{"a.png": 1}}}}', f'{{"{key}": "a.png"}}', "[" * 100_000, "\x00"):
         results.write_text(text)
-        assert listed_pictures(results) == set()
-    results.write_text('{"pictures": ["a.png"]}')
-    assert listed_pictures(results) == {"a.png"}
+        assert listed_plots(results) == set()
+    results.write_text(f'{{"{key}": ["a.png"]}}')
+    assert listed_plots(results) == {tmp_path / place / "a.png"}
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.png").write_text("")
-    (tmp_path / PICTURES).symlink_to(tmp_path / "elsewhere")
-    remove_pictures(tmp_path, ["folder.png", "none.png"])
-    remove_pictures(tmp_path / PICTURES, ["a.png"])
+    (tmp_path / place).symlink_to(tmp_path / "elsewhere")
+    remove_plots([tmp_path / "folder.png", tmp_path / "none.png"])
+    remove_plots([tmp_path / place / "a.png"])
     assert (tmp_path / "folder.png").is_dir() and (tmp_path / "elsewhere" / "a.png").is_file()
 
 
@@ -94,9 +107,9 @@ def link_to_nowhere(path):
 @pytest.mark.parametrize(
     ("make", "place", "below"),
     [
-        (file_at, "out/pictures", "out"),
-        (link_to_nowhere, "out/pictures", "out"),
-        (os.mkdir, "out/pictures/loss.png", "out"),
+        (file_at, "out/plots", "out"),
+        (link_to_nowhere, "out/plots", "out"),
+        (os.mkdir, "out/plots/loss.png", "out"),
         (os.mkdir, f"out/{PAGE}", "out"),
         (os.mkdir, "out/tables.csv", "out"),
         (os.mkdir, f"out/{RESULTS}", "out"),

@@ -7,17 +7,18 @@ from synthetic_study import (
     LARGE,
     MIDDLE,
     SMALL,
-    figure_json,
     make_run,
     make_study,
+    metric_json,
     unmeasured_json,
     write_pairs,
 )
 
-from facebones.reporting.console import MARKS, format_interval
+from facebones.reporting.console import MARKS
 from facebones.reporting.load import load_results
 from facebones.reporting.results import Results
 from facebones.reporting.tables import report_tables
+from facebones.reporting.words import percent_interval
 
 
 def tables_of(*folders):
@@ -37,7 +38,7 @@ def values(table, column):
 # -------------------------------------------------------------------------------------------------------- overview
 
 
-def test_the_overview_has_costs_figures_and_seeds(tmp_path):
+def test_the_overview_has_costs_metrics_and_seeds(tmp_path):
     tables = tables_of(make_study(tmp_path / "s", failed=[f"{MIDDLE}_seed1"]))
     overview = tables["overview"]
     assert next(iter(tables)) == "overview"
@@ -46,15 +47,15 @@ def test_the_overview_has_costs_figures_and_seeds(tmp_path):
     assert [small[name] for name in costs] == ["500,000", "50.0", "1.00", "1,000", "1.0"]
     assert overview.columns[4] == "lfw accuracy"
     # 0.95 and 0.951: their mean, and 0.001 / sqrt(2)
-    assert small["lfw accuracy"] == "95.05 % +- 0.07 best"
-    assert middle["lfw accuracy"] == format_interval(0.93, 0.92, 0.94)
+    assert small["lfw accuracy"] == "95.05 % ± 0.07 best"
+    assert middle["lfw accuracy"] == percent_interval(0.93, 0.92, 0.94)
     assert (small["seeds done"], middle["seeds done"]) == ("2/2", "1/2")
     assert values(overview, "MACs (M)") == [50.0, 150.0] and values(overview, "seeds done") == [2, 1]
     assert values(overview, "lfw accuracy") == pytest.approx([0.9505, 0.93])
     assert "threads 1" in overview.note and "batch size 32" in overview.note and MARKS[1:] in overview.note
 
 
-def test_what_is_not_told_from_the_best_has_a_star(tmp_path):
+def test_what_is_not_significantly_different_from_the_best_has_a_star(tmp_path):
     study = make_study(tmp_path / "s", p={(f"{SMALL}_seed1", f"{MIDDLE}_seed0"): 0.5}, backbones=(SMALL, MIDDLE, LARGE))
     rows = texts(tables_of(study)["overview"])
     marks = {name: row["lfw accuracy"].split()[-1] for name, row in rows.items()}
@@ -69,29 +70,29 @@ def test_columns_of_costs_that_nobody_knows_are_left_out_and_untested_columns_ar
     assert list(overview.columns) == ["backbone", "parameters", "MACs (M)", "lfw accuracy", "seeds done"]
     cells = {name: row["lfw accuracy"] for name, row in texts(overview).items()}
     assert cells == {f"{SMALL} (a)": "90.00 %", f"{SMALL} (b)": "95.00 % best"}
-    assert "Without a test of every backbone" in overview.note and "lfw accuracy" in overview.note
+    assert "Not every backbone was tested" in overview.note and "lfw accuracy" in overview.note
     assert list(tables) == ["overview", "training", "runs"]
 
 
 def test_of_a_single_backbone_nothing_is_marked(tmp_path):
     study = make_study(tmp_path / "s", backbones=(SMALL,), seeds=(0,))
     tables = tables_of(study)
-    assert texts(tables["overview"])[SMALL]["lfw accuracy"] == format_interval(0.95, 0.94, 0.96)
+    assert texts(tables["overview"])[SMALL]["lfw accuracy"] == percent_interval(0.95, 0.94, 0.96)
     assert "best" not in tables["overview"].note and not any(key.startswith("tests") for key in tables)
 
 
 # -------------------------------------------------------------------------------------------------- evaluated sets
 
 
-def test_each_evaluated_set_has_a_table_of_all_its_figures(tmp_path):
+def test_each_evaluated_set_has_a_table_of_all_its_metrics(tmp_path):
     tables = tables_of(make_study(tmp_path / "s"))
     pairs = tables["pairs_lfw"]
     assert list(pairs.columns) == ["backbone", "accuracy", "TAR at FAR 0.001", "AUC", "EER"]
     small, middle = texts(pairs)[SMALL], texts(pairs)[MIDDLE]
     assert small["TAR at FAR 0.001"] == middle["TAR at FAR 0.001"] == "-"
-    assert "TAR at FAR 0.001: not measured, for too few pairs." in pairs.note
-    assert small["EER"] == "4.95 % +- 0.07 best" and not middle["EER"].endswith(("best", "*"))
-    assert list(tables["templates_ijbc_n1d1f1_1_1"].columns)[1:] == [
+    assert "TAR at FAR 0.001: not measured, because too few pairs." in pairs.note
+    assert small["EER"] == "4.95 % ± 0.07 best" and not middle["EER"].endswith(("best", "*"))
+    assert list(tables["ijb_verification_ijbc_n1d1f1"].columns)[1:] == [
         "TAR at FAR 1e-06",
         "TAR at FAR 1e-05",
         "TAR at FAR 0.0001",
@@ -99,20 +100,20 @@ def test_each_evaluated_set_has_a_table_of_all_its_figures(tmp_path):
         "AUC",
         "EER",
     ]
-    assert list(tables["identification_ijbc_1_n"].columns)[1:] == ["Rank-1", "Rank-5", "TPIR at FPIR 0.1"]
+    assert list(tables["ijb_identification_ijbc_n1d1f1"].columns)[1:] == ["Rank-1", "Rank-5", "TPIR at FPIR 0.1"]
 
 
-def test_a_set_that_gives_no_figure_says_why(tmp_path):
-    figures = {"accuracy": unmeasured_json("accuracy", "no pairs"), "AUC": unmeasured_json("AUC", "no pairs")}
-    write_pairs(tmp_path / "e", {"lfw": figures}, models=["a", "b"])
+def test_a_set_that_gives_no_metric_says_why(tmp_path):
+    metrics = [unmeasured_json("accuracy", "no pairs"), unmeasured_json("auc", "no pairs")]
+    write_pairs(tmp_path / "e", {"lfw": metrics}, models=["a", "b"])
     table = tables_of(tmp_path / "e")["pairs_lfw"]
     assert set(texts(table)) == {"a", "b"} and texts(table)["a"]["accuracy"] == "-"
-    assert table.note.startswith("accuracy: not measured, for no pairs.")
+    assert table.note.startswith("accuracy: not measured, because no pairs.")
 
 
 def test_two_names_that_give_one_key_are_numbered(tmp_path):
-    figures = {"accuracy": figure_json("accuracy", {"a": 0.9})}
-    write_pairs(tmp_path / "e", {"my set": figures, "my_set": figures})
+    metrics = [metric_json("accuracy", {"a": 0.9})]
+    write_pairs(tmp_path / "e", {"my set": metrics, "my_set": metrics})
     keys = list(tables_of(tmp_path / "e"))
     assert {"pairs_my_set", "pairs_my_set_2"} <= set(keys)
     assert all(re.fullmatch(r"[A-Za-z0-9_]+", key) for key in keys)
@@ -138,12 +139,12 @@ def test_the_verdict_names_the_better_one(tmp_path):
     }
     verdicts = {name: row["verdict"] for name, row in texts(table).items()}
     assert verdicts[f"{SMALL} - {LARGE}"] == f"{LARGE} is better"
-    assert verdicts[f"{MIDDLE} - {LARGE}"] == "not told apart"
+    assert verdicts[f"{MIDDLE} - {LARGE}"] == "not significantly different"
     assert values(table, "difference in points") == pytest.approx([-5, -4, 1])
 
 
 def test_the_verdict_on_an_error_rate_is_for_the_lower_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(Results, "main_figures", lambda self: [self.figure("lfw", "EER")])
+    monkeypatch.setattr(Results, "main_metrics", lambda self: [self.metric("lfw", "eer")])
     (row,) = texts(tables_of(make_study(tmp_path / "s"))["tests_lfw_eer"]).values()
     assert row["difference in points"].startswith("-") and row["verdict"] == f"{SMALL} is better"
 
@@ -156,7 +157,7 @@ def test_training_has_a_row_a_backbone_and_set_over_the_finished_seeds(tmp_path)
     table = tables_of(study)["training"]
     rows = [[cell.text for cell in row] for row in table.rows]
     assert [row[:2] for row in rows] == [[SMALL, "lfw"], [SMALL, "cfp_fp"], [MIDDLE, "lfw"], [MIDDLE, "cfp_fp"]]
-    assert rows[0][2:] == ["95.05 % +- 0.07", "96.00 % +- 0.00", "6.0000 +- 0.0000", "4"]
+    assert rows[0][2:] == ["95.05 % ± 0.07", "96.00 % ± 0.00", "6.0000 ± 0.0000", "4"]
     assert "optimistic" in table.note
 
 

@@ -65,7 +65,7 @@ def test_the_csv_holds_values_unrounded_and_texts(tmp_path):
     found = {(cell["table"], cell["row"], cell["column"]): cell for cell in cells}
     assert len(found) == len(cells)  # so that a row and a column name one cell
     accuracy = found["overview", SMALL, "lfw accuracy"]
-    assert float(accuracy["value"]) == pytest.approx(0.951, abs=1e-12) and accuracy["text"] == "95.10 % +- 0.10 best"
+    assert float(accuracy["value"]) == pytest.approx(0.951, abs=1e-12) and accuracy["text"] == "95.10 % ± 0.10 best"
     assert found["training", SMALL, "set"]["value"] == "lfw"
     assert found["overview", SMALL, "parameters"]["value"] == "500000"
     assert found["pairs_lfw", SMALL, "TAR at FAR 0.001"] | {"row": ""} == {
@@ -77,7 +77,7 @@ def test_the_csv_holds_values_unrounded_and_texts(tmp_path):
     }
 
 
-def test_rows_of_one_name_are_told_apart_in_the_csv():
+def test_rows_of_one_name_are_distinct_in_the_csv():
     rows = [[Cell(text="a"), Cell(text=name)] for name in ("x", "y")]
     names = [line.split(",", 2)[1:] for line in csv_text([table(*rows)]).splitlines()[1:]]
     assert names[0][0] == '"a' and {line[1].split('"')[0] for line in names} == {" x", " y"}

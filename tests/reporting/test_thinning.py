@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facebones.reporting.plots.thinning import COLUMNS, decades, height_at, thin_steps
+from facebones.reporting.plots.curves import COLUMNS, decades, height_at, thin_steps
 
 
 def rising_steps(points, seed=0):

@@ -1,6 +1,7 @@
 """A study as people run it: in a process of its own, with trainings that finish, fail, are stopped and killed."""
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import json
@@ -21,11 +22,12 @@ from facebones.errors import ConfigError, DataError, RunError
 from facebones.reporting.load import load_results
 from facebones.reporting.report import write_report
 from facebones.run_folder import RunFolder
-from facebones.study.compare import compare, plan_rows, plan_table, raise_failures, study_table
-from facebones.study.display import Display
+from facebones.study.compare import compare, plan_rows, raise_failures
+from facebones.study.display import Display, plan_table, study_table
 from facebones.study.evaluate import check_evaluation
 from facebones.study.launchers.local import child_environment
-from facebones.study.plan import make_plan
+from facebones.study.plan import make_plan, versions_here
+from facebones.study.record import entry_title
 from facebones.study.study import load_study
 from facebones.synthetic.dataset import synthesize
 from facebones.system.checkpoint import load_checkpoint, save_checkpoint
@@ -33,6 +35,7 @@ from facebones.system.signals import PARENT_VARIABLE, Interrupted
 from facebones.training.logs import read_metrics
 from facebones.training.run import train
 
+PROFILE = importlib.import_module("facebones.profiling.profile")
 SMALL, LARGE = "shufflefacenet_0_5", "shufflefacenet_1_0"
 STUDY = """
 recipe: demo
@@ -80,7 +83,22 @@ def study_json(output):
 
 
 def times(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "study.json"}
+    """Of what is trained and measured: not of study.json and the report, which each call writes."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "study.json"]
+    return {path: path.stat().st_mtime_ns for path in files if folder / "report" not in path.parents}
+
+
+def recorded(content):
+    """What study.json holds of the answer of `compare`."""
+    return {key: value for key, value in content.items() if key not in ("answer", "report")}
+
+
+def errors_of(content):
+    return {entry_title(entry): entry["error"] for entry in content["evaluation"]}
+
+
+def metrics_of(row):
+    return {metric["set"]: metric for metric in row["metrics"] if metric["name"] == "accuracy"}
 
 
 # ------------------------------------------------------------------------------------------------------- plan
@@ -127,7 +145,6 @@ DIFFERENT = {
         {"optimizer.learning_rate": "0.5"},
         r"0\.006, and the study says 0\.5",
     ),
-    "facebones": (lambda run: {"facebones": "0.0.1"}, {}, r"facebones 0\.0\.1, and the study says"),
     "data of images": (lambda run: {"data": {**run.data, "images": 3}}, {}, "images 3, and the study says 28"),
 }
 
@@ -142,7 +159,7 @@ def test_a_run_of_another_study_is_refused_and_kept(write, tmp_path, changed, ov
     environment = {"facebones": facebones.__version__, "data": {"path": "elsewhere", **run.data}}
     run.folder.environment.write_text(json.dumps(environment | (changed(run) or {})))
     before = times(output)
-    with pytest.raises(ConfigError, match=rf"seed0: holds a run with .*{message}.*choose another --output, or remove"):
+    with pytest.raises(ConfigError, match=rf"seed0: holds a run with .*{message}.*choose another --output$"):
         make_plan(load_study(path, overrides=overrides), output)
     assert times(output) == before
 
@@ -158,7 +175,7 @@ BAD = {
     "no data": (["--data", ""], "no training data: give --data PATH"),
     "unknown backbone": (["--backbones", "shufflefacenet_0_6"], "did you mean 'shufflefacenet_0_5'"),
     "unknown field": (["--training.epoch", "3"], "unknown key 'epoch'; did you mean 'epochs'?"),
-    "seed as a field": (["--training.seed", "3"], "give --seeds"),
+    "seed as a field": (["--training.seed", "3"], "--seeds"),
     "unknown set": (["--validation.sets", "lfw"], "lfw: no such verification set"),
     "no such file": (["--backbones", "theirs.onnx"], "theirs.onnx: no such run or file"),
     "no such device": (["--device", "abacus"], "--device abacus: no such device"),
@@ -320,7 +337,7 @@ def test_what_is_said_while_it_trains(begun, monkeypatch, stream):
         display.show([begun.runs[0]], {LARGE: "no memory"})
         display.end(begun.runs[1], "no memory")
     said = stderr.getvalue()
-    assert f"{SMALL}: goes on" in said and f"{LARGE}: failed: no memory" in said
+    assert f"{SMALL}: resumes" in said and f"{LARGE}: failed: no memory" in said
     assert "1/2" in said and "3.500" in said and "2s" in said
     assert ("│ failed" in said) == (stream is Terminal)
 
@@ -339,18 +356,18 @@ def finished(write, tmp_path):
 
 
 def test_what_is_finished_is_measured_once_and_again_where_it_has_changed(finished, small_data, monkeypatch):
-    monkeypatch.setattr("facebones.profiling.profile.measure_peak_memory", lambda *_: 1)
+    monkeypatch.setattr(PROFILE, "measure_peak_memory", lambda *_: 1)
     study, output = finished(profile="{seconds: 0.01, batch_size: 2}")
     content = compare(study, output, device="cpu")
     assert list(content["models"]) == [SMALL, "theirs"]
-    assert {name: part["error"] for name, part in content["evaluation"].items()} == {"pairs": None, "profile": None}
+    assert errors_of(content) == {"pairs": None, "profile": None}
     profiled = json.loads((output / "profile.json").read_text())["networks"]
     assert [(row["name"], row["backbone"]) for row in profiled] == [(SMALL, SMALL), ("theirs", SMALL)]
     assert [(row["backbone"], row["done"]) for row in content["summary"]] == [(SMALL, 1), ("theirs", 1)]
-    own, theirs = (row["accuracy"]["tiny"] for row in content["summary"])
+    own, theirs = (metrics_of(row)["tiny"] for row in content["summary"])
     assert own == theirs and own["deviation"] is None
     assert content["summary"][0]["parameters"] == profiled[0]["parameters"]
-    assert content == study_json(output)
+    assert recorded(content) == study_json(output)
 
     before = times(output)
     assert compare(study, output, device="cpu") == content and times(output) == before
@@ -385,13 +402,13 @@ def test_a_runtime_that_cannot_compute_one_of_the_models_is_refused_before_any_t
 def test_a_part_that_fails_is_recorded_and_tried_again(finished, tmp_path, monkeypatch):
     """It fails by images that cannot be decoded, which nothing has looked at before."""
     write_pairs(tmp_path / "broken.bin", [b"no image"] * 40, [True, False] * 10)
-    monkeypatch.setattr("facebones.profiling.profile.measure_peak_memory", lambda *_: 1)
+    monkeypatch.setattr(PROFILE, "measure_peak_memory", lambda *_: 1)
     broken = f"pair_sets: [{tmp_path / 'broken.bin'}]\n"
     study, output = finished(profile="{seconds: 0.01, batch_size: 2}", more=broken)
     for _ in range(2):
         content = compare(study, output, device="cpu")
-        assert content["evaluation"]["profile"]["error"] is None
-        assert "broken" in content["evaluation"]["pairs"]["error"]
+        assert errors_of(content)["profile"] is None
+        assert "broken" in errors_of(content)["pairs"]
         with pytest.raises(RunError, match=r"^failed: pairs; .*study\.json has the"):
             raise_failures(content)
 
@@ -399,7 +416,7 @@ def test_a_part_that_fails_is_recorded_and_tried_again(finished, tmp_path, monke
 @pytest.fixture
 def lost(finished, small_data, tmp_path, monkeypatch):
     """A study whose foreign model is emptied, and one of its two pair sets removed, while it trains."""
-    monkeypatch.setattr("facebones.profiling.profile.measure_peak_memory", lambda *_: 1)
+    monkeypatch.setattr(PROFILE, "measure_peak_memory", lambda *_: 1)
     shutil.copy(small_data / "tiny.bin", tmp_path / "other.bin")
     sets = f"pair_sets: [tiny, {tmp_path / 'other.bin'}]\n"
     study, output = finished(profile="{seconds: 0.01, batch_size: 2}", more=sets)
@@ -415,30 +432,30 @@ def lost(finished, small_data, tmp_path, monkeypatch):
 def test_a_model_and_a_pair_set_that_are_lost_while_it_trains_are_left_out_of_the_figures(lost):
     study, output = lost
     content = compare(study, output, device="cpu")
-    errors = {name: part["error"] for name, part in content["evaluation"].items()}
-    assert list(errors) == ["model theirs", "pair set other", "pairs", "profile"]
+    errors = errors_of(content)
+    assert list(errors) == ["model theirs", "set other", "pairs", "profile"]
     assert errors["pairs"] is errors["profile"] is None
-    assert "no safetensors file" in errors["model theirs"] and "other.bin: cannot be read" in errors["pair set other"]
+    assert "no safetensors file" in errors["model theirs"] and "other.bin: cannot be read" in errors["set other"]
     own, theirs = content["summary"]
-    assert list(own["accuracy"]) == ["tiny"] and theirs["accuracy"] == {}
+    assert list(metrics_of(own)) == ["tiny"] and theirs["metrics"] == []
     assert study_table(content)[1][1][-2:] == ("0/1", errors["model theirs"])
     networks = json.loads((output / "profile.json").read_text())["networks"]
     assert [row["name"] for row in networks] == [SMALL]
-    with pytest.raises(RunError, match=r"^failed: model theirs, pair set other; "):
+    with pytest.raises(RunError, match=r"^failed: model theirs, set other; "):
         raise_failures(content)
-    assert content == study_json(output)
+    assert recorded(content) == study_json(output)
 
 
 def test_the_report_says_what_was_left_out(lost):
     study, output = lost
-    errors = {name: part["error"] for name, part in compare(study, output, device="cpu")["evaluation"].items()}
+    errors = errors_of(compare(study, output, device="cpu"))
     results = load_results(output)
     assert results.notes == [
-        f"pair set other: failed: {errors['pair set other']}",
+        f"other: failed: {errors['set other']}",
         f"theirs: failed: {errors['model theirs']}",
     ]
     assert [(run.name, run.state) for run in results.runs] == [(SMALL, "done"), ("theirs", "failed")]
-    assert list(results.figure("tiny", "accuracy").values) == [SMALL]
+    assert list(results.metric("tiny", "accuracy").values) == [SMALL]
     write_report([output], output / "report")
     assert "FAILED" in (output / "report" / "tables.md").read_text()
     assert "model.safetensors: no safetensors file" in (output / "report" / "report.html").read_text()
@@ -451,15 +468,15 @@ def test_a_finished_run_whose_weights_are_lost_is_left_out_and_the_rest_is_measu
     weights.write_bytes(b"")
     content = compare(study, output, device="cpu")
     own, theirs = content["summary"]
-    assert own["accuracy"] == {} and "no safetensors file" in own["errors"][0] and list(theirs["accuracy"]) == ["tiny"]
+    assert own["metrics"] == [] and "no safetensors file" in own["errors"][0] and list(metrics_of(theirs)) == ["tiny"]
     before = times(output / "evaluation")
     assert compare(study, output, device="cpu") == content and times(output / "evaluation") == before
-    assert load_results(output).notes == [f"model {SMALL}: failed: {own['errors'][0]}"]
+    assert load_results(output).notes == [f"{SMALL}: failed: {own['errors'][0]}"]
 
     weights.write_bytes(whole)
     content = compare(study, output, device="cpu")
-    assert [list(row["accuracy"]) for row in content["summary"]] == [["tiny"], ["tiny"]]
-    assert list(content["evaluation"]) == ["pairs"]
+    assert [list(metrics_of(row)) for row in content["summary"]] == [["tiny"], ["tiny"]]
+    assert list(errors_of(content)) == ["pairs"]
 
 
 def test_two_models_of_one_name_are_refused(write, tmp_path):
@@ -473,8 +490,8 @@ def test_targets_and_pair_sets_of_one_name_are_refused_before_any_training(write
     (tmp_path / "a" / "IJBC").mkdir(parents=True)
     (tmp_path / "b" / "IJBC").mkdir(parents=True)
     for more, message in (
-        (f"pair_sets: [tiny, {tmp_path / 'tiny.bin'}]", "two pair sets are called tiny"),
-        (f"ijb: [{tmp_path / 'a' / 'IJBC'}, {tmp_path / 'b' / 'IJBC'}]", "two folders are called IJBC"),
+        (f"pair_sets: [tiny, {tmp_path / 'tiny.bin'}]", "two sets are called tiny"),
+        (f"ijb: [{tmp_path / 'a' / 'IJBC'}, {tmp_path / 'b' / 'IJBC'}]", "two sets are called IJBC"),
         (f"ijb: [{tmp_path / 'IJBB'}]", "IJBB: no such folder"),
     ):
         with pytest.raises(DataError, match=message):
@@ -493,17 +510,20 @@ def test_a_study_trains_measures_and_does_nothing_twice(write, tmp_path):
     content = study_json(output)
     assert [run["state"] for run in content["runs"]] == ["done", "done"]
     assert all(run["final"][0]["set"] == "tiny" and run["error"] is None for run in content["runs"])
-    assert content["evaluation"]["pairs"]["file"] == "evaluation/pairs.json"
+    (pairs,) = content["evaluation"]
+    assert (pairs["kind"], pairs["protocol"], pairs["set"]) == ("protocol", "pairs", None)
+    assert pairs["file"] == "evaluation/pairs.json" and pairs["versions"] == versions_here()
+    assert all(run["versions"] == versions_here() for run in content["runs"])
     pairs = json.loads((output / "evaluation" / "pairs.json").read_text())
     assert list(pairs["models"]) == [f"{SMALL}_seed0", f"{SMALL}_seed1"]
     values = [pairs["sets"][0]["models"][name]["accuracy"] for name in pairs["models"]]
-    accuracy = content["summary"][0]["accuracy"]["tiny"]
+    accuracy = metrics_of(content["summary"][0])["tiny"]
     assert accuracy["values"] == values and accuracy["mean"] == pytest.approx(sum(values) / 2)
 
     report = output / "report"
     assert table.splitlines()[-1] == f"report: {report / 'report.html'}"
     assert {path.name for path in report.iterdir()} == {
-        *("report.html", "results.json", "tables.md", "tables.tex", "tables.csv", "pictures"),
+        *("report.html", "results.json", "tables.md", "tables.tex", "tables.csv", "plots"),
     }
     said_in_words = [line.removeprefix("* ") for line in table.splitlines() if line.startswith("* ")]
     assert said_in_words == json.loads((report / "results.json").read_text())["answer"]
@@ -537,17 +557,17 @@ def test_a_run_that_fails_is_recorded_and_the_others_finish(write, tmp_path):
     assert status == 1, said
     assert said.splitlines()[-1].startswith(f"facebones: failed: {LARGE}; the rest is done")
     large, small = study_json(output)["runs"]
-    assert "metrics.jsonl: is there already, and a run would replace it" in large["error"]
+    assert "metrics.jsonl: exists already, and a run would replace it" in large["error"]
     assert small["state"] == "done" and small["error"] is None
-    assert list(study_json(output)["models"]) == [SMALL] and "is there already" in table
+    assert list(study_json(output)["models"]) == [SMALL] and "exists already" in table
     assert (output / "runs" / LARGE / "seed0" / "metrics.jsonl").read_text() == "mine\n"
     assert f"{LARGE} of 2 runs has failed or not finished." in table
-    assert "is there already, and a run would replace it" in (output / "report" / "report.html").read_text()
+    assert "exists already, and a run would replace it" in (output / "report" / "report.html").read_text()
 
     shutil.rmtree(output / "runs" / LARGE / "seed0")
     trained = times(output / "runs" / SMALL)
     status, table, _ = run(path, "--output", output)
-    assert status == 0 and "is there already" not in table
+    assert status == 0 and "exists already" not in table
     assert times(output / "runs" / SMALL) == trained
     assert list(study_json(output)["models"]) == [LARGE, SMALL]
 
@@ -598,7 +618,7 @@ def test_a_study_that_is_stopped_or_killed_ends_as_one_that_is_not(write, tmp_pa
 def reported(output):
     """What a report says of what was measured."""
     content = json.loads((output / "report" / "results.json").read_text())
-    return {key: content[key] for key in ("answer", "figures", "recipe", "notes")}
+    return {key: content[key] for key in ("answer", "metrics", "recipe", "notes")}
 
 
 @pytest.mark.slow

@@ -66,11 +66,11 @@ REFUSED = {
     "backbones: [r18]": r"mine\.yaml: recipe: is missing or empty",
     "recipe: demo\nbackbones: [r18]\nseeds: [one]": "seeds: 'one' is not a whole number",
     "recipe: demo\nbackbones: [r18]\nseeds: [-1]": "seeds: -1 is out of range",
-    "recipe: demo\nbackbones: [r18]\nseeds: [1, 1]": r"mine\.yaml: seeds: 1 stands twice",
-    "recipe: demo\nbackbones: [r18, r18]": "backbones: r18 stands twice",
+    "recipe: demo\nbackbones: [r18]\nseeds: [1, 1]": r"mine\.yaml: seeds: 1 is listed twice",
+    "recipe: demo\nbackbones: [r18, r18]": "backbones: r18 is listed twice",
     "recipe: demo\nbackbones: {r18: 1}": "backbones: .* is not text",
-    "recipe: demo\nbackbones: [r18]\noverrides: [a]": "overrides: is a mapping",
-    "recipe: demo\nbackbones: [r18]\noverrides: {training: {epochs: 2}}": "overrides.training: is one value",
+    "recipe: demo\nbackbones: [r18]\noverrides: [a]": "overrides: must be a mapping",
+    "recipe: demo\nbackbones: [r18]\noverrides: {training: {epochs: 2}}": "overrides.training: must be one value",
     "recipe: demo\nbackbones: [r18]\noverrides: {training.epoch: 2}": (
         r"mine\.yaml: overrides\.training\.epoch: unknown key 'epoch'; did you mean 'epochs'"
     ),
@@ -81,7 +81,7 @@ REFUSED = {
         r"mine\.yaml: overrides\.training\.epochs: 'many' is not a whole number"
     ),
     "recipe: demo\nbackbones: [r18]\noverrides: {training.seed: 2}": (
-        r"mine\.yaml: overrides\.training\.seed: the study itself says it; give --seeds, or `seeds` in the file"
+        r"mine\.yaml: overrides\.training\.seed: a study sets it by --seeds, or by `seeds` in the file"
     ),
     "recipe: demo\nbackbones: [r18]\nprofile: perhaps": "profile: 'perhaps' is not true or false",
     "recipe: demo\nbackbones: [r18]\nprofile: {second: 1}": "unknown key 'second'; did you mean 'seconds'?",
@@ -101,13 +101,13 @@ def test_what_is_wrong_is_said_in_one_line(write, text):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"seeds": "0,0"}, "--seeds: 0 stands twice"),
-        ({"pair_sets": "lfw,lfw"}, "--pair-sets: lfw stands twice"),
+        ({"seeds": "0,0"}, "--seeds: 0 is listed twice"),
+        ({"pair_sets": "lfw,lfw"}, "--pair-sets: lfw is listed twice"),
         ({"seeds": ""}, "--seeds: is missing or empty"),
         ({"backbones": ""}, "--backbones: is missing or empty"),
         ({"overrides": {"training.epochs": "many"}}, "--training.epochs: 'many' is not"),
         ({"overrides": {"training.epoch": "2"}}, "--training.epoch: unknown key 'epoch'"),
-        ({"overrides": {"training.seed": "2"}}, "--training.seed: the study itself says it"),
+        ({"overrides": {"training.seed": "2"}}, "--training.seed: a study sets it by --seeds"),
     ],
 )
 def test_what_is_wrong_on_the_command_line_is_said_of_the_option(write, given, message):

@@ -1,6 +1,6 @@
 """The built-in backbones without building them: names, summaries and counts from a file, so that no torch is needed.
 
-`facebones backbones --catalogue` prints the file; tests fail where it is out of date.
+`facebones backbones --catalogue` prints the file; tests fail if it is out of date.
 """
 
 import importlib.util

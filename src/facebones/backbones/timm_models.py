@@ -30,7 +30,7 @@ def import_timm() -> ModuleType:
 
 
 def _declare_torchvision_operators() -> None:
-    """Make torchvision importable where its compiled part fits another build of torch (CUDA beside a CPU torch).
+    """Make torchvision importable if its compiled part was built for another torch (CUDA, beside a CPU torch).
 
     timm imports torchvision, whose import then fails on two missing operators. No model of timm calls them.
     """

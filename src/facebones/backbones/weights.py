@@ -72,7 +72,8 @@ def load_backbone(model: Path, name: str | None = None, embedding_size: int | No
         found_size = stated_size or _embedding_size(name, weights)
         if embedding_size is not None and embedding_size != found_size:
             raise CheckpointError(f"{path}: its embeddings have {found_size} elements, not {embedding_size}")
-        backbone = create_backbone(name, found_size)
+        with torch.random.fork_rng(devices=[]):  # loading leaves the caller's random state as it was
+            backbone = create_backbone(name, found_size)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
     weights = _with_counters(weights, backbone)
@@ -167,7 +168,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None, int | None
     if not isinstance(name, str | None) or not sound:
         raise CheckpointError(
             f"{path}: its model card says backbone {name!r:.40} of embedding size {size!r:.40}, which cannot be;"
-            " restore the file from where it came"
+            " restore the file from its source"
         )
     return content, name, size
 
@@ -205,7 +206,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:  # KeyError: a type unknown to torch
-        raise CheckpointError(f"{path}: no safetensors file, or cut short; restore it from where it came") from error
+        raise CheckpointError(f"{path}: no safetensors file, or cut short; restore it from its source") from error
     return _without_prefix(weights), card if isinstance(card, dict) else {}
 
 

@@ -16,7 +16,6 @@ from facebones.cli.options import (
     positive_seconds,
 )
 from facebones.errors import ConfigError, UnknownNameError
-from facebones.plugins import has_plugins
 
 
 def _backbones_options(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +74,8 @@ def _describe(pattern: str) -> list[dict[str, Any]]:
 
 def _describe_plugins(pattern: str) -> list[dict[str, Any]]:
     """Build and count the backbones of plug-ins; torch is needed only if there are plug-ins."""
+    from facebones.plugins import has_plugins
+
     if not has_plugins():
         return []
     from facebones.profiling.cost import describe_plugins

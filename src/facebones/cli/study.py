@@ -18,13 +18,14 @@ from facebones.cli.options import (
 )
 
 REPORT_FOLDER = "report"
-# Fields of a study that the command line can set, with what is said of each.
+# Fields of a study that are options, with their help; a LIST is joined by commas.
 STUDY_OPTIONS = (
     ("recipe", "NAME", "name or file of a recipe"),
     ("data", "PATH", "training data"),
     ("backbones", "LIST", "comma-separated names, patterns, runs and ONNX files"),
     ("seeds", "LIST", "comma-separated whole numbers"),
-    ("pair_sets", "LIST", "comma-separated names beside the data, or paths"),
+    ("evaluate", "LIST", "comma-separated evaluation sets: names beside the data, paths, or PROTOCOL=PATH"),
+    ("pair_sets", "LIST", "comma-separated pair sets, also for validation: names beside the data, or paths"),
     ("ijb", "LIST", "comma-separated IJB-B or IJB-C folders"),
     ("profile", "BOOL", "true or false"),
 )
@@ -39,6 +40,11 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="show the planned runs and their progress; train nothing"
     )
+    parser.add_argument(
+        "--accept-version",
+        action="store_true",
+        help="continue runs of an older version even where this version computes other numbers",
+    )
     recipe_options(parser)
     runtime_option(parser)
     device_option(parser)
@@ -51,39 +57,34 @@ def _compare(arguments: Arguments) -> None:
     apply_recipe_options(arguments)
     given = {key: getattr(arguments, key) for key, _, _ in STUDY_OPTIONS}
     study = load_study(arguments.study, overrides=arguments.overrides, **given)
-    from facebones.reporting.console import print_table
-    from facebones.study import compare as work
-    from facebones.study.evaluate import check_evaluation
-    from facebones.study.plan import make_plan
-    from facebones.system.device import select_device
+    from facebones.study.compare import compare, preview
 
-    select_device(arguments.device)
+    options = {key: getattr(arguments, key) for key in ("device", "runtime", "accept_version")}
     if arguments.dry_run:
-        plan = make_plan(study, arguments.output)
-        check_evaluation(plan, arguments.device, arguments.runtime)
-        rows = work.plan_rows(plan)
-        print(json.dumps(rows, indent=2)) if arguments.json else print_table(*work.plan_table(rows))
-        return
-    options = {"jobs": arguments.jobs, "device": arguments.device, "runtime": arguments.runtime}
-    content = work.compare(study, arguments.output, **options)
-    _report_study(content, as_json=arguments.json)
+        _print_plan(preview(study, arguments.output, **options), as_json=arguments.json)
+    else:
+        _print_study(compare(study, arguments.output, jobs=arguments.jobs, **options), as_json=arguments.json)
 
 
-def _report_study(content: dict[str, Any], *, as_json: bool) -> None:
-    """Write the report into the study's folder and print what came out; raises where a part has failed."""
+def _print_plan(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     from facebones.reporting.console import print_table
-    from facebones.reporting.report import PAGE, write_report
-    from facebones.study.compare import raise_failures, study_table
+    from facebones.study.display import plan_table
 
-    output = Path(content["file"]).parent
-    sentences = write_report([output], output / REPORT_FOLDER)["answer"]
-    page = str(output / REPORT_FOLDER / PAGE)
+    print(json.dumps(rows, indent=2)) if as_json else print_table(*plan_table(rows))
+
+
+def _print_study(content: dict[str, Any], *, as_json: bool) -> None:
+    """Print the results; raises RunError if a part has failed."""
+    from facebones.reporting.console import print_table
+    from facebones.study.compare import raise_failures
+    from facebones.study.display import study_table
+
     if as_json:
-        print(json.dumps({**content, "answer": sentences, "report": page}, indent=2))
+        print(json.dumps(content, indent=2))
     else:
         name = content["study"]["name"]
         print_table(*study_table(content), title=f"{name}: mean over seeds +- standard deviation")
-        _print_answer(sentences, page)
+        _print_answer(content["answer"], content["report"])
     raise_failures(content)
 
 
@@ -102,7 +103,7 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
 def _demo(arguments: Arguments) -> None:
     from facebones.study.demo import demo
 
-    _report_study(demo(arguments.output, arguments.device), as_json=arguments.json)
+    _print_study(demo(arguments.output, arguments.device), as_json=arguments.json)
 
 
 def _report_options(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,8 @@ from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.backbones.weights import load_backbone, read_card
 from facebones.data.preprocessing import OURS, Preprocessing, to_network_input
 from facebones.errors import CheckpointError, ConfigError, DataError, UnknownNameError
-from facebones.system.device import select_device, to_device
+from facebones.system.device import device_settings, select_device, to_device
+from facebones.system.progress import say
 
 if TYPE_CHECKING:
     from facebones.onnx.backbone import OnnxBackbone
@@ -125,7 +126,8 @@ class Model:
             (B, 2, D) float32 of images and mirror images; (B, 1, D) without `flip`. Neither summed nor normalised.
         """
         kind = self.device.type
-        with torch.inference_mode(), torch.autocast(kind, AUTOCAST_TYPE[self.precision], self.precision != "fp32"):
+        autocast = torch.autocast(kind, AUTOCAST_TYPE[self.precision], self.precision != "fp32")
+        with device_settings(self.device), torch.inference_mode(), autocast:
             images = to_device(torch.from_numpy(images_BHWC), self.device)
             x = to_network_input(images, self.channels_last, preprocessing=self.preprocessing)  # (B, 3, H, W)
             views = (x, x.flip(3)) if flip else (x,)
@@ -326,7 +328,6 @@ def _fresh(name: str, device: str) -> Model:
 
 
 def _note(text: str) -> None:
-    from facebones.system.progress import say
 
     say(f"note: {text}")
 

@@ -91,7 +91,8 @@ def open_network(source: Source, device: str) -> tuple[Backbone, torch.device]:
         network, _, computing = open_backbone(source.path, source.backbone, device)
         return network, computing
     computing = select_device(device)
-    return create_backbone(source.name).eval().to(computing), computing
+    with torch.random.fork_rng(devices=[]):  # profiling leaves the caller's random state as it was
+        return create_backbone(source.name).eval().to(computing), computing
 
 
 def family_of(network: Backbone) -> str:

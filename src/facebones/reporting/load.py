@@ -200,12 +200,15 @@ class _Reader:
         for row in content["summary"]:
             cost = Cost(parameters=_whole(row["parameters"]), macs=_whole(row["macs"]))
             self.costs[text(row["backbone"])] = cost
-        left_out = {one["name"]: one for one in content["evaluation"] if one["kind"] == "model_left_out"}
+        entries = content["evaluation"]
+        if not isinstance(entries, list):
+            raise TypeError("'evaluation' is not a list")
+        left_out = {one["name"]: one for one in entries if one["kind"] == "model_left_out"}
         trained = {text(row["name"]) for row in content["runs"]}
         for name, file in content["models"].items():
             if name not in trained:
                 self._add_other(_only_measured(name, Path(file), left_out.pop(name, None)), label)
-        for entry in content["evaluation"]:
+        for entry in entries:
             if entry["kind"] != "model_left_out" or entry["name"] in left_out:
                 self._read_entry(folder, entry)
         self.commands.append(_study_command(content["study"], folder))

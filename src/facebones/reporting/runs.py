@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from facebones.errors import DataError, FaceBonesError
-from facebones.recipe import load_recipe
+from facebones.recipe import load_config
 from facebones.reporting.results import Cost, Run
 from facebones.run_folder import RunFolder
 
@@ -88,7 +88,7 @@ def read_run(folder: Path, name: str) -> Run:
         FaceBonesError: a file is damaged.
     """
     files = RunFolder(folder)
-    recipe = load_recipe(files.config).to_dict() if files.config.is_file() else {}
+    recipe = load_config(files.config).to_dict() if files.config.is_file() else {}
     done = files.result.is_file()
     environment = _environment(files.environment) if files.environment.is_file() else {}
     error = None if done else _recorded_error(folder / "error.json")

@@ -1,4 +1,4 @@
-"""All of it in a few minutes: synthetic faces, three small backbones by one recipe, and a report of what they reach."""
+"""A complete study in a few minutes: synthetic faces, three small backbones under one recipe, and a report."""
 
 import os
 from pathlib import Path
@@ -21,26 +21,26 @@ PEOPLE_SHOWN, FACES_SHOWN = 4, 10
 
 
 def demo(output: Path, device: str = "auto") -> dict[str, Any]:
-    """Make data, then compare; what an earlier call has finished in `output` is kept, and what it began goes on.
+    """Synthesize faces, then compare; the same call resumes a demo that was stopped.
 
     Args:
-        output: folder for faces, runs and report.
+        output: folder for the faces, the study and its report.
         device: "auto", "cpu", "cuda", ...
 
     Returns:
-        what `compare` returns.
+        What `compare` returns.
     """
     data = output / "faces"
     if not data.is_dir():
         say(str(synthesize(data, identities=IDENTITIES, images_per_identity=IMAGES_PER_IDENTITY, pairs=PAIRS)))
     _draw_faces(data, output / "faces.png")
-    # Networks as small as these leave half of a second core idle where they are trained one after the other.
+    # A training of a network this small does not keep two cores busy.
     jobs = 2 if select_device(device).type == "cpu" and (os.cpu_count() or 1) > 1 else 1
     return compare(load_study(STUDY, data=str(data)), output / "study", jobs=jobs, device=device)
 
 
 def _draw_faces(data: Path, path: Path) -> None:
-    """A row of training images for each of a few people."""
+    """Draw a row of training images for each of a few people."""
     training_set = open_training_set(data)
     rows = []
     for label in range(PEOPLE_SHOWN):

@@ -1,23 +1,26 @@
-"""How far the trainings are: a table that lives on a terminal, plain lines elsewhere; read from their metrics.jsonl."""
+"""What a study prints: its progress, as a live table on a terminal and as lines elsewhere, and tables of results."""
 
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from facebones.study.plan import PlannedRun
+from facebones.reporting.words import metric_words, set_words
+from facebones.study.plan import UNFINISHED, PlannedRun
 from facebones.system.progress import format_seconds, say
 
 LIVE_SECONDS = 1.0
 PLAIN_SECONDS = 60.0
 COLUMNS = ("run", "state", "step", "loss", "accuracy", "left")
 
+Table = tuple[Sequence[str], list[Sequence[str]]]  # names of the columns, and rows
+
 
 class Display:
-    """What a study says while it trains, on stderr.
+    """Progress of the trainings on stderr, read from their metrics.jsonl.
 
     Args:
-        runs: all of the study.
+        runs: all runs of the study.
     """
 
     def __init__(self, runs: Sequence[PlannedRun]) -> None:
@@ -32,18 +35,18 @@ class Display:
             self._live.start()
 
     def begin(self, run: PlannedRun) -> None:
-        """A training is about to start."""
-        self._line(f"{run.name}: {'begins' if run.state == 'to do' else 'goes on'}; it says more in {run.log}")
+        """Announce a training that is about to start."""
+        self._line(f"{run.name}: {'starts' if run.state == 'to do' else 'resumes'}; log: {run.log}")
 
     def end(self, run: PlannedRun, error: str | None) -> None:
-        """A training has ended."""
+        """Announce the end of a training."""
         if error is not None:
             self._line(f"{run.name}: failed: {error}")
         else:
             self._line(f"{run.name}: done{_accuracy_text(run.progress())}")
 
     def show(self, running: Sequence[PlannedRun], errors: Mapping[str, str]) -> None:
-        """Bring the table up to date, or say a line a minute for each training."""
+        """Update the table, or print a line a minute for each training."""
         now = time.monotonic()
         if now - self._last < (LIVE_SECONDS if self._live is not None else PLAIN_SECONDS):
             return
@@ -55,7 +58,7 @@ class Display:
                 say(progress_line(run))
 
     def close(self) -> None:
-        """Take the table away."""
+        """Remove the table."""
         if self._live is not None:
             self._live.stop()
 
@@ -70,19 +73,19 @@ class Display:
 
         table = Table(*COLUMNS)
         for run in self._runs:
-            state = "failed" if run.name in errors else "trains" if run in running else run.state
+            state = "failed" if run.name in errors else "training" if run in running else run.state
             table.add_row(run.name, state, *_cells(run))
         return table
 
 
 def progress_line(run: PlannedRun) -> str:
-    """A line about a training that runs."""
+    """One line about a running training."""
     step, loss, _, left = _cells(run)
     return f"{run.name}: step {step}  loss {loss}{_accuracy_text(run.progress())}  {left} left"
 
 
 def seconds_left(run: PlannedRun, progress: Mapping[str, Any]) -> float | None:
-    """At the rate last measured; None where none was."""
+    """Time left at the last measured rate; None if there is none yet."""
     rate = progress["images_per_second"]
     return (run.steps - progress["step"]) * run.images / max(run.steps, 1) / rate if rate else None
 
@@ -97,3 +100,47 @@ def _cells(run: PlannedRun) -> tuple[str, str, str, str]:
 
 def _accuracy_text(progress: Mapping[str, Any]) -> str:
     return "" if progress["accuracy"] is None else f"  accuracy {progress['accuracy']:.2%}"
+
+
+# ------------------------------------------------------------------------------------------------ tables on stdout
+
+
+def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of a plan as a table."""
+    return ("run", "parameters", "MACs", "images", "steps", "left", "state"), [_plan_cells(row) for row in rows]
+
+
+def _plan_cells(row: Mapping[str, Any]) -> Sequence[str]:
+    known = row["problem"] is None
+    state = f"to resume after step {row['step']}" if row["state"] == UNFINISHED else row["state"]
+    return (
+        row["name"],
+        f"{row['parameters']:,}" if known else "-",
+        f"{row['macs'] / 1e6:,.1f} M" if known else "-",
+        f"{row['images']:,}",
+        f"{row['steps']:,}",
+        "unknown" if row["hours"] is None else format_seconds(3600 * row["hours"]),
+        state if known else f"{state}; cannot be built: {row['problem']}",
+    )
+
+
+def study_table(content: Mapping[str, Any]) -> Table:
+    """The summary of study.json as a table: a row for each backbone, a column for each main metric over the seeds."""
+    titles = list(dict.fromkeys(_title(metric) for row in content["summary"] for metric in row["metrics"]))
+    rows: list[Sequence[str]] = []
+    for row in content["summary"]:
+        cost = ["-" if row["parameters"] is None else f"{row['parameters']:,}"]
+        cost.append("-" if row["macs"] is None else f"{row['macs'] / 1e6:,.1f} M")
+        measured = {_title(metric): _spread(metric) for metric in row["metrics"]}
+        cells = [measured.get(title, "-") for title in titles]
+        rows.append((row["backbone"], *cost, *cells, f"{row['done']}/{row['planned']}", "; ".join(row["errors"])))
+    return ("backbone", "parameters", "MACs", *titles, "seeds", "error"), rows
+
+
+def _title(metric: Mapping[str, Any]) -> str:
+    return f"{set_words(metric)}: {metric_words(metric)}"
+
+
+def _spread(metric: Mapping[str, Any]) -> str:
+    deviation = metric["deviation"]
+    return f"{metric['mean']:.2%}" + ("" if deviation is None else f" +- {deviation:.2%}")

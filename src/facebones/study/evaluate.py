@@ -1,32 +1,31 @@
-"""The finished models of a study, measured all at once: pair sets, IJB targets, and what the networks cost."""
+"""Measures the finished models of a study together: every protocol, and what the networks cost."""
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import facebones
 from facebones.errors import FaceBonesError, first_line
-from facebones.evaluation.models import open_backbone
-from facebones.evaluation.pairs import pair_protocols, read_sound_set
-from facebones.evaluation.protocol import Protocol, lookup_protocol
+from facebones.evaluation.models import load_model
+from facebones.evaluation.protocol import Protocol
 from facebones.evaluation.run import run_protocols
 from facebones.evaluation.runtimes import AUTO, check_available, check_takes_onnx
+from facebones.plugins import imported_plugins
 from facebones.profiling import Conditions
 from facebones.profiling.profile import profile, write_profile
 from facebones.reporting.evaluation_plots import write_evaluation_plots
 from facebones.reporting.plots.profile import write_profile_plots
 from facebones.run_folder import RunFolder
-from facebones.study.plan import DONE, Plan
-from facebones.study.study import MODEL_PART, ProfileSettings
+from facebones.study.plan import Plan, versions_here
+from facebones.study.record import MODEL_LEFT_OUT, PROFILE, PROTOCOL, SET_LEFT_OUT, Entry, entry_title, finished_models
+from facebones.study.study import ProfileSettings
 from facebones.system.device import select_device
 from facebones.system.progress import say
 from facebones.system.signals import Interrupted, stop_signals
-
-IJB_PROTOCOLS = {"templates": "ijb_verification", "identification": "ijb_identification"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,30 +33,33 @@ class Part:
     """A measurement of all models.
 
     Attributes:
-        name: "pairs", "profile", or as "templates IJBC".
-        file: what it leaves, relative to the study's folder.
-        inputs: digest of all that decides its outcome.
-        measure: does it.
+        identity: its kind, and of a protocol the name and the set.
+        file: its result, relative to the study's folder.
+        decides: everything that decides its numbers, as JSON.
+        measure: runs it.
     """
 
-    name: str
+    identity: Mapping[str, Any]
     file: Path
-    inputs: str
+    decides: Sequence[Any]
     measure: Callable[[], Any]
 
-
-def finished_models(plan: Plan) -> dict[str, Path]:
-    """Name to run or file, of what can be measured."""
-    return {run.name: run.folder.path for run in plan.runs if run.state == DONE} | dict(plan.trained)
+    def is_current(self, before: Entry | None, output: Path) -> bool:
+        """Whether an earlier measurement stands; the package version alone makes nothing be measured again."""
+        if before is None or before["error"] is not None or not (output / self.file).is_file():
+            return False
+        # Until 0.2.0.dev0 the version was part of the digest.
+        inputs = (_digest(self.decides), _digest([before["versions"]["facebones"], *self.decides]))
+        return before["file"] == str(self.file) and before["inputs"] in inputs
 
 
 def check_evaluation(plan: Plan, device: str, runtime: str | None) -> None:
-    """Refuse what would fail only after all trainings, in seconds: models are opened, pair sets and IJB lists read.
+    """Refuse in seconds what would fail only after all trainings: open the models and check the data sets.
 
     Raises:
         UnknownNameError, ConfigError: no such runtime or device, it cannot compute one of the models here, or the
             profile cannot be measured so.
-        CheckpointError, DataError: a model, a pair set or an IJB folder is missing, broken or unfit.
+        CheckpointError, DataError: a model or a data set is missing, broken or unfit.
     """
     if runtime not in (None, AUTO):
         check_available(runtime, select_device(device))
@@ -68,138 +70,169 @@ def check_evaluation(plan: Plan, device: str, runtime: str | None) -> None:
         _conditions(plan.study.profile, device).check("profile.")
     for path in plan.trained.values():
         _open(path, device)
-    for path in plan.pair_sets:  # one after the other, so that no two are in memory
-        read_sound_set(path)
-    for folder in plan.study.ijb:
-        for name in IJB_PROTOCOLS.values():
-            lookup_protocol(name)(Path(folder)).check()
+    for protocol in plan.protocols:
+        protocol.check()
 
 
 def _open(path: Path, device: str) -> None:
-    """Open a model and let it go; weights on the CPU, as they would leave something on the GPU of the trainings."""
-    open_backbone(path, None, device if path.suffix == ".onnx" else "cpu")
+    """Open a model and drop it; weights on the CPU, because CUDA would keep memory that the trainings need."""
+    load_model(path, device=device if path.suffix == ".onnx" else "cpu")
 
 
-def evaluate_all(plan: Plan, device: str, runtime: str | None, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure what has changed since the last time; a part that fails does not stop the others.
+def evaluate_all(plan: Plan, device: str, runtime: str | None, before: Sequence[Entry]) -> list[Entry]:
+    """Measure what has changed since the last time; a measurement that fails does not stop the others.
 
-    Nor does a model or a pair set that cannot be read any more: the others are measured without it. What fails later,
-    as an image that cannot be decoded, takes the whole part with it.
+    A model or a set that can no longer be read is left out, and the others are measured. An image that cannot be
+    decoded fails the whole measurement.
 
     Args:
         plan: the study.
         device: "auto", "cpu", ...
-        runtime: as in `runtime_choice.with_runtime`.
-        before: what the last call returned.
+        runtime: as for `compare`.
+        before: entries of the last time.
 
     Returns:
-        of each part its file (relative to the study's folder), its error or None, and the digest of its inputs; and
-        likewise of each model ("model NAME") and pair set ("pair set NAME") that was left out.
+        An entry for each measurement: its file (relative to the study's folder), its error or None, the digest of its
+        inputs and the versions that measured it; and an entry for each model and set that was left out.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came.
+        Interrupted: SIGINT or SIGTERM arrived.
     """
     models = finished_models(plan)
-    rows = _measure(plan, models, device, runtime, before)
-    if all(row["error"] is None for row in rows.values()):
-        return rows
-    # Only now is everything opened once more: it takes a while, and as a rule nothing has failed.
-    bad_models = _left_out(models, lambda path: _open(path, device))
-    bad_sets = _left_out({path.stem: path for path in plan.pair_sets}, read_sound_set)
+    entries = _measure(plan, models, device, runtime, before)
+    if all(entry["error"] is None for entry in entries):
+        return entries
+    # Opening everything again takes a while, so it waits until something has failed.
+    bad_models = _left_out(MODEL_LEFT_OUT, models, lambda path: _open(path, device))
+    bad_sets = _left_out(SET_LEFT_OUT, _by_set(plan.protocols), lambda group: [one.check() for one in group])
     if not bad_models and not bad_sets:
-        return rows
-    sound = {name: path for name, path in models.items() if name not in bad_models}
-    plan = replace(plan, pair_sets=[path for path in plan.pair_sets if path.stem not in bad_sets])
-    known = {**before, **{name: row for name, row in rows.items() if row["error"] is None}}
-    left_out = {f"{MODEL_PART}{name}": row for name, row in bad_models.items()}
-    left_out |= {f"pair set {name}": row for name, row in bad_sets.items()}
-    return left_out | _measure(plan, sound, device, runtime, known)
+        return entries
+    lost_models, lost_sets = ([entry["name"] for entry in bad] for bad in (bad_models, bad_sets))
+    sound = {name: path for name, path in models.items() if name not in lost_models}
+    plan = replace(plan, protocols=[one for one in plan.protocols if one.set not in lost_sets])
+    known = [*(entry for entry in entries if entry["error"] is None), *before]
+    return [*bad_models, *bad_sets, *_measure(plan, sound, device, runtime, known)]
 
 
 def _measure(
-    plan: Plan, models: Mapping[str, Path], device: str, runtime: str | None, before: Mapping[str, Any]
-) -> dict[str, Any]:
+    plan: Plan, models: Mapping[str, Path], device: str, runtime: str | None, before: Sequence[Entry]
+) -> list[Entry]:
     parts = _parts(plan, models, device, runtime) if models else []
-    return {part.name: _once(plan.output, part, before.get(part.name)) for part in parts}
+    return [_once(plan.output, part, before) for part in parts]
 
 
-def _once(output: Path, part: Part, before: Any) -> dict[str, Any]:
-    row = {"file": str(part.file), "error": None, "inputs": part.inputs}
-    if before == row and (output / part.file).is_file():
-        return row
-    say(f"measuring {part.name}")
-    row["error"] = _error_of(part.measure)
-    if row["error"] is not None:
-        say(f"{part.name}: failed: {row['error']}")
-    return row
+def _once(output: Path, part: Part, before: Sequence[Entry]) -> Entry:
+    """Run a measurement, unless an earlier one stands."""
+    known = next((entry for entry in before if part.identity.items() <= entry.items()), None)
+    row = {**part.identity, "file": str(part.file), "error": None, "inputs": _digest(part.decides)}
+    if known is not None and part.is_current(known, output):
+        return {**row, "versions": known["versions"]}
+    say(f"measuring {entry_title(row)}")
+    error = _error_of(part.measure)
+    if error is not None:
+        say(f"{entry_title(row)}: failed: {error}")
+    return {**row, "error": error, "versions": versions_here()}
 
 
-def _left_out(paths: Mapping[str, Path], read: Callable[[Path], Any]) -> dict[str, Any]:
-    """Of each that cannot be read a row as that of a part, by name."""
-    rows = {}
-    for name, path in paths.items():
-        if (error := _error_of(partial(read, path))) is not None:
+def _left_out(kind: str, named: Mapping[str, Any], read: Callable[[Any], Any]) -> list[Entry]:
+    """An entry for each model or set that cannot be read."""
+    entries = []
+    for name, one in named.items():
+        if (error := _error_of(partial(read, one))) is not None:
             say(f"{name}: left out: {error}")
-            rows[name] = {"file": str(path), "error": error, "inputs": ""}
-    return rows
+            entries.append({"kind": kind, "name": name, "error": error})
+    return entries
 
 
 def _error_of(work: Callable[[], Any]) -> str | None:
-    """Do it; returns what it failed of, or None.
+    """Call `work`; returns its error, or None.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came.
+        Interrupted: SIGINT or SIGTERM arrived.
     """
     with stop_signals() as stop, stop.at_once():
         try:
             work()
-        except (FaceBonesError, OSError, RuntimeError) as error:  # torch says of memory in a RuntimeError
-            if stop.received is not None:  # a library took the stop for a failure of its own
+        except (FaceBonesError, OSError, RuntimeError) as error:  # torch reports lack of memory by RuntimeError
+            if stop.received is not None:  # a library mistook the signal for a failure of its own
                 raise Interrupted(stop.received) from None
             return first_line(error)
     return None
 
 
+def _by_set(protocols: Sequence[Protocol]) -> dict[str, list[Protocol]]:
+    """Protocols by the name of their set; an IJB folder is measured by two."""
+    groups: dict[str, list[Protocol]] = {}
+    for protocol in protocols:
+        groups.setdefault(protocol.set, []).append(protocol)
+    return groups
+
+
 def _parts(plan: Plan, models: Mapping[str, Path], device: str, runtime: str | None) -> list[Part]:
     weights = {name: _signature([_weights_file(path)]) for name, path in models.items()}
-    folder = plan.output / "evaluation"
-    parts = []
-
-    by = [] if runtime is None else [runtime]
-
-    def add(name: str, file: Path, inputs: list[Any], measure: Callable[[], Any]) -> None:
-        digest = _digest([facebones.__version__, device, list(weights.items()), inputs])
-        parts.append(Part(name=name, file=file.relative_to(plan.output), inputs=digest, measure=measure))
-
-    def run(protocols: Sequence[Protocol], output: Path) -> Any:
-        contents = run_protocols(models, protocols, output=output, device=device, runtime=runtime)
-        for content in contents.values():
-            write_evaluation_plots(content, output)
-
-    if plan.pair_sets:
-        inputs = _signature(plan.pair_sets) + by
-        add("pairs", folder / "pairs.json", inputs, lambda: run(pair_protocols(plan.pair_sets), folder))
-    for data in map(Path, plan.study.ijb):
-        # Below a folder of its own: features and pictures have the same names for every target.
-        target = folder / data.resolve().name
-        inputs = _signature(sorted((data / "meta").glob("*"))) + by
-        for name, protocol in IJB_PROTOCOLS.items():
-            set_of = lookup_protocol(protocol)(data)
-            add(f"{name} {target.name}", target / f"{name}.json", inputs, partial(run, [set_of], target))
+    common = [device, list(weights.items())]
+    parts = [
+        Part(
+            identity={"kind": PROTOCOL, "protocol": group[0].name, "set": one_set},
+            file=Path("evaluation", one_set or "", group[0].file),
+            decides=[*common, _inputs(group, runtime)],
+            measure=partial(
+                _run_protocol, models, group, plan.output / "evaluation" / (one_set or ""), device, runtime
+            ),
+        )
+        for one_set, group in _together(plan.protocols)
+    ]
     if plan.study.profile.enabled:
         settings = plan.study.profile
         conditions = [settings.batch_size, settings.threads, settings.precision, settings.seconds]
-        add("profile", plan.output / "profile.json", conditions, lambda: profile_networks(plan, models, device))
+        measure = partial(profile_networks, plan, models, device)
+        decides = [*common, conditions + _plugin_digests()]
+        parts.append(Part(identity={"kind": PROFILE}, file=Path("profile.json"), decides=decides, measure=measure))
     return parts
 
 
+def _together(protocols: Sequence[Protocol]) -> list[tuple[str | None, list[Protocol]]]:
+    """Sets that are measured into one file: small ones of a protocol together, a large one alone with its name."""
+    groups: dict[tuple[str, str | None], list[Protocol]] = {}
+    for protocol in protocols:
+        groups.setdefault((protocol.name, protocol.set if protocol.keep_features else None), []).append(protocol)
+    return [(one_set, group) for (_, one_set), group in groups.items()]
+
+
+def _run_protocol(
+    models: Mapping[str, Path], group: Sequence[Protocol], output: Path, device: str, runtime: str | None
+) -> None:
+    fresh = [copy(protocol) for protocol in group]  # what they read is freed with them
+    (result,) = run_protocols(models, fresh, output=output, device=device, runtime=runtime).values()
+    write_evaluation_plots(result, output)
+
+
+def _inputs(group: Sequence[Protocol], runtime: str | None) -> list[Any]:
+    """What decides the numbers of a protocol, besides the models: its data, the runtime, and the user's own code."""
+    files = [file for protocol in group for file in _files(protocol.path)]
+    return _signature(files) + ([] if runtime is None else [runtime]) + _plugin_digests()
+
+
+def _files(path: Path) -> list[Path]:
+    """The files whose change is noticed: a file itself, the lists of an IJB folder, or the content of a folder."""
+    if path.is_file():
+        return [path]
+    return sorted((path / "meta").glob("*")) or sorted(path.glob("*"))
+
+
+def _plugin_digests() -> list[Any]:
+    """Name and content of the plug-ins that are files: another network or protocol in them gives other numbers."""
+    files = [Path(name) for name in imported_plugins() if name.endswith(".py")]
+    return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files if path.is_file()]
+
+
 def profile_networks(plan: Plan, models: Mapping[str, Path], device: str) -> dict[str, Any]:
-    """Profile each backbone among the models once, whatever its seeds, and each model that others trained."""
+    """Profile each backbone once, whatever its seeds, and each model that was trained elsewhere."""
     words: dict[str, Path] = {}
     backbones = {run.name: run.backbone for run in plan.runs}
     for name, path in models.items():
         words.setdefault(backbones.get(name, name), path)
-    # As absolute paths, which no backbone is called.
+    # An absolute path is never the name of a backbone.
     result = profile([str(path.absolute()) for path in words.values()], _conditions(plan.study.profile, device))
     for name, row in zip(words, result["networks"], strict=True):
         row["name"] = name
@@ -223,7 +256,7 @@ def _weights_file(path: Path) -> Path:
 
 
 def _signature(files: Sequence[Path]) -> list[Any]:
-    """Path, size and time of files: cheap, and another content gets another one."""
+    """Path, size and time of files: cheap to read, and different for other content."""
     return [
         [str(path.resolve()), *((stat := path.stat()).st_size, stat.st_mtime_ns)] if path.exists() else [str(path)]
         for path in files

@@ -1,41 +1,49 @@
-"""What runs a study has, and how far each is: all of it read from the run folders, so that nothing can disagree."""
+"""The runs of a study and how far each one is, read from the run folders: nothing else records their state."""
 
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import facebones
 from facebones.data.folders import find_pair_set, open_training_set
 from facebones.errors import ConfigError, DataError
-from facebones.evaluation.pairs import pair_set_files
+from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
 from facebones.profiling.networks import Source, find_sources
-from facebones.recipe import Recipe, load_recipe
+from facebones.recipe import Recipe, lacking_fields, load_config
 from facebones.run_folder import RunFolder
 from facebones.study.study import Study
+from facebones.system.environment import git_revision
 from facebones.training.run import with_absolute_paths
 
-# What may differ between a run and its plan: where things lie, how much is said, and measurements on the way.
+# Fields that may differ between a run and its plan: places, the amount of logging, and measurements on the way.
 FREE_FIELDS = ("data.path", "data.workers", "training.checkpoint_every", "training.choose", "validation.", "log.")
 DONE, UNFINISHED, TO_DO = "done", "unfinished", "to do"
+VERSIONS = ("facebones", "git_revision", "torch")
+IJB_PROTOCOLS = ("ijb_verification", "ijb_identification")
 TAIL_BYTES = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """A training of the study.
+    """One training of the study.
 
     Attributes:
-        name: what its model is called: the backbone, with the seed where there are several.
+        name: name of its model: the backbone, with the seed if there are several.
         backbone: name in the registry, or timm:NAME.
-        seed: of the training.
-        folder: where it is, or will be.
-        recipe: resolved.
+        seed: seed of the training.
+        folder: where the run is, or will be.
+        recipe: the resolved recipe.
         data: fingerprint of the training data.
-        steps: of the whole run.
+        steps: steps of the whole run.
+        accept_version: accept a run in the folder that an older version made, when a field that decides numbers did
+            not exist.
     """
 
     name: str
@@ -45,15 +53,16 @@ class PlannedRun:
     recipe: Recipe
     data: Mapping[str, Any]
     steps: int
+    accept_version: bool = False
 
     @property
     def recipe_file(self) -> Path:
-        """The resolved recipe, from which the run is begun."""
+        """The resolved recipe that the run starts from."""
         return self.folder.path.with_name(f"{self.folder.path.name}.yaml")
 
     @property
     def log(self) -> Path:
-        """What the run said, over all its beginnings."""
+        """Output of the run's processes, appended at each start."""
         return self.folder.path.with_name(f"{self.folder.path.name}.log")
 
     @property
@@ -65,13 +74,12 @@ class PlannedRun:
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """What decides the weights, by name: fields of the recipe, the data, and the version of the package.
+        """What decides the weights, by name: fields of the recipe and the data, without what the run autotunes.
 
-        Without what the run is to choose by itself.
+        The package version is not part of it: an upgrade alone never makes a study train again.
         """
         chosen = [f"training.{name}" for name in self.recipe.training.choose]
-        decisive = _decisive(self.recipe, self.data, facebones.__version__)
-        return {key: value for key, value in decisive.items() if key not in chosen}
+        return {key: value for key, value in _decisive(self.recipe, self.data).items() if key not in chosen}
 
     @property
     def fingerprint(self) -> str:
@@ -79,27 +87,55 @@ class PlannedRun:
         return hashlib.sha256(json.dumps(self.decisive, sort_keys=True).encode()).hexdigest()
 
     def first_recipe(self) -> Recipe:
-        """The recipe to begin with: what it is to choose by measuring is as another seed of the backbone has it."""
+        """The recipe to start with; another seed of the backbone may have autotuned its open settings already."""
         for config in sorted(self.folder.path.parent.glob("seed*/config.yaml")) if self.recipe.training.choose else ():
-            known = load_recipe(config).training
+            known = load_config(config).training
             chosen: dict[str, Any] = {name: getattr(known, name) for name in self.recipe.training.choose}
             return replace(self.recipe, training=replace(self.recipe.training, choose=[], **chosen))
         return self.recipe
 
     def refuse_another(self) -> None:
-        """Raise ConfigError where the folder holds a run that this plan would not have made."""
+        """Raise ConfigError if the folder holds a run that this plan would not have made."""
         if self.state == TO_DO:
             return
-        planned, found = self.decisive, _decisive_of(self.folder)
-        for name, value in planned.items():
-            if name in found and found[name] != value:
+        lacking, found = lacking_fields(self.folder.config), _decisive_of(self.folder)
+        for name, value in self.decisive.items():
+            if name not in found or found[name] == value or (name in lacking and self.accept_version):
+                continue
+            was = f"{found[name]!s:.60}"
+            if name in lacking:
                 raise ConfigError(
-                    f"{self.folder.path}: holds a run with {name} {found[name]!s:.60}, and the study says"
-                    f" {value!s:.60}; choose another --output, or remove that folder"
+                    f"{self.folder.path}: holds a run from before {name} existed, when runs did what {was} does, and"
+                    f" the study says {value!s:.60}; set {name} to {was}, accept the older run by --accept-version, or"
+                    " choose another --output"
                 )
+            advice = "" if name.startswith("data of ") else f"set {name} to {was}, or "
+            raise ConfigError(
+                f"{self.folder.path}: holds a run with {name} {was}, and the study says {value!s:.60};"
+                f" {advice}choose another --output"
+            )
+
+    def write_lacking_fields(self) -> None:
+        """Complete the config.yaml of an older run, so that it continues as it began and not by today's defaults."""
+        recipe, sections = load_config(self.folder.config), defaultdict[str, dict[str, Any]](dict)
+        for name, value in lacking_fields(self.folder.config).items():
+            section, _, key = name.partition(".")
+            if getattr(getattr(recipe, section), key) != value:
+                sections[section][key] = value
+        changed: dict[str, Any] = {name: replace(getattr(recipe, name), **part) for name, part in sections.items()}
+        if changed:
+            self.folder.write_recipe(replace(recipe, **changed))
+
+    def versions(self) -> dict[str, str | None]:
+        """Versions of facebones, its checkout and torch that last worked on the run; empty before it has started."""
+        environment = read_environment(self.folder)
+        for change in environment.get("resumed", {}).values():
+            environment = environment | change
+        found = {"git_revision": environment.get("commit")} | environment  # its name until 0.2.0.dev0
+        return {name: found.get(name) for name in VERSIONS} if environment else {}
 
     def progress(self) -> dict[str, Any]:
-        """Step, loss, rate and last accuracy, as far as metrics.jsonl tells them."""
+        """Step, loss, rate and last accuracy from metrics.jsonl."""
         found: dict[str, Any] = {"step": 0, "loss": None, "images_per_second": None, "accuracy": None}
         for line in _last_lines(self.folder.metrics):
             if line.get("kind") == "train":
@@ -110,51 +146,125 @@ class PlannedRun:
 
     @property
     def images(self) -> int:
-        """Images that the whole run goes through."""
+        """Number of images that the whole run reads."""
         return self.steps * self.recipe.training.batch_size * self.recipe.training.accumulation_steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that a study is to do.
+    """Everything that a study is to do.
 
     Attributes:
-        study: what was asked for.
+        study: what the user asked for.
         output: the study's folder.
         runs: the trainings, backbone by backbone.
-        trained: models that others have trained, by name.
-        pair_sets: files.
+        trained: models that are already trained, by name.
+        protocols: the data sets that all models are measured on.
     """
 
     study: Study
     output: Path
     runs: Sequence[PlannedRun]
     trained: Mapping[str, Path]
-    pair_sets: Sequence[Path]
+    protocols: Sequence[Protocol]
+
+    def notes(self) -> list[str]:
+        """A line for each other version of facebones or torch that has worked on runs in the study's folder."""
+        now, others = versions_here(), defaultdict(list)
+        for run in self.runs:
+            found = run.versions()
+            for package in ("facebones", "torch"):
+                if found and found[package] != now[package]:
+                    others[package, found[package]].append(run.name)
+        return [
+            f"trained by {package} {version}, and this is {now[package]}: {', '.join(names)}"
+            for (package, version), names in others.items()
+        ]
 
 
-def make_plan(study: Study, output: Path) -> Plan:
-    """Resolve names, find the data, and hold what is in `output` against the study.
+def make_plan(study: Study, output: Path, *, accept_version: bool = False) -> Plan:
+    """Resolve names, find the data, and compare the runs in `output` with the study.
+
+    Args:
+        study: what the user asked for.
+        output: the study's folder; nothing is written.
+        accept_version: see `compare`.
 
     Raises:
-        FaceBonesError: a name or a file is missing, or a run there is of another recipe, data or version.
+        FaceBonesError: a name or a file is missing, or a run in `output` is of another recipe or other data.
     """
     sources = find_sources(study.backbones)
     networks = [source.name for source in sources if source.path is None]
     recipe = study.resolved_recipe()
-    runs = _plan_runs(study, recipe, networks, output) if networks else []
+    runs = _plan_runs(study, recipe, networks, output, accept_version) if networks else []
     for run in runs:
         run.refuse_another()
     trained = _trained_models([source for source in sources if source.path is not None], [run.name for run in runs])
+    return Plan(study=study, output=output, runs=runs, trained=trained, protocols=find_sets(study, recipe))
+
+
+def find_sets(study: Study, recipe: Recipe) -> list[Protocol]:
+    """The data sets of `evaluate`, `pair_sets` and `ijb`; the recipe's validation sets if no pair set is named.
+
+    Raises:
+        FaceBonesError: a set or a protocol is missing, or two sets of a protocol have one name.
+    """
     beside = Path(recipe.data.path or ".")
-    sets = [find_pair_set(name, beside) for name in study.pair_sets or recipe.validation.sets]
-    pair_set_files(sets)  # refuses two of one name now, and not after the trainings
-    _check_targets([Path(folder) for folder in study.ijb])
-    return Plan(study=study, output=output, runs=runs, trained=trained, pair_sets=sets)
+    pair_sets = study.pair_sets or ([] if study.evaluate else recipe.validation.sets)
+    found = [one for item in study.evaluate for one in _sets_of(item, beside)]
+    found += [lookup_protocol("pairs")(find_pair_set(name, beside)) for name in pair_sets]
+    found += [lookup_protocol(name)(_ijb_folder(path)) for path in study.ijb for name in IJB_PROTOCOLS]
+    once = {(one.name, one.path.resolve()): one for one in reversed(found)}
+    sets: dict[tuple[str, str], Protocol] = {}
+    for one in reversed(once.values()):
+        if (other := sets.setdefault((one.name, one.set), one)) is not one:
+            raise DataError(f"two sets are called {one.set}: {other.path} and {one.path}; rename one of them")
+    return list(sets.values())
+
+
+def _sets_of(item: str, beside: Path) -> list[Protocol]:
+    """The sets that an item of `evaluate` names: a path, a name beside the data, or PROTOCOL=PATH."""
+    name, equals, place = item.partition("=")
+    if not equals or Path(item).exists():
+        return find_protocols(_place(item, beside))
+    found = lookup_protocol(name).find(path := _place(place, beside))
+    if not found:
+        raise DataError(f"evaluate: {path}: holds no set of the protocol {name}; check the path")
+    return list(found)
+
+
+def _place(name: str, beside: Path) -> Path:
+    return next((path for path in (Path(name), beside / name) if path.exists()), None) or find_pair_set(name, beside)
+
+
+def _ijb_folder(path: str) -> Path:
+    if not Path(path).is_dir():
+        raise DataError(f"{path}: no such folder; `ijb` names IJB-B or IJB-C folders")
+    return Path(path)
+
+
+def versions_here() -> dict[str, str | None]:
+    """Versions of facebones, its checkout and torch in this process."""
+    return {"facebones": facebones.__version__, "git_revision": git_revision(), "torch": str(torch.__version__)}
+
+
+def read_environment(folder: RunFolder) -> dict[str, Any]:
+    """The content of a run's environment.json; empty if there is none yet.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        content = json.loads(folder.environment.read_bytes())
+        return {**content, "data": dict(content["data"]), "resumed": dict(content.get("resumed", {}))}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{folder.environment}: cannot be read; restore it, or choose another --output") from error
 
 
 def folder_name(backbone: str) -> str:
-    """A backbone's name as that of a folder.
+    """A backbone's name with only the characters that every file system accepts.
 
     >>> folder_name("timm:mobilenetv3_small_050.lamb_in1k")
     'timm_mobilenetv3_small_050.lamb_in1k'
@@ -162,7 +272,9 @@ def folder_name(backbone: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", backbone)
 
 
-def _plan_runs(study: Study, recipe: Recipe, networks: Sequence[str], output: Path) -> list[PlannedRun]:
+def _plan_runs(
+    study: Study, recipe: Recipe, networks: Sequence[str], output: Path, accept_version: bool
+) -> list[PlannedRun]:
     if not recipe.data.path:
         raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
     data = open_training_set(recipe.data.path)
@@ -182,6 +294,7 @@ def _plan_runs(study: Study, recipe: Recipe, networks: Sequence[str], output: Pa
             ),
             data=fingerprint,
             steps=steps,
+            accept_version=accept_version,
         )
         for backbone in networks
         for seed in study.seeds
@@ -199,44 +312,23 @@ def _trained_models(sources: Sequence[Source], taken: Sequence[str]) -> dict[str
     return models
 
 
-def _check_targets(folders: Sequence[Path]) -> None:
-    names = [folder.resolve().name for folder in folders]
-    for folder, name in zip(folders, names, strict=True):
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; `ijb` names IJB-B or IJB-C folders")
-        if names.count(name) > 1:
-            raise DataError(f"ijb: two folders are called {name}; rename {folder}")
-
-
-def _decisive(recipe: Recipe, data: Mapping[str, Any], version: str) -> dict[str, Any]:
-    fields = {
-        f"{section}.{key}": value
-        for section, values in recipe.to_dict().items()
-        for key, value in values.items()
-        if not f"{section}.{key}".startswith(FREE_FIELDS)
-    }
-    return fields | {f"data of {key}": value for key, value in data.items()} | {"facebones": version}
+def _decisive(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
+    return _deciding(recipe.values()) | {f"data of {key}": value for key, value in data.items()}
 
 
 def _decisive_of(folder: RunFolder) -> dict[str, Any]:
-    """The same of the run that is in a folder; a run that was killed at its very beginning knows no data yet."""
-    recipe = load_recipe(folder.config)
-    try:
-        environment = json.loads(folder.environment.read_bytes())
-        known = {key: value for key, value in environment["data"].items() if key != "path"}
-        return _decisive(recipe, known, environment["facebones"])
-    except FileNotFoundError:
-        unknown = _decisive(recipe, {}, "")
-        del unknown["facebones"]
-        return unknown
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{folder.environment}: cannot be read; restore it, or remove the folder to train anew"
-        ) from error
+    """The same for the run in a folder; one that was killed early has not recorded its data yet."""
+    data = read_environment(folder).get("data", {})
+    found = _decisive(load_config(folder.config), {key: value for key, value in data.items() if key != "path"})
+    return found | _deciding(lacking_fields(folder.config))
+
+
+def _deciding(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if not name.startswith(FREE_FIELDS)}
 
 
 def _last_lines(path: Path) -> list[dict[str, Any]]:
-    """The last whole lines of a metrics.jsonl that is perhaps being written."""
+    """The last complete lines of a metrics.jsonl; another process may be writing it."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -248,7 +340,7 @@ def _last_lines(path: Path) -> list[dict[str, Any]]:
     for line in lines[:-1]:
         try:
             content = json.loads(line)
-        except ValueError:  # the first one is cut
+        except ValueError:  # the first line is incomplete
             continue
         if isinstance(content, dict):
             found.append(content)

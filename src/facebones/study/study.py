@@ -1,6 +1,7 @@
-"""A study: one recipe, several backbones and seeds, and what the trained networks are measured on; from a short YAML.
+"""A study: one recipe, several backbones and seeds, and the protocols that measure them; read from a short YAML file.
 
-Loading is as strict as that of a recipe, and paths start where the command is called, as they do there.
+Loading is as strict as for a recipe. Paths are relative to the current folder, except plug-ins (`import:`), which are
+relative to the file.
 """
 
 import dataclasses
@@ -10,50 +11,56 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from facebones.errors import ConfigError, UnknownNameError
+from facebones.plugins import import_plugins
 from facebones.recipe import Recipe, find_shipped, load_recipe
 from facebones.strict_yaml import check_value, read_yaml, setting
 
-# What a study says itself; in its overrides these would contradict it.
+# Fields of the recipe that a study sets with a key of its own.
 OWN_FIELDS = {"backbone.name": "backbones", "training.seed": "seeds", "data.path": "data"}
-MODEL_PART = "model "  # and a model's name: of the evaluation in study.json, what says why the model was left out
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileSettings:
     """Whether and how the networks are profiled."""
 
-    enabled: bool = setting(True, "whether there is a profile")
+    enabled: bool = setting(True, "whether to profile")
     batch_size: int = setting(32, "images a forward pass, for images/s and memory", minimum=1)
-    threads: int = setting(0, "of the CPU; 0 is what torch takes", minimum=0)
-    precision: str = setting("fp32", "by autocast", choices=("fp32", "bf16", "fp16"))
-    seconds: float = setting(2.0, "least time a figure of a network", above=0)
+    threads: int = setting(0, "CPU threads; 0 keeps the default of torch", minimum=0)
+    precision: str = setting("fp32", "number format, by autocast", choices=("fp32", "bf16", "fp16"))
+    seconds: float = setting(2.0, "minimum time of a measurement", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A comparison.
+    """A comparison of backbones.
 
     Attributes:
-        name: the file's name without ending.
+        name: name of the file without its ending.
         overrides: "section.field" of the recipe to its value's text.
+        evaluate: what the models are measured on: names beside the data, paths, or PROTOCOL=PATH.
+        pair_sets: short for pair sets in `evaluate`; the trainings validate on them too.
+        ijb: short for IJB-B and IJB-C folders in `evaluate`.
         profile: whether and how the networks are profiled.
+        imports: plug-ins (`import:` in the file), imported before anything else.
     """
 
     name: str = setting("", "")
-    recipe: str = setting("", "a recipe's name, or its file")
+    recipe: str = setting("", "name or file of a recipe")
     overrides: Mapping[str, str] = field(default_factory=dict)
-    backbones: list[str] = setting([], "names, shell patterns, timm:NAME; or what is trained: runs and ONNX files")
-    seeds: list[int] = setting([0], "a training run each", minimum=0)
+    backbones: list[str] = setting([], "names, shell patterns, timm:NAME; or trained models: runs and ONNX files")
+    seeds: list[int] = setting([0], "one training for each", minimum=0)
     data: str = setting("", "the training data; --data sets it")
+    evaluate: list[str] = setting([], "names beside the data, or paths, of pair sets, IJB folders, ...")
     pair_sets: list[str] = setting([], "names beside the data, or paths; by default the recipe's validation sets")
     ijb: list[str] = setting([], "IJB-B or IJB-C folders")
     profile: ProfileSettings = field(default_factory=ProfileSettings)
+    imports: list[str] = setting([], "plug-ins: modules, or Python files relative to the study's file")
 
     def resolved_recipe(self, where: Mapping[str, str] | None = None) -> Recipe:
-        """The recipe that all runs share, with the study's overrides and data; it validates on the study's pair sets.
+        """The recipe that all runs share, with the study's overrides, data and pair sets for validation.
 
         Args:
-            where: of overrides that do not come from the command line, how their place is named in an error.
+            where: names of overrides in an error, if they do not come from the command line.
 
         Raises:
             ConfigError: the recipe cannot be used.
@@ -62,27 +69,34 @@ class Study:
         for name, own in OWN_FIELDS.items():
             if name in self.overrides:
                 place = where.get(name, f"--{name}")
-                raise ConfigError(f"{place}: the study itself says it; give --{own}, or `{own}` in the file")
+                raise ConfigError(f"{place}: a study sets it by --{own}, or by `{own}` in the file")
         validated = {"validation.sets": ",".join(self.pair_sets)} if self.pair_sets else {}
         recipe = load_recipe(self.recipe, validated | dict(self.overrides), where)
         return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=self.data))
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as plain values."""
+        """All fields as plain values.
+
+        >>> Study(recipe="demo", backbones=["iresnet18"]).to_json()["seeds"]
+        [0]
+        """
         return dataclasses.asdict(self)
 
 
 def load_study(path: str, *, overrides: Mapping[str, str] | None = None, **given: Any) -> Study:
-    """Read a study and apply what the command line says.
+    """Read a study and apply the options of a command line.
 
     Args:
-        path: a YAML file, or the name of a study that comes with the package, such as "compact_faithful".
-        overrides: "section.field" of the recipe to the value's text, on top of the file's own.
-        given: fields of the study that replace the file's; None leaves them.
+        path: a YAML file, or the name of a study in the package, such as "compact_faithful".
+        overrides: "section.field" of the recipe to the value's text; they replace the file's own.
+        given: fields of the study that replace the file's; None keeps them.
 
     Raises:
         ConfigError: not readable, not YAML, or a value of the wrong kind or out of range.
         UnknownNameError: an unknown study, key, recipe, section or field, with the nearest name.
+
+    >>> load_study("demo", seeds="3,4").seeds
+    [3, 4]
     """
     file = find_shipped(path, "study", "studies", "studies")
     content = read_yaml(file)
@@ -97,12 +111,16 @@ def load_study(path: str, *, overrides: Mapping[str, str] | None = None, **given
 
 
 def _keys() -> list[str]:
-    return [item.name for item in dataclasses.fields(Study) if item.name != "name"]
+    """Keys of the YAML file; "import" is a word of Python, and so has another name as a field."""
+    return ["import" if item.name == "imports" else item.name for item in dataclasses.fields(Study)[1:]]
 
 
 def _build(file: Path, values: dict[str, Any], where: Mapping[str, str], overrides: Mapping[str, str]) -> Study:
+    checked: dict[str, Any] = {"imports": _plugins(file, values.get("import", []), where["import"])}
+    import_plugins(checked["imports"], where["import"])  # the recipe may name a head of theirs
+    values = {**values, "evaluate": _with_protocols(values.get("evaluate", []), where["evaluate"])}
     hints = get_type_hints(Study)
-    checked = {
+    checked |= {
         item.name: check_value(values[item.name], hints[item.name], item.metadata, where[item.name])
         for item in dataclasses.fields(Study)
         if item.metadata and item.name in values
@@ -112,33 +130,50 @@ def _build(file: Path, values: dict[str, Any], where: Mapping[str, str], overrid
     own = _texts(values.get("overrides", {}), where["overrides"])
     study = Study(name=file.stem, overrides=own | dict(overrides), **checked)
     _check_complete(study, where)
-    # Refuses what its recipe does not know.
+    # Refuse overrides that the recipe does not know.
     study.resolved_recipe({key: f"{where['overrides']}.{key}" for key in own if key not in overrides})
     return study
+
+
+def _plugins(file: Path, names: Any, where: str) -> list[str]:
+    """Names of modules, and absolute paths of Python files."""
+    metadata = next(item.metadata for item in dataclasses.fields(Study) if item.name == "imports")
+    checked: list[str] = check_value(names, list[str], metadata, where)
+    return [str((file.parent / name).absolute()) if name.endswith(".py") else name for name in checked]
+
+
+def _with_protocols(items: Any, where: str) -> Any:
+    """Replace `{protocol: NAME, path: PATH}` by the text NAME=PATH, the form of the command line."""
+    if not isinstance(items, list):
+        return items
+    for item in items:
+        if isinstance(item, dict) and not (item.keys() == {"protocol", "path"} and "" not in item.values()):
+            raise ConfigError(f"{where}: an item is a name, a path, or {{protocol: NAME, path: PATH}}")
+    return [f"{item['protocol']}={item['path']}" if isinstance(item, dict) else item for item in items]
 
 
 def _check_complete(study: Study, where: Mapping[str, str]) -> None:
     for key in ("recipe", "backbones", "seeds"):
         if not getattr(study, key):
             raise ConfigError(f"{where[key]}: is missing or empty; a study needs it")
-    for key in ("backbones", "seeds", "pair_sets", "ijb"):
+    for key in ("backbones", "seeds", "evaluate", "pair_sets", "ijb"):
         _refuse_twice(getattr(study, key), where[key])
 
 
 def _refuse_twice(items: Sequence[Any], where: str) -> None:
     if twice := [item for number, item in enumerate(items) if item in items[:number]]:
-        raise ConfigError(f"{where}: {twice[0]} stands twice; leave one out")
+        raise ConfigError(f"{where}: {twice[0]} is listed twice; remove one")
 
 
 def _texts(values: Any, where: str) -> dict[str, str]:
-    """Overrides of the recipe, each as the text that the command line would have; a list has commas between."""
+    """Overrides of the recipe, each as its text on the command line; a list is joined by commas."""
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: is a mapping of section.field to value, such as training.epochs: 2")
+        raise ConfigError(f"{where}: must be a mapping of section.field to value, such as training.epochs: 2")
     texts = {}
     for key, value in values.items():
         plain = ",".join(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
         if not isinstance(plain, str):
-            raise ConfigError(f"{where}.{key}: is one value or a list, and its key section.field in one word")
+            raise ConfigError(f"{where}.{key}: must be one value or a list, under a key of the form section.field")
         texts[key] = plain
     return texts
 

@@ -1,1 +1,1 @@
-"""How the trainings of a study are started."""
+"""Ways to start the trainings of a study."""

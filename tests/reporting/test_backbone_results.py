@@ -10,17 +10,16 @@ from synthetic_study import (
     MIDDLE,
     PARAMETERS,
     SMALL,
-    figure_json,
     make_run,
     make_study,
-    unmeasured_json,
+    metric_json,
     write_ijb,
     write_pairs,
 )
 
 from facebones.errors import UnknownNameError
 from facebones.reporting.load import load_results
-from facebones.reporting.report_json import results_json
+from facebones.reporting.report import results_json
 from facebones.reporting.results import pareto_front
 
 PAIR = f"{SMALL}_seed0", f"{MIDDLE}_seed0"
@@ -41,19 +40,20 @@ def evaluated(tmp_path):
     """Results of an evaluation of a pair set and of IJBC, of models without runs."""
 
     def load(values, p=0.001, **options):
-        accuracy = {"accuracy": figure_json("accuracy", values, p)}
-        write_pairs(tmp_path / "e", {"lfw": accuracy})
+        write_pairs(tmp_path / "e", {"lfw": [metric_json("accuracy", values, p)]})
         return load_results(write_ijb(tmp_path / "e", values, p, **options))
 
     return load
 
 
-def test_a_figure_that_is_not_there_is_answered_with_those_that_are(study):
+def test_a_metric_that_is_not_there_is_answered_with_those_that_are(study):
     results = study()
-    with pytest.raises(UnknownNameError, match=r"unknown figure 'lfv accuracy'; did you mean 'lfw accuracy'\?"):
-        results.figure("lfv", "accuracy")
-    with pytest.raises(UnknownNameError, match=r"unknown figure 'x y'; known: .*lfw EER"):
-        results.figure("x", "y")
+    with pytest.raises(UnknownNameError, match=r"unknown metric 'lfv accuracy'; did you mean 'lfw accuracy'\?"):
+        results.metric("lfv", "accuracy")
+    with pytest.raises(UnknownNameError, match=r"unknown metric 'x y'; known: .*lfw EER"):
+        results.metric("x", "y")
+    assert results.metric("IJBC", "tar", far=1e-4).title == "IJBC N1D1F1 1:1 TAR at FAR 0.0001"
+    assert results.metric("IJBC", "tar", far=1e-6).reason == "too few pairs"
 
 
 # ----------------------------------------------------------------------------------------------------- spreads
@@ -61,7 +61,7 @@ def test_a_figure_that_is_not_there_is_answered_with_those_that_are(study):
 
 def test_the_spread_over_seeds_is_the_one_worked_by_hand(study):
     results = study(seeds=(0, 1, 2), accuracy=lambda place, seed: 0.90 + 0.02 * seed - 0.1 * place)
-    spread = results.spread(results.figure("lfw", "accuracy"), SMALL)
+    spread = results.spread(results.metric("lfw", "accuracy"), SMALL)
     assert spread.mean == pytest.approx(0.92) and spread.deviation == pytest.approx(0.02)
     # Student's t of 2 degrees of freedom at 95 % is 4.30265; times 0.02 / sqrt(3)
     assert (spread.low, spread.high) == (pytest.approx(0.92 - 0.049683, abs=1e-6), pytest.approx(0.969683, abs=1e-6))
@@ -70,54 +70,56 @@ def test_the_spread_over_seeds_is_the_one_worked_by_hand(study):
 
 def test_one_seed_has_the_interval_of_its_evaluation(study):
     results = study(seeds=(0,))
-    spread = results.spread(results.figure("lfw", "accuracy"), SMALL)
+    spread = results.spread(results.metric("lfw", "accuracy"), SMALL)
     assert (spread.mean, spread.deviation, spread.low, spread.high) == (0.95, None, 0.94, 0.96)
 
 
 def test_a_seed_that_failed_does_not_count_and_a_backbone_without_seeds_has_no_spread(study):
     failed = [f"{SMALL}_seed0", f"{MIDDLE}_seed0", f"{MIDDLE}_seed1"]
     results = study(backbones=(SMALL, MIDDLE, LARGE), failed=failed)
-    figure = results.figure("lfw", "accuracy")
-    assert results.spread(figure, SMALL).mean == pytest.approx(0.951) and results.spread(figure, MIDDLE) is None
-    assert results.ranking(figure) == [SMALL, LARGE]
-    assert [(test.first, test.second) for test in results.tests(figure)] == [(SMALL, LARGE)]
+    metric = results.metric("lfw", "accuracy")
+    assert results.spread(metric, SMALL).mean == pytest.approx(0.951) and results.spread(metric, MIDDLE) is None
+    assert results.ranking(metric) == [SMALL, LARGE]
+    assert [(test.first, test.second) for test in results.tests(metric)] == [(SMALL, LARGE)]
 
 
 # ------------------------------------------------------------------------------------------------------- tests
 
 
-def test_backbones_are_told_apart_if_all_pairs_of_runs_agree(study):
+def test_backbones_differ_if_all_pairs_of_runs_agree(study):
     results = study(p={PAIR: 0.03})
-    (test,) = results.tests(results.figure("lfw", "accuracy"))
+    (test,) = results.tests(results.metric("lfw", "accuracy"))
     assert (test.first, test.second) == (SMALL, MIDDLE)
     assert test.difference == pytest.approx(0.02) and test.p_value == 0.03 and test.significant
-    assert results.as_good_as(results.figure("lfw", "accuracy"), SMALL) == []
+    assert results.not_different_from(results.metric("lfw", "accuracy"), SMALL) == []
 
 
 def test_one_pair_of_runs_that_is_not_significant_is_enough_to_leave_them_together(study):
     results = study(p={PAIR: 0.2})
-    figure = results.figure("lfw", "accuracy")
-    assert results.tests(figure)[0].p_value == 0.2
-    assert results.as_good_as(figure, SMALL) == [MIDDLE] and results.as_good_as(figure, MIDDLE) == [SMALL]
+    metric = results.metric("lfw", "accuracy")
+    assert results.tests(metric)[0].p_value == 0.2
+    assert results.not_different_from(metric, SMALL) == [MIDDLE] and results.not_different_from(metric, MIDDLE) == [
+        SMALL
+    ]
 
 
 def test_one_pair_of_runs_that_disagrees_makes_p_one(study):
     results = study(accuracy=lambda place, seed: (0.95, 0.90, 0.92, 0.91)[2 * place + seed])
-    (test,) = results.tests(results.figure("lfw", "accuracy"))
+    (test,) = results.tests(results.metric("lfw", "accuracy"))
     assert test.p_value == 1 and not test.significant and test.difference == pytest.approx(0.01)
 
 
 def test_the_bound_itself_is_significant_as_in_the_evaluations(evaluated):
     results = evaluated({"a": 0.9, "b": 0.8}, p=0.05)
-    assert results.tests(results.figure("lfw", "accuracy"))[0].significant
+    assert results.tests(results.metric("lfw", "accuracy"))[0].significant
 
 
 def test_tests_are_in_the_order_of_the_backbones_whatever_the_order_of_the_evaluation(tmp_path):
     for seed, name in enumerate(("a", "b", "c")):
         make_run(tmp_path / name, seed=seed, optimizer__learning_rate=0.1 + seed)
-    write_pairs(tmp_path / "e", {"lfw": {"accuracy": figure_json("accuracy", {"c": 0.7, "b": 0.8, "a": 0.9})}})
+    write_pairs(tmp_path / "e", {"lfw": [metric_json("accuracy", {"c": 0.7, "b": 0.8, "a": 0.9})]})
     results = load_results(*(tmp_path / name for name in "abce"))
-    tests = results.tests(results.figure("lfw", "accuracy"))
+    tests = results.tests(results.metric("lfw", "accuracy"))
     names = [f"{SMALL} ({name})" for name in "abc"]
     assert [(test.first, test.second) for test in tests] == [
         (names[0], names[1]),
@@ -132,36 +134,29 @@ def test_tests_are_in_the_order_of_the_backbones_whatever_the_order_of_the_evalu
 
 def test_a_low_error_rate_ranks_first(study):
     results = study()
-    assert results.ranking(results.figure("lfw", "accuracy")) == [SMALL, MIDDLE]
-    eer = results.figure("lfw", "EER")
-    assert eer.lower_is_better and results.spread(eer, MIDDLE).mean > results.spread(eer, SMALL).mean
+    assert results.ranking(results.metric("lfw", "accuracy")) == [SMALL, MIDDLE]
+    eer = results.metric("lfw", "eer")
+    assert not eer.higher_is_better and results.spread(eer, MIDDLE).mean > results.spread(eer, SMALL).mean
     assert results.ranking(eer) == [SMALL, MIDDLE]
 
 
-@pytest.mark.parametrize(
-    ("unmeasured", "chosen"),
-    [
-        ((), "TAR at FAR 0.0001"),
-        (("TAR at FAR 1e-05", "TAR at FAR 0.0001"), "TAR at FAR 0.001"),
-        (("TAR at FAR 0.0001", "TAR at FAR 0.001"), None),
-    ],
-)
-def test_the_main_far_is_the_smallest_that_is_measured_from_one_in_ten_thousand(evaluated, unmeasured, chosen):
-    results = evaluated({"a": 0.9, "b": 0.8}, unmeasured=unmeasured)
-    names = [figure.title for figure in results.main_figures()]
-    rates = [f"IJBC N1D1F1 1:1 {chosen}"] if chosen else []
-    assert names == ["lfw accuracy", *rates, "IJBC 1:N Rank-1"]
+@pytest.mark.parametrize("far", [1e-5, 1e-3, None])
+def test_the_evaluation_says_which_metrics_are_the_main_ones(evaluated, far):
+    results = evaluated({"a": 0.9, "b": 0.8}, main=far)
+    found = [(metric.set, metric.name, dict(metric.at)) for metric in results.main_metrics()]
+    rates = [("IJBC", "tar", {"far": far})] if far else []
+    assert found == [("lfw", "accuracy", {}), *rates, ("IJBC", "rank", {"rank": 1})]
 
 
-def test_the_accuracy_of_training_is_a_main_figure_only_where_nothing_was_evaluated(tmp_path):
+def test_the_accuracy_of_training_is_a_main_metric_only_where_nothing_was_evaluated(tmp_path):
     make_run(tmp_path / "r", sets=("lfw", "agedb_30"), accuracy=0.93)
-    write_pairs(tmp_path / "e", {"lfw": {"accuracy": figure_json("accuracy", {"r": 0.9})}})
+    write_pairs(tmp_path / "e", {"lfw": [metric_json("accuracy", {"r": 0.9})]})
     results = load_results(tmp_path / "r", tmp_path / "e")
-    assert [(figure.title, figure.values) for figure in results.main_figures()] == [
+    assert [(metric.title, metric.values) for metric in results.main_metrics()] == [
         ("lfw accuracy", {"r": 0.9}),
         ("agedb_30 accuracy", {"r": 0.93}),
     ]
-    assert results.pair_sets == ["lfw", "agedb_30"] and results.tests(results.main_figures()[1]) == []
+    assert results.validated_sets == ["lfw", "agedb_30"] and results.tests(results.main_metrics()[1]) == []
 
 
 def test_the_best_accuracy_is_that_of_any_step_and_zero_is_none(tmp_path):
@@ -184,7 +179,7 @@ def test_what_is_dearer_and_not_better_is_not_on_the_front():
 # ---------------------------------------------------------------------------------------------------- overview
 
 
-def test_the_numbers_have_a_row_a_backbone_with_costs_figures_and_seeds(study):
+def test_the_numbers_have_a_row_a_backbone_with_costs_metrics_and_seeds(study):
     results = study(failed=[f"{MIDDLE}_seed1"])
     small, middle = results.numbers()
     assert (small["backbone"], small["parameters"], small["latency_ms"]) == (SMALL, PARAMETERS[SMALL], 1.0)
@@ -215,21 +210,21 @@ def test_the_json_holds_all_but_lines_and_curves(study):
     assert [run["state"] for run in content["runs"]] == ["done", "done", "done", "failed"]
     assert "lines" not in content["runs"][0] and content["runs"][0]["accuracy"]["lfw"] == {"final": 0.95, "best": 0.96}
     assert content["backbones"] == results.numbers()
-    assert [figure["name"] for figure in content["figures"] if figure["main"]] == [
-        "accuracy",
-        "TAR at FAR 0.0001",
-        "Rank-1",
+    assert [(metric["name"], metric["at"]) for metric in content["metrics"] if metric["main"]] == [
+        ("accuracy", {}),
+        ("tar", {"far": 1e-4}),
+        ("rank", {"rank": 1}),
     ]
-    accuracy = content["figures"][0]
+    accuracy = content["metrics"][0]
     assert list(accuracy["backbones"]) == [SMALL, MIDDLE] and accuracy["backbones"][MIDDLE]["mean"] == 0.93
     assert [(test["first"], test["p_value"], test["significant"]) for test in accuracy["tests"]] == [
         (SMALL, 0.001, True)
     ]
-    tar = next(figure for figure in content["figures"] if figure["where"] == "lfw" and figure["reason"])
+    tar = next(metric for metric in content["metrics"] if metric["set"] == "lfw" and metric["reason"])
     assert tar["reason"] == "too few pairs" and tar["values"] == {} and tar["backbones"] == {}
     assert content["notes"] == results.notes and content["command"] == results.command
     assert content["recipe"]["training"]["batch_size"] == 8 and content["conditions"]["threads"] == 1
-    assert content["cmc"]["IJBC 1:N"][f"{SMALL}_seed0"] == [0.95, 1.0]
+    assert content["cmc"]["IJBC N1D1F1 1:N"][f"{SMALL}_seed0"] == [0.95, 1.0]
 
 
 def test_numbers_that_json_lacks_become_none(tmp_path):
@@ -243,17 +238,6 @@ def test_numbers_that_json_lacks_become_none(tmp_path):
     json.dumps(content, allow_nan=False)
 
 
-def test_accuracies_of_training_are_among_the_figures_of_the_json(tmp_path):
-    (figure,) = results_json(load_results(make_run(tmp_path / "r")))["figures"]
-    assert (figure["where"], figure["main"], figure["values"]) == ("lfw", True, {"r": 0.95})
-
-
-def test_a_figure_of_another_name_is_no_rate(tmp_path):
-    write_ijb(tmp_path, {"a": 0.9})
-    content = json.loads((tmp_path / "templates.json").read_text())
-    content["verification"][0]["figures"] = {
-        "TAR at FAR nobody knows": figure_json("x", {"a": 0.9}),
-        "AUC": unmeasured_json("AUC"),
-    }
-    (tmp_path / "templates.json").write_text(json.dumps(content))
-    assert [figure.name for figure in load_results(tmp_path).main_figures()] == ["Rank-1"]
+def test_accuracies_of_training_are_among_the_metrics_of_the_json(tmp_path):
+    (metric,) = results_json(load_results(make_run(tmp_path / "r")))["metrics"]
+    assert (metric["set"], metric["main"], metric["values"]) == ("lfw", True, {"r": 0.95})

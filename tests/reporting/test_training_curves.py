@@ -23,9 +23,9 @@ def test_running_mean_goes_on_behind_a_loss_that_is_no_number():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"kind": "train"}, "a: train line 1 of the metrics has no 'step'; restore metrics.jsonl"),
-        ({"kind": "train", "step": "x"}, "a: the metrics hold something else than numbers as 'step'"),
-        ({"kind": "train", "step": [1, 2]}, "a: the metrics hold something else than numbers as 'step'"),
+        ({"kind": "train"}, "a: train line 1 of metrics.jsonl has no 'step'"),
+        ({"kind": "train", "step": "x"}, "a: metrics.jsonl has a value of 'step' that is not a number"),
+        ({"kind": "train", "step": [1, 2]}, "a: metrics.jsonl has a value of 'step' that is not a number"),
     ],
 )
 def test_what_is_no_number_is_named(line, message):

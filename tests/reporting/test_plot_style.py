@@ -1,4 +1,4 @@
-"""What pictures share: looks that stay with a model, files that are whole and equal, names as they are."""
+"""What plots share: looks that stay with a model, files that are whole and equal, names as they are."""
 
 import resource
 import string
@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from facebones.errors import ConfigError, RunError
-from facebones.reporting.plots.point_names import settle
+from facebones.reporting.plots.labels import fix_layout
 from facebones.reporting.plots.style import (
     curve_axes,
     in_percent,
@@ -19,9 +19,9 @@ from facebones.reporting.plots.style import (
     legend_below,
     missing_glyphs,
     model_styles,
-    picture_paths,
+    plot_paths,
     rate_limits,
-    save_pictures,
+    save_plot,
     styles_of,
 )
 
@@ -60,21 +60,21 @@ def test_the_look_stays_with_the_model():
 
 @pytest.mark.parametrize(("suffix", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("PNG", b"\x89PNG")])
 def test_the_suffix_decides_the_format(tmp_path, suffix, start):
-    save_pictures(labelled_figure(), tmp_path / f"picture.{suffix}")
-    assert (tmp_path / f"picture.{suffix}").read_bytes().startswith(start)
+    save_plot(labelled_figure(), tmp_path / f"plot.{suffix}")
+    assert (tmp_path / f"plot.{suffix}").read_bytes().startswith(start)
 
 
 def test_one_call_writes_several_formats(tmp_path):
-    paths = picture_paths(tmp_path / "v1.5" / "roc")
-    save_pictures(labelled_figure(), paths)
+    paths = plot_paths(tmp_path / "v1.5" / "roc")
+    save_plot(labelled_figure(), paths)
     assert [path.name for path in paths] == ["roc.png", "roc.pdf"]
     assert sorted((tmp_path / "v1.5").iterdir()) == sorted(paths)
 
 
-@pytest.mark.parametrize("name", ["picture.docx", "picture", "png"])
+@pytest.mark.parametrize("name", ["plot.docx", "plot", "png"])
 def test_an_unknown_format_is_named_and_nothing_is_written(tmp_path, name):
     with pytest.raises(ConfigError, match=r"cannot be written as .* png"):
-        save_pictures(labelled_figure(), [tmp_path / "good.png", tmp_path / name])
+        save_plot(labelled_figure(), [tmp_path / "good.png", tmp_path / name])
     assert not list(tmp_path.iterdir())
 
 
@@ -85,25 +85,25 @@ def test_a_full_disk_is_one_line(tmp_path, kind):
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
     try:
         with pytest.raises(RunError, match=rf"^{tmp_path}/roc\.{kind}: cannot be written: .*; free space"):
-            save_pictures(figure, tmp_path / f"roc.{kind}")
+            save_plot(figure, tmp_path / f"roc.{kind}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("kind", "date"), [("png", b"tIME"), ("pdf", b"CreationDate"), ("svg", b"dc:date")])
-def test_equal_pictures_are_equal_bytes_and_bear_no_date(tmp_path, kind, date):
+def test_equal_plots_are_equal_bytes_and_bear_no_date(tmp_path, kind, date):
     contents = []
     for name in ("first", "second"):
-        save_pictures(labelled_figure(), tmp_path / f"{name}.{kind}")
+        save_plot(labelled_figure(), tmp_path / f"{name}.{kind}")
         contents.append((tmp_path / f"{name}.{kind}").read_bytes())
     assert contents[0] == contents[1]
     assert date not in contents[0]
 
 
 def test_a_pdf_holds_its_fonts_as_truetype(tmp_path):
-    save_pictures(labelled_figure(), tmp_path / "picture.pdf")
-    content = (tmp_path / "picture.pdf").read_bytes()
+    save_plot(labelled_figure(), tmp_path / "plot.pdf")
+    content = (tmp_path / "plot.pdf").read_bytes()
     assert b"/FontFile2" in content and b"/Type3" not in content
 
 
@@ -111,7 +111,7 @@ def test_settings_of_the_process_stay_as_they_were(tmp_path):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    save_pictures(labelled_figure(), tmp_path / "picture.pdf")
+    save_plot(labelled_figure(), tmp_path / "plot.pdf")
     assert dict(matplotlib.rcParams) == before
 
 
@@ -139,7 +139,7 @@ def test_the_legend_is_below_and_whole(names, columns, assert_all_is_readable):
 )
 def test_names_are_shown_as_they_are(tmp_path, name):
     figure = labelled_figure([name, "b"], title=name)
-    save_pictures(figure, picture_paths(tmp_path / "picture"))
+    save_plot(figure, plot_paths(tmp_path / "plot"))
     shown = name.encode(errors="backslashreplace").decode()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [shown, "b"]
     assert figure.axes[0].get_title() == shown
@@ -151,8 +151,8 @@ CONTROLS = "a\x00b\x07c\nd\x1be\u202ef\uffffg"
 @pytest.mark.parametrize("letters", [1, 50])  # a long one is broken into lines
 def test_control_characters_are_written_out_and_an_svg_can_be_read(tmp_path, letters):
     figure = labelled_figure([CONTROLS * letters], title=CONTROLS)
-    save_pictures(figure, tmp_path / "picture.svg")
-    ElementTree.parse(tmp_path / "picture.svg")
+    save_plot(figure, tmp_path / "plot.svg")
+    ElementTree.parse(tmp_path / "plot.svg")
     shown = "a\\x00b\\x07c\\nd\\x1be\\u202ef\\uffffg"
     assert figure.axes[0].get_title() == shown
     assert figure.legends[0].get_texts()[0].get_text().replace("\n", "") == shown * letters
@@ -161,8 +161,8 @@ def test_control_characters_are_written_out_and_an_svg_can_be_read(tmp_path, let
 @pytest.mark.filterwarnings("error")
 def test_letters_that_the_font_lacks_are_no_warnings_but_others_are(tmp_path):
     figure = labelled_figure(["\u65e5\u672c " * 40], title="\u65e5\u672c")
-    settle(figure)
-    save_pictures(figure, picture_paths(tmp_path / "picture", ("png", "svg", "pdf")))
+    fix_layout(figure)
+    save_plot(figure, plot_paths(tmp_path / "plot", ("png", "svg", "pdf")))
     with pytest.warns(UserWarning, match="another"), missing_glyphs():
         warnings.warn("another", UserWarning, stacklevel=1)
 
@@ -195,8 +195,8 @@ def test_limits_are_close_around_the_rates():
 
 def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path):
     code = (
-        "import sys, facebones.reporting.plots.training_curves, facebones.reporting.plots.identification as i\n"
-        "import facebones.reporting.plots.curves\n"
+        "import sys, facebones.reporting.plots.training_curves, facebones.reporting.plots.curves as i\n"
+        "import facebones.reporting.plots.report_plots\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"i.plot_cmc({{'a': [0.5, 0.6]}}, {str(tmp_path / 'y.pdf')!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
