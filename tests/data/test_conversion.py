@@ -325,7 +325,7 @@ def test_property_of_another_set_stays_and_stops_nothing(tmp_path):
     (tmp_path / "folder" / "2" / "1.jpg").write_bytes(image(9))
     (tmp_path / "folder" / HEADERS_FOLDER).rename(tmp_path / "headers")
     done = convert(tmp_path / "folder", source / "other.rec")
-    assert done.notes == (f"{source}/property: left as it is, for it is of another set; other.rec does without",)
+    assert done.notes == (f"{source}/property: unchanged, because it belongs to another set; other.rec gets none",)
     assert (source / "property").read_text() == "2,6,4\n"
     other = open_training_set(source / "other.rec")
     assert (other.num_identities, other.notes) == (3, []), "the property beside it says 2, but not of this set"
