@@ -33,7 +33,9 @@ def test_every_shipped_recipe_loads_by_path_and_by_name_and_round_trips(path, wr
 def test_the_study_recipe_is_the_published_one():
     recipe = load_recipe("vggface2_arcface")
     head, optimizer, schedule, training = recipe.head, recipe.optimizer, recipe.schedule, recipe.training
-    assert (head.scale, head.m1, head.m2, head.m3, head.sample_rate) == (64, 1, 0.5, 0, 1)
+    assert head.name == "arcface"
+    combined = head.options.combined()
+    assert (combined.scale, combined.m1, combined.m2, combined.m3, combined.sample_rate) == (64, 1, 0.5, 0, 1)
     assert (optimizer.name, optimizer.momentum, optimizer.weight_decay, optimizer.learning_rate) == (
         "sgd",
         0.9,
@@ -176,6 +178,7 @@ def test_a_small_file_cannot_grow(write):
 
 def test_help_names_every_field():
     assert [name for name, _ in field_help()] == field_names()
-    assert dict(field_help())["head.m2"] == "added to the angle, radians (ArcFace) [0.5]"
+    assert dict(field_help())["head.m2"] == "combined: added to the angle, radians (ArcFace) [0.5]"
+    assert dict(field_help())["head.sample_rate"].endswith("[1.0]") and "arcface" in dict(field_help())["head.margin"]
     assert dict(field_help())["validation.sets"].endswith("; commas between several")
     assert recipe_from_dict({}) == Recipe()

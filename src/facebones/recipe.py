@@ -1,26 +1,39 @@
-"""A recipe: everything that decides a training run, as dataclasses that YAML and `--section.field value` fill.
+"""A recipe: everything that decides a training run, as dataclasses filled from YAML and `--section.field value`.
 
-The help of each field is what `facebones train --help` prints. Loading is strict: an unknown key, a value of the
-wrong kind or out of range is refused with its place, and nothing is guessed. A value is text until its field says what
-it is, in the file as on the command line: the path 0123 stays 0123, and the learning rate 5e-4 is a number.
-
-A recipe may come from a stranger. Its YAML is mappings, lists and text, and no more: without aliases and tags, a short
-file stays short in memory and builds nothing.
+The help of each field is what `facebones train --help` prints. Loading is strict: an unknown key or a value of the
+wrong kind or out of range is refused with its place (`strict_yaml`). The section `head` holds a head's name and that
+head's own options (`heads.registry`). The top-level key `import` lists plug-ins; loading a recipe imports them, which
+runs their code.
 """
 
+import contextlib
 import dataclasses
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 
-from facebones.errors import ConfigError, UnknownNameError
-from facebones.strict_yaml import check_value, read_yaml, setting
+from facebones.errors import ConfigError, FaceBonesError, UnknownNameError
+from facebones.heads.registry import DEFAULT_HEAD, CombinedOptions, list_heads, lookup_head
+from facebones.plugins import import_plugins
+from facebones.strict_yaml import (
+    NO_LIMITS,
+    SAME,
+    check_value,
+    earlier_names,
+    fill,
+    limits_of,
+    read_yaml,
+    setting,
+    with_present_names,
+)
+from facebones.system.progress import say
 
-CHOOSABLE = ("precision", "compile")  # of a training's settings, those that it can choose by measuring
+CHOOSABLE = ("precision", "compile")  # training settings that `training.choose` may name
+IMPORT = "import"  # top-level key of a recipe; the field is `imports`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,32 +47,48 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """The loss: softmax over scale * (cos(m1 angle + m2) - m3)."""
+    """The loss: a registered head.
 
-    scale: float = setting(64.0, "factor on all cosines", above=0)
-    m1: float = setting(1.0, "factor on the angle (SphereFace)", above=0)
-    m2: float = setting(0.5, "added to the angle, radians (ArcFace)", minimum=0)
-    m3: float = setting(0.0, "subtracted from the cosine (CosFace)", minimum=0)
-    interclass_filter: float = setting(0.0, "other classes' cosines above this are ignored; 0 is off", minimum=0)
-    gradient: str = setting(
-        "straight_through", "how the margin is differentiated", choices=("straight_through", "exact")
-    )
-    sample_rate: float = setting(1.0, "share of the class centres that takes part in a step", above=0, maximum=1)
+    Attributes:
+        name: in the registry.
+        options: an instance of that head's options; a mapping of unchecked values where the head is in a plug-in that
+            is not imported (`load_config`).
+    """
+
+    name: str = DEFAULT_HEAD
+    options: Any = field(default_factory=CombinedOptions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and options side by side, as in YAML."""
+        options = dict(self.options) if isinstance(self.options, Mapping) else dataclasses.asdict(self.options)
+        return {"name": self.name, **options}
+
+
+def head_config(name: str, **options: Any) -> HeadConfig:
+    """A head with some of its options set; the others have their defaults.
+
+    >>> head_config("arcface", margin=0.4).options.margin
+    0.4
+    """
+    return _read_head({"name": name, **options}, lambda key: f"head.{key}", lenient=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The training faces."""
+    """The training images."""
 
     path: str = setting("", "folder with train.rec, or with one folder an identity; --data sets it")
     flip: bool = setting(True, "mirror half of the images at random")
     shuffle: str = setting(
         "full",
-        "order of an epoch: full, or block:N, which keeps N neighbouring images together, for slow disks",
+        "order of an epoch: full, or block:N, which reads N neighbouring images together (slow disks)",
         form=(r"full|block:[1-9][0-9]{0,8}", "full or block:N, such as block:1024"),
     )
-    unreadable_limit: int = setting(
-        0, "images that cannot be read, in whose place the next one is used; one more ends the training", minimum=0
+    max_unreadable: int = setting(
+        0,
+        "replace up to this many unreadable images by their successors; fail on the next one (0: fail at once)",
+        minimum=0,
+        renamed=("unreadable_limit",),
     )
     workers: int = setting(
         2, "processes that read and decode; 0 reads in the training process", minimum=0, maximum=1024
@@ -73,7 +102,7 @@ class OptimizerConfig:
     name: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
     learning_rate: float = setting(0.1, "largest learning rate", above=0)
     momentum: float = setting(0.9, "momentum of sgd", minimum=0, maximum=1)
-    # At 1, AdamW would never learn and divides by zero.
+    # AdamW with a decay of 1 never learns and divides by zero.
     beta1: float = setting(0.9, "decay of adamw's mean", minimum=0, maximum=0.9999)
     beta2: float = setting(0.999, "decay of adamw's mean square", minimum=0, maximum=0.999999)
     weight_decay: float = setting(5e-4, "weight decay", minimum=0)
@@ -88,7 +117,7 @@ class ScheduleConfig:
     power: float = setting(1.0, "power of polynomial decay: 1 is linear, 2 quadratic", above=0)
     milestones: list[float] = setting([], "epochs at which `step` multiplies the rate", minimum=0)
     factor: float = setting(0.1, "what `step` multiplies the rate by", above=0, maximum=1)
-    warmup_epochs: float = setting(0.0, "epochs of linear rise before", minimum=0)
+    warmup_epochs: float = setting(0.0, "epochs of linear warm-up", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,28 +128,30 @@ class TrainingConfig:
     batch_size: int = setting(128, "images a forward pass", minimum=2)
     accumulation_steps: int = setting(1, "forward passes a step of the optimizer", minimum=1)
     precision: str = setting("fp32", "number format of the backbone", choices=("fp32", "bf16", "fp16"))
-    channels_last: bool = setting(True, "memory layout in which convolutions are faster on most devices")
-    compile: bool = setting(False, "let torch.compile fuse the backbone: slow to begin, then faster")
-    choose: list[str] = setting([], "what the first steps choose by measuring; --speed auto sets it", choices=CHOOSABLE)
-    clip_norm: float = setting(0.0, "largest norm of the gradient; 0 does not clip", minimum=0)
-    seed: int = setting(0, "seed of weights, order, flips and samples", minimum=0)
+    channels_last: bool = setting(True, "channels-last memory layout: faster convolutions on most devices")
+    compile: bool = setting(False, "compile the backbone with torch.compile: slower to start, then faster")
+    choose: list[str] = setting(
+        [], "settings to choose by timing the first steps; --autotune sets it", choices=CHOOSABLE
+    )
+    clip_norm: float = setting(0.0, "clip the gradient to this norm; 0: no clipping", minimum=0)
+    seed: int = setting(0, "seed of weights, order, flips and sampled centres", minimum=0)
     checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Verification while training."""
+    """Verification during training."""
 
     sets: list[str] = setting([], "pair sets: names beside the training data, or paths of .bin files")
-    every: int = setting(2000, "steps between validations; there is always one at the end", minimum=1)
+    every: int = setting(2000, "steps between validations; the last step is always validated", minimum=1)
     batch_size: int = setting(128, "images a forward pass", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is said on the way."""
+    """What is logged."""
 
-    every: int = setting(50, "steps between lines", minimum=1)
+    every: int = setting(50, "steps between log lines", minimum=1)
     tensorboard: bool = setting(False, "write TensorBoard files too (extra `tensorboard`)")
 
 
@@ -136,65 +167,98 @@ class Recipe:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    imports: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """The recipe as plain sections, every field written out."""
-        return dataclasses.asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as YAML has it: sections with every field written out, and `import` if there are plug-ins."""
+        sections = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
+        sections["head"] = self.head.to_dict()
+        return ({IMPORT: list(self.imports)} if self.imports else {}) | sections
+
+    def values(self) -> dict[str, Any]:
+        """Every field as "section.field"; heads that are the same function are written alike.
+
+        Two runs with equal values compute the same. `arcface` with margin 0.5 is `combined` with m2 0.5.
+
+        >>> Recipe(head=head_config("arcface")).values() == Recipe(head=head_config("combined")).values()
+        True
+        """
+        return _flat(self.to_dict() | {"head": _combined_form(self.head).to_dict()})
+
+
+SECTIONS: dict[str, type[Any]] = {
+    **{"backbone": BackboneConfig, "head": HeadConfig, "data": DataConfig, "optimizer": OptimizerConfig},
+    **{"schedule": ScheduleConfig, "training": TrainingConfig, "validation": ValidationConfig, "log": LogConfig},
+}
 
 
 def load_recipe(
     path: str | Path, overrides: Mapping[str, str] | None = None, where: Mapping[str, str] | None = None
 ) -> Recipe:
-    """Read a recipe and apply overrides.
+    """Read a recipe, import its plug-ins and apply overrides.
 
     Args:
         path: a YAML file, or the name of a recipe that comes with the package, such as "casia_webface".
-        overrides: "section.field" to the value's text, as on the command line; a list has commas between. What they
-            set is no longer open to `training.choose`.
-        where: of overrides that do not come from the command line, how their place is named in an error.
+        overrides: "section.field" to the text of the value, as on the command line; a list has commas between its
+            items. What they set is no longer open to `training.choose`. A `head.name` that differs from the file's
+            drops the file's options of the head.
+        where: how an error names the place of an override that does not come from the command line.
 
     Raises:
         ConfigError: not readable, not YAML, or a value of the wrong kind or out of range.
         UnknownNameError: an unknown recipe, section or field, with the nearest name.
+
+    >>> load_recipe("casia_webface", {"training.epochs": "3"}).training.epochs
+    3
     """
-    path = find_recipe(str(path))
-    sections = _sections(path)
-    places = {f"{name}.{key}": f"{path}: {name}.{key}" for name, values in sections.items() for key in values}
-    where = where or {}
-    for key, text in (overrides or {}).items():
-        section, _, name = key.partition(".")
-        if section not in _section_types() or not name:
-            if key in where:
-                raise UnknownNameError("field", key, field_names(), where[key])
-            raise UnknownNameError("option", f"--{key}", [f"--{name}" for name in field_names()])
-        places[key] = where.get(key, f"--{key}")
-        sections.setdefault(section, {})[name] = text
-    recipe = recipe_from_dict(sections, places)
-    still_open = [name for name in recipe.training.choose if f"training.{name}" not in (overrides or {})]
+    path, overrides = find_recipe(str(path)), overrides or {}
+    sections, imports = _read_file(path, note=True)
+    import_plugins(imports, f"{path}: import")
+    places = _places(path, sections)
+    given = _given(sections, overrides, where or {}, places)
+    recipe = recipe_from_dict({IMPORT: imports, **_override(sections, given)}, places)
+    still_open = [name for name in recipe.training.choose if f"training.{name}" not in overrides]
     return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, choose=still_open))
 
 
+def load_config(path: Path, *, run_imports: bool = False) -> Recipe:
+    """Read the config.yaml of a run, which an older version may have written.
+
+    Args:
+        path: the file.
+        run_imports: import the plug-ins of the run. Without them, options of a head that is not registered are kept
+            as text: nothing of a run folder that is only read is executed.
+
+    Raises:
+        ConfigError, UnknownNameError: as for `load_recipe`.
+    """
+    sections, imports = _read_file(path, note=False)
+    if run_imports:
+        import_plugins(imports, f"{path}: import")
+    return recipe_from_dict({IMPORT: imports, **sections}, _places(path, sections), lenient=not run_imports)
+
+
 def find_recipe(name: str) -> Path:
-    """The path of a recipe given by a path or by the name of one that comes with the package."""
+    """The path of a recipe, given its path or the name of one that comes with the package."""
     return find_shipped(name, "recipe", "recipes")
 
 
 def find_shipped(name: str, kind: str, plural: str, folder: str = ".") -> Path:
-    """The path of a YAML file given by a path or by the name of one that comes with the package.
+    """The path of a YAML file, given its path or the name of one that comes with the package.
 
     Args:
         name: path or name.
         kind: what it is, for errors: "recipe" or "study".
         plural: likewise.
-        folder: where those that come along are, within the recipes.
+        folder: of the shipped files, within the recipes.
 
     Raises:
         ConfigError: no such file.
-        UnknownNameError: nothing of that name comes along; the message offers the nearest.
+        UnknownNameError: no shipped file of that name; the message offers the nearest.
     """
     if Path(name).is_file():
         return Path(name)
-    beside = Path(__file__).parent / "recipes"  # in an installed package; in a checkout they stand at the root
+    beside = Path(__file__).parent / "recipes"  # in an installed package; in a checkout they are at the root
     recipes = beside if beside.is_dir() else Path(__file__).parents[2] / "recipes"
     known = {path.stem: path for path in sorted((recipes / folder).glob("*.yaml"))}
     if name.endswith((".yaml", ".yml")) or "/" in name:
@@ -204,34 +268,71 @@ def find_shipped(name: str, kind: str, plural: str, folder: str = ".") -> Path:
     return known[name]
 
 
-def recipe_from_dict(sections: Mapping[str, Any], where: Mapping[str, str] | None = None) -> Recipe:
+def recipe_from_dict(
+    sections: Mapping[str, Any], where: Mapping[str, str] | None = None, *, lenient: bool = False
+) -> Recipe:
     """Check sections of plain values and build a recipe.
 
     Args:
         sections: section to field to value, of the field's kind or as text.
-        where: "section.field" to how its place is named in an error.
+        where: "section.field" to how an error names its place.
+        lenient: keep the options of an unknown head unchecked.
+
+    >>> recipe_from_dict({"training": {"epochs": "3"}}).training.epochs
+    3
     """
     where = where or {}
-    types = _section_types()
-    built: dict[str, Any] = {}
-    for section, values in sections.items():
-        if section not in types:
-            raise UnknownNameError("section", section, types, where.get(section, "recipe"))
-        names = [item.name for item in dataclasses.fields(types[section])]
-        for key in values:
-            if key not in names:
-                place = where.get(f"{section}.{key}", f"{section}.{key}")
-                raise UnknownNameError("key", str(key), names, place)
-        hints = get_type_hints(types[section])
-        checked = {
-            item.name: check_value(
-                values[item.name], hints[item.name], item.metadata, where.get(f"{section}.{item.name}", item.name)
-            )
-            for item in dataclasses.fields(types[section])
-            if item.name in values
-        }
-        built[section] = types[section](**checked)
-    return Recipe(**built)
+    sections = dict(sections)
+    imports = tuple(check_value(sections.pop(IMPORT, []), list[str], NO_LIMITS, where.get(IMPORT, IMPORT)))
+    built: dict[str, Any] = {name: kind() for name, kind in SECTIONS.items()}
+    for section, values in _present_names(sections, note=False).items():
+        if section not in SECTIONS:
+            raise UnknownNameError("section", section, SECTIONS, where.get(section, "recipe"))
+
+        def place(key: str, section: str = section) -> str:
+            return where.get(f"{section}.{key}", f"{section}.{key}")
+
+        if section == "head":
+            built[section] = _read_head(values, place, lenient=lenient)
+        else:
+            built[section] = fill(SECTIONS[section], values, place)
+    return Recipe(imports=imports, **built)
+
+
+def older_values(now: Recipe, found: Any) -> dict[str, Any]:
+    """What a saved `to_dict` says of each field of `Recipe.values`; fields that it lacks have their older meaning.
+
+    Args:
+        now: the recipe to compare with.
+        found: of a checkpoint, which any version may have written, or anyone may have forged.
+
+    Returns:
+        "section.field" to value, for all fields of `now`; None for what cannot be read.
+    """
+    sections = {name: part for name, part in found.items() if isinstance(part, dict)} if _is_named(found) else {}
+    sections = {name: part for name, part in _present_names(sections, note=False).items() if name in SECTIONS}
+    with contextlib.suppress(FaceBonesError):  # what is no head is compared as it is
+        head = sections.get("head", {})
+        options = lookup_head(head.get("name", DEFAULT_HEAD)).options
+        older = {item.name: limits_of(item)["older"] for item in _fields(options)}
+        then_given = {key: value for key, value in older.items() if value is not SAME} | head
+        sections["head"] = _combined_form(_read_head(then_given, str, lenient=True)).to_dict()
+    then = _flat(sections)
+    return {name: then.get(name, older_meaning(name)) for name in now.values()}
+
+
+def older_meaning(name: str) -> Any:
+    """What a run did that was made before a field existed; None where only the plug-in of its head knows.
+
+    >>> older_meaning("head.name"), older_meaning("data.max_unreadable")
+    ('combined', 0)
+    """
+    section, _, key = name.partition(".")
+    kind = CombinedOptions if section == "head" else SECTIONS[section]
+    if name == "head.name":
+        return DEFAULT_HEAD
+    older = {item.name: limits_of(item)["older"] for item in _fields(kind)}.get(key)
+    return getattr(kind(), key) if older is SAME else older
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -240,37 +341,155 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def field_names() -> list[str]:
-    """All fields as "section.field"."""
-    return [f"{section}.{item.name}" for section, kind in _section_types().items() for item in dataclasses.fields(kind)]
+    """All fields as "section.field"; of `head`, the options of every registered head."""
+    return [name for name, _ in field_help()]
 
 
 def field_help() -> list[tuple[str, str]]:
     """All fields as ("section.field", help with choices and default), for --help."""
     rows = []
-    for section, kind in _section_types().items():
-        defaults = kind()
-        for item in dataclasses.fields(kind):
-            choices = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
-            value = getattr(defaults, item.name)
-            several = "; commas between several" if isinstance(value, list) else ""
-            shown = "" if value in ("", []) else f" [{value}]"
-            rows.append((f"{section}.{item.name}", f"{item.metadata['help']}{several}{choices}{shown}"))
+    for section, kind in SECTIONS.items():
+        if section == "head":
+            rows += _head_help()
+            continue
+        rows += [(f"{section}.{item.name}", _help_of(item, getattr(kind(), item.name))) for item in _fields(kind)]
     return rows
 
 
-def _section_types() -> dict[str, Any]:
-    return get_type_hints(Recipe)
+def _head_help() -> list[tuple[str, str]]:
+    """Options that several heads share have one row, which says where the heads differ."""
+    heads = list_heads()
+    texts: dict[str, dict[str, list[str]]] = {}
+    for head in heads:
+        options = lookup_head(head).options
+        for item in _fields(options):
+            text = _help_of(item, getattr(options(), item.name))
+            texts.setdefault(item.name, {}).setdefault(text, []).append(head)
+    rows = [("head.name", f"the head ({', '.join(heads)}) [{DEFAULT_HEAD}]")]
+    for name, versions in texts.items():
+        parts = [text if owners == heads else f"{', '.join(owners)}: {text}" for text, owners in versions.items()]
+        rows.append((f"head.{name}", "; ".join(parts)))
+    return rows
 
 
-def _sections(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the YAML file as sections of fields."""
+def _help_of(item: "dataclasses.Field[Any]", value: Any) -> str:
+    limits = limits_of(item)
+    choices = f" ({', '.join(limits['choices'])})" if limits["choices"] else ""
+    several = "; commas between several" if isinstance(value, list) else ""
+    shown = "" if value in ("", []) else f" [{value}]"
+    return f"{limits['help']}{several}{choices}{shown}"
+
+
+def _fields(kind: type[Any]) -> "tuple[dataclasses.Field[Any], ...]":
+    return dataclasses.fields(kind)
+
+
+def _read_head(values: Mapping[str, Any], place: Callable[[str], str], *, lenient: bool) -> HeadConfig:
+    options = dict(values)
+    name = check_value(options.pop("name", DEFAULT_HEAD), str, NO_LIMITS, place("name"))
+    try:
+        kind = lookup_head(name, place("name")).options
+    except UnknownNameError:
+        if lenient:
+            return HeadConfig(name=name, options=options)
+        raise
+    known = {item.name for item in _fields(kind)}
+    for key in options:
+        others = [head for head in list_heads() if key in {item.name for item in _fields(lookup_head(head).options)}]
+        if key not in known and others:
+            raise ConfigError(f"{place(key)}: head {name} has no option '{key}'; `head.name: {others[0]}` has it")
+    return HeadConfig(name=name, options=fill(kind, options, place, f"option of head {name}"))
+
+
+def _combined_form(head: HeadConfig) -> HeadConfig:
+    """A head with a fixed margin as options of `combined`; any other as it is."""
+    combined = getattr(head.options, "combined", None)
+    return HeadConfig(options=combined()) if combined else head
+
+
+def _places(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """How an error names the place of each field of a file."""
+    return {f"{name}.{key}": f"{path}: {name}.{key}" for name, values in sections.items() for key in values}
+
+
+def _given(
+    sections: Mapping[str, Any], overrides: Mapping[str, str], where: Mapping[str, str], places: dict[str, str]
+) -> dict[str, dict[str, str]]:
+    """Overrides as sections, under the present names of fields; adds their places to `places`."""
+    head = overrides.get("head.name", sections.get("head", {}).get("name", DEFAULT_HEAD))
+    given: dict[str, dict[str, str]] = {}
+    for key, text in overrides.items():
+        section, _, name = key.partition(".")
+        if section not in SECTIONS or not name:
+            if key in where:
+                raise UnknownNameError("field", key, field_names(), where[key])
+            raise UnknownNameError("option", f"--{key}", [f"--{name}" for name in field_names()])
+        place = where.get(key, f"--{key}")
+        kind = (
+            lookup_head(head, where.get("head.name", "--head.name")).options if section == "head" else SECTIONS[section]
+        )
+        present = earlier_names(kind).get(name, name)
+        if present != name:
+            say(f"note: {place}: is called {section}.{present} now")
+        if present in given.setdefault(section, {}):
+            raise ConfigError(f"{place}: {section}.{present} is given under another name too; give one of them")
+        places[f"{section}.{present}"] = place
+        given[section][present] = text
+    return given
+
+
+def _override(sections: dict[str, dict[str, Any]], given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The sections of a file, replaced by those of the command line."""
+    merged = {name: dict(sections.get(name, {})) | dict(given.get(name, {})) for name in {**sections, **given}}
+    of_file = sections.get("head", {})
+    before, now = of_file.get("name", DEFAULT_HEAD), merged.get("head", {}).get("name", DEFAULT_HEAD)
+    if before != now:
+        merged["head"] = dict(given["head"])
+        dropped = ", ".join(f"{key} {value}" for key, value in of_file.items() if key != "name")
+        say(f"note: head {now} starts from its own defaults" + (f", without {before}'s {dropped}" if dropped else ""))
+    return merged
+
+
+def _present_names(sections: Mapping[str, Any], *, note: bool) -> dict[str, Any]:
+    """The sections with earlier names of fields replaced; what is not a known section is left to later checks."""
+    present = dict(sections)
+    for name, values in sections.items():
+        kind = SECTIONS.get(name)
+        if name == "head":
+            known = isinstance(values, Mapping) and values.get("name", DEFAULT_HEAD) in list_heads()
+            kind = lookup_head(values.get("name", DEFAULT_HEAD)).options if known else None
+        if kind is not None and isinstance(values, Mapping):
+            present[name] = with_present_names(kind, values, name, note=note)
+    return present
+
+
+def _read_file(path: Path, *, note: bool) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The sections of a YAML file, and its plug-ins; a relative path of one is relative to the file."""
     content = read_yaml(path)
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections ({', '.join(_section_types())})")
+        raise ConfigError(f"{path}: a recipe is a mapping of sections ({', '.join(SECTIONS)})")
+    imports = check_value(content.pop(IMPORT, []), list[str], NO_LIMITS, f"{path}: {IMPORT}")
     for section, values in content.items():
-        if section not in _section_types():
-            raise UnknownNameError("section", section, _section_types(), str(path))
+        if section not in SECTIONS:
+            raise UnknownNameError("section", section, [*SECTIONS, IMPORT], str(path))
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: section '{section}' is a mapping of fields, not {reprlib.repr(values)}")
-    return content
+    imports = [str((path.parent / name).absolute()) if name.endswith(".py") else name for name in imports]
+    try:
+        return _present_names(content, note=note), imports
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        f"{section}.{key}": value
+        for section, values in sections.items()
+        if section != IMPORT
+        for key, value in values.items()
+    }
+
+
+def _is_named(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(name, str) for name in found)

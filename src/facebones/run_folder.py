@@ -1,15 +1,18 @@
-"""The files of a run."""
+"""The folder of a run: which file is where, who may work in it, and why a run failed."""
 
 import fcntl
+import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from facebones.errors import CheckpointError, ConfigError
-from facebones.recipe import Recipe, dump_recipe, load_recipe
-from facebones.system.files import atomic_write
+import facebones
+from facebones.errors import CheckpointError, ConfigError, FaceBonesError, first_line
+from facebones.recipe import Recipe, dump_recipe, load_config
+from facebones.system.files import atomic_write, write_json
 from facebones.system.progress import say
 
 
@@ -26,18 +29,23 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line: what was measured while training."""
+        """What was measured during training, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
     @property
     def result(self) -> Path:
-        """The final figures."""
+        """The final metrics."""
         return self.path / "result.json"
 
     @property
     def environment(self) -> Path:
         """Versions, device and data of the run."""
         return self.path / "environment.json"
+
+    @property
+    def error(self) -> Path:
+        """Why the run failed; absent unless it did."""
+        return self.path / "error.json"
 
     @property
     def last(self) -> Path:
@@ -56,74 +64,97 @@ class RunFolder:
 
     @property
     def card(self) -> Path:
-        """What the trained backbone is."""
+        """Description of the trained backbone."""
         return self.path / "model.json"
 
     @property
     def resume_command(self) -> str:
-        """The command line that goes on with the run."""
+        """The command that continues the run."""
         return f"facebones resume {shlex.quote(str(self.path))}"
 
     @property
     def begun(self) -> bool:
-        """Whether there is work here that a checkpoint should know of."""
+        """Whether the run has results that a checkpoint must account for."""
         done = any(path.exists() for path in (self.best, self.weights, self.result))
         return done or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
 
     def refuse_existing(self) -> None:
-        """Raise ConfigError where the folder already holds a run, or a file that a run would replace."""
+        """Raise ConfigError if the folder already holds a run, or a file that a run would replace."""
         if self.config.exists():
             raise ConfigError(
-                f"{self.path}: already holds a run; go on with `{self.resume_command}` or choose another --output"
+                f"{self.path}: already holds a run; continue it with `{self.resume_command}` or choose another --output"
             )
         for path in (self.metrics, self.environment, self.last, self.best, self.weights, self.card, self.result):
             if path.exists():
-                raise ConfigError(f"{path}: is there already, and a run would replace it; choose another --output")
+                raise ConfigError(f"{path}: exists already, and a run would replace it; choose another --output")
 
     @contextmanager
     def create(self, recipe: Recipe) -> Iterator[None]:
-        """Make the folder of a new run, which is this process's alone within the block.
+        """Make the folder of a new run and lock it for this process within the block.
 
         Raises:
-            ConfigError: the folder already holds a run, is another process's, or cannot be made.
+            ConfigError: the folder already holds a run, is locked by another process, or cannot be made.
         """
         with folder_lock(self.path):
-            self.refuse_existing()  # since it was last asked, another process may have been here
+            self.refuse_existing()  # another process may have used the folder since the last check
             self.write_recipe(recipe)
             yield
 
     @contextmanager
     def open(self) -> Iterator[Recipe]:
-        """The recipe of the run that is here, which is this process's alone within the block.
+        """Lock the run for this process within the block, and yield its recipe; its plug-ins are imported.
 
-        What a killed process left half-written is removed.
+        Half-written files of a killed process are removed.
 
         Raises:
             CheckpointError: there is no run here.
-            ConfigError: another process is at work on it.
+            ConfigError: another process works on it.
         """
         if not self.config.is_file():
-            raise CheckpointError(f"{self.path}: holds no run (no config.yaml); begin one with `facebones train`")
+            raise CheckpointError(f"{self.path}: holds no run (no config.yaml); start one with `facebones train`")
         with folder_lock(self.path):
             for leftover in (*self.path.glob(".*.tmp"), *self.last.parent.glob(".*.tmp")):
                 leftover.unlink()
-            yield load_recipe(self.config)
+            yield load_config(self.config, run_imports=True)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write config.yaml."""
         with atomic_write(self.config) as file:
             file.write(dump_recipe(recipe).encode())
 
+    def write_error(self, error: BaseException, step: int) -> None:
+        """Write error.json: type, message, step, version, and the exit status of the command."""
+        expected = isinstance(error, FaceBonesError)
+        content = {
+            "type": type(error).__name__,
+            "message": str(error) if expected else first_line(error),
+            "step": step,
+            "facebones": facebones.__version__,
+            "status": error.exit_status if isinstance(error, FaceBonesError) else 1,
+        }
+        write_json(self.error, content)
+
+    def read_error(self) -> dict[str, Any] | None:
+        """The content of error.json; None if there is none, or none that can be read."""
+        try:
+            content = json.loads(self.error.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        kinds = {"type": str, "message": str, "step": int, "status": int}
+        readable = isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in kinds.items())
+        return content if readable else None
+
 
 @contextmanager
 def folder_lock(path: Path, work: str = "trains") -> Iterator[None]:
-    """Make a folder and keep other processes out of it, until this one leaves the block or dies.
+    """Make a folder and lock it against other processes, until this one leaves the block or dies.
 
-    It is a POSIX record lock because a fork does not inherit these: data workers that outlive a killed training by
-    some seconds keep nobody out. (Nothing else here may open the file: to close it would free the lock.)
+    The lock is a POSIX record lock because forked processes do not inherit it: data workers that outlive a killed
+    training by some seconds lock nobody out. (No other code in this process may open the file: closing it would free
+    the lock.)
 
     Raises:
-        ConfigError: it cannot be made, or another process works here.
+        ConfigError: the folder cannot be made, or another process works here.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -134,7 +165,7 @@ def folder_lock(path: Path, work: str = "trains") -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise ConfigError(f"{path}: another process {work} here; wait for its end, or stop it") from error
+            raise ConfigError(f"{path}: another process {work} here; wait until it ends, or stop it") from error
         except OSError as error:
-            say(f"note: {path}: cannot be locked ({error.strerror}): see that no other process {work} here")
+            say(f"note: {path}: cannot be locked ({error.strerror}): make sure that no other process {work} here")
         yield

@@ -1,24 +1,29 @@
-"""YAML of strangers, read strictly, and fields that say what values they admit; for recipes and studies.
+"""Strict reading of YAML that anyone may have written, and dataclass fields that declare the values they accept.
 
-Its YAML is mappings, lists and text, and no more: without aliases and tags, a short file stays short in memory and
-builds nothing. A value is text until its field says what it is.
+Recipes, studies and the options of heads use it. The YAML is mappings, lists and text only: without aliases and tags, a
+short file stays short in memory and builds no objects. A value is text until its field says what it is: the path 0123
+stays 0123, and the learning rate 5e-4 is a number.
 """
 
+import dataclasses
 import math
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from facebones.errors import ConfigError, UnknownNameError
+from facebones.system.progress import say
 
-LARGEST_NUMBER = 1e30  # some way below the end of float32, in which torch computes
+LARGEST_NUMBER = 1e30  # far enough below the largest float32, in which torch computes
 LARGEST_INTEGER = 2**63 - 1
 MOST_BYTES = 2**20
+SAME = object()  # of a field's `older`: the default
+Section = TypeVar("Section")
 
 
 def setting(
@@ -30,22 +35,99 @@ def setting(
     minimum: float = -math.inf,
     maximum: float | None = None,
     above: float = -math.inf,
+    older: Any = SAME,
+    renamed: Sequence[str] = (),
 ) -> Any:
-    """A field of a recipe: its default, help, and what values it admits.
+    """A field of a recipe: its default, its help, and the values it accepts.
 
-    `form` is what a text looks like: a regular expression, and how an error says it.
+    Args:
+        default: also decides the range of an integer.
+        help: for `facebones train --help`.
+        choices: the texts it accepts; empty: any.
+        form: a regular expression that a text matches, and how an error describes it.
+        minimum: the smallest number accepted.
+        maximum: the largest number accepted.
+        above: numbers must be larger than this.
+        older: what a run did that was made before this field existed; by default the same as `default` says. A run
+            whose numbers the default would change is refused when it is resumed.
+        renamed: earlier names of the field; they are accepted, with a note.
     """
     if maximum is None:
         maximum = LARGEST_INTEGER if isinstance(default, int) else LARGEST_NUMBER
     limits = {"choices": tuple(choices), "form": form, "minimum": minimum, "maximum": maximum, "above": above}
-    metadata = {"help": help, **limits}
+    metadata = {"help": help, **limits, "older": older, "renamed": tuple(renamed)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
+NO_LIMITS: Mapping[str, Any] = {
+    **{"choices": (), "form": ("", ""), "minimum": -math.inf, "maximum": LARGEST_NUMBER, "above": -math.inf},
+    **{"help": "", "older": SAME, "renamed": ()},
+}  # of a dataclass field without `setting`
+
+
+def limits_of(item: "dataclasses.Field[Any]") -> Mapping[str, Any]:
+    """What `setting` says of a dataclass field; for a plain field, no limits."""
+    return {**NO_LIMITS, **item.metadata}
+
+
+def fill(kind: type[Section], values: Mapping[str, Any], place: Callable[[str], str], noun: str = "key") -> Section:
+    """Build a dataclass of settings from values that may be text.
+
+    Args:
+        kind: the dataclass.
+        values: field to value; missing fields take their defaults.
+        place: how an error names the place of a field.
+        noun: what an error calls a field.
+
+    Raises:
+        UnknownNameError: a value of no field; the message offers the nearest name.
+        ConfigError: a value of another kind, or out of range.
+    """
+    hints, items = get_type_hints(kind), {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in items:
+            raise UnknownNameError(noun, str(key), items, place(str(key)))
+    checked = {
+        name: check_value(values[name], hints[name], limits_of(item), place(name))
+        for name, item in items.items()
+        if name in values
+    }
+    return kind(**checked)
+
+
+def earlier_names(kind: type[Any]) -> dict[str, str]:
+    """Earlier names of fields to their present names."""
+    return {old: item.name for item in dataclasses.fields(kind) for old in limits_of(item)["renamed"]}
+
+
+def with_present_names(kind: type[Any], values: Mapping[str, Any], section: str, *, note: bool) -> dict[str, Any]:
+    """The values with earlier names of fields replaced by the present ones.
+
+    Args:
+        kind: the dataclass that the values are for.
+        values: field to value.
+        section: what stands before a field's name, for notes.
+        note: whether each earlier name is noted on stderr.
+
+    Raises:
+        ConfigError: a field is given under both names.
+    """
+    present = dict(values)
+    for old, name in earlier_names(kind).items():
+        if old not in present:
+            continue
+        if name in present:
+            raise ConfigError(f"{section}.{old}: is the earlier name of {section}.{name}; give one of them")
+        if note:
+            say(f"note: {section}.{old} is called {section}.{name} now")
+        present[name] = present.pop(old)
+    return present
+
+
 class _StrictLoader(yaml.BaseLoader):
-    """Every value is text; what a recipe has no use for is refused, and a key that stands twice."""
+    """Every value is text; aliases, tags, repeated keys and keys that are not text are refused."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -95,10 +177,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def check_value(value: Any, kind: Any, limits: Mapping[str, Any], where: str) -> Any:
-    """Convert `value` to `kind` where that is exact, and hold it against the field's limits.
+    """Convert `value` to `kind` if that is exact, and check it against the limits of its field.
 
     Raises:
-        ConfigError: of another kind, or out of range; the message begins with `where`.
+        ConfigError: another kind of value, or out of range; the message begins with `where`.
     """
     if get_origin(kind) is list:
         items = value.removeprefix("[").removesuffix("]").split(",") if isinstance(value, str) else value
@@ -125,11 +207,12 @@ def check_value(value: Any, kind: Any, limits: Mapping[str, Any], where: str) ->
 
 
 _KIND_NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+ADMITTED_KINDS = (*_KIND_NAMES, *(list[kind] for kind in _KIND_NAMES))  # type: ignore[valid-type]
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def _convert(value: Any, kind: type) -> Any:
-    """`value` as `kind`, or None where it is not one."""
+    """`value` as `kind`, or None if it is not one."""
     if kind is str:
         return value if isinstance(value, str) and "\0" not in value else None  # no path holds a zero byte
     if isinstance(value, str):
@@ -147,7 +230,7 @@ def _convert(value: Any, kind: type) -> Any:
 
 
 def _read_value(text: str) -> bool | int | float | None:
-    """What a text says: a truth value, a number exactly, or None for neither."""
+    """The truth value or exact number that a text spells, or None."""
     for read in (_TRUTH.__getitem__, int, float):
         try:
             return read(text.lower())

@@ -21,7 +21,7 @@ def values_and_gradients(function, embedding, centres, upstream):
 @pytest.mark.parametrize(("classes", "block"), [(1, 8), (7, 8), (8, 8), (300, 7), (5000, 2048)])
 @pytest.mark.parametrize(("batch", "size"), [(1, 5), (6, 64), (64, 512)])
 def test_values_and_gradients_are_those_of_torch(classes, block, batch, size, monkeypatch):
-    monkeypatch.setattr("facebones.heads.blocks.CPU_ROWS", block)
+    monkeypatch.setattr("facebones.heads.cosines.CPU_ROWS", block)
     torch.manual_seed(0)
     embedding, centres = torch.randn(batch, size), torch.randn(classes, size)  # about a third is beyond 1
     upstream = torch.randn(batch, classes)
@@ -33,7 +33,7 @@ def test_values_and_gradients_are_those_of_torch(classes, block, batch, size, mo
 
 @pytest.mark.parametrize("block", [1, 7, 2048])
 def test_those_of_drawn_rows_are_those_of_the_rows(block, monkeypatch):
-    monkeypatch.setattr("facebones.heads.blocks.CPU_ROWS", block)
+    monkeypatch.setattr("facebones.heads.cosines.CPU_ROWS", block)
     torch.manual_seed(0)
     embedding, matrix, index = torch.randn(6, 64), torch.randn(300, 64), torch.tensor([0, 3, 4, 9, 200, 298, 299])
     matrix[3] = 0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from facebones.heads import arcface, combined_margin, cosface
+from facebones.heads.margins import arcface, combined_margin, cosface
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "margins.npz")
 FORMS = {
@@ -42,7 +42,7 @@ def test_exact_gradient_equals_finite_differences(margins):
     torch.manual_seed(0)
     cosine = torch.empty(6, 9, dtype=torch.float64).uniform_(-0.95, 0.95).requires_grad_()
     label = torch.tensor([0, 3, -1, 8, 2, -1])
-    function = partial(combined_margin, label_B=label, scale=3.0, gradient="exact", **margins)
+    function = partial(combined_margin, column_B=label, scale=3.0, gradient="exact", **margins)
     assert torch.autograd.gradcheck(function, cosine)
 
 

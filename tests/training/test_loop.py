@@ -17,7 +17,8 @@ from facebones.recipe import OptimizerConfig
 from facebones.run_folder import RunFolder
 from facebones.training.logs import Meter, read_metrics
 from facebones.training.optimizer import build_optimizer
-from facebones.training.run import resume, train
+from facebones.training.run import TrainingLoop, resume, train
+from facebones.training.step import network_input
 from facebones.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -66,7 +67,7 @@ def test_clipping_bounds_the_step(tiny_recipe, clip_norm):
     built = trainer(tiny_recipe(**options))
     before = parameters(built)
     built.train_step(first_batches(built)[0])
-    built.settle()
+    built.read_back_metrics()
     moved = (parameters(built) - before).norm().item()
     assert built.latest["gradient_norm"] > 0.5
     assert moved == pytest.approx(clip_norm or built.latest["gradient_norm"], rel=1e-3)
@@ -75,8 +76,8 @@ def test_clipping_bounds_the_step(tiny_recipe, clip_norm):
 def test_flip_mirrors_about_half_of_the_images(tiny_recipe):
     built = trainer(tiny_recipe())
     images = torch.randint(0, 256, (400, 8, 8, 3), dtype=torch.uint8)
-    found = built._network_input(images)
-    plain = trainer(tiny_recipe(**{"data.flip": False}))._network_input(images)
+    found = network_input(built, images)
+    plain = network_input(trainer(tiny_recipe(**{"data.flip": False})), images)
     mirrored = torch.tensor([torch.equal(a, b.flip(2)) for a, b in zip(found, plain, strict=True)])
     same = torch.tensor([torch.equal(a, b) for a, b in zip(found, plain, strict=True)])
     assert (mirrored ^ same).all() and 150 < mirrored.sum() < 250
@@ -90,7 +91,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(tiny_recipe, bad, precisio
     before = parameters(built)
     with pytest.raises(RunError, match=r"step 1: loss [\d.]+, gradient norm (nan|inf): not applied"):
         built.train_step(first_batches(built)[0])
-        built.settle()
+        built.read_back_metrics()
     assert torch.equal(parameters(built), before)
 
 
@@ -115,7 +116,7 @@ def test_the_error_names_the_first_bad_step_and_nothing_of_it_is_kept(tiny_recip
     hook.remove()
     built.train_step(after)
     with pytest.raises(RunError, match=r"step 2: .*not applied"):
-        built._save(RunFolder(tmp_path), None)
+        TrainingLoop(built, RunFolder(tmp_path))._save(None)
     assert not list(tmp_path.iterdir())
 
 
@@ -133,7 +134,7 @@ class Questions(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("options", [{}, {"training.precision": "bf16"}, {"training.clip_norm": 1.0}])
-def test_a_step_asks_the_device_nothing_and_settling_once(tiny_recipe, options):
+def test_a_step_asks_the_device_nothing_and_reading_back_once(tiny_recipe, options):
     built = trainer(tiny_recipe(**{"head.sample_rate": 1.0}, **options))  # a sample's size is a question
     batches = first_batches(built, 2)
     built.train_step(batches[0])
@@ -141,10 +142,10 @@ def test_a_step_asks_the_device_nothing_and_settling_once(tiny_recipe, options):
         built.train_step(batches[1])
     assert questions.found == []
     with Questions() as questions:
-        built.settle()
-        assert built.meter.settle() == []
+        built.read_back_metrics()
+        assert built.meter.read_back() == []
         assert built.head.centres.norm().item() > 0
-    assert len(questions.found) == 1  # of the norm just above, so they are found; settling copies, all steps at once
+    assert len(questions.found) == 1  # of the norm just above: questions are found, and reading back is one copy
 
 
 def test_in_fp16_the_scaler_skips_bad_steps_and_gives_up_at_last(tiny_recipe):
@@ -155,7 +156,7 @@ def test_in_fp16_the_scaler_skips_bad_steps_and_gives_up_at_last(tiny_recipe):
     with pytest.raises(RunError, match="not applied"):
         for _ in range(40):
             built.train_step(next(steps))
-            built.settle()
+            built.read_back_metrics()
     assert torch.equal(parameters(built), before)
     assert (built.step, built.meter.skipped, built.meter.loss) == (17, 17, None)
     assert built.scaler.get_scale() == 0.5
@@ -172,7 +173,7 @@ def test_in_fp16_training_goes_on_after_skipped_steps(tiny_recipe):
     hook.remove()
     for _ in range(10):  # the first ones may still be too much for float16
         built.train_step(next(steps))
-    built.settle()
+    built.read_back_metrics()
     assert not torch.equal(parameters(built), before)
     assert built.meter.counted > 0 and math.isfinite(built.meter.loss)
 
@@ -257,14 +258,14 @@ def test_what_is_one_is_said_in_the_singular(tiny_recipe, tmp_path, capsys):
 
 
 def test_a_validation_without_a_finite_embedding_is_noted_and_ends_no_run(tiny_recipe, tmp_path, monkeypatch, capsys):
-    original = Trainer._validate
+    original = TrainingLoop._validate
 
-    def broken_at_ten(self, folder, log):
-        if self.step in (10, 28):
-            self.backbone.norm.running_var.fill_(math.nan)
-        original(self, folder, log)
+    def broken_at_ten(self, log):
+        if self.trainer.step in (10, 28):
+            self.trainer.backbone.norm.running_var.fill_(math.nan)
+        original(self, log)
 
-    monkeypatch.setattr(Trainer, "_validate", broken_at_ten)
+    monkeypatch.setattr(TrainingLoop, "_validate", broken_at_ten)
     result = train(tiny_recipe(), tmp_path / "run", "cpu")
     lines = read_metrics(RunFolder(tmp_path / "run").metrics)
     accuracy = {line["step"]: line["accuracy"] for line in lines if line["kind"] == "validation"}
@@ -282,10 +283,10 @@ def test_the_meter_survives_a_save():
     first, second = Meter(), Meter()
     first.add(torch.tensor(2.0), torch.tensor(1.0))
     first.add(torch.tensor(5.0), torch.tensor(math.nan))
-    assert first.settle()[0] == (2.0, 1.0) and first.settle() == []
+    assert first.read_back()[0] == (2.0, 1.0) and first.read_back() == []
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     second.add(torch.tensor(4.0), torch.tensor(1.0))
-    second.settle()
+    second.read_back()
     assert (second.loss, second.skipped) == (3.0, 1)
 
 

@@ -21,7 +21,7 @@ from facebones.recipe import load_recipe
 from facebones.run_folder import RunFolder
 from facebones.system.checkpoint import load_checkpoint, save_checkpoint
 from facebones.training.logs import read_metrics
-from facebones.training.run import resume, train
+from facebones.training.run import TrainingLoop, resume, train
 from facebones.training.trainer import Trainer
 
 
@@ -147,7 +147,9 @@ def test_lost_metrics_are_noted_and_the_run_goes_on(stopped, tiny_recipe, tmp_pa
         folder.metrics.write_bytes(content.replace(b": ", b":  "))
     capsys.readouterr()
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:  # killed with a line unsaved
-        patch.setattr(Trainer, "_log_interval", lambda self, log: stop(log.write("train", {"step": self.step})))
+        patch.setattr(
+            TrainingLoop, "_log_interval", lambda self, log: stop(log.write("train", {"step": self.trainer.step}))
+        )
         finish(folder)
     assert "metrics.jsonl: lines are missing" in capsys.readouterr().err
     finish(folder)
@@ -296,15 +298,15 @@ def test_the_environment_keeps_what_was_not_as_before_when_the_run_went_on(stopp
     first = json.loads(folder.environment.read_text())
     finish(folder)
     assert json.loads(folder.environment.read_text()) == first
-    assert "not as before" not in capsys.readouterr().err
+    assert "changed since the run started" not in capsys.readouterr().err
 
     folder.result.unlink()
     monkeypatch.setattr(facebones, "__version__", "7.0")
     for _ in range(2):  # the second time, this is as before
         finish(folder)
         assert json.loads(folder.environment.read_text()) == first | {"resumed": {"step 28": {"facebones": "7.0"}}}
-    said = [line for line in capsys.readouterr().err.splitlines() if "not as before" in line]
-    assert said == [f"note: not as before: facebones 7.0, was {first['facebones']}"]
+    said = [line for line in capsys.readouterr().err.splitlines() if "changed since the run started" in line]
+    assert said == [f"note: changed since the run started: facebones 7.0, was {first['facebones']}"]
 
 
 def test_a_recipe_without_data_is_not_taken_for_the_present_folder(stopped):

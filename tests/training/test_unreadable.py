@@ -1,4 +1,4 @@
-"""data.unreadable_limit: a long training survives some broken images, and says so."""
+"""data.max_unreadable: a long training survives some broken images, and says so."""
 
 import json
 
@@ -10,7 +10,7 @@ from facebones.recipe import load_recipe
 from facebones.run_folder import RunFolder
 from facebones.system.checkpoint import load_checkpoint, save_checkpoint
 from facebones.training.run import resume, train
-from facebones.training.unreadable import UnreadableImages
+from facebones.training.trainer import UnreadableImages
 
 
 def run(recipe, output):
@@ -21,23 +21,23 @@ def run(recipe, output):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_training_goes_on_without_them_and_counts_them(break_images, tiny_recipe, tmp_path, capsys, workers):
     folder, place = break_images(3)
-    recipe = tiny_recipe(**{"data.path": str(folder), "data.unreadable_limit": 2, "data.workers": workers})
+    recipe = tiny_recipe(**{"data.path": str(folder), "data.max_unreadable": 2, "data.workers": workers})
     state = run(recipe, tmp_path / "run")
     said = [line for line in capsys.readouterr().err.splitlines() if "no readable image" in line]
     assert len(said) == 1 and f"key 4, byte {place}" in said[0]
-    assert said[0].endswith("now the next image takes its place (1 of 2 allowed)")
+    assert said[0].endswith("the next image takes its place (1 of 2 allowed)")
     assert state["unreadable"] == [3]
     assert json.loads(RunFolder(tmp_path / "run").result.read_text())["unreadable_images"] == 1
 
 
 def test_one_more_than_allowed_ends_it_saved_and_a_higher_limit_goes_on_bit_by_bit(break_images, tiny_recipe, tmp_path):
     path = str(break_images(3, 5)[0])
-    expected = run(tiny_recipe(**{"data.path": path, "data.unreadable_limit": 2}), tmp_path / "whole")
+    expected = run(tiny_recipe(**{"data.path": path, "data.max_unreadable": 2}), tmp_path / "whole")
     folder = RunFolder(tmp_path / "parts")
-    with pytest.raises(DataError, match=r"data\.unreadable_limit is 1, and this is one more"):
-        run(tiny_recipe(**{"data.path": path, "data.unreadable_limit": 1}), folder.path)
-    assert load_recipe(folder.config).data.unreadable_limit == 1
-    folder.config.write_text(folder.config.read_text().replace("unreadable_limit: 1", "unreadable_limit: 2"))
+    with pytest.raises(DataError, match=r"data\.max_unreadable is 1, and this is one more"):
+        run(tiny_recipe(**{"data.path": path, "data.max_unreadable": 1}), folder.path)
+    assert load_recipe(folder.config).data.max_unreadable == 1
+    folder.config.write_text(folder.config.read_text().replace("max_unreadable: 1", "max_unreadable: 2"))
     resume(folder.path, "cpu")
     found = load_checkpoint(folder.last)
     assert sorted(found["unreadable"]) == [3, 5]
@@ -47,7 +47,7 @@ def test_one_more_than_allowed_ends_it_saved_and_a_higher_limit_goes_on_bit_by_b
 @pytest.mark.parametrize("forged", [3, [True], [-1], [10**6], ["a"]])
 def test_a_checkpoint_with_anything_else_than_indices_is_refused(tiny_recipe, tmp_path, forged):
     folder = RunFolder(tmp_path / "run")
-    state = run(tiny_recipe(**{"data.unreadable_limit": 1}), folder.path)
+    state = run(tiny_recipe(**{"data.max_unreadable": 1}), folder.path)
     save_checkpoint(folder.last, state | {"unreadable": forged})
     with pytest.raises(CheckpointError, match="unreadable: holds no indices of images"):
         resume(folder.path, "cpu")

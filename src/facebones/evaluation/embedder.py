@@ -15,7 +15,7 @@ from facebones.backbones.weights import load_backbone
 from facebones.data.preprocessing import OURS, Preprocessing, to_network_input
 from facebones.errors import CheckpointError, ConfigError
 from facebones.onnx.backbone import OnnxBackbone
-from facebones.system.device import select_device, to_device
+from facebones.system.device import device_settings, select_device, to_device
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Batch = npt.NDArray[np.uint8]
@@ -64,7 +64,8 @@ class Embedder:
             (B, 2, D) float32, images and mirror images; (B, 1, D) without `flip`. Neither summed nor normalised.
         """
         kind = self.device.type
-        with torch.inference_mode(), torch.autocast(kind, AUTOCAST_TYPE[self.precision], self.precision != "fp32"):
+        autocast = torch.autocast(kind, AUTOCAST_TYPE[self.precision], self.precision != "fp32")
+        with device_settings(self.device), torch.inference_mode(), autocast:
             images = to_device(torch.from_numpy(images_BHWC), self.device)
             x = to_network_input(images, self.channels_last, preprocessing=self.preprocessing)  # (B, 3, H, W)
             views = (x, x.flip(3)) if flip else (x,)

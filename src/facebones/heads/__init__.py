@@ -1,6 +1,8 @@
-"""Margins on cosines and the class centres that training needs; nothing of this is kept for recognition."""
+"""Heads: the losses that train a backbone, with their class centres; recognition needs none of this.
 
-from facebones.heads.margins import arcface, combined_margin, cosface
-from facebones.heads.partial_fc import PartialFC
+Importing this package does not import torch: the registry knows names and options, and builds a head on demand.
+"""
 
-__all__ = ["PartialFC", "arcface", "combined_margin", "cosface"]
+from facebones.heads.registry import HeadOptions, create_head, list_heads, lookup_head, register_head
+
+__all__ = ["HeadOptions", "create_head", "list_heads", "lookup_head", "register_head"]

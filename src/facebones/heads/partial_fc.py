@@ -1,35 +1,77 @@
-"""The classification head: one centre a class, of which a sample takes part in each step.
+"""The classification head: one centre a class, of which a random sample takes part in each step.
 
-Source: Partial FC, arXiv 2203.15565. A head holds one shard of the classes and knows which; in a single process
-the shard is the whole. Below a rate of 1, nothing in a step is of the size of all centres, save one byte a class while
-the sample is drawn.
+Source: Partial FC, arXiv 2203.15565. A head holds one shard of the classes; in a single process the shard is all of
+them. At a sample rate below 1, no tensor of a step has the size of all centres, except one byte a class while the
+sample is drawn.
 """
 
 import math
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from facebones.heads.cosines import cosines, sampled_cosines
-from facebones.heads.sampled_centres import StepRows
+from facebones.heads.sampled_centres import SampledCentres
 
-Margin = Callable[[Tensor, Tensor], Tensor]
+Margin = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+SMALLEST_NORM = 1e-12  # as torch's `normalize` has it
 
 
-class PartialFC(nn.Module):
+class HeadOutput(NamedTuple):
+    """What a head returns.
+
+    Attributes:
+        loss: scalar, to be minimised.
+        metrics: scalars for the training log, such as the mean norm; they stay on the device.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class Head(nn.Module):
+    """Base of all heads: embeddings (B, D), float32 and not normalised, and labels (B,) to a loss.
+
+    What a head learns is its parameters; what it keeps from step to step, such as moving averages, is its buffers. Both
+    are in the checkpoint.
+
+    Attributes:
+        sampled: the centres of a step, where the head trains a sample of them only.
+    """
+
+    sampled: SampledCentres | None = None
+
+    def draw_sample(self, label: Tensor) -> None:
+        """Prepare a step, given the labels of all its batches; most heads have nothing to do."""
+
+    def forward(self, embedding_BD: Tensor, label_B: Tensor) -> HeadOutput:
+        """The loss of a batch, and metrics for the log; a label of -1 has no class here."""
+        raise NotImplementedError
+
+
+class PartialFC(Head):
     """Softmax over margined cosines to class centres, of which a random sample of the negatives takes part.
+
+    For a margin that needs norms or state, derive a class: register buffers, write them in `update_state`, and read
+    both in the margin.
 
     Args:
         num_classes: C, the number of classes in all.
         embedding_size: D.
-        margin: (cosine_BC, label_B) -> logits_BC.
-        sample_rate: share of this shard's centres that takes part in a step; the classes present in its batches
-            always do. 1 is the plain softmax. Below 1, `draw_sample` comes first in each step, and what is trained is
-            not `centres` but `rows.leaf`, which is no parameter of this module.
-        shard: the classes whose centres are held here; all where it is None.
+        margin: (cosine_BC, column_B, norm_B, state) -> logits_BC, as in `facebones.heads.margins`.
+        sample_rate: share of this shard's centres that takes part in a step; the classes present in its batches always
+            do. 1 is the plain softmax. Below 1, call `draw_sample` first in each step; the optimizer then trains
+            `sampled.leaf` (no parameter of this module) instead of `centres`.
+        shard: the classes whose centres are held here; None: all.
+
+    >>> from facebones.heads.margins import arcface
+    >>> head = PartialFC(10, 4, arcface)
+    >>> head(torch.ones(2, 4), torch.tensor([3, 7])).loss.shape
+    torch.Size([])
     """
 
     def __init__(
@@ -50,7 +92,7 @@ class PartialFC(nn.Module):
         self.sample_rate = sample_rate
         self.centres = nn.Parameter(torch.empty(len(self.shard), embedding_size), requires_grad=sample_rate == 1)
         nn.init.normal_(self.centres, std=0.01)  # (C, D)
-        self.rows = StepRows(self.centres) if sample_rate < 1 else None
+        self.sampled = SampledCentres(self.centres) if sample_rate < 1 else None
 
     def draw_sample(self, label: Tensor) -> None:
         """Draw the centres of a step from torch's global generator; at a rate of 1 there is nothing to draw.
@@ -58,16 +100,23 @@ class PartialFC(nn.Module):
         Args:
             label: classes of all batches of the step, counted over all shards, or -1.
         """
-        if self.rows is not None:
+        if self.sampled is not None:
             label = label.to(self.centres.device)
             present = label[self._is_here(label)] - self.shard.start
-            self.rows.draw(sample_classes(len(self.shard), self.sample_rate, present))
+            self.sampled.draw(sample_classes(len(self.shard), self.sample_rate, present))
+
+    def update_state(self, cosine_BC: Tensor, column_B: Tensor, norm_B: Tensor) -> None:
+        """Update the buffers from a batch, before the margin reads them; called in training, without gradients."""
+
+    def metrics(self, norm_B: Tensor) -> Mapping[str, Tensor]:
+        """Scalars of a batch for the training log; none here. Called without gradients."""
+        return {}
 
     def logits(self, embedding_BD: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Margined logits over the centres that take part, and each row's column among them.
 
         Args:
-            embedding_BD: normalised embeddings.
+            embedding_BD: of any norm.
             label_B: classes counted over all shards, or -1.
 
         Returns:
@@ -76,45 +125,61 @@ class PartialFC(nn.Module):
         Raises:
             ValueError: a class is not in the step's sample.
         """
-        here = self._is_here(label_B)
-        column_B = torch.where(here, label_B - self.shard.start, -1)
-        # In float32: times 64, half a bfloat16 step is a logit of 0.1.
-        with torch.autocast(embedding_BD.device.type, enabled=False):
-            if self.rows is None:
-                cosine_BS = cosines(embedding_BD.float(), self.centres)
-            else:
-                column_B = self.rows.place(column_B)
-                cosine_BS = sampled_cosines(embedding_BD.float(), self.rows.leaf, self.centres, self.rows.index)
-            return self.margin(cosine_BS, column_B), column_B
+        return self._logits(*_directions(embedding_BD), label_B)
 
-    def forward(self, embedding_BD: Tensor, label_B: Tensor) -> Tensor:
+    def forward(self, embedding_BD: Tensor, label_B: Tensor) -> HeadOutput:
         """Mean cross-entropy of the rows with a class; rows of label -1 add nothing. Shapes as in `logits`."""
         if len(self.shard) != self.num_classes:
             raise ValueError(f"the loss needs all {self.num_classes} classes, and this shard holds {self.shard}")
-        logits, column = self.logits(embedding_BD, label_B)
+        direction_BD, norm_B = _directions(embedding_BD)
+        logits, column = self._logits(direction_BD, norm_B, label_B)
         total = functional.cross_entropy(logits, column, ignore_index=-1, reduction="sum")
-        return total / (column >= 0).sum().clamp(min=1)
+        loss = total / (column >= 0).sum().clamp(min=1)
+        with torch.no_grad():
+            return HeadOutput(loss, self.metrics(norm_B))
+
+    def _logits(self, direction_BD: Tensor, norm_B: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        column_B = torch.where(self._is_here(label_B), label_B - self.shard.start, -1)
+        # In float32: times 64, half a bfloat16 step is a logit of 0.1.
+        with torch.autocast(direction_BD.device.type, enabled=False):
+            if self.sampled is None:
+                cosine_BS = cosines(direction_BD, self.centres)
+            else:
+                column_B = self.sampled.place(column_B)
+                cosine_BS = sampled_cosines(direction_BD, self.sampled.leaf, self.centres, self.sampled.index)
+            if self.training:
+                with torch.no_grad():
+                    self.update_state(cosine_BS, column_B, norm_B)
+            return self.margin(cosine_BS, column_B, norm_B, dict(self.named_buffers())), column_B
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.rows is not None:  # the leaf is moved with the centres, to where the optimizer keeps its state
-            self.rows.clear()
+        if self.sampled is not None:  # the leaf moves with the centres, to where the optimizer keeps its state
+            self.sampled.clear()
         return self
 
     def _is_here(self, label: Tensor) -> Tensor:
         return (label >= self.shard.start) & (label < self.shard.stop)
 
 
-def sample_classes(num_classes: int, rate: float, present: Tensor) -> Tensor:
-    """Classes that take part in a step: those present, filled up with others, each set of which is equally likely.
+def _directions(embedding_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors (B, D), bit by bit those of torch's `normalize`, and the norms (B,), both in float32."""
+    with torch.autocast(embedding_BD.device.type, enabled=False):
+        embedding_BD = embedding_BD.float()
+        norm_B1 = torch.linalg.vector_norm(embedding_BD, dim=1, keepdim=True)
+        return embedding_BD / norm_B1.clamp_min(SMALLEST_NORM), norm_B1[:, 0]
 
-    Classes are drawn with replacement, as many as are missing, until none is. No class is preferred in this, so every
-    set of the final size comes with the same probability. Where more than half take part, those left out are drawn.
+
+def sample_classes(num_classes: int, rate: float, present: Tensor) -> Tensor:
+    """Classes that take part in a step: those present, and others; every set of others is equally likely.
+
+    Classes are drawn with replacement, as many as are missing, until none is missing. This prefers no class, so every
+    set of the final size has the same probability. If more than half take part, those left out are drawn instead.
 
     Args:
         num_classes: C, of which ceil(rate C) take part, or as many as are present.
         rate: in (0, 1].
-        present: any number of classes, in any order, also several times.
+        present: classes, in any order, possibly repeated.
 
     Returns:
         Sorted indices (S,), on the device of `present`.

@@ -1,12 +1,11 @@
-"""The rows of a large matrix that take part in one step: only they get a gradient, and only their state is updated.
+"""The class centres that take part in one step: only they get a gradient, and only their optimizer state is updated.
 
-The rows have a leaf of their own, so a backward pass makes a gradient of their size and no larger, and the norm, the
-clipping and the gradient scaler see them like any parameter. The leaf has their shape and no memory; their values are
-read from the matrix, block by block. A torch optimizer holds the leaf; as it begins a step, an optimizer of its own
-kind takes that of the rows, block by block on the matrix and on the state, which is of the whole matrix and lies where
-the optimizer keeps any state. A row that is not drawn keeps its value and its momentum bit by
-bit; a step that is skipped changes nothing. A count of steps, as AdamW's, is one for all rows, as in torch's
-SparseAdam.
+The sampled rows have a leaf tensor of their own. So backward makes a gradient of their size only, and the gradient
+norm, clipping and the gradient scaler treat them like any parameter. The leaf has a shape but no memory; values are
+read from the matrix block by block. The torch optimizer holds the leaf. When it begins a step, an optimizer of the same
+kind steps the rows, block by block, on the matrix and on the state; the state has the size of the whole matrix and is
+kept where the optimizer keeps all state. A row that is not sampled keeps its value and its momentum bit by bit. A
+skipped step changes nothing. A step count, as AdamW has, is shared by all rows, as in torch's SparseAdam.
 """
 
 import mmap
@@ -16,17 +15,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from facebones.heads.blocks import block_rows
+from facebones.heads.cosines import block_rows
 
 
-class StepRows:
-    """Rows of a matrix, drawn anew for each step.
+class SampledCentres:
+    """Rows of a matrix, drawn for each step.
 
     Args:
         matrix: (C, D), which needs no gradient of its own.
 
-    `leaf` (S, D) gets the gradient of the rows `index` (S,); both are empty before a draw and after the optimizer's
-    step. The leaf's own values mean nothing.
+    `leaf` (S, D) gets the gradient of the rows `index` (S,). Both are empty before a draw and after the optimizer's
+    step. The values of the leaf have no meaning.
     """
 
     def __init__(self, matrix: nn.Parameter) -> None:
@@ -35,22 +34,22 @@ class StepRows:
         self.clear()
 
     def clear(self) -> None:
-        """Give up the rows."""
+        """Drop the sample."""
         self.draw(torch.empty(0, dtype=torch.long, device=self.matrix.device))
 
     @torch.no_grad()
     def draw(self, index_S: Tensor) -> None:
-        """Take up the rows of these sorted indices, each at most once, and drop those of the step before."""
+        """Take the rows of these sorted, unique indices as the sample; drop the previous one."""
         self.leaf.grad = None
-        # One number for all: it takes no memory, lies where the matrix lies, and gets its gradient laid out in rows.
+        # Expanded from one number: no memory, on the device of the matrix, and its gradient is laid out in rows.
         self.leaf.data = self.matrix.new_zeros(1, 1).expand(len(index_S), self.matrix.shape[1])
         self.index = index_S
 
     def place(self, row_B: Tensor) -> Tensor:
-        """Where rows of the matrix stand in the leaf; -1 stays -1.
+        """Positions in the leaf of rows of the matrix; -1 stays -1.
 
         Raises:
-            ValueError: one of them is not in this step's draw.
+            ValueError: a row is not in the sample.
         """
         place_B = torch.searchsorted(self.index, row_B)
         drawn_B = torch.cat([self.index, row_B.new_tensor([-1])])[place_B] == row_B
@@ -59,12 +58,12 @@ class StepRows:
         return torch.where(row_B >= 0, place_B, -1)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Have the steps of an optimizer that holds the leaf act on the matrix."""
+        """Make the steps of an optimizer that holds the leaf act on the matrix."""
         optimizer.register_step_pre_hook(self._step)
 
     @torch.no_grad()
     def _step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Take the step of the rows; then the optimizer finds no gradient here, and goes on to its other parameters."""
+        """Step the sampled rows; the optimizer then finds no gradient here and steps its other parameters."""
         if self.leaf.grad is None:
             return
         (group,) = (group for group in optimizer.param_groups if any(p is self.leaf for p in group["params"]))
@@ -82,9 +81,9 @@ class StepRows:
             }
             own.step()
             self.matrix.index_copy_(0, rows, block)
-            self._bring_home(own.state[block], rows, whole)
+            self._store_state(own.state[block], rows, whole)
 
-    def _bring_home(self, state: dict[str, Any], rows: Tensor, whole: dict[str, Any]) -> None:
+    def _store_state(self, state: dict[str, Any], rows: Tensor, whole: dict[str, Any]) -> None:
         for key, value in state.items():
             if not _has_shape(value, self.matrix[: len(rows)]):
                 whole[key] = value
@@ -95,10 +94,9 @@ class StepRows:
 
 
 def lazy_zeros(like: Tensor) -> Tensor:
-    """Zeros of a tensor's shape that take memory only where they have been written, on systems that can.
+    """Zeros of a tensor's shape that take memory only where they are written, where the system supports it.
 
-    torch.zeros writes them all. The pages are small ones: with huge pages, a few rows here and there would be
-    everything.
+    torch.zeros writes all of them. Huge pages are switched off: a few scattered rows would touch every huge page.
     """
     if like.device.type != "cpu" or not hasattr(mmap, "MADV_NOHUGEPAGE") or like.numel() == 0:
         return torch.zeros_like(like)

@@ -12,7 +12,7 @@ from torch import Tensor
 from facebones import __version__
 from facebones.backbones.registry import IMAGE_SIZE, Backbone
 from facebones.errors import ConfigError, RunError
-from facebones.system.device import select_device
+from facebones.system.device import device_settings, select_device
 from facebones.system.environment import processor_model
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,7 +62,8 @@ class Conditions:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
         try:
-            yield
+            with device_settings(select_device(self.device)):
+                yield
         finally:
             torch.set_num_threads(before)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from facebones.errors import DataError, FaceBonesError
-from facebones.recipe import load_recipe
+from facebones.recipe import load_config
 from facebones.reporting.results import Run
 from facebones.run_folder import RunFolder
 from facebones.training.logs import finite_or_none, read_metrics
@@ -65,7 +65,7 @@ def read_run(folder: Path, name: str) -> Run:
         FaceBonesError: a file is damaged.
     """
     files = RunFolder(folder)
-    recipe = load_recipe(files.config).to_dict() if files.config.is_file() else {}
+    recipe = load_config(files.config).to_dict() if files.config.is_file() else {}
     done = files.result.is_file()
     return Run(
         name=name,

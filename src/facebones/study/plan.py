@@ -13,7 +13,7 @@ from facebones.data.folders import find_pair_set, open_training_set
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.pairs import pair_set_files
 from facebones.profiling.networks import Source, find_sources
-from facebones.recipe import Recipe, load_recipe
+from facebones.recipe import Recipe, load_config
 from facebones.run_folder import RunFolder
 from facebones.study.study import Study
 from facebones.training.run import with_absolute_paths
@@ -81,7 +81,7 @@ class PlannedRun:
     def first_recipe(self) -> Recipe:
         """The recipe to begin with: what it is to choose by measuring is as another seed of the backbone has it."""
         for config in sorted(self.folder.path.parent.glob("seed*/config.yaml")) if self.recipe.training.choose else ():
-            known = load_recipe(config).training
+            known = load_config(config).training
             chosen: dict[str, Any] = {name: getattr(known, name) for name in self.recipe.training.choose}
             return replace(self.recipe, training=replace(self.recipe.training, choose=[], **chosen))
         return self.recipe
@@ -209,18 +209,13 @@ def _check_targets(folders: Sequence[Path]) -> None:
 
 
 def _decisive(recipe: Recipe, data: Mapping[str, Any], version: str) -> dict[str, Any]:
-    fields = {
-        f"{section}.{key}": value
-        for section, values in recipe.to_dict().items()
-        for key, value in values.items()
-        if not f"{section}.{key}".startswith(FREE_FIELDS)
-    }
+    fields = {name: value for name, value in recipe.values().items() if not name.startswith(FREE_FIELDS)}
     return fields | {f"data of {key}": value for key, value in data.items()} | {"facebones": version}
 
 
 def _decisive_of(folder: RunFolder) -> dict[str, Any]:
     """The same of the run that is in a folder; a run that was killed at its very beginning knows no data yet."""
-    recipe = load_recipe(folder.config)
+    recipe = load_config(folder.config)
     try:
         environment = json.loads(folder.environment.read_bytes())
         known = {key: value for key, value in environment["data"].items() if key != "path"}

@@ -1,1 +1,1 @@
-"""The training loop and what it saves."""
+"""Training a backbone: the loop, its steps, and what it saves."""

@@ -1,10 +1,10 @@
-"""The fastest of the settings that change no more than rounding, found by measuring a few steps of the very training.
+"""Benchmark precision and torch.compile on the first batch; keep the fastest setting whose gradient matches fp32.
 
-What the recipe leaves to choose (`training.choose`) is tried on its own data, batch size and device. A setting is taken
-only where its first gradient agrees with that of the plain way within AGREEMENT and LOSS_DIFFERENCE: in bfloat16,
-compact networks reach cosines of 0.87 to 0.96, which is far more than the gradients of two batches have in common. The
-choice goes into the run's config.yaml, so that a resumed run does not choose again and stays bit-exact. It is also kept
-under its conditions in the user's cache folder, for the next run.
+`training.choose` names what may be chosen; each setting runs on the recipe's own data, batch size and device. A setting
+qualifies if its first gradient agrees with that of the plain setting within AGREEMENT and LOSS_DIFFERENCE: in bfloat16,
+compact networks reach cosines of 0.87 to 0.96, far more than the gradients of two batches have in common. The choice is
+written to config.yaml, so a resumed run does not choose again and stays bit-exact. It is also cached for the next run
+under the same conditions.
 """
 
 import hashlib
@@ -29,25 +29,25 @@ from facebones.system.environment import git_revision, processor_model
 from facebones.system.progress import format_seconds, say
 from facebones.training.trainer import Trainer
 
-AGREEMENT = 0.8  # least cosine between the gradients of the backbone
-LOSS_DIFFERENCE = 0.01  # largest, relative
+AGREEMENT = 0.8  # smallest cosine between the gradients of the backbone
+LOSS_DIFFERENCE = 0.01  # largest relative difference of the loss
 MEASURED = 5  # steps
-CACHE = "speed"
-# About what it takes (40 to 95 s on two cores); tried where the quickest way without it takes ten times as long.
+CACHE = "autotune"
+# Compiling takes 40 to 95 s on two cores; it is tried if the fastest run without it takes ten times as long.
 COMPILING_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What a few steps of a setting came to.
+    """Measurement of a few steps of a setting.
 
     Attributes:
         precision: of the backbone.
         compile: whether it was compiled.
-        loss: of the first step that counts.
+        loss: of the first step that is not skipped.
         gradient: (P,) of the backbone in that step.
-        step_seconds: median of the steps after the first ones.
-        total_seconds: what the whole training would take, the beginning included.
+        step_seconds: median of the later steps.
+        total_seconds: estimate for the whole training, with its start.
     """
 
     precision: str
@@ -61,20 +61,20 @@ class Trial:
         return _named(self.precision, self.compile)
 
     def agrees(self, plain: "Trial") -> bool:
-        """Whether it computes what the plain way computes, within the bounds."""
+        """Whether loss and gradient equal those of the plain setting, within the bounds."""
         cosine = functional.cosine_similarity(self.gradient, plain.gradient, dim=0).item()
         return cosine >= AGREEMENT and abs(self.loss - plain.loss) <= LOSS_DIFFERENCE * abs(plain.loss)
 
 
 def choose_settings(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with what `training.choose` names set to what is fastest here, and nothing left to choose.
+    """The recipe with the settings that `training.choose` names set to the fastest, and nothing left to choose.
 
     Raises:
-        FaceBonesError: the data cannot be used, or the loss of the plain way is not finite.
+        FaceBonesError: the data cannot be used, or the loss of the plain setting is not finite.
     """
     key = _conditions(recipe, device)
     if (known := _recalled(recipe, device, key)) is not None:
-        say(f"speed: takes {_named(*known)}, as was measured here before")
+        say(f"autotune: uses {_named(*known)}, as measured here before")
         return _with(recipe, *known)
     plain = measure(_with(recipe, "fp32" if "precision" in recipe.training.choose else None, False), device)
     trials: list[Trial] = []
@@ -82,7 +82,7 @@ def choose_settings(recipe: Recipe, device: torch.device) -> Recipe:
     for precision, compile in _settings(recipe, device):
         quickest = min((trial.total_seconds for trial in usable), default=math.inf)
         if compile and "compile" in recipe.training.choose and quickest < 10 * COMPILING_SECONDS:
-            say("speed: too short a training to compile for")
+            say("autotune: the training is too short to compile for")
             break
         is_plain = (precision, compile) == (plain.precision, plain.compile)
         trial = plain if is_plain else _try(_with(recipe, precision, compile), device)
@@ -92,29 +92,30 @@ def choose_settings(recipe: Recipe, device: torch.device) -> Recipe:
         if is_plain or trial.agrees(plain):
             usable.append(trial)
     for trial in trials:
-        note = "" if trial in usable else ", but its gradient is another"
-        say(f"speed: {trial}: {trial.step_seconds:.3g} s a step, {format_seconds(trial.total_seconds)} in all{note}")
+        note = "" if trial in usable else ", but its gradient differs"
+        seconds, total = f"{trial.step_seconds:.3g} s a step", f"{format_seconds(trial.total_seconds)} in total"
+        say(f"autotune: {trial}: {seconds}, {total}{note}")
     if not usable:
-        say("speed: takes none of them, and leaves the recipe as it is")
+        say("autotune: no setting qualifies; the recipe stays as it is")
         return _with(recipe, None, recipe.training.compile)
     best = min(usable, key=lambda trial: trial.total_seconds)
-    say(f"speed: takes {best}")
+    say(f"autotune: uses {best}")
     save_measurement(CACHE, key, {"precision": best.precision, "compile": best.compile})
     return _with(recipe, best.precision, best.compile)
 
 
 def _try(recipe: Recipe, device: torch.device) -> Trial | None:
-    """Measure a setting that may not work here; None where it does not."""
+    """Measure a setting; None if it does not work here."""
     try:
         return measure(recipe, device)
-    except Exception as error:  # noqa: BLE001 (no compiler, no memory, no finite loss: of all kinds)
+    except Exception as error:  # noqa: BLE001 (no compiler, no memory, no finite loss: any type)
         named = _named(recipe.training.precision, recipe.training.compile)
-        say(f"speed: leaves out {named}: {first_line(error)[:200]}")
+        say(f"autotune: skips {named}: {first_line(error)[:200]}")
         return None
 
 
 def measure(recipe: Recipe, device: torch.device) -> Trial:
-    """Train a few steps, all on the first batch and with the same random draws, so that all settings see the same.
+    """Time a few steps, all on the first batch and with the same random numbers, so that settings are comparable.
 
     Raises:
         FaceBonesError: the data cannot be used, or the loss is not finite.
@@ -125,17 +126,17 @@ def measure(recipe: Recipe, device: torch.device) -> Trial:
         validation=replace(recipe.validation, sets=[]),
         log=replace(recipe.log, tensorboard=False),
     )
-    say(f"speed: measures {_named(recipe.training.precision, recipe.training.compile)}")
+    say(f"autotune: measuring {_named(recipe.training.precision, recipe.training.compile)}")
     trainer = Trainer(recipe, device)
     with closing(trainer.step_batches()) as steps:
         batches = next(steps)
 
     def step() -> float:
-        torch.manual_seed(recipe.training.seed)  # mirrored images, dropout, the sample of a head
-        trainer.step = 0  # a training may have fewer steps than are measured
+        torch.manual_seed(recipe.training.seed)  # mirrored images, dropout, sampled centres
+        trainer.step = 0  # the training may have fewer steps than are measured
         start = time.perf_counter()
         trainer.train_step(batches)
-        trainer.settle()  # waits for the device
+        trainer.read_back_metrics()  # waits for the device
         return time.perf_counter() - start
 
     gradient = torch.empty(0)
@@ -146,7 +147,7 @@ def measure(recipe: Recipe, device: torch.device) -> Trial:
 
     hook = trainer.optimizer.register_step_pre_hook(note_gradient)
     first = step()
-    while trainer.meter.loss is None:  # a scaler that looks for its scale
+    while trainer.meter.loss is None:  # the scaler still searches its scale
         step()
     hook.remove()
     loss = trainer.meter.loss
@@ -163,7 +164,7 @@ def measure(recipe: Recipe, device: torch.device) -> Trial:
 
 
 def _conditions(recipe: Recipe, device: torch.device) -> str:
-    """All that decides what is fastest, but the seed: trainings of one backbone from several seeds choose alike."""
+    """Everything that decides what is fastest, except the seed: all seeds of a backbone choose alike."""
     sections = recipe.to_dict()
     sections = {name: sections[name] for name in ("backbone", "head", "optimizer", "training")}
     for free in ("seed", "checkpoint_every"):
@@ -176,7 +177,7 @@ def _conditions(recipe: Recipe, device: torch.device) -> str:
 
 
 def _recalled(recipe: Recipe, device: torch.device, key: str) -> tuple[str, bool] | None:
-    """What was chosen under these conditions; None where nothing was, or nothing that could be chosen."""
+    """The cached choice for these conditions; None if there is none, or none that is possible."""
     found = load_measurement(CACHE, key)
     if found is None:
         return None
@@ -192,10 +193,10 @@ def _named(precision: str, compile: bool) -> str:
 
 
 def _settings(recipe: Recipe, device: torch.device) -> list[tuple[str, bool]]:
-    """Pairs of precision and compile, those that need no compiling first."""
+    """Pairs of precision and compile; those without compiling first."""
     precisions, compiling = [recipe.training.precision], [recipe.training.compile]
     if "precision" in recipe.training.choose:
-        # Older GPUs compute in bf16 too, but by emulation.
+        # Older GPUs only emulate bf16.
         half = "fp16" if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) else "bf16"
         precisions = ["fp32", half]
     if "compile" in recipe.training.choose:

@@ -1,8 +1,8 @@
-"""What a run says: lines for people, one JSON object a line in metrics.jsonl, TensorBoard where asked.
+"""What a run logs: lines for people, one JSON object a line in metrics.jsonl, TensorBoard files on request.
 
-metrics.jsonl is the source of every plot and table. A checkpoint knows how long the file was when it was made; a
-resumed run cuts it back to there, so that a killed run leaves no line twice. Where lines before that have been lost,
-this is said and the run goes on: no weight depends on them, and a gap in a plot is less than a run that cannot end.
+metrics.jsonl is the source of every plot and table. A checkpoint stores the length of the file; a resumed run cuts the
+file back to it, so that no line is written twice. If lines before that are lost, the run says so and continues: no
+weight depends on them.
 """
 
 import json
@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,14 +23,14 @@ SummaryWriter = Callable[[str], Any]
 
 
 class Meter:
-    """What the steps since the last line add up to; part of the saved state, so that a resumed line is the same.
+    """Sums over the steps since the last log line; saved in checkpoints, so that a resumed line is the same.
 
-    The figures of a step stay where they were computed until `settle`: to read them at once would make the host wait
-    for the device.
+    The metrics of a step stay on the device until `read_back`: reading them at each step would make the host wait.
     """
 
     def __init__(self) -> None:
         self._waiting: list[Tensor] = []
+        self._names: tuple[str, ...] = ()
         self.reset()
 
     def reset(self) -> None:
@@ -37,38 +38,57 @@ class Meter:
         self.loss_sum = 0.0
         self.counted = 0
         self.skipped = 0
+        self.head_sums: dict[str, float] = {}
 
-    def add(self, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Note a step."""
-        self._waiting.append(torch.stack([loss, gradient_norm]))
+    def add(self, loss: Tensor, gradient_norm: Tensor, head: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        """Add a step.
 
-    def settle(self) -> list[tuple[float, float]]:
-        """Count the noted steps and hand out their losses and gradient norms; of those not finite, no loss is added."""
-        figures = [tuple(row) for row in torch.stack(self._waiting).tolist()] if self._waiting else []
+        Args:
+            loss: of the step.
+            gradient_norm: of the step.
+            head: metrics of the head; the same names in each step.
+        """
+        if self._waiting and tuple(head) != self._names:
+            raise ValueError(f"the head returned metrics {', '.join(head)}, and before {', '.join(self._names)}")
+        self._names = tuple(head)
+        self._waiting.append(torch.stack([loss, gradient_norm, *(value.to(loss) for value in head.values())]))
+
+    def read_back(self) -> list[tuple[float, float]]:
+        """Count the added steps; return their losses and gradient norms. A step that is not finite adds no loss."""
+        rows = torch.stack(self._waiting).tolist() if self._waiting else []
         self._waiting.clear()
-        for loss, gradient_norm in figures:
+        for loss, gradient_norm, *head in rows:
             usable = math.isfinite(loss + gradient_norm)
             self.loss_sum += loss if usable else 0.0
             self.counted += usable
             self.skipped += not usable
-        return figures
+            for name, value in zip(self._names, head, strict=True):
+                self.head_sums[name] = self.head_sums.get(name, 0.0) + (value if usable else 0.0)
+        return [(row[0], row[1]) for row in rows]
 
     @property
     def loss(self) -> float | None:
         """Mean loss of the counted steps."""
         return self.loss_sum / self.counted if self.counted else None
 
-    def state_dict(self) -> dict[str, float]:
-        """The sums."""
-        return {"loss_sum": self.loss_sum, "counted": self.counted, "skipped": self.skipped}
+    @property
+    def head(self) -> dict[str, float]:
+        """Mean metrics of the head over the counted steps."""
+        return {name: total / self.counted for name, total in self.head_sums.items() if self.counted}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums; those of the head only if it has metrics."""
+        sums = {"loss_sum": self.loss_sum, "counted": self.counted, "skipped": self.skipped}
+        return sums | ({"head": dict(self.head_sums)} if self.head_sums else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the sums of `state_dict`."""
-        vars(self).update(state)
+        """Restore the sums of `state_dict`."""
+        self.loss_sum, self.counted, self.skipped = (state[key] for key in ("loss_sum", "counted", "skipped"))
+        self.head_sums = dict(state.get("head", {}))
 
 
 class Stopwatch:
-    """Images a second and the time left, from the time spent in training steps only."""
+    """Images per second and the time left, from the time spent in training steps."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -80,7 +100,7 @@ class Stopwatch:
         self._start = time.monotonic()
 
     def stop(self, images: int) -> None:
-        """End a step that took so many images."""
+        """End a step of this many images."""
         seconds = time.monotonic() - self._start
         self._seconds += seconds
         self._all_seconds += seconds
@@ -88,7 +108,7 @@ class Stopwatch:
         self._all_images += images
 
     def read(self, images_left: int) -> tuple[float, float]:
-        """Images a second since the last reading, and the seconds left at the rate so far."""
+        """Images per second since the last call, and the seconds left at the mean rate."""
         rate = self._images / max(self._seconds, 1e-9)
         left = images_left * self._all_seconds / max(self._all_images, 1)
         self._images, self._seconds = 0, 0.0
@@ -96,12 +116,12 @@ class Stopwatch:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl, and to TensorBoard files where asked.
+    """Appends to metrics.jsonl, and to TensorBoard files on request.
 
     Args:
         path: metrics.jsonl.
-        length: bytes of the file that stand; what a killed run wrote beyond is cut off.
-        summary_writer: what writes TensorBoard files beside it.
+        length: bytes to keep; what a killed run wrote after its last checkpoint is cut off.
+        summary_writer: writes TensorBoard files beside it.
     """
 
     def __init__(self, path: Path, length: int, summary_writer: SummaryWriter | None = None) -> None:
@@ -111,16 +131,16 @@ class MetricsLog:
             self._file = path.open("a+b")
             self._cut(length)
         except OSError as error:
-            raise RunError(f"{path}: cannot be written: {error.strerror}; mend that, then resume") from error
+            raise RunError(f"{path}: cannot be written: {error.strerror}; fix that, then resume") from error
 
     def _cut(self, length: int) -> None:
         """Keep the whole lines among the first `length` bytes."""
         self._file.seek(0)
         standing = self._file.read(length).rfind(b"\n") + 1
         if standing < length:
-            say(f"note: {self.path}: lines are missing, {standing} of {length} bytes are there; it goes on behind them")
+            say(f"note: {self.path}: lines are missing, {standing} of {length} bytes are left; new lines follow them")
         self._file.truncate(standing)
-        self._file.seek(standing)  # the next save asks where the file ends, perhaps before the next line
+        self._file.seek(standing)  # a save may ask for the length before the next line is written
 
     @property
     def length(self) -> int:
@@ -137,7 +157,8 @@ class MetricsLog:
             raise RunError(f"{self.path}: cannot be written: {error.strerror}; free space, then resume") from error
         if self._board is not None:
             prefix = "/".join(str(part) for part in (kind, values.get("set")) if part)
-            for key, value in line.items():
+            scalars = line | {f"head/{key}": value for key, value in line.get("head", {}).items()}
+            for key, value in scalars.items():
                 if isinstance(value, int | float) and key not in ("step", "epoch"):
                     self._board.add_scalar(f"{prefix}/{key}", value, values["step"])
 
@@ -149,25 +170,26 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a killed run left half-written is left out."""
+    """The lines of a metrics.jsonl, without a last line that a killed run left half-written."""
     lines = path.read_bytes().split(b"\n")
     return [json.loads(line) for line in lines[:-1]]
 
 
 def train_line(values: Mapping[str, Any], steps: int, epochs: int, seconds_left: float) -> str:
-    """The line for people of an interval."""
+    """The log line of an interval, for people."""
     loss = "-" if values["loss"] is None else f"{values['loss']:.4f}"
     scale = "" if values["gradient_scale"] == 1.0 else f"  scale {values['gradient_scale']:g}"
     skipped = f"  ({values['skipped_steps']} steps skipped by the scaler)" if values["skipped_steps"] else ""
+    head = "".join(f"  {name} {value:.4g}" for name, value in values.get("head", {}).items())
     return (
-        f"step {values['step']:>{len(str(steps))}}/{steps}  epoch {values['epoch']}/{epochs}  loss {loss}"
+        f"step {values['step']:>{len(str(steps))}}/{steps}  epoch {values['epoch']}/{epochs}  loss {loss}{head}"
         f"  lr {values['learning_rate']:.3g}{scale}  {values['images_per_second']:.0f} images/s"
         f"  {format_seconds(seconds_left)} left{skipped}"
     )
 
 
 def validation_line(values: Mapping[str, Any]) -> str:
-    """The line for people of a validation on one set."""
+    """The log line of a validation on one set, for people."""
     return (
         f"  {values['set']}: accuracy {values['accuracy']:.2%} +- {values['accuracy_std']:.2%}"
         f" (best {values['best_accuracy']:.2%})  TAR@FAR=1e-3 {values['tar_at_far_1e3']:.2%}"
@@ -176,14 +198,22 @@ def validation_line(values: Mapping[str, Any]) -> str:
 
 
 def finite_or_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, with None for the numbers that JSON lacks."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
-    }
+    """The values, with None for numbers that JSON does not have; also within a mapping of values.
+
+    >>> finite_or_none({"loss": math.nan, "head": {"norm": math.inf}, "step": 3})
+    {'loss': None, 'head': {'norm': None}, 'step': 3}
+    """
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return finite_or_none(value)
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {key: finite(value) for key, value in values.items()}
 
 
 def find_summary_writer() -> SummaryWriter:
-    """TensorBoard's writer of files.
+    """TensorBoard's file writer.
 
     Raises:
         ConfigError: TensorBoard is not installed.

@@ -5,19 +5,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from facebones.heads import PartialFC
-from facebones.heads.sampled_centres import StepRows, lazy_zeros
+from facebones.heads.partial_fc import Head
+from facebones.heads.sampled_centres import SampledCentres, lazy_zeros
 from facebones.recipe import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters of the modules; of a sampled head, over the rows of each step.
+    """SGD or AdamW over the trainable parameters of the modules, and over the sampled centres of a head.
 
     With `decay_norm_and_prelu` off, parameters of fewer than two dimensions (normalisation, PReLU, biases) are not
-    decayed. The learning rate is set anew at each step. A step is one pass over each parameter (fused), which
-    `leave_out_unless` can turn into none.
+    decayed. The training step sets the learning rate. A step is one fused pass over each parameter, which
+    `skip_step_if_nonfinite` can skip on the device.
     """
-    sampled = [m.rows for m in modules if isinstance(m, PartialFC) and m.rows is not None]
+    sampled = [m.sampled for m in modules if isinstance(m, Head) and m.sampled is not None]
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     parameters += [rows.leaf for rows in sampled]
     decayed = [p for p in parameters if config.decay_norm_and_prelu or p.ndim >= 2]
@@ -25,7 +25,7 @@ def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim
     groups = [{"params": decayed, "weight_decay": config.weight_decay}]
     if others:
         groups.append({"params": others, "weight_decay": 0.0})
-    # Only there can a step be left out without the host knowing.
+    # Only fused optimizers can skip a step without the host reading a value.
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
     optimizer: torch.optim.Optimizer
     if config.name == "adamw":
@@ -38,11 +38,13 @@ def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim
     return optimizer
 
 
-def leave_out_unless(optimizer: torch.optim.Optimizer, usable: Tensor) -> None:
-    """Have the optimizer's next step do nothing where `usable` is false; if it is fused, the device finds that out.
+def skip_step_if_nonfinite(optimizer: torch.optim.Optimizer, value: Tensor) -> None:
+    """Make the next step of the optimizer do nothing if `value`, a scalar on the device, is not finite.
 
-    A gradient scaler that is in use says the same in its own way, of the gradients alone.
+    A fused optimizer checks on the device; others make the host wait. A gradient scaler in use decides by itself, from
+    the gradients alone.
     """
+    usable = value.isfinite()
     if not optimizer.defaults["fused"]:
         if not usable:
             optimizer.zero_grad(set_to_none=True)
@@ -50,8 +52,8 @@ def leave_out_unless(optimizer: torch.optim.Optimizer, usable: Tensor) -> None:
     optimizer.found_inf = usable.logical_not().float()  # type: ignore[attr-defined]
 
 
-def _begin_momentum(optimizer: torch.optim.Optimizer, sampled: Sequence[StepRows]) -> None:
-    """Give SGD its momentum at 0: where it lacks one, torch's fused step leaves it undefined if it is left out."""
+def _begin_momentum(optimizer: torch.optim.Optimizer, sampled: Sequence[SampledCentres]) -> None:
+    """Start SGD's momentum at 0: torch's fused step leaves a missing momentum undefined if the step is skipped."""
     matrices = {rows.leaf: rows.matrix for rows in sampled}
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
@@ -60,12 +62,12 @@ def _begin_momentum(optimizer: torch.optim.Optimizer, sampled: Sequence[StepRows
             optimizer.state[parameter]["momentum_buffer"] = momentum
 
 
-def fill_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimizer the state that it has after a first step, here one of no gradient at a rate of 0."""
+def materialise_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Create the state that the optimizer has after its first step, by a step of zero gradient and rate 0."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0
         for parameter in group["params"]:
-            # Of a leaf without rows, zeros_like keeps strides that CUDA's fused step refuses beside its momentum's.
+            # For a leaf without rows, zeros_like keeps strides that CUDA's fused step refuses.
             parameter.grad = torch.zeros_like(parameter) if parameter.numel() else parameter.new_zeros(parameter.shape)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

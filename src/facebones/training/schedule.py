@@ -1,6 +1,6 @@
 """Learning rates as pure functions of the step, so that a resumed run needs no state for them.
 
-A step is one update by the optimizer, whatever the number of forward passes it gathers.
+A step is one update of the optimizer, over all its accumulated forward passes.
 """
 
 import math
@@ -42,15 +42,15 @@ def step_decay(epoch: float, milestones: Sequence[float], factor: float) -> floa
 def build_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch: int, epochs: int) -> Schedule:
     """The learning rate of step 0, 1, ... steps_per_epoch * epochs - 1.
 
-    The first step of a warm-up already has a rate above 0; the decay runs over the steps after the warm-up.
+    The first step of a warm-up has a rate above 0. The decay runs over the steps after the warm-up.
 
     Raises:
-        ConfigError: a warm-up that never ends, or steps without milestones.
+        ConfigError: a warm-up as long as the training, or `step` without milestones.
     """
     total, warmup = steps_per_epoch * epochs, round(config.warmup_epochs * steps_per_epoch)
     if warmup >= total:
         given = f"schedule.warmup_epochs {config.warmup_epochs:g}"
-        raise ConfigError(f"{given} leaves nothing of training.epochs {epochs}; give less of it, or more epochs")
+        raise ConfigError(f"{given} leaves nothing of training.epochs {epochs}; give a shorter warm-up or more epochs")
     if config.name == "step" and not config.milestones:
         raise ConfigError("schedule.name step needs schedule.milestones, the epochs at which the rate falls: 10,16")
 

@@ -1,7 +1,7 @@
-"""The verification sets of a run: found and tried before the first step, measured on the way.
+"""The validation sets of a run: found and checked before the first step, measured during training.
 
-They are measured in the precision of the training, because that takes the time it takes; `facebones evaluate pairs`
-computes in fp32, so after a training in bf16 or fp16 its figures differ a little.
+Validation computes in the precision of the training, which is faster; `facebones evaluate pairs` computes in fp32, so
+its metrics differ slightly after a training in bf16 or fp16.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from facebones.recipe import Recipe
 from facebones.system.progress import say
 
 TRIED_BATCHES = 2
-FIGURES = ("accuracy", "accuracy_std", "tar_at_far_1e3", "far_reached", "auc", "eer", "xnorm")
+VALIDATION_METRICS = ("accuracy", "accuracy_std", "tar_at_far_1e3", "far_reached", "auc", "eer", "xnorm")
 
 
 class Validation:
@@ -34,12 +34,11 @@ class Validation:
 
     Args:
         recipe: names the sets.
-        data: the training data; sets given by name lie beside it.
+        data: the training data; sets given by name are beside it.
 
     Attributes:
         sets: in the order of the recipe.
-        fingerprint: what tells them from others, wherever they lie: their numbers of pairs, and digests of all images
-            and labels.
+        fingerprint: identifies the sets wherever they are: numbers of pairs, and digests of all images and labels.
 
     Raises:
         DataError: a set is missing, or one of its images cannot be read.
@@ -65,20 +64,20 @@ class Validation:
             self._embed_some(pair_set, backbone, device)
 
     def measure(self, backbone: Backbone, device: torch.device) -> list[dict[str, Any]]:
-        """The name and the `FIGURES` of each set.
+        """The name and the `VALIDATION_METRICS` of each set.
 
-        Where an embedding has no direction, as after an overflow in fp16, there are none: this is said, and they are
-        NaN. The training goes on: its own gradients may be sound, and it could never get past this step otherwise.
+        If an embedding has no direction, as after an overflow in fp16, the metrics of its set are NaN, with a note. The
+        training continues: its own gradients may be finite.
         """
         return [self._measure(pair_set, backbone, device) for pair_set in self.sets]
 
     def _measure(self, pair_set: PairSet, backbone: Backbone, device: torch.device) -> dict[str, Any]:
         try:
             result = evaluate_pair_set(backbone, pair_set, device=device, **self._options()).to_json()
-        except DataError as error:  # not the set's fault: its images and labels were tried before the first step
-            say(f"note: {error}; no figures of this set at this step")
-            result = dict.fromkeys(FIGURES, math.nan)
-        return {"set": pair_set.name, **{name: result[name] for name in FIGURES}}
+        except DataError as error:  # the weights: images and labels were checked before the first step
+            say(f"note: {error}; no metrics of this set at this step")
+            result = dict.fromkeys(VALIDATION_METRICS, math.nan)
+        return {"set": pair_set.name, **{name: result[name] for name in VALIDATION_METRICS}}
 
     def _embed_some(self, pair_set: PairSet, backbone: Backbone, device: torch.device) -> None:
         embed_images(
@@ -115,5 +114,5 @@ def _digest(pair_set: PairSet) -> str:
 
 
 def mean_accuracy(rows: Sequence[dict[str, Any]]) -> float:
-    """Mean over the sets, by which the best checkpoint is chosen; NaN where one has no figures."""
+    """Mean over the sets, which selects the best checkpoint; NaN if a set has no metrics."""
     return math.fsum(row["accuracy"] for row in rows) / len(rows)

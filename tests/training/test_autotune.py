@@ -13,9 +13,9 @@ from facebones.run_folder import RunFolder
 from facebones.study.plan import make_plan
 from facebones.study.runner import next_run
 from facebones.study.study import load_study
-from facebones.training import autotune as speed
+from facebones.training import autotune
 from facebones.training.autotune import COMPILING_SECONDS, Trial, choose_settings, measure
-from facebones.training.run import resume, train
+from facebones.training.run import TrainingLoop, resume, train
 from facebones.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def trial(precision, compile, total_seconds, *, loss=10.0, gradient=GRADIENT):
 def cache(tmp_path, monkeypatch):
     """Keep what is measured out of the user's own folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "facebones" / "speed.json"
+    return tmp_path / "cache" / "facebones" / "autotune.json"
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def measured(monkeypatch):
             asked.append((recipe.training.precision, recipe.training.compile))
             return known[asked[-1]]
 
-        monkeypatch.setattr(speed, "measure", answer)
+        monkeypatch.setattr(autotune, "measure", answer)
         return asked
 
     return use
@@ -71,7 +71,7 @@ def test_the_fastest_is_taken(tiny_recipe, measured, capsys, best):
     every = [("fp32", False), ("bf16", False), ("fp32", True), ("bf16", True)]
     asked = measured(*(trial(*setting, LONG - (setting == best)) for setting in every))
     assert chosen(tiny_recipe()) == best and asked == every
-    assert f"speed: takes {best[0]}{' compiled' if best[1] else ''}\n" in capsys.readouterr().err
+    assert f"autotune: uses {best[0]}{' compiled' if best[1] else ''}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_the_fastest_is_taken(tiny_recipe, measured, capsys, best):
 def test_what_computes_something_else_is_not_taken(tiny_recipe, measured, capsys, bad):
     measured(trial("fp32", False, SHORT), trial("bf16", False, SHORT / 2, **bad))
     assert chosen(tiny_recipe()) == ("fp32", False)
-    assert "speed: bf16: 1 s a step, 30s in all, but its gradient is another\n" in capsys.readouterr().err
+    assert "autotune: bf16: 1 s a step, 30s in total, but its gradient differs\n" in capsys.readouterr().err
 
 
 def test_a_short_training_is_not_compiled_for(tiny_recipe, measured, capsys):
     asked = measured(trial("fp32", False, LONG), trial("bf16", False, SHORT))
     assert chosen(tiny_recipe()) == ("bf16", False) and len(asked) == 2
-    assert "too short a training to compile for" in capsys.readouterr().err
+    assert "the training is too short to compile for" in capsys.readouterr().err
 
 
 def test_a_quick_setting_that_computes_something_else_does_not_keep_others_from_being_compiled(tiny_recipe, measured):
@@ -111,7 +111,7 @@ def test_what_was_chosen_is_known_the_next_time_and_for_other_seeds(tiny_recipe,
     asked = measured(trial("fp32", False, SHORT), trial("bf16", False, SHORT - 1))
     for seed in (0, 0, 1):
         assert chosen(tiny_recipe(), seed=seed) == ("bf16", False)
-    assert len(asked) == 2 and "speed: takes bf16, as was measured here before\n" in capsys.readouterr().err
+    assert len(asked) == 2 and "autotune: uses bf16, as measured here before\n" in capsys.readouterr().err
     chosen(tiny_recipe(), batch_size=8)
     assert len(asked) == 4
 
@@ -139,9 +139,9 @@ def test_a_setting_that_cannot_be_measured_is_left_out(tiny_recipe, monkeypatch,
             raise error
         return trial("fp32", False, SHORT)
 
-    monkeypatch.setattr(speed, "measure", answer)
+    monkeypatch.setattr(autotune, "measure", answer)
     assert chosen(tiny_recipe()) == ("fp32", False)
-    assert f"speed: leaves out bf16: {str(error).splitlines()[0]}\n" in capsys.readouterr().err
+    assert f"autotune: skips bf16: {str(error).splitlines()[0]}\n" in capsys.readouterr().err
 
 
 def test_where_nothing_agrees_the_recipe_stays(tiny_recipe, measured, cache):
@@ -180,16 +180,16 @@ def test_measuring_leaves_the_training_what_it_was(tiny_recipe, tmp_path):
 
 def test_a_resumed_run_does_not_choose_again(tiny_recipe, tmp_path, monkeypatch):
     recipe = tiny_recipe(**{"training.epochs": 1, "training.choose": ["precision"]})
-    original = Trainer.run
+    original = TrainingLoop.run
 
-    def stop(self, folder):
+    def stop(self):
         raise RunError("stopped here")
 
-    monkeypatch.setattr(Trainer, "run", stop)
+    monkeypatch.setattr(TrainingLoop, "run", stop)
     with pytest.raises(RunError, match="stopped here"):
         train(recipe, tmp_path / "run", "cpu")
-    monkeypatch.setattr(Trainer, "run", original)
-    monkeypatch.setattr(speed, "measure", None)
+    monkeypatch.setattr(TrainingLoop, "run", original)
+    monkeypatch.setattr(autotune, "measure", None)
     assert resume(tmp_path / "run", "cpu")["steps"] == 7
 
 

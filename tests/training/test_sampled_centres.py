@@ -10,10 +10,11 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from facebones.heads import PartialFC, arcface
+from facebones.heads.margins import arcface
+from facebones.heads.partial_fc import PartialFC
 from facebones.heads.sampled_centres import lazy_zeros
 from facebones.recipe import OptimizerConfig
-from facebones.training.optimizer import build_optimizer, fill_state
+from facebones.training.optimizer import build_optimizer, materialise_optimizer_state
 from facebones.training.trainer import Trainer
 
 CLASSES, SIZE, BATCH, RATE = 300, 8, 5, 0.1
@@ -39,15 +40,15 @@ def batch(seed, classes=CLASSES):
 
 @pytest.fixture(params=[7, 2048], autouse=True)
 def block_rows(request, monkeypatch):
-    monkeypatch.setattr("facebones.heads.blocks.CPU_ROWS", request.param)
+    monkeypatch.setattr("facebones.heads.cosines.CPU_ROWS", request.param)
 
 
 def step(head, optimizer, *batches):
     """One step; answers the indices that were drawn."""
     head.draw_sample(torch.cat([label for _, label in batches]))
     for embedding, label in batches:
-        (head(embedding, label) / len(batches)).backward()
-    drawn = None if head.rows is None else head.rows.index
+        (head(embedding, label).loss / len(batches)).backward()
+    drawn = None if head.sampled is None else head.sampled.index
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return drawn
@@ -89,7 +90,7 @@ def test_rows_that_are_drawn_take_the_step_of_a_dense_optimizer(config):
         reference = build_optimizer(config, torch.nn.ParameterList([copy]))
         if rows or others:
             reference.state[copy] = {key: value[index] for key, value in rows.items()} | others
-        logits = functional.linear(embedding, functional.normalize(copy))
+        logits = functional.linear(functional.normalize(embedding), functional.normalize(copy))
         column = torch.searchsorted(index, label)
         functional.cross_entropy(arcface(logits.clamp(-1, 1), column, margin=0.3), column).backward()
         reference.step()
@@ -166,7 +167,7 @@ def test_a_filled_state_has_the_shapes_of_a_trained_one(config):
     head, optimizer = build(config)
     step(head, optimizer, batch(0))
     fresh_head, fresh = build(config)
-    fill_state(fresh)
+    materialise_optimizer_state(fresh)
     shapes = [{key: value.shape for part in state_of(o) for key, value in part.items()} for o in (optimizer, fresh)]
     assert shapes[0] == shapes[1]
     assert torch.equal(fresh_head.centres, build(config)[0].centres)
@@ -177,7 +178,7 @@ def test_steps_go_on_from_a_loaded_state(config):
     head, optimizer = build(config)
     step(head, optimizer, batch(0))
     other, loaded = build(config)
-    fill_state(loaded)
+    materialise_optimizer_state(loaded)
     other.load_state_dict(head.state_dict())
     loaded.load_state_dict(deepcopy(optimizer.state_dict()))
     loaded.param_groups[0]["lr"] = config.learning_rate
@@ -188,7 +189,7 @@ def test_steps_go_on_from_a_loaded_state(config):
 
 
 def centres_and_state(trainer):
-    index = next(i for i, p in enumerate(trainer.optimizer.param_groups[0]["params"]) if p is trainer.head.rows.leaf)
+    index = next(i for i, p in enumerate(trainer.optimizer.param_groups[0]["params"]) if p is trainer.head.sampled.leaf)
     state = trainer.optimizer.state_dict()["state"].get(index, {})
     return [trainer.head.centres.clone(), *(value.clone() for value in state.values())]
 
@@ -199,12 +200,12 @@ def test_a_step_that_the_scaler_skips_leaves_centres_and_state(tiny_recipe):
     steps = trainer.step_batches()
     while trainer.step == trainer.skipped_steps:  # the first scales are too much for float16
         trainer.train_step(next(steps))
-        trainer.settle()
+        trainer.read_back_metrics()
     before, skipped = centres_and_state(trainer), trainer.skipped_steps
     assert len(before) == 4
     trainer.backbone.linear.weight.register_hook(lambda gradient: gradient * math.inf)
     trainer.train_step(next(steps))
-    trainer.settle()
+    trainer.read_back_metrics()
     assert trainer.skipped_steps == skipped + 1
     assert all(map(torch.equal, before, centres_and_state(trainer)))
 
@@ -222,7 +223,7 @@ def test_the_rows_count_in_the_norm_and_are_clipped(tiny_recipe):
         # Before the rows' own, which takes their gradient.
         trainer.optimizer._optimizer_step_pre_hooks.move_to_end(handle.id, last=False)
         trainer.train_step(next(trainer.step_batches()))
-        trainer.settle()
+        trainer.read_back_metrics()
         norms.append(trainer.latest["gradient_norm"])
     total = torch.nn.utils.get_total_norm(seen[0]).item()
     without_rows = torch.nn.utils.get_total_norm(seen[0][:-1]).item()
@@ -242,5 +243,5 @@ def test_what_fills_the_state_has_the_strides_of_the_state(config, monkeypatch):
             return real(*lists, **others)
 
         monkeypatch.setattr(torch, name, spy)
-    fill_state(build(config)[1])
+    materialise_optimizer_state(build(config)[1])
     assert seen and all(len({tensor.stride() for tensor in tensors}) == 1 for tensors in seen)

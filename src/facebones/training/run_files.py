@@ -1,0 +1,94 @@
+"""The JSON files of a run: environment.json at its start, result.json and the weights at its end."""
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import facebones
+from facebones.backbones.weights import save_weights
+from facebones.errors import RunError
+from facebones.run_folder import RunFolder
+from facebones.system.environment import git_revision
+from facebones.system.files import write_json
+from facebones.system.progress import say
+from facebones.training.logs import finite_or_none
+from facebones.training.trainer import Trainer
+
+
+def describe_environment(trainer: Trainer) -> dict[str, Any]:
+    """Versions, device and data of a run."""
+    import cv2  # not at the top: `facebones.data` sets its limits first
+
+    return {
+        "facebones": facebones.__version__,
+        "commit": git_revision(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "platform": platform.platform(),
+        "device": str(trainer.device),
+        "threads": torch.get_num_threads(),
+        "data": {"path": trainer.recipe.data.path, **trainer.data.fingerprint()},
+        "validation": trainer.validation.fingerprint,
+    }
+
+
+def note_environment(folder: RunFolder, now: Mapping[str, Any], step: int) -> None:
+    """Write environment.json; in that of a resumed run, add what has changed, and from which step."""
+    try:
+        first = json.loads(folder.environment.read_bytes())
+        changes = first.get("resumed", {})
+        known = dict(first)
+        for change in changes.values():
+            known.update(change)
+    except FileNotFoundError:
+        write_json(folder.environment, now)
+        return
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        say(f"note: {folder.environment}: not understood, and left as it is; changes since then are not recorded")
+        return
+    changed = {key: value for key, value in now.items() if known.get(key) != value}
+    if changed:
+        shown = [key if isinstance(now[key], dict) else f"{key} {now[key]}, was {known.get(key)}" for key in changed]
+        say(f"note: changed since the run started: {'; '.join(shown)}")
+        write_json(folder.environment, first | {"resumed": {**changes, f"step {step}": changed}})
+
+
+def write_result(folder: RunFolder, trainer: Trainer) -> dict[str, Any]:
+    """Write the trained weights and result.json; returns the content of result.json.
+
+    Raises:
+        RunError: the gradient scaler skipped every step.
+    """
+    if trainer.skipped_steps == trainer.step:
+        raise RunError(
+            f"the gradient scaler skipped all {trainer.step} steps, so nothing was trained; start a new run with"
+            " more --training.epochs, or with --training.precision fp32 or bf16"
+        )
+    recipe = trainer.recipe
+    card = {
+        "backbone": trainer.backbone.name,
+        "embedding_size": recipe.backbone.embedding_size,
+        "training_data": Path(recipe.data.path).name,
+        "training_images": len(trainer.data),
+        "training_identities": trainer.data.num_identities,
+        "epochs": recipe.training.epochs,
+        "facebones": facebones.__version__,
+    }
+    save_weights(folder, trainer.backbone, card)
+    result = {
+        **card,
+        "steps": trainer.step,
+        "skipped_steps": trainer.skipped_steps,
+        "unreadable_images": len(trainer.unreadable.images),
+        "final": [finite_or_none(row) for row in trainer.final],
+        "best": trainer.best,
+    }
+    write_json(folder.result, result)
+    return result
