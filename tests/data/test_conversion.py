@@ -260,7 +260,7 @@ def test_resume_leaves_a_folder_that_no_conversion_has_marked(tmp_path, kind):
     if kind == "no JSON":
         (tmp_path / "out" / RECORD).write_text("mine")
     before = files_below(tmp_path / "out")
-    told = "cannot be read; choose another name" if kind == "no JSON" else f"holds no {RECORD}; choose another name"
+    told = "cannot be read; choose another name" if kind == "no JSON" else f"has no {RECORD}; choose another name"
     with pytest.raises(DataError, match=told):
         convert(source, tmp_path / "out", resume=True)
     assert files_below(tmp_path / "out") == before and not (tmp_path / "out.partial").exists()
