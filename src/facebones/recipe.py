@@ -475,7 +475,7 @@ def _read_file(path: Path, *, note: bool) -> tuple[dict[str, dict[str, Any]], li
             raise UnknownNameError("section", section, [*SECTIONS, IMPORT], str(path))
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: section '{section}' is a mapping of fields, not {reprlib.repr(values)}")
-    imports = [str((path.parent / name).absolute()) if name.endswith(".py") else name for name in imports]
+    imports = [str((path.parent / name).resolve()) if name.endswith(".py") else name for name in imports]
     try:
         return _present_names(content, note=note), imports
     except ConfigError as error:
