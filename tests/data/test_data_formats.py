@@ -23,6 +23,7 @@ from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, pack
 from facebones.data.training_set import LABEL_KEYS, TrainingSet, list_data_formats, register_data_format, same_data
 from facebones.datatools.convert import convert
+from facebones.datatools.inspect import inspect_data
 from facebones.errors import CheckpointError, ConfigError, DataError
 from facebones.plugins import import_plugins
 from facebones.system.checkpoint import load_checkpoint, save_checkpoint
@@ -89,6 +90,12 @@ def test_a_format_of_a_users_own_file_is_read_like_any_other(csv_faces, small_da
     assert data.read(7) == records.read(7)
     assert data.identity_name(0) == "person 00"
     assert isinstance(records, RecordSet)
+
+
+def test_a_users_own_format_is_inspected(csv_faces):
+    import_plugins([str(EXAMPLE)])
+    (part,) = inspect_data(csv_faces).parts
+    assert (part.images, part.identities, part.broken, part.notes) == (28, 4, [], [])
 
 
 def test_what_no_format_recognises_names_those_of_plugins(csv_faces, tmp_path):

@@ -164,8 +164,10 @@ def register_data_format(format: Format) -> Format:
 def data_formats() -> list[type[TrainingSet]]:
     """The registered data formats, in the order in which `open_training_set` asks them.
 
-    RecordIO comes first and image folders last: nearly every folder looks like one. Plug-ins stand between.
+    RecordIO comes first and image folders last: nearly every folder looks like one. Plug-ins are between them.
     """
+    from facebones.data import folders  # noqa: F401 (registers the formats of this package)
+
     import_entry_points()
     return sorted(_formats.values(), key=lambda format: {"recordio": 0, "folder": 2}.get(format.name, 1))
 
@@ -173,7 +175,6 @@ def data_formats() -> list[type[TrainingSet]]:
 def list_data_formats() -> list[str]:
     """Names of the registered data formats.
 
-    >>> import facebones.data.folders
     >>> list_data_formats()
     ['recordio', 'folder']
     """
