@@ -26,8 +26,10 @@ from facebones.datatools.convert import convert
 from facebones.datatools.inspect import inspect_data
 from facebones.errors import CheckpointError, ConfigError, DataError
 from facebones.plugins import import_plugins
+from facebones.run_folder import RunFolder
 from facebones.system.checkpoint import load_checkpoint, save_checkpoint
 from facebones.training.run import resume, train
+from facebones.training.run_files import note_environment
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "csv_faces.py"
 
@@ -302,6 +304,16 @@ def test_a_run_refuses_other_images_of_the_same_labels(tiny_recipe, small_data, 
     state["data"] = {key: state["data"][key] for key in LABEL_KEYS}
     save_checkpoint(last, state)
     assert resume(tmp_path / "run", "cpu", data=str(small_data))["steps"] == 7
+
+
+def test_what_older_versions_did_not_know_is_no_change_of_a_resumed_run(tmp_path, capsys):
+    folder = RunFolder(tmp_path)
+    labels = {"path": "a", "images": 2, "identities": 2, "labels_sha256": "ab"}
+    folder.environment.write_text(json.dumps({"torch": "1", "data": labels}))
+    note_environment(folder, {"torch": "1", "data": labels | {"image_sample": "01 02"}}, 3)
+    assert capsys.readouterr().err == "" and "resumed" not in json.loads(folder.environment.read_text())
+    note_environment(folder, {"torch": "1", "data": labels | {"labels_sha256": "cd"}}, 3)
+    assert "data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def inspect_data(path: Path, contact_sheet: Path | None = None, *, threads: int 
     """Inspect every image of a training set, a `.bin` file, or a folder with several of these.
 
     Args:
-        path: a `.rec` file, a `.bin` file, an InsightFace folder, an image folder, data of a plug-in, or a folder of `.bin` files.
+        path: a `.bin` file, a folder of these, or a training set in any data format.
         contact_sheet: a PNG file to write, with some of the images.
         threads: decoding threads; by default one per core.
 
