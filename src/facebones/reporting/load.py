@@ -441,8 +441,6 @@ def _study_command(study: Mapping[str, Any], folder: Path, plugins: Sequence[str
         if value or value == 0:
             words += [f"--{key.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, list) else value]
     words += [word for name in plugins for word in ("--import", text(name))]
-    for module in study.get("imports") or ():
-        words += ["--import", text(module)]
     words += ["--profile", str(study["profile"]["enabled"]).lower()]
     for name, value in study["overrides"].items():
         words += [f"--{name}", value]

@@ -105,7 +105,7 @@ def _plain(value: Any) -> str:
 
 
 def percent(rate: float, deviation: float | None = None) -> str:
-    """A rate in percent, with its standard deviation where there is one.
+    """A rate in percent, with its standard deviation if there is one.
 
     >>> percent(0.666), percent(0.9, 0.01)
     ('66.60 %', '90.00 % ± 1.00')
