@@ -39,15 +39,15 @@ STUDY = """\
 
 The study (ArcFace Backbone Comparative) published this table of 14 backbones. A row is reproduced if the network that
 the study's code builds under that name has the printed number of parameters, to the last digit. The study's GFLOPs are
-twice the default count of ptflops, which adds batch normalisation and activations to the multiply-accumulates. Ours omit
-both and are therefore lower; for the reproduced rows, ptflops agrees with the study to the last digit.
+twice the default count of ptflops, which adds batch normalisation and activations to the multiply-accumulates. Ours
+omit both and are therefore lower; for the reproduced rows, ptflops agrees with the study to the last digit.
 """
 
 CONCLUSION = """\
 - **{reproduced} of {all} rows are reproduced.** The ShuffleFaceNet rows are not: the published code builds
   larger networks than the table says.
-- **Two names are swapped:** `sfn1_0` builds the network of width 1.5 and `sfn1_5` that of width 1.0. The printed rows are
-  swapped too. Weights of the study load under its own names.
+- **Two names are swapped:** `sfn1_0` builds the network of width 1.5 and `sfn1_5` that of width 1.0. The printed rows
+  are swapped too. Weights of the study load under its own names.
 - **{foreign} networks differ from their papers.** The study's ShuffleFaceNets add a max-pool after the stem. Its
   MixFaceNets have no expansion and shrink the feature map to 2x2, so that the papers' head cannot run: it is built and
   counted, but never used. The papers' networks are `shufflefacenet_*`, `mixfacenet_*` and `shufflemixfacenet_*` in the

@@ -23,9 +23,9 @@ METRICS = {
 }
 USUAL_RULES = ("", "strict")  # any other rule is part of the display name
 DETAILS = {
-    "accuracy_std": "accuracy, deviation over folds",
-    "tar_at_far_1e3": "TAR at FAR 0.001, as published",
-    "tar_at_far_1e3_std": "its deviation over folds",
+    "accuracy_std": "std over folds",
+    "tar_at_far_1e3": "TAR at FAR 0.001 as published",
+    "tar_at_far_1e3_std": "its std",
     "far": "FAR",
     "far_reached": "FAR reached",
     "published": "TAR as published",
