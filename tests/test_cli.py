@@ -189,7 +189,16 @@ def test_an_unreadable_training_image_stops_the_run_and_is_named(refused, train_
     content[jpeg : jpeg + 200] = bytes(200)
     path.write_bytes(content)
     run = RunFolder(copied.parent / "run")
-    files = [run.path, run.path / ".lock", run.config, run.environment, run.metrics, run.last.parent, run.last]
+    files = [
+        run.path,
+        run.path / ".lock",
+        run.config,
+        run.environment,
+        run.metrics,
+        run.last.parent,
+        run.last,
+        run.error,
+    ]
     assert "train.rec, key 1" in refused(*train_words(data=copied), leaves=files)
     assert "train.rec, key 1" in refused("resume", run.path, "--device", "cpu")
     path.write_bytes(whole)
