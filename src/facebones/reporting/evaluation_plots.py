@@ -32,7 +32,7 @@ def write_evaluation_plots(result: Mapping[str, Any], output: Path) -> list[Path
         RunError, ConfigError: the disk is full, or the folder cannot be written.
     """
     styles = model_styles(result["models"])
-    files = []
+    files: list[Path] = []
     for name, draw in _plots(result, output, styles):
         paths = plot_paths(output / name)
         try:

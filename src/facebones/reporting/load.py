@@ -345,7 +345,7 @@ def different_versions(results: Iterable[tuple[str, Mapping[str, Any]]]) -> list
 
 def _version_words(package: str, versions: Mapping[str, Any]) -> str:
     revision = versions.get("git_revision") if package == "facebones" else None
-    return versions[package] + (f" at {revision[:SHORT_REVISION]}" if revision else "")
+    return str(versions[package]) + (f" at {revision[:SHORT_REVISION]}" if revision else "")
 
 
 def _completed(known: Cost, built: Cost) -> Cost:
