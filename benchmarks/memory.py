@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facebones.heads import create_head
 from facebones.profiling.memory import CLEAR_REFS, RESET_PEAK, _resident
-from facebones.recipe import HeadConfig, OptimizerConfig
+from facebones.recipe import OptimizerConfig, head_config
 from facebones.training.optimizer import build_optimizer
-from facebones.training.trainer import build_head
 
 RATES, LARGE_CLASSES, LARGE_RATE = (1.0, 0.3, 0.1), 10_000_000, 0.01
 WARM_UP = 2
@@ -53,12 +53,12 @@ def plain_steps(classes: int, size: int) -> tuple[Callable[[Tensor, Tensor], Non
 
 def head_steps(classes: int, size: int, rate: float) -> tuple[Callable[[Tensor, Tensor], None], torch.optim.Optimizer]:
     """Ours, as a training takes its steps."""
-    head = build_head(HeadConfig(sample_rate=rate), classes, size)
+    head = create_head("arcface", head_config("arcface", sample_rate=rate).options, classes, size)
     optimizer = build_optimizer(OptimizerConfig(), head)
 
     def step(embedding: Tensor, label: Tensor) -> None:
         head.draw_sample(label)
-        head(embedding, label).backward()
+        head(embedding, label).loss.backward()
         torch.nn.utils.get_total_norm([p.grad for group in optimizer.param_groups for p in group["params"]])
         optimizer.step()
         optimizer.zero_grad()

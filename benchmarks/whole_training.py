@@ -44,7 +44,8 @@ def plain_training(recipe_name: str, data: Path, folder: Path, seed: int) -> lis
     batches = DataLoader(
         faces, recipe.training.batch_size, shuffle=True, drop_last=True, num_workers=recipe.data.workers
     )
-    training = PlainTraining(recipe.backbone.name, len(faces.people), recipe.optimizer.learning_rate, recipe.head.m2)
+    rate, margin = recipe.optimizer.learning_rate, recipe.head.options.combined().m2
+    training = PlainTraining(recipe.backbone.name, len(faces.people), rate, margin)
     sets = [read_pairs(find_pair_set(name, data)) for name in recipe.validation.sets]
     total, step, accuracies = recipe.training.epochs * len(batches), 0, []
     start = time.monotonic()
@@ -65,7 +66,7 @@ def plain_training(recipe_name: str, data: Path, folder: Path, seed: int) -> lis
 
 def follows(recipe: Any) -> bool:
     """Whether the plain loop, which has not all that a recipe can ask for, does what this one says."""
-    head, optimizer, training = recipe.head, recipe.optimizer, recipe.training
+    head, optimizer, training = recipe.head.options.combined(), recipe.optimizer, recipe.training
     return (
         (head.scale, head.m1, head.m3, head.interclass_filter, head.sample_rate) == (64, 1, 0, 0, 1)
         and (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 5e-4)

@@ -173,7 +173,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(factor, figure, trained, tiny
     run, _ = trained(tiny_backbone, 16)
     original = exporting.OnnxBackbone.forward
     monkeypatch.setattr(exporting.OnnxBackbone, "forward", lambda self, x: original(self, x) * factor)
-    message = rf"differs from torch by .*{figure}.* of an embedding's norm on random, batch of 1, 1e-04 is"
+    message = rf"differs from torch by .*{figure}.* of an embedding's norm on random, batch of 1; 1e-04 is"
     with pytest.raises(RunError, match=message):
         export(run, tmp_path / "out.onnx")
     assert names_in(tmp_path) == {"run"}

@@ -86,7 +86,7 @@ class RunFolder:
             )
         for path in (self.metrics, self.environment, self.last, self.best, self.weights, self.card, self.result):
             if path.exists():
-                raise ConfigError(f"{path}: exists already, and a run would replace it; choose another --output")
+                raise ConfigError(f"{path}: is there already, and a run would replace it; choose another --output")
 
     @contextmanager
     def create(self, recipe: Recipe) -> Iterator[None]:

@@ -25,7 +25,7 @@ from synthetic_study import (
 import facebones
 from facebones.backbones import create_backbone
 from facebones.errors import ConfigError, DataError, FaceBonesError
-from facebones.importers.run import convert_logs
+from facebones.importers.run_from_logs import convert_logs
 from facebones.reporting.load import load_results
 from facebones.reporting.results import EvaluatedSet
 from facebones.reporting.tables import report_tables

@@ -19,7 +19,6 @@ from facebones.evaluation.models import BATCH_SIZE, Model, open_models
 from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, find_protocols
 from facebones.statistics.bootstrap import REPLICATES
 from facebones.statistics.metric import Metric, MetricComparison
-from facebones.system.files import check_output, write_json
 
 FORMAT = 2
 FEATURES_FOLDER = "features"
@@ -178,6 +177,8 @@ def run_protocols(
         mine = [result for result in results if result.protocol == protocol.name]
         contents[protocol.name] = result_content(protocol.name, described, options, mine)
         if output is not None:
+            from facebones.system.files import write_json
+
             write_json(output / protocol.file, contents[protocol.name])
     return contents
 
@@ -278,6 +279,8 @@ def _check_sets(protocols: Sequence[Protocol]) -> None:
 
 def _check_files(output: Path, protocols: Sequence[Protocol], models: Sequence[str]) -> None:
     """Refuse an output where a file cannot be written, or where two sets would write one file."""
+    from facebones.system.files import check_output
+
     files = Counter(file for protocol in protocols for file in protocol.files(models))
     if twice := [file for file, count in files.items() if count > 1]:
         raise ConfigError(f"{output}: two sets would write {twice[0]}; give each its own output")

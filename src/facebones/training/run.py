@@ -2,11 +2,13 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+
+import torch
 
 from facebones.data.loader import Batch
 from facebones.errors import CheckpointError, ConfigError, FaceBonesError
@@ -50,18 +52,11 @@ def train(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder, computing = RunFolder(Path(output)), select_device(device)
-    with device_settings(computing), random_state_kept(computing), _child_errors_noted(folder):
-        folder.refuse_existing()
-        if not recipe.data.path:
-            raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
-        import_plugins(recipe.imports, "import")
-        recipe = replace(with_absolute_paths(recipe), imports=_all_imports(recipe))
-        trainer = _build(recipe, device)
-        if recipe.training.choose:
-            del trainer  # one at a time: a head may take most of the memory
-            recipe = choose_settings(recipe, computing)
-            trainer = Trainer(recipe, computing)
-        with folder.create(recipe), _errors_noted(folder, lambda: trainer.step):
+    with device_settings(computing), random_state_kept(computing):
+        with _errors_noted(folder, only_in_study=True):
+            folder.refuse_existing()
+            trainer = _begin(recipe, computing)
+        with folder.create(trainer.recipe), _errors_noted(folder, trainer):
             return TrainingLoop(trainer, folder, callbacks).run()
 
 
@@ -89,27 +84,17 @@ def resume(
         CheckpointError: no run there, its checkpoint is lost or damaged, or the data is not what it was trained on.
     """
     folder, computing = RunFolder(Path(output)), select_device(device)
-    trainer: Trainer | None = None
-    with (
-        device_settings(computing),
-        random_state_kept(computing),
-        folder.open() as saved,
-        _errors_noted(folder, lambda: trainer.step if trainer else 0),
-    ):
-        if not saved.data.path:
-            raise CheckpointError(f"{folder.config}: names no data (data.path); restore it, or start a new run")
-        given = {"path": None if data is None else str(Path(data).resolve()), "workers": workers}
-        changed = {key: value for key, value in given.items() if value is not None}
-        recipe = replace(saved, data=replace(saved.data, **cast(Any, changed)))
-        trainer = _build(recipe, device)
-        if folder.last.is_file():
-            trainer.load_state_dict(load_checkpoint(folder.last), folder.last)
-        elif folder.begun:
-            raise CheckpointError(f"{folder.last}: is gone, though the run had begun; restore it, or start a new run")
-        if recipe != saved:
-            folder.write_recipe(recipe)
+    given = {"path": None if data is None else str(Path(data).resolve()), "workers": workers}
+    changed = {key: value for key, value in given.items() if value is not None}
+    with device_settings(computing), random_state_kept(computing), folder.open() as saved:
+        with _errors_noted(folder, only_in_study=True):
+            recipe = replace(saved, data=replace(saved.data, **cast(Any, changed)))
+            trainer = _restore(folder, recipe, computing)
+            if recipe != saved:
+                folder.write_recipe(recipe)
         say(f"resuming {output} at step {trainer.step} of {trainer.total_steps}")
-        return TrainingLoop(trainer, folder, callbacks).run()
+        with _errors_noted(folder, trainer):
+            return TrainingLoop(trainer, folder, callbacks).run()
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
@@ -254,39 +239,56 @@ class TrainingLoop:
         save_checkpoint(self.folder.last, self.trainer.state_dict(log.length))
 
 
-def _build(recipe: Recipe, device: str) -> Trainer:
+def _begin(recipe: Recipe, device: torch.device) -> Trainer:
+    """The trainer of a new run, by a recipe that can be resumed: absolute paths, its plug-ins, no choice left open."""
+    if not recipe.data.path:
+        raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
+    import_plugins(recipe.imports, "import")
+    recipe = replace(with_absolute_paths(recipe), imports=_all_imports(recipe))
+    trainer = _build(recipe, device)
+    if recipe.training.choose:
+        del trainer  # one at a time: a head may take most of the memory
+        trainer = Trainer(choose_settings(recipe, device), device)
+    return trainer
+
+
+def _restore(folder: RunFolder, recipe: Recipe, device: torch.device) -> Trainer:
+    """The trainer of a run at its newest checkpoint."""
+    if not recipe.data.path:
+        raise CheckpointError(f"{folder.config}: names no data (data.path); restore it, or start a new run")
+    trainer = _build(recipe, device)
+    if folder.last.is_file():
+        trainer.load_state_dict(load_checkpoint(folder.last), folder.last)
+    elif folder.begun:
+        raise CheckpointError(f"{folder.last}: is gone, though the run had begun; restore it, or start a new run")
+    return trainer
+
+
+def _build(recipe: Recipe, device: torch.device) -> Trainer:
     """The trainer of a recipe, whose validation sets have been checked."""
-    trainer = Trainer(recipe, select_device(device))
+    trainer = Trainer(recipe, device)
     trainer.validation.try_out(trainer.backbone, trainer.device)
     return trainer
 
 
 def _all_imports(recipe: Recipe) -> tuple[str, ...]:
     """The plug-ins of a recipe and of this process, files by absolute path: `resume` imports them again."""
-    own = [str(Path(name).absolute()) if name.endswith(".py") else name for name in recipe.imports]
+    own = [str(Path(name).resolve()) if name.endswith(".py") else name for name in recipe.imports]
     return (*own, *(name for name in imported_plugins() if name not in own))
 
 
 @contextmanager
-def _errors_noted(folder: RunFolder, step: Callable[[], int]) -> Iterator[None]:
-    """Leave error.json in the folder of a run that ends by an error."""
+def _errors_noted(folder: RunFolder, trainer: Trainer | None = None, *, only_in_study: bool = False) -> Iterator[None]:
+    """Leave error.json where a run ends by an error; where it is refused before its first step, only in a study.
+
+    A study reads it from its trainings; who starts a single training sees the error, and finds nothing changed.
+    """
     try:
         yield
     except Exception as error:
-        with suppress(FaceBonesError, OSError):  # a full disk: the error itself says more
-            folder.write_error(error, step())
-        raise
-
-
-@contextmanager
-def _child_errors_noted(folder: RunFolder) -> Iterator[None]:
-    """Leave error.json also if a training of a study fails before its folder is a run: the study reads it."""
-    try:
-        yield
-    except Exception as error:
-        if PARENT_VARIABLE in os.environ and not folder.config.exists():
-            with suppress(FaceBonesError, OSError):
-                folder.write_error(error, 0)
+        if not only_in_study or PARENT_VARIABLE in os.environ:
+            with suppress(FaceBonesError, OSError):  # a full disk: the error itself says more
+                folder.write_error(error, trainer.step if trainer else 0)
         raise
 
 
