@@ -327,6 +327,7 @@ def _fresh(name: str, device: str) -> Model:
 
 
 def _note(text: str) -> None:
+    from facebones.system.progress import say
 
     say(f"note: {text}")
 
