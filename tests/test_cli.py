@@ -501,7 +501,7 @@ def test_evaluate_pairs_agrees_with_the_run_and_writes_its_files(trained, small_
     printed = json.loads(capsys.readouterr().out)
     final = json.loads((trained / "result.json").read_text())["final"][0]
     for key in ("accuracy", "accuracy_std", "tar_at_far_1e3", "auc", "eer"):
-        assert printed["sets"][0]["models"]["run"][key] == pytest.approx(final[key], abs=1e-9)
+        assert printed["results"][0]["details"]["run"][key] == pytest.approx(final[key], abs=1e-9)
     assert json.loads((tmp_path / "out" / "pairs.json").read_text()) == printed
     assert (tmp_path / "out" / "roc.png").read_bytes().startswith(b"\x89PNG")
     with np.load(tmp_path / "out" / "run_tiny_scores.npz") as scores:

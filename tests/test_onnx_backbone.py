@@ -188,7 +188,7 @@ def test_evaluate_pairs_takes_an_onnx_file(tmp_path, small_data, capsys):
     model = result["models"]["ours"]
     assert (model["backbone"], model["embedding_size"]) == ("mobilefacenet", 3)
     assert (
-        result["sets"][0]["models"]["ours"]["accuracy"] > 0.6
+        result["results"][0]["details"]["ours"]["accuracy"] > 0.6
     )  # the mean colour tells these people apart, now and then
     assert main([*words, "--backbone", "r50"]) == 2
     assert "holds mobilefacenet, not r50; leave --backbone out" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def test_the_page_leads_from_photos_to_a_measured_model(real_faces, yunet, tmp_p
     assert "photos -> faces: 680 faces in 120 folders" in output
     pairs = read_pairs("people.bin")
     assert (len(pairs), int(pairs.is_same.sum())) == (400, 200)
-    models = json.loads(Path("comparisons/own/evaluation/pairs.json").read_text())["sets"][0]["models"]
+    models = json.loads(Path("comparisons/own/evaluation/pairs.json").read_text())["results"][0]["details"]
     assert len(models) == 4
     assert max(model["accuracy"] for model in models.values()) > 0.55
     assert "shufflefacenet_0_5" in Path("comparisons/own/report/report.html").read_text()

@@ -224,9 +224,9 @@ def damage_record(**changes):
 
 DAMAGES = {
     "no record": (lambda npy, record: record.unlink(), "which says what it holds, is missing"),
-    "no json": (lambda npy, record: record.write_bytes(b"\xff{"), "is no record"),
-    "deep json": (lambda npy, record: record.write_text("[" * 50_000), "is no record"),
-    "a list": (lambda npy, record: record.write_text("[1]"), "is no record"),
+    "no json": (lambda npy, record: record.write_bytes(b"\xff{"), "is not a record"),
+    "deep json": (lambda npy, record: record.write_text("[" * 50_000), "is not a record"),
+    "a list": (lambda npy, record: record.write_text("[1]"), "is not a record"),
     "too many": (damage_record(complete=IMAGES + 1), "promises 23 complete images of 22"),
     "text": (damage_record(complete="all"), "promises 'all' complete"),
     "within a batch": (damage_record(complete=5), "promises 5 complete"),

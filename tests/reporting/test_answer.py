@@ -88,12 +88,12 @@ def test_unknown_costs_and_failed_runs_are_said():
     assert sentences[0].startswith("theirs is best by lfw accuracy: 90.00 %")
     assert "The MACs of theirs are unknown, so no budget includes it." in sentences
     assert sentences[1].startswith("Up to 20 G MACs, small is best by lfw accuracy: 80.00 % ± 0.00; tiny is ")
-    assert "large_seed0 of 7 runs has failed or not finished." in sentences
+    assert "1 of 7 runs has failed or not finished: large_seed0." in sentences
 
 
 def test_of_a_lone_run_that_has_failed_no_others_are_spoken_of():
     failed = Run(name="rm6", backbone="rm6", folder=Path("rm6"), state="failed", error="NaN")
-    assert "rm6 (the only run) has failed or not finished." in answer(make_results({}, runs=[failed])).sentences
+    assert "The only run has failed or not finished: rm6." in answer(make_results({}, runs=[failed])).sentences
 
 
 def test_what_an_earlier_evaluation_knows_of_a_lost_run_is_said():

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from synthetic_study import make_study
@@ -143,3 +145,22 @@ def test_what_cannot_be_built_leaves_the_old_report(study, undrawn, tmp_path, mo
     with pytest.raises(ConfigError):
         write_report([study], tmp_path)
     assert all_files(tmp_path) == before
+
+
+MODULES = """
+import sys
+from pathlib import Path
+from facebones.reporting.plots import report_plots
+report_plots.save_plot = lambda figure, paths: None
+from facebones.reporting.report import write_report
+write_report([Path({study!r})], Path({output!r}))
+loaded = [name for name in sys.modules if name.partition(".")[0] == "facebones"]
+assert len(loaded) <= 35, sorted(loaded)
+assert "torch" not in sys.modules
+assert not [name for name in loaded if name.split(".")[1:2] in (["evaluation"], ["study"], ["training"], ["profiling"])]
+"""
+
+
+def test_a_report_of_a_finished_study_loads_few_modules_and_no_torch(study, tmp_path):
+    code = MODULES.format(study=str(study), output=str(tmp_path / "report"))
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,7 @@
 """A study as people run it: in a process of its own, with trainings that finish, fail, are stopped and killed."""
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import io
@@ -12,10 +13,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 from onnx import TensorProto, helper
 
+from facebones import recipe
 from facebones.cli.main import main
 from facebones.data.pair_bins import write_pairs
 from facebones.errors import ConfigError, DataError, RunError
@@ -26,7 +30,7 @@ from facebones.study.compare import compare, plan_rows, raise_failures
 from facebones.study.display import Display, plan_table, study_table
 from facebones.study.evaluate import check_evaluation
 from facebones.study.launchers.local import child_environment
-from facebones.study.plan import make_plan, versions_here
+from facebones.study.plan import find_sets, make_plan, versions_here
 from facebones.study.record import entry_title
 from facebones.study.study import load_study
 from facebones.synthetic.dataset import synthesize
@@ -145,6 +149,7 @@ DIFFERENT = {
         {"optimizer.learning_rate": "0.5"},
         r"0\.006, and the study says 0\.5",
     ),
+    "training.epochs": (lambda run: None, {"training.epochs": "2"}, "epochs 1, and the study says 2; set"),
     "data of images": (lambda run: {"data": {**run.data, "images": 3}}, {}, "images 3, and the study says 28"),
 }
 
@@ -169,6 +174,48 @@ def test_what_decides_no_weight_may_change(write, tmp_path):
     run.folder.write_recipe(run.recipe)
     free = {"data.workers": "1", "log.every": "7", "validation.sets": "", "training.checkpoint_every": "9"}
     assert make_plan(load_study(write(), overrides=free), tmp_path / "out").runs[0].state == "unfinished"
+
+
+@pytest.fixture
+def older_run(write, tmp_path):
+    """Begin a run, as by a version without the fields named."""
+
+    def begin(*fields):
+        (run,) = make_plan(load_study(write()), tmp_path / "out").runs
+        sections = run.recipe.to_dict()
+        for section, _, key in (field.partition(".") for field in fields):
+            del sections[section][key]
+        run.folder.path.mkdir(parents=True)
+        run.folder.config.write_text(yaml.safe_dump(sections))
+        return run
+
+    return begin
+
+
+def test_a_field_that_an_older_run_lacks_takes_its_default(older_run, write, tmp_path):
+    older_run("optimizer.beta1", "data.max_unreadable", "training.accumulation_steps")
+    assert make_plan(load_study(write()), tmp_path / "out").runs[0].state == "unfinished"
+
+
+def test_an_older_run_that_computed_otherwise_is_continued_as_it_began_only_if_that_is_accepted(
+    older_run, write, tmp_path, monkeypatch
+):
+    run = older_run("optimizer.decay_norm_and_prelu")
+    meant = recipe.older_meaning
+    monkeypatch.setattr(
+        recipe, "older_meaning", lambda name: False if name == "optimizer.decay_norm_and_prelu" else meant(name)
+    )
+    before = times(tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"optimizer\.decay_norm_and_prelu existed.*False.*True.*--accept-version"):
+        make_plan(load_study(write()), tmp_path / "out")
+    same = make_plan(load_study(write(), overrides={"optimizer.decay_norm_and_prelu": "false"}), tmp_path / "out")
+    (accepted,) = make_plan(load_study(write()), tmp_path / "out", accept_version=True).runs
+    assert accepted.state == same.runs[0].state == "unfinished" and times(tmp_path / "out") == before
+    accepted.write_lacking_fields()
+    assert recipe.load_config(run.folder.config).optimizer.decay_norm_and_prelu is False
+
+    with pytest.raises(ConfigError, match="epochs 1, and the study says 2"):
+        make_plan(load_study(write(epochs=2)), tmp_path / "out", accept_version=True)
 
 
 BAD = {
@@ -379,6 +426,38 @@ def test_what_is_finished_is_measured_once_and_again_where_it_has_changed(finish
         "pairs.json",
         "profile.json",
     }
+
+
+def test_a_measurement_of_an_older_version_stands_until_something_that_decides_it_changes(finished, monkeypatch):
+    """The digest of 0.2.0.dev0 had the version in front; `evaluation` was a mapping."""
+    study, output = finished()
+    content = compare(study, output, device="cpu")
+    weights = {name: weights_of(Path(path)) for name, path in content["models"].items()}
+    sets = [signature(find_sets(study, study.resolved_recipe())[0].path)]
+    decided = ["0.2.0.dev0", "cpu", [[name, [signature(path)]] for name, path in weights.items()], sets]
+    digest = hashlib.sha256(json.dumps(decided).encode()).hexdigest()
+    older = {key: content[key] for key in ("file", "study", "recipe", "models", "runs", "summary")}
+    older |= {"facebones": "0.2.0.dev0", "commit": "0123"}
+    part = {"file": "evaluation/pairs.json", "error": None, "inputs": digest}
+    (output / "study.json").write_text(json.dumps(older | {"evaluation": {"pairs": part}}))
+
+    before = times(output)
+    monkeypatch.setattr("facebones.__version__", "9.0")
+    content = compare(study, output, device="cpu")
+    (entry,) = content["evaluation"]
+    assert times(output) == before and entry["versions"]["facebones"] == "0.2.0.dev0" and content["facebones"] == "9.0"
+
+    os.utime(weights[SMALL])
+    (entry,) = compare(study, output, device="cpu")["evaluation"]
+    assert times(output) != before and entry["versions"]["facebones"] == "9.0"
+
+
+def weights_of(path):
+    return path / "model.safetensors"
+
+
+def signature(path):
+    return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def test_another_runtime_measures_anew_and_is_told(finished):

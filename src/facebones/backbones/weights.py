@@ -6,7 +6,7 @@ No pickled code runs: `.pt` and `.pth` files are read by torch's weights-only lo
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,9 +17,9 @@ from torch import Tensor
 from facebones.backbones.base import LARGEST_EMBEDDING, Backbone
 from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError
-from facebones.run_folder import RunFolder
-from facebones.system.checkpoint import load_checkpoint
-from facebones.system.files import atomic_write, write_json
+
+if TYPE_CHECKING:
+    from facebones.run_folder import RunFolder
 
 KEYS_SHOWN = 3
 PROBED_SIZES = (7, 11)  # a dimension that is 7 and then 11 follows the embedding size
@@ -28,7 +28,7 @@ WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "model")
 METADATA_KEY = "facebones"  # in a safetensors file: the model card as JSON
 
 
-def save_weights(folder: RunFolder, backbone: Backbone, card: Mapping[str, Any]) -> None:
+def save_weights(folder: "RunFolder", backbone: Backbone, card: Mapping[str, Any]) -> None:
     """Write the trained backbone: model.safetensors, and its model card as model.json and in the file's metadata.
 
     Args:
@@ -36,6 +36,8 @@ def save_weights(folder: RunFolder, backbone: Backbone, card: Mapping[str, Any])
         backbone: the network.
         card: what the weights are; "backbone" and "embedding_size" at least, so that `load_backbone` needs no options.
     """
+    from facebones.system.files import atomic_write, write_json
+
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     with atomic_write(folder.weights) as file:
         # A single entry: safetensors writes several in random order, and equal runs should write equal files.
@@ -144,6 +146,8 @@ def _file_of(model: Path) -> Path:
         raise CheckpointError(f"{model}: no such run or file; give --model a run's folder or a file of weights")
     if not model.is_dir():
         return model
+    from facebones.run_folder import RunFolder
+
     folder = RunFolder(model)
     for path in (folder.weights, folder.last):
         if path.is_file():
@@ -177,6 +181,8 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """A state dict, bare or within a checkpoint; only our own checkpoints have a card."""
+    from facebones.system.checkpoint import load_checkpoint
+
     content = load_checkpoint(path)
     match content:
         case {

@@ -121,8 +121,7 @@ def _profile_options(parser: argparse.ArgumentParser) -> None:
 def _profile(arguments: Arguments) -> None:
     from facebones.profiling import Conditions
     from facebones.profiling.profile import profile
-    from facebones.reporting.console import print_table
-    from facebones.reporting.cost_tables import profile_headline, profile_table
+    from facebones.reporting.console import print_table, profile_headline, profile_table
     from facebones.reporting.plots.profile import write_profile_plots
 
     conditions = Conditions(
@@ -176,8 +175,7 @@ def _export(arguments: Arguments) -> None:
 
     from facebones.exporting import export
     from facebones.onnx.quantize import Calibration
-    from facebones.reporting.console import print_table
-    from facebones.reporting.cost_tables import export_lines, export_table
+    from facebones.reporting.console import export_lines, export_table, print_table
 
     result = export(
         arguments.model,

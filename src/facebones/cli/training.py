@@ -70,7 +70,7 @@ def _logs_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _logs(arguments: Arguments) -> None:
-    from facebones.importers.run import convert_logs
+    from facebones.importers.run_from_logs import convert_logs
     from facebones.reporting.console import print_logs
 
     summary = convert_logs(arguments.logs, arguments.output)

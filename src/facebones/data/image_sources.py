@@ -12,10 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.alignment import ALIGNED_SIZE, REFERENCE, similarity_transforms, warp
-from facebones.data.folders import read_image_file
 from facebones.data.images import ImageArray, decode, single_threaded_opencv
-from facebones.data.text_lists import leads_out
 from facebones.errors import DataError
 
 CHUNK = 16  # images per task of a thread: tasks of one image cost a tenth of the reading time
@@ -89,6 +86,9 @@ class LooseCrops:
     def __init__(
         self, name: str, folder: Path, files: Sequence[str], landmarks_Nx5x2: npt.NDArray[np.floating[Any]]
     ) -> None:
+        from facebones.data.alignment import REFERENCE, similarity_transforms
+        from facebones.data.text_lists import leads_out
+
         if landmarks_Nx5x2.shape != (len(files), 5, 2):
             raise ValueError(f"landmarks have shape {landmarks_Nx5x2.shape} for {len(files)} files; give (N, 5, 2)")
         self.name = name
@@ -107,6 +107,9 @@ class LooseCrops:
 
     def read(self, index: int, size: int) -> ImageArray:
         """See `ImageSource`."""
+        from facebones.data.alignment import ALIGNED_SIZE, warp
+        from facebones.data.folders import read_image_file
+
         path = self._prefix + self.files[index]
         try:
             encoded = read_image_file(path)

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from facebones.data.safe_pickle import PickledArray, read_pickle
 from facebones.errors import DataError
-from facebones.system.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,8 @@ def write_pairs(path: str | os.PathLike[str], images: Sequence[bytes], is_same: 
     >>> read_pairs(path).images
     [b'one', b'another']
     """
+    from facebones.system.files import atomic_write
+
     same = [bool(value) for value in np.asarray(is_same)]
     if not same or len(images) != 2 * len(same):
         raise DataError(f"{path}: {len(images)} images for {len(same)} pairs; each pair needs two images")

@@ -24,7 +24,6 @@ from facebones.evaluation.verification import (
 from facebones.statistics.bootstrap import REPLICATES, resample_accuracy, resample_verification
 from facebones.statistics.metric import Metric, MetricComparison
 from facebones.statistics.significance import compare_models
-from facebones.system.files import atomic_write
 
 if TYPE_CHECKING:
     from facebones.data.image_sources import EncodedImages
@@ -96,6 +95,8 @@ class PairsProtocol(Protocol):
         results = {model: verify_features(row, self.pair_set) for model, row in features.items()}
         curves = {}
         if output is not None:
+            from facebones.system.files import atomic_write
+
             for model, result in results.items():
                 with atomic_write(output / self._scores_file(model)) as file:
                     np.savez(file, distance=result.verification.distances, is_same=self.pair_set.is_same)

@@ -19,7 +19,6 @@ from facebones.evaluation.models import BATCH_SIZE, Model, open_models
 from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, find_protocols
 from facebones.statistics.bootstrap import REPLICATES
 from facebones.statistics.metric import Metric, MetricComparison
-from facebones.system.files import check_output, write_json
 
 FORMAT = 2
 FEATURES_FOLDER = "features"
@@ -173,12 +172,11 @@ def run_protocols(
     )
     described = {name: model.describe() for name, model in opened.items()}
     options = {"flip": flip, "bootstrap": bootstrap, "seed": seed}
-    contents = {}
-    for protocol in {type(one).name: one for one in protocols}.values():
-        mine = [result for result in results if result.protocol == protocol.name]
-        contents[protocol.name] = result_content(protocol.name, described, options, mine)
-        if output is not None:
-            write_json(output / protocol.file, contents[protocol.name])
+    files = {protocol.name: protocol.file for protocol in protocols}
+    of = {name: [result for result in results if result.protocol == name] for name in files}
+    contents = {name: result_content(name, described, options, of[name]) for name in files}
+    if output is not None:
+        _write(output, {files[name]: content for name, content in contents.items()})
     return contents
 
 
@@ -197,6 +195,13 @@ def result_content(
         "options": dict(options),
         "results": [result.to_json() for result in results],
     }
+
+
+def _write(output: Path, contents: Mapping[str, Any]) -> None:
+    from facebones.system.files import write_json
+
+    for file, content in contents.items():
+        write_json(output / file, content)
 
 
 def _protocols(given: AnyProtocol | Sequence[AnyProtocol]) -> list[Protocol]:
@@ -278,6 +283,8 @@ def _check_sets(protocols: Sequence[Protocol]) -> None:
 
 def _check_files(output: Path, protocols: Sequence[Protocol], models: Sequence[str]) -> None:
     """Refuse an output where a file cannot be written, or where two sets would write one file."""
+    from facebones.system.files import check_output
+
     files = Counter(file for protocol in protocols for file in protocol.files(models))
     if twice := [file for file, count in files.items() if count > 1]:
         raise ConfigError(f"{output}: two sets would write {twice[0]}; give each its own output")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.pair_bins import PairSet
 from facebones.errors import DataError
 from facebones.evaluation.embed import ImageEmbeddings, embed_images, flip_sum_normalised, mean_norm
@@ -100,7 +101,7 @@ def evaluate_pair_set(
     *,
     device: torch.device,
     batch_size: int,
-    image_size: int = 112,
+    image_size: int = IMAGE_SIZE,
     precision: Precision = "fp32",
     channels_last: bool = False,
     folds: int = 10,

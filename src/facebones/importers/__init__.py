@@ -1,1 +1,1 @@
-"""Logs of other trainers, read into run folders."""
+"""Results of other trainers, converted to run folders."""

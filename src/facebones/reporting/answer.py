@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from facebones.reporting.results import MetricResult, Results
-from facebones.reporting.words import listed, short_number, spread_words
+from facebones.reporting.words import MOST_LISTED, listed, short_number, spread_words
 
 MACS_BUDGETS = tuple(1e6 * value for value in (10, 50, 150, 500, 1e3, 5e3, 20e3))
 LATENCY_BUDGETS = (2.0, 5.0, 20.0, 100.0, 500.0)
@@ -148,8 +148,9 @@ def _reservations(results: Results, metrics: Sequence[MetricResult]) -> list[str
     unfinished = [run.name for run in results.runs if run.state != "done"]
     if unfinished:
         verb = "has" if len(unfinished) == 1 else "have"
-        whole = f"of {len(results.runs)} runs" if len(results.runs) > 1 else "(the only run)"
-        sentences.append(f"{listed(unfinished)} {whole} {verb} failed or not finished.")
+        whole = "The only run" if len(results.runs) == 1 else f"{len(unfinished)} of {len(results.runs)} runs"
+        more = " ..." if len(unfinished) > MOST_LISTED else ""
+        sentences.append(f"{whole} {verb} failed or not finished: {', '.join(unfinished[:MOST_LISTED])}{more}.")
     still = {name for metric in metrics for name in metric.values}.intersection(unfinished)
     if still:
         sentences.append(f"The metrics include an earlier evaluation of {listed(sorted(still))}.")

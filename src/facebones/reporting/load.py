@@ -38,7 +38,7 @@ from facebones.reporting.words import listed, set_words
 from facebones.run_folder import RunFolder
 
 STUDY_FILE, PROFILE_FILE = "study.json", "profile.json"
-STUDY_FIELDS = ("recipe", "data", "backbones", "seeds", "pair_sets", "ijb")
+STUDY_FIELDS = ("recipe", "data", "backbones", "seeds", "evaluate", "pair_sets", "ijb")
 SHORT_REVISION = 9  # digits
 
 
@@ -211,7 +211,7 @@ class _Reader:
         for entry in entries:
             if entry["kind"] != "model_left_out" or entry["name"] in left_out:
                 self._read_entry(folder, entry)
-        self.commands.append(_study_command(content["study"], folder))
+        self.commands.append(_study_command(content["study"], folder, content.get("plugins", ())))
         self.titles.append(text(content["study"]["name"]))
 
     def _read_entry(self, folder: Path, entry: Mapping[str, Any]) -> None:
@@ -328,7 +328,7 @@ def different_versions(results: Iterable[tuple[str, Mapping[str, Any]]]) -> list
     """Notes where results were made with different versions of facebones or torch; unknown ones are skipped.
 
     >>> different_versions([("a", {"facebones": "0.2.0"}), ("b", {"facebones": "0.3.0"}), ("c", {})])
-    ['made with different versions of facebones: 0.2.0 (a); 0.3.0 (b)']
+    ['results come from different versions of facebones: 0.2.0 for a; 0.3.0 for b']
     """
     known = list(results)
     notes = []
@@ -338,14 +338,16 @@ def different_versions(results: Iterable[tuple[str, Mapping[str, Any]]]) -> list
             if package in versions:
                 groups.setdefault(_version_words(package, versions), []).append(label)
         if len(groups) > 1:
-            parts = "; ".join(f"{version} ({listed(list(dict.fromkeys(names)))})" for version, names in groups.items())
-            notes.append(f"made with different versions of {package}: {parts}")
+            parts = "; ".join(
+                f"{version} for {listed(list(dict.fromkeys(names)))}" for version, names in groups.items()
+            )
+            notes.append(f"results come from different versions of {package}: {parts}")
     return notes
 
 
 def _version_words(package: str, versions: Mapping[str, Any]) -> str:
     revision = versions.get("git_revision") if package == "facebones" else None
-    return str(versions[package]) + (f" at {revision[:SHORT_REVISION]}" if revision else "")
+    return f"{versions[package]} at {revision[:SHORT_REVISION]}" if revision else str(versions[package])
 
 
 def _completed(known: Cost, built: Cost) -> Cost:
@@ -431,13 +433,14 @@ def _whole(value: Any) -> int | None:
     return None if value is None else int(number(value))
 
 
-def _study_command(study: Mapping[str, Any], folder: Path) -> str:
+def _study_command(study: Mapping[str, Any], folder: Path, plugins: Sequence[str]) -> str:
     """The command that repeats the study from nothing but its data."""
     words = ["facebones", "compare", _study_word(study["name"]), "--output", str(folder)]
     for key in STUDY_FIELDS:
         value = study.get(key)
         if value or value == 0:
             words += [f"--{key.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, list) else value]
+    words += [word for name in plugins for word in ("--import", text(name))]
     words += ["--profile", str(study["profile"]["enabled"]).lower()]
     for name, value in study["overrides"].items():
         words += [f"--{name}", value]

@@ -6,6 +6,7 @@ This module joins text, style and data; `page_assets/report.js` holds what the r
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -37,6 +38,7 @@ def page_text(results: Results, tables: Sequence[Table], answer: Answer) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["unbroken"] = unbroken
     data = page_data(results)
     scripts = [_inline(get_plotlyjs()), _inline(_resource("report.js"))]
     return environment.from_string(
@@ -60,6 +62,15 @@ def page_text(results: Results, tables: Sequence[Table], answer: Answer) -> str:
     )
 
 
+def unbroken(text: str) -> str:
+    """Keep numbers and their units on one line.
+
+    >>> unbroken("90.00 % ± 0.50 at 2 M MACs").replace("\N{NO-BREAK SPACE}", "~")
+    '90.00~%~±~0.50 at 2~M MACs'
+    """
+    return re.sub(r"(?<=\d) (?=[%GMk](?:\W|$))|(?<=%) (?=±)|(?<=±) ", "\N{NO-BREAK SPACE}", text)
+
+
 def script_json(content: Any) -> str:
     """JSON for a script element: no name in it can end the element or open another."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
@@ -73,7 +84,7 @@ def cautions(results: Results) -> list[str]:
     for run in results.runs:
         if run.state != "done" and not (run.error is None and f"{run.name}: " in noted):
             found.append(f"{run.name}: {run.state}" + (f": {run.error}" if run.error else ""))
-    return found + list(dict.fromkeys(results.notes))
+    return list(dict.fromkeys([*found, *results.notes]))
 
 
 def environments(results: Results) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ class Part:
         if before is None or before["error"] is not None or not (output / self.file).is_file():
             return False
         # Until 0.2.0.dev0 the version was part of the digest.
-        inputs = (_digest(self.decides), _digest([before["versions"]["facebones"], *self.decides]))
+        inputs = (_digest(self.decides), _digest([before["versions"].get("facebones"), *self.decides]))
         return before["file"] == str(self.file) and before["inputs"] in inputs
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import facebones
+from facebones.backbones import lookup_backbone
 from facebones.data.folders import find_pair_set, open_training_set
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
@@ -195,6 +196,12 @@ def make_plan(study: Study, output: Path, *, accept_version: bool = False) -> Pl
     """
     sources = find_sources(study.backbones)
     networks = [source.name for source in sources if source.path is None]
+    for name in networks:
+        if lookup_backbone(name).build.__module__ == "__main__":
+            raise ConfigError(
+                f"{name}: is registered in the script itself, which the trainings do not run; move it to a file, and"
+                " name that file by `import` or --import"
+            )
     recipe = study.resolved_recipe()
     runs = _plan_runs(study, recipe, networks, output, accept_version) if networks else []
     for run in runs:

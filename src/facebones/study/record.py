@@ -18,6 +18,8 @@ FORMAT = 2
 # Kinds of entries of "evaluation".
 PROTOCOL, PROFILE, MODEL_LEFT_OUT, SET_LEFT_OUT = "protocol", "profile", "model_left_out", "set_left_out"
 
+MEASUREMENT = {"kind", "file", "error", "inputs", "versions"}  # keys of its entry
+
 Entry = dict[str, Any]
 
 
@@ -70,15 +72,20 @@ def entry_title(entry: Entry) -> str:
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """The evaluation entries of an earlier study.json, also of an older format; empty if none can be used."""
+    """The measurements in an earlier study.json, also of an older format; empty if none can be used."""
     try:
         content = json.loads(path.read_bytes())
         if "format" in content:
-            return [dict(entry) for entry in content["evaluation"]]
+            return [entry for entry in map(dict, content["evaluation"]) if _is_measurement(entry)]
         versions = {"facebones": str(content["facebones"]), "git_revision": content.get("commit"), "torch": None}
-        return [{**entry, "versions": versions} for entry in translate_study(content)["evaluation"]]
+        translated = [{**entry, "versions": versions} for entry in translate_study(content)["evaluation"]]
+        return [entry for entry in translated if _is_measurement(entry)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
+
+
+def _is_measurement(entry: Entry) -> bool:
+    return entry.keys() >= MEASUREMENT and isinstance(entry["versions"], dict)
 
 
 # ------------------------------------------------------------------------------------------------ rows and summary

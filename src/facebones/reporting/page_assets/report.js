@@ -25,7 +25,7 @@
   const percent = (rate) => `${(100 * rate).toFixed(2)} %`;
   const short = (value) => {
     for (const [size, unit] of [[1e9, " G"], [1e6, " M"], [1e3, " k"]]) {
-      if (value >= size) return (value / size).toPrecision(4) + unit;
+      if (value >= size) return Number((value / size).toPrecision(3)) + unit;
     }
     return String(Number(value.toPrecision(4)));
   };

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from facebones.errors import DataError
-from facebones.reporting.cost_tables import profile_headline
+from facebones.reporting.console import profile_headline
 from facebones.reporting.plots.labels import draw_names, fix_layout, label_log_axis
 from facebones.reporting.plots.style import (
     COLOURS,

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from facebones import load_results
 from facebones.cli.main import main
 from facebones.errors import ConfigError, DataError
-from facebones.importers import logs as foreign_logs
-from facebones.importers.log_lines import Measurement, Message, Notice, Setting, Training, read_message
-from facebones.importers.logs import read_logs
-from facebones.importers.run import convert_logs
+from facebones.importers import text_logs
+from facebones.importers.run_from_logs import convert_logs
+from facebones.importers.text_logs import Measurement, Message, Notice, Setting, Training, read_logs, read_message
+from facebones.reporting.plots.report_plots import report_plots
 from facebones.training.logs import read_metrics
 
 TIME = "Training: 2022-02-17 20:06:49,083-"
@@ -210,9 +210,9 @@ def test_it_can_be_drawn(oldest, converted, tmp_path):
     if oldest:
         lines = [line.replace("LearningRate 0.020000   ", "") for line in lines]
     converted(*lines, *validate(1000), *validate(2000))
-    pictures = load_results(tmp_path / "run").pictures()
+    plots = report_plots(load_results(tmp_path / "run"))
     wanted = ["loss", *([] if oldest else ["learning_rate"]), "gradient_scale", "accuracy_lfw"]
-    assert [name for name in pictures if name in wanted and pictures[name].axes] == wanted
+    assert [name for name in plots if name in wanted and plots[name].axes] == wanted
 
 
 def test_best_accuracy_is_not_forgotten_when_the_program_is_started_again(converted):
@@ -237,7 +237,7 @@ def test_what_a_resumed_run_has_written_again_replaces_what_was_there(converted,
     assert run["validation_metrics"]["Step"] == [100, 350]
     assert (run["times_back"], run["training_lines_replaced"], run["validations_replaced"]) == (1, 2, 1)
     said = capsys.readouterr().err
-    assert "line 11: the step goes back from 400 to 300: 2 lines left out\n" in said
+    assert "line 11: the step goes back from 400 to 300: 2 lines dropped\n" in said
 
 
 def test_files_in_the_wrong_order_are_noticed(log, tmp_path, capsys):
@@ -245,7 +245,7 @@ def test_files_in_the_wrong_order_are_noticed(log, tmp_path, capsys):
     assert convert_logs([first, second], tmp_path / "right")["training_lines"] == 3
     assert not capsys.readouterr().err
     assert convert_logs([second, first], tmp_path / "wrong")["training_lines"] == 2
-    assert "a, line 1: the step goes back from 300 to 100: 1 line left out, which is all before it" in (
+    assert "a, line 1: the step goes back from 300 to 100: 1 line dropped, which are all lines before it" in (
         capsys.readouterr().err
     )
 
@@ -279,7 +279,7 @@ def test_a_validation_that_was_killed_is_left_out(written, converted, capsys):
     assert run["validation_metrics"]["AccuracyFlip"] == [0.7]
     assert run["validation_metrics"]["XNorm"] == [5.0]
     assert run["validations_incomplete"] == 2
-    assert "incomplete validations (was the program killed in them?), left out: 2" in capsys.readouterr().err
+    assert "incomplete validations (was the program killed?), dropped: 2" in capsys.readouterr().err
 
 
 def test_a_line_cut_in_two_by_a_kill_is_not_read_as_another_step(converted):
@@ -311,7 +311,7 @@ def test_a_line_cut_in_two_by_a_kill_is_not_read_as_another_step(converted):
 def test_encodings_and_line_ends(change, log, tmp_path):
     content = "".join([train(100), *validate(100), train(200)]).encode()
     logs = read_logs([log(change(content))])
-    assert list(logs.course.columns["step"]) == [100, 200]
+    assert list(logs.training.columns["step"]) == [100, 200]
     assert len(logs.validations.rows()) == 1 and not logs.not_understood
 
 
@@ -327,12 +327,12 @@ def test_lines_not_understood_are_counted_and_shown(converted, log, capsys):
 
 def test_a_progress_bar_on_the_same_line(log):
     logs = read_logs([log("\r 10%|#  \r 20%|## \r" + train(100))])
-    assert len(logs.course) == 1 and logs.files[0].not_understood == 1
+    assert len(logs.training) == 1 and logs.files[0].not_understood == 1
 
 
 def test_a_broken_byte_spoils_its_line_only(log):
     logs = read_logs([log(train(100), train(200).encode().replace(b"Loss 12", b"Loss \xff2"), train(300))])
-    assert list(logs.course.columns["step"]) == [100, 300] and logs.files[0].not_understood == 1
+    assert list(logs.training.columns["step"]) == [100, 300] and logs.files[0].not_understood == 1
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_a_broken_byte_spoils_its_line_only(log):
         (b"hello\nworld\n", "none of its 2 lines"),
         (b"\x1f\x8b" + bytes(range(256)) * 50, "none of its"),
         (f"{TIME}rank_id: 0\n: lr  0.1\n".encode(), "no training line"),
-        (validate(100)[0].encode(), "no training line and no whole validation"),
+        (validate(100)[0].encode(), "no training line and no complete validation"),
     ],
 )
 def test_files_that_are_no_logs(content, message, log, tmp_path):
@@ -359,19 +359,19 @@ def test_paths_that_are_no_files(log, tmp_path):
         read_logs([tmp_path])
     path = log(train(1))
     (tmp_path / "link").symlink_to(path)
-    with pytest.raises(DataError, match="link: is given twice"):
+    with pytest.raises(DataError, match="link: given twice"):
         read_logs([path, tmp_path / "link"])
 
 
 def test_long_lines_are_read_in_pieces(monkeypatch):
-    monkeypatch.setattr(foreign_logs, "LONGEST_LINE", 10)
+    monkeypatch.setattr(text_logs, "LONGEST_LINE", 10)
     raw = io.BufferedReader(io.BytesIO(b"123456789\n" + b"x" * 35 + b"\nabc\n" + b"y" * 20))
-    assert list(foreign_logs._bounded_lines(raw, "utf-8")) == ["123456789\n", "x" * 10, "abc\n", "y" * 10]
+    assert list(text_logs._bounded_lines(raw, "utf-8")) == ["123456789\n", "x" * 10, "abc\n", "y" * 10]
 
 
 def test_numbers_of_sets_and_settings_are_bounded(log, monkeypatch, capsys):
-    monkeypatch.setattr(foreign_logs, "MOST_SETS", 2)
-    monkeypatch.setattr(foreign_logs, "MOST_SETTINGS", 3)
+    monkeypatch.setattr(text_logs, "MOST_SETS", 2)
+    monkeypatch.setattr(text_logs, "MOST_SETTINGS", 3)
     lines = [line for name in "abc" for line in validate(100, name)] + [f": name{i}  1\n" for i in range(5)]
     logs = read_logs([log(*lines)])
     assert list(logs.validations.of_set) == ["a", "b"] and logs.files[0].not_understood == 3
@@ -440,8 +440,8 @@ def test_command(log, tmp_path, capsys):
     path = log(train(100), *validate(100), "?\n")
     assert main(["logs", str(path), "--output", str(tmp_path / "run")]) == 0
     captured = capsys.readouterr()
-    assert "99.55% +- 0.35%" in captured.out and "99.57%" in captured.out
-    assert "1 training lines: steps 100 to 100, 4 epochs begun" in captured.out
+    assert "99.55 % ± 0.35" in captured.out and "99.57 %" in captured.out
+    assert "1 training lines: steps 100 to 100, 4 epochs started" in captured.out
     assert "note: 1 line not understood, first: " in captured.err
     assert main(["logs", str(path), "--output", str(tmp_path / "again"), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)

@@ -1,7 +1,7 @@
-"""What text logs of others' trainings tell, written as a run folder that plots and tables understand.
+"""Text logs of other trainers, converted to a run folder that reports can read.
 
-A log does not tell versions, device and data, so there is no environment.json, and no config.yaml, which would mark a
-run that can be resumed.
+The folder has no environment.json, because a log does not tell versions, device and data, and no config.yaml, which
+would mark a run that can be resumed.
 """
 
 import json
@@ -12,13 +12,12 @@ from typing import IO, Any
 
 from facebones import __version__
 from facebones.errors import ConfigError
-from facebones.importers.log_lines import Training
-from facebones.importers.logs import Course, ForeignLogs, read_logs
+from facebones.importers.text_logs import Training, TrainingLines, TrainingLogs, read_logs
 from facebones.run_folder import RunFolder
 from facebones.system.files import atomic_write, check_writable, write_json
 from facebones.system.progress import say
 
-KIND = "text logs"  # what source.json says of a folder made here
+KIND = "text logs"  # marks a folder made here, in source.json
 TRAINING_FILE, VALIDATION_FILE, SOURCE_FILE = "training_metrics.json", "validation_metrics.json", "source.json"
 NOT_IN_LOGS = ("tar_at_far_1e3", "far_reached", "auc", "eer", "epoch")
 
@@ -27,11 +26,11 @@ def convert_logs(paths: Sequence[Path], output: Path) -> dict[str, Any]:
     """Read the log files of one run and write a run folder.
 
     Args:
-        paths: in the order in which they were written.
-        output: made where it is missing. What an earlier call wrote there is replaced; a run of ours is refused.
+        paths: in the order of writing.
+        output: created if missing. The files of an earlier call are replaced; a run of facebones is refused.
 
     Returns:
-        the summary: files, training lines, steps, epochs, sets, and what was repeated, incomplete or not understood.
+        the summary: files, training lines, steps, epochs, sets, and counts of repeated, incomplete and unknown lines.
 
     Raises:
         DataError: as `read_logs`.
@@ -43,21 +42,21 @@ def convert_logs(paths: Sequence[Path], output: Path) -> dict[str, Any]:
     rows = logs.validations.rows()
     summary = _summary(logs, rows)
     _say_notes(logs, summary)
-    write_json(output / SOURCE_FILE, _source(logs, summary))  # the first: it marks what a second call may replace
+    write_json(output / SOURCE_FILE, _source(logs, summary))  # first, because it marks what a second call may replace
     with atomic_write(folder.metrics) as file:
-        _write_metrics(file, logs.course, rows)
-    _write_columns(output / TRAINING_FILE, _training_columns(logs.course))
+        _write_metrics(file, logs.training, rows)
+    _write_columns(output / TRAINING_FILE, _training_columns(logs.training))
     _write_columns(output / VALIDATION_FILE, _validation_columns(rows))
     write_json(folder.result, _result(logs, rows))
     return {**summary, "output": str(output)}
 
 
 def _check_output(folder: RunFolder) -> None:
-    """Refuse a folder that holds something else than what an earlier call wrote."""
+    """Refuse a folder that holds anything but the files of an earlier call."""
     if _is_converted(folder.path / SOURCE_FILE):
         for path in (folder.config, folder.environment, folder.last, folder.best, folder.weights, folder.card):
             if path.exists():
-                raise ConfigError(f"{path}: is there already: the folder holds a run; choose another --output")
+                raise ConfigError(f"{path}: already exists, because the folder holds a run; choose another --output")
     else:
         folder.refuse_existing()
     for name in (TRAINING_FILE, VALIDATION_FILE, SOURCE_FILE, folder.metrics.name, folder.result.name):
@@ -65,7 +64,7 @@ def _check_output(folder: RunFolder) -> None:
 
 
 def _is_converted(source: Path) -> bool:
-    """Whether it is a source.json written here; another's is not replaced."""
+    """Whether source.json was written here; any other file of that name is not replaced."""
     if not source.exists():
         return False
     try:
@@ -73,15 +72,15 @@ def _is_converted(source: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise ConfigError(f"{source}: is there already, and is not of `facebones logs`; choose another --output")
+        raise ConfigError(f"{source}: already exists, and `facebones logs` did not write it; choose another --output")
     return True
 
 
-def _training_columns(course: Course) -> Iterator[tuple[str, list[Any]]]:
+def _training_columns(training: TrainingLines) -> Iterator[tuple[str, list[Any]]]:
     names = ("loss", "learning_rate", "epoch", "step", "gradient_scale")
     keys = ("Loss", "LearningRate", "Epoch", "GlobalStep", "Fp16GradScale")
     for key, name in zip(keys, names, strict=True):
-        yield key, [_or_none(value) for value in course.columns[name]]
+        yield key, [_or_none(value) for value in training.columns[name]]
 
 
 def _validation_columns(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[Any]]]:
@@ -91,17 +90,17 @@ def _validation_columns(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, l
 
 
 def _write_columns(path: Path, columns: Iterable[tuple[str, list[Any]]]) -> None:
-    """Write a JSON object of lists, one at a time: together they may be large."""
+    """Write a JSON object of lists, one list at a time to save memory."""
     with atomic_write(path) as file:
         for number, (key, values) in enumerate(columns):
             file.write(f"{',' if number else '{'}\n  {json.dumps(key)}: {json.dumps(values, allow_nan=False)}".encode())
         file.write(b"\n}\n")
 
 
-def _write_metrics(file: IO[bytes], course: Course, rows: Sequence[dict[str, Any]]) -> None:
-    """Write lines of metrics.jsonl by step, as a training of ours writes them; what the log does not say is null."""
+def _write_metrics(file: IO[bytes], training: TrainingLines, rows: Sequence[dict[str, Any]]) -> None:
+    """Write metrics.jsonl by step, as a training does; what the log does not tell is null."""
     place = 0
-    for values in zip(*course.columns.values(), strict=True):
+    for values in zip(*training.columns.values(), strict=True):
         line = Training(*values)
         while place < len(rows) and rows[place]["step"] < line.step:
             _write_line(file, "validation", _validation_values(rows[place]))
@@ -122,19 +121,19 @@ def _validation_values(row: dict[str, Any]) -> dict[str, Any]:
     return known | dict.fromkeys(NOT_IN_LOGS)
 
 
-def _result(logs: ForeignLogs, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What result.json can hold: the last figures of each set, and the best ones."""
+def _result(logs: TrainingLogs, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The content of result.json: the last and the best accuracies of each set."""
     last = {row["set"]: row for row in rows}
     sets = {name: _or_none(row["best_accuracy"]) for name, row in last.items()}
     return {
-        "steps": logs.course.last_step if len(logs.course) else None,
+        "steps": logs.training.last_step if len(logs.training) else None,
         "final": [_validation_values(row) for row in last.values()],
         "best": {**_best_mean(rows, len(last)), "sets": sets},
     }
 
 
 def _best_mean(rows: Sequence[dict[str, Any]], sets: int) -> dict[str, Any]:
-    """The step with the best mean accuracy, among those at which all sets were measured."""
+    """The step with the best mean accuracy, among those that measured all sets."""
     at_step: dict[int, list[float]] = {}
     for row in rows:
         at_step.setdefault(row["step"], []).append(row["accuracy"])
@@ -144,15 +143,15 @@ def _best_mean(rows: Sequence[dict[str, Any]], sets: int) -> dict[str, Any]:
     return {"mean_accuracy": None if best is None else means[best], "step": best}
 
 
-def _summary(logs: ForeignLogs, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    course, validations = logs.course, logs.validations
+def _summary(logs: TrainingLogs, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    training, validations = logs.training, logs.validations
     last = {row["set"]: row for row in rows}
     return {
         "files": [found.to_json() for found in logs.files],
-        "training_lines": len(course),
-        "first_step": course.columns["step"][0] if len(course) else None,
-        "last_step": course.last_step if len(course) else None,
-        "epochs": course.columns["epoch"][-1] + 1 if len(course) else None,
+        "training_lines": len(training),
+        "first_step": training.columns["step"][0] if len(training) else None,
+        "last_step": training.last_step if len(training) else None,
+        "epochs": training.columns["epoch"][-1] + 1 if len(training) else None,
         "sets": [
             {
                 "set": name,
@@ -164,7 +163,7 @@ def _summary(logs: ForeignLogs, rows: Sequence[dict[str, Any]]) -> dict[str, Any
             }
             for name, row in last.items()
         ],
-        "losses_not_finite": sum(math.isnan(value) for value in course.columns["loss"]),
+        "losses_not_finite": sum(math.isnan(value) for value in training.columns["loss"]),
         "times_back": logs.times_back,
         "training_lines_replaced": logs.replaced,
         "validations_replaced": validations.replaced,
@@ -174,7 +173,7 @@ def _summary(logs: ForeignLogs, rows: Sequence[dict[str, Any]]) -> dict[str, Any
     }
 
 
-def _source(logs: ForeignLogs, summary: dict[str, Any]) -> dict[str, Any]:
+def _source(logs: TrainingLogs, summary: dict[str, Any]) -> dict[str, Any]:
     return {
         "kind": KIND,
         "facebones": __version__,
@@ -184,30 +183,30 @@ def _source(logs: ForeignLogs, summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _say_notes(logs: ForeignLogs, summary: dict[str, Any]) -> None:
-    """Say on stderr all that was left out or is not as it should be."""
+def _say_notes(logs: TrainingLogs, summary: dict[str, Any]) -> None:
+    """Say on stderr what was dropped or is irregular."""
     count = summary["lines_not_understood"]
     for number, (place, text) in enumerate(logs.not_understood):
         say(f"  {place}: {text}" if number else f"note: {_lines_of(count)} not understood, first: {place}: {text}")
     for place, before, after, removed, left in logs.back:
-        hint = "" if left else ", which is all before it; give files in the order in which they were written"
-        say(f"note: {place}: the step goes back from {before} to {after}: {_lines_of(removed)} left out{hint}")
+        hint = "" if left else ", which are all lines before it; give the files in the order of writing"
+        say(f"note: {place}: the step goes back from {before} to {after}: {_lines_of(removed)} dropped{hint}")
     if logs.times_back > len(logs.back):
         say(f"note: the step goes back at {logs.times_back - len(logs.back)} more places")
     notes = {
         "training_lines_replaced": "training lines replaced by later ones",
         "validations_replaced": "validations replaced by later ones",
-        "validation_lines_repeated": "validation lines that say again what was said",
-        "validations_incomplete": "incomplete validations (was the program killed in them?), left out",
-        "losses_not_finite": "losses that are no finite number, null in the JSON",
+        "validation_lines_repeated": "repeated validation lines",
+        "validations_incomplete": "incomplete validations (was the program killed?), dropped",
+        "losses_not_finite": "losses that are not finite, null in the JSON",
     }
     for key, text in notes.items():
         if summary[key]:
             say(f"note: {text}: {summary[key]}")
     if logs.settings_left_out:
-        say(f"note: {logs.settings_left_out} lines of configuration are left out; {logs.settings} are kept")
+        say(f"note: {logs.settings_left_out} lines of configuration were dropped; {logs.settings} were kept")
     if not summary["training_lines"]:
-        say("note: no training line, so the course of the loss cannot be drawn")
+        say("note: no training line, so there is no plot of the loss")
 
 
 def _lines_of(count: int) -> str:
@@ -215,5 +214,5 @@ def _lines_of(count: int) -> str:
 
 
 def _or_none(value: Any) -> Any:
-    """The value, NaN as None."""
+    """The value, with None for NaN."""
     return None if isinstance(value, float) and math.isnan(value) else value
