@@ -116,9 +116,8 @@ def _continuation(arguments: Arguments, argv: list[str]) -> str:
         from facebones.run_folder import RunFolder
 
         run = RunFolder(arguments.output if name == "train" else arguments.run_folder)
-        imports = "".join(f" --import {shlex.quote(name)}" for name in arguments.imports)
         device = "" if arguments.device == "auto" else f" --device {arguments.device}"
-        return f"continue with: {run.resume_command}{imports}{device}"
+        return f"continue with: {run.resume_command}{device}"
     if name == "demo":
         return f"continue with: facebones demo --output {shlex.quote(str(arguments.output))}"
     if name in {"data convert", "data align"}:
