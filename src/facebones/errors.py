@@ -1,31 +1,31 @@
-"""Errors that a user can mend: each message is one line that says what, where and how to mend it."""
+"""Errors that a user can fix: each message is one line that says what is wrong, where, and how to fix it."""
 
 import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
-MOST_NAMES = 12  # that an error lists
+MOST_NAMES = 12  # in the list of an error
 
 
 class FaceBonesError(Exception):
-    """Base of all errors that the command line prints as one line, without a traceback."""
+    """Base of all errors that the command line prints as one line without a traceback."""
 
     exit_status: ClassVar[int] = 2
 
 
 class ConfigError(FaceBonesError):
-    """A recipe or an option holds a value that cannot be used."""
+    """A recipe or an option has an invalid value."""
 
 
 class MissingExtraError(ConfigError):
-    """A package is not installed, which the extra of its name brings."""
+    """An optional package is not installed; the extra of its name installs it."""
 
     def __init__(self, extra: str) -> None:
         super().__init__(f"{extra} is not installed; pip install 'facebones[{extra}]'")
 
 
 class DataError(FaceBonesError):
-    """A data set, pair list or image is missing, broken or unfit."""
+    """A data set, pair list or image is missing, broken or unsuitable."""
 
 
 class CheckpointError(FaceBonesError):
@@ -33,7 +33,7 @@ class CheckpointError(FaceBonesError):
 
 
 class UnknownNameError(FaceBonesError):
-    """A name that is not among the known ones; the message offers the nearest."""
+    """An unknown name; the message offers the nearest known one."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
         known = sorted(known)
@@ -45,11 +45,11 @@ class UnknownNameError(FaceBonesError):
 
 
 class RunError(FaceBonesError):
-    """The input was fine, but the run itself failed (non-finite loss, full disk while saving)."""
+    """The input is valid, but the run failed (non-finite loss, full disk)."""
 
     exit_status = 1
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a foreign error's message, or its kind where it says nothing."""
+    """First line of the message of another library's error; the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

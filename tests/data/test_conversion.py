@@ -260,7 +260,7 @@ def test_resume_leaves_a_folder_that_no_conversion_has_marked(tmp_path, kind):
     if kind == "no JSON":
         (tmp_path / "out" / RECORD).write_text("mine")
     before = files_below(tmp_path / "out")
-    told = "cannot be read; choose another name" if kind == "no JSON" else f"holds no {RECORD}; choose another name"
+    told = "cannot be read; choose another name" if kind == "no JSON" else f"has no {RECORD}; choose another name"
     with pytest.raises(DataError, match=told):
         convert(source, tmp_path / "out", resume=True)
     assert files_below(tmp_path / "out") == before and not (tmp_path / "out.partial").exists()
@@ -325,7 +325,7 @@ def test_property_of_another_set_stays_and_stops_nothing(tmp_path):
     (tmp_path / "folder" / "2" / "1.jpg").write_bytes(image(9))
     (tmp_path / "folder" / HEADERS_FOLDER).rename(tmp_path / "headers")
     done = convert(tmp_path / "folder", source / "other.rec")
-    assert done.notes == (f"{source}/property: left as it is, for it is of another set; other.rec does without",)
+    assert done.notes == (f"{source}/property: unchanged, because it belongs to another set; other.rec gets none",)
     assert (source / "property").read_text() == "2,6,4\n"
     other = open_training_set(source / "other.rec")
     assert (other.num_identities, other.notes) == (3, []), "the property beside it says 2, but not of this set"

@@ -21,11 +21,15 @@ from facebones.data.loader import training_batches
 from facebones.data.order import EpochOrder
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, pack
-from facebones.data.training_set import TrainingSet, list_data_formats, register_data_format, same_data
+from facebones.data.training_set import LABEL_KEYS, TrainingSet, list_data_formats, register_data_format, same_data
 from facebones.datatools.convert import convert
-from facebones.errors import ConfigError, DataError
+from facebones.datatools.inspect import inspect_data
+from facebones.errors import CheckpointError, ConfigError, DataError
 from facebones.plugins import import_plugins
+from facebones.run_folder import RunFolder
+from facebones.system.checkpoint import load_checkpoint, save_checkpoint
 from facebones.training.run import resume, train
+from facebones.training.run_files import note_environment
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "csv_faces.py"
 
@@ -55,8 +59,9 @@ def csv_faces(small_data, tmp_path_factory):
 
 
 def noise(seed, size=8):
+    """A BMP: with any byte of its pixels changed, it is another image of the same size."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    return cv2.imencode(".png", pixels)[1].tobytes()
+    return cv2.imencode(".bmp", pixels)[1].tobytes()
 
 
 def write_records(folder, images, labels):
@@ -69,7 +74,7 @@ def write_records(folder, images, labels):
 def write_images(folder, images, labels):
     for key, (image, label) in enumerate(zip(images, labels, strict=True)):
         (folder / f"{label:03d}").mkdir(parents=True, exist_ok=True)
-        (folder / f"{label:03d}" / f"{key:05d}.png").write_bytes(image)
+        (folder / f"{label:03d}" / f"{key:05d}.bmp").write_bytes(image)
     return folder
 
 
@@ -87,6 +92,12 @@ def test_a_format_of_a_users_own_file_is_read_like_any_other(csv_faces, small_da
     assert data.read(7) == records.read(7)
     assert data.identity_name(0) == "person 00"
     assert isinstance(records, RecordSet)
+
+
+def test_a_users_own_format_is_inspected(csv_faces):
+    import_plugins([str(EXAMPLE)])
+    (part,) = inspect_data(csv_faces).parts
+    assert (part.images, part.identities, part.broken, part.notes) == (28, 4, [], [])
 
 
 def test_what_no_format_recognises_names_those_of_plugins(csv_faces, tmp_path):
@@ -260,19 +271,64 @@ def test_the_same_images_in_another_format_are_the_same(tmp_path):
     assert folder.fingerprint().keys() ^ records.fingerprint().keys() == {"record_sizes_sha256", "file_sizes_sha256"}
 
 
-def test_an_image_that_cannot_be_read_does_not_end_a_fingerprint(tmp_path):
+@pytest.mark.parametrize("broken", [b"", b"\x89PNG"])
+def test_an_image_that_cannot_be_decoded_may_be_repaired(tmp_path, broken):
+    images, labels = [noise(seed) for seed in range(4)], [0, 0, 1, 1]
+    then = open_training_set(write_images(tmp_path / "folder", [broken, *images[1:]], labels)).fingerprint()
+    now = open_training_set(write_images(tmp_path / "folder", images, labels)).fingerprint()
+    assert then["image_sample"].split(" ")[0] == "-" and then["image_sample"].count("-") == 1
+    assert same_data(now, then) == same_data(then, now) == ["file_sizes_sha256"]
+    other = open_training_set(write_images(tmp_path / "folder", [*images[:3], noise(9)], labels)).fingerprint()
+    assert "image_sample" in same_data(other, then)
+
+
+def test_an_image_that_vanishes_does_not_end_a_fingerprint(tmp_path):
     folder = write_images(tmp_path / "folder", [noise(seed) for seed in range(4)], [0, 0, 1, 1])
     then, data = open_training_set(folder).fingerprint(), open_training_set(folder)
-    (folder / "000" / "00000.png").unlink()
-    assert same_data(data.fingerprint(), then) == ["file_sizes_sha256", "image_sample"]
+    (folder / "000" / "00000.bmp").unlink()
+    assert same_data(data.fingerprint(), then) == ["file_sizes_sha256"]
+
+
+def test_a_run_refuses_other_images_of_the_same_labels(tiny_recipe, small_data, tmp_path):
+    """And takes those of a run of 0.2.0.dev0, which has recorded nothing about images."""
+    recipe = tiny_recipe(**{"training.epochs": 1, "validation.sets": []})
+    train(recipe, tmp_path / "run", "cpu")
+    data = open_training_set(small_data)
+    images = [noise(index) for index in range(len(data))]
+    (tmp_path / "other").mkdir()
+    write_records(tmp_path / "other", images, data.labels.tolist())
+    with pytest.raises(CheckpointError, match="was trained on other data"):
+        resume(tmp_path / "run", "cpu", data=str(tmp_path / "other"))
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    state = load_checkpoint(last)
+    state["data"] = {key: state["data"][key] for key in LABEL_KEYS}
+    save_checkpoint(last, state)
+    assert resume(tmp_path / "run", "cpu", data=str(small_data))["steps"] == 7
+
+
+def test_what_older_versions_did_not_know_is_no_change_of_a_resumed_run(tmp_path, capsys):
+    folder = RunFolder(tmp_path)
+    labels = {"path": "a", "images": 2, "identities": 2, "labels_sha256": "ab"}
+    folder.environment.write_text(json.dumps({"torch": "1", "data": labels}))
+    note_environment(folder, {"torch": "1", "data": labels | {"image_sample": "01 02"}}, 3)
+    assert capsys.readouterr().err == "" and "resumed" not in json.loads(folder.environment.read_text())
+    note_environment(folder, {"torch": "1", "data": labels | {"labels_sha256": "cd"}}, 3)
+    assert "data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "then",
-    [{}, {"images": 2}, {"images": torch.zeros(2), "identities": 2, "labels_sha256": "ab"}, {"images": "2"}],
+    [
+        {},
+        {"images": 2},
+        {"images": torch.zeros(2), "identities": 2, "labels_sha256": "ab"},
+        {"images": 2, "identities": 2, "labels_sha256": "ab", "image_sample": ""},
+        {"images": 2, "identities": 2, "labels_sha256": "ab", "image_sample": "01 - -"},
+        {"images": 2, "identities": 2, "labels_sha256": "ab", "image_sample": 1},
+    ],
 )
 def test_a_forged_fingerprint_differs(then):
-    now = {"images": 2, "identities": 2, "labels_sha256": "ab", "image_sample": "01"}
+    now = {"images": 2, "identities": 2, "labels_sha256": "ab", "image_sample": "01 02"}
     assert same_data(now, then)
 
 

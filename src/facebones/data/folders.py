@@ -267,15 +267,19 @@ def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
     Raises:
         DataError: nothing is there, no format recognises it, it is broken, or it holds one identity only.
     """
-    path = Path(path)
+    data = open_labelled_images(Path(path))
+    if len(np.unique(data.labels)) == 1:
+        raise DataError(f"{path}: all {len(data)} images are of one identity; training needs two or more")
+    return data
+
+
+def open_labelled_images(path: Path) -> TrainingSet:
+    """Open a training set as `open_training_set` does, even if it holds one identity only."""
     formats = data_formats()
     format = next((format for format in formats if format.find(path)), None)
     if format is None:
         _fail_unrecognised(path, [each.name for each in formats if each not in (RecordSet, ImageFolder)])
-    data = format.open(path)
-    if len(np.unique(data.labels)) == 1:
-        raise DataError(f"{path}: all {len(data)} images are of one identity; training needs two or more")
-    return data
+    return format.open(path)
 
 
 def find_records(path: Path) -> Path | None:

@@ -381,8 +381,8 @@ def _read_index(path: Path, records: Path, size: int) -> tuple[Integers, Integer
     if wrong.any():
         line = int(wrong.argmax())
         reason = "outside the file" if offsets[line] > size - 8 else "not a multiple of 4"
-        mend = f"{records.name} has {size} bytes; restore both files from one source"
-        raise DataError(f"{path}, line {line + 1}: key {keys[line]}: byte offset {offsets[line]} is {reason}; {mend}")
+        fix = f"{records.name} has {size} bytes; restore both files from one source"
+        raise DataError(f"{path}, line {line + 1}: key {keys[line]}: byte offset {offsets[line]} is {reason}; {fix}")
     return keys, offsets
 
 

@@ -7,12 +7,14 @@ two of them (`facebones.data.folders`); a module of the user's can register more
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from facebones.data.images import decode
 from facebones.errors import ConfigError, DataError
 from facebones.plugins import import_entry_points
 
@@ -20,6 +22,7 @@ Integers = npt.NDArray[np.int64]
 Item = TypeVar("Item")
 
 SAMPLE = 64  # images whose bytes a fingerprint covers
+UNREADABLE = "-"
 # Every fingerprint has these keys; fingerprints of older versions have no others.
 LABEL_KEYS = ("images", "identities", "labels_sha256")
 
@@ -71,12 +74,13 @@ class TrainingSet(ABC):
         A change of the labels or of the number of images is always noticed. A replaced image is noticed if its size in
         bytes changes (RecordIO: the size rounded up to 4), or if it is one of the 64 in the sample, which are evenly
         spread from the first image to the last. Not noticed: another image of the same size outside of the sample, or,
-        in a format without `image_sizes`, any image outside of the sample. No more than the sample is read, so ten
-        million images take seconds.
+        in a format without `image_sizes`, any image outside of the sample. An image of the sample that could not be
+        decoded may be repaired. No more than the sample is read, so ten million images take seconds.
 
         Returns:
-            "images", "identities" (counts), "labels_sha256", "image_sample" and the keys of `image_sizes` (SHA-256).
-            `same_data` compares two fingerprints.
+            "images", "identities" (counts), "labels_sha256", the keys of `image_sizes` (SHA-256), and "image_sample":
+            the beginning of each SHA-256, separated by blanks, "-" for an image that cannot be decoded. `same_data`
+            compares two fingerprints.
         """
         if self._fingerprint is None:
             digests = {"labels_sha256": self.labels, **self.image_sizes()}
@@ -84,7 +88,7 @@ class TrainingSet(ABC):
                 "images": len(self),
                 "identities": self.num_identities,
                 **{key: _digest(values) for key, values in digests.items()},
-                "image_sample": self._sample_digest(),
+                "image_sample": " ".join(map(self._image_digest, evenly(range(len(self)), SAMPLE))),
             }
         return dict(self._fingerprint)
 
@@ -95,15 +99,13 @@ class TrainingSet(ABC):
         """
         return {}
 
-    def _sample_digest(self) -> str:
-        digest = hashlib.sha256()
-        for index in evenly(range(len(self)), SAMPLE):
-            try:
-                encoded = self.read(index)[0]
-            except DataError:  # the training names it, or replaces it
-                encoded = b"unreadable"
-            digest.update(hashlib.sha256(encoded).digest())
-        return digest.hexdigest()
+    def _image_digest(self, index: int) -> str:
+        try:
+            encoded = self.read(index)[0]
+            decode(encoded, "an image of the sample")
+        except DataError:  # the training names it, or replaces it
+            return UNREADABLE
+        return hashlib.sha256(encoded).hexdigest()[:16]
 
     @abstractmethod
     def read(self, index: int) -> tuple[bytes, int]:
@@ -162,8 +164,10 @@ def register_data_format(format: Format) -> Format:
 def data_formats() -> list[type[TrainingSet]]:
     """The registered data formats, in the order in which `open_training_set` asks them.
 
-    RecordIO comes first and image folders last: nearly every folder looks like one. Plug-ins stand between.
+    RecordIO comes first and image folders last: nearly every folder looks like one. Plug-ins are between them.
     """
+    from facebones.data import folders  # noqa: F401 (registers the formats of this package)
+
     import_entry_points()
     return sorted(_formats.values(), key=lambda format: {"recordio": 0, "folder": 2}.get(format.name, 1))
 
@@ -171,7 +175,6 @@ def data_formats() -> list[type[TrainingSet]]:
 def list_data_formats() -> list[str]:
     """Names of the registered data formats.
 
-    >>> import facebones.data.folders
     >>> list_data_formats()
     ['recordio', 'folder']
     """
@@ -181,18 +184,29 @@ def list_data_formats() -> list[str]:
 def same_data(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """Compare two fingerprints on the keys that both have; older versions knew fewer keys.
 
+    An image of the sample counts only if both could decode it: a broken one may have been repaired.
+
     Returns:
         The keys that differ, [] for the same data.
 
-    >>> first = {"images": 2, "identities": 2, "labels_sha256": "ab", "image_sample": "01"}
+    >>> first = {"images": 2, "identities": 2, "labels_sha256": "ab", "image_sample": "01 02"}
     >>> same_data(first, {"images": 2, "identities": 2, "labels_sha256": "ab"})
     []
-    >>> same_data(first, first | {"image_sample": "02"})
+    >>> same_data(first, first | {"image_sample": "01 -"})
+    []
+    >>> same_data(first, first | {"image_sample": "01 03"})
     ['image_sample']
     """
     keys = [key for key in {**dict.fromkeys(LABEL_KEYS), **now} if key in LABEL_KEYS or key in then]
-    # By type and text: a damaged file may hold anything, such as a tensor, which has no single truth value.
-    return [key for key in keys if repr(now.get(key)) != repr(then.get(key))]
+    return [key for key in keys if not _agree(key, now.get(key), then.get(key))]
+
+
+def _agree(key: str, one: Any, other: Any) -> bool:
+    if key == "image_sample" and isinstance(one, str) and isinstance(other, str):
+        pairs = list(zip_longest(one.split(" "), other.split(" ")))
+        return all(a == b or (UNREADABLE in (a, b) and None not in (a, b)) for a, b in pairs)
+    # As text: a damaged file may hold anything, such as a tensor, which has no single truth value.
+    return repr(one) == repr(other)
 
 
 def evenly(values: Sequence[Item], most: int) -> list[Item]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.folders import ImageFolder, RecordSet, find_records, image_suffix, pair_sets
+from facebones.data.folders import image_suffix, open_labelled_images, pair_sets
 from facebones.data.ijb_lists import listed_targets
 from facebones.data.images import decode, single_threaded_opencv
 from facebones.data.pair_bins import PairSet, read_pairs
@@ -184,7 +184,7 @@ def inspect_data(path: Path, contact_sheet: Path | None = None, *, threads: int 
     """Inspect every image of a training set, a `.bin` file, or a folder with several of these.
 
     Args:
-        path: a `.rec` file, a `.bin` file, an InsightFace folder, an image folder, or a folder of `.bin` files.
+        path: a `.bin` file, a folder of these, or a training set in any data format.
         contact_sheet: a PNG file to write, with some of the images.
         threads: decoding threads; by default one per core.
 
@@ -227,8 +227,7 @@ def _open(path: Path) -> list[tuple[Path, TrainingSet | PairSet]]:
         return [(path, read_pairs(path))]
     pairs = [(each, read_pairs(each)) for each in pair_sets(path)] if path.is_dir() else []
     try:
-        records = find_records(path)
-        training: TrainingSet = RecordSet(records) if records is not None else ImageFolder(path)
+        training = open_labelled_images(path)
     except DataError:
         if not pairs or _claims_training(path):
             raise

@@ -214,7 +214,7 @@ class PartialFolder:
             self._give_back()
             return
         if self.resume:
-            self._refuse_strangers()
+            self._refuse_other_files()
         if self.destination.exists():
             self.destination.rmdir()
         self._rename(self.path, self.destination)
@@ -298,7 +298,7 @@ class PartialFolder:
         except OSError as error:
             raise RunError(f"{old}: cannot be renamed to {new.name}: {error.strerror}; fix this and resume") from error
 
-    def _refuse_strangers(self) -> None:
+    def _refuse_other_files(self) -> None:
         for folder, folders, files in os.walk(self.path):
             if self.rewritten in folders:
                 folders.remove(self.rewritten)

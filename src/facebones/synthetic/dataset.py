@@ -1,7 +1,7 @@
-"""A whole synthetic data set in the field's own formats: training records, verification pairs, IJB-style templates.
+"""Synthesize a data set in the formats of the field: training records, verification pairs, IJB-style templates.
 
-Every image is a pure function of the seed, its person's number, its own number and its pose; nothing depends on the
-order in which images are drawn, or on how many processes draw them.
+Every image is a pure function of the seed, the number of its person, its own number and its pose. The order of drawing
+and the number of processes do not matter.
 """
 
 import os
@@ -40,7 +40,7 @@ PAIR_SETS = {"synthetic": ("frontal", "frontal"), "synthetic_profile": ("frontal
 TEMPLATE_FOLDER = "ijb"
 TEMPLATE_SIZES = (3, 1, 2, 3)  # images of a subject's gallery template and of its probes
 GRACE_SECONDS = 3.0
-IMAGES_WORTH_A_PROCESS = 500  # a process starts in the time in which another draws about so many
+IMAGES_WORTH_A_PROCESS = 500  # the start of a process takes as long as drawing about this many
 
 
 class Shot(NamedTuple):
@@ -53,7 +53,7 @@ class Shot(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """One image, drawn: a JPEG file, and the landmarks and score of `FaceImage`."""
+    """A drawn image: a JPEG file, and the landmarks and score of `FaceImage`."""
 
     jpeg: bytes
     landmarks: npt.NDArray[np.float32]
@@ -62,12 +62,12 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class PairPlan:
-    """P verification pairs in ten folds, each fold with people of its own.
+    """P verification pairs in ten folds without common people.
 
     Attributes:
         shots: 2P images; pair k is images 2k and 2k + 1.
-        is_same: P; in each fold the genuine pairs come first.
-        identities: how many people occur.
+        is_same: P; in each fold, genuine pairs come first.
+        identities: number of people.
     """
 
     shots: list[Shot]
@@ -77,16 +77,16 @@ class PairPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSummary:
-    """What `synthesize` has written.
+    """The result of `synthesize`.
 
     Attributes:
         destination: the folder.
-        identities: people to train on.
-        images: images to train on.
+        identities: number of people in the training set.
+        images: number of training images.
         pair_sets: names of the verification sets.
-        pairs: pairs of each.
-        templates: templates in the IJB-style folder.
-        template_pairs: pairs of them.
+        pairs: number of pairs in each.
+        templates: number of templates in the IJB-style folder.
+        template_pairs: number of pairs of templates.
     """
 
     destination: Path
@@ -119,25 +119,25 @@ def synthesize(
 ) -> SyntheticSummary:
     """Draw a data set of synthetic faces and write it as an InsightFace folder.
 
-    The folder holds `train.rec`, `train.idx` and `property`, a `.bin` file for each pair set, and an IJB-C style
-    folder `ijb`. No person occurs in more than one of these. The folder appears when everything is in it.
+    The folder has `train.rec`, `train.idx` and `property`, a `.bin` file per pair set, and an IJB-C style folder `ijb`.
+    No person is in two of these. The folder appears when it is complete.
 
     Args:
-        destination: the folder to make; it may exist, but empty.
-        identities: people to train on, 2 or more.
-        images_per_identity: images of each.
-        pair_sets: which verification sets: "synthetic" compares frontal faces, "synthetic_profile" frontal faces with
-            faces turned by 30 to 50 degrees.
-        pairs: pairs of each set, half of them genuine; a multiple of 20, for ten equal folds.
+        destination: the folder to create; it may exist if it is empty.
+        identities: people in the training set, 2 or more.
+        images_per_identity: training images per person.
+        pair_sets: verification sets: "synthetic" compares frontal faces, "synthetic_profile" frontal faces with faces
+            turned by 30 to 50 degrees.
+        pairs: pairs in each set, half of them genuine; a multiple of 20, for ten equal folds.
         template_subjects: people in the IJB-style folder, 2 or more; each has one gallery template and three probes.
-        seed: decides everything, 0 or more.
-        workers: processes that draw, 1 for none but this; by default as many as there are cores, or as pay. The result
-            is the same. Where there are several, a script needs the usual `if __name__ == "__main__"`.
+        seed: seed of everything, 0 or more.
+        workers: drawing processes; 1 draws in this process. By default up to one per core, depending on the number of
+            images. The result is the same. With several, a script needs the usual `if __name__ == "__main__"`.
 
     Raises:
-        DataError: the destination is there and is not an empty folder.
-        ConfigError: a number is out of its range.
-        UnknownNameError: there is no such pair set.
+        DataError: the destination exists and is not an empty folder.
+        ConfigError: a number is out of range.
+        UnknownNameError: an unknown pair set.
         RunError: the folder cannot be written, or a drawing process died.
     """
     destination = Path(destination)
@@ -175,12 +175,12 @@ def draw_shot(seed: int, shot: Shot) -> FaceImage:
 
 
 def plan_pairs(first_identity: int, pairs: int, poses: tuple[str, str]) -> PairPlan:
-    """Choose who is compared with whom; no image occurs twice.
+    """Choose the pairs; no image occurs twice.
 
     Args:
         first_identity: number of the first person.
         pairs: P, a multiple of 20.
-        poses: the pose of the first and of the second image of each pair.
+        poses: pose of the first and of the second image of each pair.
     """
     half = pairs // (2 * FOLDS)
     people = half // 2 + 2
@@ -199,13 +199,13 @@ def plan_pairs(first_identity: int, pairs: int, poses: tuple[str, str]) -> PairP
 
 @dataclass(frozen=True)
 class _Artist:
-    """Draws and encodes images, in as many processes as are asked for or pay."""
+    """Draws and encodes images in one or several processes."""
 
     seed: int
     workers: int | None
 
     def draw(self, shots: Sequence[Shot], description: str) -> Generator[Drawn]:
-        """Yield the images in the order of `shots`, showing the progress; to be closed, which ends the processes."""
+        """Yield the images in the order of `shots`, with progress; close the generator to end the processes."""
         draw = partial(_draw_encoded, self.seed)
         workers = self.workers or min(os.cpu_count() or 1, 1 + len(shots) // IMAGES_WORTH_A_PROCESS)
         if workers == 1:
@@ -219,8 +219,8 @@ class _Artist:
                 drawings = pool.map(draw, shots, chunksize=32)  # starts the processes, which inherit the mask
             yield from track(drawings, description, len(shots))
         except BrokenProcessPool as error:
-            mend = "call it with workers=1, or under `if __name__ == '__main__'`"
-            raise RunError(f"{description}: a drawing process has died; {mend}") from error
+            fix = "call it with workers=1, or under `if __name__ == '__main__'`"
+            raise RunError(f"{description}: a drawing process has died; {fix}") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -232,7 +232,7 @@ def _start_worker() -> None:
 
 
 def _end_later(*_: object) -> None:
-    """Give the main process the time to end this one in order; the pool itself terminates workers when one has died."""
+    """End after a delay: the pool terminates all workers if one dies, and the main process may need this one first."""
     timer = Timer(GRACE_SECONDS, os._exit, [1])
     timer.daemon = True
     timer.start()
@@ -264,10 +264,10 @@ def _check_numbers(identities: int, images: int, pairs: int, subjects: int, seed
 
 @contextmanager
 def _new_folder(destination: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield a folder that becomes `destination` when the block ends without an error, and one that is thrown away.
+    """Yield a folder that is renamed to `destination` when the block ends without an error, and a temporary one.
 
     Raises:
-        DataError: the destination is there and is not an empty folder.
+        DataError: the destination exists and is not an empty folder.
         RunError, ConfigError: it cannot be written.
     """
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
@@ -285,7 +285,7 @@ def _new_folder(destination: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _write_training(building: Path, faces: Path, identities: int, images: int, artist: _Artist) -> None:
-    """Draw an image folder and convert it, so that there is one writer of training records."""
+    """Draw an image folder and convert it to records."""
     width, image_width = len(str(identities - 1)), len(str(images))
     shots = [Shot(person, number, "any") for person in range(identities) for number in range(1, images + 1)]
     with closing(artist.draw(shots, "drawing training images")) as drawings:
@@ -297,13 +297,13 @@ def _write_training(building: Path, faces: Path, identities: int, images: int, a
 
 
 def _write_templates(folder: Path, first_identity: int, subjects: int, artist: _Artist) -> int:
-    """Write loose crops and the lists of IJB-C about them.
+    """Write loose crops and their IJB-C lists.
 
-    Each subject has a gallery template, in G1 or G2 by turns, and three probes. The first image of a template is a
-    still, the others are frames of one video, that is one medium.
+    Each subject has a gallery template, in G1 or G2 alternately, and three probes. The first image of a template is a
+    still, the others are frames of one video, so of one medium.
 
     Returns:
-        How many pairs of templates there are: each gallery template with each probe.
+        The number of pairs of templates: each gallery template with each probe.
     """
     crops, meta = folder / "loose_crop", folder / "meta"
     crops.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Anti-aliased shapes on a small canvas, and the camera that brings a head's points onto it."""
+"""Draw anti-aliased shapes on a small canvas, and project the points of a head onto it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ SUBPIXEL_BITS = 4
 
 
 class Canvas:
-    """An RGB or grey picture that is drawn larger than it is wanted, and averaged down.
+    """An RGB or grey picture that is drawn larger than needed, and averaged down.
 
-    Coordinates are pixels of the wanted size; the centre of the first pixel is (0, 0).
+    Coordinates are pixels of the final size; the centre of the first pixel is (0, 0).
     """
 
     def __init__(self, pixels: ImageArray, supersampling: int = SUPERSAMPLING) -> None:
-        """Draw on `pixels`, uint8 (H, W) or (H, W, 3), which is `supersampling` times the wanted size."""
+        """Draw on `pixels`, uint8 (H, W) or (H, W, 3), which is `supersampling` times the final size."""
         self.pixels = pixels
         self._scale = supersampling
 
@@ -46,7 +46,7 @@ class Canvas:
         cv2.circle(self.pixels, (int(x), int(y)), thick, _scalar(colour), -1, cv2.LINE_AA, SUBPIXEL_BITS)
 
     def averaged(self) -> ImageArray:
-        """Return the picture in the wanted size."""
+        """Return the picture in the final size."""
         height, width = self.pixels.shape[:2]
         size = (width // self._scale, height // self._scale)
         return np.asarray(cv2.resize(self.pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
@@ -65,7 +65,7 @@ def _scalar(colour: Colour | float) -> tuple[float, ...]:
 class View:
     """An orthographic camera: image = matrix @ head + offset.
 
-    A head's coordinates are x to the image's right, y down and z to the camera, from the point between the eyes.
+    In head coordinates, x points to the right of the image, y down and z to the camera; 0 is between the eyes.
     """
 
     matrix: Points  # (2, 3)
@@ -94,8 +94,8 @@ def rotation(yaw: float, pitch: float, roll: float) -> Points:
 def similarity(source: Points, target: Points) -> tuple[Points, Points]:
     """Fit `target = linear @ source + offset` (N, 2) by least squares, linear being a scaled rotation.
 
-    A plane's points are complex numbers here, so that the fit is one complex regression. It agrees with Umeyama's
-    solution wherever no reflection would fit better, which five points of a face never ask for.
+    With points as complex numbers, the fit is one complex regression. It equals Umeyama's solution unless a reflection
+    fits better, which never happens for the five points of a face.
     """
     first = (source - source.mean(axis=0)) @ (1, 1j)
     second = (target - target.mean(axis=0)) @ (1, 1j)
@@ -105,7 +105,7 @@ def similarity(source: Points, target: Points) -> tuple[Points, Points]:
 
 
 def smooth(control: Points, closed: bool = True, steps: int = 4) -> Points:
-    """Return the Catmull-Rom curve through `control` (..., N, K), with `steps` points from one to the next."""
+    """Return the Catmull-Rom curve through `control` (..., N, K), with `steps` points per segment."""
     return _spline_matrix(control.shape[-2], closed, steps) @ control
 
 

@@ -1,4 +1,4 @@
-"""Draws a synthetic person's head: a coarse surface in three dimensions, and the features that lie on it."""
+"""Draw the head of a synthetic person: a coarse surface in three dimensions, with features on it."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ TEETH = (232, 226, 214)
 
 @dataclass(frozen=True, kw_only=True)
 class Expression:
-    """What a face does in one image; lengths as in `Identity`."""
+    """Expression of a face in one image; lengths as in `Identity`."""
 
     mouth_open: float
     smile: float  # -1 ... 1.5
@@ -36,9 +36,9 @@ class Expression:
 
 
 class Head:
-    """The surface of one person's head with one expression.
+    """The surface of a person's head with an expression.
 
-    At each height the head is half an ellipse, seen from above: half width, depth, and how far its centre is in front.
+    At each height, the head seen from above is half an ellipse with a half width, a depth and a centre.
     """
 
     def __init__(self, identity: Identity, expression: Expression) -> None:
@@ -62,7 +62,7 @@ class Head:
         self._profile = np.stack([np.interp(PROFILE_HEIGHTS, self._heights, row) for row in columns], axis=1)
 
     def on_surface(self, x: Array | float, y: Array | float, lift: Array | float = 0.0) -> Points:
-        """Return the points (..., 3) of the surface at x, y, lifted towards the camera; the rim beyond its edge."""
+        """Points (..., 3) of the surface at x, y, lifted towards the camera; beyond its edge, points of its rim."""
         rows = np.asarray((y - PROFILE_HEIGHTS[0]) / PROFILE_STEP).astype(np.intp)
         profile = self._profile.take(rows, axis=0, mode="clip")
         across = x / profile[..., 0]
@@ -73,14 +73,14 @@ class Head:
         return points
 
     def landmarks(self) -> Points:
-        """Return eyes, nose tip and mouth corners (5, 3), the image's left first."""
+        """Eyes, nose tip and mouth corners (5, 3), left in the image first."""
         one = self.identity
         corners = self._mouth_corners()
         tip = self.on_surface(0.0, one.nose_y, one.nose_depth)
         return np.vstack((self.on_surface(np.array((-one.eye_x, one.eye_x)), 0.0, EYE_LIFT), tip[None], corners))
 
     def outline(self, yaw: float, grow: float = 0.0) -> Points:
-        """Return the silhouette's points (N, 3) as seen when turned by `yaw`, widened by `grow`."""
+        """Points (N, 3) of the silhouette of the head turned by `yaw`, widened by `grow`."""
         width, depth = self._widths + grow, self._depths + grow
         reach = np.hypot(width * np.cos(yaw), depth * np.sin(yaw))
         x, z = width**2 * np.cos(yaw) / reach, depth**2 * np.sin(yaw) / reach
@@ -95,12 +95,12 @@ class Head:
 
     @property
     def mouth_half_width(self) -> float:
-        """Half the mouth's width, with a smile's widening."""
+        """Half the width of the mouth, including the effect of a smile."""
         return self.identity.mouth_width * (1 + 0.14 * self.expression.smile) - 0.25 * self.expression.mouth_open
 
 
 def draw_head(canvas: Canvas, relief: Canvas, view: View, head: Head, wears_glasses: bool) -> None:
-    """Draw the head into `canvas` and its soft light and shade into the grey `relief`, 128 being neither."""
+    """Draw the head on `canvas`, and its soft light and shade on the grey `relief`, where 128 is neutral."""
     identity = head.identity
     _draw_behind(canvas, view, head)
     canvas.fill(view(head.outline(view.yaw)), identity.skin)
@@ -121,7 +121,7 @@ def draw_head(canvas: Canvas, relief: Canvas, view: View, head: Head, wears_glas
 
 
 def _shaded(colour: Colour, amount: float) -> list[float]:
-    """Darken a colour towards its own shadow."""
+    """Darken a colour towards its shadow."""
     return [value * (1 - amount * (1 - shadow)) for value, shadow in zip(colour, SHADOW, strict=True)]
 
 
@@ -135,7 +135,7 @@ def _ellipse(x: float, y: float, width: float, height: float) -> tuple[Array, Ar
 
 
 def _between(first: Points, second: Points) -> Points:
-    """Return the outline of the area between two curves (N, 2) that run the same way."""
+    """Outline of the area between two curves (N, 2) of the same direction."""
     return np.concatenate((first, second[::-1]))
 
 
@@ -166,7 +166,7 @@ def _curly(outline: Points, head: Head) -> Points:
 
 
 def _draw_relief(relief: Canvas, view: View, head: Head) -> None:
-    """Draw what the light shows of the skull: sockets, cheekbones, folds, chin."""
+    """Draw light and shade of the skull: sockets, cheekbones, folds, chin."""
     one, expression = head.identity, head.expression
     x, below_lip = one.eye_x, one.mouth_y + one.lower_lip + 5 + 0.7 * expression.mouth_open
     socket, cheekbone, hollow = -8 - 26 * one.eye_depth, 4 + 16 * one.cheekbones, -22 * one.cheekbones
@@ -238,10 +238,10 @@ def _draw_mouth(canvas: Canvas, view: View, head: Head) -> None:
 
 
 def _draw_eye(canvas: Canvas, relief: Canvas, view: View, head: Head, side: float) -> None:
-    """Draw eyeball and iris, then the lids over them, so that no mask is needed."""
+    """Draw eyeball and iris, then the lids over them: this needs no mask."""
     one, expression = head.identity, head.expression
     opening = one.eye_height * expression.lids
-    reach = max(one.iris_size + 1 - 0.9 * opening, 1.4)  # so far must a lid go to hide the iris
+    reach = max(one.iris_size + 1 - 0.9 * opening, 1.4)  # distance that a lid needs to hide the iris
     arch = np.sqrt(1 - ACROSS**2)
     lids = np.stack((-opening * arch, 0.75 * opening * arch))
     covers = lids + np.array((-reach, reach))[:, None] * arch**0.5

@@ -1,4 +1,4 @@
-"""What makes one synthetic person: proportions, colours and marks that every image of the person shares."""
+"""The features of a synthetic person that all their images share: proportions, colours and marks."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ GLASSES_SHAPES = ("round", "square", "wide")
 
 @dataclass(frozen=True, kw_only=True)
 class Glasses:
-    """A pair of glasses, and how often its owner wears it."""
+    """Glasses, and the share of images in which their owner wears them."""
 
     shape: str
     size: float
@@ -26,16 +26,16 @@ class Glasses:
 
 @dataclass(frozen=True, kw_only=True)
 class Hair:
-    """Hair in head units: how far it stands off, where it ends, and the line along which it meets the face."""
+    """Hair in head units: its volume, its length, and its line on the face."""
 
     colour: RGB
     volume: float  # beyond the skull; 0 is shaven
     length: float  # y at which the sides end
     line: float  # y of the hairline above the nose
-    temples: float  # how far the hairline recedes at the temples; negative: it comes down
-    peak: float  # how far a peak comes down in the middle
+    temples: float  # recession of the hairline at the temples; negative: it is lower there
+    peak: float  # length of a peak in the middle
     parting: float  # x of the parting
-    fringe: float  # how far the hair falls on one side of the parting
+    fringe: float  # length of the hair on one side of the parting
     curl: float  # roughness of the outline
     phase: float
 
@@ -44,7 +44,7 @@ class Hair:
 class Identity:
     """One synthetic person.
 
-    Lengths are pixels of an average aligned face, from the point between the eyes, y down; widths are half widths.
+    Lengths are pixels of an average aligned face, measured from between the eyes, y down; widths are half widths.
     """
 
     forehead_width: float
@@ -86,7 +86,7 @@ class Identity:
 
 
 def draw_identity(rng: np.random.Generator) -> Identity:
-    """Draw one person; the features are independent of one another, so that no single one names a person."""
+    """Sample a person; all features are independent, so a single one does not identify a person."""
     uniform = rng.uniform
     cheek_width = uniform(37, 47)
     mouth_y = uniform(36, 46)
@@ -161,7 +161,7 @@ def _hair(rng: np.random.Generator) -> Hair:
 
 
 def _marks(rng: np.random.Generator, mouth_y: float) -> tuple[tuple[float, float, float, float], ...]:
-    """Draw up to three moles and, for some, freckles across nose and cheeks."""
+    """Sample up to three moles and, for some people, freckles across nose and cheeks."""
     moles = [
         (rng.uniform(-30, 30), rng.uniform(-24, mouth_y + 10), rng.uniform(0.8, 1.7), rng.uniform(0.5, 0.8))
         for _ in range(rng.integers(0, 4))

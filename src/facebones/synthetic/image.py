@@ -1,4 +1,4 @@
-"""One synthetic image, aligned or as a loose crop, as a pure function of seed, identity number and image number."""
+"""Draw a synthetic image, aligned or as a loose crop: a pure function of seed, identity number and image number."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,7 +24,7 @@ from facebones.synthetic.scene import (
     shine,
 )
 
-IDENTITY_ITSELF = 0  # the image number under which an identity's own features are drawn
+IDENTITY_ITSELF = 0  # the image number for the features of an identity
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class FaceImage:
 
     Attributes:
         pixels: uint8 (H, W, 3), RGB.
-        landmarks: float32 (5, 2), x and y of eyes, nose tip and mouth corners, the image's left first.
-        score: how sure a detector would be, 0 to 1; less of a turned face.
-        jpeg_quality: the quality at which `encoded` stores it.
+        landmarks: float32 (5, 2), x and y of eyes, nose tip and mouth corners, left in the image first.
+        score: simulated detector score, 0 to 1, lower for turned faces.
+        jpeg_quality: JPEG quality of `encoded`.
     """
 
     pixels: ImageArray
@@ -51,23 +51,23 @@ class FaceImage:
 
 @lru_cache(maxsize=1024)
 def numbered_identity(seed: int, identity: int) -> Identity:
-    """Return person `identity` of the world that `seed` makes."""
+    """Return person number `identity` of a seed."""
     return draw_identity(np.random.default_rng((seed, identity, IDENTITY_ITSELF)))
 
 
 def image_generator(seed: int, identity: int, image: int) -> np.random.Generator:
-    """Return the generator of one image; images of a person are numbered from 1."""
+    """Return the random generator of one image; the images of a person are numbered from 1."""
     if image <= IDENTITY_ITSELF:
         raise ValueError(f"image number {image}: images are numbered from 1")
     return np.random.default_rng((seed, identity, image))
 
 
 def draw_face(identity: Identity, rng: np.random.Generator, *, pose: str = "any") -> FaceImage:
-    """Draw an aligned face, 112x112, with the error that a five-point aligner leaves.
+    """Draw an aligned face, 112x112, with the remaining error of a five-point aligner.
 
     Args:
         identity: the person.
-        rng: where everything comes from that differs between two images of the person.
+        rng: source of everything that differs between two images of the person.
         pose: "frontal", "profile" or "any".
     """
     target = REFERENCE + rng.normal(0, 0.9, (5, 2)) + rng.normal(0, 0.8, 2)
@@ -75,9 +75,9 @@ def draw_face(identity: Identity, rng: np.random.Generator, *, pose: str = "any"
 
 
 def draw_loose_crop(identity: Identity, rng: np.random.Generator, *, pose: str = "any") -> FaceImage:
-    """Draw a face as a detector's loose crop shows it: 160 to 200 pixels, turned, not centred.
+    """Draw a face as in a detector's loose crop: 160 to 200 pixels, turned, not centred.
 
-    The landmarks are off by what a detector is off.
+    The landmarks have the error of a detector.
     """
     width, height = (int(side) for side in rng.integers(160, 201, 2))
     angle, scale = rng.normal(0, 0.2), rng.uniform(0.95, 1.3)
@@ -90,7 +90,7 @@ def draw_loose_crop(identity: Identity, rng: np.random.Generator, *, pose: str =
 
 
 def _draw(identity: Identity, rng: np.random.Generator, pose: str, target: Points, size: tuple[int, int]) -> FaceImage:
-    """Draw a face whose five points come as near to `target` (5, 2) as a similarity transform brings them."""
+    """Draw a face; a similarity transform fits its five points to `target` (5, 2)."""
     height, width = size
     head = Head(identity, draw_expression(rng))
     view = _camera(head, draw_pose(rng, pose), target)

@@ -1,4 +1,4 @@
-"""What makes two images of one person differ: pose, light, background, things in the way, and the camera."""
+"""Everything that differs between two images of a person: pose, light, background, occlusion and camera."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ POSES = ("any", "frontal", "profile")
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """One lamp and its surroundings; colours are RGB factors."""
+    """A lamp and its surroundings; colours are RGB factors."""
 
     direction: Points  # (3,), unit length, towards the lamp
     key: Array
@@ -26,14 +26,14 @@ class Light:
 
 
 def draw_pose(rng: np.random.Generator, pose: str) -> tuple[float, float, float]:
-    """Draw yaw, pitch and roll in radians.
+    """Sample yaw, pitch and roll in radians.
 
     Args:
-        rng: where the numbers come from.
-        pose: "frontal" within 16 degrees of yaw, "profile" 30 to 50 to either side, "any" from both.
+        rng: random generator.
+        pose: "frontal" (yaw within 16 degrees), "profile" (30 to 50 degrees to either side), or "any".
 
     Raises:
-        UnknownNameError: there is no such pose.
+        UnknownNameError: an unknown pose.
     """
     if pose not in POSES:
         raise UnknownNameError("pose", pose, POSES)
@@ -48,7 +48,7 @@ def draw_pose(rng: np.random.Generator, pose: str) -> tuple[float, float, float]
 
 
 def draw_expression(rng: np.random.Generator) -> Expression:
-    """Draw what the face does."""
+    """Sample an expression."""
     return Expression(
         mouth_open=max(0.0, rng.uniform(-7, 7)),
         smile=rng.uniform(-0.7, 1.5),
@@ -59,7 +59,7 @@ def draw_expression(rng: np.random.Generator) -> Expression:
 
 
 def draw_light(rng: np.random.Generator) -> Light:
-    """Draw lamp, surroundings, exposure and white balance, wide enough that colours say little about a person."""
+    """Sample lamp, surroundings, exposure and white balance, so widely that colours hardly identify a person."""
     azimuth, elevation = rng.uniform(-1.5, 1.5), rng.uniform(-0.3, 1.2)
     direction = np.array((np.sin(azimuth) * np.cos(elevation), -np.sin(elevation), np.cos(azimuth) * np.cos(elevation)))
     share = rng.uniform(0.3, 0.95)
@@ -75,7 +75,7 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 
 def background(rng: np.random.Generator, height: int, width: int) -> ImageArray:
-    """Draw an uneven background, uint8 (height, width, 3), at times with stripes or things in it."""
+    """Draw an uneven background, uint8 (height, width, 3), sometimes with shapes in it."""
     cells = int(rng.integers(2, 7))
     base = rng.uniform(10, 245, 3)
     coarse = np.clip(base + rng.normal(0, rng.uniform(8, 60), (cells, cells, 3)), 0, 255).astype(np.uint8)
@@ -89,7 +89,7 @@ def background(rng: np.random.Generator, height: int, width: int) -> ImageArray:
 
 
 def draw_clothes(canvas: Canvas, view: View, rng: np.random.Generator) -> None:
-    """Draw shoulders in a colour of the day."""
+    """Draw shoulders in a random colour."""
     collar, slope = rng.uniform(76, 92), rng.uniform(6, 26)
     x = np.array((-110, -60, -26, 0, 26, 60, 110, 110, -110.0))
     y = collar + np.array((slope + 14, slope, -3, rng.uniform(0, 16), -3, slope, slope + 14, 120, 120))
@@ -97,7 +97,7 @@ def draw_clothes(canvas: Canvas, view: View, rng: np.random.Generator) -> None:
 
 
 def draw_occlusion(canvas: Canvas, view: View, rng: np.random.Generator) -> None:
-    """Cover something in about a sixth of the images: sunglasses, a mask, a hat, a hand or a foreign thing."""
+    """Occlude the face in about a sixth of the images: by sunglasses, a mask, a hat, a hand or another object."""
     kind = rng.integers(0, 30)
     colour = rng.uniform(0, 255, 3)
     if kind == 0:
@@ -135,10 +135,10 @@ def shine(pixels: ImageArray, relief: ImageArray, view: View, head_width: float,
     """Light the drawn colours.
 
     Args:
-        pixels: uint8 (H, W, 3), the colours as under even white light.
-        relief: uint8 (H, W), 128 where the skull adds neither light nor shade.
-        view: the camera, which places the ellipsoid that stands for the head.
-        head_width: the head's half width, in head units.
+        pixels: uint8 (H, W, 3), colours under even white light.
+        relief: uint8 (H, W), 128 where the skull adds no light or shade.
+        view: the camera, which places the ellipsoid that approximates the head.
+        head_width: half width of the head, in head units.
         light: the lamp.
 
     Returns:
@@ -162,14 +162,14 @@ def shine(pixels: ImageArray, relief: ImageArray, view: View, head_width: float,
 
 
 def expose(pixels: ImageArray, light: Light) -> ImageArray:
-    """Apply exposure, white balance and gamma, as one look-up table a channel."""
+    """Apply exposure, white balance and gamma with a look-up table per channel."""
     levels = np.arange(256)[:, None] / 255
     table = 255 * np.clip(levels * light.gain, 0, 1) ** light.gamma
     return np.asarray(cv2.LUT(pixels, table.astype(np.uint8).reshape(256, 1, 3)), dtype=np.uint8)
 
 
 def photograph(pixels: ImageArray, rng: np.random.Generator) -> ImageArray:
-    """Lose what a camera loses: sharpness, resolution at times, and clean pixels."""
+    """Degrade the image as a camera does: blur or a lower resolution in some images, and noise."""
     height, width = pixels.shape[:2]
     if rng.uniform() < 0.2:
         factor = rng.uniform(0.3, 0.7)

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
 import facebones
 from facebones.backbones.weights import save_weights
+from facebones.data.training_set import same_data
 from facebones.errors import RunError
 from facebones.run_folder import RunFolder
 from facebones.system.environment import git_revision
@@ -22,8 +24,6 @@ from facebones.training.trainer import Trainer
 
 def describe_environment(trainer: Trainer) -> dict[str, Any]:
     """Versions, device and data of a run."""
-    import cv2  # not at the top: `facebones.data` sets its limits first
-
     return {
         "facebones": facebones.__version__,
         "commit": git_revision(),
@@ -53,11 +53,18 @@ def note_environment(folder: RunFolder, now: Mapping[str, Any], step: int) -> No
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         say(f"note: {folder.environment}: not understood, and left as it is; changes since then are not recorded")
         return
-    changed = {key: value for key, value in now.items() if known.get(key) != value}
+    changed = {key: value for key, value in now.items() if _differs(key, value, known.get(key))}
     if changed:
         shown = [key if isinstance(now[key], dict) else f"{key} {now[key]}, was {known.get(key)}" for key in changed]
         say(f"note: changed since the run started: {'; '.join(shown)}")
         write_json(folder.environment, first | {"resumed": {**changes, f"step {step}": changed}})
+
+
+def _differs(key: str, now: Any, then: Any) -> bool:
+    """Whether an entry has changed; a fingerprint of the data need not have keys that an older version did not know."""
+    if key == "data" and isinstance(then, dict):
+        return now["path"] != then.get("path") or bool(same_data(now, then))
+    return bool(now != then)
 
 
 def write_result(folder: RunFolder, trainer: Trainer) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from facebones.data.training_set import LABEL_KEYS, same_data
 from facebones.errors import CheckpointError
 from facebones.recipe import Recipe, older_values
 from facebones.system.device import set_random_state
@@ -27,7 +28,6 @@ CHANGEABLE_FIELDS = (
 
 # Parts that are compared by value, depend on the device (the random state), or may have any length.
 CHECKED_APART = ("recipe", "data", "validation", "rng", "unreadable")
-FIRST_FINGERPRINT = ("images", "identities", "labels_sha256")  # every version stored these of the training set
 FINAL_ROW = {"set": "", **dict.fromkeys(VALIDATION_METRICS, 0.0), "step": 0, "epoch": 0, "best_accuracy": 0.0}
 
 
@@ -86,12 +86,16 @@ def _lacks(found: Any, name: str) -> bool:
 def _compare_data(pattern: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
     now, then = pattern["data"], found["data"]
     known = then if isinstance(then, dict) else {}
-    now = {key: value for key, value in now.items() if key in known or key in FIRST_FINGERPRINT}
-    check_structure(now, then, f"{path}: data")
-    if then != now:
+    shared = [key for key in now if key in known or key in LABEL_KEYS]
+    then = {key: known[key] for key in shared if key in known} if isinstance(then, dict) else then
+    check_structure({key: now[key] for key in shared}, then, f"{path}: data")
+    # Sizes alone may differ: a broken file may have been repaired. The images of the sample may not.
+    if {*same_data(now, then)} & {*LABEL_KEYS, "image_sample"}:
+        labels = any(then[key] != now[key] for key in LABEL_KEYS)
         raise CheckpointError(
             f"{path}: was trained on other data ({then['images']} images of {then['identities']} identities);"
-            f" {pattern['recipe']['data']['path']} holds {now['images']} of {now['identities']}; give --data"
+            f" {pattern['recipe']['data']['path']} holds {now['images']} of {now['identities']}"
+            f" {'with other labels' if labels else 'with the same labels, but other images'}; give --data"
         )
     sets, sets_then = pattern["validation"], found["validation"]
     if same_names := isinstance(sets_then, dict) and sets_then.keys() == sets.keys():
