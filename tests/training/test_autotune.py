@@ -10,8 +10,8 @@ from facebones.cli.main import main
 from facebones.errors import RunError
 from facebones.recipe import load_recipe
 from facebones.run_folder import RunFolder
-from facebones.study.plan import make_plan
 from facebones.study.launchers.local import next_run
+from facebones.study.plan import make_plan
 from facebones.study.study import load_study
 from facebones.training import autotune
 from facebones.training.autotune import COMPILING_SECONDS, Trial, choose_settings, measure
