@@ -282,7 +282,7 @@ def test_broken_cache_is_said_and_ignored(only, images, cache, capsys, edit):
     capsys.readouterr()
     assert take(images).runtime == "same"
     assert "not understood and" in capsys.readouterr().err
-    take(images)  # and was written anew
+    take(images)  # and was written again
     assert "not understood" not in capsys.readouterr().err
 
 

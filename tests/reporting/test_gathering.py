@@ -82,6 +82,16 @@ def test_the_command_makes_a_study_of_the_same_fields(tmp_path):
     assert study.profile.enabled and study.overrides["training.epochs"] == "2"
 
 
+def test_the_command_names_evaluation_sets_and_plug_ins(tmp_path):
+    study = make_study(tmp_path / "s")
+    plugins = ["my_net.py", "my_head"]
+    edit(study / "study.json", lambda content: content.update(plugins=plugins))
+    edit(study / "study.json", lambda content: content["study"].update(evaluate=["lfw", "tiny=faces"]))
+    words = shlex.split(load_results(study).command)
+    assert words[words.index("--evaluate") + 1] == "lfw,tiny=faces"
+    assert [words[at + 1] for at, word in enumerate(words) if word == "--import"] == plugins
+
+
 def test_a_study_that_does_not_come_with_the_package_is_a_file_in_the_command(tmp_path):
     assert load_results(make_study(tmp_path / "a", name="my own")).command.startswith(
         "facebones compare 'my own.yaml' "

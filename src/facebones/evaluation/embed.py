@@ -15,7 +15,7 @@ from torch import nn
 from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.data.image_sources import EncodedImages, ImageSource, read_batches
 from facebones.errors import DataError
-from facebones.evaluation.models import Features, Model, Precision
+from facebones.evaluation.models import Batch, Features, Model, Precision
 
 if TYPE_CHECKING:
     from facebones.evaluation.feature_store import FeatureFile
@@ -93,18 +93,19 @@ def embed(
             stack.enter_context(evaluation_mode(model.network))
         first = min((store.complete for store in stores.values()), default=len(source))
         batches = stack.enter_context(closing(read_batches(source, first, batch_size, image_size, workers)))
-        what = f"embedding {source.name}{f', from image {first}' if first else ''}"
-        left = len(source) - first
-        shown: Iterable[npt.NDArray[np.uint8]] = batches
-        if progress:
-            from facebones.system.progress import track
-
-            shown = track(batches, what, left, size=batch_size, unit="images")
+        shown = _with_progress(batches, source, first, batch_size) if progress else batches
         for start, batch in zip(range(first, len(source), batch_size), shown, strict=True):
             for name, model in models.items():
                 if stores[name].complete == start:  # else an earlier pass got further with this model
                     stores[name].append(model(batch, flip))
     return {name: store.features() for name, store in stores.items()}
+
+
+def _with_progress(batches: Iterable[Batch], source: ImageSource, first: int, batch_size: int) -> Iterable[Batch]:
+    from facebones.system.progress import track
+
+    what = f"embedding {source.name}{f', from image {first}' if first else ''}"
+    return track(batches, what, len(source) - first, size=batch_size, unit="images")
 
 
 class FeatureArray:

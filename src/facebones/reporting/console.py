@@ -164,7 +164,7 @@ def print_evaluation(content: Mapping[str, Any]) -> None:
         for metric in metrics:
             if metric["reason"] is not None:
                 print(f"{metric_words(metric)}: not measured; {metric['reason']}")
-        _print_details(section.get("details") or {})
+        _print_details(section)
         _print_tests(metrics, models, title)
 
 
@@ -199,11 +199,12 @@ def _metric_table(metrics: Sequence[MetricJson], models: Sequence[str]) -> tuple
     return columns, [[model, *(row[place] for row in cells)] for place, model in enumerate(models)]
 
 
-def _print_details(details: Mapping[str, Any]) -> None:
+def _print_details(section: Mapping[str, Any]) -> None:
     """Print what else a protocol says of each model: its single values, and its lists of records."""
+    printed = {metric["name"] for metric in section["metrics"]} | set(section.get("sizes") or {})
     records: dict[str, list[Mapping[str, Any]]] = {}
-    for model, content in details.items():
-        values = {key: value for key, value in content.items() if _is_single(value)}
+    for model, content in (section.get("details") or {}).items():
+        values = {key: value for key, value in content.items() if _is_single(value) and key not in printed}
         records.setdefault("", []).append({"model": model, **values})
         for key, value in content.items():
             if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):

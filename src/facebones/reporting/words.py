@@ -23,9 +23,9 @@ METRICS = {
 }
 USUAL_RULES = ("", "strict")  # any other rule is part of the display name
 DETAILS = {
-    "accuracy_std": "accuracy, deviation over folds",
-    "tar_at_far_1e3": "TAR at FAR 0.001, as published",
-    "tar_at_far_1e3_std": "its deviation over folds",
+    "accuracy_std": "std over folds",
+    "tar_at_far_1e3": "TAR at FAR 0.001 as published",
+    "tar_at_far_1e3_std": "its std",
     "far": "FAR",
     "far_reached": "FAR reached",
     "published": "TAR as published",
@@ -105,7 +105,7 @@ def _plain(value: Any) -> str:
 
 
 def percent(rate: float, deviation: float | None = None) -> str:
-    """A rate in percent, with its standard deviation where there is one.
+    """A rate in percent, with its standard deviation if there is one.
 
     >>> percent(0.666), percent(0.9, 0.01)
     ('66.60 %', '90.00 % ± 1.00')
