@@ -24,7 +24,8 @@ REGISTRIES = (backbones._REGISTRY, data_formats._formats, protocols._REGISTRY, h
 
 
 def blocks(text, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [code for name, code in found if name == language]
 
 
 def signature(name):
