@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from facebones.reporting.console import mark_best, print_evaluation, print_table
-from facebones.reporting.words import percent_interval
+from facebones.reporting.console import print_evaluation, print_table
+from facebones.reporting.words import mark_best, percent_interval
 
 
 @pytest.mark.parametrize(

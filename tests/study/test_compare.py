@@ -595,7 +595,7 @@ def test_a_study_trains_measures_and_does_nothing_twice(write, tmp_path):
     assert all(run["versions"] == versions_here() for run in content["runs"])
     pairs = json.loads((output / "evaluation" / "pairs.json").read_text())
     assert list(pairs["models"]) == [f"{SMALL}_seed0", f"{SMALL}_seed1"]
-    values = [pairs["sets"][0]["models"][name]["accuracy"] for name in pairs["models"]]
+    values = [pairs["results"][0]["details"][name]["accuracy"] for name in pairs["models"]]
     accuracy = metrics_of(content["summary"][0])["tiny"]
     assert accuracy["values"] == values and accuracy["mean"] == pytest.approx(sum(values) / 2)
 

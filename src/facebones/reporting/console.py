@@ -1,18 +1,26 @@
-"""Tables on stdout and in Markdown, and what the commands `evaluate`, `logs`, `profile` and `export` print.
+"""Tables on stdout, and what the commands `evaluate`, `logs`, `profile` and `export` print.
 
 Tables are complete also where stdout is not a terminal.
 """
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from facebones.reporting.words import detail_words, metric_words, p_words, percent, percent_interval, set_words
+from facebones.reporting.words import (
+    MARKS,
+    detail_words,
+    mark_best,
+    metric_words,
+    p_words,
+    percent,
+    percent_interval,
+    set_words,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-MARKS = "best: the best of all; *: not significantly different from the best"
 PIPED_WIDTH = 240  # columns at least, if stdout is not a terminal
 MOST_MODELS_BY_PAIRS = 4  # with more, only the tests against the best are printed; the JSON has all
 
@@ -112,36 +120,6 @@ def _unbroken(cell: str) -> list[str]:
 def _frame(columns: Sequence[str]) -> int:
     """Width of the borders: one and two spaces per column, and the last border."""
     return 3 * len(columns) + 1
-
-
-def mark_best(cells: Sequence[str], best: int, alike: Sequence[bool]) -> list[str]:
-    """Mark the best cell of a column, and those not significantly different from it with a star; see MARKS.
-
-    Args:
-        cells: texts of the column.
-        best: index of the best.
-        alike: of each cell, whether it was tested and is not significantly different from the best; that of the best
-            itself does not matter.
-
-    >>> mark_best(["99.1 %", "99.3 %", "95.0 %"], 1, [True, True, False])
-    ['99.1 % *', '99.3 % best', '95.0 %']
-    """
-    marks = ["best" if index == best else "*" if same else "" for index, same in enumerate(alike)]
-    return [f"{cell} {mark}".rstrip() for cell, mark in zip(cells, marks, strict=True)]
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A table in Markdown; the columns with the indices `right` are right-aligned.
-
-    >>> print(markdown_table(("name", "size"), [("a", "1")], right=(1,)))
-    | name | size |
-    |---|--:|
-    | a | 1 |
-    <BLANKLINE>
-    """
-    rule = "|".join("--:" if number in right else "---" for number in range(len(columns)))
-    lines = [f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines) + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------- evaluations

@@ -14,6 +14,7 @@ import torch
 import facebones
 from facebones.backbones import lookup_backbone
 from facebones.data.folders import find_pair_set, open_training_set
+from facebones.data.training_set import CONTENT_KEYS, same_data
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
 from facebones.profiling.networks import Source, find_sources
@@ -24,6 +25,7 @@ from facebones.system.environment import git_revision
 from facebones.training.run import with_absolute_paths
 
 # Fields that may differ between a run and its plan: places, the amount of logging, and measurements on the way.
+DATA_OF = "data of "
 FREE_FIELDS = ("data.path", "data.workers", "training.checkpoint_every", "training.choose", "validation.", "log.")
 DONE, UNFINISHED, TO_DO = "done", "unfinished", "to do"
 VERSIONS = ("facebones", "git_revision", "torch")
@@ -100,8 +102,11 @@ class PlannedRun:
         if self.state == TO_DO:
             return
         lacking, found = lacking_fields(self.folder.config), _decisive_of(self.folder)
+        other_data = {*same_data(self.data, read_environment(self.folder).get("data", {}))} & {*CONTENT_KEYS}
         for name, value in self.decisive.items():
             if name not in found or found[name] == value or (name in lacking and self.accept_version):
+                continue
+            if name.startswith(DATA_OF) and name.removeprefix(DATA_OF) not in other_data:
                 continue
             was = f"{found[name]!s:.60}"
             if name in lacking:
@@ -110,7 +115,7 @@ class PlannedRun:
                     f" the study says {value!s:.60}; set {name} to {was}, accept the older run by --accept-version, or"
                     " choose another --output"
                 )
-            advice = "" if name.startswith("data of ") else f"set {name} to {was}, or "
+            advice = "" if name.startswith(DATA_OF) else f"set {name} to {was}, or "
             raise ConfigError(
                 f"{self.folder.path}: holds a run with {name} {was}, and the study says {value!s:.60};"
                 f" {advice}choose another --output"
@@ -320,7 +325,7 @@ def _trained_models(sources: Sequence[Source], taken: Sequence[str]) -> dict[str
 
 
 def _decisive(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
-    return _deciding(recipe.values()) | {f"data of {key}": value for key, value in data.items()}
+    return _deciding(recipe.values()) | {f"{DATA_OF}{key}": value for key, value in data.items()}
 
 
 def _decisive_of(folder: RunFolder) -> dict[str, Any]:
