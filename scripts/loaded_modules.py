@@ -33,8 +33,9 @@ COMMANDS = {
 # Each module's name, and whether it is more than a package's __init__.py.
 COUNT = """
 import json, sys
-ours = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "facebones"}
-print("\\n" + json.dumps({name: not hasattr(ours[name], "__path__") for name in sorted(ours)}))
+modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "facebones"}
+ours = {name: not hasattr(module, "__path__") for name, module in modules.items()}
+print("\\n" + json.dumps(dict(sorted(ours.items()))))
 """
 RUN = """
 import runpy, sys
