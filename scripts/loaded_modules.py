@@ -20,7 +20,10 @@ TRAIN = ["train", "demo", "--data", "faces", "--backbone", "study_mixfacenet_xs"
 FUNCTIONS = {
     "evaluate": "facebones.evaluate(facebones.load_model('ready', device='cpu'), 'faces/synthetic.bin')",
     "train": "facebones.train(facebones.load_recipe('demo', {fields!r}), 'run', device='cpu')",
-    "report": "from pathlib import Path; from facebones.reporting.report import write_report; write_report([Path({finished!r})], Path('report'))",
+    "report": (
+        "from pathlib import Path; from facebones.reporting.report import write_report;"
+        " write_report([Path({finished!r})], Path('report'))"
+    ),
 }
 COMMANDS = {
     "evaluate": ["evaluate", "pairs", "--checkpoint", "ready", "--data", "faces/synthetic.bin", "--device", "cpu"],
@@ -30,7 +33,8 @@ COMMANDS = {
 # Each module's name, and whether it is more than a package's __init__.py.
 COUNT = """
 import json, sys
-ours = {name: not hasattr(module, "__path__") for name, module in sys.modules.items() if name.split(".")[0] == "facebones"}
+modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "facebones"}
+ours = {name: not hasattr(module, "__path__") for name, module in modules.items()}
 print("\\n" + json.dumps(dict(sorted(ours.items()))))
 """
 RUN = """

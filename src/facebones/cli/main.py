@@ -21,7 +21,7 @@ from facebones.cli.options import Arguments, Command, current_names, import_opti
 from facebones.errors import ConfigError, FaceBonesError, first_line
 from facebones.plugins import import_plugins
 from facebones.system.malloc import tune_malloc
-from facebones.system.signals import Interrupted, stop_signals, stop_with_parent
+from facebones.system.processes import Interrupted, stop_signals, stop_with_parent
 
 GROUPS = {"evaluate": "measure a trained backbone", "data": "inspect, convert, align and synthesize faces"}
 # In the order of the help.

@@ -231,7 +231,7 @@ def _measure(
     sources = [group[0].images() for group in groups]
     opened = open_models(models, **opening)
     if runtime is not None:
-        from facebones.evaluation.autotune_runtime import with_runtime
+        from facebones.evaluation.runtimes import with_runtime
 
         opened = with_runtime(opened, runtime, sources, batch_size=batch_size, flip=flip)
     results = []
