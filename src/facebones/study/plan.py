@@ -14,6 +14,7 @@ import torch
 import facebones
 from facebones.backbones import lookup_backbone
 from facebones.data.folders import find_pair_set, open_training_set
+from facebones.data.training_set import LABEL_KEYS, same_data
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
 from facebones.profiling.networks import Source, find_sources
@@ -74,18 +75,16 @@ class PlannedRun:
         return UNFINISHED if self.folder.config.is_file() else TO_DO
 
     @property
-    def decisive(self) -> dict[str, Any]:
-        """What decides the weights, by name: fields of the recipe and the data, without what the run autotunes.
-
-        The package version is not part of it: an upgrade alone never makes a study train again.
-        """
+    def fields(self) -> dict[str, Any]:
+        """Fields of the recipe that decide the weights, by "section.field"; without those that the run autotunes."""
         chosen = [f"training.{name}" for name in self.recipe.training.choose]
-        return {key: value for key, value in _decisive(self.recipe, self.data).items() if key not in chosen}
+        fields = self.recipe.values().items()
+        return {name: value for name, value in fields if not name.startswith(FREE_FIELDS) and name not in chosen}
 
     @property
     def fingerprint(self) -> str:
-        """Digest of `decisive`."""
-        return hashlib.sha256(json.dumps(self.decisive, sort_keys=True).encode()).hexdigest()
+        """Digest of what decides the weights: `fields` and `data`, but not the version of the package."""
+        return hashlib.sha256(json.dumps([self.fields, self.data], sort_keys=True).encode()).hexdigest()
 
     def first_recipe(self) -> Recipe:
         """The recipe to start with; another seed of the backbone may have autotuned its open settings already."""
@@ -99,8 +98,9 @@ class PlannedRun:
         """Raise ConfigError if the folder holds a run that this plan would not have made."""
         if self.state == TO_DO:
             return
-        lacking, found = lacking_fields(self.folder.config), _decisive_of(self.folder)
-        for name, value in self.decisive.items():
+        lacking = lacking_fields(self.folder.config)
+        found = load_config(self.folder.config).values() | lacking
+        for name, value in self.fields.items():
             if name not in found or found[name] == value or (name in lacking and self.accept_version):
                 continue
             was = f"{found[name]!s:.60}"
@@ -110,11 +110,22 @@ class PlannedRun:
                     f" the study says {value!s:.60}; set {name} to {was}, accept the older run by --accept-version, or"
                     " choose another --output"
                 )
-            advice = "" if name.startswith("data of ") else f"set {name} to {was}, or "
             raise ConfigError(
                 f"{self.folder.path}: holds a run with {name} {was}, and the study says {value!s:.60};"
-                f" {advice}choose another --output"
+                f" set {name} to {was}, or choose another --output"
             )
+        self._refuse_other_data()
+
+    def _refuse_other_data(self) -> None:
+        """As `resume` does: labels and sampled images must agree; a run that was killed early has recorded none."""
+        data = read_environment(self.folder).get("data", {})
+        for name in same_data(self.data, data) if data else ():
+            if name in (*LABEL_KEYS, "image_sample"):
+                raise ConfigError(
+                    f"{self.folder.path}: holds a run on data of {name} {data.get(name)!s:.60}, and"
+                    f" {self.recipe.data.path} has {name} {self.data.get(name)!s:.60}; give --data, or choose another"
+                    " --output"
+                )
 
     def write_lacking_fields(self) -> None:
         """Complete the config.yaml of an older run, so that it continues as it began and not by today's defaults."""
@@ -217,6 +228,7 @@ def find_sets(study: Study, recipe: Recipe) -> list[Protocol]:
         FaceBonesError: a set or a protocol is missing, or two sets of a protocol have one name.
     """
     beside = Path(recipe.data.path or ".")
+    beside = beside.parent if beside.is_file() else beside
     pair_sets = study.pair_sets or ([] if study.evaluate else recipe.validation.sets)
     found = [one for item in study.evaluate for one in _sets_of(item, beside)]
     found += [lookup_protocol("pairs")(find_pair_set(name, beside)) for name in pair_sets]
@@ -317,21 +329,6 @@ def _trained_models(sources: Sequence[Source], taken: Sequence[str]) -> dict[str
             raise ConfigError(f"backbones: two models are called {name}; rename the folder or file {path}")
         models[name] = path
     return models
-
-
-def _decisive(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
-    return _deciding(recipe.values()) | {f"data of {key}": value for key, value in data.items()}
-
-
-def _decisive_of(folder: RunFolder) -> dict[str, Any]:
-    """The same for the run in a folder; one that was killed early has not recorded its data yet."""
-    data = read_environment(folder).get("data", {})
-    found = _decisive(load_config(folder.config), {key: value for key, value in data.items() if key != "path"})
-    return found | _deciding(lacking_fields(folder.config))
-
-
-def _deciding(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if not name.startswith(FREE_FIELDS)}
 
 
 def _last_lines(path: Path) -> list[dict[str, Any]]:
