@@ -228,6 +228,8 @@ def test_an_older_run_that_computed_otherwise_is_continued_as_it_began_only_if_t
     accepted.write_lacking_fields()
     assert load_config(run.folder.config).optimizer.decay_norm_and_prelu is False
 
+    assert make_plan(load_study(write()), tmp_path / "out", accept_version=True).runs[0].state == "unfinished"
+
     with pytest.raises(ConfigError, match="epochs 1, and the study says 2"):
         make_plan(load_study(write(epochs=2)), tmp_path / "out", accept_version=True)
 

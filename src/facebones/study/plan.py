@@ -18,7 +18,7 @@ from facebones.data.training_set import LABEL_KEYS, same_data
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
 from facebones.profiling.networks import Source, find_sources
-from facebones.recipe import Recipe, lacking_fields, load_config
+from facebones.recipe import Recipe, is_older_meaning, lacking_fields, load_config
 from facebones.run_folder import RunFolder
 from facebones.study.study import Study
 from facebones.system.environment import git_revision
@@ -101,7 +101,9 @@ class PlannedRun:
         lacking = lacking_fields(self.folder.config)
         found = load_config(self.folder.config).values() | lacking
         for name, value in self.fields.items():
-            if name not in found or found[name] == value or (name in lacking and self.accept_version):
+            if name not in found or found[name] == value:
+                continue
+            if self.accept_version and (name in lacking or is_older_meaning(name, found[name])):
                 continue
             was = f"{found[name]!s:.60}"
             if name in lacking:
