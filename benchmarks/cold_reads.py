@@ -23,7 +23,7 @@ from unittest.mock import patch
 import numpy as np
 
 from facebones.data.folders import RecordSet
-from facebones.data.order import EpochOrder
+from facebones.data.loader import EpochOrder
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, pack
 

@@ -98,8 +98,7 @@ def from_loader(batches: Iterator[object], workers: int) -> Side:
 def our_batches(records: Path, workers: int, index: int = 0) -> Iterator[object]:
     """Batches without end, as `facebones train` gets them; with `index`, of a set that is as long."""
     from facebones.data.folders import RecordSet, open_training_set
-    from facebones.data.loader import training_batches
-    from facebones.data.order import EpochOrder
+    from facebones.data.loader import EpochOrder, training_batches
     from facebones.system.malloc import tune_malloc
 
     tune_malloc()

@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 import torch
 
-from facebones.data.alignment import REFERENCE, similarity_transforms
 from facebones.data.image_sources import LooseCrops
+from facebones.data.preprocessing import REFERENCE, similarity_transforms
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import Model
 

@@ -78,9 +78,8 @@ def our_pass(backbone: str, runtime: str, count: int) -> tuple[Callable[[], obje
     """`Model` by a runtime; and what is told of it: its name and seconds of setup."""
     import torch
 
-    from facebones.evaluation.autotune_runtime import choose
     from facebones.evaluation.models import Model
-    from facebones.evaluation.runtimes import run_by
+    from facebones.evaluation.runtimes import choose, run_by
     from facebones.system.malloc import tune_malloc
 
     tune_malloc()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facebones.heads import create_head
-from facebones.profiling.memory import CLEAR_REFS, RESET_PEAK, _resident
+from facebones.profiling.measurements import CLEAR_REFS, RESET_PEAK, _resident
 from facebones.recipe import OptimizerConfig, head_config
 from facebones.training.optimizer import build_optimizer
 

@@ -1,9 +1,9 @@
 """Compare a whole training, from the command to the last validation, with the plain loop of the field's trainers.
 
 Both follow the same recipe on the same faces: the loop of `plain.py` over a folder of images, and `facebones train
---speed auto`, which begins with nothing measured and nothing compiled before. Two trainings go on at once, each on its
-half of the cores (by `taskset`), the first ones one of each side. Hours go by: a training that has ended is kept in
---output, and is not repeated when the command is given again.
+--autotune`, which starts with empty caches. Two trainings run at the same time, each on its half of the cores (by
+`taskset`), one of each side first. This takes hours: a finished training is kept in --output and is not repeated when
+the command is run again.
 
     python benchmarks/whole_training.py --data FOLDER --output DIR [--recipe small_data] [--seeds 0 1] [--jobs 2]
 
@@ -120,8 +120,7 @@ def begin(side: str, seed: int, cores: list[int], arguments: argparse.Namespace)
             str(Path(sys.executable).with_name("facebones")),
             "train",
             *words,
-            "--speed",
-            "auto",
+            "--autotune",
             "--device",
             "cpu",
         ]

@@ -20,14 +20,23 @@ TRAIN = ["train", "demo", "--data", "faces", "--backbone", "study_mixfacenet_xs"
 FUNCTIONS = {
     "evaluate": "facebones.evaluate(facebones.load_model('ready', device='cpu'), 'faces/synthetic.bin')",
     "train": "facebones.train(facebones.load_recipe('demo', {fields!r}), 'run', device='cpu')",
-    "report": "from facebones.reporting.report import write_report; write_report([{finished!r}], 'report')",
+    "report": (
+        "from pathlib import Path; from facebones.reporting.report import write_report;"
+        " write_report([Path({finished!r})], Path('report'))"
+    ),
 }
 COMMANDS = {
     "evaluate": ["evaluate", "pairs", "--checkpoint", "ready", "--data", "faces/synthetic.bin", "--device", "cpu"],
     "train": [*TRAIN, "--output", "run"],
     "report": ["report", str(FINISHED), "--output", "report"],
 }
-COUNT = "import json, sys\nprint('\\n' + json.dumps(sorted(n for n in sys.modules if n.split('.')[0] == 'facebones')))"
+# Each module's name, and whether it is more than a package's __init__.py.
+COUNT = """
+import json, sys
+modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "facebones"}
+ours = {name: not hasattr(module, "__path__") for name, module in modules.items()}
+print("\\n" + json.dumps(dict(sorted(ours.items()))))
+"""
 RUN = """
 import runpy, sys
 sys.argv = ["facebones", *{words!r}]
@@ -55,7 +64,9 @@ def main(*, commands: bool, names: bool) -> None:
             function = FUNCTIONS[job].format(fields=fields, finished=str(FINISHED))
             code = RUN.format(words=words) if commands else f"import facebones\n{function}\n"
             loaded = json.loads(python(code + COUNT, folder).splitlines()[-1])
-            print(f"{job}: {len(loaded)} modules" + (f": {', '.join(loaded)}" if names else ""))
+            print(f"{job}: {len(loaded)} modules, {sum(loaded.values())} of them not a package's __init__.py")
+            if names:
+                print("  " + ", ".join(loaded))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The public Python API: each name resolves, is documented, and its example runs."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,40 @@ from pathlib import Path
 import pytest
 
 import facebones
+from facebones.backbones import registry as backbones
+from facebones.data import training_set as data_formats
+from facebones.evaluation import protocol as protocols
+from facebones.heads import registry as heads
+from facebones.training import callbacks
 
 ROOT = Path(__file__).parents[1]
+# Name to the section of the page that describes it, in the page's order.
+SECTIONS = {
+    part.partition("\n")[0]: part for part in re.split("^### ", (ROOT / "docs/api.md").read_text(), flags=re.M)[1:]
+}
+REGISTRIES = (backbones._REGISTRY, data_formats._formats, protocols._REGISTRY, heads._REGISTRY)
+
+
+def blocks(text, language):
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [code for name, code in found if name == language]
+
+
+def signature(name):
+    """The call of a function, with names and defaults."""
+    found = inspect.signature(getattr(facebones, name))
+    plain = [parameter.replace(annotation=parameter.empty) for parameter in found.parameters.values()]
+    text = f"facebones.{name}{found.replace(parameters=plain, return_annotation=found.empty)}"
+    return re.sub(r"<class '[\w.]+\.(\w+)'>", r"\1", text)
+
+
+@pytest.fixture
+def own_registries(monkeypatch):
+    """Forget afterwards what the examples register."""
+    monkeypatch.setattr(callbacks, "_REGISTERED", list(callbacks._REGISTERED))
+    yield
+    for registry, name in zip(REGISTRIES, ("tiny_net", "one_folder", "mean_norm", "plain_arcface"), strict=True):
+        registry.pop(name, None)
 
 
 @pytest.mark.parametrize("name", facebones._API)
@@ -34,3 +67,55 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_import_and_dir_need_no_torch():
     code = "import sys, facebones; dir(facebones); sys.exit(len({'torch', 'numpy', 'cv2'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------------ docs/api.md
+
+
+def test_the_page_describes_every_public_name():
+    assert set(SECTIONS) == set(facebones._API)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_page_shows_each_signature(name):
+    shown, *_ = blocks(SECTIONS[name], "")
+    assert " ".join(shown.split()) == signature(name)
+    assert blocks(SECTIONS[name], "python")
+
+
+def run_examples(names):
+    """Run the examples in order, in one namespace; names in a traceback tell the section."""
+    namespace = {}
+    for name in names:
+        for code in blocks(SECTIONS[name], "python"):
+            exec(compile(code, f"docs/api.md: {name}", "exec"), namespace)
+    return namespace
+
+
+@pytest.fixture
+def faces(tmp_path, monkeypatch):
+    from facebones.synthetic.dataset import synthesize
+
+    synthesize(tmp_path / "faces", identities=4, images_per_identity=4, pairs=20, template_subjects=2, workers=1)
+    monkeypatch.chdir(tmp_path)
+
+
+SLOW = ("profile", "export", "compare")
+
+
+@pytest.mark.usefixtures("faces", "own_registries")
+def test_the_examples_run():
+    namespace = run_examples([name for name in SECTIONS if name not in SLOW])
+    assert namespace["results"].runs[0].final_accuracy("synthetic") is not None
+    assert "mean_norm" in protocols.list_protocols() and "plain_arcface" in heads.list_heads()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("faces")
+def test_the_slow_examples_run(capsys):
+    pytest.importorskip("onnxscript")
+    namespace = run_examples(["list_backbones", "create_backbone", "load_recipe", "train", "load_model", *SLOW])
+    assert Path("mixfacenet.onnx").is_file()
+    content = namespace["content"]
+    assert [run["state"] for run in content["runs"]] == ["done", "done"]
+    assert Path(content["report"]).is_file() and content["report"] in capsys.readouterr().out

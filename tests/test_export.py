@@ -187,7 +187,7 @@ def test_a_network_that_cannot_be_traced(trained, tiny_backbone, tmp_path, monke
         return original(self, x if x.sum() > 0 else -x)
 
     monkeypatch.setattr(type(backbone), "forward", forward)
-    assert main(["export", "--checkpoint", str(run), "--output", str(tmp_path / "out.onnx")]) == 1
+    assert main(["export", "--model", str(run), "--output", str(tmp_path / "out.onnx")]) == 1
     (line,) = capfd.readouterr().err.splitlines()
     assert "tiny_for_tests cannot be exported: " in line and "--debug shows the rest" in line
     assert names_in(tmp_path) == {"run"}
@@ -195,7 +195,7 @@ def test_a_network_that_cannot_be_traced(trained, tiny_backbone, tmp_path, monke
 
 def test_the_command_prints_for_people_and_programs(trained, tiny_backbone, small_data, tmp_path, capfd):
     run, _ = trained(tiny_backbone, 16)
-    words = ["export", "--checkpoint", str(run), "--data", str(small_data / "tiny.bin"), "--output"]
+    words = ["export", "--model", str(run), "--data", str(small_data / "tiny.bin"), "--output"]
     assert main([*words, str(tmp_path / "new" / "a.onnx"), "--json"]) == 0
     result = json.loads(capfd.readouterr().out)
     assert result["bytes"] == (tmp_path / "new" / "a.onnx").stat().st_size
@@ -206,11 +206,11 @@ def test_the_command_prints_for_people_and_programs(trained, tiny_backbone, smal
     for text in ("tiny_for_tests, 16-d", "int8 after 9 images", "accuracy on tiny", "latency of one image", "RGB"):
         assert text in printed.out
     assert printed.err == ""
-    assert main(["evaluate", "pairs", "--checkpoint", str(tmp_path / "b.onnx"), *words[3:5]]) == 0
+    assert main(["evaluate", "pairs", "--model", str(tmp_path / "b.onnx"), *words[3:5]]) == 0
 
 
 REFUSED = {
-    "no checkpoint": (["--checkpoint", "{tmp}/nothing"], "nothing: no such run or file"),
+    "no checkpoint": (["--model", "{tmp}/nothing"], "nothing: no such run or file"),
     "no calibration data": (["--int8", "--calibration", "{tmp}/nothing"], "nothing"),
     "no calibration": (["--int8"], "--int8 and --calibration DATA go together"),
     "no int8": (["--calibration", "{data}"], "--int8 and --calibration DATA go together"),
@@ -232,7 +232,7 @@ def test_bad_input(words, message, trained, tiny_backbone, small_data, tmp_path,
     (tmp_path / "there.onnx").write_bytes(b"mine")
     before = sorted(tmp_path.rglob("*"))
     words = [word.format(tmp=tmp_path, data=small_data) for word in words]
-    assert main(["export", "--checkpoint", str(run), "--output", str(tmp_path / "out.onnx"), *words]) == 2
+    assert main(["export", "--model", str(run), "--output", str(tmp_path / "out.onnx"), *words]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("facebones: ") and message in line
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "there.onnx").read_bytes() == b"mine"
@@ -241,5 +241,5 @@ def test_bad_input(words, message, trained, tiny_backbone, small_data, tmp_path,
 def test_missing_packages(trained, tiny_backbone, tmp_path, monkeypatch, capfd):
     run, _ = trained(tiny_backbone, 16)
     monkeypatch.setattr(exporting, "PACKAGES", ("onnx", "no_such_package"))
-    assert main(["export", "--checkpoint", str(run), "--output", str(tmp_path / "out.onnx")]) == 2
+    assert main(["export", "--model", str(run), "--output", str(tmp_path / "out.onnx")]) == 2
     assert "exporting needs no_such_package; pip install 'facebones[export]'" in capfd.readouterr().err

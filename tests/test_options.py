@@ -1,6 +1,8 @@
 """Options with one name and one meaning: old names, short names, plug-ins, and the lists of what ships."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from facebones.cli.main import COMMANDS, _parse, main
 from facebones.cli.options import RECIPE_OPTIONS, RENAMED_OPTIONS
 from facebones.recipe import field_names, load_recipe, shipped_files
 
-ROOT = Path(__file__).parents[1]
+EXAMPLES = Path(__file__).parents[1] / "examples"
 PAIRS = "evaluate pairs --data lfw.bin"
 TEMPLATES = "evaluate templates --model r --data IJBC"
 SEARCH = "evaluate identification --model r --data IJBC"
@@ -104,47 +106,49 @@ def test_short_options_set_fields_of_a_study(small_data, tiny_backbone, tmp_path
 
 # ------------------------------------------------------------------------------------------------------ plug-ins
 
-PLUGIN = """
-from torch import nn
 
-from facebones.backbones import Backbone, register_backbone
-
-
-class Flat(Backbone):
-    def __init__(self, embedding_size):
-        super().__init__()
-        self.embedding_size = embedding_size
-        self.pool = nn.AdaptiveAvgPool2d(4)
-        self.linear = nn.Linear(48, embedding_size)
-        self.norm = nn.BatchNorm1d(embedding_size)
-
-    def forward(self, x):
-        return self.norm(self.linear(self.pool(x).flatten(1))).float()
+def run(folder, line):
+    """Run a command line in a process of its own, in a folder."""
+    words = [sys.executable, "-m", "facebones", *line.split()]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
 
 
-@register_backbone()
-def flat_of_a_user(embedding_size, dropout):
-    \"\"\"A user's own network.\"\"\"
-    return Flat(embedding_size)
-"""
+def test_every_example_is_imported_by_train_and_evaluate(small_data, tmp_path):
+    photos = shutil.copytree(small_data.parent / "images", tmp_path / "friends.people")
+    rows = [f"{path.relative_to(tmp_path)},{path.parent.name}" for path in sorted(photos.glob("*/*.jpg"))]
+    (tmp_path / "list.csv").write_text("\n".join(["path,person", *rows]) + "\n")
+    shutil.copy(small_data / "tiny.bin", tmp_path)
+    used = [EXAMPLES / f"{name}.py" for name in ("my_backbone", "norm_head", "csv_faces", "print_callback")]
+    imports = " ".join(f"--import {path}" for path in used)
+    trained = run(
+        tmp_path,
+        f"train demo --data list.csv --backbone my_backbone --head.name norm_margin --head.margin 0.2 {imports}"
+        " --output run --workers 1 --batch-size 4 --epochs 1 --validation.sets tiny --device cpu --log.every 1",
+    )
+    assert trained.returncode == 0 and "callback: step 1 of 7: loss" in trained.stdout, trained.stderr
+    assert "mean_norm" in (tmp_path / "run" / "metrics.jsonl").read_text()
+    resumed = run(tmp_path, "resume run --device cpu")  # the run knows its plug-ins
+    assert resumed.returncode == 0, resumed.stderr
+    protocol = f"--import {EXAMPLES / 'tiny_protocol.py'}"
+    evaluate = f"evaluate sets --model run --data friends.people tiny.bin --device cpu --json {protocol}"
+    evaluated = run(tmp_path, f"{evaluate} --import {used[0]}")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert {content["protocol"] for content in json.loads(evaluated.stdout)} == {"pairs", "nearest_photo"}
+    without = run(tmp_path, evaluate)
+    assert without.returncode == 2 and "unknown backbone 'my_backbone'" in without.stderr.splitlines()[-1]
 
 
-def test_a_backbone_in_a_users_file_trains_resumes_and_is_evaluated(small_data, tmp_path):
-    (tmp_path / "my_net.py").write_text(PLUGIN)
-    pairs = small_data / "tiny.bin"
-    lines = [
-        f"train demo --data {small_data} --backbone flat_of_a_user --output run --workers 0 --batch-size 4 --epochs 1"
-        " --validation.sets tiny --device cpu --import my_net.py",
-        "resume run --device cpu --import my_net.py",
-        f"evaluate pairs --model run --data {pairs} --device cpu --json --import my_net.py",
-    ]
-    for line in lines:
-        words = [sys.executable, "-m", "facebones", *line.split()]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["models"]["run"]["backbone"] == "flat_of_a_user"
-    without = subprocess.run(words[:-2], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert without.returncode == 2 and "unknown backbone 'flat_of_a_user'" in without.stderr
+def test_the_examples_are_listed_and_short():
+    files = sorted(path.name for path in EXAMPLES.glob("*.py"))
+    assert files == sorted(re.findall(r"^\| \[(.*?)\]", (EXAMPLES / "README.md").read_text(), re.MULTILINE))
+    assert len(files) == 5
+    assert all(len((EXAMPLES / name).read_text().splitlines()) <= 60 for name in files)
+
+
+def test_a_registered_name_is_a_model(small_data, tiny_backbone, capsys):
+    pairs = str(small_data / "tiny.bin")
+    assert main(["evaluate", "pairs", "--model", tiny_backbone, "--data", pairs, "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["models"][tiny_backbone]["backbone"] == tiny_backbone
 
 
 @pytest.mark.parametrize(

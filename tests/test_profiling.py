@@ -16,12 +16,12 @@ from facebones.backbones import create_backbone
 from facebones.cli.main import main
 from facebones.errors import ConfigError, RunError
 from facebones.onnx.graph import count_onnx
-from facebones.profiling import Conditions, latency
-from facebones.profiling import memory as peak_memory
+from facebones.profiling import Conditions
+from facebones.profiling import measurements as latency
+from facebones.profiling import measurements as peak_memory
 from facebones.profiling.conditions import ROUNDS, Inference
 from facebones.profiling.cost import count_operations
-from facebones.profiling.latency import LEAST_BATCHES, LEAST_SINGLES, measure_timings
-from facebones.profiling.memory import measure_peak_memory
+from facebones.profiling.measurements import LEAST_BATCHES, LEAST_SINGLES, measure_peak_memory, measure_timings
 from facebones.profiling.networks import Source, find_sources
 
 SMALL = ("study_mixfacenet_xs", "study_shufflefacenet_0_5")

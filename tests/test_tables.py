@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from facebones.reporting.console import mark_best, print_table
-from facebones.reporting.words import percent_interval
+from facebones.reporting.console import print_evaluation, print_table
+from facebones.reporting.words import mark_best, percent_interval
 
 
 @pytest.mark.parametrize(
@@ -107,3 +107,41 @@ def test_a_pipe_gets_whole_rows(capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + len(NETWORKS) + 1
     print_table(["error"], [["a" * 300]])
     assert "a" * 300 in capsys.readouterr().out
+
+
+def test_an_evaluation_is_printed_with_its_metrics_details_and_tests(capsys):
+    def metric(name, values, **more):
+        intervals = {model: {"low": value - 0.1, "high": value + 0.1} for model, value in values.items()}
+        known = {"name": name, "at": {}, "rule": "", "reason": None, "values": values, "intervals": intervals}
+        return {**known, "comparisons": [], "best": "a", "not_different_from_best": ["a"], **more}
+
+    ends = {"low": 0.01, "high": 0.35}
+    test = {"first": "a", "second": "b", "difference": 0.18, "interval": ends, "p_value": 0.02, "adjusted": 0.04}
+    values = {"a": 0.75, "b": 0.57}
+    section = {
+        "protocol": "tiny",
+        "set": "holiday",
+        "setting": "",
+        "sizes": {"pairs": 1234},
+        "metrics": [
+            metric("purity", values, at={"faces": 3}, comparisons=[{**test, "method": "a test"}]),
+            metric("tar", {}, at={"far": 1e-6}, reason="too few pairs", best=None),
+        ],
+        "details": {
+            model: {"purity": 1, "xnorm": 20.25, "rates": [{"far": 0.5, "published": 0.25}]} for model in values
+        },
+    }
+    models = {name: {"backbone": "net", "checkpoint": f"{name}.pt"} for name in values}
+    print_evaluation({"models": models, "results": [section]})
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in (
+        "a: net, a.pt",
+        "holiday tiny: 1,234 pairs",
+        "purity at faces 3 75.00 % [65.00, 85.00] best 57.00 % [47.00, 67.00]",
+        "TAR at FAR 1e-06: not measured; too few pairs",
+        "XNorm",
+        "20.25",
+        "TAR as published",
+        "purity at faces 3 a - b +18.00 [+1.00, +35.00] 0.020 0.040 a test",
+    ):
+        assert words in printed, words

@@ -23,7 +23,7 @@ from facebones.evaluation.verification import check_pair_set, evaluate_pair_set
 from facebones.onnx.backbone import OnnxBackbone
 from facebones.onnx.graph import NETWORK_INPUT, OPSET, PIXEL_INPUT, InputForm, check_packages, quiet, to_onnx
 from facebones.onnx.quantize import METHOD, Calibration, quantize, stack_images
-from facebones.profiling.latency import measure_timings
+from facebones.profiling.measurements import measure_timings
 from facebones.system.files import atomic_write, check_writable
 
 TOLERANCE = 1e-4  # relative to an embedding's norm

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from facebones.data.alignment import REFERENCE, align_face, five_of_68, similarity_transform
+from facebones.data.preprocessing import REFERENCE, align_face, five_of_68, similarity_transform
 from facebones.errors import DataError
 
 

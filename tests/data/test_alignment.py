@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from facebones.cli.main import main
-from facebones.data.alignment import REFERENCE, align_face, five_of_68
 from facebones.data.folders import open_training_set
 from facebones.data.images import decode
+from facebones.data.preprocessing import REFERENCE, align_face, five_of_68
 from facebones.datatools import align_folder as alignment
 from facebones.datatools.align_folder import MISSING, Encoding, align_folder
 from facebones.datatools.landmarks import FaceDetector, LandmarkTable, quiet_opencv

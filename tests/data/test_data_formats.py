@@ -17,8 +17,7 @@ from facebones import plugins
 from facebones.data import loader as loading
 from facebones.data import training_set as registry
 from facebones.data.folders import ImageFolder, RecordSet, open_training_set
-from facebones.data.loader import training_batches
-from facebones.data.order import EpochOrder
+from facebones.data.loader import EpochOrder, training_batches
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, pack
 from facebones.data.training_set import LABEL_KEYS, TrainingSet, list_data_formats, register_data_format, same_data

@@ -154,7 +154,7 @@ from facebones.data.folders import open_training_set
 from facebones.data.image_sources import EncodedImages, read_batches
 from facebones.data.images import decode
 from facebones.data.loader import training_batches
-from facebones.data.order import EpochOrder
+from facebones.data.loader import EpochOrder
 from facebones.datatools.inspect import inspect_data
 decode(Path("a.png").read_bytes(), "a.png", 112)
 assert cv2.getNumThreads() == 3

@@ -12,8 +12,7 @@ import torch
 from facebones.data import loader as loading
 from facebones.data.folders import open_training_set
 from facebones.data.images import decode
-from facebones.data.loader import BatchMemory, training_batches
-from facebones.data.order import EpochOrder
+from facebones.data.loader import BatchMemory, EpochOrder, training_batches
 from facebones.errors import DataError, RunError
 
 
@@ -60,7 +59,7 @@ from facebones.data import loader as loading
 from facebones.data.folders import open_training_set
 from facebones.data.images import decode
 from facebones.data.loader import BatchMemory, training_batches
-from facebones.data.order import EpochOrder
+from facebones.data.loader import EpochOrder
 import cv2
 cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 9)
 data = open_training_set({str(small_data)!r})

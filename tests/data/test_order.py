@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from facebones.data.order import GROUP_BLOCKS, BlockOrder, EpochOrder
+from facebones.data.loader import GROUP_BLOCKS, BlockOrder, EpochOrder
 
 
 class Numbered:

@@ -13,12 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from facebones.data.alignment import REFERENCE, align_face
 from facebones.data.image_sources import EncodedImages, LooseCrops, read_batches
 from facebones.data.images import decode
-from facebones.data.preprocessing import Preprocessing
+from facebones.data.preprocessing import REFERENCE, Preprocessing, align_face
 from facebones.errors import ConfigError, DataError, RunError
-from facebones.evaluation import feature_store as feature_files
+from facebones.evaluation import embed as feature_files
 from facebones.evaluation.embed import ImageEmbeddings, embed, flip_sum_normalised, mean_norm
 from facebones.evaluation.models import Model, load_model
 

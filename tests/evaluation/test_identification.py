@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from facebones.data.ijb_lists import SubjectList
 from facebones.errors import DataError
-from facebones.evaluation import identification
-from facebones.evaluation.identification import Searches, identify, open_set_result, search
+from facebones.evaluation import ijb_identification as identification
+from facebones.evaluation.ijb_identification import Searches, identify, open_set_result, search
 
 
 def listed(*pairs):

@@ -15,12 +15,11 @@ from facebones.cli.options import RUNTIME_HELP
 from facebones.data.image_sources import EncodedImages
 from facebones.data.pair_bins import read_pairs
 from facebones.errors import ConfigError, UnknownNameError
-from facebones.evaluation import autotune_runtime as runtime_choice
 from facebones.evaluation import runtimes
-from facebones.evaluation.autotune_runtime import choose, smallest_cosine, with_runtime
+from facebones.evaluation import runtimes as runtime_choice
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import Model
-from facebones.evaluation.runtimes import AUTO, EAGER, RUNTIMES, Runtime, run_by
+from facebones.evaluation.runtimes import AUTO, EAGER, RUNTIMES, Runtime, choose, run_by, smallest_cosine, with_runtime
 from facebones.run_folder import RunFolder
 
 CPU = torch.device("cpu")
@@ -282,7 +281,7 @@ def test_broken_cache_is_said_and_ignored(only, images, cache, capsys, edit):
     capsys.readouterr()
     assert take(images).runtime == "same"
     assert "not understood and" in capsys.readouterr().err
-    take(images)  # and was written anew
+    take(images)  # and was written again
     assert "not understood" not in capsys.readouterr().err
 
 

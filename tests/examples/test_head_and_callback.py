@@ -15,7 +15,7 @@ from facebones.plugins import import_plugins
 from facebones.recipe import head_config, load_config, load_recipe
 from facebones.run_folder import RunFolder
 from facebones.system.checkpoint import load_checkpoint
-from facebones.system.signals import Interrupted
+from facebones.system.processes import Interrupted
 from facebones.training import callbacks
 from facebones.training.callbacks import Callback
 from facebones.training.logs import read_metrics

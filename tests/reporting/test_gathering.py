@@ -27,7 +27,8 @@ from facebones.backbones import create_backbone
 from facebones.errors import ConfigError, DataError, FaceBonesError
 from facebones.importers.run_from_logs import convert_logs
 from facebones.reporting.load import load_results
-from facebones.reporting.results import EvaluatedSet
+from facebones.reporting.results import EvaluatedSet, Run
+from facebones.reporting.runs import different_recipes, split_by_recipe
 from facebones.reporting.tables import report_tables
 from facebones.study.study import load_study
 
@@ -80,6 +81,16 @@ def test_the_command_makes_a_study_of_the_same_fields(tmp_path):
     study = load_study(words[2], overrides=overrides, **given)
     assert (study.backbones, study.seeds, study.ijb) == ([SMALL, MIDDLE], [0, 1], ["IJBC"])
     assert study.profile.enabled and study.overrides["training.epochs"] == "2"
+
+
+def test_the_command_names_evaluation_sets_and_plug_ins(tmp_path):
+    study = make_study(tmp_path / "s")
+    plugins = ["my_net.py", "my_head"]
+    edit(study / "study.json", lambda content: content.update(plugins=plugins))
+    edit(study / "study.json", lambda content: content["study"].update(evaluate=["lfw", "tiny=faces"]))
+    words = shlex.split(load_results(study).command)
+    assert words[words.index("--evaluate") + 1] == "lfw,tiny=faces"
+    assert [words[at + 1] for at, word in enumerate(words) if word == "--import"] == plugins
 
 
 def test_a_study_that_does_not_come_with_the_package_is_a_file_in_the_command(tmp_path):
@@ -512,3 +523,24 @@ def test_models_without_a_backbone_have_no_costs(tmp_path):
     )
     edit(tmp_path / "e" / "pairs.json", lambda content: content.update(models={"net": {}}, results=[]))
     assert "checkpoint" in refused(DataError, tmp_path / "e")
+
+
+def test_runs_of_one_set_stay_together_though_versions_recorded_different_keys(tmp_path):
+    recipe = {"backbone": {"name": "net"}, "training": {"epochs": 2, "seed": 0}}
+    labels = {"path": "a", "images": 9, "identities": 3, "labels_sha256": "ab"}
+    data = {
+        "older": labels,
+        "newer": labels | {"image_sample": "01 -", "file_sizes_sha256": "1"},
+        "repaired": labels | {"image_sample": "01 02", "file_sizes_sha256": "2"},
+        "moved": labels | {"path": "b"},
+        "other": labels | {"labels_sha256": "cd"},
+    }
+    runs = [
+        Run(name=name, backbone="net", folder=tmp_path, recipe=recipe, environment={"data": found})
+        for name, found in data.items()
+    ]
+    split = split_by_recipe(runs)
+    assert [run.backbone for run in split] == ["net (older)"] * 4 + ["net (other)"]
+    assert [run.environment for run in split] == [run.environment for run in runs]
+    assert different_recipes(runs[:4]) == []
+    assert "the training data" in different_recipes(runs)[0]

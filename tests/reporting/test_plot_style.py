@@ -195,7 +195,7 @@ def test_limits_are_close_around_the_rates():
 
 def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path):
     code = (
-        "import sys, facebones.reporting.plots.training_curves, facebones.reporting.plots.curves as i\n"
+        "import sys, facebones.reporting.plots.curves as i\n"
         "import facebones.reporting.plots.report_plots\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"i.plot_cmc({{'a': [0.5, 0.6]}}, {str(tmp_path / 'y.pdf')!r})\n"

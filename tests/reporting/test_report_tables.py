@@ -14,11 +14,10 @@ from synthetic_study import (
     write_pairs,
 )
 
-from facebones.reporting.console import MARKS
 from facebones.reporting.load import load_results
 from facebones.reporting.results import Results
 from facebones.reporting.tables import report_tables
-from facebones.reporting.words import percent_interval
+from facebones.reporting.words import MARKS, percent_interval
 
 
 def tables_of(*folders):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from facebones.errors import DataError
-from facebones.reporting.plots.training_curves import _column, running_mean
+from facebones.reporting.plots.report_plots import _column, running_mean
 
 
 def test_running_mean():

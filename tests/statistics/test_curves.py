@@ -276,7 +276,7 @@ def test_published_reading_may_exceed_the_target_and_skips_points():
 
 @given(scored_pairs())
 @settings(deadline=None)
-def test_corners_keep_every_figure(pairs):
+def test_corners_keep_every_metric(pairs):
     curve = roc(*pairs)
     bends = corners(curve)
     assert area_under_curve(bends) == pytest.approx(area_under_curve(curve), abs=1e-12)

@@ -9,6 +9,8 @@ import pytest
 
 import facebones
 from facebones.cli.main import main
+from facebones.data.folders import open_training_set
+from facebones.errors import ConfigError
 from facebones.study.compare import preview
 from facebones.study.study import load_study
 from facebones.training.logs import read_metrics
@@ -70,3 +72,29 @@ def test_a_finished_older_study_is_reported(older):
     assert main(["report", "finished", "--output", "report"]) == 0
     content = json.loads((older / "report" / "results.json").read_text())
     assert {run["name"]: run["state"] for run in content["runs"]} == {DONE: "done", UNFINISHED: "done"}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "other"),
+    [
+        ({"record_sizes_sha256": "00"}, False),  # a broken file was repaired
+        ({"file_sizes_sha256": "00"}, False),  # the set was converted
+        ({"image_sample": "unreadable"}, False),
+        ({"image_sample": "00"}, True),
+        ({"labels_sha256": "00"}, True),
+    ],
+)
+def test_a_study_continues_with_repaired_images_and_not_with_others(older, recorded, other):
+    environment = older / "finished" / "runs" / DONE / "seed0" / "environment.json"
+    content = json.loads(environment.read_text())
+    if "image_sample" in recorded:
+        sample = open_training_set("data").fingerprint()["image_sample"].split(" ")
+        sample[5] = "-" if recorded["image_sample"] == "unreadable" else "00"
+        recorded = {"image_sample": " ".join(sample)}
+    environment.write_text(json.dumps(content | {"data": content["data"] | recorded}))
+    study = load_study("s.yaml", data="data")
+    if other:
+        with pytest.raises(ConfigError, match=f"holds a run with data of {next(iter(recorded))}"):
+            preview(study, older / "finished", device="cpu")
+    else:
+        preview(study, older / "finished", device="cpu")

@@ -15,7 +15,7 @@ import torch
 
 from facebones.run_folder import RunFolder
 from facebones.system.checkpoint import load_checkpoint
-from facebones.system.signals import Interrupted
+from facebones.system.processes import Interrupted
 from facebones.training.logs import read_metrics
 from facebones.training.run import resume, train
 from facebones.training.trainer import Trainer

@@ -196,6 +196,8 @@ FORGED = {
     "recipe is a list": {"recipe": [1]},
     "recipe of lists": {"recipe": {"backbone": [1]}},
     "recipe of tensors": {"recipe": {"backbone": {"name": torch.ones(3)}}},
+    "recipe of a head of lists": {"recipe": {"head": {"name": [1], "m2": [2]}}},
+    "head metrics of text": {"meter": {"loss_sum": 1.0, "counted": 1, "skipped": 0, "head": {"norm": "1"}}},
     "no data": {"data": None},
     "data lacks": {"data": {"images": 28}},
     "data of tensors": {"data": {"images": torch.ones(2), "identities": 4, "labels_sha256": ""}},

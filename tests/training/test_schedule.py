@@ -2,7 +2,7 @@ import pytest
 
 from facebones.errors import ConfigError
 from facebones.recipe import ScheduleConfig
-from facebones.training.schedule import build_schedule
+from facebones.training.optimizer import build_schedule
 
 PER_EPOCH, EPOCHS = 10, 4
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from facebones.backbones.base import LARGEST_EMBEDDING, Backbone
 from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError
-from facebones.system.files import atomic_write, write_json
 
 if TYPE_CHECKING:
     from facebones.run_folder import RunFolder
@@ -37,6 +36,8 @@ def save_weights(folder: "RunFolder", backbone: Backbone, card: Mapping[str, Any
         backbone: the network.
         card: what the weights are; "backbone" and "embedding_size" at least, so that `load_backbone` needs no options.
     """
+    from facebones.system.files import atomic_write, write_json
+
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     with atomic_write(folder.weights) as file:
         # A single entry: safetensors writes several in random order, and equal runs should write equal files.

@@ -151,7 +151,7 @@ def _run(arguments: Arguments, protocols: Any, **options: Any) -> None:
 
     taken = ("output", "backbone", "batch_size", "workers", "device", "runtime", "seed")
     contents = run_protocols(
-        named_files(arguments.model, "--model"),
+        {label: str(path) for label, path in named_files(arguments.model, "--model").items()},  # or a backbone's name
         protocols,
         preprocessing=_preprocessing(arguments),
         bootstrap=arguments.bootstrap,

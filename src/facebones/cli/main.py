@@ -21,7 +21,7 @@ from facebones.cli.options import Arguments, Command, current_names, import_opti
 from facebones.errors import ConfigError, FaceBonesError, first_line
 from facebones.plugins import import_plugins
 from facebones.system.malloc import tune_malloc
-from facebones.system.signals import Interrupted, stop_signals, stop_with_parent
+from facebones.system.processes import Interrupted, stop_signals, stop_with_parent
 
 GROUPS = {"evaluate": "measure a trained backbone", "data": "inspect, convert, align and synthesize faces"}
 # In the order of the help.
@@ -116,9 +116,8 @@ def _continuation(arguments: Arguments, argv: list[str]) -> str:
         from facebones.run_folder import RunFolder
 
         run = RunFolder(arguments.output if name == "train" else arguments.run_folder)
-        imports = "".join(f" --import {shlex.quote(name)}" for name in arguments.imports)
         device = "" if arguments.device == "auto" else f" --device {arguments.device}"
-        return f"continue with: {run.resume_command}{imports}{device}"
+        return f"continue with: {run.resume_command}{device}"
     if name == "demo":
         return f"continue with: facebones demo --output {shlex.quote(str(arguments.output))}"
     if name in {"data convert", "data align"}:

@@ -9,8 +9,7 @@ from facebones.errors import ConfigError
 
 Arguments = argparse.Namespace
 
-MODEL_METAVAR = "RUN|FILE|NAME"
-MODEL_HELP = "a run, checkpoint, safetensors or ONNX file, or the name of a registered backbone (fresh weights)"
+MODEL_HELP = "a run, checkpoint, safetensors or ONNX file, or the name of a registered backbone (random weights)"
 RUNTIME_HELP = (
     "how models are computed: eager, bf16, compiled, compiled-bf16, onnxruntime, openvino, openvino-bf16; auto: the"
     " fastest one here whose embeddings equal those of eager [eager]"
@@ -67,8 +66,10 @@ def import_option(parser: argparse.ArgumentParser) -> None:
 
 
 def model_option(parser: argparse.ArgumentParser) -> None:
-    """--model, one model."""
-    parser.add_argument("--model", required=True, type=Path, metavar=MODEL_METAVAR, help=MODEL_HELP)
+    """--model, one trained PyTorch model."""
+    parser.add_argument(
+        "--model", required=True, type=Path, metavar="RUN|FILE", help="a run, checkpoint or safetensors file"
+    )
 
 
 def models_option(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +78,7 @@ def models_option(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         action="append",
-        metavar=f"[LABEL=]{MODEL_METAVAR}",
+        metavar="[LABEL=]RUN|FILE|NAME",
         help=f"{MODEL_HELP}; repeat it to compare models",
     )
 

@@ -86,7 +86,7 @@ class LooseCrops:
     def __init__(
         self, name: str, folder: Path, files: Sequence[str], landmarks_Nx5x2: npt.NDArray[np.floating[Any]]
     ) -> None:
-        from facebones.data.alignment import REFERENCE, similarity_transforms
+        from facebones.data.preprocessing import REFERENCE, similarity_transforms
         from facebones.data.text_lists import leads_out
 
         if landmarks_Nx5x2.shape != (len(files), 5, 2):
@@ -107,8 +107,8 @@ class LooseCrops:
 
     def read(self, index: int, size: int) -> ImageArray:
         """See `ImageSource`."""
-        from facebones.data.alignment import ALIGNED_SIZE, warp
         from facebones.data.folders import read_image_file
+        from facebones.data.preprocessing import ALIGNED_SIZE, warp
 
         path = self._prefix + self.files[index]
         try:

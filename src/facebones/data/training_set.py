@@ -25,6 +25,8 @@ SAMPLE = 64  # images whose bytes a fingerprint covers
 UNREADABLE = "-"
 # Every fingerprint has these keys; fingerprints of older versions have no others.
 LABEL_KEYS = ("images", "identities", "labels_sha256")
+# Where one of these differs, it is other data. Sizes alone may differ: a broken file may have been repaired.
+CONTENT_KEYS = (*LABEL_KEYS, "image_sample")
 
 
 class TrainingSet(ABC):

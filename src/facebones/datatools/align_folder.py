@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import cv2
 
-from facebones.data.alignment import align_face
 from facebones.data.folders import is_image_name, read_image_file
 from facebones.data.images import ImageArray, decode
+from facebones.data.preprocessing import align_face
 from facebones.data.training_set import evenly
 from facebones.datatools.contact_sheet import IN_ROW, write_face_sheet
 from facebones.datatools.landmarks import LandmarkSource, LandmarkTable, quiet_opencv

@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.alignment import five_of_68
 from facebones.data.images import ImageArray, single_threaded_opencv
+from facebones.data.preprocessing import five_of_68
 from facebones.errors import CheckpointError, ConfigError, DataError
 
 POINTS = (5, 68)

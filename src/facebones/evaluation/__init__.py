@@ -1,1 +1,1 @@
-"""Protocols that turn embeddings into figures."""
+"""Embedding of images, and protocols that turn embeddings into metrics."""

@@ -17,7 +17,6 @@ from facebones.backbones.weights import load_backbone, read_card
 from facebones.data.preprocessing import OURS, Preprocessing, to_network_input
 from facebones.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from facebones.system.device import device_settings, select_device, to_device
-from facebones.system.progress import say
 
 if TYPE_CHECKING:
     from facebones.onnx.backbone import OnnxBackbone
@@ -328,6 +327,7 @@ def _fresh(name: str, device: str) -> Model:
 
 
 def _note(text: str) -> None:
+    from facebones.system.progress import say
 
     say(f"note: {text}")
 

@@ -172,14 +172,11 @@ def run_protocols(
     )
     described = {name: model.describe() for name, model in opened.items()}
     options = {"flip": flip, "bootstrap": bootstrap, "seed": seed}
-    contents = {}
-    for protocol in {type(one).name: one for one in protocols}.values():
-        mine = [result for result in results if result.protocol == protocol.name]
-        contents[protocol.name] = result_content(protocol.name, described, options, mine)
-        if output is not None:
-            from facebones.system.files import write_json
-
-            write_json(output / protocol.file, contents[protocol.name])
+    files = {protocol.name: protocol.file for protocol in protocols}
+    of = {name: [result for result in results if result.protocol == name] for name in files}
+    contents = {name: result_content(name, described, options, of[name]) for name in files}
+    if output is not None:
+        _write(output, {files[name]: content for name, content in contents.items()})
     return contents
 
 
@@ -198,6 +195,13 @@ def result_content(
         "options": dict(options),
         "results": [result.to_json() for result in results],
     }
+
+
+def _write(output: Path, contents: Mapping[str, Any]) -> None:
+    from facebones.system.files import write_json
+
+    for file, content in contents.items():
+        write_json(output / file, content)
 
 
 def _protocols(given: AnyProtocol | Sequence[AnyProtocol]) -> list[Protocol]:
@@ -227,7 +231,7 @@ def _measure(
     sources = [group[0].images() for group in groups]
     opened = open_models(models, **opening)
     if runtime is not None:
-        from facebones.evaluation.autotune_runtime import with_runtime
+        from facebones.evaluation.runtimes import with_runtime
 
         opened = with_runtime(opened, runtime, sources, batch_size=batch_size, flip=flip)
     results = []

@@ -11,8 +11,7 @@ from facebones.onnx.backbone import OnnxBackbone
 from facebones.onnx.graph import count_onnx
 from facebones.profiling.conditions import Conditions, Inference
 from facebones.profiling.cost import count_operations, count_parameters, unused_parameters, weights_bytes
-from facebones.profiling.latency import measure_timings
-from facebones.profiling.memory import measure_peak_memory
+from facebones.profiling.measurements import measure_peak_memory, measure_timings
 from facebones.profiling.networks import Source, family_of, find_sources, open_network
 from facebones.system.files import atomic_write, check_writable, write_json
 from facebones.system.progress import track

@@ -167,7 +167,7 @@ def older_values(now: Recipe, found: Any) -> dict[str, Any]:
     sections = {name: part for name, part in _present_names(sections, note=False).items() if name in SECTIONS}
     with contextlib.suppress(FaceBonesError):  # what is no head is compared as it is
         head = sections.get("head", {})
-        options = lookup_head(head.get("name", DEFAULT_HEAD)).options
+        options = lookup_head(str(head.get("name", DEFAULT_HEAD))).options
         older = {item.name: limits_of(item)["older"] for item in _fields(options)}
         then_given = {key: value for key, value in older.items() if value is not SAME} | head
         sections["head"] = _read_head(then_given, str, lenient=True).combined().to_dict()
@@ -284,7 +284,7 @@ def _given(
     sections: Mapping[str, Any], overrides: Mapping[str, str], where: Mapping[str, str], places: dict[str, str]
 ) -> dict[str, dict[str, str]]:
     """Overrides as sections, under the present names of fields; adds their places to `places`."""
-    head = overrides.get("head.name", sections.get("head", {}).get("name", DEFAULT_HEAD))
+    head = str(overrides.get("head.name", sections.get("head", {}).get("name", DEFAULT_HEAD)))
     given: dict[str, dict[str, str]] = {}
     for key, text in overrides.items():
         section, _, name = key.partition(".")

@@ -1,1 +1,1 @@
-"""Pictures of results."""
+"""Reports: results read from files, as tables, plots, sentences and a page."""

@@ -1,18 +1,26 @@
-"""Tables on stdout and in Markdown, and what the commands `evaluate`, `logs`, `profile` and `export` print.
+"""Tables on stdout, and what the commands `evaluate`, `logs`, `profile` and `export` print.
 
 Tables are complete also where stdout is not a terminal.
 """
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from facebones.reporting.words import detail_words, metric_words, p_words, percent, percent_interval, set_words
+from facebones.reporting.words import (
+    MARKS,
+    detail_words,
+    mark_best,
+    metric_words,
+    p_words,
+    percent,
+    percent_interval,
+    set_words,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-MARKS = "best: the best of all; *: not significantly different from the best"
 PIPED_WIDTH = 240  # columns at least, if stdout is not a terminal
 MOST_MODELS_BY_PAIRS = 4  # with more, only the tests against the best are printed; the JSON has all
 
@@ -114,36 +122,6 @@ def _frame(columns: Sequence[str]) -> int:
     return 3 * len(columns) + 1
 
 
-def mark_best(cells: Sequence[str], best: int, alike: Sequence[bool]) -> list[str]:
-    """Mark the best cell of a column, and those not significantly different from it with a star; see MARKS.
-
-    Args:
-        cells: texts of the column.
-        best: index of the best.
-        alike: of each cell, whether it was tested and is not significantly different from the best; that of the best
-            itself does not matter.
-
-    >>> mark_best(["99.1 %", "99.3 %", "95.0 %"], 1, [True, True, False])
-    ['99.1 % *', '99.3 % best', '95.0 %']
-    """
-    marks = ["best" if index == best else "*" if same else "" for index, same in enumerate(alike)]
-    return [f"{cell} {mark}".rstrip() for cell, mark in zip(cells, marks, strict=True)]
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A table in Markdown; the columns with the indices `right` are right-aligned.
-
-    >>> print(markdown_table(("name", "size"), [("a", "1")], right=(1,)))
-    | name | size |
-    |---|--:|
-    | a | 1 |
-    <BLANKLINE>
-    """
-    rule = "|".join("--:" if number in right else "---" for number in range(len(columns)))
-    lines = [f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines) + "\n"
-
-
 # ---------------------------------------------------------------------------------------------------- evaluations
 
 
@@ -164,7 +142,7 @@ def print_evaluation(content: Mapping[str, Any]) -> None:
         for metric in metrics:
             if metric["reason"] is not None:
                 print(f"{metric_words(metric)}: not measured; {metric['reason']}")
-        _print_details(section.get("details") or {})
+        _print_details(section)
         _print_tests(metrics, models, title)
 
 
@@ -199,11 +177,12 @@ def _metric_table(metrics: Sequence[MetricJson], models: Sequence[str]) -> tuple
     return columns, [[model, *(row[place] for row in cells)] for place, model in enumerate(models)]
 
 
-def _print_details(details: Mapping[str, Any]) -> None:
+def _print_details(section: Mapping[str, Any]) -> None:
     """Print what else a protocol says of each model: its single values, and its lists of records."""
+    printed = {metric["name"] for metric in section["metrics"]} | set(section.get("sizes") or {})
     records: dict[str, list[Mapping[str, Any]]] = {}
-    for model, content in details.items():
-        values = {key: value for key, value in content.items() if _is_single(value)}
+    for model, content in (section.get("details") or {}).items():
+        values = {key: value for key, value in content.items() if _is_single(value) and key not in printed}
         records.setdefault("", []).append({"model": model, **values})
         for key, value in content.items():
             if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from facebones.data.training_set import CONTENT_KEYS, same_data
 from facebones.errors import DataError, FaceBonesError
 from facebones.recipe import load_config
 from facebones.reporting.results import Cost, Run
@@ -226,10 +227,12 @@ def split_by_recipe(runs: Sequence[Run]) -> list[Run]:
     Such a backbone is named after its first run: "mobilefacenet (long)".
     """
     kinds: dict[str, dict[str, str]] = {}
-    for run in runs:
+    compared = _with_equal_fingerprints(runs)
+    for run in compared:
         if (kind := _kind(run)) is not None:
             kinds.setdefault(run.backbone, {}).setdefault(kind, run.name)
-    return [replace(run, backbone=_label(run, kinds.get(run.backbone, {}))) for run in runs]
+    labels = [_label(run, kinds.get(run.backbone, {})) for run in compared]
+    return [replace(run, backbone=label) for run, label in zip(runs, labels, strict=True)]
 
 
 def repeated_seeds(runs: Sequence[Run]) -> list[str]:
@@ -247,7 +250,7 @@ def repeated_seeds(runs: Sequence[Run]) -> list[str]:
 
 def different_recipes(runs: Sequence[Run]) -> list[str]:
     """A note if the recipes differ, because then more than the backbones is compared."""
-    found = [_compared(run) for run in runs if run.recipe]
+    found = [_compared(run) for run in _with_equal_fingerprints(runs) if run.recipe]
     names = list(dict.fromkeys(name for fields in found for name in fields))
     names = [name for name in names if any(fields.get(name) != found[0].get(name) for fields in found)]
     if not names:
@@ -292,6 +295,24 @@ def _kind(run: Run) -> str | None:
     if not run.recipe:
         return None if run.source == "run" else f"{run.source} {run.name}"
     return json.dumps(_compared(run), sort_keys=True)
+
+
+def _with_equal_fingerprints(runs: Sequence[Run]) -> list[Run]:
+    """The runs, each with the fingerprint of the first run on the same data: versions know different keys."""
+    known: list[Mapping[str, Any]] = []
+
+    def first_equal(data: Mapping[str, Any]) -> Mapping[str, Any]:
+        for other in known:
+            if not {*same_data(data, other)} & {*CONTENT_KEYS}:
+                return other
+        known.append(data)
+        return data
+
+    return [
+        replace(run, environment={**run.environment, "data": first_equal(data)}) if isinstance(data, dict) else run
+        for run in runs
+        for data in [run.environment.get("data")]
+    ]
 
 
 def _compared(run: Run) -> dict[str, Any]:

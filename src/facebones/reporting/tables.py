@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from facebones.reporting.console import MARKS, mark_best
 from facebones.reporting.results import BackboneTest, EvaluatedSet, MetricResult, Results, Run
-from facebones.reporting.words import decimal, p_words, percent, points, set_words, spread_words
+from facebones.reporting.words import MARKS, decimal, mark_best, p_words, percent, points, set_words, spread_words
 from facebones.statistics.significance import over_seeds
 
 HOW_METRICS = "Mean ± standard deviation over the seeds; for one seed, the value [95 % interval]."

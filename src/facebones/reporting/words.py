@@ -10,6 +10,7 @@ from typing import Any
 
 MOST_LISTED = 4  # names in a sentence; a longer list is counted instead
 FEWEST_DECIMALS, MOST_DECIMALS = 2, 4
+MARKS = "best: the best of all; *: not significantly different from the best"
 MINUS = "\N{MINUS SIGN}"
 SI_PREFIXES = ((1e9, " G"), (1e6, " M"), (1e3, " k"))
 
@@ -23,9 +24,9 @@ METRICS = {
 }
 USUAL_RULES = ("", "strict")  # any other rule is part of the display name
 DETAILS = {
-    "accuracy_std": "accuracy, deviation over folds",
-    "tar_at_far_1e3": "TAR at FAR 0.001, as published",
-    "tar_at_far_1e3_std": "its deviation over folds",
+    "accuracy_std": "std over folds",
+    "tar_at_far_1e3": "TAR at FAR 0.001 as published",
+    "tar_at_far_1e3_std": "its std",
     "far": "FAR",
     "far_reached": "FAR reached",
     "published": "TAR as published",
@@ -105,7 +106,7 @@ def _plain(value: Any) -> str:
 
 
 def percent(rate: float, deviation: float | None = None) -> str:
-    """A rate in percent, with its standard deviation where there is one.
+    """A rate in percent, with its standard deviation if there is one.
 
     >>> percent(0.666), percent(0.9, 0.01)
     ('66.60 %', '90.00 % ± 1.00')
@@ -194,3 +195,19 @@ def spread_words(spread: Any) -> str:
     if spread.deviation is None and spread.low is not None and spread.high is not None:
         return percent_interval(spread.mean, spread.low, spread.high)
     return percent(spread.mean, spread.deviation)
+
+
+def mark_best(cells: Sequence[str], best: int, alike: Sequence[bool]) -> list[str]:
+    """Mark the best cell of a column, and those not significantly different from it with a star; see MARKS.
+
+    Args:
+        cells: texts of the column.
+        best: index of the best.
+        alike: of each cell, whether it was tested and is not significantly different from the best; that of the best
+            itself does not matter.
+
+    >>> mark_best(["99.1 %", "99.3 %", "95.0 %"], 1, [True, True, False])
+    ['99.1 % *', '99.3 % best', '95.0 %']
+    """
+    marks = ["best" if index == best else "*" if same else "" for index, same in enumerate(alike)]
+    return [f"{cell} {mark}".rstrip() for cell, mark in zip(cells, marks, strict=True)]

@@ -11,7 +11,7 @@ person; the product carries the chance of a single pair a third time. No weights
 pairs of persons. `ResampledMetric.variance` subtracts it, as regressions on pairs do (P. M. Aronow, C. Samii and V. A.
 Assenova, "Cluster-robust variance estimation for dyadic data", Political Analysis 23 (2015)). Without this, intervals
 on sets with few pairs per person (LFW) are up to sqrt(3) times too wide. With it, the coverage of 95 % intervals is as
-in docs/protocols.md ("How well it holds").
+in docs/protocols.md ("How well this holds").
 
 Values are exact. The replicates count scores in cells, which changes a FAR by at most half a percent of itself. More
 than MOST_UNITS identities or pairs are drawn in that many random groups, which keeps the expected variance and bounds

@@ -5,7 +5,7 @@ where the variance is the bootstrap's (`ResampledMetric.variance`). It stays in 
 It was chosen by simulation (500 persons of different quality; accuracy, TAR, AUC and EER). Compared with it, value +-
 1.96 standard errors contained the true value in one data set of a hundred less, the bootstrap's percentiles in one or
 two less, basic intervals in three less. With 300 persons and 30 or fewer accepted impostor pairs the others fell to
-88-93 %, this one to 92 %. docs/protocols.md ("How well it holds") gives its coverage and its limits.
+88-93 %, this one to 92 %. docs/protocols.md ("How well this holds") gives its coverage and its limits.
 
 A test of two models asks whether the difference is further from 0 than its standard error explains; the models share
 their replicates. The p-value is two-sided, from Student's t with one degree of freedom less than there are identities

@@ -14,7 +14,7 @@ import torch
 import facebones
 from facebones.backbones import lookup_backbone
 from facebones.data.folders import find_pair_set, open_training_set
-from facebones.data.training_set import LABEL_KEYS, same_data
+from facebones.data.training_set import CONTENT_KEYS, same_data
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
 from facebones.profiling.networks import Source, find_sources
@@ -122,9 +122,9 @@ class PlannedRun:
         """As `resume` does: labels and sampled images must agree; a run that was killed early has recorded none."""
         data = read_environment(self.folder).get("data", {})
         for name in same_data(self.data, data) if data else ():
-            if name in (*LABEL_KEYS, "image_sample"):
+            if name in CONTENT_KEYS:
                 raise ConfigError(
-                    f"{self.folder.path}: holds a run on data of {name} {data.get(name)!s:.60}, and"
+                    f"{self.folder.path}: holds a run with data of {name} {data.get(name)!s:.60}, and"
                     f" {self.recipe.data.path} has {name} {self.data.get(name)!s:.60}; give --data, or choose another"
                     " --output"
                 )

@@ -17,9 +17,8 @@ from facebones.recipe import Recipe, load_recipe
 from facebones.run_folder import RunFolder
 from facebones.system.checkpoint import load_checkpoint, save_checkpoint
 from facebones.system.device import device_settings, random_state_kept, select_device
+from facebones.system.processes import PARENT_VARIABLE, Interrupted, stop_signals
 from facebones.system.progress import say
-from facebones.system.signals import PARENT_VARIABLE, Interrupted, stop_signals
-from facebones.training.autotune import choose_settings
 from facebones.training.callbacks import Callback, Callbacks, RunInfo, registered_callbacks
 from facebones.training.logs import MetricsLog, train_line, validation_line
 from facebones.training.run_files import describe_environment, note_environment, write_result
@@ -247,6 +246,8 @@ def _begin(recipe: Recipe, device: torch.device) -> Trainer:
     recipe = replace(with_absolute_paths(recipe), imports=_all_imports(recipe))
     trainer = _build(recipe, device)
     if recipe.training.choose:
+        from facebones.training.autotune import choose_settings
+
         del trainer  # one at a time: a head may take most of the memory
         trainer = Trainer(choose_settings(recipe, device), device)
     return trainer

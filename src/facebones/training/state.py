@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from facebones.data.training_set import LABEL_KEYS, same_data
+from facebones.data.training_set import CONTENT_KEYS, LABEL_KEYS, same_data
 from facebones.errors import CheckpointError
 from facebones.recipe import Recipe, older_values
 from facebones.system.device import set_random_state
@@ -89,8 +89,7 @@ def _compare_data(pattern: Mapping[str, Any], found: Mapping[str, Any], path: Pa
     shared = [key for key in now if key in known or key in LABEL_KEYS]
     then = {key: known[key] for key in shared if key in known} if isinstance(then, dict) else then
     check_structure({key: now[key] for key in shared}, then, f"{path}: data")
-    # Sizes alone may differ: a broken file may have been repaired. The images of the sample may not.
-    if {*same_data(now, then)} & {*LABEL_KEYS, "image_sample"}:
+    if {*same_data(now, then)} & {*CONTENT_KEYS}:
         labels = any(then[key] != now[key] for key in LABEL_KEYS)
         raise CheckpointError(
             f"{path}: was trained on other data ({then['images']} images of {then['identities']} identities);"

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from facebones.backbones import Backbone, create_backbone
 from facebones.data.folders import open_training_set
-from facebones.data.loader import Batch, training_batches
-from facebones.data.order import EpochOrder, block_size
+from facebones.data.loader import Batch, EpochOrder, block_size, training_batches
 from facebones.errors import CheckpointError, ConfigError, DataError
 from facebones.heads import create_head
 from facebones.recipe import Recipe
@@ -18,8 +17,7 @@ from facebones.system.device import random_state
 from facebones.system.progress import say
 from facebones.training import step as steps
 from facebones.training.logs import Meter, Stopwatch, find_summary_writer
-from facebones.training.optimizer import build_optimizer, materialise_optimizer_state
-from facebones.training.schedule import build_schedule
+from facebones.training.optimizer import build_optimizer, build_schedule, materialise_optimizer_state
 from facebones.training.state import check_state, restore_random_state
 from facebones.training.validation import Validation
 

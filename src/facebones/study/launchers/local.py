@@ -19,8 +19,8 @@ from facebones.recipe import dump_recipe
 from facebones.study.display import Display
 from facebones.study.plan import DONE, TO_DO, UNFINISHED, Plan, PlannedRun
 from facebones.system.files import atomic_write
+from facebones.system.processes import PARENT_VARIABLE, Interrupted, stop_signals
 from facebones.system.progress import say
-from facebones.system.signals import PARENT_VARIABLE, Interrupted, stop_signals
 
 POLL_SECONDS = 0.2
 LONGEST_ERROR = 2000

@@ -5,17 +5,26 @@ libraries allocate outside of torch. So a new process runs each network; its pea
 it embeds, minus the resident memory before the network was built. By then the interpreter, torch, ONNX Runtime and a
 small network have been loaded, so their memory does not count. Temporary memory of building and loading does not count
 either. Only Linux reports these numbers; elsewhere the result is missing, and so it is for an ONNX file on a GPU.
+
+Latency and throughput, measured so that a busy machine favours no network.
+
+The networks take turns: each gets a share of every round. Another job that slows the machine for a while thus slows
+all networks, and no result depends on one stretch of time. A turn starts with an untimed forward pass, waits for the
+device, then repeats until its time is filled. Medians and percentiles are over all repetitions of all rounds.
 """
 
 import importlib
 import multiprocessing
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,9 +32,10 @@ from facebones.backbones.base import Backbone
 from facebones.backbones.layers import conv_block
 from facebones.errors import RunError
 from facebones.plugins import import_plugins, imported_plugins
-from facebones.profiling.conditions import Conditions, Inference
+from facebones.profiling.conditions import ROUNDS, Conditions, Inference
 from facebones.profiling.networks import Source, open_network
 from facebones.system.device import select_device
+from facebones.system.progress import track
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # man 5 proc_pid_clear_refs
@@ -108,3 +118,63 @@ def _resident(kind: str) -> int:
     """
     (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith(f"{kind}:")]
     return int(line.split()[1]) * 1024
+
+
+# ------------------------------------------- Latency and throughput, measured so that a busy machine favours no network
+
+
+LEAST_SINGLES, LEAST_BATCHES = 4, 1  # repetitions per turn, however long they take
+
+
+@dataclass
+class Timings:
+    """Durations of forward passes, in seconds.
+
+    Attributes:
+        batch_size: images per batch.
+        single: durations with one image.
+        batch: durations with `batch_size` images.
+    """
+
+    batch_size: int
+    single: list[float] = field(default_factory=list)
+    batch: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float]:
+        """Latency percentiles in milliseconds, and images per second from the median batch."""
+        p50, p90 = np.percentile(self.single, [50, 90]) * 1000
+        return {
+            "latency_p50_ms": float(p50),
+            "latency_p90_ms": float(p90),
+            "latency_repetitions": len(self.single),
+            "throughput_images_per_second": float(self.batch_size / np.median(self.batch)),
+            "throughput_repetitions": len(self.batch),
+        }
+
+
+def measure_timings(inferences: Sequence[Callable[[int], None]], batch_size: int, seconds: float) -> list[Timings]:
+    """Time networks in turns, with one image and with a batch.
+
+    Args:
+        inferences: functions that embed a given number of images and return when the device has finished.
+        batch_size: images per forward pass, for throughput.
+        seconds: the least time for each measurement of each network, over all rounds.
+    """
+    timings = [Timings(batch_size) for _ in inferences]
+    turns = [pair for _ in range(ROUNDS) for pair in zip(inferences, timings, strict=True)]
+    for infer, timing in track(turns, f"latency and throughput, {ROUNDS} rounds"):
+        timing.single += _repeat(infer, 1, seconds / ROUNDS, LEAST_SINGLES)
+        timing.batch += _repeat(infer, batch_size, seconds / ROUNDS, LEAST_BATCHES)
+    return timings
+
+
+def _repeat(infer: Callable[[int], None], images: int, seconds: float, least: int) -> list[float]:
+    """Durations of repetitions that fill `seconds`, after one untimed pass."""
+    infer(images)
+    durations: list[float] = []
+    start = now = time.perf_counter()
+    while now - start < seconds or len(durations) < least:
+        infer(images)
+        before, now = now, time.perf_counter()
+        durations.append(now - before)
+    return durations
