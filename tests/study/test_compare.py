@@ -26,11 +26,12 @@ from facebones.recipe import load_config, reading
 from facebones.reporting.load import load_results
 from facebones.reporting.report import write_report
 from facebones.run_folder import RunFolder
-from facebones.study.compare import compare, entry_title, plan_rows, raise_failures
+from facebones.study.compare import compare, plan_rows, raise_failures
 from facebones.study.display import Display, plan_table, study_table
 from facebones.study.evaluate import check_evaluation
 from facebones.study.launchers.local import child_environment
 from facebones.study.plan import find_sets, make_plan, versions_here
+from facebones.study.record import entry_title
 from facebones.study.study import load_study
 from facebones.synthetic.dataset import synthesize
 from facebones.system.checkpoint import load_checkpoint, save_checkpoint
