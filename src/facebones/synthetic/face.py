@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from facebones.synthetic.drawing import Canvas, Colour, Points, View, smooth
 from facebones.synthetic.identity import Glasses, Identity
-from facebones.synthetic.scene import Canvas, Colour, Points, View, smooth
 
 Array = npt.NDArray[np.float64]
 

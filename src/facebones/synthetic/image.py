@@ -9,13 +9,10 @@ import numpy.typing as npt
 
 from facebones.data.images import ImageArray
 from facebones.data.preprocessing import ALIGNED_SIZE, REFERENCE
+from facebones.synthetic.drawing import SUPERSAMPLING, Canvas, Points, View, rotation, similarity
 from facebones.synthetic.face import NEUTRAL_RELIEF, Head, draw_head
 from facebones.synthetic.identity import Identity, draw_identity
 from facebones.synthetic.scene import (
-    SUPERSAMPLING,
-    Canvas,
-    Points,
-    View,
     background,
     draw_clothes,
     draw_expression,
@@ -24,9 +21,7 @@ from facebones.synthetic.scene import (
     draw_pose,
     expose,
     photograph,
-    rotation,
     shine,
-    similarity,
 )
 
 IDENTITY_ITSELF = 0  # the image number for the features of an identity

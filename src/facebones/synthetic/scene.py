@@ -1,140 +1,14 @@
-"""Everything that differs between two images of a person: pose, light, background, occlusion and camera.
+"""Everything that differs between two images of a person: pose, light, background, occlusion and camera."""
 
-Draw anti-aliased shapes on a small canvas, and project the points of a head onto it.
-"""
-
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from facebones.data.images import ImageArray
 from facebones.errors import UnknownNameError
+from facebones.synthetic.drawing import Canvas, Points, View
 from facebones.synthetic.face import NEUTRAL_RELIEF, Array, Expression
-
-Points = npt.NDArray[np.float64]
-Colour = Sequence[float] | npt.NDArray[np.float64]
-
-SUPERSAMPLING = 2
-SUBPIXEL_BITS = 4
-
-
-class Canvas:
-    """An RGB or grey picture that is drawn larger than needed, and averaged down.
-
-    Coordinates are pixels of the final size; the centre of the first pixel is (0, 0).
-    """
-
-    def __init__(self, pixels: ImageArray, supersampling: int = SUPERSAMPLING) -> None:
-        """Draw on `pixels`, uint8 (H, W) or (H, W, 3), which is `supersampling` times the final size."""
-        self.pixels = pixels
-        self._scale = supersampling
-
-    def fill(self, outline: Points, colour: Colour | float) -> None:
-        """Fill the polygon `outline` (N, 2)."""
-        cv2.fillPoly(self.pixels, [self._fixed(outline)], _scalar(colour), cv2.LINE_AA, SUBPIXEL_BITS)
-
-    def line(self, points: Points, colour: Colour | float, width: float, closed: bool = False) -> None:
-        """Draw the line through `points` (N, 2), `width` pixels wide."""
-        thickness = max(1, round(width * self._scale))
-        cv2.polylines(
-            self.pixels, [self._fixed(points)], closed, _scalar(colour), thickness, cv2.LINE_AA, SUBPIXEL_BITS
-        )
-
-    def dot(self, centre: Points, radius: float, colour: Colour | float) -> None:
-        """Fill a circle around `centre` (2,)."""
-        x, y = self._fixed(centre)
-        thick = round(radius * self._scale * 2**SUBPIXEL_BITS)
-        cv2.circle(self.pixels, (int(x), int(y)), thick, _scalar(colour), -1, cv2.LINE_AA, SUBPIXEL_BITS)
-
-    def averaged(self) -> ImageArray:
-        """Return the picture in the final size."""
-        height, width = self.pixels.shape[:2]
-        size = (width // self._scale, height // self._scale)
-        return np.asarray(cv2.resize(self.pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-    def _fixed(self, points: Points) -> npt.NDArray[np.int32]:
-        centre = (self._scale - 1) / 2
-        fixed: npt.NDArray[np.int32] = np.rint((points * self._scale + centre) * 2**SUBPIXEL_BITS).astype(np.int32)
-        return fixed
-
-
-def _scalar(colour: Colour | float) -> tuple[float, ...]:
-    return (float(colour),) if isinstance(colour, int | float) else tuple(float(value) for value in colour)
-
-
-@dataclass(frozen=True)
-class View:
-    """An orthographic camera: image = matrix @ head + offset.
-
-    In head coordinates, x points to the right of the image, y down and z to the camera; 0 is between the eyes.
-    """
-
-    matrix: Points  # (2, 3)
-    offset: Points  # (2,)
-    yaw: float
-
-    def __call__(self, points: Points) -> Points:
-        """Project head points (..., 3) to pixels (..., 2)."""
-        return points @ self.matrix.T + self.offset
-
-    @cached_property
-    def scale(self) -> float:
-        """Pixels per unit of the head."""
-        return float(np.sqrt((self.matrix**2).sum() / 2))
-
-
-def rotation(yaw: float, pitch: float, roll: float) -> Points:
-    """Return the (3, 3) matrix that turns a head by yaw (to the image's right), pitch (down) and roll, in radians."""
-    (sin_y, sin_p, sin_r), (cos_y, cos_p, cos_r) = np.sin((yaw, pitch, roll)), np.cos((yaw, pitch, roll))
-    turn = np.array([[cos_y, 0, sin_y], [0, 1, 0], [-sin_y, 0, cos_y]])
-    nod = np.array([[1, 0, 0], [0, cos_p, sin_p], [0, -sin_p, cos_p]])
-    tilt = np.array([[cos_r, -sin_r, 0], [sin_r, cos_r, 0], [0, 0, 1]])
-    return np.asarray(tilt @ nod @ turn)
-
-
-def similarity(source: Points, target: Points) -> tuple[Points, Points]:
-    """Fit `target = linear @ source + offset` (N, 2) by least squares, linear being a scaled rotation.
-
-    With points as complex numbers, the fit is one complex regression. It equals Umeyama's solution unless a reflection
-    fits better, which never happens for the five points of a face.
-    """
-    first = (source - source.mean(axis=0)) @ (1, 1j)
-    second = (target - target.mean(axis=0)) @ (1, 1j)
-    factor = np.vdot(first, second) / np.vdot(first, first)
-    linear = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
-    return linear, target.mean(axis=0) - linear @ source.mean(axis=0)
-
-
-def smooth(control: Points, closed: bool = True, steps: int = 4) -> Points:
-    """Return the Catmull-Rom curve through `control` (..., N, K), with `steps` points per segment."""
-    return _spline_matrix(control.shape[-2], closed, steps) @ control
-
-
-@lru_cache(maxsize=64)
-def _spline_matrix(count: int, closed: bool, steps: int) -> Points:
-    """Build the matrix that turns `count` control points into the points of the curve."""
-    rows = []
-    for start in range(count if closed else count - 1):
-        for t in np.arange(steps) / steps:
-            weights = (
-                (-t + 2 * t**2 - t**3) / 2,
-                (2 - 5 * t**2 + 3 * t**3) / 2,
-                (t + 4 * t**2 - 3 * t**3) / 2,
-                (t**3 - t**2) / 2,
-            )
-            row = np.zeros(count)
-            for offset, weight in zip((-1, 0, 1, 2), weights, strict=True):
-                neighbour = start + offset
-                row[neighbour % count if closed else min(max(neighbour, 0), count - 1)] += weight
-            rows.append(row)
-    if not closed:
-        rows.append(np.eye(count)[-1])
-    return np.array(rows)
-
 
 EYE_BLINK = 0.04
 POSES = ("any", "frontal", "profile")
