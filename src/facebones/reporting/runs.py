@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facebones.data.training_set import CONTENT_KEYS, same_data
 from facebones.errors import DataError, FaceBonesError
 from facebones.recipe import load_config
 from facebones.reporting.results import Cost, Run
@@ -299,6 +298,11 @@ def _kind(run: Run) -> str | None:
 
 def _with_equal_fingerprints(runs: Sequence[Run]) -> list[Run]:
     """The runs, each with the fingerprint of the first run on the same data: versions know different keys."""
+    found = [data for run in runs if isinstance(data := run.environment.get("data"), dict)]
+    if all(data == found[0] for data in found):
+        return list(runs)
+    from facebones.data.training_set import CONTENT_KEYS, same_data  # with OpenCV
+
     known: list[Mapping[str, Any]] = []
 
     def first_equal(data: Mapping[str, Any]) -> Mapping[str, Any]:
