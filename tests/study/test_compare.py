@@ -19,10 +19,10 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 
-from facebones import recipe
 from facebones.cli.main import main
 from facebones.data.pair_bins import write_pairs
 from facebones.errors import ConfigError, DataError, RunError
+from facebones.recipe import load_config, reading
 from facebones.reporting.load import load_results
 from facebones.reporting.report import write_report
 from facebones.run_folder import RunFolder
@@ -150,7 +150,12 @@ DIFFERENT = {
         r"0\.006, and the study says 0\.5",
     ),
     "training.epochs": (lambda run: None, {"training.epochs": "2"}, "epochs 1, and the study says 2; set"),
-    "data of images": (lambda run: {"data": {**run.data, "images": 3}}, {}, "images 3, and the study says 28"),
+    "data of images": (lambda run: {"data": {**run.data, "images": 3}}, {}, "images 3, and .* 28; give --data"),
+    "other images": (
+        lambda run: {"data": {**run.data, "image_sample": "0123"}},
+        {},
+        "data of image_sample 0123",
+    ),
 }
 
 
@@ -164,9 +169,18 @@ def test_a_run_of_another_study_is_refused_and_kept(write, tmp_path, changed, ov
     environment = {"facebones": facebones.__version__, "data": {"path": "elsewhere", **run.data}}
     run.folder.environment.write_text(json.dumps(environment | (changed(run) or {})))
     before = times(output)
-    with pytest.raises(ConfigError, match=rf"seed0: holds a run with .*{message}.*choose another --output$"):
+    with pytest.raises(ConfigError, match=rf"seed0: holds a run .*{message}.*choose another --output$"):
         make_plan(load_study(path, overrides=overrides), output)
     assert times(output) == before
+
+
+def test_a_repaired_image_does_not_lock_a_study(write, tmp_path):
+    (run,) = make_plan(load_study(write()), tmp_path / "out").runs
+    run.folder.write_recipe(run.recipe)
+    first, _, others = run.data["image_sample"].partition(" ")
+    data = {**run.data, "image_sample": f"- {others}", "sizes of a broken file": "0"}
+    run.folder.environment.write_text(json.dumps({"facebones": "0.2.0", "data": data}))
+    assert first != "-" and make_plan(load_study(write()), tmp_path / "out").runs[0].state == "unfinished"
 
 
 def test_what_decides_no_weight_may_change(write, tmp_path):
@@ -201,9 +215,9 @@ def test_an_older_run_that_computed_otherwise_is_continued_as_it_began_only_if_t
     older_run, write, tmp_path, monkeypatch
 ):
     run = older_run("optimizer.decay_norm_and_prelu")
-    meant = recipe.older_meaning
+    meant = reading.older_meaning
     monkeypatch.setattr(
-        recipe, "older_meaning", lambda name: False if name == "optimizer.decay_norm_and_prelu" else meant(name)
+        reading, "older_meaning", lambda name: False if name == "optimizer.decay_norm_and_prelu" else meant(name)
     )
     before = times(tmp_path / "out")
     with pytest.raises(ConfigError, match=r"optimizer\.decay_norm_and_prelu existed.*False.*True.*--accept-version"):
@@ -212,7 +226,9 @@ def test_an_older_run_that_computed_otherwise_is_continued_as_it_began_only_if_t
     (accepted,) = make_plan(load_study(write()), tmp_path / "out", accept_version=True).runs
     assert accepted.state == same.runs[0].state == "unfinished" and times(tmp_path / "out") == before
     accepted.write_lacking_fields()
-    assert recipe.load_config(run.folder.config).optimizer.decay_norm_and_prelu is False
+    assert load_config(run.folder.config).optimizer.decay_norm_and_prelu is False
+
+    assert make_plan(load_study(write()), tmp_path / "out", accept_version=True).runs[0].state == "unfinished"
 
     with pytest.raises(ConfigError, match="epochs 1, and the study says 2"):
         make_plan(load_study(write(epochs=2)), tmp_path / "out", accept_version=True)
@@ -606,7 +622,8 @@ def test_a_study_trains_measures_and_does_nothing_twice(write, tmp_path):
     }
     said_in_words = [line.removeprefix("* ") for line in table.splitlines() if line.startswith("* ")]
     assert said_in_words == json.loads((report / "results.json").read_text())["answer"]
-    assert all(sentence in (report / "report.html").read_text() for sentence in said_in_words)
+    page = (report / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert all(sentence in page for sentence in said_in_words)
 
     before = times(output / "runs") | times(output / "evaluation")
     assert run(path, "--output", output, "--jobs", "2") == (0, table, "")

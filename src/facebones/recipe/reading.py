@@ -204,6 +204,16 @@ def lacking_fields(path: Path) -> dict[str, Any]:
     }
 
 
+def is_older_meaning(name: str, value: Any) -> bool:
+    """Whether a value is what runs did before the field existed, and not the field's default.
+
+    >>> is_older_meaning("training.epochs", 20)
+    False
+    """
+    section, _, key = name.partition(".")
+    return section != "head" and value == older_meaning(name) != getattr(SECTIONS[section](), key)
+
+
 def field_names() -> list[str]:
     """All fields as "section.field"; of `head`, the options of every registered head."""
     return [name for name, _ in field_help()]

@@ -18,14 +18,13 @@ from facebones.data.training_set import CONTENT_KEYS, same_data
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
 from facebones.profiling.networks import Source, find_sources
-from facebones.recipe import Recipe, lacking_fields, load_config
+from facebones.recipe import Recipe, is_older_meaning, lacking_fields, load_config
 from facebones.run_folder import RunFolder
 from facebones.study.study import Study
 from facebones.system.environment import git_revision
 from facebones.training.run import with_absolute_paths
 
 # Fields that may differ between a run and its plan: places, the amount of logging, and measurements on the way.
-DATA_OF = "data of "
 FREE_FIELDS = ("data.path", "data.workers", "training.checkpoint_every", "training.choose", "validation.", "log.")
 DONE, UNFINISHED, TO_DO = "done", "unfinished", "to do"
 VERSIONS = ("facebones", "git_revision", "torch")
@@ -76,18 +75,16 @@ class PlannedRun:
         return UNFINISHED if self.folder.config.is_file() else TO_DO
 
     @property
-    def decisive(self) -> dict[str, Any]:
-        """What decides the weights, by name: fields of the recipe and the data, without what the run autotunes.
-
-        The package version is not part of it: an upgrade alone never makes a study train again.
-        """
+    def fields(self) -> dict[str, Any]:
+        """Fields of the recipe that decide the weights, by "section.field"; without those that the run autotunes."""
         chosen = [f"training.{name}" for name in self.recipe.training.choose]
-        return {key: value for key, value in _decisive(self.recipe, self.data).items() if key not in chosen}
+        fields = self.recipe.values().items()
+        return {name: value for name, value in fields if not name.startswith(FREE_FIELDS) and name not in chosen}
 
     @property
     def fingerprint(self) -> str:
-        """Digest of `decisive`."""
-        return hashlib.sha256(json.dumps(self.decisive, sort_keys=True).encode()).hexdigest()
+        """Digest of what decides the weights: `fields` and `data`, but not the version of the package."""
+        return hashlib.sha256(json.dumps([self.fields, self.data], sort_keys=True).encode()).hexdigest()
 
     def first_recipe(self) -> Recipe:
         """The recipe to start with; another seed of the backbone may have autotuned its open settings already."""
@@ -101,12 +98,12 @@ class PlannedRun:
         """Raise ConfigError if the folder holds a run that this plan would not have made."""
         if self.state == TO_DO:
             return
-        lacking, found = lacking_fields(self.folder.config), _decisive_of(self.folder)
-        other_data = {*same_data(self.data, read_environment(self.folder).get("data", {}))} & {*CONTENT_KEYS}
-        for name, value in self.decisive.items():
-            if name not in found or found[name] == value or (name in lacking and self.accept_version):
+        lacking = lacking_fields(self.folder.config)
+        found = load_config(self.folder.config).values() | lacking
+        for name, value in self.fields.items():
+            if name not in found or found[name] == value:
                 continue
-            if name.startswith(DATA_OF) and name.removeprefix(DATA_OF) not in other_data:
+            if self.accept_version and (name in lacking or is_older_meaning(name, found[name])):
                 continue
             was = f"{found[name]!s:.60}"
             if name in lacking:
@@ -115,11 +112,22 @@ class PlannedRun:
                     f" the study says {value!s:.60}; set {name} to {was}, accept the older run by --accept-version, or"
                     " choose another --output"
                 )
-            advice = "" if name.startswith(DATA_OF) else f"set {name} to {was}, or "
             raise ConfigError(
                 f"{self.folder.path}: holds a run with {name} {was}, and the study says {value!s:.60};"
-                f" {advice}choose another --output"
+                f" set {name} to {was}, or choose another --output"
             )
+        self._refuse_other_data()
+
+    def _refuse_other_data(self) -> None:
+        """As `resume` does: labels and sampled images must agree; a run that was killed early has recorded none."""
+        data = read_environment(self.folder).get("data", {})
+        for name in same_data(self.data, data) if data else ():
+            if name in CONTENT_KEYS:
+                raise ConfigError(
+                    f"{self.folder.path}: holds a run with data of {name} {data.get(name)!s:.60}, and"
+                    f" {self.recipe.data.path} has {name} {self.data.get(name)!s:.60}; give --data, or choose another"
+                    " --output"
+                )
 
     def write_lacking_fields(self) -> None:
         """Complete the config.yaml of an older run, so that it continues as it began and not by today's defaults."""
@@ -222,6 +230,7 @@ def find_sets(study: Study, recipe: Recipe) -> list[Protocol]:
         FaceBonesError: a set or a protocol is missing, or two sets of a protocol have one name.
     """
     beside = Path(recipe.data.path or ".")
+    beside = beside.parent if beside.is_file() else beside
     pair_sets = study.pair_sets or ([] if study.evaluate else recipe.validation.sets)
     found = [one for item in study.evaluate for one in _sets_of(item, beside)]
     found += [lookup_protocol("pairs")(find_pair_set(name, beside)) for name in pair_sets]
@@ -322,21 +331,6 @@ def _trained_models(sources: Sequence[Source], taken: Sequence[str]) -> dict[str
             raise ConfigError(f"backbones: two models are called {name}; rename the folder or file {path}")
         models[name] = path
     return models
-
-
-def _decisive(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
-    return _deciding(recipe.values()) | {f"{DATA_OF}{key}": value for key, value in data.items()}
-
-
-def _decisive_of(folder: RunFolder) -> dict[str, Any]:
-    """The same for the run in a folder; one that was killed early has not recorded its data yet."""
-    data = read_environment(folder).get("data", {})
-    found = _decisive(load_config(folder.config), {key: value for key, value in data.items() if key != "path"})
-    return found | _deciding(lacking_fields(folder.config))
-
-
-def _deciding(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if not name.startswith(FREE_FIELDS)}
 
 
 def _last_lines(path: Path) -> list[dict[str, Any]]:
