@@ -20,28 +20,33 @@ ENTRY_POINTS = "facebones.plugins"
 _imported: list[str] = []
 
 
-def import_plugins(names: Iterable[str], where: str = "--import") -> None:
+def import_plugins(names: Iterable[str], where: str = "--import", *, listed_in: Path | None = None) -> None:
     """Import modules by name, or Python files by path. A plug-in is imported once per process.
 
     Args:
         names: such as "my_package.nets" or "my_net.py".
         where: names the origin of `names` in errors.
+        listed_in: the YAML file that lists them, which may be a stranger's: one note on stderr names it and the modules
+            before their code runs.
 
     Raises:
         ConfigError: there is no such module or file, or importing it failed.
     """
-    for name in names:
-        key = str(Path(name).resolve()) if name.endswith(".py") else name
-        if key in _imported:
-            continue
+    keys = [str(Path(name).resolve()) if name.endswith(".py") else name for name in names]
+    new = {key: None for key in keys if key not in _imported}
+    if new and listed_in is not None:
+        from facebones.system.progress import say
+
+        say(f"note: {listed_in} imports {', '.join(new)}: this runs their code")
+    for name in new:
         try:
-            _import_file(Path(key)) if name.endswith(".py") else importlib.import_module(name)
+            _import_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
         except FaceBonesError as error:
             raise ConfigError(f"{where} {name}: {error}") from error
         except (Exception, SystemExit) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(f"{where} {name}: cannot be imported: {reason:.300}") from error
-        _imported.append(key)
+        _imported.append(name)
 
 
 def imported_plugins() -> list[str]:
