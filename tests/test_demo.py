@@ -23,3 +23,10 @@ def test_the_demo_leaves_a_report_and_trains_nothing_twice(tmp_path, monkeypatch
     assert main(words) == 0
     assert capsys.readouterr().out == first
     assert weights == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+
+
+def test_the_demo_refuses_an_unknown_device_before_it_draws(tmp_path, capsys):
+    output = tmp_path / "demo"
+    assert main(["demo", "--output", str(output), "--device", "tpu"]) == 2
+    assert "tpu" in capsys.readouterr().err
+    assert not output.exists()

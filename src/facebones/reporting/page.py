@@ -88,12 +88,14 @@ def page_text(results: Results, tables: Sequence[Table], answer: Answer) -> str:
 
 
 def unbroken(text: str) -> str:
-    """Keep numbers and their units on one line.
+    """Keep numbers, their units and their intervals on one line.
 
     >>> unbroken("90.00 % ± 0.50 at 2 M MACs").replace("\N{NO-BREAK SPACE}", "~")
     '90.00~%~±~0.50 at 2~M MACs'
+    >>> unbroken("10.83 % [5.57, 20.02]; 3 runs").replace("\N{NO-BREAK SPACE}", "~")
+    '10.83~%~[5.57,~20.02]; 3 runs'
     """
-    return re.sub(r"(?<=\d) (?=[%GMk](?:\W|$))|(?<=%) (?=±)|(?<=±) ", "\N{NO-BREAK SPACE}", text)
+    return re.sub(r"(?<=\d) (?=[%GMk](?:\W|$))|(?<=%) (?=[±\[])|(?<=±) |(?<=\d,) (?=[\d.]+\])", "\N{NO-BREAK SPACE}", text)
 
 
 def script_json(content: Any) -> str:
