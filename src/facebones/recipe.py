@@ -11,6 +11,7 @@ import dataclasses
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -460,8 +461,13 @@ def _override(sections: dict[str, dict[str, Any]], given: Mapping[str, Mapping[s
     if before != now:
         merged["head"] = dict(given["head"])
         dropped = ", ".join(f"{key} {value}" for key, value in of_file.items() if key != "name")
-        say(f"note: head {now} starts from its own defaults" + (f", without {before}'s {dropped}" if dropped else ""))
+        _note_defaults(now, f", without {before}'s {dropped}" if dropped else "")
     return merged
+
+
+@cache  # a study loads its recipe again and again
+def _note_defaults(head: str, without: str) -> None:
+    say(f"note: head {head} starts from its own defaults{without}")
 
 
 def _present_names(sections: Mapping[str, Any], *, note: bool) -> dict[str, Any]:

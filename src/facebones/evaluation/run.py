@@ -292,7 +292,7 @@ def _check_files(output: Path, protocols: Sequence[Protocol], models: Sequence[s
     """Refuse an output where a file cannot be written, or where two sets would write one file."""
     from facebones.system.files import check_output
 
-    files = Counter(file for protocol in protocols for file in protocol.files(models))
+    files = Counter(file for protocol in protocols for file in protocol.written_files(models))
     if twice := [file for file, count in files.items() if count > 1]:
         raise ConfigError(f"{output}: two sets would write {twice[0]}; give each its own output")
     check_output(output, [*{protocol.file: None for protocol in protocols}, *files])

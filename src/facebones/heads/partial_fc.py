@@ -8,16 +8,14 @@ sample is drawn.
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from facebones.heads.cosines import cosines, sampled_cosines
-
-if TYPE_CHECKING:
-    from facebones.heads.sampled_centres import SampledCentres
+from facebones.heads.sampled_centres import SampledCentres
 
 Margin = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 SMALLEST_NORM = 1e-12  # as torch's `normalize` has it
@@ -45,7 +43,7 @@ class Head(nn.Module):
         sampled: the centres of a step, where the head trains a sample of them only.
     """
 
-    sampled: "SampledCentres | None" = None
+    sampled: SampledCentres | None = None
 
     def draw_sample(self, label: Tensor) -> None:
         """Prepare a step, given the labels of all its batches; most heads have nothing to do."""
@@ -94,10 +92,7 @@ class PartialFC(Head):
         self.sample_rate = sample_rate
         self.centres = nn.Parameter(torch.empty(len(self.shard), embedding_size), requires_grad=sample_rate == 1)
         nn.init.normal_(self.centres, std=0.01)  # (C, D)
-        if sample_rate < 1:
-            from facebones.heads.sampled_centres import SampledCentres
-
-            self.sampled = SampledCentres(self.centres)
+        self.sampled = SampledCentres(self.centres) if sample_rate < 1 else None
 
     def draw_sample(self, label: Tensor) -> None:
         """Draw the centres of a step from torch's global generator; at a rate of 1 there is nothing to draw.
