@@ -95,7 +95,9 @@ def unbroken(text: str) -> str:
     >>> unbroken("10.83 % [5.57, 20.02]; 3 runs").replace("\N{NO-BREAK SPACE}", "~")
     '10.83~%~[5.57,~20.02]; 3 runs'
     """
-    return re.sub(r"(?<=\d) (?=[%GMk](?:\W|$))|(?<=%) (?=[±\[])|(?<=±) |(?<=\d,) (?=[\d.]+\])", "\N{NO-BREAK SPACE}", text)
+    return re.sub(
+        r"(?<=\d) (?=[%GMk](?:\W|$))|(?<=%) (?=[±\[])|(?<=±) |(?<=\d,) (?=[\d.]+\])", "\N{NO-BREAK SPACE}", text
+    )
 
 
 def script_json(content: Any) -> str:
