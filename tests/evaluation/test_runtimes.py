@@ -100,7 +100,7 @@ def test_compiled_networks_of_one_class_keep_their_weights_and_are_compiled_once
 def test_larger_batch_is_refused(tiny_backbone):
     pytest.importorskip("onnxruntime")
     ours = run_by(opened(create_backbone(tiny_backbone, 16)), "onnxruntime", BATCH)
-    with pytest.raises(ValueError, match="5 images; this was made for 4"):
+    with pytest.raises(ValueError, match="5 images; .* 4$"):
         ours(np.zeros((5, 112, 112, 3), np.uint8), flip=False)
 
 
@@ -124,7 +124,7 @@ class Refused(Backbone):
         ("fast", {}, UnknownNameError, "--runtime: unknown runtime 'fast'"),
         ("compield", {}, UnknownNameError, "did you mean 'compiled'"),
         ("onnxruntime", {"device": torch.device("cuda")}, ConfigError, "--runtime onnxruntime: computes on the CPU"),
-        ("bf16", {}, ConfigError, "--runtime bf16: no compiler; take another runtime"),
+        ("bf16", {}, ConfigError, "--runtime bf16: no compiler; choose another runtime"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(name, change, error, message, faces):
@@ -227,7 +227,7 @@ def test_auto_goes_on_without_what_fails(only, images, capsys):
 
     only(broken=fake(fails), same=fake())
     assert take(images).runtime == "same"
-    assert "auto leaves out broken: --runtime broken: no compiler; take" in capsys.readouterr().err
+    assert "auto leaves out broken: --runtime broken: no compiler; " in capsys.readouterr().err
 
 
 def test_auto_prepares_only_what_can_pay_back(only, images, capsys):
@@ -345,10 +345,10 @@ def test_onnx_files_have_their_runtime(weights, small_data, capsys, tmp_path):
         assert (status, content["models"]["tiny"]["runtime"]) == (0, "onnxruntime")
     status, _, err = evaluate(tmp_path / "tiny.onnx", small_data / "tiny.bin", capsys, "--runtime", "compiled")
     assert status == 2
-    assert "is an ONNX file, which ONNX Runtime computes; leave --runtime out" in err
+    assert "is an ONNX file, which ONNX Runtime computes; leave out --runtime" in err
     assert len(err.strip().splitlines()) == 1
 
 
 def test_help_names_all_runtimes():
-    names = RUNTIME_HELP.removeprefix("of the evaluation: ").partition(";")[0].split(", ")
+    names = RUNTIME_HELP.partition(": ")[2].partition(";")[0].split(", ")
     assert sorted(names) == sorted(runtimes.RUNTIMES)

@@ -133,7 +133,7 @@ def test_one_seed_leaves_the_names_bare_and_each_run_has_its_own_recipe(write, t
     assert [run.name for run in plan.runs] == [SMALL, LARGE]
     assert [(run.recipe.backbone.name, run.recipe.training.seed) for run in plan.runs] == [(SMALL, 3), (LARGE, 3)]
     assert len({run.fingerprint for run in plan.runs}) == 2
-    assert [path.name for path in plan.pair_sets] == ["tiny.bin"]
+    assert [(one.name, one.path.name) for one in plan.protocols] == [("pairs", "tiny.bin")]
 
 
 def test_the_folder_of_a_model_of_timm_has_a_name_that_every_file_system_takes(write, tmp_path):
