@@ -1,8 +1,8 @@
-"""Claim: 1000 replicates of all 1:1 figures at IJB-C's size take seconds, a plain loop about ten minutes.
+"""Claim: 1000 replicates of all 1:1 metrics at IJB-C's size take seconds, a plain loop about ten minutes.
 
-Two plain replicates are timed in this process: one lists the pairs of the redrawn identities again (an impostor pair
+Two plain replicates are timed in this process: one lists the pairs of the resampled identities again (an impostor pair
 c_i c_j times) and computes the curve of the list; the other, less plain, weighs pairs by c_i + c_j - 1 and walks along
-scores that were ordered once. The replicates of the second are the same as ours, so their figures are compared first.
+scores that were ordered once. The replicates of the second are the same as ours, so their metrics are compared first.
 Memory is the most that this process used up to that point (Linux). Run: python benchmarks/bootstrap.py
 """
 
@@ -38,7 +38,7 @@ def made_up_scores(models, seed=0):
 
 
 def replicate_of_list(scores, is_same, first, second, counts):
-    """List the redrawn pairs and compute their curve."""
+    """List the resampled pairs and compute their curve."""
     times = np.where(is_same, counts[first], counts[first] * counts[second])
     curve = roc(np.repeat(scores, times), np.repeat(is_same, times))
     tar = [true_accept_rate_at(curve, far) for far in FAR_TARGETS]
@@ -46,7 +46,7 @@ def replicate_of_list(scores, is_same, first, second, counts):
 
 
 def replicate_of_weights(order, is_same, first, second, counts):
-    """Weigh every pair, in the order of falling scores, and read the figures off the sums."""
+    """Weigh every pair, in the order of falling scores, and read the metrics off the sums."""
     weight = np.where(is_same, counts[first], counts[first] + counts[second] - 1)[order]
     genuine = np.cumsum(np.where(is_same[order], weight, 0))
     impostors = np.cumsum(np.where(is_same[order], 0, weight))

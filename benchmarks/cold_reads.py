@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--read", type=int, default=12_800, help="images read in a turn")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--output", type=Path, help="write the results as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         generate(Path(name) / "train.rec", arguments.images, seed=0)

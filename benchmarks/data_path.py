@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--turns", type=int, default=11)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--output", type=Path, help="write the results as JSON")
     arguments = parser.parse_args()
     from facebones.data.folders import find_records
     from facebones.datatools.convert import convert

@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="+", default=DEFAULT_RUNTIMES, choices=RUNTIMES)
     parser.add_argument("--batches", type=int, default=7)
     parser.add_argument("--images", type=int, default=IMAGES, help="that `auto` is told of")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--output", type=Path, help="write the results as JSON")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:

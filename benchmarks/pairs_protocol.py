@@ -1,7 +1,7 @@
 """Claim: `verify_pairs` counts the pairs protocol over 50 times faster than loops over folds and thresholds.
 
 Both are timed in this process on the same embeddings, in turn; the answers are compared first, and the ratio is that of
-the medians. The loops count each threshold anew from boolean arrays, as is usual in the field.
+the medians. The loops count again from boolean arrays at each threshold, as is usual in the field.
 Run: python benchmarks/pairs_protocol.py
 """
 

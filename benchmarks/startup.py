@@ -2,7 +2,7 @@
 
 Each command runs several times in a process of its own, in turn with an empty Python, and with one that builds and
 counts all the backbones, which is what listing them would take without the catalogue; first both must answer the same.
-The figures are medians. Processor time is that of the process and is little disturbed by what else runs; the time of
+The results are medians. Processor time is that of the process and is little disturbed by what else runs; the time of
 the wall is that of a user, and wants a machine that does nothing else. Ratios are of processor time.
 
     python benchmarks/startup.py [--runs 9] [--output FILE.json]
@@ -88,7 +88,7 @@ def main() -> None:
     """Check the answers, measure, print, and write where asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the results as JSON")
     arguments = parser.parse_args()
     check_same_answers()
     results = measure(arguments.runs)

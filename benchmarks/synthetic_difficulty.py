@@ -39,7 +39,7 @@ def ten_fold_accuracy(distances: Array, is_same: npt.NDArray[np.bool_]) -> float
 
 
 def main() -> None:
-    """Draw the pairs and print both figures for each pair set."""
+    """Draw the pairs and print both accuracies for each pair set."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)

@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=BACKBONES)
     parser.add_argument("--settings", nargs="+", default=["bf16 compile"], choices=list(SETTINGS))
     parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--output", type=Path, help="write the results as JSON")
     parser.add_argument("--profile", action="store_true", help="the operators of a step of each side, and no ratios")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)

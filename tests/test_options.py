@@ -11,7 +11,8 @@ import pytest
 
 from facebones.cli.main import COMMANDS, _parse, main
 from facebones.cli.options import RECIPE_OPTIONS, RENAMED_OPTIONS
-from facebones.recipe import field_names, load_recipe, shipped_files
+from facebones.recipe import field_names, load_recipe
+from facebones.strict_yaml import shipped_files
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PAIRS = "evaluate pairs --data lfw.bin"

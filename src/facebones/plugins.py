@@ -7,8 +7,9 @@ A plug-in is named by `--import`, by `import:` in a recipe or study, or by an en
 import importlib
 import importlib.util
 import sys
+import traceback
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,28 +21,35 @@ ENTRY_POINTS = "facebones.plugins"
 _imported: list[str] = []
 
 
-def import_plugins(names: Iterable[str], where: str = "--import") -> None:
+def import_plugins(names: Sequence[str], where: str = "--import", *, listed_in: Path | None = None) -> None:
     """Import modules by name, or Python files by path. A plug-in is imported once per process.
 
     Args:
         names: such as "my_package.nets" or "my_net.py".
         where: names the origin of `names` in errors.
+        listed_in: the YAML file that lists them, which may be a stranger's: one note on stderr names it and the modules
+            before their code runs.
 
     Raises:
         ConfigError: there is no such module or file, or importing it failed.
     """
-    for name in names:
-        key = str(Path(name).resolve()) if name.endswith(".py") else name
-        if key in _imported:
-            continue
+    if "" in names:
+        raise ConfigError(f"{where}: an empty name; give a module or a Python file")
+    keys = [str(Path(name).resolve()) if name.endswith(".py") else name for name in names]
+    new = {key: None for key in keys if key not in _imported}
+    if new and listed_in is not None:
+        from facebones.system.progress import say
+
+        say(f"note: {listed_in} imports {', '.join(new)}: this runs their code")
+    for name in new:
         try:
-            _import_file(Path(key)) if name.endswith(".py") else importlib.import_module(name)
+            _import_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
         except FaceBonesError as error:
             raise ConfigError(f"{where} {name}: {error}") from error
         except (Exception, SystemExit) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(f"{where} {name}: cannot be imported: {reason:.300}") from error
-        _imported.append(key)
+        _imported.append(name)
 
 
 def imported_plugins() -> list[str]:
@@ -52,6 +60,13 @@ def imported_plugins() -> list[str]:
 def has_plugins() -> bool:
     """Whether a plug-in was imported or an installed package offers one; nothing is imported to find out."""
     return bool(imported_plugins() or entry_points(group=ENTRY_POINTS))
+
+
+def raised_in_plugin(error: BaseException) -> str | None:
+    """File and line of the plug-in whose code raised an error, the innermost; None if no plug-in took part."""
+    files = {getattr(sys.modules.get(name), "__file__", None) or name for name in _imported}
+    found = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return f"{found[-1].filename}, line {found[-1].lineno}" if found else None
 
 
 @cache

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import facebones
 from facebones.errors import CheckpointError, ConfigError, FaceBonesError, first_line
-from facebones.recipe import Recipe, dump_recipe, load_config
 from facebones.system.files import atomic_write, write_json
-from facebones.system.progress import say
+
+if TYPE_CHECKING:
+    from facebones.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class RunFolder:
                 raise ConfigError(f"{path}: is there already, and a run would replace it; choose another --output")
 
     @contextmanager
-    def create(self, recipe: Recipe) -> Iterator[None]:
+    def create(self, recipe: "Recipe") -> Iterator[None]:
         """Make the folder of a new run and lock it for this process within the block.
 
         Raises:
@@ -101,8 +102,8 @@ class RunFolder:
             yield
 
     @contextmanager
-    def open(self) -> Iterator[Recipe]:
-        """Lock the run for this process within the block, and yield its recipe; its plug-ins are imported.
+    def open(self) -> "Iterator[Recipe]":
+        """Lock the run for this process within the block, and yield its recipe; its plug-ins are imported, with a note.
 
         Half-written files of a killed process are removed.
 
@@ -110,6 +111,8 @@ class RunFolder:
             CheckpointError: there is no run here.
             ConfigError: another process works on it.
         """
+        from facebones.recipe import load_config
+
         if not self.config.is_file():
             raise CheckpointError(f"{self.path}: holds no run (no config.yaml); start one with `facebones train`")
         with folder_lock(self.path):
@@ -117,8 +120,10 @@ class RunFolder:
                 leftover.unlink()
             yield load_config(self.config, run_imports=True)
 
-    def write_recipe(self, recipe: Recipe) -> None:
+    def write_recipe(self, recipe: "Recipe") -> None:
         """Write config.yaml."""
+        from facebones.recipe import dump_recipe
+
         with atomic_write(self.config) as file:
             file.write(dump_recipe(recipe).encode())
 
@@ -167,5 +172,7 @@ def folder_lock(path: Path, work: str = "trains") -> Iterator[None]:
         except (BlockingIOError, PermissionError) as error:
             raise ConfigError(f"{path}: another process {work} here; wait until it ends, or stop it") from error
         except OSError as error:
+            from facebones.system.progress import say
+
             say(f"note: {path}: cannot be locked ({error.strerror}): make sure that no other process {work} here")
         yield

@@ -244,3 +244,37 @@ def _range_text(value: float, limits: Mapping[str, Any]) -> str:
     if value <= limits["maximum"] in (LARGEST_NUMBER, LARGEST_INTEGER):
         del named["at most"]
     return " and ".join(f"{name} {bound}" for name, bound in named.items() if bound > -math.inf)
+
+
+def find_shipped(name: str, kind: str, plural: str, folder: str = ".") -> Path:
+    """The path of a YAML file, given its path or the name of one that comes with the package.
+
+    Args:
+        name: path or name.
+        kind: what it is, for errors: "recipe" or "study".
+        plural: likewise.
+        folder: of the shipped files, within the recipes.
+
+    Raises:
+        ConfigError: no such file.
+        UnknownNameError: no shipped file of that name; the message offers the nearest.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = shipped_files(folder)
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        raise ConfigError(f"{name}: no such {kind} file; {plural} that come with the package: {', '.join(known)}")
+    if name not in known:
+        raise UnknownNameError(kind, name, known)
+    return known[name]
+
+
+def shipped_files(folder: str = ".") -> dict[str, Path]:
+    """The YAML files that come with the package, by name.
+
+    Args:
+        folder: "." for recipes, "studies" for studies.
+    """
+    installed = Path(__file__).parent / "recipes"  # in a wheel; in a checkout, recipes/ is at the root
+    recipes = installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
+    return {path.stem: path for path in sorted((recipes / folder).glob("*.yaml"))}

@@ -1,4 +1,4 @@
-"""Images of strangers: what they claim is known before they are decoded, whoever imported OpenCV first."""
+"""Untrusted images: their claimed size is known before they are decoded, whoever imported OpenCV first."""
 
 import os
 import struct

@@ -17,7 +17,7 @@ from facebones.data.image_sources import EncodedImages, LooseCrops, read_batches
 from facebones.data.images import decode
 from facebones.data.preprocessing import REFERENCE, Preprocessing, align_face
 from facebones.errors import ConfigError, DataError, RunError
-from facebones.evaluation import embed as feature_files
+from facebones.evaluation import feature_store
 from facebones.evaluation.embed import ImageEmbeddings, embed, flip_sum_normalised, mean_norm
 from facebones.evaluation.models import Model, load_model
 
@@ -156,7 +156,7 @@ def test_without_flip_there_is_one_view(source):
 @pytest.mark.parametrize("batch", [1, 3, 5])
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 def test_a_stopped_pass_goes_on_and_gives_the_same_bytes(source, tmp_path, monkeypatch, how, batch):
-    monkeypatch.setattr(feature_files, "SYNC_SECONDS", 0.0 if how == "killed" else 1e9)
+    monkeypatch.setattr(feature_store, "SYNC_SECONDS", 0.0 if how == "killed" else 1e9)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run({"a": model(1), "b": model(2)}, source, whole)
     models = {"a": model(1), "b": model(2, Stops(batch, kill if how == "killed" else fail, 2))}

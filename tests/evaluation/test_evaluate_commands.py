@@ -268,7 +268,7 @@ def test_a_stopped_pass_goes_on_and_gives_equal_scores(ijb, tmp_path, number):
     paths = {"first": tmp_path / "run"}
     words = [*words_of(paths, "templates", "--data", ijb, "--batch-size", "4"), "--output"]
     code = (
-        "import sys; from facebones.evaluation import embed; embed.SYNC_SECONDS = 0.0;"
+        "import sys; from facebones.evaluation import feature_store; feature_store.SYNC_SECONDS = 0.0;"
         "from facebones.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     child = subprocess.Popen(

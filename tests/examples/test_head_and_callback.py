@@ -115,6 +115,24 @@ def test_reading_a_run_does_not_run_its_plug_ins(tmp_path):
     assert (tmp_path / "ran").exists()
 
 
+def test_a_recipe_and_a_run_say_which_plug_ins_they_run(tmp_path, capsys):
+    plug, recipe = tmp_path / "said.py", tmp_path / "r.yaml"
+    plug.write_text("import sys\nprint('runs', file=sys.stderr)\n")
+    recipe.write_text("import: [said.py, said.py]\n")
+    load_recipe(recipe)
+    note, runs = capsys.readouterr().err.splitlines()
+    assert note.startswith("note: ") and str(recipe) in note and note.count(str(plug)) == 1 and runs == "runs"
+    load_recipe(recipe)
+    assert capsys.readouterr().err == ""
+    again = tmp_path / "again.py"
+    again.touch()
+    (tmp_path / "config.yaml").write_text(f"import: [said.py, {again}]\n")
+    with RunFolder(tmp_path).open():
+        note = capsys.readouterr().err
+    assert note.count("\n") == 1 and str(tmp_path / "config.yaml") in note and str(again) in note
+    assert str(plug) not in note
+
+
 class Meddler(Callback):
     """Draws random numbers and changes what it gets."""
 

@@ -24,12 +24,14 @@ from synthetic_study import (
 
 import facebones
 from facebones.backbones import create_backbone
+from facebones.cli.main import main
 from facebones.errors import ConfigError, DataError, FaceBonesError
 from facebones.importers.run_from_logs import convert_logs
 from facebones.reporting.load import load_results
 from facebones.reporting.results import EvaluatedSet, Run
 from facebones.reporting.runs import different_recipes, split_by_recipe
 from facebones.reporting.tables import report_tables
+from facebones.run_folder import RunFolder
 from facebones.study.study import load_study
 
 LFW = EvaluatedSet("pairs", "lfw")
@@ -70,6 +72,25 @@ def test_a_study_gives_runs_costs_metrics_curves_and_its_command(tmp_path):
         "ijb_verification",
         "ijb_identification",
     ]
+
+
+def test_a_report_runs_no_plug_in_of_the_folders_that_it_reads(tmp_path, capsys):
+    """A stranger's study, run or entry of study.json may name plug-ins that exist; none of them is imported."""
+    ran, plug = tmp_path / "ran", tmp_path / "plug.py"
+    plug.write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n")
+    study = make_study(tmp_path / "mine")
+    edit(
+        study / "study.json",
+        lambda content: content.update({key: [str(plug)] for key in ("plugins", "imports", "import")}),
+    )
+    lone = make_run(tmp_path / "lone", SMALL, 5)
+    for config in (*study.rglob("config.yaml"), lone / "config.yaml"):
+        config.write_text(f"import: [{plug}]\n{config.read_text()}")
+    assert facebones.load_results(study, lone).runs
+    assert main(["report", str(study), str(lone), "--output", str(tmp_path / "report")]) == 0
+    assert not ran.exists() and str(plug) not in capsys.readouterr().err
+    with RunFolder(lone).open():  # the same file, imported as `resume` does it
+        assert ran.exists() and str(plug) in capsys.readouterr().err
 
 
 def test_the_command_makes_a_study_of_the_same_fields(tmp_path):

@@ -601,7 +601,7 @@ def test_a_study_trains_measures_and_does_nothing_twice(write, tmp_path):
     path, output = write(seeds="0, 1"), tmp_path / "out"
     status, table, said = run(path, "--output", output, "--jobs", "2")
     assert status == 0, said
-    assert SMALL in table and "tiny: accuracy" in table and "2/2" in table and " +- " in table
+    assert SMALL in table and "tiny: accuracy" in table and "2/2" in table and " % ± " in table
     content = study_json(output)
     assert [run["state"] for run in content["runs"]] == ["done", "done"]
     assert all(run["final"][0]["set"] == "tiny" and run["error"] is None for run in content["runs"])

@@ -14,6 +14,7 @@ from facebones.cli.main import main
 from facebones.cli.training import _print_run
 from facebones.errors import RunError
 from facebones.recipe import OptimizerConfig
+from facebones.reporting.plots.report_plots import report_plots
 from facebones.run_folder import RunFolder
 from facebones.training.logs import Meter, read_metrics
 from facebones.training.optimizer import build_optimizer
@@ -274,7 +275,7 @@ def test_a_validation_without_a_finite_embedding_is_noted_and_ends_no_run(tiny_r
     assert result["final"][0]["best_accuracy"] == accuracy[5]
     assert "note: tiny: image 0: the embedding has norm nan" in capsys.readouterr().err
     resume(tmp_path / "run", "cpu")
-    assert load_results(tmp_path / "run").pictures()["accuracy_tiny"].axes
+    assert report_plots(load_results(tmp_path / "run"))["accuracy_tiny"].axes
     _print_run(tmp_path / "run", result)
     assert capsys.readouterr().out.startswith("tiny: not measured\n")
 

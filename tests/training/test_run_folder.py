@@ -18,6 +18,7 @@ from facebones.cli.main import _parse
 from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.errors import CheckpointError, ConfigError
 from facebones.recipe import load_recipe
+from facebones.reporting.plots.report_plots import report_plots
 from facebones.run_folder import RunFolder
 from facebones.system.checkpoint import load_checkpoint, save_checkpoint
 from facebones.training.logs import read_metrics
@@ -157,7 +158,7 @@ def test_lost_metrics_are_noted_and_the_run_goes_on(stopped, tiny_recipe, tmp_pa
     found = read_metrics(folder.metrics)
     train_steps = [line["step"] for line in found if line["kind"] == "train"]
     assert train_steps[-11:] == list(range(8, 29, 2)) and len(set(train_steps)) == len(train_steps)
-    pictures = load_results(folder.path).pictures()
+    pictures = report_plots(load_results(folder.path))
     assert {"loss", "accuracy_tiny"} <= {name for name in pictures if pictures[name].axes}
 
 

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 from facebones import __version__
 from facebones.cli import backbones, data, evaluation, recipes, study, training
 from facebones.cli.options import Arguments, Command, current_names, import_option
-from facebones.errors import ConfigError, FaceBonesError, first_line
-from facebones.plugins import import_plugins
+from facebones.errors import ConfigError, FaceBonesError, RunError, first_line
+from facebones.plugins import import_plugins, raised_in_plugin
 from facebones.system.malloc import tune_malloc
 from facebones.system.processes import Interrupted, stop_signals, stop_with_parent
 
@@ -85,7 +85,14 @@ def _run(arguments: Arguments) -> None:
 
 def _import_and_run(arguments: Arguments) -> None:
     import_plugins(arguments.imports)
-    arguments.command.run(arguments)
+    try:
+        arguments.command.run(arguments)
+    except FaceBonesError:
+        raise
+    except Exception as error:
+        if (place := raised_in_plugin(error)) is None:
+            raise
+        raise RunError(f"{place}: the plug-in raised {type(error).__name__}: {first_line(error)}") from error
 
 
 def _report(error: OSError) -> int:

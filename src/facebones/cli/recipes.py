@@ -15,7 +15,7 @@ def _studies(arguments: Arguments) -> None:
 
 
 def _list(arguments: Arguments, kind: str, folder: str) -> None:
-    from facebones.recipe import shipped_files
+    from facebones.strict_yaml import shipped_files
 
     rows = [{"name": name, "summary": summary(path.read_text())} for name, path in shipped_files(folder).items()]
     if arguments.json:

@@ -83,14 +83,15 @@ def _print_study(content: dict[str, Any], *, as_json: bool) -> None:
         print(json.dumps(content, indent=2))
     else:
         name = content["study"]["name"]
-        print_table(*study_table(content), title=f"{name}: mean over seeds +- standard deviation")
+        print_table(*study_table(content), title=f"{name}: mean over seeds ± standard deviation")
         _print_answer(content["answer"], content["report"])
     raise_failures(content)
 
 
 def _print_answer(sentences: Sequence[str], page: str) -> None:
-    for sentence in sentences:
-        print(f"* {sentence}")
+    from facebones.reporting.console import print_items
+
+    print_items(sentences)
     print(f"report: {page}")
 
 

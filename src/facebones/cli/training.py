@@ -56,9 +56,11 @@ def _resume(arguments: Arguments) -> None:
 
 
 def _print_run(output: Path, result: dict[str, Any]) -> None:
+    from facebones.reporting.words import percent
+
     for row in result["final"]:
         measured = row["accuracy"] is not None
-        accuracy = f"accuracy {row['accuracy']:.2%} +- {row['accuracy_std']:.2%}" if measured else "not measured"
+        accuracy = f"accuracy {percent(row['accuracy'], row['accuracy_std'])}" if measured else "not measured"
         print(f"{row['set']}: {accuracy}")
     print(f"trained backbone: {output / 'model.safetensors'}")
 

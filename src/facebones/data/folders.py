@@ -279,7 +279,14 @@ def open_labelled_images(path: Path) -> TrainingSet:
     format = next((format for format in formats if format.find(path)), None)
     if format is None:
         _fail_unrecognised(path, [each.name for each in formats if each not in (RecordSet, ImageFolder)])
-    return format.open(path)
+    data = format.open(path)
+    labels = np.asarray(data.labels)
+    if labels.shape != (len(data),) or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
+        raise DataError(
+            f"{path}: data format {format.name}: labels of {labels.dtype}, shape {labels.shape}, for {len(data)}"
+            " images; give one whole number from 0 for each"
+        )
+    return data
 
 
 def find_records(path: Path) -> Path | None:

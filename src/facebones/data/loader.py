@@ -30,7 +30,6 @@ from facebones.data.images import decode
 from facebones.data.training_set import Integers, TrainingSet
 from facebones.errors import DataError, RunError
 from facebones.plugins import import_plugins, imported_plugins
-from facebones.system.malloc import trim_malloc
 
 GROUP_BLOCKS = 64
 
@@ -372,6 +371,8 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
+    from facebones.system.malloc import trim_malloc
+
     # A terminal or a scheduler signals the whole process group, but only the training process decides when to stop. If
     # it dies, torch's watchdog ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

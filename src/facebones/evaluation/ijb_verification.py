@@ -121,7 +121,7 @@ class IJBVerification(IJBFolder):
         _ = self.subjects
         return super().images()
 
-    def files(self, models: Sequence[str]) -> list[str]:
+    def written_files(self, models: Sequence[str]) -> list[str]:
         """Scores as MODEL_TARGET.npy, curves as MODEL_TARGET_roc.npz; MODEL_TARGET_POOLING where there are several."""
         bases = [self._base(model, pooling) for model in models for pooling in self.pooling]
         return [f"{base}{ending}" for base in bases for ending in (".npy", "_roc.npz")]

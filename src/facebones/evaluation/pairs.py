@@ -76,7 +76,7 @@ class PairsProtocol(Protocol):
         """The number of pairs."""
         return {"pairs": len(self.pair_set)}
 
-    def files(self, models: Sequence[str]) -> list[str]:
+    def written_files(self, models: Sequence[str]) -> list[str]:
         """The files of scores, MODEL_SET_scores.npz."""
         return [self._scores_file(model) for model in models]
 

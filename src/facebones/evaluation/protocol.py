@@ -140,7 +140,7 @@ class Protocol(ABC):
             raise DataError(f"{self.path}: no images for the protocol {self.name}; check the path")
         images.read(0, IMAGE_SIZE)
 
-    def files(self, models: Sequence[str]) -> list[str]:
+    def written_files(self, models: Sequence[str]) -> list[str]:
         """Names of the files that `compare` writes into the output folder, so that their place is checked first."""
         return []
 

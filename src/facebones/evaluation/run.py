@@ -170,13 +170,11 @@ def run_protocols(
         seed=seed,
         progress=progress,
     )
-    described = {name: model.describe() for name, model in opened.items()}
-    options = {"flip": flip, "bootstrap": bootstrap, "seed": seed}
-    files = {protocol.name: protocol.file for protocol in protocols}
-    of = {name: [result for result in results if result.protocol == name] for name in files}
-    contents = {name: result_content(name, described, options, of[name]) for name in files}
+    contents = _contents(
+        [protocol.name for protocol in protocols], opened, results, {"flip": flip, "bootstrap": bootstrap, "seed": seed}
+    )
     if output is not None:
-        _write(output, {files[name]: content for name, content in contents.items()})
+        _write(output, {protocol.file: contents[protocol.name] for protocol in protocols})
     return contents
 
 
@@ -195,6 +193,15 @@ def result_content(
         "options": dict(options),
         "results": [result.to_json() for result in results],
     }
+
+
+def _contents(
+    protocols: Sequence[str], models: Mapping[str, Model], results: Sequence[ProtocolResult], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the result file of each protocol holds, by the protocol's name."""
+    described = {name: model.describe() for name, model in models.items()}
+    by_protocol = {name: [result for result in results if result.protocol == name] for name in protocols}
+    return {name: result_content(name, described, options, rows) for name, rows in by_protocol.items()}
 
 
 def _write(output: Path, contents: Mapping[str, Any]) -> None:
@@ -285,7 +292,7 @@ def _check_files(output: Path, protocols: Sequence[Protocol], models: Sequence[s
     """Refuse an output where a file cannot be written, or where two sets would write one file."""
     from facebones.system.files import check_output
 
-    files = Counter(file for protocol in protocols for file in protocol.files(models))
+    files = Counter(file for protocol in protocols for file in protocol.written_files(models))
     if twice := [file for file, count in files.items() if count > 1]:
         raise ConfigError(f"{output}: two sets would write {twice[0]}; give each its own output")
     check_output(output, [*{protocol.file: None for protocol in protocols}, *files])

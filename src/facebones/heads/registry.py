@@ -163,7 +163,11 @@ def create_head(
     entry = lookup_head(name)
     if not isinstance(options, entry.options):
         raise ConfigError(f"head {name}: takes {entry.options.__name__}, not {type(options).__name__}")
-    head: Head = entry.build(options, num_classes, embedding_size, shard=shard)
+    from facebones.heads.partial_fc import Head
+
+    head = entry.build(options, num_classes, embedding_size, shard=shard)
+    if not isinstance(head, Head):
+        raise ConfigError(f"head {name}: built a {type(head).__name__}; derive it from facebones.heads.partial_fc.Head")
     return head
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from facebones.reporting.results import MetricResult, Results
 from facebones.reporting.words import MOST_LISTED, listed, short_number, spread_words
@@ -130,7 +131,7 @@ def _cheapest(results: Results, metric: MetricResult, ranking: Sequence[str]) ->
     candidates = {
         name: macs
         for name in (best, *results.not_different_from(metric, best))
-        if (macs := results.costs[name].macs) is not None
+        if (macs := results.costs[name].macs) is not None and not _guesses(results, metric, name)
     }
     cheapest = min(candidates, key=lambda name: candidates[name], default=best)
     if cheapest == best or best not in candidates:
@@ -165,11 +166,21 @@ def _reservations(results: Results, metrics: Sequence[MetricResult]) -> list[str
 
 def _all_guess(metric: MetricResult) -> bool:
     """Whether the intervals of all runs reach what guessing reaches."""
-    if metric.chance is None or not metric.intervals:
+    return _reach_chance(metric, list(metric.intervals.values()))
+
+
+def _guesses(results: Results, metric: MetricResult, backbone: str) -> bool:
+    """Whether the intervals of all runs of a backbone reach what guessing reaches."""
+    names = [run.name for run in results.runs_of(backbone)]
+    return _reach_chance(metric, [metric.intervals[name] for name in names if name in metric.intervals])
+
+
+def _reach_chance(metric: MetricResult, intervals: Sequence[Mapping[str, Any]]) -> bool:
+    if metric.chance is None or not intervals:
         return False
     if metric.higher_is_better:
-        return all(interval["low"] <= metric.chance for interval in metric.intervals.values())
-    return all(interval["high"] >= metric.chance for interval in metric.intervals.values())
+        return all(interval["low"] <= metric.chance for interval in intervals)
+    return all(interval["high"] >= metric.chance for interval in intervals)
 
 
 def _value(results: Results, metric: MetricResult, backbone: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from facebones.backbones.catalogue import read_catalogue
-from facebones.reporting.table_files import markdown_table
+from facebones.reporting.words import markdown_table
 
 # Table 1 of the published study: its name of the backbone, its GFLOPs, its millions of parameters.
 STUDY_TABLE = (

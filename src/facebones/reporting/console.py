@@ -74,6 +74,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     console.print(table)
 
 
+def print_items(texts: Sequence[str]) -> None:
+    """Print texts as a list, one a line; on a terminal, wrapped at spaces."""
+    from rich.console import Console
+
+    console = Console()
+    for text in texts:
+        print(_broken_at_blanks(text, console.width, "* ", "  ") if console.is_terminal else f"* {text}")
+
+
 def _print_blocks(console: "Console", columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print one block per row: its first cell, and below it a line for each other cell that is not empty."""
     from rich.text import Text

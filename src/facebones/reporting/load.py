@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from facebones.errors import ConfigError, FaceBonesError
-from facebones.recipe import find_shipped
 from facebones.reporting.evaluations import (
     check_format,
     evaluated_set,
@@ -36,6 +35,7 @@ from facebones.reporting.runs import (
 )
 from facebones.reporting.words import listed, set_words
 from facebones.run_folder import RunFolder
+from facebones.strict_yaml import find_shipped
 
 STUDY_FILE, PROFILE_FILE = "study.json", "profile.json"
 STUDY_FIELDS = ("recipe", "data", "backbones", "seeds", "evaluate", "pair_sets", "ijb")

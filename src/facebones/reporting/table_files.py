@@ -3,11 +3,12 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from facebones.reporting.tables import Cell, Table
+from facebones.reporting.words import markdown_table
 from facebones.system.files import atomic_write
 
 CSV_COLUMNS = ("table", "row", "column", "value", "text")
@@ -88,20 +89,6 @@ def markdown_text(tables: Sequence[Table], beginning: Beginning | None = None) -
     """The beginning, then each table with its heading and note."""
     first = [_markdown_beginning(beginning)] if beginning else []
     return "\n".join([*first, *(_markdown_section(table) for table in tables)])
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A table in Markdown; the columns with the indices `right` are right-aligned.
-
-    >>> print(markdown_table(("name", "size"), [("a", "1")], right=(1,)))
-    | name | size |
-    |---|--:|
-    | a | 1 |
-    <BLANKLINE>
-    """
-    rule = "|".join("--:" if number in right else "---" for number in range(len(columns)))
-    lines = [f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines) + "\n"
 
 
 def escape_markdown(text: str) -> str:

@@ -5,7 +5,7 @@ protocol and set that it was measured on. A protocol that this module does not k
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MOST_LISTED = 4  # names in a sentence; a longer list is counted instead
@@ -211,3 +211,17 @@ def mark_best(cells: Sequence[str], best: int, alike: Sequence[bool]) -> list[st
     """
     marks = ["best" if index == best else "*" if same else "" for index, same in enumerate(alike)]
     return [f"{cell} {mark}".rstrip() for cell, mark in zip(cells, marks, strict=True)]
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """A table in Markdown; the columns with the indices `right` are right-aligned.
+
+    >>> print(markdown_table(("name", "size"), [("a", "1")], right=(1,)))
+    | name | size |
+    |---|--:|
+    | a | 1 |
+    <BLANKLINE>
+    """
+    rule = "|".join("--:" if number in right else "---" for number in range(len(columns)))
+    lines = [f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"

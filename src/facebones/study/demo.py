@@ -30,12 +30,13 @@ def demo(output: Path, device: str = "auto") -> dict[str, Any]:
     Returns:
         What `compare` returns.
     """
+    on_cpu = select_device(device).type == "cpu"  # refuses an unknown device before anything is drawn
     data = output / "faces"
     if not data.is_dir():
         say(str(synthesize(data, identities=IDENTITIES, images_per_identity=IMAGES_PER_IDENTITY, pairs=PAIRS)))
     _draw_faces(data, output / "faces.png")
     # A training of a network this small does not keep two cores busy.
-    jobs = 2 if select_device(device).type == "cpu" and (os.cpu_count() or 1) > 1 else 1
+    jobs = 2 if on_cpu and (os.cpu_count() or 1) > 1 else 1
     return compare(load_study(STUDY, data=str(data)), output / "study", jobs=jobs, device=device)
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from facebones.reporting.words import metric_words, set_words
+from facebones.reporting.words import metric_words, percent, set_words
 from facebones.study.plan import UNFINISHED, PlannedRun
 from facebones.system.progress import format_seconds, say
 
@@ -94,12 +94,12 @@ def _cells(run: PlannedRun) -> tuple[str, str, str, str]:
     progress = run.progress()
     left = seconds_left(run, progress)
     loss = "-" if progress["loss"] is None else f"{progress['loss']:.3f}"
-    accuracy = "-" if progress["accuracy"] is None else f"{progress['accuracy']:.2%}"
+    accuracy = "-" if progress["accuracy"] is None else percent(progress["accuracy"])
     return f"{progress['step']}/{run.steps}", loss, accuracy, "-" if left is None else format_seconds(left)
 
 
 def _accuracy_text(progress: Mapping[str, Any]) -> str:
-    return "" if progress["accuracy"] is None else f"  accuracy {progress['accuracy']:.2%}"
+    return "" if progress["accuracy"] is None else f"  accuracy {percent(progress['accuracy'])}"
 
 
 # ------------------------------------------------------------------------------------------------ tables on stdout
@@ -131,7 +131,7 @@ def study_table(content: Mapping[str, Any]) -> Table:
     for row in content["summary"]:
         cost = ["-" if row["parameters"] is None else f"{row['parameters']:,}"]
         cost.append("-" if row["macs"] is None else f"{row['macs'] / 1e6:,.1f} M")
-        measured = {_title(metric): _spread(metric) for metric in row["metrics"]}
+        measured = {_title(metric): percent(metric["mean"], metric["deviation"]) for metric in row["metrics"]}
         cells = [measured.get(title, "-") for title in titles]
         rows.append((row["backbone"], *cost, *cells, f"{row['done']}/{row['planned']}", "; ".join(row["errors"])))
     return ("backbone", "parameters", "MACs", *titles, "seeds", "error"), rows
@@ -139,8 +139,3 @@ def study_table(content: Mapping[str, Any]) -> Table:
 
 def _title(metric: Mapping[str, Any]) -> str:
     return f"{set_words(metric)}: {metric_words(metric)}"
-
-
-def _spread(metric: Mapping[str, Any]) -> str:
-    deviation = metric["deviation"]
-    return f"{metric['mean']:.2%}" + ("" if deviation is None else f" +- {deviation:.2%}")

@@ -12,8 +12,8 @@ from typing import Any, get_type_hints
 
 from facebones.errors import ConfigError, UnknownNameError
 from facebones.plugins import import_plugins
-from facebones.recipe import Recipe, find_shipped, load_recipe
-from facebones.strict_yaml import check_value, read_yaml, setting
+from facebones.recipe import Recipe, load_recipe
+from facebones.strict_yaml import check_value, find_shipped, read_yaml, setting
 
 # Fields of the recipe that a study sets with a key of its own.
 OWN_FIELDS = {"backbone.name": "backbones", "training.seed": "seeds", "data.path": "data"}
@@ -117,7 +117,7 @@ def _keys() -> list[str]:
 
 def _build(file: Path, values: dict[str, Any], where: Mapping[str, str], overrides: Mapping[str, str]) -> Study:
     checked: dict[str, Any] = {"imports": _plugins(file, values.get("import", []), where["import"])}
-    import_plugins(checked["imports"], where["import"])  # the recipe may name a head of theirs
+    import_plugins(checked["imports"], where["import"], listed_in=file)  # the recipe may name a head of theirs
     values = {**values, "evaluate": _with_protocols(values.get("evaluate", []), where["evaluate"])}
     hints = get_type_hints(Study)
     checked |= {

@@ -18,7 +18,7 @@ SUBPIXEL_BITS = 4
 
 
 class Canvas:
-    """An RGB or grey picture that is drawn larger than needed, and averaged down.
+    """An RGB or grey image, drawn larger than needed and averaged down.
 
     Coordinates are pixels of the final size; the centre of the first pixel is (0, 0).
     """
@@ -46,7 +46,7 @@ class Canvas:
         cv2.circle(self.pixels, (int(x), int(y)), thick, _scalar(colour), -1, cv2.LINE_AA, SUBPIXEL_BITS)
 
     def averaged(self) -> ImageArray:
-        """Return the picture in the final size."""
+        """Return the image in its final size."""
         height, width = self.pixels.shape[:2]
         size = (width // self._scale, height // self._scale)
         return np.asarray(cv2.resize(self.pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -19,7 +19,7 @@ LARGEST_FILE = 2**20  # bytes
 
 
 def load_measurement(kind: str, conditions: str) -> Any:
-    """Load the value that was measured under these conditions, as JSON has it; None if there is none."""
+    """Load the value that was measured under these conditions, decoded from JSON; None if there is none."""
     return _read(_file(kind)).get(conditions)
 
 

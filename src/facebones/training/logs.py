@@ -190,9 +190,10 @@ def train_line(values: Mapping[str, Any], steps: int, epochs: int, seconds_left:
 
 def validation_line(values: Mapping[str, Any]) -> str:
     """The log line of a validation on one set, for people."""
+    names = ("accuracy", "accuracy_std", "best_accuracy", "tar_at_far_1e3")
+    accuracy, deviation, best, tar = (f"{100 * values[name]:.2f}" for name in names)
     return (
-        f"  {values['set']}: accuracy {values['accuracy']:.2%} +- {values['accuracy_std']:.2%}"
-        f" (best {values['best_accuracy']:.2%})  TAR@FAR=1e-3 {values['tar_at_far_1e3']:.2%}"
+        f"  {values['set']}: accuracy {accuracy} % ± {deviation} (best {best} %)  TAR@FAR=1e-3 {tar} %"
         f"  AUC {values['auc']:.4f}  XNorm {values['xnorm']:.2f}"
     )
 

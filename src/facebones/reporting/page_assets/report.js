@@ -98,7 +98,8 @@
     const isNamed = width >= ROOM_FOR_NAMES && points.length <= MOST_NAMES;
     const side = (point) => (isNamed ? nameSide(point, points, log) : "");
     const traces = [frontTrace(front), ...points.map((point) => pointTrace(point, metric, cost, side(point)))];
-    const ticks = log ? { type: "log", tickvals: logTicks(points, width) } : { type: "linear", rangemode: "tozero", nticks: 7 };
+    const marks = logTicks(points, width);
+    const ticks = log ? { type: "log", tickvals: marks, ticktext: marks.map(short) } : { type: "linear", rangemode: "tozero", nticks: 7 };
     const title = cost.name === "macs" ? "MACs (FLOPs = 2 × MACs)" : cost.title;
     const x = axis(title, { tickformat: "~s", ...ticks });
     const unknown = data.models.filter((model, place) => isOn(place) && !isKnown(place)).map((model) => model.name);

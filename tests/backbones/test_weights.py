@@ -11,7 +11,7 @@ from facebones.backbones import create_backbone
 from facebones.backbones.weights import load_backbone
 from facebones.errors import CheckpointError
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 NAME = "shufflefacenet_0_5"
 FIRST = "stem.0.weight"
 

@@ -12,7 +12,7 @@ import pytest
 from facebones.cli.main import main
 from facebones.data.pair_bins import read_pairs
 
-PAGE = Path(__file__).parents[1] / "docs" / "own-data.md"
+PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
 TEST_PEOPLE = 40  # of 120
 
 
