@@ -20,10 +20,11 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 
+from facebones import recipe
 from facebones.cli.main import main
 from facebones.data.pair_bins import write_pairs
 from facebones.errors import ConfigError, DataError, RunError
-from facebones.recipe import load_config, reading
+from facebones.recipe import load_config
 from facebones.reporting.load import load_results
 from facebones.reporting.report import write_report
 from facebones.run_folder import RunFolder
@@ -216,9 +217,9 @@ def test_an_older_run_that_computed_otherwise_is_continued_as_it_began_only_if_t
     older_run, write, tmp_path, monkeypatch
 ):
     run = older_run("optimizer.decay_norm_and_prelu")
-    meant = reading.older_meaning
+    meant = recipe.older_meaning
     monkeypatch.setattr(
-        reading, "older_meaning", lambda name: False if name == "optimizer.decay_norm_and_prelu" else meant(name)
+        recipe, "older_meaning", lambda name: False if name == "optimizer.decay_norm_and_prelu" else meant(name)
     )
     before = times(tmp_path / "out")
     with pytest.raises(ConfigError, match=r"optimizer\.decay_norm_and_prelu existed.*False.*True.*--accept-version"):
