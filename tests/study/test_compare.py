@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import html
 import importlib
 import importlib.util
 import io
@@ -654,17 +655,17 @@ def test_a_run_that_fails_is_recorded_and_the_others_finish(write, tmp_path):
     assert status == 1, said
     assert said.splitlines()[-1].startswith(f"facebones: failed: {LARGE}; the rest is done")
     large, small = study_json(output)["runs"]
-    assert "metrics.jsonl: exists already, and a run would replace it" in large["error"]
+    assert "seed0/metrics.jsonl: " in large["error"] and "a run would replace it" in large["error"]
     assert small["state"] == "done" and small["error"] is None
-    assert list(study_json(output)["models"]) == [SMALL] and "exists already" in table
+    assert list(study_json(output)["models"]) == [SMALL] and "a run would replace it" in table
     assert (output / "runs" / LARGE / "seed0" / "metrics.jsonl").read_text() == "mine\n"
-    assert f"{LARGE} of 2 runs has failed or not finished." in table
-    assert "exists already, and a run would replace it" in (output / "report" / "report.html").read_text()
+    assert f"1 of 2 runs has failed or not finished: {LARGE}." in table
+    assert large["error"] in html.unescape((output / "report" / "report.html").read_text())
 
     shutil.rmtree(output / "runs" / LARGE / "seed0")
     trained = times(output / "runs" / SMALL)
     status, table, _ = run(path, "--output", output)
-    assert status == 0 and "exists already" not in table
+    assert status == 0 and "a run would replace it" not in table
     assert times(output / "runs" / SMALL) == trained
     assert list(study_json(output)["models"]) == [LARGE, SMALL]
 
@@ -734,7 +735,7 @@ def test_a_run_whose_loss_is_no_number_leaves_a_whole_report_of_the_others(write
 
     status, table, said = run(path, "--output", output)
     assert status == 1 and said.splitlines()[-1].startswith(f"facebones: failed: {SMALL}; the rest is done"), said
-    assert f"{LARGE} reaches" in table and f"{SMALL} of 2 runs has failed or not finished." in table
+    assert f"{LARGE} reaches" in table and f"1 of 2 runs has failed or not finished: {SMALL}." in table
     content = json.loads((output / "report" / "results.json").read_text())
     states = {row["name"]: (row["state"], row["error"]) for row in content["runs"]}
     assert states[LARGE] == ("done", None)
