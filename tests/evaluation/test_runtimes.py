@@ -100,7 +100,7 @@ def test_compiled_networks_of_one_class_keep_their_weights_and_are_compiled_once
 def test_larger_batch_is_refused(tiny_backbone):
     pytest.importorskip("onnxruntime")
     ours = run_by(opened(create_backbone(tiny_backbone, 16)), "onnxruntime", BATCH)
-    with pytest.raises(ValueError, match="5 images; .* 4$"):
+    with pytest.raises(ValueError, match=r"5 images; .* 4$"):
         ours(np.zeros((5, 112, 112, 3), np.uint8), flip=False)
 
 
@@ -314,7 +314,7 @@ def weights(tmp_path_factory, tiny_backbone):
 
 
 def evaluate(weights, data, capsys, *words):
-    status = main(["evaluate", "pairs", "--checkpoint", str(weights), "--data", str(data), "--json", *words])
+    status = main(["evaluate", "pairs", "--model", str(weights), "--data", str(data), "--json", *words])
     out, err = capsys.readouterr()
     return status, json.loads(out) if out else None, err
 
@@ -337,7 +337,7 @@ def test_results_say_how_they_were_computed(weights, small_data, capsys):
 
 def test_onnx_files_have_their_runtime(weights, small_data, capsys, tmp_path):
     pytest.importorskip("onnxruntime")
-    assert not main(["export", "--checkpoint", str(weights), "--output", str(tmp_path / "tiny.onnx")])
+    assert not main(["export", "--model", str(weights), "--output", str(tmp_path / "tiny.onnx")])
     capsys.readouterr()
     for name in (None, AUTO, "onnxruntime"):
         words = ["--runtime", name] if name else []

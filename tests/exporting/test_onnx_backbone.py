@@ -182,7 +182,7 @@ def test_devices_and_a_missing_onnx_runtime(tmp_path, monkeypatch):
 
 def test_evaluate_pairs_takes_an_onnx_file(tmp_path, small_data, capsys):
     path = network(tmp_path / "ours.onnx", metadata={"facebones_version": "1", "backbone": "mobilefacenet"})
-    words = ["evaluate", "pairs", "--checkpoint", str(path), "--data", str(small_data / "tiny.bin"), "--json"]
+    words = ["evaluate", "pairs", "--model", str(path), "--data", str(small_data / "tiny.bin"), "--json"]
     assert main([*words, "--backbone", "mobilefacenet"]) == 0
     result = json.loads(capsys.readouterr().out)
     model = result["models"]["ours"]
