@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,7 @@ def load_recipe(
     >>> load_recipe("casia_webface", {"training.epochs": "3"}).training.epochs
     3
     """
-    path, overrides = find_recipe(str(path)), overrides or {}
+    path, overrides = find_shipped(str(path), "recipe", "recipes"), overrides or {}
     sections, imports = _read_file(path, note=True)
     import_plugins(imports, f"{path}: import", listed_in=path)
     places = _places(path, sections)
@@ -262,11 +262,6 @@ def head_config(name: str, **options: Any) -> HeadConfig:
     0.4
     """
     return _read_head({"name": name, **options}, lambda key: f"head.{key}", lenient=False)
-
-
-def find_recipe(name: str) -> Path:
-    """The path of a recipe, given its path or the name of one that comes with the package."""
-    return find_shipped(name, "recipe", "recipes")
 
 
 def recipe_from_dict(
@@ -315,7 +310,7 @@ def older_values(now: Recipe, found: Any) -> dict[str, Any]:
     with contextlib.suppress(FaceBonesError):  # what is no head is compared as it is
         head = sections.get("head", {})
         options = lookup_head(str(head.get("name", DEFAULT_HEAD))).options
-        older = {item.name: limits_of(item)["older"] for item in _fields(options)}
+        older = {item.name: limits_of(item)["older"] for item in fields(options)}
         then_given = {key: value for key, value in older.items() if value is not SAME} | head
         sections["head"] = _read_head(then_given, str, lenient=True).combined().to_dict()
     then = flat_fields(sections)
@@ -332,7 +327,7 @@ def older_meaning(name: str) -> Any:
     kind = CombinedOptions if section == "head" else SECTIONS[section]
     if name == "head.name":
         return DEFAULT_HEAD
-    older = {item.name: limits_of(item)["older"] for item in _fields(kind)}.get(key)
+    older = {item.name: limits_of(item)["older"] for item in fields(kind)}.get(key)
     return getattr(kind(), key) if older is SAME else older
 
 
@@ -346,7 +341,7 @@ def lacking_fields(path: Path) -> dict[str, Any]:
         f"{section}.{item.name}": older_meaning(f"{section}.{item.name}")
         for section, kind in SECTIONS.items()
         if section != "head"
-        for item in _fields(kind)
+        for item in fields(kind)
         if item.name not in sections.get(section, {})
     }
 
@@ -373,7 +368,7 @@ def field_help() -> list[tuple[str, str]]:
         if section == "head":
             rows += _head_help()
             continue
-        rows += [(f"{section}.{item.name}", _help_of(item, getattr(kind(), item.name))) for item in _fields(kind)]
+        rows += [(f"{section}.{item.name}", _help_of(item, getattr(kind(), item.name))) for item in fields(kind)]
     return rows
 
 
@@ -383,7 +378,7 @@ def _head_help() -> list[tuple[str, str]]:
     texts: dict[str, dict[str, list[str]]] = {}
     for head in heads:
         options = lookup_head(head).options
-        for item in _fields(options):
+        for item in fields(options):
             text = _help_of(item, getattr(options(), item.name))
             texts.setdefault(item.name, {}).setdefault(text, []).append(head)
     rows = [("head.name", f"the head ({', '.join(heads)}) [{DEFAULT_HEAD}]")]
@@ -401,10 +396,6 @@ def _help_of(item: "dataclasses.Field[Any]", value: Any) -> str:
     return f"{limits['help']}{several}{choices}{shown}"
 
 
-def _fields(kind: type[Any]) -> "tuple[dataclasses.Field[Any], ...]":
-    return dataclasses.fields(kind)
-
-
 def _read_head(values: Mapping[str, Any], place: Callable[[str], str], *, lenient: bool) -> HeadConfig:
     options = dict(values)
     name = check_value(options.pop("name", DEFAULT_HEAD), str, NO_LIMITS, place("name"))
@@ -414,9 +405,9 @@ def _read_head(values: Mapping[str, Any], place: Callable[[str], str], *, lenien
         if lenient:
             return HeadConfig(name=name, options=options)
         raise
-    known = {item.name for item in _fields(kind)}
+    known = {item.name for item in fields(kind)}
     for key in options:
-        others = [head for head in list_heads() if key in {item.name for item in _fields(lookup_head(head).options)}]
+        others = [head for head in list_heads() if key in {item.name for item in fields(lookup_head(head).options)}]
         if key not in known and others:
             raise ConfigError(f"{place(key)}: head {name} has no option '{key}'; `head.name: {others[0]}` has it")
     return HeadConfig(name=name, options=fill(kind, options, place, f"option of head {name}"))
@@ -440,9 +431,9 @@ def _given(
                 raise UnknownNameError("field", key, field_names(), where[key])
             raise UnknownNameError("option", f"--{key}", [f"--{name}" for name in field_names()])
         place = where.get(key, f"--{key}")
-        kind = (
-            lookup_head(head, where.get("head.name", "--head.name")).options if section == "head" else SECTIONS[section]
-        )
+        kind = SECTIONS[section]
+        if section == "head":
+            kind = lookup_head(head, where.get("head.name", "--head.name")).options
         present = earlier_names(kind).get(name, name)
         if present != name:
             say(f"note: {place}: is called {section}.{present} now")

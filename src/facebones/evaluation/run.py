@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import facebones
 from facebones.backbones.base import IMAGE_SIZE
@@ -27,35 +27,41 @@ AnyModel = Model | Path | str
 AnyProtocol = Protocol | Path | str
 
 
+class Options(TypedDict, total=False):
+    """Options that `evaluate` and `run_protocols` share; `evaluate` explains them."""
+
+    device: str
+    preprocessing: Preprocessing | None
+    batch_size: int
+    workers: int | None
+    runtime: str | None
+    flip: bool
+    bootstrap: int
+    seed: int
+    progress: bool
+
+
+# Of `run_protocols`, for commands: they show the progress.
+DEFAULTS: dict[str, Any] = {
+    "device": "auto",
+    "preprocessing": None,
+    "batch_size": BATCH_SIZE,
+    "workers": None,
+    "runtime": None,
+    "flip": True,
+    "bootstrap": REPLICATES,
+    "seed": 0,
+    "progress": True,
+}
+
+
 @overload
 def evaluate(
-    model: AnyModel,
-    protocol: AnyProtocol | Sequence[AnyProtocol],
-    *,
-    device: str = ...,
-    preprocessing: Preprocessing | None = ...,
-    batch_size: int = ...,
-    workers: int | None = ...,
-    runtime: str | None = ...,
-    flip: bool = ...,
-    bootstrap: int = ...,
-    seed: int = ...,
-    progress: bool = ...,
+    model: AnyModel, protocol: AnyProtocol | Sequence[AnyProtocol], **options: Unpack[Options]
 ) -> list[Metric]: ...
 @overload
 def evaluate(
-    model: Mapping[str, AnyModel],
-    protocol: AnyProtocol | Sequence[AnyProtocol],
-    *,
-    device: str = ...,
-    preprocessing: Preprocessing | None = ...,
-    batch_size: int = ...,
-    workers: int | None = ...,
-    runtime: str | None = ...,
-    flip: bool = ...,
-    bootstrap: int = ...,
-    seed: int = ...,
-    progress: bool = ...,
+    model: Mapping[str, AnyModel], protocol: AnyProtocol | Sequence[AnyProtocol], **options: Unpack[Options]
 ) -> list[MetricComparison]: ...
 def evaluate(
     model: AnyModel | Mapping[str, AnyModel],
@@ -80,7 +86,8 @@ def evaluate(
         preprocessing: input that files from elsewhere expect.
         batch_size: images per forward pass.
         workers: threads that read images; None uses all cores.
-        runtime: as for `run_protocols`.
+        runtime: name of `evaluation.runtimes`; "auto" takes the fastest that embeds like PyTorch; None runs PyTorch,
+            and ONNX files by ONNX Runtime.
         flip: add the embedding of the mirror image, as the published protocols do.
         bootstrap: number of bootstrap replicates.
         seed: of the bootstrap.
@@ -117,15 +124,7 @@ def run_protocols(
     *,
     output: Path | None = None,
     backbone: str | None = None,
-    preprocessing: Preprocessing | None = None,
-    batch_size: int = BATCH_SIZE,
-    workers: int | None = None,
-    device: str = "auto",
-    runtime: str | None = None,
-    flip: bool = True,
-    bootstrap: int = REPLICATES,
-    seed: int = 0,
-    progress: bool = True,
+    **options: Unpack[Options],
 ) -> dict[str, Any]:
     """Measure models by protocols, test their differences, and write one result file for each protocol.
 
@@ -135,16 +134,7 @@ def run_protocols(
         output: folder for the result files and the scores; protocols that keep features write them into `features`,
             where a stopped pass resumes and a later evaluation of the same models finds them. None writes nothing.
         backbone: backbone of a file that does not state it; with one model only.
-        preprocessing: input that files from elsewhere expect.
-        batch_size: images per forward pass.
-        workers: threads that read images; None uses all cores.
-        device: "auto", "cpu", "cuda", ...
-        runtime: name of `evaluation.runtimes`; "auto" takes the fastest that embeds like PyTorch; None runs PyTorch,
-            and ONNX files by ONNX Runtime.
-        flip: add the embedding of the mirror image, as the published protocols do.
-        bootstrap: number of bootstrap replicates.
-        seed: of the bootstrap.
-        progress: show the progress on stderr.
+        options: as for `evaluate`; the progress is shown unless `progress` is False.
 
     Returns:
         for each protocol, by name, what its result file holds.
@@ -155,24 +145,10 @@ def run_protocols(
     _check_sets(protocols)
     if output is not None:
         _check_files(output, protocols, list(models))
-    opened, results = _measure(
-        models,
-        protocols,
-        output=output,
-        backbone=backbone,
-        device=device,
-        preprocessing=preprocessing,
-        batch_size=batch_size,
-        workers=workers,
-        runtime=runtime,
-        flip=flip,
-        bootstrap=bootstrap,
-        seed=seed,
-        progress=progress,
-    )
-    contents = _contents(
-        [protocol.name for protocol in protocols], opened, results, {"flip": flip, "bootstrap": bootstrap, "seed": seed}
-    )
+    given: dict[str, Any] = {**DEFAULTS, **options}
+    opened, results = _measure(models, protocols, output=output, backbone=backbone, **given)
+    recorded = {name: given[name] for name in ("flip", "bootstrap", "seed")}
+    contents = _contents([protocol.name for protocol in protocols], opened, results, recorded)
     if output is not None:
         _write(output, {protocol.file: contents[protocol.name] for protocol in protocols})
     return contents

@@ -43,11 +43,6 @@ def write_evaluation_plots(result: Mapping[str, Any], output: Path) -> list[Path
     return files
 
 
-def plot_names(result: Mapping[str, Any]) -> list[str]:
-    """Names of the files that `write_evaluation_plots` writes, without their suffixes; nothing is read."""
-    return [name for name, _ in _plots(result, Path(), {})]
-
-
 def _plots(result: Mapping[str, Any], output: Path, styles: Mapping[str, Style]) -> Iterator[tuple[str, Draw]]:
     """Name and drawing function of each plot."""
     sections = result["results"]
