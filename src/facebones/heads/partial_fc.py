@@ -171,7 +171,7 @@ def _directions(embedding_BD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_classes(num_classes: int, rate: float, present: Tensor) -> Tensor:
-    """Classes that take part in a step: those present, and others; every set of others is equally likely.
+    """Classes that take part in a step: those present, and more drawn at random, every choice equally likely.
 
     Classes are drawn with replacement, as many as are missing, until none is missing. This prefers no class, so every
     set of the final size has the same probability. If more than half take part, those left out are drawn instead.
