@@ -1,6 +1,7 @@
 """Small data sets and runs that many tests share."""
 
 import shutil
+import sys
 import zlib
 from pathlib import Path
 
@@ -10,9 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from facebones.backbones import Backbone, create_backbone, list_backbones, register_backbone, registry
+from facebones import plugins
+from facebones.backbones import Backbone, create_backbone, list_backbones, register_backbone
+from facebones.backbones import registry as backbones
+from facebones.data import training_set as data_formats
 from facebones.data.folders import open_training_set
+from facebones.evaluation import protocol as protocols
+from facebones.heads import registry as heads
 from facebones.recipe import recipe_from_dict
+from facebones.training import callbacks
 
 ROOT = Path(__file__).parents[1]
 REAL_FACES = ROOT.parent / "shared" / "faces"
@@ -34,6 +41,24 @@ def yunet():
     if not path.is_file():
         pytest.skip(f"the face detector is not here: {path}")
     return path
+
+
+@pytest.fixture(autouse=True)
+def forget_plugins():
+    """Forget after each test what it registered and imported: no test depends on those before it."""
+    list_backbones()  # our own backbones and protocols register when they are first asked for
+    for name in protocols.list_protocols():
+        protocols.lookup_protocol(name)
+    kept = [(module._REGISTRY, module._REGISTRY.copy()) for module in (backbones, heads, protocols, data_formats)]
+    registered_callbacks, imported = callbacks._REGISTRY.copy(), plugins._imported.copy()
+    yield
+    for registry, before in kept:
+        registry.clear()
+        registry.update(before)
+    callbacks._REGISTRY[:] = registered_callbacks
+    plugins._imported[:] = imported
+    for name in [name for name in sys.modules if name.startswith("facebones_plugin_")]:
+        del sys.modules[name]
 
 
 IDENTITIES, IMAGES_EACH, PAIRS = 4, 7, 20
@@ -117,7 +142,7 @@ def tiny_backbone():
             return TinyBackbone(embedding_size, dropout)
 
     yield "tiny_for_tests"
-    registry._REGISTRY.pop("tiny_for_tests", None)
+    backbones._REGISTRY.pop("tiny_for_tests", None)
 
 
 @pytest.fixture

@@ -9,18 +9,14 @@ from pathlib import Path
 import pytest
 
 import facebones
-from facebones.backbones import registry as backbones
-from facebones.data import training_set as data_formats
-from facebones.evaluation import protocol as protocols
-from facebones.heads import registry as heads
-from facebones.training import callbacks
+from facebones.evaluation.protocol import list_protocols
+from facebones.heads import list_heads
 
 ROOT = Path(__file__).parents[1]
 # Name to the section of the page that describes it, in the page's order.
 SECTIONS = {
     part.partition("\n")[0]: part for part in re.split("^### ", (ROOT / "docs/api.md").read_text(), flags=re.M)[1:]
 }
-REGISTRIES = (backbones._REGISTRY, data_formats._formats, protocols._REGISTRY, heads._REGISTRY)
 
 
 def blocks(text, language):
@@ -34,15 +30,6 @@ def signature(name):
     plain = [parameter.replace(annotation=parameter.empty) for parameter in found.parameters.values()]
     text = f"facebones.{name}{found.replace(parameters=plain, return_annotation=found.empty)}"
     return re.sub(r"<class '[\w.]+\.(\w+)'>", r"\1", text)
-
-
-@pytest.fixture
-def own_registries(monkeypatch):
-    """Forget afterwards what the examples register."""
-    monkeypatch.setattr(callbacks, "_REGISTERED", list(callbacks._REGISTERED))
-    yield
-    for registry, name in zip(REGISTRIES, ("tiny_net", "one_folder", "mean_norm", "plain_arcface"), strict=True):
-        registry.pop(name, None)
 
 
 @pytest.mark.parametrize("name", facebones._API)
@@ -103,11 +90,11 @@ def faces(tmp_path, monkeypatch):
 SLOW = ("profile", "export", "compare")
 
 
-@pytest.mark.usefixtures("faces", "own_registries")
+@pytest.mark.usefixtures("faces")
 def test_the_examples_run():
     namespace = run_examples([name for name in SECTIONS if name not in SLOW])
     assert namespace["results"].runs[0].final_accuracy("synthetic") is not None
-    assert "mean_norm" in protocols.list_protocols() and "plain_arcface" in heads.list_heads()
+    assert "mean_norm" in list_protocols() and "plain_arcface" in list_heads()
 
 
 @pytest.mark.slow

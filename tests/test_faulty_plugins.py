@@ -55,18 +55,6 @@ def faces(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def own_registries(monkeypatch):
-    """A callback that breaks must not meet the trainings of other tests."""
-    from facebones.data import training_set
-    from facebones.heads import registry
-    from facebones.training import callbacks
-
-    monkeypatch.setattr(callbacks, "_REGISTERED", list(callbacks._REGISTERED))
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    monkeypatch.setattr(training_set, "_formats", dict(training_set._formats))
-
-
 def train(tmp_path, data, code, *words):
     (tmp_path / "mine.py").write_text(code)
     options = ["--import", str(tmp_path / "mine.py"), "--data", str(data), "--output", str(tmp_path / "run")]

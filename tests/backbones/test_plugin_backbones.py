@@ -46,11 +46,8 @@ PARAMETERS = 4 * (3 * 16 * 16 + 1) + (4 * 49 + 1) * 512
 
 
 @pytest.fixture
-def plugin(tmp_path, monkeypatch):
-    """Write and import a plug-in file; what it registers is forgotten after the test."""
-    list_backbones()  # a family registers only when it is first imported: before the copy is made
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    monkeypatch.setattr(plugins, "_imported", [])
+def plugin(tmp_path):
+    """Write and import a plug-in file."""
     network_costs.cache_clear()
 
     def write(text=FILE, name="my_file.py"):

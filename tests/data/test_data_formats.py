@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from facebones import plugins
 from facebones.data import loader as loading
 from facebones.data import training_set as registry
 from facebones.data.folders import ImageFolder, RecordSet, open_training_set
@@ -31,15 +30,6 @@ from facebones.training.run import resume, train
 from facebones.training.run_files import note_environment
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "csv_faces.py"
-
-
-@pytest.fixture(autouse=True)
-def formats(monkeypatch):
-    """Forget what a test registers and imports."""
-    monkeypatch.setattr(registry, "_formats", dict(registry._formats))
-    for name in ("_loaded", "_imported"):
-        if hasattr(plugins, name):
-            monkeypatch.setattr(plugins, name, [])
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from facebones.backbones.weights import save_weights
 from facebones.data.image_sources import EncodedImages, LooseCrops
 from facebones.data.preprocessing import Preprocessing
 from facebones.errors import CheckpointError, ConfigError, DataError, UnknownNameError
-from facebones.evaluation import protocol as registry
 from facebones.evaluation.models import load_model
 from facebones.evaluation.protocol import (
     Protocol,
@@ -62,10 +61,8 @@ def people(small_data, tmp_path):
 
 
 @pytest.fixture
-def example(monkeypatch):
+def example():
     """The example's protocol, registered for one test."""
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    monkeypatch.setattr("facebones.plugins._imported", [])
     from facebones.plugins import import_plugins
 
     import_plugins([str(EXAMPLE)])
@@ -101,8 +98,7 @@ def test_what_no_protocol_knows_is_one_line(tmp_path, small_data):
         find_protocols(small_data, "pears")
 
 
-def test_a_name_is_registered_once(monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+def test_a_name_is_registered_once():
     methods = {"find": classmethod(lambda cls, path: []), "images": None, "evaluate": None}
     for name in ("pairs", "ijb_verification"):
         with pytest.raises(ConfigError, match=f"protocol {name}: the name is taken"):

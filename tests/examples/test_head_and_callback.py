@@ -166,9 +166,7 @@ def test_a_callback_sees_everything_and_changes_nothing(tiny_recipe, tmp_path):
     assert counts == {"step": 28, "log": 14, "validation": 6, "end": 1}
 
 
-def test_a_registered_callback_is_made_for_each_training(tiny_recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(callbacks, "_REGISTERED", [])
-
+def test_a_registered_callback_is_made_for_each_training(tiny_recipe, tmp_path):
     @callbacks.register_callback
     class Counter(Callback):
         made = 0

@@ -135,7 +135,7 @@ class TrainingSet(ABC):
 
 Format = TypeVar("Format", bound=type[TrainingSet])
 
-_formats: dict[str, type[TrainingSet]] = {}
+_REGISTRY: dict[str, type[TrainingSet]] = {}
 
 
 def register_data_format(format: Format) -> Format:
@@ -156,10 +156,10 @@ def register_data_format(format: Format) -> Format:
     """
     if not format.name or format.find.__func__ is TrainingSet.find.__func__:  # type: ignore[attr-defined] # bound
         raise ConfigError(f"data format {format.__name__}: define a name, and find(path) as a classmethod")
-    known = _formats.get(format.name)
+    known = _REGISTRY.get(format.name)
     if known is not None and (known.__module__, known.__qualname__) != (format.__module__, format.__qualname__):
         raise ConfigError(f"data format '{format.name}' is registered already, by {known.__module__}; rename one")
-    _formats[format.name] = format
+    _REGISTRY[format.name] = format
     return format
 
 
@@ -171,7 +171,7 @@ def data_formats() -> list[type[TrainingSet]]:
     from facebones.data import folders  # noqa: F401 (registers the formats of this package)
 
     import_entry_points()
-    return sorted(_formats.values(), key=lambda format: {"recordio": 0, "folder": 2}.get(format.name, 1))
+    return sorted(_REGISTRY.values(), key=lambda format: {"recordio": 0, "folder": 2}.get(format.name, 1))
 
 
 def list_data_formats() -> list[str]:

@@ -49,19 +49,19 @@ class Callback:
 
 
 CallbackClass = TypeVar("CallbackClass", bound=Callable[[], Callback])
-_REGISTERED: list[Callable[[], Callback]] = []
+_REGISTRY: list[Callable[[], Callback]] = []
 
 
 def register_callback(callback: CallbackClass) -> CallbackClass:
     """Register the decorated class: every training of this process makes one, without arguments, and calls it."""
-    _REGISTERED.append(callback)
+    _REGISTRY.append(callback)
     return callback
 
 
 def registered_callbacks() -> list[Callback]:
     """A new instance of each registered callback."""
     import_entry_points()
-    return [make() for make in _REGISTERED]
+    return [make() for make in _REGISTRY]
 
 
 class Callbacks:
