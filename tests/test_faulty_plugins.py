@@ -46,6 +46,7 @@ class Negative(TrainingSet):
     def read(self, index):
         return b""
 """
+TEXT = LABELS.replace("[0, 1, -1]", "[0, 0, 1, 1]").replace('return b""', 'return "image.jpg", self.labels[index]')
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +84,9 @@ def test_labels_of_a_data_format_are_checked(tmp_path, capsys):
     (tmp_path / "x.neg").touch()
     assert train(tmp_path, tmp_path / "x.neg", LABELS) == 2
     assert "negative" in only_error(capsys)
+
+
+def test_a_data_format_that_returns_no_bytes_is_blamed_and_not_the_image(tmp_path, capsys):
+    (tmp_path / "x.neg").touch()
+    assert train(tmp_path, tmp_path / "x.neg", TEXT, "--data.max_unreadable", "4") == 2
+    assert "str instead of an image's bytes" in only_error(capsys)

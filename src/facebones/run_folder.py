@@ -10,11 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import facebones
-from facebones.errors import CheckpointError, ConfigError, FaceBonesError, first_line
+from facebones.errors import CheckpointError, ConfigError, DataError, FaceBonesError, first_line
 from facebones.system.files import atomic_write, write_json
 
 if TYPE_CHECKING:
     from facebones.recipe import Recipe
+
+
+def read_metrics(path: Path) -> list[Any]:
+    """The lines of a metrics.jsonl, in order. A killed run may leave a half-written last line, which is dropped.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not JSON.
+    """
+    lines: list[Any] = []
+    try:
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            lines.append(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}, line {len(lines) + 1}: not JSON ({first_line(error)}); restore the file") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
+    return lines
 
 
 @dataclass(frozen=True)
@@ -164,6 +181,8 @@ def folder_lock(path: Path, work: str = "trains") -> Iterator[None]:
     try:
         path.mkdir(parents=True, exist_ok=True)
         file = (path / ".lock").open("ab")
+    except FileExistsError as error:
+        raise ConfigError(f"{path}: not a folder; choose another place") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
     with file:

@@ -13,12 +13,11 @@ import yaml
 from facebones.errors import ConfigError, UnknownNameError
 from facebones.plugins import import_plugins
 from facebones.recipe import head_config, load_config, load_recipe
-from facebones.run_folder import RunFolder
+from facebones.run_folder import RunFolder, read_metrics
 from facebones.system.checkpoint import load_checkpoint
 from facebones.system.processes import Interrupted
 from facebones.training import callbacks
 from facebones.training.callbacks import Callback
-from facebones.training.logs import read_metrics
 from facebones.training.run import resume, train
 from facebones.training.trainer import Trainer
 

@@ -373,7 +373,7 @@ def refused(kind, *folders):
 def test_nothing_and_an_empty_folder_are_refused(tmp_path):
     assert "at least one folder" in refused(ConfigError)
     assert refused(ConfigError, tmp_path).startswith(f"{tmp_path}: holds no study")
-    assert "holds no study" in refused(ConfigError, tmp_path / "missing")
+    assert refused(ConfigError, tmp_path / "missing").startswith(f"{tmp_path / 'missing'}: no such folder")
 
 
 def test_two_runs_of_one_name_are_told_apart_by_their_folders_or_refused(tmp_path):
@@ -462,7 +462,7 @@ def test_a_line_of_metrics_of_another_shape_is_refused(tmp_path, line):
     run = make_run(tmp_path / "r")
     with (run / "metrics.jsonl").open("a") as file:
         file.write(line + "\n")
-    assert refused(DataError, run).startswith(f"{run / 'metrics.jsonl'}: ")
+    assert refused(DataError, run).startswith(f"{run / 'metrics.jsonl'}, line ")
 
 
 def test_numbers_that_json_lacks_and_a_half_written_line_are_no_damage(tmp_path):

@@ -1,4 +1,4 @@
-"""Text logs of others: every form, every oddity of logs that were killed, resumed, edited or never were logs."""
+"""Text logs of other trainers: every form, and logs that were killed, resumed or edited, or that are none."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from facebones.importers import text_logs
 from facebones.importers.run_from_logs import convert_logs
 from facebones.importers.text_logs import Measurement, Message, Notice, Setting, Training, read_logs, read_message
 from facebones.reporting.plots.report_plots import report_plots
-from facebones.training.logs import read_metrics
+from facebones.run_folder import read_metrics
 
 TIME = "Training: 2022-02-17 20:06:49,083-"
 

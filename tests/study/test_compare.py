@@ -27,7 +27,7 @@ from facebones.errors import ConfigError, DataError, RunError
 from facebones.recipe import load_config
 from facebones.reporting.load import load_results
 from facebones.reporting.report import write_report
-from facebones.run_folder import RunFolder
+from facebones.run_folder import RunFolder, read_metrics
 from facebones.study.compare import compare, plan_rows, raise_failures
 from facebones.study.display import Display, plan_table, study_table
 from facebones.study.evaluate import check_evaluation
@@ -38,7 +38,6 @@ from facebones.study.study import load_study
 from facebones.synthetic.dataset import synthesize
 from facebones.system.checkpoint import load_checkpoint, save_checkpoint
 from facebones.system.processes import PARENT_VARIABLE, Interrupted
-from facebones.training.logs import read_metrics
 from facebones.training.run import train
 
 PROFILE = importlib.import_module("facebones.profiling.profile")
@@ -241,7 +240,8 @@ BAD = {
     "unknown backbone": (["--backbones", "shufflefacenet_0_6"], "did you mean 'shufflefacenet_0_5'"),
     "unknown field": (["--training.epoch", "3"], "unknown key 'epoch'; did you mean 'epochs'?"),
     "seed as a field": (["--training.seed", "3"], "--seeds"),
-    "unknown set": (["--validation.sets", "lfw"], "lfw: no such verification set"),
+    "unknown set": (["--validation.sets", "lfw"], "validation.sets: lfw: no such verification set"),
+    "unknown pair set": (["--pair-sets", "cfp", "--evaluate", "tiny"], "pair_sets: cfp: no such verification set"),
     "no such file": (["--backbones", "theirs.onnx"], "theirs.onnx: no such run or file"),
     "no such device": (["--device", "abacus"], "--device abacus: no such device"),
     "no such runtime": (["--runtime", "openvina"], "did you mean 'openvino'"),

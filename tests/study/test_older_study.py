@@ -11,9 +11,9 @@ import facebones
 from facebones.cli.main import main
 from facebones.data.folders import open_training_set
 from facebones.errors import ConfigError
+from facebones.run_folder import read_metrics
 from facebones.study.compare import preview
 from facebones.study.study import load_study
-from facebones.training.logs import read_metrics
 
 OLDER = Path(__file__).parents[1] / "older" / "v0.2.0.dev0"
 DONE, UNFINISHED = "study_mixfacenet_xs", "study_shufflemixfacenet_xs"

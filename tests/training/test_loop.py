@@ -15,8 +15,8 @@ from facebones.cli.training import _print_run
 from facebones.errors import RunError
 from facebones.recipe import OptimizerConfig
 from facebones.reporting.plots.report_plots import report_plots
-from facebones.run_folder import RunFolder
-from facebones.training.logs import Meter, read_metrics
+from facebones.run_folder import RunFolder, read_metrics
+from facebones.training.logs import Meter
 from facebones.training.optimizer import build_optimizer
 from facebones.training.run import TrainingLoop, resume, train
 from facebones.training.step import network_input

@@ -11,10 +11,9 @@ import torch
 from facebones import recipe as recipes
 from facebones.errors import CheckpointError, ConfigError
 from facebones.recipe import Recipe, TrainingConfig, head_config, load_config, load_recipe, older_values
-from facebones.run_folder import RunFolder
+from facebones.run_folder import RunFolder, read_metrics
 from facebones.strict_yaml import setting
 from facebones.system.checkpoint import load_checkpoint, save_checkpoint
-from facebones.training.logs import read_metrics
 from facebones.training.run import resume, train
 
 OLDER = Path(__file__).parents[1] / "older" / "v0.2.0.dev0"

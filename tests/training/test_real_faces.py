@@ -6,8 +6,7 @@ import pytest
 
 from facebones.cli.main import main
 from facebones.data.pair_bins import read_pairs, write_pairs
-from facebones.run_folder import RunFolder
-from facebones.training.logs import read_metrics
+from facebones.run_folder import RunFolder, read_metrics
 
 pytestmark = [pytest.mark.faces, pytest.mark.slow]
 

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from facebones.run_folder import RunFolder
+from facebones.run_folder import RunFolder, read_metrics
 from facebones.system.checkpoint import load_checkpoint
 from facebones.system.processes import Interrupted
-from facebones.training.logs import read_metrics
 from facebones.training.run import resume, train
 from facebones.training.trainer import Trainer
 

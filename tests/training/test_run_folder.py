@@ -19,9 +19,8 @@ from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.errors import CheckpointError, ConfigError
 from facebones.recipe import load_recipe
 from facebones.reporting.plots.report_plots import report_plots
-from facebones.run_folder import RunFolder
+from facebones.run_folder import RunFolder, read_metrics
 from facebones.system.checkpoint import load_checkpoint, save_checkpoint
-from facebones.training.logs import read_metrics
 from facebones.training.run import TrainingLoop, resume, train
 from facebones.training.trainer import Trainer
 
@@ -246,7 +245,7 @@ def test_an_optimizer_state_of_other_shapes_is_refused(stopped, tiny_recipe, nam
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from facebones.run_folder import RunFolder
+from facebones.run_folder import RunFolder, read_metrics
 
 with RunFolder(Path(sys.argv[1])).open():
     child = os.fork()

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from facebones.errors import DataError
+from facebones.errors import ConfigError, DataError
 
 ImageArray = npt.NDArray[np.uint8]
 
@@ -40,7 +40,11 @@ def decode(encoded: bytes, what: str | Callable[[], str], size: int | None = Non
 
     Raises:
         DataError: the bytes are not a readable image of these formats, or claim more than `MOST_PIXELS` pixels.
+        ConfigError: `encoded` is something else than bytes, such as what a faulty data format returns.
     """
+    if not issubclass(type(encoded), bytes | bytearray | memoryview):
+        place = what() if callable(what) else what
+        raise ConfigError(f"{place}: {type(encoded).__name__} instead of an image's bytes; correct the data format")
     claimed = claimed_pixels(encoded)
     try:
         readable = claimed is not None and claimed <= MOST_PIXELS

@@ -5,7 +5,6 @@ images it needs and turns their embeddings into metrics. `evaluation.run` embeds
 new protocol is one class in one file, which may be a plug-in of the user's (`facebones.plugins`).
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -211,9 +210,11 @@ def register_protocol(protocol: _ProtocolClass) -> _ProtocolClass:
     Raises:
         ConfigError: not a protocol with a name, or the name is taken.
     """
-    name = getattr(protocol, "name", None)
-    if not (isinstance(protocol, type) and issubclass(protocol, Protocol) and name) or inspect.isabstract(protocol):
-        raise ConfigError(f"protocol {protocol!r:.80}: not a Protocol with name, find, images and evaluate")
+    if not (isinstance(protocol, type) and issubclass(protocol, Protocol)):
+        raise ConfigError(f"protocol {protocol!r:.80}: not a class derived from facebones.evaluation.protocol.Protocol")
+    name = getattr(protocol, "name", "")
+    if lacking := [*([] if name else ["name"]), *sorted(protocol.__abstractmethods__)]:
+        raise ConfigError(f"protocol {name or protocol.__name__}: lacks {', '.join(lacking)}; define them in the class")
     ours = name in _BUILT_IN and protocol.__module__ != f"{__package__}.{_BUILT_IN[name].module}"
     if ours or (name in _REGISTRY and _REGISTRY[name].__module__ != protocol.__module__):
         raise ConfigError(f"protocol {name}: the name is taken; choose another name")

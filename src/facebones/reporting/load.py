@@ -99,6 +99,8 @@ class _Reader:
         Raises:
             ConfigError: it holds nothing to report.
         """
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder; name a study, a run, or a folder of results")
         self.names = {}
         is_study, evaluations = (folder / STUDY_FILE).is_file(), evaluation_files(folder)
         is_lone_run = not is_study and is_run(folder)

@@ -10,7 +10,7 @@ from typing import Any
 from facebones.errors import DataError, FaceBonesError
 from facebones.recipe import load_config
 from facebones.reporting.results import Cost, Run
-from facebones.run_folder import RunFolder
+from facebones.run_folder import RunFolder, read_metrics
 
 OTHER_SHAPE = (KeyError, TypeError, AttributeError, ValueError, IndexError)  # raised by content of another shape
 NUMBERS = ("step", "epoch", "loss", "learning_rate", "accuracy", "accuracy_std", "best_accuracy", "auc", "eer", "xnorm")
@@ -39,7 +39,7 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read as JSON ({error}); restore it or create it again") from error
 
 
-def unexpected(path: Path, error: Exception) -> FaceBonesError:
+def unexpected(path: Path | str, error: Exception) -> FaceBonesError:
     """The error for a file whose content is not what facebones writes; one line."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     return DataError(f"{path}: unexpected content ({reason:.200}); restore it or create it again")
@@ -186,12 +186,15 @@ def checked_result(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl. A killed run may leave a half-written last line, which is dropped."""
+    """The lines of metrics.jsonl, checked."""
+    checked: list[dict[str, Any]] = []
+    lines = read_metrics(path)
     try:
-        whole = path.read_bytes().split(b"\n")[:-1]
-        return [_checked_line(json.loads(line)) for line in whole]
-    except (*OTHER_SHAPE, OSError, RecursionError) as error:
-        raise unexpected(path, error) from error
+        for line in lines:
+            checked.append(_checked_line(line))
+    except OTHER_SHAPE as error:
+        raise unexpected(f"{path}, line {len(checked) + 1}", error) from error
+    return checked
 
 
 def _checked_line(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -233,7 +233,10 @@ def find_sets(study: Study, recipe: Recipe) -> list[Protocol]:
     beside = beside.parent if beside.is_file() else beside
     pair_sets = study.pair_sets or ([] if study.evaluate else recipe.validation.sets)
     found = [one for item in study.evaluate for one in _sets_of(item, beside)]
-    found += [lookup_protocol("pairs")(find_pair_set(name, beside)) for name in pair_sets]
+    try:
+        found += [lookup_protocol("pairs")(find_pair_set(name, beside)) for name in pair_sets]
+    except DataError as error:
+        raise DataError(f"{'pair_sets' if study.pair_sets else 'validation.sets'}: {error}") from error
     found += [lookup_protocol(name)(_ijb_folder(path)) for path in study.ijb for name in IJB_PROTOCOLS]
     once = {(one.name, one.path.resolve()): one for one in reversed(found)}
     sets: dict[tuple[str, str], Protocol] = {}

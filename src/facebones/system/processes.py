@@ -9,13 +9,14 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import Connection
 from threading import Thread, current_thread, main_thread
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from facebones.errors import RunError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,6 +40,8 @@ def map_forked(work: Callable[[Item], Result], items: Sequence[Item], processes:
         Exception: raised by `work`.
         RunError: a process died.
     """
+    from multiprocessing import get_context  # here, as in all of this module: `facebones --help` needs none of it
+
     context = get_context("fork")
     started = []
     receivers: list[Connection] = []
@@ -67,7 +70,7 @@ def map_forked(work: Callable[[Item], Result], items: Sequence[Item], processes:
             process.join()
 
 
-def _send_results(work: Callable[[Item], Result], items: Sequence[Item], sender: Connection) -> None:
+def _send_results(work: Callable[[Item], Result], items: Sequence[Item], sender: "Connection") -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     leave_signals_to_parent()
     for item in items:
@@ -86,6 +89,8 @@ def leave_signals_to_parent() -> None:
 
 
 def _end_with_parent() -> None:
+    from multiprocessing import parent_process
+
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -54,14 +54,18 @@ def _bar(items: Iterable[Item], description: str, total: int | None, size: int, 
 
 
 def _lines(items: Iterable[Item], description: str, total: int | None, size: int, unit: str) -> Iterator[Item]:
-    start = last = time.monotonic()
+    first = last = time.monotonic()
     for number, item in enumerate(items):
         now = time.monotonic()
+        first = now if number <= 1 else first  # the first item often takes longer: imports, compiling
         if now - last >= PLAIN_LINE_SECONDS and number:
             last, done = now, number * size
-            left = f"/{total}, {format_seconds((now - start) / done * (total - done))} left" if total else ""
-            rate = f", {_rate(done, now - start, unit)}" if unit else ""
-            print(f"{description}: {done}{left}{rate}", file=sys.stderr, flush=True)
+            words = f"{description}: {done}{f'/{total}' if total else ''}"
+            if number > 1 and total:
+                words += f", {format_seconds((now - first) / (number - 1) / size * (total - done))} left"
+            if number > 1 and unit:
+                words += f", {_rate(done - size, now - first, unit)}"
+            print(words, file=sys.stderr, flush=True)
         yield item
 
 

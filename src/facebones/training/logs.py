@@ -169,12 +169,6 @@ class MetricsLog:
             self._board.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without a last line that a killed run left half-written."""
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
-
-
 def train_line(values: Mapping[str, Any], steps: int, epochs: int, seconds_left: float) -> str:
     """The log line of an interval, for people."""
     loss = "-" if values["loss"] is None else f"{values['loss']:.4f}"

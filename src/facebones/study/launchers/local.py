@@ -124,7 +124,7 @@ class Child:
         if (recorded := self.run.folder.read_error()) is not None:
             return str(recorded["message"])[:LONGEST_ERROR]
         if status < 0:
-            name = signal.Signals(-status).name
+            name = next((one.name for one in signal.Signals if one == -status), f"signal {-status}")
             return f"killed by {name}{', perhaps for lack of memory' if status == -signal.SIGKILL else ''}"
         return f"exit status {status} without an error message; see {self.run.log}"
 
