@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from facebones.data.folders import ImageFolder, RecordSet, find_records, image_suffix, pair_sets, read_image_file
 from facebones.data.images import decode
-from facebones.data.pair_bins import read_pairs, write_pairs
+from facebones.data.pair_bins import PairSet, PixelOrder, read_pairs, write_pairs
 from facebones.data.pair_lists import PAIR_LIST_SUFFIXES, read_pair_list
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, RecordFile, pack
@@ -67,7 +67,14 @@ class Conversion:
         return "\n".join([head, *self.notes])
 
 
-def convert(source: Path, destination: Path, *, root: Path | None = None, resume: bool = False) -> Conversion:
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    root: Path | None = None,
+    resume: bool = False,
+    pixel_order: PixelOrder | None = None,
+) -> Conversion:
     """Convert a data set; the kind of `source` and the ending of `destination` decide how.
 
     ===================================  ==================================================
@@ -77,6 +84,7 @@ def convert(source: Path, destination: Path, *, root: Path | None = None, resume
     image folder                         InsightFace folder, or a file that ends in `.rec`
     pair list (`.txt`, `.csv`, `.tsv`)   file that ends in `.bin`
     `.bin` file                          folder of images with a `pairs.txt`
+    `.bin` file                          file that ends in `.bin`: lists of bytes and booleans
     ===================================  ==================================================
 
     Args:
@@ -84,6 +92,7 @@ def convert(source: Path, destination: Path, *, root: Path | None = None, resume
         destination: the file or folder to create.
         root: the folder that the paths in a pair list start from; by default the folder of the list.
         resume: continue an interrupted conversion into a folder, and keep its complete files.
+        pixel_order: order of the channels in a `.bin` of decoded pixels, "bgr" by default.
 
     Raises:
         DataError: the source is missing or broken, or the destination exists.
@@ -95,15 +104,18 @@ def convert(source: Path, destination: Path, *, root: Path | None = None, resume
         raise DataError(f"{source}: --root goes with a pair list only ({_endings()}); leave it out")
     if ending in PAIR_LIST_SUFFIXES and destination.suffix.lower() == ".bin":
         return _list_to_pairs(source, destination, root or source.parent)
-    if ending == ".bin" and not to_file:
-        return _pairs_to_folder(source, destination, resume)
+    if pixel_order is not None and ending != ".bin":
+        raise DataError(f"{source}: --pixel-order goes with a .bin file of decoded pixels only; leave it out")
+    if ending == ".bin" and destination.suffix.lower() != ".rec":
+        pairs = read_pairs(source, pixel_order or "bgr")
+        return _pairs_to_folder(pairs, source, destination, resume) if not to_file else _rewritten(pairs, destination)
     if ending in {"", ".rec"}:
         records = find_records(source)
         if records is not None and not to_file:
             return _records_to_folder(records, destination, resume)
         if records is None and destination.suffix.lower() != ".bin":
             return _folder_to_records(source, destination)
-    known = ".rec to folder, folder to folder or .rec, pair list to .bin, .bin to folder"
+    known = ".rec to folder, folder to folder or .rec, pair list to .bin, .bin to folder or .bin"
     raise DataError(f"{source}: cannot be converted to {destination}; the conversions are {known}")
 
 
@@ -242,11 +254,18 @@ def _list_to_pairs(source: Path, destination: Path, root: Path) -> Conversion:
     refuse_existing(destination)
     pairs = read_pair_list(source, root)
     write_pairs(destination, pairs.images, pairs.is_same)
-    return Conversion(source=source, destination=destination, images=len(pairs.images), groups=f"{len(pairs)} pairs")
+    return _pairs_summary(source, destination, pairs)
 
 
-def _pairs_to_folder(source: Path, destination: Path, resume: bool) -> Conversion:
-    pairs = read_pairs(source)
+def _rewritten(pairs: PairSet, destination: Path) -> Conversion:
+    """A `.bin` in the plain form that every reader takes."""
+    assert pairs.path is not None  # noqa: S101 (it was read from a file)
+    refuse_existing(destination)
+    write_pairs(destination, pairs.images, pairs.is_same)
+    return _pairs_summary(pairs.path, destination, pairs)
+
+
+def _pairs_to_folder(pairs: PairSet, source: Path, destination: Path, resume: bool) -> Conversion:
     width = len(str(len(pairs) - 1))
     names = []
     with PartialFolder(destination, resume, "conversion", pairs_origin(pairs, source)) as folder:
@@ -257,8 +276,14 @@ def _pairs_to_folder(source: Path, destination: Path, resume: bool) -> Conversio
         kept = folder.kept
         rows = zip(names[::2], names[1::2], pairs.is_same.tolist(), strict=True)
         folder.place("pairs.txt", "".join(f"{first}\t{second}\t{same:d}\n" for first, second, same in rows).encode())
-    groups = f"{len(pairs)} pairs"
-    return Conversion(source=source, destination=destination, images=len(pairs.images), groups=groups, kept=kept)
+    return _pairs_summary(source, destination, pairs, kept)
+
+
+def _pairs_summary(source: Path, destination: Path, pairs: PairSet, kept: int = 0) -> Conversion:
+    images, groups = len(pairs.images), f"{len(pairs)} pairs"
+    return Conversion(
+        source=source, destination=destination, images=images, groups=groups, kept=kept, notes=pairs.notes
+    )
 
 
 def _training_summary(

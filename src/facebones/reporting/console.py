@@ -151,6 +151,8 @@ def print_evaluation(content: Mapping[str, Any]) -> None:
         for metric in metrics:
             if metric["reason"] is not None:
                 print(f"{metric_words(metric)}: not measured; {metric['reason']}")
+        for note in section.get("notes") or ():
+            print(f"note: {note}")
         _print_details(section)
         _print_tests(metrics, models, title)
 

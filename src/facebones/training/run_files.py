@@ -3,7 +3,6 @@
 import json
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -12,6 +11,7 @@ import torch
 
 import facebones
 from facebones.backbones.weights import save_weights
+from facebones.data.joined_sets import data_roots, some
 from facebones.data.training_set import same_data
 from facebones.errors import RunError
 from facebones.run_folder import RunFolder
@@ -82,7 +82,7 @@ def write_result(folder: RunFolder, trainer: Trainer) -> dict[str, Any]:
     card = {
         "backbone": trainer.backbone.name,
         "embedding_size": recipe.backbone.embedding_size,
-        "training_data": Path(recipe.data.path).name,
+        "training_data": some(root.name for root in data_roots(recipe.data.path)),
         "training_images": len(trainer.data),
         "training_identities": trainer.data.num_identities,
         "epochs": recipe.training.epochs,
