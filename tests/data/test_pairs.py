@@ -1,5 +1,7 @@
 """Verification sets: every form in the wild is read, nothing else is, and nothing in a file is ever run."""
 
+import array
+import io
 import os
 import pickle
 import pickletools
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from facebones.data.images import decode
 from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.data.pair_lists import read_pair_list, read_pair_set
 from facebones.data.safe_pickle import read_pickle
@@ -72,6 +75,83 @@ def test_files_of_python_3(tmp_path, protocol, images, labels):
         assert pairs.is_same.tolist() == [True, False]
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "images",
+    [
+        lambda images: np.array([np.frombuffer(image, np.uint8) for image in images], dtype=object),
+        lambda images: np.array(images, dtype=object),
+        lambda images: np.array(images, dtype=object)[:, None],
+        np.array,  # texts of one length
+        lambda images: [np.bytes_(image) for image in images],
+        lambda images: [array.array("B", image) for image in images],
+        lambda images: np.array([bytearray(image) for image in images], dtype=object),
+    ],
+    ids=["object array", "objects", "column of objects", "texts", "scalars", "byte arrays", "bytearrays"],
+)
+def test_containers_of_images(tmp_path, protocol, images):
+    pairs = read_pairs(save(tmp_path, (images(IMAGES * 2), [True, False]), protocol))
+    assert (list(pairs.images), pairs.is_same.tolist(), pairs.notes) == (IMAGES * 2, [True, False], ())
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))  # Python itself refuses the others
+def test_files_in_memory(tmp_path, protocol):
+    content = ([io.BytesIO(image) for image in IMAGES], np.array([True]))
+    assert list(read_pairs(save(tmp_path, content, protocol)).images) == IMAGES
+
+
+def test_equally_long_images_in_one_array(tmp_path):
+    image = b"\xff\xd8\xff" + bytes(range(100))
+    content = (np.stack([np.frombuffer(image, np.uint8)] * 2), [True])
+    assert list(read_pairs(save(tmp_path, content)).images) == [image] * 2
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [1.0, 0.0],
+        [1, -1],
+        [1.0, -1.0],
+        [np.float32(1), np.float32(0)],
+        np.array([1.0, 0.0]),
+        np.array([1, 0], ">f2"),
+        np.array([[1], [-1]], np.int8),
+        np.array([True, False], dtype=object),
+    ],
+)
+def test_labels_as_numbers(tmp_path, protocol, labels):
+    assert read_pairs(save(tmp_path, (IMAGES * 2, labels), protocol)).is_same.tolist() == [True, False]
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("order", ["bgr", "rgb"])
+@pytest.mark.parametrize(
+    "images",
+    [
+        lambda images: images,
+        list,
+        lambda images: list(images.transpose(0, 3, 1, 2)),
+        lambda images: [np.dstack([image, image[:, :, :1]]) for image in images],
+    ],
+    ids=["array", "list", "channels first", "with alpha"],
+)
+def test_decoded_pixels(tmp_path, images, order):
+    pairs = read_pairs(save(tmp_path, (images(PIXELS), [True, False])), order)
+    expected = PIXELS if order == "rgb" else PIXELS[:, :, :, ::-1]
+    for encoded, pixels in zip(pairs.images, expected, strict=True):
+        np.testing.assert_array_equal(decode(encoded, "a BMP"), pixels)
+    assert len(pairs.notes) == 1
+    assert f"4 images are decoded pixels, taken as {order.upper()}" in pairs.notes[0]
+
+
+def test_decoded_grey_pixels(tmp_path):
+    pairs = read_pairs(save(tmp_path, (list(PIXELS[:2, :, :, 0]), [True])))
+    np.testing.assert_array_equal(decode(pairs.images[1], "a BMP"), np.repeat(PIXELS[1, :, :, :1], 3, axis=2))
+
+
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_files_of_numpy_1(tmp_path, protocol):
     content = pickle.dumps(([np.frombuffer(image, np.uint8) for image in IMAGES], [np.bool_(True)]), protocol)
@@ -127,6 +207,17 @@ def test_function_is_refused_by_name_and_not_run(tmp_path, protocol, function, a
         (b"cnumpy\ndtype\n(U\x04V999I0\nI1\ntR.", "numpy array of type V999"),
         (b"cnumpy\ndtype\n)\x81.", "asks for the instruction NEWOBJ"),
         (b"cnumpy\ndtype\n(dS'a'\nb.", "asks for the instruction DICT"),
+        (b"c_io\nBytesIO\n)R.", "no function of a pair list"),
+        (b"c_io\nBytesIO\n(U\x01at\x81.", "asks for the instruction NEWOBJ"),
+        (b"c_io\nFileIO\n)\x81.", "asks for _io.FileIO"),
+        (b"carray\narray\n(U\x01d]tR.", "array.array of type 'd'"),
+        (pickle.dumps(io.StringIO("a")), "asks for _io.StringIO"),
+        (pickle.dumps((np.array([[b"a"], [3]], dtype=object), [True])), "image 1 is a int instead of bytes"),
+        (pickle.dumps((np.zeros((2, 3)), [True])), "a numpy array of float64, shape"),
+        (pickle.dumps((np.asfortranarray(np.array([[b"a"] * 2] * 2, dtype=object)), [True] * 2)), "of objects in col"),
+        (pickle.dumps((IMAGES, [1.5])), "is_same, pair 0: 1.5 instead of True or False"),
+        (pickle.dumps((IMAGES, [float("nan")])), "is_same, pair 0: nan instead of True or False"),
+        (pickle.dumps((IMAGES * 3, [1, 0, -1])), "is_same, pair 2: -1 instead of True or False"),
         (b"cos\nsys\ntem\n.", "asks for os.sys"),
         (pickle.dumps(np.array([None])), "holds a list of 1 instead of a pair"),
         (pickle.dumps(np.datetime64("2020-01-01")), "numpy array of type M8"),
@@ -172,6 +263,13 @@ def _long_text() -> bytes:
         _numpy_array_of(b"(I1099511627776\nt", b"U\x01a"),
         _numpy_array_of(b"(I-1\nI-1\nt", b"U\x01a"),
         _numpy_array_of(b"(I1099511627776\nI0\nt", b"U\x00"),
+        _numpy_array_of(b"(I1099511627776\nt", b"U\x00").replace(b"U\x02u1", b"U\x02S0"),
+        _numpy_array_of(b"(I1099511627776\nt", b"]").replace(b"U\x02u1", b"U\x02O8"),
+        _numpy_array_of(b"(" + b"\x8a\xff" + b"\x7f" * 255 + b"2" * 20_000 + b"t", b"U\x00"),
+        # Images of one byte each, tiny files that refer to one text, and tiny decoded images.
+        pickle.dumps((np.zeros((60_000, 1), np.uint8), [True] * 30_000)),
+        _long_text() + b"](" + b"c_io\nBytesIO\n)\x81(h\x00K\x00Ntb" * 2_000 + b"e](\x88e\x86.",
+        b"F" + b"1" * 100_000 + b"\n.",
         b"L" + b"9" * 100_000 + b"L\n.",
         b"X\x00\x01\x00\x00" + b"a" * 256 + b"q\x00" + b"c_codecs\nencode\n(h\x00U\x06latin1tR" * 50_000 + b".",
         _long_text()
@@ -292,6 +390,66 @@ def test_list_of_lfw_with_a_single_number_above(tmp_path):
     assert read_pair_list(path, tmp_path).is_same.tolist() == [True, False]
 
 
+FORMS_OF_LFW = {
+    "without heading": "",
+    "pairs alone": "10\n",
+    "names of columns": "name\timagenum1\timagenum2\n",
+}
+
+
+@pytest.mark.parametrize("heading", FORMS_OF_LFW.values(), ids=FORMS_OF_LFW)
+@pytest.mark.parametrize("separator", ["\t", ",", " "])
+def test_lists_of_lfw_without_folds_are_dealt_over_the_folds(tmp_path, heading, separator):
+    write_lfw(tmp_path, "")
+    rows = [["Ann", "1", "12"]] * 10 + [["Ann", "1", "Bo_Li", "1"]] * 10
+    text = heading + "\n".join("\t".join(row) + ("\t" if len(row) == 3 else "") for row in rows)
+    (tmp_path / "pairs.txt").write_text(text.replace("\t", separator))
+    pairs = read_pair_list(tmp_path / "pairs.txt", tmp_path)
+    assert pairs.is_same.tolist() == [True, False] * 10
+    assert "10 of 10 would hold pairs of one kind only" in pairs.notes[0]
+
+
+def test_a_list_without_folds_whose_order_is_sound_keeps_it(tmp_path):
+    rows = ["Ann 1 12", "Ann 1 Bo_Li 1", "Ann 12 Bo_Li 1", "Ann 12 1"] * 10
+    headless = read_pair_list(write_lfw(tmp_path, "\n".join(rows)), tmp_path)
+    assert headless.is_same.tolist() == [True, False, False, True] * 10
+    assert headless.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("genuine", "impostor", "form"),
+    [
+        ("1", "0", "{a},{b},{m}"),
+        ("1", "-1", "{a},{b},{m}"),
+        ("1", "0", "{m} {a} {b}"),
+        ("1", "-1", "{m}\t{a}\t{b}"),
+        ("True", "False", "{a};{b};{m}"),
+        ("1.0", "0.0", '"{a}","{b}",{m}'),
+    ],
+)
+@pytest.mark.parametrize("heading", ["", "names"])
+@pytest.mark.parametrize("slash", ["/", "\\"])
+def test_marks_headings_and_backslashes(tmp_path, genuine, impostor, form, heading, slash):
+    names = [name.replace("/", slash) for name in ("Ann/Ann_0001.jpg", "Ann/Ann_0012.png", "Bo_Li/Bo_Li_0001.jpg")]
+    lines = [form.format(a=names[0], b=names[1], m=genuine), form.format(a=names[0], b=names[2], m=impostor)]
+    lines = [form.format(a="first", b="second", m="label"), *lines] if heading else lines
+    pairs = read_pair_list(write_lfw(tmp_path, "\n".join(lines)), tmp_path)
+    assert pairs.is_same.tolist() == [True, False]
+    assert pairs.images[3] == b"Bo_Li/Bo_Li_0001.jpg"
+
+
+def test_column_of_row_numbers_that_pandas_writes(tmp_path):
+    text = ",first,second,same\n0,Ann/Ann_0001.jpg,Ann/Ann_0012.png,1\n1,Ann/Ann_0001.jpg,Bo_Li/Bo_Li_0001.jpg,0\n"
+    assert read_pair_list(write_lfw(tmp_path, text), tmp_path).is_same.tolist() == [True, False]
+
+
+def test_images_of_a_flat_folder(tmp_path):
+    path = write_lfw(tmp_path, "Ann 1 12\nAnn 1 Bo_Li 1\n")
+    for image in list(tmp_path.glob("*/*")):
+        image.rename(tmp_path / image.name)
+    assert read_pair_list(path, tmp_path).images[3] == b"Bo_Li/Bo_Li_0001.jpg"
+
+
 @pytest.mark.parametrize("separator", [" ", "\t", ",", ", ", "   "])
 def test_plain_list(tmp_path, separator):
     lines = [["Ann/Ann_0001.jpg", "Ann/Ann_0012.png", "1"], ["Bo_Li/Bo_Li_0001.jpg", "Ann/Ann_0001.jpg", "0"]]
@@ -403,6 +561,14 @@ def test_a_list_may_go_about_inside_its_root(tmp_path, monkeypatch):
         ),
         ("Ann/Ann_0001.jpg Ann/Ann_0012.png 2\n", "line 1: .* is not 'image image 0|1'"),
         ("Ann/Ann_0001.jpg ../../etc/passwd 0\n", r"line 1: \.\./\.\./etc/passwd leads out of"),
+        ("Ann/Ann_0001.jpg ..\\..\\etc\\passwd 0\n", r"line 1: \.\./\.\./etc/passwd leads out of"),
+        ("Ann/Ann_0001.jpg \\etc\\passwd 0\n", r"line 1: /etc/passwd leads out of"),
+        ("Ann/Ann_0001.jpg Ann/Ann_0012.png 0\n1 Ann/Ann_0001.jpg Ann/Ann_0012.png\n", "line 2: .* is not 'image"),
+        (
+            "Ann/Ann_0001.jpg Ann/Ann_0012.png 0\nAnn/Ann_0001.jpg Ann/Ann_0012.png -1\n",
+            "line 2: .* are marked 0 or -1, and this list has both",
+        ),
+        ("first second same\nthird fourth same\n", "line 1: 'first second same' is not 'image image 0|1'"),
         ("Ann/Ann_0001.jpg /etc/passwd 0\n", r"line 1: /etc/passwd leads out of"),
         ("1 1\n../Ann 1 12\n../Ann 1 Ann 1\n", r"line 2: \.\./Ann/\.\./Ann_0001\.jpg .*"),
     ],

@@ -442,7 +442,7 @@ def _where_images_are(path: Path) -> str:
                 continue
             root, pattern = (path / above).parent, "/".join("*" * (depth - 1))
             return (
-                f"images are deeper, such as {above}{image}: name {root} as the training data, or '{path}/{pattern}' for"
+                f"images are deeper, such as {above}{image}: name {root} as the data, or '{path}/{pattern}' for"
                 " all folders like it, if each folder of images is one person"
             )
     return "check the path"

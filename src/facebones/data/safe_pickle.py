@@ -378,10 +378,8 @@ def _object_array(objects: object, shape: tuple[int, ...], order: object) -> Pic
 
 def _byte_array(code: object, values: object) -> bytes:
     """Replace `array.array`: how Python 3 writes an array of bytes in protocols 0 to 2."""
-    if _text(code) != "B" or not isinstance(values, list):
-        raise _Unfit(
-            f"the pickle asks for array.array of type {ascii(code)[:20]}; a pair list needs bytes (B); refused"
-        )
+    if (kind := _text(code)) != "B" or not isinstance(values, list):
+        raise _Unfit(f"the pickle asks for array.array of type {kind[:4]!r}; a pair list needs bytes ('B'); refused")
     return bytes(values)
 
 

@@ -204,8 +204,6 @@ def _run_protocol(
 ) -> None:
     fresh = [copy(protocol) for protocol in group]  # what they read is freed with them
     (result,) = run_protocols(models, fresh, output=output, device=device, runtime=runtime).values()
-    for note in {note: None for section in result["results"] for note in section.get("notes", ())}:
-        say(f"note: {note}")
     write_evaluation_plots(result, output)
 
 
