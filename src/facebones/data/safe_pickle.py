@@ -246,7 +246,9 @@ class _Reader:
             target.values, target.objects = filled.values, filled.objects
             self.count(PickledArray, target.values.nbytes)
         elif isinstance(target, PickledFile):
-            target.content = _bytes(state[0])
+            if not isinstance(state[0], bytes):  # text would be encoded again for each file
+                raise TypeError(state[0])
+            target.content = state[0]
         else:
             raise TypeError(target)
 
