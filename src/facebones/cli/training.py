@@ -62,7 +62,9 @@ def _print_run(output: Path, result: dict[str, Any]) -> None:
     for row in result["final"]:
         measured = row["accuracy"] is not None
         accuracy = f"accuracy {percent(row['accuracy'], row['accuracy_std'])}" if measured else "not measured"
-        print(f"{row['set']}: {accuracy}")
+        shuffled = row.get("accuracy_shuffled")  # of a set whose own folds hold one kind of pair
+        more = f"; over shuffled folds {percent(shuffled)}" if shuffled is not None else ""
+        print(f"{row['set']}: {accuracy}{more}")
     print(f"trained backbone: {output / 'model.safetensors'}")
 
 

@@ -432,19 +432,18 @@ def is_image_name(name: str) -> bool:
 def _where_images_are(path: Path) -> str:
     """What to do where the images are deeper than in `<identity>/`: the folder to name, or a pattern."""
     level = [""]
-    for depth in range(2, MOST_LEVELS + 1):
+    for _ in range(MOST_LEVELS):
         level = [
             f"{above}{name}/" for above in level for name in _listing(path / above)[0] if not is_system_folder(name)
         ]
         level = level[:MOST_SEARCHED]
         for above in level:
-            if (image := next(filter(is_image_name, _listing(path / above)[1]), None)) is None:
-                continue
-            root, pattern = (path / above).parent, "/".join("*" * (depth - 1))
-            return (
-                f"images are deeper, such as {above}{image}: name {root} as the data, or '{path}/{pattern}' for"
-                " all folders like it, if each folder of images is one person"
-            )
+            if (image := next(filter(is_image_name, _listing(path / above)[1]), None)) is not None:
+                pattern = "/".join("*" * (above.count("/") - 1))
+                return (
+                    f"images are deeper, such as {above}{image}: name {(path / above).parent} as the data, or"
+                    f" '{path}/{pattern}' for all folders like it, if each folder of images is one person"
+                )
     return "check the path"
 
 

@@ -25,7 +25,6 @@ METRICS = {
 USUAL_RULES = ("", "strict")  # any other rule is part of the display name
 DETAILS = {
     "accuracy_std": "std over folds",
-    "accuracy_shuffled": "accuracy, shuffled folds",
     "one_kind_folds": "folds of one kind",
     "tar_at_far_1e3": "TAR at FAR 0.001 as published",
     "tar_at_far_1e3_std": "its std",

@@ -183,7 +183,11 @@ class TrainingLoop:
         for row in rows:
             best = max(trainer.best["sets"][row["set"]], row["accuracy"])  # in this order NaN is never the larger
             trainer.best["sets"][row["set"]] = best
-            row |= {"step": trainer.step, "epoch": trainer.epoch, "best_accuracy": best or math.nan}
+            row |= {
+                "step": trainer.step,
+                "epoch": trainer.epoch,
+                "best_accuracy": best or (0.0 if row["accuracy"] == 0 else math.nan),
+            }
             log.write("validation", row)
             say(validation_line(row))
         trainer.validated_step = trainer.step
