@@ -265,7 +265,10 @@ def _long_text() -> bytes:
         _numpy_array_of(b"(I1099511627776\nI0\nt", b"U\x00"),
         _numpy_array_of(b"(I1099511627776\nt", b"U\x00").replace(b"U\x02u1", b"U\x02S0"),
         _numpy_array_of(b"(I1099511627776\nt", b"]").replace(b"U\x02u1", b"U\x02O8"),
-        _numpy_array_of(b"(" + b"\x8a\xff" + b"\x7f" * 255 + b"2" * 20_000 + b"t", b"U\x00"),
+        # Shapes whose product takes hours, or gigabytes.
+        _numpy_array_of(b"(" + b"\x8a\xff" + b"\x7f" * 255 + b"q\x00" + b"h\x00" * 50_000 + b"t", b"U\x00"),
+        _numpy_array_of(b"(U\xff" + b"A" * 255 + b"J\x80\x96\x98\x00t", b"U\x01a"),
+        _numpy_array_of(b"(" + b"I1\n" * 50_000 + b"t", b"U\x01a"),
         # Images of one byte each, tiny files that refer to one text, and tiny decoded images.
         pickle.dumps((np.zeros((60_000, 1), np.uint8), [True] * 30_000)),
         _long_text() + b"](" + b"c_io\nBytesIO\n)\x81(h\x00K\x00Ntb" * 2_000 + b"e](\x88e\x86.",

@@ -56,6 +56,8 @@ class PickledFile:
     content: bytes = b""
 
 
+MOST_AXES = 8  # of an array; images have three, and a stack of images four
+MOST_ELEMENTS = 2**40  # along an axis
 _PRINTED = re.compile(rb"(?:[^\\]++|\\(?:[\\'\"ntr]|x[0-9a-f]{2}))*+", re.DOTALL)
 
 
@@ -362,16 +364,24 @@ def _array(raw: object, kind: PickledType, shape: tuple[int, ...], order: object
         return _object_array(raw, shape, order)
     if not isinstance(raw, bytes):  # text would be encoded again for each array
         raise TypeError(raw)
-    if math.prod(shape) * kind.numpy.itemsize != len(raw) or min(shape, default=0) < 0:
+    if _elements(shape) * kind.numpy.itemsize != len(raw):
         raise _Unfit(f"a numpy array of shape {shape} over {len(raw)} bytes; restore the file from its source")
     return PickledArray(np.frombuffer(raw, dtype=kind.numpy).reshape(shape, order="F" if order == "F" else "C"))
+
+
+def _elements(shape: object) -> int:
+    """Number of elements of an array. A shape is not believed: a product of texts or of huge numbers takes forever."""
+    sizes = shape if isinstance(shape, tuple) and len(shape) <= MOST_AXES else (-1,)
+    if not all(type(size) is int and 0 <= size <= MOST_ELEMENTS for size in sizes):
+        raise _Unfit("a numpy array of a shape that no array has; restore the file from its source")
+    return math.prod(sizes)
 
 
 def _object_array(objects: object, shape: tuple[int, ...], order: object) -> PickledArray:
     """An array of objects, by reference: the objects exist already, so it takes no memory of its own."""
     if not isinstance(objects, list):
         raise TypeError(objects)
-    if math.prod(shape) != len(objects) or min(shape, default=0) < 0:
+    if _elements(shape) != len(objects):
         raise _Unfit(f"a numpy array of shape {shape} over {len(objects)} objects; restore the file from its source")
     if order == "F" and sum(size > 1 for size in shape) > 1:
         raise _Unfit("a numpy array of objects in columns, whose order is not that of the pairs; refused")
