@@ -90,8 +90,9 @@ def test_files_of_python_3(tmp_path, protocol, images, labels):
     ids=["object array", "objects", "column of objects", "texts", "scalars", "byte arrays", "bytearrays"],
 )
 def test_containers_of_images(tmp_path, protocol, images):
-    pairs = read_pairs(save(tmp_path, (images(IMAGES * 2), [True, False]), protocol))
-    assert (list(pairs.images), pairs.is_same.tolist(), pairs.notes) == (IMAGES * 2, [True, False], ())
+    long = [image * 20 for image in IMAGES * 2]
+    pairs = read_pairs(save(tmp_path, (images(long), [True, False]), protocol))
+    assert (list(pairs.images), pairs.is_same.tolist(), pairs.notes) == (long, [True, False], ())
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))  # Python itself refuses the others
@@ -271,6 +272,7 @@ def _long_text() -> bytes:
         _numpy_array_of(b"(" + b"I1\n" * 50_000 + b"t", b"U\x01a"),
         # Images of one byte each, tiny files that refer to one text, and tiny decoded images.
         pickle.dumps((np.zeros((60_000, 1), np.uint8), [True] * 30_000)),
+        pickle.dumps((np.array([b"ab"] * 60_000), [True] * 30_000)),
         _long_text() + b"](" + b"c_io\nBytesIO\n)\x81(h\x00K\x00Ntb" * 2_000 + b"e](\x88e\x86.",
         b"F" + b"1" * 100_000 + b"\n.",
         b"L" + b"9" * 100_000 + b"L\n.",

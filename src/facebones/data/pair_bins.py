@@ -131,7 +131,7 @@ def _listed_images(path: Path, images: object) -> list[object] | tuple[object, .
     if not isinstance(images, PickledArray):
         _refuse(path, f"the images are {_kind(images)} instead of a list")
     values = images.values
-    if images.objects is not None or values.dtype.kind == "S":
+    if images.objects is not None or (values.dtype.kind == "S" and values.itemsize >= LEAST_BYTES):
         return images.to_list()
     if values.dtype != np.uint8 or values.ndim < 2 or values.nbytes < LEAST_BYTES * len(values):
         _refuse(path, f"the images are {_kind(images)}, shape {values.shape}, instead of a list")
