@@ -3,11 +3,13 @@
 import os
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 
 from facebones.cli.main import main
 from facebones.data.folders import open_training_set, pair_sets
+from facebones.data.images import decode
 from facebones.data.joined_sets import JoinedSets, absolute, beside, data_roots
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, RecordFile, pack
@@ -119,6 +121,34 @@ def test_data_may_be_repeated_on_the_command_line(tmp_path, small_data, tiny_bac
     assert "on 56 images of 8 identities" in capsys.readouterr().err
 
 
+def test_parts_are_converted_to_one_record_file(tmp_path):
+    from facebones.datatools.convert import convert
+
+    for number, name in enumerate(["a/ann/1", "a/bo/1", "b/ann/2", "b/cy/1"]):
+        place = tmp_path / "parts" / f"{name}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(place), np.full((8, 8, 3), number, np.uint8))
+    convert(tmp_path / "parts" / "*", tmp_path / "rec")
+    data = open_training_set(tmp_path / "rec")
+    assert (data.labels.tolist(), data.notes) == ([0, 0, 1, 2], [])
+    assert [int(decode(data.read(index)[0], "an image")[0, 0, 0]) for index in range(4)] == [0, 2, 1, 3]
+
+
+def test_a_bin_of_pixels_is_converted_in_the_order_that_is_given(tmp_path):
+    from facebones.data.pair_bins import read_pairs
+    from facebones.datatools.convert import convert
+
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), dtype=np.uint8)
+    (tmp_path / "a.bin").write_bytes(pickle.dumps((list(pixels), [True])))
+    done = convert(tmp_path / "a.bin", tmp_path / "b.bin", pixel_order="rgb")
+    assert "2 images are decoded pixels, taken as RGB" in done.notes[0]
+    pairs = read_pairs(tmp_path / "b.bin")
+    assert pairs.notes == ()
+    np.testing.assert_array_equal(decode(pairs.images[1], "an image"), pixels[1])
+    with pytest.raises(DataError, match=r"--pixel-order goes with a \.bin file"):
+        convert(tmp_path, tmp_path / "c", pixel_order="rgb")
+
+
 @pytest.mark.parametrize(
     ("image", "root", "pattern"),
     [("p0/ann/1.jpg", "p0", "*"), ("x/p0/ann/1.jpg", "x/p0", "*/*"), ("@eaDir/.a", None, None)],
@@ -172,8 +202,6 @@ def test_doubled_ids_in_the_records_themselves_are_said(tmp_path):
 
 
 def test_images_of_another_aspect_are_counted_once(tmp_path):
-    import cv2
-
     for number, shape in enumerate([(112, 96), (112, 96), (8, 8)]):
         place = tmp_path / f"{number % 2}" / f"{number}.png"
         place.parent.mkdir(exist_ok=True)

@@ -141,7 +141,7 @@ def _in_folds(path: Path, pairs: list[ListedPair]) -> tuple[list[ListedPair], li
     """Deal pairs over ten folds if a fold of the list's own order would hold one kind of pair only."""
     same = np.array([pair.same for pair in pairs], dtype=np.bool_)
     alike = sum(fold.all() or not fold.any() for fold in np.array_split(same, FOLDS))
-    if len(pairs) < FOLDS or not alike or same.all() or not same.any():
+    if not alike or min(same.sum(), (~same).sum()) < FOLDS:  # too few for both kinds in each fold
         return pairs, []
     note = (
         f"{path}: the list names no folds, and in its order {alike} of {FOLDS} would hold pairs of one kind only; both"
