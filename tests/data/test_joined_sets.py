@@ -15,6 +15,7 @@ from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, RecordFile, pack
 from facebones.data.training_set import same_data
 from facebones.errors import DataError
+from facebones.run_folder import RunFolder
 
 
 def write(root, *names):
@@ -119,6 +120,7 @@ def test_data_may_be_repeated_on_the_command_line(tmp_path, small_data, tiny_bac
     words += ["--validation.sets", str(small_data / "tiny.bin"), "--head.sample_rate", "1.0"]
     assert main([*words, "--data", str(folders[0]), "--data", str(folders[1])]) == 0
     assert "on 56 images of 8 identities" in capsys.readouterr().err
+    assert '"training_data": "images, faces"' in RunFolder(tmp_path / "run").result.read_text()
 
 
 def test_parts_are_converted_to_one_record_file(tmp_path):

@@ -76,7 +76,7 @@ class JoinedSets(TrainingSet):
                 # The key of a person: the name alone, or with the part that it is in.
                 number = numbers.setdefault((-1 if _is_name(part, name) else place, name), len(numbers))
                 if number == len(self._names):
-                    self._names.append(f"{part.path.name}/{name}")
+                    self._names.append(f"{part_name(part)}/{name}")
                 own.append(number)
             labels.append(np.array(own, dtype=np.int64)[positions])
         return labels
@@ -176,6 +176,11 @@ def _matches(part: str) -> list[Path]:
     if not found:
         raise DataError(f"{part}: no folder and no .rec file matches; check the pattern")
     return found
+
+
+def part_name(part: TrainingSet) -> str:
+    """Name of a part: that of its folder."""
+    return part.path.parent.name if part.path.suffix.lower() == ".rec" else part.path.name
 
 
 def _is_name(part: TrainingSet, identity: str) -> bool:
