@@ -99,7 +99,7 @@ def image_size(encoded: bytes) -> tuple[int, int] | None:
 
 
 def aspect_note(what: str, sizes: Iterable[tuple[int, int] | None], *, sampled: bool = False) -> str | None:
-    r"""A note that counts the images that are not square, as the input of the networks is; None if there are none.
+    """A note that counts the images that are not square, as the input of the networks is; None if there are none.
 
     Args:
         what: name of the images.
@@ -107,7 +107,7 @@ def aspect_note(what: str, sizes: Iterable[tuple[int, int] | None], *, sampled: 
         sampled: whether these are a sample of the images.
 
     >>> aspect_note("lfw", [(112, 112), (250, 250), (112, 96)])
-    'lfw: 1 of 3 images are not square (112x96: 1); they are stretched to the network\'s input, so align or crop them'
+    "lfw: 1 of 3 images are not square (112x96: 1); they are stretched to the network's input, so align or crop them"
     """
     known = [size for size in sizes if size is not None]
     others = Counter(size for size in known if size[0] != size[1])
