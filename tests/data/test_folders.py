@@ -108,7 +108,17 @@ def test_label_that_is_none(tmp_path, label):
 
 @pytest.mark.parametrize(
     ("text", "note"),
-    [("3,112,112\n", None), ("4,112,112", "says 4 identities, but the data holds 3"), ("many", "'many' is not")],
+    [
+        ("3,4,4\n", None),
+        ("3,4,4\n6", None),
+        ("3,4,4\r\n6\r\n", None),
+        ("4,4,4", "says 4 identities, but the data holds 3"),
+        ("3,4,4\n7\n", "says 7 images, but the data holds 6"),
+        ("3,112,96\n", "says images of 112x96, but the first image has 4x4"),
+        ("many", "'many' is not"),
+        ("3,4,4\nmany", "is not"),
+        ("3,4,4\n6\n6", "is not"),
+    ],
 )
 def test_property_is_compared_with_the_data(tmp_path, text, note):
     (write_insightface(tmp_path, LABELS) / "property").write_text(text)
@@ -117,7 +127,7 @@ def test_property_is_compared_with_the_data(tmp_path, text, note):
 
 
 def test_labels_without_images_are_noted(tmp_path):
-    (write_insightface(tmp_path, [0, 4]) / "property").write_text("2,112,112")
+    (write_insightface(tmp_path, [0, 4]) / "property").write_text("2,4,4")
     data = open_training_set(tmp_path)
     assert data.num_identities == 5, "as many class centres as the largest label needs, whatever property says"
     assert "property: says 2 identities, but the data holds 5" in data.notes[0]

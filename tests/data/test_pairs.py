@@ -1,5 +1,7 @@
 """Verification sets: every form in the wild is read, nothing else is, and nothing in a file is ever run."""
 
+import array
+import io
 import os
 import pickle
 import pickletools
@@ -11,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from facebones.data.images import decode
 from facebones.data.pair_bins import read_pairs, write_pairs
-from facebones.data.pair_lists import read_pair_list, read_pair_set
 from facebones.data.safe_pickle import read_pickle
 from facebones.errors import DataError
 
@@ -72,6 +74,84 @@ def test_files_of_python_3(tmp_path, protocol, images, labels):
         assert pairs.is_same.tolist() == [True, False]
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "images",
+    [
+        lambda images: np.array([np.frombuffer(image, np.uint8) for image in images], dtype=object),
+        lambda images: np.array(images, dtype=object),
+        lambda images: np.array(images, dtype=object)[:, None],
+        np.array,  # texts of one length
+        lambda images: [np.bytes_(image) for image in images],
+        lambda images: [array.array("B", image) for image in images],
+        lambda images: np.array([bytearray(image) for image in images], dtype=object),
+    ],
+    ids=["object array", "objects", "column of objects", "texts", "scalars", "byte arrays", "bytearrays"],
+)
+def test_containers_of_images(tmp_path, protocol, images):
+    long = [image * 20 for image in IMAGES * 2]
+    pairs = read_pairs(save(tmp_path, (images(long), [True, False]), protocol))
+    assert (list(pairs.images), pairs.is_same.tolist(), pairs.notes) == (long, [True, False], ())
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))  # Python itself refuses the others
+def test_files_in_memory(tmp_path, protocol):
+    content = ([io.BytesIO(image) for image in IMAGES], np.array([True]))
+    assert list(read_pairs(save(tmp_path, content, protocol)).images) == IMAGES
+
+
+def test_equally_long_images_in_one_array(tmp_path):
+    image = b"\xff\xd8\xff" + bytes(range(100))
+    content = (np.stack([np.frombuffer(image, np.uint8)] * 2), [True])
+    assert list(read_pairs(save(tmp_path, content)).images) == [image] * 2
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [1.0, 0.0],
+        [1, -1],
+        [1.0, -1.0],
+        [np.float32(1), np.float32(0)],
+        np.array([1.0, 0.0]),
+        np.array([1, 0], ">f2"),
+        np.array([[1], [-1]], np.int8),
+        np.array([True, False], dtype=object),
+    ],
+)
+def test_labels_as_numbers(tmp_path, protocol, labels):
+    assert read_pairs(save(tmp_path, (IMAGES * 2, labels), protocol)).is_same.tolist() == [True, False]
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("order", ["bgr", "rgb"])
+@pytest.mark.parametrize(
+    "images",
+    [
+        lambda images: images,
+        list,
+        lambda images: list(images.transpose(0, 3, 1, 2)),
+        lambda images: [np.dstack([image, image[:, :, :1]]) for image in images],
+    ],
+    ids=["array", "list", "channels first", "with alpha"],
+)
+def test_decoded_pixels(tmp_path, images, order):
+    pairs = read_pairs(save(tmp_path, (images(PIXELS), [True, False])), order)
+    expected = PIXELS if order == "rgb" else PIXELS[:, :, :, ::-1]
+    for encoded, pixels in zip(pairs.images, expected, strict=True):
+        np.testing.assert_array_equal(decode(encoded, "a BMP"), pixels)
+    assert len(pairs.notes) == 1
+    assert f"4 images are decoded pixels, taken as {order.upper()}" in pairs.notes[0]
+
+
+def test_decoded_grey_pixels(tmp_path):
+    pairs = read_pairs(save(tmp_path, (list(PIXELS[:2, :, :, 0]), [True])))
+    np.testing.assert_array_equal(decode(pairs.images[1], "a BMP"), np.repeat(PIXELS[1, :, :, :1], 3, axis=2))
+
+
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_files_of_numpy_1(tmp_path, protocol):
     content = pickle.dumps(([np.frombuffer(image, np.uint8) for image in IMAGES], [np.bool_(True)]), protocol)
@@ -123,12 +203,23 @@ def test_function_is_refused_by_name_and_not_run(tmp_path, protocol, function, a
         (b"\x82\x01.", "asks for the instruction EXT1"),
         (b"}.", "asks for the instruction EMPTY_DICT"),
         (b"cnumpy\nndarray\n(tR.", "no function of a pair list"),
-        (b"cnumpy\ndtype\n(U\x02O8I0\nI1\ntR.", "numpy array of type O8"),
+        (b"cnumpy\ndtype\n(U\x02O8I0\nI1\ntR.", "holds a PickledType instead of a pair"),
         (b"cnumpy\ndtype\n(U\x04V999I0\nI1\ntR.", "numpy array of type V999"),
         (b"cnumpy\ndtype\n)\x81.", "asks for the instruction NEWOBJ"),
         (b"cnumpy\ndtype\n(dS'a'\nb.", "asks for the instruction DICT"),
+        (b"c_io\nBytesIO\n)R.", "no function of a pair list"),
+        (b"c_io\nBytesIO\n(U\x01at\x81.", "asks for the instruction NEWOBJ"),
+        (b"c_io\nFileIO\n)\x81.", "asks for _io.FileIO"),
+        (b"carray\narray\n(U\x01d]tR.", "array.array of type 'd'"),
+        (pickle.dumps(io.StringIO("a")), "asks for _io.StringIO"),
+        (pickle.dumps((np.array([[b"a"], [3]], dtype=object), [True])), "image 1 is a int instead of bytes"),
+        (pickle.dumps((np.zeros((2, 3)), [True])), "a numpy array of float64, shape"),
+        (pickle.dumps((np.asfortranarray(np.array([[b"a"] * 2] * 2, dtype=object)), [True] * 2)), "of objects in col"),
+        (pickle.dumps((IMAGES, [1.5])), "is_same, pair 0: 1.5 instead of True or False"),
+        (pickle.dumps((IMAGES, [float("nan")])), "is_same, pair 0: nan instead of True or False"),
+        (pickle.dumps((IMAGES * 3, [1, 0, -1])), "is_same, pair 2: -1 instead of True or False"),
         (b"cos\nsys\ntem\n.", "asks for os.sys"),
-        (pickle.dumps(np.array([None])), "numpy array of type O8"),
+        (pickle.dumps(np.array([None])), "holds a list of 1 instead of a pair"),
         (pickle.dumps(np.datetime64("2020-01-01")), "numpy array of type M8"),
         (b"\x80\x04\x8c\x03a\nx\x8c\x01b\x93.", r"asks for a\\nx\.b"),
     ],
@@ -172,6 +263,17 @@ def _long_text() -> bytes:
         _numpy_array_of(b"(I1099511627776\nt", b"U\x01a"),
         _numpy_array_of(b"(I-1\nI-1\nt", b"U\x01a"),
         _numpy_array_of(b"(I1099511627776\nI0\nt", b"U\x00"),
+        _numpy_array_of(b"(I1099511627776\nt", b"U\x00").replace(b"U\x02u1", b"U\x02S0"),
+        _numpy_array_of(b"(I1099511627776\nt", b"]").replace(b"U\x02u1", b"U\x02O8"),
+        # Shapes whose product takes hours, or gigabytes.
+        _numpy_array_of(b"(" + b"\x8a\xff" + b"\x7f" * 255 + b"q\x00" + b"h\x00" * 50_000 + b"t", b"U\x00"),
+        _numpy_array_of(b"(U\xff" + b"A" * 255 + b"J\x80\x96\x98\x00t", b"U\x01a"),
+        _numpy_array_of(b"(" + b"I1\n" * 50_000 + b"t", b"U\x01a"),
+        # Images of one byte each, tiny files that refer to one text, and tiny decoded images.
+        pickle.dumps((np.zeros((60_000, 1), np.uint8), [True] * 30_000)),
+        pickle.dumps((np.array([b"ab"] * 60_000), [True] * 30_000)),
+        _long_text() + b"](" + b"c_io\nBytesIO\n)\x81(h\x00K\x00Ntb" * 2_000 + b"e](\x88e\x86.",
+        b"F" + b"1" * 100_000 + b"\n.",
         b"L" + b"9" * 100_000 + b"L\n.",
         b"X\x00\x01\x00\x00" + b"a" * 256 + b"q\x00" + b"c_codecs\nencode\n(h\x00U\x06latin1tR" * 50_000 + b".",
         _long_text()
@@ -268,154 +370,6 @@ def test_wrong_counts_are_not_written(tmp_path):
     with pytest.raises(DataError, match="3 images for 1 pairs"):
         write_pairs(tmp_path / "a.bin", IMAGES + IMAGES[:1], [True])
     assert list(tmp_path.iterdir()) == []
-
-
-def write_lfw(root: Path, text: str) -> Path:
-    for name in ("Ann/Ann_0001.jpg", "Ann/Ann_0012.png", "Bo_Li/Bo_Li_0001.jpg"):
-        (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_bytes(name.encode())
-    (root / "pairs.txt").write_text(text)
-    return root / "pairs.txt"
-
-
-def test_list_of_lfw(tmp_path):
-    path = write_lfw(tmp_path, "1\t1\nAnn\t1\t12\nAnn\t1\tBo_Li\t1\n")
-    pairs = read_pair_list(path, tmp_path)
-    first, other, stranger = b"Ann/Ann_0001.jpg", b"Ann/Ann_0012.png", b"Bo_Li/Bo_Li_0001.jpg"
-    assert list(pairs.images) == [first, other, first, stranger]
-    assert pairs.is_same.tolist() == [True, False]
-    assert pairs.name == "pairs"
-
-
-def test_list_of_lfw_with_a_single_number_above(tmp_path):
-    path = write_lfw(tmp_path, "1\nAnn 1 12\nAnn 1 Bo_Li 1\n")
-    assert read_pair_list(path, tmp_path).is_same.tolist() == [True, False]
-
-
-@pytest.mark.parametrize("separator", [" ", "\t", ",", ", ", "   "])
-def test_plain_list(tmp_path, separator):
-    lines = [["Ann/Ann_0001.jpg", "Ann/Ann_0012.png", "1"], ["Bo_Li/Bo_Li_0001.jpg", "Ann/Ann_0001.jpg", "0"]]
-    path = write_lfw(tmp_path, "\n\n".join(separator.join(line) for line in lines))
-    pairs = read_pair_list(path, tmp_path)
-    assert [image.decode() for image in pairs.images] == [*lines[0][:2], *lines[1][:2]]
-    assert pairs.is_same.tolist() == [True, False]
-
-
-def write_marked(root: Path, genuine: int, impostor: int, marks: list[int]) -> Path:
-    """A list as CALFW has it: all genuine pairs, marked with their folds, then all impostor pairs, marked 0."""
-    lines = []
-    for pair in range(genuine + impostor):
-        mark = marks[pair] if pair < genuine else 0
-        for side in "ab":
-            lines.append(f"{pair:03d}{side}.jpg\t{mark}")
-            (root / f"{pair:03d}{side}.jpg").write_bytes(f"{pair}{side}".encode())
-    (root / "pairs_CALFW.txt").write_text("\r\n".join(lines) + "\n")
-    return root / "pairs_CALFW.txt"
-
-
-def test_list_of_calfw_is_dealt_over_the_folds_by_its_marks(tmp_path):
-    marks = [10, 9, 8, 7, 6, 5, 4, 3, 2, 1] * 3  # three genuine pairs in each fold, not in their order
-    pairs = read_pair_list(write_marked(tmp_path, 30, 20, marks), tmp_path)
-    np.testing.assert_array_equal(pairs.is_same.reshape(10, 5), [[True] * 3 + [False] * 2] * 10)
-    numbers = [int(image[:-1]) for image in pairs.images[::2]]
-    assert numbers == [int(image[:-1]) for image in pairs.images[1::2]]
-    assert {image[-1:] for image in pairs.images[::2]} == {b"a"}
-    for fold, chosen in enumerate(np.reshape(numbers, (10, 5)).tolist()):
-        assert [marks[pair] for pair in chosen[:3]] == [fold + 1] * 3
-        assert chosen[3:] == [30 + 2 * fold, 31 + 2 * fold]
-
-
-def test_list_of_cplfw_with_one_mark_only(tmp_path):
-    pairs = read_pair_list(write_marked(tmp_path, 20, 13, [1] * 20), tmp_path)
-    assert (len(pairs), int(pairs.is_same.sum())) == (33, 20)
-    assert sorted(int(image[:-1]) for image in pairs.images[::2]) == list(range(33))
-
-
-def test_list_of_xqlfw(tmp_path):
-    """LFW's form with tabs, several folds and names of one word."""
-    lines = ["2\t1", "Ann\t1\t12", "Ann\t1\tBo_Li\t1", "Ann\t12\t1", "Bo_Li\t1\tAnn\t12"]
-    path = write_lfw(tmp_path, "\n".join(lines) + "\n").rename(tmp_path / "xqlfw_pairs.txt")
-    pairs = read_pair_set(path)
-    assert pairs.is_same.tolist() == [True, False, True, False]
-    assert pairs.images[-1] == b"Ann/Ann_0012.png"
-
-
-def test_a_pair_set_is_a_bin_file_or_a_list(tmp_path):
-    path = write_lfw(tmp_path, "Ann/Ann_0001.jpg Ann/Ann_0012.png 1\n")
-    (tmp_path / "lists").mkdir()
-    elsewhere = path.rename(tmp_path / "lists" / "pairs.txt")
-    pairs = read_pair_set(elsewhere, tmp_path)
-    write_pairs(tmp_path / "pairs.bin", pairs.images, pairs.is_same)
-    assert list(read_pair_set(tmp_path / "pairs.bin").images) == list(pairs.images)
-    with pytest.raises(DataError, match=r"Ann_0001\.jpg cannot be read: No such file.*--root"):
-        read_pair_set(elsewhere)
-    with pytest.raises(DataError, match=r"pairs\.bin: a .bin file holds its images"):
-        read_pair_set(tmp_path / "pairs.bin", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("root", "name"),
-    [(".", "../secret.txt"), (".", "ann/../../secret.txt"), ("..", "../secret.txt"), ("../list", "../secret.txt")],
-)
-def test_a_list_cannot_leave_a_root_that_is_given_by_dots(tmp_path, monkeypatch, root, name):
-    (tmp_path / "above" / "list" / "ann").mkdir(parents=True)
-    for secret in (tmp_path / "secret.txt", tmp_path / "above" / "secret.txt"):
-        secret.write_text("a secret")
-    monkeypatch.chdir(tmp_path / "above" / "list")
-    Path("list.txt").write_text(f"{name} {name} 1\n")
-    with pytest.raises(DataError, match=r"list\.txt, line 1: .*secret\.txt leads out of \.+"):
-        read_pair_set("list.txt", root)
-
-
-def test_a_list_may_go_about_inside_its_root(tmp_path, monkeypatch):
-    """By a link that its owner has set, by a whole path, up and down again, by a name that begins with dots."""
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "root" / "ann").mkdir(parents=True)
-    (tmp_path / "elsewhere" / "1.jpg").write_bytes(b"linked")
-    (tmp_path / "root" / "..2.jpg").write_bytes(b"dotted")
-    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
-    monkeypatch.chdir(tmp_path / "root")
-    Path("list.txt").write_text(f"link/1.jpg ..2.jpg 0\n{tmp_path}/root/link/1.jpg ann/../..2.jpg 0\n")
-    for root in (".", "../root", tmp_path / "root"):
-        assert read_pair_set("list.txt", root).images == [b"linked", b"dotted"] * 2
-    assert read_pair_set("list.txt").images == [b"linked", b"dotted"] * 2
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "holds no pair"),
-        ("a.jpg 1\nb.jpg 0\n", "line 2: mark 0, but its pair began with mark 1"),
-        ("a.jpg 1\nb.jpg 1\nc.jpg 0\n", "line 3: an image without a second one; two lines make a pair"),
-        ("a.jpg 1\nb.jpg one\n", "line 2: 'b.jpg one' is not 'image mark'"),
-        ("a.jpg 1\nb.jpg c.jpg 1\n", "line 2: .* is not 'image mark'"),
-        ("a.jpg 1\nb.jpg -1\n", "line 2: .* is not 'image mark'"),
-        ("Ann/Ann_0001.jpg 1\n../b.jpg 1\n", r"line 2: \.\./b\.jpg leads out of"),
-        (f"{'9' * 5000}\n", "line 1: '9+' is not 'image image 0|1'"),
-        (f"1 1\nAnn 1 {'9' * 5000}\nAnn 1 12\n", "line 2: .* is not 'name n m'"),
-        ("10 300\nAnn 1 12\n", "line 1: promises 6000 pairs, but 1 lines follow"),
-        ("1 1\nAnn 1 12\nAnn 1\n", "line 3: 'Ann 1' is not 'name n m' or 'name n other m'"),
-        ("1 1\nAnn 1 12\nAnn one Bo_Li 1\n", "line 3: 'Ann one Bo_Li 1' is not"),
-        ("1 1\nAnn 1 12\nAnn 1 Bo_Li 7\n", r"line 3: .*Bo_Li/Bo_Li_0007\.jpg cannot be read: No such file"),
-        (
-            "Ann/Ann_0001.jpg Ann/Ann_0012.png 1\nAnn/Ann_0001.jpg\n",
-            "line 2: 'Ann/Ann_0001.jpg' is not 'image image 0|1'",
-        ),
-        ("Ann/Ann_0001.jpg Ann/Ann_0012.png 2\n", "line 1: .* is not 'image image 0|1'"),
-        ("Ann/Ann_0001.jpg ../../etc/passwd 0\n", r"line 1: \.\./\.\./etc/passwd leads out of"),
-        ("Ann/Ann_0001.jpg /etc/passwd 0\n", r"line 1: /etc/passwd leads out of"),
-        ("1 1\n../Ann 1 12\n../Ann 1 Ann 1\n", r"line 2: \.\./Ann/\.\./Ann_0001\.jpg .*"),
-    ],
-)
-def test_broken_list_is_named_by_line(tmp_path, text, message):
-    with pytest.raises(DataError, match=message):
-        read_pair_list(write_lfw(tmp_path, text), tmp_path)
-
-
-def test_list_that_is_no_text(tmp_path):
-    (tmp_path / "pairs.txt").write_bytes(b"a b \xff")
-    with pytest.raises(DataError, match=r"pairs\.txt, byte 4: not UTF-8 text"):
-        read_pair_list(tmp_path / "pairs.txt", tmp_path)
 
 
 @pytest.mark.faces

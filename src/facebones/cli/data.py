@@ -104,12 +104,16 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", metavar="DST", type=Path, help="the folder, .rec or .bin to create")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of a pair list's images [its own]")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted conversion")
+    parser.add_argument(
+        "--pixel-order", choices=("bgr", "rgb"), help="channels of decoded pixels in a .bin [bgr, as OpenCV has them]"
+    )
 
 
 def _convert(arguments: Arguments) -> None:
     from facebones.datatools.convert import convert
 
-    print(convert(arguments.source, arguments.destination, root=arguments.root, resume=arguments.resume))
+    options = {name: getattr(arguments, name) for name in ("root", "resume", "pixel_order")}
+    print(convert(arguments.source, arguments.destination, **options))
 
 
 def _synthesize_options(parser: argparse.ArgumentParser) -> None:

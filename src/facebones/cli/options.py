@@ -1,9 +1,11 @@
 """What a command is, and the options that several commands share: one name, one meaning, one help text."""
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from facebones.errors import ConfigError
 
@@ -81,6 +83,24 @@ def models_option(parser: argparse.ArgumentParser) -> None:
         metavar="[LABEL=]RUN|FILE|NAME",
         help=f"{MODEL_HELP}; repeat it to compare models",
     )
+
+
+def data_option(parser: argparse.ArgumentParser, text: str) -> None:
+    """--data of a training; repeated, its paths are joined into one, which `data.joined_sets.data_roots` reads."""
+    parser.add_argument(
+        "--data",
+        action=_JoinedPaths,
+        metavar="PATH",
+        help=f"{text}; repeat it, or give a pattern such as 'parts/*', for data in several folders",
+    )
+
+
+class _JoinedPaths(argparse.Action):
+    """Joins the values of a repeated option as in the variable PATH."""
+
+    def __call__(self, parser: object, namespace: Arguments, values: Any, option_string: object = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is None else os.pathsep.join([before, values]))
 
 
 def device_option(parser: argparse.ArgumentParser) -> None:

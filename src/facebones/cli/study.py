@@ -10,6 +10,7 @@ from facebones.cli.options import (
     Arguments,
     Command,
     apply_recipe_options,
+    data_option,
     device_option,
     json_option,
     positive,
@@ -35,7 +36,10 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY", help="a YAML file, or a name that `facebones studies` lists")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the study, created here")
     for key, metavar, text in STUDY_OPTIONS:
-        parser.add_argument(f"--{key.replace('_', '-')}", metavar=metavar, help=f"{text}; sets {key}")
+        if key == "data":
+            data_option(parser, f"{text}; sets {key}")
+        else:
+            parser.add_argument(f"--{key.replace('_', '-')}", metavar=metavar, help=f"{text}; sets {key}")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="trainings at the same time [1]")
     parser.add_argument(
         "--dry-run", action="store_true", help="show the planned runs and their progress; train nothing"

@@ -9,6 +9,7 @@ from facebones.cli.options import (
     Arguments,
     Command,
     apply_recipe_options,
+    data_option,
     device_option,
     json_option,
     not_negative,
@@ -22,7 +23,7 @@ TRAIN_OPTIONS = {"data": "data.path", "backbone": "backbone.name", "seed": "trai
 def _train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name that `facebones recipes` lists")
     parser.add_argument("--output", required=True, type=Path, metavar="RUN", help="run folder, created here")
-    parser.add_argument("--data", metavar="PATH", help="training data; short for --data.path")
+    data_option(parser, "training data; short for --data.path")
     parser.add_argument("--backbone", metavar="NAME", help="short for --backbone.name")
     parser.add_argument("--seed", metavar="N", help="short for --training.seed")
     parser.add_argument("--workers", metavar="N", help="short for --data.workers")
@@ -43,7 +44,7 @@ def _train(arguments: Arguments) -> None:
 
 def _resume_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="run folder")
-    parser.add_argument("--data", metavar="PATH", help="new path of the training data, if it has moved")
+    data_option(parser, "new path of the training data, if it has moved")
     parser.add_argument("--workers", type=not_negative, metavar="N", help="replaces data.workers of the recipe")
     device_option(parser)
 
@@ -61,7 +62,9 @@ def _print_run(output: Path, result: dict[str, Any]) -> None:
     for row in result["final"]:
         measured = row["accuracy"] is not None
         accuracy = f"accuracy {percent(row['accuracy'], row['accuracy_std'])}" if measured else "not measured"
-        print(f"{row['set']}: {accuracy}")
+        shuffled = row.get("accuracy_shuffled")  # of a set whose own folds hold one kind of pair
+        more = f"; over shuffled folds {percent(shuffled)}" if shuffled is not None else ""
+        print(f"{row['set']}: {accuracy}{more}")
     print(f"trained backbone: {output / 'model.safetensors'}")
 
 

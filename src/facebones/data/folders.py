@@ -3,12 +3,15 @@
 import os
 from array import array
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
 import numpy as np
 
+from facebones.data.images import image_size
+from facebones.data.joined_sets import JoinedSets, data_roots, is_system_folder, some
 from facebones.data.recordio import HeaderTable, RecordFile, first_label
 from facebones.data.training_set import Integers, TrainingSet, data_formats, register_data_format
 from facebones.data.training_set import same_data as same_data  # noqa: PLC0414
@@ -18,6 +21,8 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 # InsightFace stores keys as float32, which holds every whole number below this one.
 EXACT_FLOATS = 2**24
 READ_BYTES = 2**16
+MOST_LEVELS = 5  # where images are searched that are not in <identity>/
+MOST_SEARCHED = 1000  # folders of each level
 
 
 @register_data_format
@@ -150,24 +155,37 @@ class RecordSet(TrainingSet):
     def _compare_property(self) -> None:
         """Note if InsightFace's `property` file disagrees with the data; the data counts.
 
-        Next to several `.rec` files, it belongs to train.rec.
+        It has a line `identities,height,width`; some writers add a line with the number of images. Next to several
+        `.rec` files, it belongs to train.rec.
         """
         path = self.path.with_name("property")
         if not path.is_file() or (self.path.name != "train.rec" and len(list(path.parent.glob("*.rec"))) > 1):
             return
-        text = path.read_bytes()[:100].decode("utf-8", "replace").strip()
-        fields = text.split(",")
-        if len(fields) != 3 or not all(field.strip().isdecimal() for field in fields):
+        with path.open("rb") as file:
+            text = file.read(100).decode("utf-8", "replace").strip()
+        first, *more = text.splitlines() or [""]
+        fields = [*first.split(","), *more]
+        if len(first.split(",")) != 3 or len(more) > 1 or not all(field.strip().isdecimal() for field in fields):
             self.notes.append(f"{path}: {text!r} is not 'identities,height,width'; the file is ignored")
-        elif int(fields[0]) != self.num_identities:
-            self.notes.append(f"{path}: says {int(fields[0])} identities, but the data holds {self.num_identities}")
+            return
+        identities, height, width, *images = map(int, fields)
+        said = {"identities": (identities, self.num_identities), "images": (*images[:1], len(self))}
+        for what, (*known, found) in said.items():
+            if known and known[0] != found:
+                self.notes.append(f"{path}: says {known[0]} {what}, but the data holds {found}")
+        size = None
+        with suppress(DataError):  # a broken image is named when it is read
+            size = image_size(self.records.split(int(self.positions[0]))[1])
+        if size is not None and size != (height, width):
+            found_size = f"the first image has {size[0]}x{size[1]}"
+            self.notes.append(f"{path}: says images of {height}x{width}, but {found_size} (height x width)")
 
     def _note_unused_labels(self) -> None:
         used = np.bincount(self.labels, minlength=self.num_identities) > 0
         if not used.all():
             unused = np.flatnonzero(~used)
             count = f"{len(unused)} of the labels 0 to {self.num_identities - 1} have no image"
-            self.notes.append(f"{self.path}: {count}: {_some(unused.tolist())}")
+            self.notes.append(f"{self.path}: {count}: {some(unused.tolist())}")
 
 
 @register_data_format
@@ -197,6 +215,8 @@ class ImageFolder(TrainingSet):
         ends = array("q", [0])
         counts: list[int] = []
         folders, outside = _listing(self.path)
+        self._note("system folders", [name for name in folders if is_system_folder(name)])
+        folders = [name for name in folders if not is_system_folder(name)]
         stray = [name for name in outside if is_image_name(name)]
         empty: list[str] = []
         for folder in folders:
@@ -213,7 +233,9 @@ class ImageFolder(TrainingSet):
             ends.extend(list(accumulate(map(len, encoded), initial=len(names)))[1:])
             names += b"".join(encoded)
         if not counts:
-            raise DataError(f"{self.path}: no image in any <identity>/*{{{_suffixes()}}}; check the path")
+            raise DataError(
+                f"{self.path}: no image in any <identity>/*{{{_suffixes()}}}; {_where_images_are(self.path)}"
+            )
         self._note("folders without an image", empty)
         self._note("files or folders that are no image of an identity", stray)
         self._names = bytes(names)
@@ -253,7 +275,7 @@ class ImageFolder(TrainingSet):
 
     def _note(self, what: str, names: list[str]) -> None:
         if names:
-            self.notes.append(f"{self.path}: {len(names)} {what} left out: {_some(names)}")
+            self.notes.append(f"{self.path}: {len(names)} {what} left out: {some(names)}")
 
 
 def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
@@ -262,7 +284,7 @@ def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
     The formats are asked in this order: a `.rec` file or InsightFace folder, the formats of plug-ins, an image folder.
 
     Args:
-        path: a file or a folder.
+        path: a file or a folder; several, or a pattern, are opened as `JoinedSets` (see `data_roots`).
 
     Raises:
         DataError: nothing is there, no format recognises it, it is broken, or it holds one identity only.
@@ -275,6 +297,11 @@ def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
 
 def open_labelled_images(path: Path) -> TrainingSet:
     """Open a training set as `open_training_set` does, even if it holds one identity only."""
+    sets = [_open_one(root) for root in data_roots(path)]
+    return sets[0] if len(sets) == 1 else JoinedSets(path, sets)
+
+
+def _open_one(path: Path) -> TrainingSet:
     formats = data_formats()
     format = next((format for format in formats if format.find(path)), None)
     if format is None:
@@ -304,7 +331,7 @@ def find_records(path: Path) -> Path | None:
     if "train.rec" in records or len(records) == 1:
         return path / ("train.rec" if "train.rec" in records else records[0])
     if records:
-        raise DataError(f"{path}: {len(records)} record files ({_some(records)}) and no train.rec; name one of them")
+        raise DataError(f"{path}: {len(records)} record files ({some(records)}) and no train.rec; name one of them")
     if not folders:
         _fail_unrecognised(path)
     return None
@@ -313,7 +340,7 @@ def find_records(path: Path) -> Path | None:
 def pair_sets(path: Path) -> list[Path]:
     """List the verification sets (`.bin`) in a folder, or next to a file, by name."""
     folder = path if path.is_dir() else path.parent
-    return sorted(entry for entry in folder.iterdir() if entry.suffix.lower() == ".bin" and entry.is_file())
+    return sorted(folder / name for name in _listing(folder)[1] if name.lower().endswith(".bin"))
 
 
 def find_pair_set(name_or_path: str, beside: Path) -> Path:
@@ -331,7 +358,7 @@ def find_pair_set(name_or_path: str, beside: Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    present = _some([path.name for path in pair_sets(folder)]) if folder.is_dir() else ""
+    present = some([path.name for path in pair_sets(folder)]) if folder.is_dir() else ""
     held = f"{folder} holds {present or 'no .bin file'}"
     raise DataError(f"{name_or_path}: no such verification set; {held}; name one that is there, or give a path")
 
@@ -361,16 +388,9 @@ def _fail_unrecognised(path: Path, formats: Iterable[str] = ()) -> NoReturn:
     files = _listing(path)[1]
     if "train.idx" in files:
         raise DataError(f"{path}: train.idx is there, but train.rec is not; restore it from its source")
-    found = f"only {_some(files)}" if files else "an empty folder"
+    found = f"only {some(files)}" if files else "an empty folder"
     wanted = f"train.rec, or <identity>/*{{{_suffixes()}}}"
     raise DataError(f"{path}: {found}; looked for {wanted}{others}")
-
-
-def _some(names: Iterable[object], shown: int = 3) -> str:
-    """The first names, and how many more there are."""
-    listed = [str(name) for name in names]
-    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
-    return ", ".join(listed[:shown]) + more
 
 
 def read_image_file(path: str) -> bytes:
@@ -407,6 +427,24 @@ def is_image_name(name: str) -> bool:
     True
     """
     return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES  # eight times as fast as Path
+
+
+def _where_images_are(path: Path) -> str:
+    """What to do where the images are deeper than in `<identity>/`: the folder to name, or a pattern."""
+    level = [""]
+    for _ in range(MOST_LEVELS):
+        level = [
+            f"{above}{name}/" for above in level for name in _listing(path / above)[0] if not is_system_folder(name)
+        ]
+        level = level[:MOST_SEARCHED]
+        for above in level:
+            if (image := next(filter(is_image_name, _listing(path / above)[1]), None)) is not None:
+                pattern = "/".join("*" * (above.count("/") - 1))
+                return (
+                    f"images are deeper, such as {above}{image}: name {(path / above).parent} as the data, or"
+                    f" '{path}/{pattern}' for all folders like it, if each folder of images is one person"
+                )
+    return "check the path"
 
 
 def _suffixes() -> str:

@@ -6,7 +6,8 @@ An image's header is read before OpenCV decodes it: a PNG of 20 kB can claim a g
 import re
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import cv2
@@ -97,6 +98,28 @@ def image_size(encoded: bytes) -> tuple[int, int] | None:
     return None
 
 
+def aspect_note(what: str, sizes: Iterable[tuple[int, int] | None], *, sampled: bool = False) -> str | None:
+    """A note that counts the images that are not square, as the input of the networks is; None if there are none.
+
+    Args:
+        what: name of the images.
+        sizes: height and width of each image, None where unknown.
+        sampled: whether these are a sample of the images.
+
+    >>> aspect_note("lfw", [(112, 112), (250, 250), (112, 96)])
+    "lfw: 1 of 3 images are not square (112x96: 1); they are stretched to the network's input, so align or crop them"
+    """
+    known = [size for size in sizes if size is not None]
+    others = Counter(size for size in known if size[0] != size[1])
+    if not others:
+        return None
+    listed = [f"{height}x{width}: {count}" for (height, width), count in others.most_common(3)]
+    more = f" and {len(others) - 3} more sizes" if len(others) > 3 else ""
+    of = f"{len(known)} {'sampled ' if sampled else ''}images"
+    count = f"{others.total()} of {of} are not square ({', '.join(listed)}{more})"
+    return f"{what}: {count}; they are stretched to the network's input, so align or crop them"
+
+
 def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
     """Size in the first frame; None where stray bytes could lead another reader to another frame."""
     place = 2
@@ -120,6 +143,52 @@ def _webp_size(encoded: bytes) -> tuple[int, int] | None:
     if kind == b"VP8X" and len(encoded) >= 30:
         return int.from_bytes(encoded[27:30], "little") + 1, int.from_bytes(encoded[24:27], "little") + 1
     return None
+
+
+def decoded_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Height and width of decoded pixels, by the shape of their array; None for an array of another kind.
+
+    >>> decoded_shape((112, 96, 3)), decoded_shape((3, 112, 96)), decoded_shape((112, 96)), decoded_shape((4000, 1))
+    ((112, 96), (112, 96), (112, 96), None)
+    """
+    if len(shape) == 3 and shape[2] in (1, 3, 4):
+        height, width = shape[:2]
+    elif len(shape) == 3 and shape[0] in (1, 3):
+        height, width = shape[1:]
+    elif len(shape) == 2:
+        height, width = shape
+    else:
+        return None
+    return (height, width) if min(height, width) > 1 else None
+
+
+def uncompressed(pixels: ImageArray, order: str) -> bytes:
+    """Encode decoded pixels as a BMP image, without loss.
+
+    Args:
+        pixels: (H, W, 1 or 3 or 4), (1 or 3, H, W) or (H, W) uint8; a fourth channel is dropped.
+        order: of three channels, "bgr" or "rgb".
+
+    Raises:
+        ValueError: another shape.
+
+    >>> image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    >>> bool((decode(uncompressed(image, "rgb"), "an image") == image).all())
+    True
+    """
+    if (size := decoded_shape(pixels.shape)) is None:
+        raise ValueError(f"pixels of shape {pixels.shape}; give (H, W, 3), (3, H, W) or (H, W)")
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    elif pixels.shape[:2] != size:
+        pixels = pixels.transpose(1, 2, 0)
+    height, width = size
+    rows = np.zeros((height, (3 * width + 3) // 4 * 4), np.uint8)  # BMP: rows padded to a multiple of 4 bytes
+    channels = pixels[:, :, :3] if order == "bgr" else pixels[:, :, :3][:, :, ::-1]
+    rows[:, : 3 * width] = np.broadcast_to(channels, (height, width, 3)).reshape(height, 3 * width)
+    size_of_all = 54 + rows.nbytes
+    head = struct.pack("<2sIIIIiiHHIIiiII", b"BM", size_of_all, 0, 54, 40, width, -height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return head + rows.tobytes()
 
 
 class _ThreadLimit:

@@ -1,4 +1,4 @@
-"""Verification sets: InsightFace's `.bin` files, pickles of encoded images and labels."""
+"""Verification sets: InsightFace's `.bin` files, pickles of images and labels."""
 
 import mmap
 import os
@@ -6,13 +6,17 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.safe_pickle import PickledArray, read_pickle
+from facebones.data.images import MOST_PIXELS, decoded_shape, uncompressed
+from facebones.data.safe_pickle import PickledArray, PickledFile, read_pickle
 from facebones.errors import DataError
+
+PixelOrder = Literal["bgr", "rgb"]
+LEAST_BYTES = 64  # of an image in an array of images: smaller ones would take more memory than the file
 
 
 @dataclass(frozen=True)
@@ -24,31 +28,40 @@ class PairSet:
         images: 2P encoded images; pair k is images 2k and 2k + 1.
         is_same: (P,) bool, True for a genuine pair.
         path: the file that the set was read from.
+        notes: messages for the user about what was read.
     """
 
     name: str
     images: Sequence[bytes]
     is_same: npt.NDArray[np.bool_]
     path: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.is_same)
 
 
-def read_pairs(path: str | os.PathLike[str]) -> PairSet:
+def read_pairs(path: str | os.PathLike[str], pixel_order: PixelOrder = "bgr") -> PairSet:
     """Read a `.bin` file that Python 2 or 3 wrote, without running any code in it.
+
+    The images are encoded, as strings, bytes, byte arrays, `io.BytesIO` or uint8 arrays, in a list or an array; or they
+    are decoded pixels (uint8, (H, W, 3), (3, H, W) or (H, W)), which become BMP images, with a note. The labels are
+    True and False, 1 and 0, or 1 and -1, as integers or floats.
+
+    Args:
+        path: the file.
+        pixel_order: order of the channels of decoded pixels; "bgr" is that of OpenCV.
 
     Raises:
         DataError: the file is missing, is not a pickle of `(images, is_same)`, or asks for more than plain data.
     """
     path = Path(path)
     content = _pickled(path)
+    if isinstance(content, PickledArray) and content.objects is not None:
+        content = content.objects
     if not isinstance(content, list | tuple) or len(content) != 2:
         _refuse(path, f"holds {_kind(content)} instead of a pair (images, is_same)")
-    images, is_same = content
-    if not isinstance(images, list | tuple):
-        _refuse(path, f"the images are {_kind(images)} instead of a list")
-    same = _booleans(path, is_same)
+    images, same = _listed_images(path, content[0]), _booleans(path, content[1])
     if not images:
         _refuse(path, "holds no image")
     if len(images) % 2:
@@ -57,10 +70,20 @@ def read_pairs(path: str | os.PathLike[str]) -> PairSet:
         _refuse(path, f"{len(images)} images for {len(same)} pairs; each pair needs two images")
     # A small file can refer to one image a million times: convert it once.
     converted: dict[int, bytes] = {}
+    pixels = set()
     for index, image in enumerate(images):
         if id(image) not in converted:
-            converted[id(image)] = _image(path, index, image)
-    return PairSet(path.stem, [converted[id(image)] for image in images], same, path)
+            converted[id(image)] = _image(path, index, image, pixel_order)
+            if _is_pixels(image):
+                pixels.add(id(image))
+    count = sum(id(image) in pixels for image in images)
+    notes = (_pixels_note(path, count, pixel_order),) if count else ()
+    return PairSet(path.stem, [converted[id(image)] for image in images], same, path, notes)
+
+
+def distinct(images: Sequence[bytes]) -> list[bytes]:
+    """The images that are different objects: the same one may stand in many pairs."""
+    return list({id(image): image for image in images}.values())
 
 
 def write_pairs(path: str | os.PathLike[str], images: Sequence[bytes], is_same: Sequence[bool] | npt.ArrayLike) -> None:
@@ -101,24 +124,45 @@ def _pickled(path: Path) -> object:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
 
 
+def _listed_images(path: Path, images: object) -> list[object] | tuple[object, ...]:
+    """The images as a list: of an array of objects or of texts its elements, of an array of pixels its rows."""
+    if isinstance(images, list | tuple):
+        return images
+    if not isinstance(images, PickledArray):
+        _refuse(path, f"the images are {_kind(images)} instead of a list")
+    values = images.values
+    if images.objects is not None or (values.dtype.kind == "S" and values.itemsize >= LEAST_BYTES):
+        return images.to_list()
+    if values.dtype != np.uint8 or values.ndim < 2 or values.nbytes < LEAST_BYTES * len(values):
+        _refuse(path, f"the images are {_kind(images)}, shape {values.shape}, instead of a list")
+    return [PickledArray(row) for row in values]
+
+
 def _booleans(path: Path, values: object) -> npt.NDArray[np.bool_]:
-    """Convert a list or array of booleans, or of 0 and 1."""
+    """Convert a list or array of booleans, of 0 and 1, or of -1 and 1; whole or floating point."""
     if isinstance(values, PickledArray):
-        values = values.values.ravel().tolist()
+        values = values.to_list()
     if not isinstance(values, list | tuple):
         _refuse(path, f"is_same is {_kind(values)} instead of a list")
+    allowed = (-1, 1) if -1 in values and 0 not in values else (0, 1)
     for index, value in enumerate(values):
-        if not isinstance(value, int) or value not in (0, 1):
-            shown = value if isinstance(value, int) else _kind(value)
+        if not isinstance(value, int | float) or value not in allowed:
+            shown = value if isinstance(value, int | float) else _kind(value)
             _refuse(path, f"is_same, pair {index}: {shown} instead of True or False")
-    return np.array(values, dtype=np.bool_)
+    return np.array([value == 1 for value in values], dtype=np.bool_)
 
 
-def _image(path: Path, index: int, image: object) -> bytes:
+def _image(path: Path, index: int, image: object, pixel_order: PixelOrder) -> bytes:
     if isinstance(image, bytes):
         return image
-    if isinstance(image, PickledArray) and image.values.dtype == np.uint8:
-        return image.values.tobytes()
+    if isinstance(image, PickledFile):
+        return image.content
+    if isinstance(image, PickledArray) and image.objects is None and image.values.dtype == np.uint8:
+        if not _is_pixels(image):
+            return image.values.tobytes()
+        if image.values.size > 4 * MOST_PIXELS:
+            _refuse(path, f"image {index} has shape {image.values.shape}, more than {MOST_PIXELS} pixels")
+        return uncompressed(image.values, pixel_order)
     if isinstance(image, str):
         # Bytes of Python 2 that were read as latin-1 and saved again: each character is a byte.
         try:
@@ -128,13 +172,31 @@ def _image(path: Path, index: int, image: object) -> bytes:
     _refuse(path, f"image {index} is {_kind(image)} instead of bytes")
 
 
+def _is_pixels(image: object) -> bool:
+    """Whether an image is decoded: an array in the shape of an image, whose bytes are no encoded image."""
+    if not isinstance(image, PickledArray) or image.objects is not None or decoded_shape(image.values.shape) is None:
+        return False
+    from facebones.data.folders import image_suffix
+
+    return image_suffix(image.values.ravel()[:12].tobytes()) is None
+
+
+def _pixels_note(path: Path, count: int, order: PixelOrder) -> str:
+    taken = {"bgr": "BGR, the order of OpenCV", "rgb": "RGB"}[order]
+    other = "rgb" if order == "bgr" else "bgr"
+    return (
+        f"{path}: {count} images are decoded pixels, taken as {taken}; if faces look blue in `facebones data inspect"
+        f" {path.name} --output sheet.png`, give --pixel-order {other} to `facebones data convert {path.name} NEW.bin`"
+    )
+
+
 def _refuse(path: Path, reason: str) -> NoReturn:
     raise DataError(f"{path}: {reason}; not a verification set, or a broken one")
 
 
 def _kind(value: object) -> str:
     if isinstance(value, PickledArray):
-        return f"a numpy array of {value.values.dtype}"
+        return f"a numpy array of {'objects' if value.objects is not None else value.values.dtype}"
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}" if value is not None else "None"

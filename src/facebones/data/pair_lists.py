@@ -12,13 +12,14 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from facebones.data.folders import IMAGE_SUFFIXES
+from facebones.data.folders import IMAGE_SUFFIXES, is_image_name
 from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.data.text_lists import leads_out
 from facebones.errors import DataError
 
 PAIR_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
 FOLDS = 10
+MARKS = {"1": 1, "0": 0, "-1": -1, "+1": 1, "1.0": 1, "0.0": 0, "-1.0": -1, "true": 1, "false": 0}
 
 Line = tuple[int, list[str]]  # the line's number, from 1, and its fields
 
@@ -60,16 +61,21 @@ def read_pair_set(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
 def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> PairSet:
     """Read a pair list and its images.
 
-    The first line decides the format; fields are separated by tabs, commas or blanks.
+    The first line decides the format; fields are separated by tabs, commas, semicolons or blanks, and may be in
+    quotes. A heading of column names is skipped. Backslashes in paths are read as slashes.
 
-    * LFW and XQLFW: a line `folds pairs` (or `pairs` alone), then lines `name n m` (genuine) and `name n other m`
-      (impostor), the same number of both in each fold. Image n of a person is `root/name/name_000n.jpg`, or has another
-      image ending.
+    * LFW and XQLFW: a line `folds pairs`, `pairs` alone (DevTest) or no such line, then lines `name n m` (genuine) and
+      `name n other m` (impostor), the same number of both in each fold. Image n of a person is
+      `root/name/name_000n.jpg` or `root/name_000n.jpg`, or has another image ending.
     * CALFW and CPLFW: a line `image mark` per image, two lines per pair. The mark is 0 for an impostor pair, and the
       number of the fold for a genuine pair. These lists have all genuine pairs before all impostor pairs, so folds in
       the order of the list would have one kind only. Here each tenth of the genuine pairs, ordered by their marks, is
       followed by a tenth of the impostor pairs.
-    * Other lists: a line `image image 0|1` per pair, 1 for genuine.
+    * Other lists: a line `image image mark` or `mark image image` per pair; the mark is 1 for genuine, and 0 or -1 for
+      impostor.
+
+    A list without folds of its own whose order would give folds of one kind only (all genuine pairs first) is dealt
+    over the ten folds in the same way, with a note.
 
     Args:
         path: the list.
@@ -79,7 +85,7 @@ def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -
         DataError: the list is missing, empty or broken, or an image is missing; names the line.
     """
     path, root = Path(path), Path(root)
-    pairs = _pairs(path, root)
+    pairs, notes = _pairs(path, root)
     seen: dict[str, bytes] = {}
     images = []
     for pair in pairs:
@@ -87,20 +93,66 @@ def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -
             if name not in seen:
                 seen[name] = _read_image(path, pair.line, root, name)
             images.append(seen[name])
-    return PairSet(path.stem, images, np.array([pair.same for pair in pairs], dtype=np.bool_), path)
+    return PairSet(path.stem, images, np.array([pair.same for pair in pairs], dtype=np.bool_), path, tuple(notes))
 
 
-def _pairs(path: Path, root: Path) -> list[ListedPair]:
+def _pairs(path: Path, root: Path) -> tuple[list[ListedPair], list[str]]:
+    """The pairs in the order of their folds, and notes for the user."""
     lines = [(number, fields) for number, line in enumerate(_text(path).splitlines(), 1) if (fields := _fields(line))]
     if not lines:
         raise DataError(f"{path}: holds no pair; a line is 'image image 0|1'")
     first = lines[0][1]
     if all(_is_number(field) for field in first) and len(first) <= 2:
         _check_count(path, first, len(lines) - 1)
-        return [_lfw_pair(path, number, fields, root) for number, fields in lines[1:]]
+        pairs = [_lfw_pair(path, number, fields, root) for number, fields in lines[1:]]
+        return (pairs, []) if len(first) == 2 else _in_folds(path, pairs)
     if len(first) == 2:
-        return _marked_pairs(path, lines)
-    return [_plain_pair(path, number, fields) for number, fields in lines]
+        return _marked_pairs(path, lines), []
+    lines = _without_heading(lines)
+    if _is_lfw_line(lines[0][1]):
+        return _in_folds(path, [_lfw_pair(path, number, fields, root) for number, fields in lines])
+    return _in_folds(path, _plain_pairs(path, lines))
+
+
+def _without_heading(lines: list[Line]) -> list[Line]:
+    """Leave out a first line of column names, and pandas' column of row numbers, which has no name.
+
+    >>> _without_heading([(1, ["", "first", "second", "same"]), (2, ["0", "a.jpg", "b.jpg", "1"])])
+    [(2, ['a.jpg', 'b.jpg', '1'])]
+    """
+    heading = lines[0][1]
+    if len(lines) < 2 or len(heading) < 3 or any(map(_is_value, heading)) or not any(map(_is_value, lines[1][1])):
+        return lines
+    first = 1 if not heading[0] else 0
+    return [(number, fields[first:]) for number, fields in lines[1:]]
+
+
+def _is_value(field: str) -> bool:
+    """Whether a field is a number, a mark or a path, which no heading of a column is."""
+    return _is_number(field) or field.lower() in MARKS or "/" in field or "\\" in field or is_image_name(field)
+
+
+def _is_lfw_line(fields: Sequence[str]) -> bool:
+    """Whether a line is `name n m` or `name n other m`."""
+    return len(fields) in (3, 4) and _is_number(fields[1]) and _is_number(fields[-1]) and not is_image_name(fields[0])
+
+
+def _in_folds(path: Path, pairs: list[ListedPair]) -> tuple[list[ListedPair], list[str]]:
+    """Deal pairs over ten folds if a fold of the list's own order would hold one kind of pair only."""
+    same = np.array([pair.same for pair in pairs], dtype=np.bool_)
+    alike = sum(fold.all() or not fold.any() for fold in np.array_split(same, FOLDS))
+    if not alike or min(same.sum(), (~same).sum()) < FOLDS:  # too few for both kinds in each fold
+        return pairs, []
+    note = (
+        f"{path}: the list names no folds, and in its order {alike} of {FOLDS} would hold pairs of one kind only; both"
+        " kinds are dealt over the folds, each in the order of the list"
+    )
+    return _dealt([pair for pair in pairs if pair.same], [pair for pair in pairs if not pair.same]), [note]
+
+
+def _dealt(genuine: Sequence[ListedPair], impostor: Sequence[ListedPair]) -> list[ListedPair]:
+    """For each fold a tenth of the genuine pairs, then a tenth of the impostor pairs."""
+    return [pair for fold in range(FOLDS) for kind in (genuine, impostor) for pair in _share(kind, fold)]
 
 
 def _text(path: Path) -> str:
@@ -113,10 +165,16 @@ def _text(path: Path) -> str:
 
 
 def _fields(line: str) -> list[str]:
-    for separator in ("\t", ","):
-        if separator in line:
-            return [field.strip() for field in line.split(separator)]
-    return line.split()
+    """The fields of a line, without quotes and without empty ones at the end.
+
+    >>> _fields('"Ann_Lee",1,4,'), _fields("a b.jpg;c.jpg;1"), _fields("a.jpg  b.jpg -1")
+    (['Ann_Lee', '1', '4'], ['a b.jpg', 'c.jpg', '1'], ['a.jpg', 'b.jpg', '-1'])
+    """
+    separator = next((mark for mark in ("\t", ",") if mark in line), ";" if line.count(";") > 1 else None)
+    fields = [field.strip().strip('"') for field in line.split(separator)]
+    while fields and not fields[-1]:
+        fields.pop()
+    return fields
 
 
 def _is_number(field: str) -> bool:
@@ -138,10 +196,11 @@ def _lfw_pair(path: Path, number: int, fields: list[str], root: Path) -> ListedP
 
 
 def _lfw_image(root: Path, name: str, number: str) -> str:
-    """Path of a person's image inside `root`; ends in .jpg if there is none, for the error message."""
-    stem = f"{name}/{name}_{int(number):04d}"
+    """Path of a person's image inside `root`; in a folder of the person and with .jpg if there is none."""
+    file = f"{name}_{int(number):04d}"
     endings = (".jpg", *sorted(IMAGE_SUFFIXES))
-    return next((stem + ending for ending in endings if (root / (stem + ending)).is_file()), stem + ".jpg")
+    places = [f"{stem}{ending}" for stem in (f"{name}/{file}", file) for ending in endings]
+    return next((place for place in places if (root / place).is_file()), places[0])
 
 
 def _marked_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:
@@ -160,17 +219,30 @@ def _marked_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:
         marks[ListedPair(number, first, second, int(mark) > 0)] = int(mark)
     genuine = sorted((pair for pair in marks if pair.same), key=marks.__getitem__)
     impostor = [pair for pair in marks if not pair.same]
-    return [pair for fold in range(FOLDS) for kind in (genuine, impostor) for pair in _share(kind, fold)]
+    return _dealt(genuine, impostor)
 
 
 def _share(pairs: Sequence[ListedPair], fold: int) -> Sequence[ListedPair]:
     return pairs[fold * len(pairs) // FOLDS : (fold + 1) * len(pairs) // FOLDS]
 
 
-def _plain_pair(path: Path, number: int, fields: list[str]) -> ListedPair:
-    if len(fields) != 3 or fields[2] not in ("0", "1"):
-        _fail_line(path, number, fields, "'image image 0|1'")
-    return ListedPair(number, fields[0], fields[1], fields[2] == "1")
+def _plain_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:
+    """Pairs with a mark in the last field, or in the first; the first line decides."""
+    first = lines[0][1]
+    mark = 0 if first[0].lower() in MARKS and first[-1].lower() not in MARKS else -1
+    wanted = "'image image 0|1'" if mark else "'0|1 image image'"
+    pairs: list[ListedPair] = []
+    impostor_marks: set[int] = set()
+    for number, fields in lines:
+        if len(fields) != 3 or (value := MARKS.get(fields[mark].lower())) is None:
+            _fail_line(path, number, fields, wanted)
+        if value < 1:
+            impostor_marks.add(value)
+        if len(impostor_marks) > 1:
+            _fail_line(path, number, fields, f"{wanted}: impostor pairs are marked 0 or -1, and this list has both")
+        one, other = fields[1:] if mark == 0 else fields[:2]
+        pairs.append(ListedPair(number, one, other, value == 1))
+    return pairs
 
 
 def _fail_line(path: Path, number: int, fields: list[str], wanted: str) -> NoReturn:
@@ -178,6 +250,8 @@ def _fail_line(path: Path, number: int, fields: list[str], wanted: str) -> NoRet
 
 
 def _read_image(path: Path, number: int, root: Path, name: str) -> bytes:
+    if "\\" in name and "\0" not in name and not (root / name).exists():  # a list that was written on Windows
+        name = name.replace("\\", "/")
     # Relative to the root and without `..`: a list may give a whole path, or a path that goes up and down again.
     inside = os.path.relpath(root / name, root)
     if leads_out(inside):

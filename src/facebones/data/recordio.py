@@ -330,7 +330,16 @@ class RecordFile:
             first, second = self._order[repeated[0] : repeated[0] + 2]
             place = f"{self.index_path}, line {second + 1}" if self.index_path else self.where(second)
             other = f"byte {self.offsets[first]} has it too"
-            raise DataError(f"{place}: key {self.keys[second]} a second time, {other}; restore the index")
+            raise DataError(f"{place}: key {self.keys[second]} a second time, {other}; {self._way_on()}")
+
+    def _way_on(self) -> str:
+        """What to do about doubled keys: scan the file without its index, if its records have different ids."""
+        if self.index_path is None:
+            return "two files may have been joined: restore them, and name both as training data"
+        ids = self.headers(np.arange(len(self.offsets))[np.unique(self.offsets, return_index=True)[1]]).ids
+        if len(np.unique(ids)) < len(ids):
+            return "the records have doubled ids, too; restore both files from one source"
+        return f"restore the index, or remove {self.index_path.name} to have the .rec scanned without it"
 
     def _refuse_short_index(self, index: Path) -> None:
         """Refuse an index that is cut short, which would silently lose images: its last record must end the file."""

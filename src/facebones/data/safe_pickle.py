@@ -1,4 +1,4 @@
-"""Read a pickle as data: lists, tuples, numbers, strings, bytes and plain NumPy arrays.
+"""Read a pickle as data: lists, tuples, numbers, strings, bytes, `io.BytesIO` and plain NumPy arrays.
 
 Python's own reader imports and calls whatever the file names. This one cannot: names are looked up in a short table of
 functions in this module, and an instruction outside of the table of instructions is refused.
@@ -21,7 +21,7 @@ from facebones.errors import DataError
 
 @dataclass
 class PickledType:
-    """A NumPy number type; only booleans and integers are allowed."""
+    """A NumPy type: booleans, numbers, bytes of a fixed length ("S9"), or Python objects ("O8")."""
 
     code: str
     order: str = "="
@@ -31,14 +31,33 @@ class PickledType:
         """The NumPy type."""
         return np.dtype(f"{self.order}{self.code}")
 
+    @property
+    def of_objects(self) -> bool:
+        """Whether an array of this type is pickled as a list of objects."""
+        return self.code.startswith("O")
+
 
 @dataclass
 class PickledArray:
-    """A NumPy array; a pickle creates it empty and fills it later."""
+    """A NumPy array of numbers or bytes; a pickle creates it empty and fills it later."""
 
     values: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
+    objects: list[Any] | None = None  # of an array of objects: the list in the pickle, in the array's order
+
+    def to_list(self) -> list[Any]:
+        """The elements in order; an array of objects gives its own list, without a copy."""
+        return self.values.ravel().tolist() if self.objects is None else self.objects
 
 
+@dataclass
+class PickledFile:
+    """An `io.BytesIO`; a pickle creates it empty and fills it later."""
+
+    content: bytes = b""
+
+
+MOST_AXES = 8  # of an array; images have three, and a stack of images four
+MOST_ELEMENTS = 2**40  # along an axis
 _PRINTED = re.compile(rb"(?:[^\\]++|\\(?:[\\'\"ntr]|x[0-9a-f]{2}))*+", re.DOTALL)
 
 
@@ -54,7 +73,8 @@ def read_pickle(content: bytes | mmap.mmap, what: str) -> Any:
         what: name of the file, for errors.
 
     Returns:
-        The object; strings of Python 2 and bytearrays become bytes, NumPy arrays become `PickledArray`.
+        The object; strings of Python 2, bytearrays and byte arrays become bytes, NumPy arrays become `PickledArray`,
+        an `io.BytesIO` becomes a `PickledFile`.
 
     Raises:
         DataError: it is not a pickle, is cut short, or asks for anything else; names the byte offset.
@@ -162,6 +182,12 @@ class _Reader:
             raise _Unfit("a number too long for a pair list; refused")
         self.push({b"00": False, b"01": True}[text] if text in (b"00", b"01") else int(text.rstrip(b"L")))
 
+    def decimal(self, text: bytes) -> None:
+        """Text of a FLOAT."""
+        if len(text) > 40:
+            raise _Unfit("a number too long for a pair list; refused")
+        self.push(float(text))
+
     def quoted(self, text: bytes) -> None:
         """Text of a STRING: with quotes and escapes, as Python 2 printed it."""
         inner = text[1:-1]
@@ -192,6 +218,13 @@ class _Reader:
             self.count(PickledArray, result.values.nbytes)
         self.push(result)
 
+    def new_object(self) -> None:
+        """Create an `io.BytesIO`, the only object that a pair list may hold beside plain data."""
+        arguments, name = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, _Name) or name.name != "_io.BytesIO" or arguments != ():
+            raise _Unfit(_refusal(b"\x81"))
+        self.push(PickledFile())
+
     def count(self, kind: type, size: int) -> None:
         """Refuse a small file that builds many objects from the same bytes: each object copies them."""
         self.built[kind] += size
@@ -203,7 +236,7 @@ class _Reader:
         _no_call()
 
     def fill(self) -> None:
-        """Set the byte order of a NumPy type, or the values of an array."""
+        """Set the byte order of a NumPy type, the values of an array, or the content of a BytesIO."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, PickledType):
             target.order = _text(state[1])
@@ -211,8 +244,13 @@ class _Reader:
                 raise ValueError(target.order)
         elif isinstance(target, PickledArray):
             _, shape, kind, by_columns, raw = state
-            target.values = _array(raw, kind, shape, "F" if by_columns else "C").values
+            filled = _array(raw, kind, shape, "F" if by_columns else "C")
+            target.values, target.objects = filled.values, filled.objects
             self.count(PickledArray, target.values.nbytes)
+        elif isinstance(target, PickledFile):
+            if not isinstance(state[0], bytes):  # text would be encoded again for each file
+                raise TypeError(state[0])
+            target.content = state[0]
         else:
             raise TypeError(target)
 
@@ -234,6 +272,8 @@ class _Reader:
         b"\x89": lambda r: r.push(False),
         b"I": lambda r: r.integer(r.line()),
         b"L": lambda r: r.integer(r.line()),
+        b"F": lambda r: r.decimal(r.line()),
+        b"G": lambda r: r.push(float(struct.unpack(">d", r.take(8))[0])),
         b"K": lambda r: r.push(r.number("<B")),
         b"M": lambda r: r.push(r.number("<H")),
         b"J": lambda r: r.push(r.number("<i")),
@@ -262,6 +302,7 @@ class _Reader:
         b"i": lambda r: r.instance(),
         b"\x93": lambda r: r.name_from_stack(),
         b"R": lambda r: r.call(),
+        b"\x81": lambda r: r.new_object(),
         b"b": lambda r: r.fill(),
     }
 
@@ -299,22 +340,66 @@ def _bytes(content: object = b"", encoding: object = "latin1") -> bytes:
     raise TypeError(content)
 
 
+_TYPES = re.compile(r"b1|[iu][1248]|f[248]|O[48]|S[1-9][0-9]{0,9}")
+
+
 def _type(code: object, *_: object) -> PickledType:
-    if (name := _text(code)) not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"):
+    name = _text(code)
+    if name in ("S", "S0", "a0"):  # bytes without a length: numpy 2 writes the length into the name
+        raise _Unfit("a numpy array of empty texts; restore the file from its source")
+    if not _TYPES.fullmatch(name):
         raise _Unfit(f"the pickle asks for a numpy array of type {name}, which a pair list does not need; refused")
-    return PickledType(name)
+    return PickledType(name, "|" if name[0] in "OS" else "=")
 
 
-def _scalar(kind: PickledType, raw: object) -> int:
-    return int(_array(raw, kind, (1,)).values[0])
+def _scalar(kind: PickledType, raw: object) -> Any:
+    """A NumPy scalar as a Python number or as bytes."""
+    if kind.of_objects:
+        raise TypeError(kind)
+    return _array(raw, kind, (1,)).values[0].item()
 
 
 def _array(raw: object, kind: PickledType, shape: tuple[int, ...], order: object = "C") -> PickledArray:
+    if kind.of_objects:
+        return _object_array(raw, shape, order)
     if not isinstance(raw, bytes):  # text would be encoded again for each array
         raise TypeError(raw)
-    if math.prod(shape) * kind.numpy.itemsize != len(raw) or min(shape, default=0) < 0:
+    if _elements(shape) * kind.numpy.itemsize != len(raw):
         raise _Unfit(f"a numpy array of shape {shape} over {len(raw)} bytes; restore the file from its source")
     return PickledArray(np.frombuffer(raw, dtype=kind.numpy).reshape(shape, order="F" if order == "F" else "C"))
+
+
+def _elements(shape: object) -> int:
+    """Number of elements of an array. A shape is not believed: a product of texts or of huge numbers takes forever."""
+    sizes = shape if isinstance(shape, tuple) and len(shape) <= MOST_AXES else (-1,)
+    if not all(type(size) is int and 0 <= size <= MOST_ELEMENTS for size in sizes):
+        raise _Unfit("a numpy array of a shape that no array has; restore the file from its source")
+    return math.prod(sizes)
+
+
+def _object_array(objects: object, shape: tuple[int, ...], order: object) -> PickledArray:
+    """An array of objects, by reference: the objects exist already, so it takes no memory of its own."""
+    if not isinstance(objects, list):
+        raise TypeError(objects)
+    if _elements(shape) != len(objects):
+        raise _Unfit(f"a numpy array of shape {shape} over {len(objects)} objects; restore the file from its source")
+    if order == "F" and sum(size > 1 for size in shape) > 1:
+        raise _Unfit("a numpy array of objects in columns, whose order is not that of the pairs; refused")
+    return PickledArray(objects=objects)
+
+
+def _byte_array(code: object, values: object) -> bytes:
+    """Replace `array.array`: how Python 3 writes an array of bytes in protocols 0 to 2."""
+    if (kind := _text(code)) != "B" or not isinstance(values, list):
+        raise _Unfit(f"the pickle asks for array.array of type {kind[:4]!r}; a pair list needs bytes ('B'); refused")
+    return bytes(values)
+
+
+def _rebuilt_byte_array(_: object, code: object, machine_format: object, raw: object) -> bytes:
+    """Replace `array._array_reconstructor`: how Python 3 writes an array of bytes in protocols 3 to 5."""
+    if not isinstance(raw, bytes) or machine_format != 0:
+        raise TypeError(raw)
+    return _byte_array(code, []) or raw
 
 
 def _no_call(*_: object) -> NoReturn:
@@ -323,6 +408,9 @@ def _no_call(*_: object) -> NoReturn:
 
 _NAMES: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encode,
+    "_io.BytesIO": _no_call,
+    "array._array_reconstructor": _rebuilt_byte_array,
+    "array.array": _byte_array,
     "numpy.dtype": _type,
     "numpy.ndarray": _no_call,
     **dict.fromkeys([f"{module}.bytes" for module in ("builtins", "__builtin__")], _bytes),

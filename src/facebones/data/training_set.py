@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.images import decode
+from facebones.data.images import aspect_note, decode
 from facebones.errors import ConfigError, DataError
 from facebones.plugins import import_entry_points
 
@@ -47,6 +47,7 @@ class TrainingSet(ABC):
     labels: Integers
     notes: Sequence[str] = ()
     _fingerprint: dict[str, Any] | None = None
+    _sampled_sizes: Sequence[tuple[int, int]] = ()
 
     @classmethod
     def find(cls, path: Path) -> bool:
@@ -85,6 +86,7 @@ class TrainingSet(ABC):
             compares two fingerprints.
         """
         if self._fingerprint is None:
+            self._sampled_sizes = []
             digests = {"labels_sha256": self.labels, **self.image_sizes()}
             self._fingerprint = {
                 "images": len(self),
@@ -93,6 +95,11 @@ class TrainingSet(ABC):
                 "image_sample": " ".join(map(self._image_digest, evenly(range(len(self)), SAMPLE))),
             }
         return dict(self._fingerprint)
+
+    def aspect_note(self) -> str | None:
+        """A note that counts images of another aspect than the network's input in the fingerprint's sample, or None."""
+        self.fingerprint()
+        return aspect_note(str(self.path), self._sampled_sizes, sampled=len(self) > SAMPLE)
 
     def image_sizes(self) -> Mapping[str, Integers]:
         """Sizes of the encoded images under the key that they get in the fingerprint; empty if unknown.
@@ -104,9 +111,10 @@ class TrainingSet(ABC):
     def _image_digest(self, index: int) -> str:
         try:
             encoded = self.read(index)[0]
-            decode(encoded, "an image of the sample")
+            height, width = decode(encoded, "an image of the sample").shape[:2]
         except DataError:  # the training names it, or replaces it
             return UNREADABLE
+        self._sampled_sizes = [*self._sampled_sizes, (height, width)]
         return hashlib.sha256(encoded).hexdigest()[:16]
 
     @abstractmethod

@@ -17,6 +17,7 @@ import cv2
 
 from facebones.data.folders import is_image_name, read_image_file
 from facebones.data.images import ImageArray, decode
+from facebones.data.joined_sets import is_system_folder
 from facebones.data.preprocessing import align_face
 from facebones.data.training_set import evenly
 from facebones.datatools.contact_sheet import IN_ROW, write_face_sheet
@@ -261,7 +262,11 @@ def _list_below(root: Path, inside: str, above: tuple[str, ...], images: list[st
         return
     try:
         with os.scandir(folder) as entries:
-            rows = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+            rows = [
+                (entry.name, entry.is_dir())
+                for entry in entries
+                if not entry.name.startswith(".") and not is_system_folder(entry.name)
+            ]
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}; check the path and its permissions") from error
     for name, is_folder in rows:

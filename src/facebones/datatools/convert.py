@@ -12,12 +12,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.folders import ImageFolder, RecordSet, find_records, image_suffix, pair_sets, read_image_file
+from facebones.data.folders import (
+    ImageFolder,
+    RecordSet,
+    find_records,
+    image_suffix,
+    open_labelled_images,
+    pair_sets,
+    read_image_file,
+)
 from facebones.data.images import decode
-from facebones.data.pair_bins import read_pairs, write_pairs
+from facebones.data.joined_sets import data_roots
+from facebones.data.pair_bins import PairSet, PixelOrder, read_pairs, write_pairs
 from facebones.data.pair_lists import PAIR_LIST_SUFFIXES, read_pair_list
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, RecordFile, pack
+from facebones.data.training_set import TrainingSet
 from facebones.datatools.partial_folder import (
     PartialFolder,
     is_occupied,
@@ -67,7 +77,14 @@ class Conversion:
         return "\n".join([head, *self.notes])
 
 
-def convert(source: Path, destination: Path, *, root: Path | None = None, resume: bool = False) -> Conversion:
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    root: Path | None = None,
+    resume: bool = False,
+    pixel_order: PixelOrder | None = None,
+) -> Conversion:
     """Convert a data set; the kind of `source` and the ending of `destination` decide how.
 
     ===================================  ==================================================
@@ -75,8 +92,10 @@ def convert(source: Path, destination: Path, *, root: Path | None = None, resume
     ===================================  ==================================================
     `.rec` file or InsightFace folder    image folder
     image folder                         InsightFace folder, or a file that ends in `.rec`
+    several folders or a pattern         InsightFace folder, or a file that ends in `.rec`
     pair list (`.txt`, `.csv`, `.tsv`)   file that ends in `.bin`
     `.bin` file                          folder of images with a `pairs.txt`
+    `.bin` file                          file that ends in `.bin`: lists of bytes and booleans
     ===================================  ==================================================
 
     Args:
@@ -84,6 +103,7 @@ def convert(source: Path, destination: Path, *, root: Path | None = None, resume
         destination: the file or folder to create.
         root: the folder that the paths in a pair list start from; by default the folder of the list.
         resume: continue an interrupted conversion into a folder, and keep its complete files.
+        pixel_order: order of the channels in a `.bin` of decoded pixels, "bgr" by default.
 
     Raises:
         DataError: the source is missing or broken, or the destination exists.
@@ -95,15 +115,20 @@ def convert(source: Path, destination: Path, *, root: Path | None = None, resume
         raise DataError(f"{source}: --root goes with a pair list only ({_endings()}); leave it out")
     if ending in PAIR_LIST_SUFFIXES and destination.suffix.lower() == ".bin":
         return _list_to_pairs(source, destination, root or source.parent)
-    if ending == ".bin" and not to_file:
-        return _pairs_to_folder(source, destination, resume)
+    if pixel_order is not None and ending != ".bin":
+        raise DataError(f"{source}: --pixel-order goes with a .bin file of decoded pixels only; leave it out")
+    if ending == ".bin" and destination.suffix.lower() != ".rec":
+        pairs = read_pairs(source, pixel_order or "bgr")
+        return _pairs_to_folder(pairs, source, destination, resume) if not to_file else _rewritten(pairs, destination)
+    if len(data_roots(source)) > 1 and destination.suffix.lower() != ".bin":
+        return _to_records(open_labelled_images(source), source, destination)
     if ending in {"", ".rec"}:
         records = find_records(source)
         if records is not None and not to_file:
             return _records_to_folder(records, destination, resume)
         if records is None and destination.suffix.lower() != ".bin":
-            return _folder_to_records(source, destination)
-    known = ".rec to folder, folder to folder or .rec, pair list to .bin, .bin to folder"
+            return _to_records(ImageFolder(source), source, destination)
+    known = ".rec to folder, folder to folder or .rec, pair list to .bin, .bin to folder or .bin"
     raise DataError(f"{source}: cannot be converted to {destination}; the conversions are {known}")
 
 
@@ -166,9 +191,8 @@ class _Unpacker:
             yield key, head + name.encode(), name, put(name, image)
 
 
-def _folder_to_records(source: Path, destination: Path) -> Conversion:
+def _to_records(data: TrainingSet, source: Path, destination: Path) -> Conversion:
     """Write `train.rec`, `train.idx` and `property` as InsightFace does, or as they were before a conversion."""
-    data = ImageFolder(source)
     notes = list(data.notes)
     if destination.suffix.lower() == ".rec":
         for path in (destination, destination.with_suffix(".idx")):
@@ -182,10 +206,10 @@ def _folder_to_records(source: Path, destination: Path) -> Conversion:
     return _training_summary(source, destination, data, notes)
 
 
-def _write_records(data: ImageFolder, path: Path) -> None:
+def _write_records(data: TrainingSet, path: Path) -> None:
     headers = data.path / HEADERS_FOLDER
     with RecordWriter(path) as writer:
-        if (headers / "train.rec").is_file():
+        if isinstance(data, ImageFolder) and (headers / "train.rec").is_file():
             _rebuild_records(data, RecordFile(headers / "train.rec"), writer)
         else:
             _number_records(data, writer)
@@ -196,13 +220,14 @@ def _write_records(data: ImageFolder, path: Path) -> None:
         file.write(known.read_bytes() if known.is_file() else _property(data))
 
 
-def _number_records(data: ImageFolder, writer: RecordWriter) -> None:
+def _number_records(data: TrainingSet, writer: RecordWriter) -> None:
     """Write the images with keys from 1, then a record per identity, then record 0: the order of face2rec."""
-    for index in track(range(len(data)), "converting"):
+    by_identity = np.argsort(data.labels, kind="stable").tolist()  # of joined folders, an identity is in several places
+    for key, index in enumerate(track(by_identity, "converting"), 1):
         image, label = data.read(index)
         if image_suffix(image) is None:
             _refuse_image(image, data.describe(index))
-        writer.write(index + 1, pack(Header(float(label), index + 1), image))
+        writer.write(key, pack(Header(float(label), key), image))
     ends = np.cumsum(np.bincount(data.labels)) + 1
     first_identity = len(data) + 1
     for label, (start, end) in enumerate(zip([1, *ends[:-1].tolist()], ends.tolist(), strict=True)):
@@ -232,7 +257,7 @@ def _rebuild_records(data: ImageFolder, headers: RecordFile, writer: RecordWrite
         writer.write(key, head)
 
 
-def _property(data: ImageFolder) -> bytes:
+def _property(data: TrainingSet) -> bytes:
     image, _ = data.read(0)
     height, width = decode(image, data.describe(0)).shape[:2]
     return b"%d,%d,%d\n" % (data.num_identities, height, width)
@@ -242,11 +267,18 @@ def _list_to_pairs(source: Path, destination: Path, root: Path) -> Conversion:
     refuse_existing(destination)
     pairs = read_pair_list(source, root)
     write_pairs(destination, pairs.images, pairs.is_same)
-    return Conversion(source=source, destination=destination, images=len(pairs.images), groups=f"{len(pairs)} pairs")
+    return _pairs_summary(source, destination, pairs)
 
 
-def _pairs_to_folder(source: Path, destination: Path, resume: bool) -> Conversion:
-    pairs = read_pairs(source)
+def _rewritten(pairs: PairSet, destination: Path) -> Conversion:
+    """A `.bin` in the plain form that every reader takes."""
+    assert pairs.path is not None  # noqa: S101 (it was read from a file)
+    refuse_existing(destination)
+    write_pairs(destination, pairs.images, pairs.is_same)
+    return _pairs_summary(pairs.path, destination, pairs)
+
+
+def _pairs_to_folder(pairs: PairSet, source: Path, destination: Path, resume: bool) -> Conversion:
     width = len(str(len(pairs) - 1))
     names = []
     with PartialFolder(destination, resume, "conversion", pairs_origin(pairs, source)) as folder:
@@ -257,12 +289,18 @@ def _pairs_to_folder(source: Path, destination: Path, resume: bool) -> Conversio
         kept = folder.kept
         rows = zip(names[::2], names[1::2], pairs.is_same.tolist(), strict=True)
         folder.place("pairs.txt", "".join(f"{first}\t{second}\t{same:d}\n" for first, second, same in rows).encode())
-    groups = f"{len(pairs)} pairs"
-    return Conversion(source=source, destination=destination, images=len(pairs.images), groups=groups, kept=kept)
+    return _pairs_summary(source, destination, pairs, kept)
+
+
+def _pairs_summary(source: Path, destination: Path, pairs: PairSet, kept: int = 0) -> Conversion:
+    images, groups = len(pairs.images), f"{len(pairs)} pairs"
+    return Conversion(
+        source=source, destination=destination, images=images, groups=groups, kept=kept, notes=pairs.notes
+    )
 
 
 def _training_summary(
-    source: Path, destination: Path, data: RecordSet | ImageFolder, notes: list[str], kept: int = 0
+    source: Path, destination: Path, data: TrainingSet, notes: list[str], kept: int = 0
 ) -> Conversion:
     groups = f"{len(np.unique(data.labels))} identities"
     return Conversion(

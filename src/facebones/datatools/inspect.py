@@ -15,6 +15,7 @@ import numpy.typing as npt
 from facebones.data.folders import image_suffix, open_labelled_images, pair_sets
 from facebones.data.ijb_lists import listed_targets
 from facebones.data.images import decode, single_threaded_opencv
+from facebones.data.joined_sets import is_system_folder
 from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.data.training_set import TrainingSet
 from facebones.datatools.contact_sheet import write_contact_sheet
@@ -237,7 +238,8 @@ def _open(path: Path) -> list[tuple[Path, TrainingSet | PairSet]]:
 
 def _claims_training(path: Path) -> bool:
     """Whether something in the folder looks like a training set: then its error is raised."""
-    return any(each.is_dir() or each.suffix in {".rec", ".idx"} for each in path.iterdir())
+    shown = [each for each in path.iterdir() if not (each.name.startswith(".") or is_system_folder(each.name))]
+    return any(each.is_dir() or each.suffix in {".rec", ".idx"} for each in shown)
 
 
 def _images(path: Path, data: TrainingSet | PairSet) -> _Images:
@@ -349,7 +351,9 @@ def _pair_part(images: _Images, found: _Findings, data: PairSet) -> PairPart:
         [f"{images.path.name}, pair {pair}: an impostor pair of one image"] for pair in twins if not data.is_same[pair]
     ]
     genuine = int(data.is_same.sum())
-    notes = [f"{len(twins)} pairs show one image twice: {', '.join(map(str, twins[:SHOWN]))}"] if len(twins) else []
+    notes = list(data.notes)
+    if len(twins):
+        notes.append(f"{len(twins)} pairs show one image twice: {', '.join(map(str, twins[:SHOWN]))}")
     return PairPart(
         pairs=len(data),
         genuine=genuine,

@@ -5,28 +5,35 @@ Models are compared by a bootstrap over pairs, because the files of the field do
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, register_protocol
 from facebones.evaluation.verification import (
     FAR_TARGET,
+    PairResult,
     PairSetResult,
     check_pair_set,
     correct_pairs,
+    pair_set_notes,
     verify_features,
 )
-from facebones.statistics.bootstrap import REPLICATES, resample_accuracy, resample_verification
+from facebones.statistics.bootstrap import REPLICATES, ResampledMetric, resample_accuracy, resample_verification
 from facebones.statistics.metric import Metric, MetricComparison
 from facebones.statistics.significance import compare_models
 
 if TYPE_CHECKING:
     from facebones.data.image_sources import EncodedImages
+
+
+SHUFFLED = "shuffled folds"  # rule of the accuracy where a set's own folds hold one kind of pair
 
 
 @register_protocol
@@ -72,6 +79,10 @@ class PairsProtocol(Protocol):
 
         return EncodedImages(self.pair_set.name, self.pair_set.images)
 
+    def notes(self) -> list[str]:
+        """How the set was read, images of another aspect, and folds of one kind."""
+        return pair_set_notes(self.pair_set)
+
     def sizes(self) -> dict[str, int]:
         """The number of pairs."""
         return {"pairs": len(self.pair_set)}
@@ -111,14 +122,31 @@ class PairsProtocol(Protocol):
 def compare_on_pairs(
     pair_set: PairSet, results: Mapping[str, PairSetResult], bootstrap: int = REPLICATES, seed: int = 0
 ) -> list[MetricComparison]:
-    """Compare models on a set: accuracy, TAR at FAR 0.001 (strict), AUC and EER, with intervals and tests."""
+    """Compare models on a set: accuracy, TAR at FAR 0.001 (strict), AUC and EER, with intervals and tests.
+
+    On a set with folds of one kind of pair, the accuracy over shuffled folds follows, and is the main metric.
+    """
     same = pair_set.is_same
     verifications = [result.verification for result in results.values()]
     correct = [correct_pairs(one, same) for one in verifications]
     accuracy = resample_accuracy(correct, same, replicates=bootstrap, seed=seed)
+    accuracies = [accuracy, *_shuffled_accuracy(verifications, same, bootstrap, seed)]
+    if len(accuracies) > 1:
+        accuracies[0] = replace(accuracy, metric=replace(accuracy.metric, main=False))
     scores = [-one.distances for one in verifications]
     curves = resample_verification(scores, same, far_targets=(FAR_TARGET,), replicates=bootstrap, seed=seed)
-    return compare_models(list(results), [accuracy, *curves])
+    return compare_models(list(results), [*accuracies, *curves])
+
+
+def _shuffled_accuracy(
+    verifications: Sequence[PairResult], same: npt.NDArray[np.bool_], bootstrap: int, seed: int
+) -> list[ResampledMetric]:
+    """The accuracy over shuffled folds, if the set's own folds hold one kind of pair."""
+    correct = [one.correct_shuffled for one in verifications if one.correct_shuffled is not None]
+    if not correct:
+        return []
+    found = resample_accuracy(correct, same, replicates=bootstrap, seed=seed)
+    return [replace(found, metric=replace(found.metric, rule=SHUFFLED))]
 
 
 def pair_set_files(data: Sequence[Path]) -> list[Path]:

@@ -39,6 +39,7 @@ class ProtocolResult:
         metrics: the metrics of all models, with intervals and tests where the protocol computes them.
         details: for each model what else the protocol measures, as plain values.
         curves: kind of curve ("roc", "cmc", "det_G1", ...) -> model -> file name in the output folder, or points.
+        notes: messages for the user about the data set.
     """
 
     protocol: str
@@ -49,6 +50,7 @@ class ProtocolResult:
     metrics: Sequence[MetricComparison] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     curves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def of(self, model: str) -> list[Metric]:
         """The metrics of one model, with their values and intervals."""
@@ -65,6 +67,7 @@ class ProtocolResult:
             "metrics": [metric.to_json() for metric in self.metrics],
             "details": dict(self.details),
             "curves": {kind: dict(curves) for kind, curves in self.curves.items()},
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
 
@@ -143,6 +146,10 @@ class Protocol(ABC):
         """Names of the files that `compare` writes into the output folder, so that their place is checked first."""
         return []
 
+    def notes(self) -> list[str]:
+        """Messages for the user about the data set, said beside its figures; by default none."""
+        return []
+
     def sizes(self) -> dict[str, int]:
         """Counts of the data set; by default its images."""
         return {"images": len(self.images())}
@@ -177,9 +184,9 @@ class Protocol(ABC):
         """A result of this set; `more` are further attributes of `ProtocolResult`."""
         named = [replace(one, metric=one.metric.measured_by(self.name, self.set, setting)) for one in metrics]
         sizes = more.pop("sizes", None) or self.sizes()
-        return ProtocolResult(
-            protocol=self.name, set=self.set, setting=setting, data=self.path, sizes=sizes, metrics=named, **more
-        )
+        notes = more.pop("notes", None) or self.notes()
+        where: dict[str, Any] = {"protocol": self.name, "set": self.set, "setting": setting, "data": self.path}
+        return ProtocolResult(**where, sizes=sizes, metrics=named, notes=notes, **more)
 
 
 @dataclass(frozen=True)

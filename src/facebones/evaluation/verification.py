@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from facebones.backbones.base import IMAGE_SIZE
-from facebones.data.pair_bins import PairSet
+from facebones.data.images import aspect_note, image_size
+from facebones.data.pair_bins import PairSet, distinct
 from facebones.errors import DataError
 from facebones.evaluation.embed import ImageEmbeddings, embed_images, flip_sum_normalised, mean_norm
 from facebones.evaluation.models import Features, Precision
@@ -33,6 +34,7 @@ FAR_TARGET = 1e-3
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
 FAR_THRESHOLDS = np.arange(0, 4, 0.001)
 NORM_TOLERANCE = 1e-2
+SHUFFLE_SEED = 0  # of the folds of a set whose own folds hold one kind of pair
 BLOCK = 512  # rows, an even number; in double precision they fit into the processor's cache
 
 
@@ -52,6 +54,11 @@ class PairResult:
         far_reached: mean false accept rate at those same thresholds.
         auc: area under the exact ROC curve of all pairs.
         eer: equal error rate of that curve.
+        one_kind_folds: number of folds that hold genuine pairs only or impostor pairs only. The threshold of such a
+            fold comes from other proportions, so the published accuracy says little: 0 % for a weak model.
+        accuracy_shuffled: mean accuracy over F folds that each get an equal share of both kinds, at random (seed 0);
+            None unless `one_kind_folds` is above 0.
+        correct_shuffled: (P,) bool, whether each pair is decided correctly there; None likewise.
         distances: (P,) float64, squared distance of each pair, in file order.
         roc: the exact ROC curve of all pairs; its scores are the negated distances.
     """
@@ -69,10 +76,19 @@ class PairResult:
     eer: float
     distances: FloatArray
     roc: RocCurve
+    one_kind_folds: int = 0
+    accuracy_shuffled: float | None = None
+    correct_shuffled: BoolArray | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return all attributes but `distances` and `roc`, with lists for arrays; every number is finite."""
-        content = {key: value for key, value in vars(self).items() if key not in ("distances", "roc")}
+        """Return the counts and rates, with lists for arrays; every number is finite.
+
+        `one_kind_folds` and `accuracy_shuffled` are there for a set with such folds only.
+        """
+        left_out = ["distances", "roc", "correct_shuffled"]
+        if not self.one_kind_folds:
+            left_out += ["one_kind_folds", "accuracy_shuffled"]
+        content = {key: value for key, value in vars(self).items() if key not in left_out}
         return content | {"fold_accuracy": self.fold_accuracy.tolist(), "fold_threshold": self.fold_threshold.tolist()}
 
 
@@ -152,6 +168,34 @@ def check_pair_set(pair_set: PairSet, folds: int = 10) -> None:
     _check_pairs(len(pair_set.images), pair_set.is_same, folds, str(pair_set.path or pair_set.name))
 
 
+def pair_set_notes(pair_set: PairSet, folds: int = 10) -> list[str]:
+    """What a user must know about a set before reading its figures: how it was read, its images, its folds.
+
+    Training, `evaluate` and `compare` say these notes beside the figures.
+    """
+    notes = list(pair_set.notes)
+    where = str(pair_set.path or pair_set.name)
+    if aspect := aspect_note(where, map(image_size, distinct(pair_set.images))):
+        notes.append(aspect)
+    if alike := one_kind_folds(pair_set.is_same, folds):
+        notes.append(
+            f"{where}: {alike} of the {folds} folds hold pairs of one kind only, in the order of the file; the accuracy"
+            " as published then means little, so the accuracy over shuffled folds stands beside it"
+        )
+    return notes
+
+
+def one_kind_folds(is_same_P: npt.NDArray[np.bool_], folds: int = 10) -> int:
+    """Number of folds, contiguous in file order, that hold genuine pairs only or impostor pairs only.
+
+    >>> one_kind_folds(np.repeat([True, False], 100)), one_kind_folds(np.tile([True, False], 100))
+    (10, 0)
+    """
+    fold_P = _fold_of_pair(is_same_P.size, folds)
+    genuine, pairs = np.bincount(fold_P[is_same_P], minlength=folds), np.bincount(fold_P, minlength=folds)
+    return int(((genuine == 0) | (genuine == pairs)).sum())
+
+
 def verify_pairs(
     embeddings_2PxD: npt.NDArray[np.floating[Any]],
     is_same_P: npt.NDArray[np.bool_],
@@ -183,6 +227,8 @@ def verify_pairs(
     fold_accuracy, fold_threshold = _accuracy(distances, is_same, fold_P, folds)
     tar, far = _rates_at_far_target(distances, is_same, fold_P, folds)
     curve = roc(-distances, is_same)
+    one_kind = one_kind_folds(is_same, folds)
+    correct_shuffled = _correct_over_shuffled_folds(distances, is_same, folds) if one_kind else None
     return PairResult(
         pairs=is_same.size,
         folds=folds,
@@ -197,6 +243,9 @@ def verify_pairs(
         eer=equal_error_rate(curve),
         distances=distances,
         roc=curve,
+        one_kind_folds=one_kind,
+        accuracy_shuffled=None if correct_shuffled is None else float(correct_shuffled.mean()),
+        correct_shuffled=correct_shuffled,
     )
 
 
@@ -204,6 +253,17 @@ def correct_pairs(result: PairResult, is_same_P: BoolArray) -> BoolArray:
     """Whether each pair is decided correctly at the threshold of its fold: (P,) bool."""
     threshold_P = result.fold_threshold[_fold_of_pair(result.pairs, result.folds)]
     return np.asarray((result.distances < threshold_P) == is_same_P)
+
+
+def _correct_over_shuffled_folds(distances: FloatArray, is_same: BoolArray, folds: int) -> BoolArray:
+    """Whether each pair is decided correctly, (P,), where both kinds are dealt over the folds at random."""
+    random = np.random.default_rng(SHUFFLE_SEED)
+    fold_P = np.empty(is_same.size, dtype=np.intp)
+    for kind in (is_same, ~is_same):
+        places = random.permutation(np.flatnonzero(kind))
+        fold_P[places] = np.arange(places.size) * folds // max(places.size, folds)
+    _, threshold = _accuracy(distances, is_same, fold_P, folds)
+    return np.asarray((distances < threshold[fold_P]) == is_same)
 
 
 def _check_pairs(rows: int, is_same: BoolArray, folds: int, name: str) -> None:

@@ -151,6 +151,8 @@ def print_evaluation(content: Mapping[str, Any]) -> None:
         for metric in metrics:
             if metric["reason"] is not None:
                 print(f"{metric_words(metric)}: not measured; {metric['reason']}")
+        for note in section.get("notes") or ():
+            print(f"note: {note}")
         _print_details(section)
         _print_tests(metrics, models, title)
 
@@ -189,6 +191,7 @@ def _metric_table(metrics: Sequence[MetricJson], models: Sequence[str]) -> tuple
 def _print_details(section: Mapping[str, Any]) -> None:
     """Print what else a protocol says of each model: its single values, and its lists of records."""
     printed = {metric["name"] for metric in section["metrics"]} | set(section.get("sizes") or {})
+    printed.add("accuracy_shuffled")  # a metric of its own
     records: dict[str, list[Mapping[str, Any]]] = {}
     for model, content in (section.get("details") or {}).items():
         values = {key: value for key, value in content.items() if _is_single(value) and key not in printed}

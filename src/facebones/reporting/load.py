@@ -250,6 +250,7 @@ class _Reader:
     def _add_section(self, folder: Path, section: Mapping[str, Any]) -> None:
         """Add an evaluated set with its curves."""
         where, curves = evaluated_set(section), section.get("curves", {})
+        self.notes += [note for note in map(text, section.get("notes", ())) if note not in self.notes]
         for model, name in self._add_metrics(where, section).items():
             rates = hit_rates(curves, model)
             if rates is not None:

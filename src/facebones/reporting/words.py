@@ -25,6 +25,7 @@ METRICS = {
 USUAL_RULES = ("", "strict")  # any other rule is part of the display name
 DETAILS = {
     "accuracy_std": "std over folds",
+    "one_kind_folds": "folds of one kind",
     "tar_at_far_1e3": "TAR at FAR 0.001 as published",
     "tar_at_far_1e3_std": "its std",
     "far": "FAR",
@@ -52,7 +53,7 @@ def metric_words(metric: Any) -> str:
     ('Rank-1', 'purity at faces 3')
     """
     name, at, rule = (_field(metric, key) for key in ("name", "at", "rule"))
-    suffix = "" if (rule or "") in USUAL_RULES or name not in METRICS or not at else f", {rule}"
+    suffix = "" if (rule or "") in USUAL_RULES or name not in METRICS else f", {rule}"
     try:
         return METRICS[name].format(**at) + suffix
     except (KeyError, ValueError):

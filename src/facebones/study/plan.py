@@ -13,6 +13,7 @@ import torch
 
 import facebones
 from facebones.backbones import lookup_backbone
+from facebones.data import joined_sets
 from facebones.data.folders import find_pair_set, open_training_set
 from facebones.data.training_set import CONTENT_KEYS, same_data
 from facebones.errors import ConfigError, DataError
@@ -229,8 +230,7 @@ def find_sets(study: Study, recipe: Recipe) -> list[Protocol]:
     Raises:
         FaceBonesError: a set or a protocol is missing, or two sets of a protocol have one name.
     """
-    beside = Path(recipe.data.path or ".")
-    beside = beside.parent if beside.is_file() else beside
+    beside = joined_sets.beside(recipe.data.path or ".")
     pair_sets = study.pair_sets or ([] if study.evaluate else recipe.validation.sets)
     found = [one for item in study.evaluate for one in _sets_of(item, beside)]
     try:

@@ -19,6 +19,8 @@ from torch import Tensor
 from facebones.errors import ConfigError, RunError
 from facebones.system.progress import format_seconds, say
 
+SHUFFLED = "accuracy_shuffled"  # in the line of a set whose own folds hold one kind of pair
+
 SummaryWriter = Callable[[str], Any]
 
 
@@ -186,8 +188,9 @@ def validation_line(values: Mapping[str, Any]) -> str:
     """The log line of a validation on one set, for people."""
     names = ("accuracy", "accuracy_std", "best_accuracy", "tar_at_far_1e3")
     accuracy, deviation, best, tar = (f"{100 * values[name]:.2f}" for name in names)
+    shuffled = f"  shuffled folds {100 * values[SHUFFLED]:.2f} %" if SHUFFLED in values else ""
     return (
-        f"  {values['set']}: accuracy {accuracy} % ± {deviation} (best {best} %)  TAR@FAR=1e-3 {tar} %"
+        f"  {values['set']}: accuracy {accuracy} % ± {deviation} (best {best} %){shuffled}  TAR@FAR=1e-3 {tar} %"
         f"  AUC {values['auc']:.4f}  XNorm {values['xnorm']:.2f}"
     )
 

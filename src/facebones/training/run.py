@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 
+from facebones.data.joined_sets import absolute
 from facebones.data.loader import Batch
 from facebones.errors import CheckpointError, ConfigError, FaceBonesError
 from facebones.plugins import import_plugins, imported_plugins
@@ -83,7 +84,7 @@ def resume(
         CheckpointError: no run there, its checkpoint is lost or damaged, or the data is not what it was trained on.
     """
     folder, computing = RunFolder(Path(output)), select_device(device)
-    given = {"path": None if data is None else str(Path(data).resolve()), "workers": workers}
+    given = {"path": None if data is None else absolute(data), "workers": workers}
     changed = {key: value for key, value in given.items() if value is not None}
     with device_settings(computing), random_state_kept(computing), folder.open() as saved:
         with _errors_noted(folder, only_in_study=True):
@@ -101,7 +102,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     sets = [str(Path(name).absolute()) if Path(name).is_file() else name for name in recipe.validation.sets]
     return replace(
         recipe,
-        data=replace(recipe.data, path=str(Path(recipe.data.path).resolve())),
+        data=replace(recipe.data, path=absolute(recipe.data.path)),
         validation=replace(recipe.validation, sets=sets),
     )
 
@@ -156,7 +157,7 @@ class TrainingLoop:
     def _introduce(self) -> None:
         """Say what is trained, and what looks unintended."""
         trainer, config = self.trainer, self.recipe.training
-        for note in trainer.data.notes:
+        for note in filter(None, [*trainer.data.notes, trainer.data.aspect_note()]):
             say(f"note: {note}")
         if not trainer.validation.sets:
             say("note: no validation sets: only the loss shows how the training goes (--validation.sets NAME,...)")
@@ -182,7 +183,11 @@ class TrainingLoop:
         for row in rows:
             best = max(trainer.best["sets"][row["set"]], row["accuracy"])  # in this order NaN is never the larger
             trainer.best["sets"][row["set"]] = best
-            row |= {"step": trainer.step, "epoch": trainer.epoch, "best_accuracy": best or math.nan}
+            row |= {
+                "step": trainer.step,
+                "epoch": trainer.epoch,
+                "best_accuracy": best or (0.0 if row["accuracy"] == 0 else math.nan),
+            }
             log.write("validation", row)
             say(validation_line(row))
         trainer.validated_step = trainer.step

@@ -12,6 +12,7 @@ import torch
 
 import facebones
 from facebones.backbones.weights import save_weights
+from facebones.data.joined_sets import JoinedSets, part_name, some
 from facebones.data.training_set import same_data
 from facebones.errors import RunError
 from facebones.run_folder import RunFolder
@@ -67,6 +68,13 @@ def _differs(key: str, now: Any, then: Any) -> bool:
     return bool(now != then)
 
 
+def _data_name(trainer: Trainer) -> str:
+    """Name of the training data, or of its parts."""
+    if isinstance(trainer.data, JoinedSets):
+        return some(map(part_name, trainer.data.parts))
+    return Path(trainer.recipe.data.path).name
+
+
 def write_result(folder: RunFolder, trainer: Trainer) -> dict[str, Any]:
     """Write the trained weights and result.json; returns the content of result.json.
 
@@ -82,7 +90,7 @@ def write_result(folder: RunFolder, trainer: Trainer) -> dict[str, Any]:
     card = {
         "backbone": trainer.backbone.name,
         "embedding_size": recipe.backbone.embedding_size,
-        "training_data": Path(recipe.data.path).name,
+        "training_data": _data_name(trainer),
         "training_images": len(trainer.data),
         "training_identities": trainer.data.num_identities,
         "epochs": recipe.training.epochs,

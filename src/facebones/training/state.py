@@ -17,6 +17,7 @@ from facebones.data.training_set import CONTENT_KEYS, LABEL_KEYS, same_data
 from facebones.errors import CheckpointError
 from facebones.recipe import Recipe, older_values
 from facebones.system.device import set_random_state
+from facebones.training.logs import SHUFFLED
 from facebones.training.validation import VALIDATION_METRICS
 
 # Fields that may change between a run and its continuation, because they change no number. Validation sets may move;
@@ -47,7 +48,7 @@ def check_state(recipe: Recipe, pattern: dict[str, Any], found: Mapping[str, Any
         raise CheckpointError(f"{path}: no checkpoint of a run: it lacks {', '.join(sorted(missing))}")
     _compare_recipes(recipe, found["recipe"], path)
     _compare_data(pattern, found, path)
-    final = [FINAL_ROW] * len(pattern["validation"]) if found["final"] else []
+    final = _final_pattern(len(pattern["validation"]), found["final"]) if found["final"] else []
     optimizer, meter = pattern["optimizer"], pattern["meter"]
     match found["meter"]:
         case {"head": dict(sums)} if all(type(name) is str and type(value) is float for name, value in sums.items()):
@@ -58,6 +59,12 @@ def check_state(recipe: Recipe, pattern: dict[str, Any], found: Mapping[str, Any
     for key, value in (pattern | {"final": final, "optimizer": optimizer, "meter": meter}).items():
         if key not in CHECKED_APART:
             check_structure(value, found[key], f"{path}: {key}")
+
+
+def _final_pattern(sets: int, found: Any) -> list[dict[str, Any]]:
+    """Rows as of a last validation; those of sets with folds of one kind of pair have one number more."""
+    rows = found if isinstance(found, list) and len(found) == sets else [None] * sets
+    return [FINAL_ROW | ({SHUFFLED: 0.0} if isinstance(row, dict) and SHUFFLED in row else {}) for row in rows]
 
 
 def _compare_recipes(now: Recipe, found: Any, path: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from facebones.backbones import Backbone, create_backbone
 from facebones.data.folders import open_training_set
+from facebones.data.joined_sets import beside
 from facebones.data.loader import Batch, EpochOrder, block_size, training_batches
 from facebones.errors import CheckpointError, ConfigError, DataError
 from facebones.heads import create_head
@@ -46,7 +47,7 @@ class Trainer:
             )
         self.total_steps = self.steps_per_epoch * config.epochs
         self.summary_writer = find_summary_writer() if recipe.log.tensorboard else None
-        self.validation = Validation(recipe, Path(recipe.data.path))
+        self.validation = Validation(recipe, beside(recipe.data.path))
 
         torch.manual_seed(config.seed)
         self.backbone = create_backbone(recipe.backbone.name, recipe.backbone.embedding_size, recipe.backbone.dropout)

@@ -21,9 +21,10 @@ from facebones.data.images import decode
 from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.embed import embed_images
-from facebones.evaluation.verification import check_pair_set, evaluate_pair_set
+from facebones.evaluation.verification import check_pair_set, evaluate_pair_set, pair_set_notes
 from facebones.recipe import Recipe
 from facebones.system.progress import say
+from facebones.training.logs import SHUFFLED
 
 TRIED_BATCHES = 2
 VALIDATION_METRICS = ("accuracy", "accuracy_std", "tar_at_far_1e3", "far_reached", "auc", "eer", "xnorm")
@@ -58,8 +59,13 @@ class Validation:
         }
 
     def try_out(self, backbone: Backbone, device: torch.device) -> None:
-        """Decode every image and embed two batches: bad data fails in the first minute, not in the sixth hour."""
+        """Decode every image and embed two batches: bad data fails in the first minute, not in the sixth hour.
+
+        Notes about the sets are said here, once.
+        """
         for pair_set in self.sets:
+            for note in pair_set_notes(pair_set):
+                say(f"note: {note}")
             _decode_all(pair_set)
             self._embed_some(pair_set, backbone, device)
 
@@ -77,7 +83,8 @@ class Validation:
         except DataError as error:  # the weights: images and labels were checked before the first step
             say(f"note: {error}; no metrics of this set at this step")
             result = dict.fromkeys(VALIDATION_METRICS, math.nan)
-        return {"set": pair_set.name, **{name: result[name] for name in VALIDATION_METRICS}}
+        names = [*VALIDATION_METRICS, *([SHUFFLED] if result.get(SHUFFLED) is not None else [])]
+        return {"set": pair_set.name, **{name: result[name] for name in names}}
 
     def _embed_some(self, pair_set: PairSet, backbone: Backbone, device: torch.device) -> None:
         embed_images(
@@ -114,5 +121,8 @@ def _digest(pair_set: PairSet) -> str:
 
 
 def mean_accuracy(rows: Sequence[dict[str, Any]]) -> float:
-    """Mean over the sets, which selects the best checkpoint; NaN if a set has no metrics."""
-    return math.fsum(row["accuracy"] for row in rows) / len(rows)
+    """Mean over the sets, which selects the best checkpoint; NaN if a set has no metrics.
+
+    A set with folds of one kind of pair counts by its accuracy over shuffled folds.
+    """
+    return math.fsum(row.get(SHUFFLED, row["accuracy"]) for row in rows) / len(rows)
