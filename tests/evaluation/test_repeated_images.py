@@ -17,7 +17,7 @@ from facebones.data.pair_bins import PairSet, read_pairs, write_pairs
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import Model, load_model
-from facebones.evaluation.run import evaluate, run_protocols
+from facebones.evaluation.run import evaluate
 from facebones.evaluation.verification import evaluate_pair_set
 from facebones.recipe import Recipe
 from facebones.run_folder import RunFolder

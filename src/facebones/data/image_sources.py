@@ -107,9 +107,9 @@ class DistinctImages:
 def distinct(source: ImageSource, batch_size: int = 1) -> DistinctImages:
     """Find the images of a source that are equal byte for byte; only `EncodedImages` are compared.
 
-    The pairs of LFW name 7,701 images at 12,000 places. The last digits of an embedding depend on the size of its batch,
-    so that no batch changes its size: repeated images fill up the last whole batch, and the smaller batch behind it stays
-    as it is.
+    The pairs of LFW name 7,701 images at 12,000 places. The last digits of an embedding depend on the size of its
+    batch, so no batch changes its size: repeated images fill up the last whole batch, and the smaller batch behind it
+    stays as it is.
 
     Args:
         source: N images.

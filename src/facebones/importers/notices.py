@@ -52,7 +52,7 @@ def is_notice(text: str) -> bool:
 def counts_batches(text: str) -> bool:
     """Whether a message is a training line of MXNet, which gives the batch within the epoch instead of the step.
 
-    >>> counts_batches("INFO:root:Epoch[0] Batch [20-40]\\tSpeed: 512.31 samples/sec\\tacc=0.1\\tlossvalue=41.9")
+    >>> counts_batches("INFO:root:Epoch[0] Batch [20-40] Speed: 512.31 samples/sec acc=0.1 lossvalue=41.9")
     True
     """
     return _BATCHES.match(text) is not None

@@ -30,7 +30,8 @@ def convert_logs(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         output: created if missing. The files of an earlier call are replaced; a run of facebones is refused.
 
     Returns:
-        the summary: files, training lines, steps, epochs, sets, and counts of repeated, incomplete, left-out and unknown lines.
+        the summary: files, training lines, steps, epochs, sets, and counts of the lines that are repeated,
+        incomplete, left out or unknown.
 
     Raises:
         DataError: as `read_logs`.
@@ -77,7 +78,7 @@ def _is_converted(source: Path) -> bool:
 
 
 def _training_objects(training: TrainingLines) -> Iterator[dict[str, Any]]:
-    """Training lines under the keys of the study's scripts, which need a loss: lines without a finite one are left out."""
+    """Training lines under the keys of the study's scripts, which need a loss; those without one are left out."""
     for values in zip(*training.columns.values(), strict=True):
         line = Training(*values)
         if not math.isnan(line.loss):

@@ -1,11 +1,11 @@
 """Text logs of InsightFace's arcface_torch and of programs derived from it, as columns of numbers.
 
 A training line gives speed, loss, learning rate, epoch (from 0), global step, gradient scale in fp16, and the hours
-left; the oldest logs lack the learning rate, some lack colons, and forks add to the end of the line (arcface_paddle: the
-learning rates). A validation is three lines that begin with [set][step]: XNorm, Accuracy-Flip (mean over the folds +-
-standard deviation), Accuracy-Highest (since the program started). Logs of MXNet have the first two, and training lines
-without a global step. The patterns follow arcface_torch's format strings from 2021 to 2023. They are possessive (`++`,
-`?+`) and never backtrack, so a hostile line takes no more time than any other.
+left; the oldest logs lack the learning rate, some lack colons, and forks add to the end of the line (arcface_paddle:
+the learning rates). A validation is three lines that begin with [set][step]: XNorm, Accuracy-Flip (mean over the folds
++- standard deviation), Accuracy-Highest (since the program started). Logs of MXNet have the first two, and training
+lines without a global step. The patterns follow arcface_torch's format strings from 2021 to 2023. They are possessive
+(`++`, `?+`) and never backtrack, so a hostile line takes no more time than any other.
 
 A run that was stopped and resumed has written some steps twice, in one file or in the next. The later lines count: when
 the step goes back, all earlier lines at this step or beyond are dropped. `facebones resume` does the same to its
@@ -414,7 +414,7 @@ def read_logs(paths: Sequence[Path]) -> TrainingLogs:
     if not len(logs.training) and not any(logs.validations.of_set.values()):
         names = ", ".join(str(path) for path in paths[:MOST_SHOWN])
         raise DataError(
-            f"{names}: no training line with a global step, and no validation; give the log of a training that has begun"
+            f"{names}: no training line with a global step and no validation; give the log of a training that has begun"
         )
     return logs
 

@@ -5,8 +5,8 @@ protocol and set that it was measured on. A protocol that this module does not k
 """
 
 import math
-from decimal import ROUND_HALF_UP, Decimal
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 MOST_LISTED = 4  # names in a sentence; a longer list is counted instead
