@@ -149,7 +149,7 @@ def test_an_error_names_the_first_place_of_an_image(repeating):
 @pytest.mark.parametrize("wrong", [None, 7, [b"image"], np.zeros(3, np.uint8)])
 def test_what_is_no_image_is_reported_as_before(repeating, wrong):
     source = EncodedImages("few", [*repeating.images[:5], wrong])
-    with pytest.raises(ConfigError, match="few: image 5: .* instead of an image's bytes"):
+    with pytest.raises(ConfigError, match=r"few: image 5: .* instead of an image's bytes"):
         embed({"": Model(network=Counted(), device=CPU)}, source, batch_size=4)
 
 

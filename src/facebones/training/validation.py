@@ -58,7 +58,7 @@ class Validation:
         }
 
     def try_out(self, backbone: Backbone, device: torch.device) -> None:
-        """Decode every distinct image and embed two batches: bad data fails in the first minute, not in the sixth hour."""
+        """Decode every image once and embed two batches: bad data fails in the first minute, not in the sixth hour."""
         for pair_set in self.sets:
             _decode_all(pair_set)
             self._embed_some(pair_set, backbone, device)
