@@ -102,7 +102,7 @@ def outcomes_interval(rate: float, outcomes: int, level: float = LEVEL) -> Inter
 
     >>> found = outcomes_interval(0.9, 600)
     >>> round(found.low, 4), round(found.high, 4)
-    (0.8734, 0.9216)
+    (0.8733, 0.9216)
     """
     low, high = wilson(rate, outcomes, _t_quantile(level, max(outcomes - 1, 1)))
     method = f"score interval of {outcomes} outcomes"
