@@ -33,7 +33,7 @@ def test_what_is_no_interval_is_refused(ends):
 
 @pytest.mark.parametrize("correct", [1, 3, 5, 7, 533, 535, 799])
 def test_a_rate_of_800_pairs_is_rounded_in_one_way_everywhere(correct):
-    """A half of the last digit is rounded up: 533 of 800 are 66.63 %, counted or averaged, with or without an interval."""
+    """A half of the last digit is rounded up: 533 of 800 are 66.63 %, counted or averaged."""
     rate, expected = correct / 800, f"{(correct * 1000 // 8 + 5) // 10 / 100:.2f}"
     mean = sum([rate - 0.1, rate + 0.1, rate]) / 3
     assert {percent(rate), percent(mean), percent_interval(rate, 0.0, 1.0).partition(" [")[0]} == {f"{expected} %"}
