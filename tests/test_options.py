@@ -87,6 +87,24 @@ def test_a_short_option_and_its_field_exclude_each_other(capsys, tmp_path, comma
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["train demo --output {} --data x", "compare demo --output {} --data x"])
+@pytest.mark.parametrize("option", RECIPE_OPTIONS)
+@pytest.mark.parametrize("value", ["many", "0"])
+def test_a_bad_value_is_refused_under_the_name_that_was_typed(capsys, tmp_path, command, option, value):
+    short = f"--{option.replace('_', '-')}"
+    line = refusal(capsys, *command.format(tmp_path / "out").split(), short, value)
+    assert line.startswith(f"facebones: {short}: ")
+    full = f"--{RECIPE_OPTIONS[option]}"
+    line = refusal(capsys, *command.format(tmp_path / "out").split(), full, value)
+    assert line.startswith(f"facebones: {full}: ")
+
+
+@pytest.mark.parametrize("option", ["--seed", "--workers"])
+def test_a_bad_value_of_an_option_of_train_only(capsys, tmp_path, option):
+    line = refusal(capsys, "train", "demo", "--output", tmp_path / "out", "--data", "x", option, "-0.5")
+    assert line.startswith(f"facebones: {option}: ")
+
+
 def test_short_options_set_fields_of_a_run(small_data, tiny_backbone, tmp_path):
     words = ["train", "demo", "--data", small_data, "--backbone", tiny_backbone, "--output", tmp_path / "run"]
     words += ["--workers", "0", "--validation.sets", "tiny", "--lr", "0.003", "--epochs", "1", "--batch-size", "4"]

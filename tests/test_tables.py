@@ -5,7 +5,7 @@ import re
 import pytest
 
 from facebones.reporting.console import print_evaluation, print_table
-from facebones.reporting.words import mark_best, percent_interval
+from facebones.reporting.words import mark_best, percent, percent_interval, points, rounded
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,23 @@ def test_interval_in_percent(interval, text):
 def test_what_is_no_interval_is_refused(ends):
     with pytest.raises(ValueError, match="not an interval"):
         percent_interval(0.5, *ends)
+
+
+@pytest.mark.parametrize("correct", [1, 3, 5, 7, 533, 535, 799])
+def test_a_rate_of_800_pairs_is_rounded_in_one_way_everywhere(correct):
+    """A half of the last digit is rounded up: 533 of 800 are 66.63 %, counted or averaged."""
+    rate, expected = correct / 800, f"{(correct * 1000 // 8 + 5) // 10 / 100:.2f}"
+    mean = sum([rate - 0.1, rate + 0.1, rate]) / 3
+    assert {percent(rate), percent(mean), percent_interval(rate, 0.0, 1.0).partition(" [")[0]} == {f"{expected} %"}
+    assert points(rate) == f"+{expected}" and points(-rate) == f"-{expected}"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.005, "0.01"), (-0.004, "-0.00"), (0.0, "0.00"), (100.0, "100.00"), (1e-12, "0.00"), (12345.675, "12345.68")],
+)
+def test_rounding(value, text):
+    assert rounded(value) == text
 
 
 def test_marks_of_a_column(capsys):
@@ -145,3 +162,25 @@ def test_an_evaluation_is_printed_with_its_metrics_details_and_tests(capsys):
         "purity at faces 3 a - b +18.00 [+1.00, +35.00] 0.020 0.040 a test",
     ):
         assert words in printed, words
+
+
+def test_details_are_told_in_percent_and_only_where_they_could_be_measured(capsys):
+    def printed(reason):
+        rates = {"accuracy_std": 0.00125, "tar_at_far_1e3": 0.95, "tar_at_far_1e3_std": 0.02, "far_reached": 0.0}
+        tar = {"name": "tar", "at": {"far": 0.001}, "rule": "strict", "reason": reason, "comparisons": []}
+        known = {"values": {} if reason else {"a": 0.9}, "intervals": {}, "best": None if reason else "a"}
+        section = {
+            "protocol": "pairs",
+            "set": "small",
+            "setting": "",
+            "metrics": [{**tar, **known, "not_different_from_best": []}],
+            "details": {"a": {"xnorm": 20.25, **rates}},
+        }
+        print_evaluation({"models": {"a": {}}, "results": [section]})
+        return capsys.readouterr().out
+
+    unmeasured = printed("0.001 is below 1 / 300 impostor pairs")
+    assert "not measured" in unmeasured and "FAR reached" not in unmeasured and "as published" not in unmeasured
+    assert "0.13 %" in unmeasured and "20.25" in unmeasured
+    measured = printed(None)
+    assert "FAR reached" in measured and "95.00 %" in measured and "2.00 %" in measured

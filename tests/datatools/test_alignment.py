@@ -172,6 +172,21 @@ def test_what_is_not_found_is_listed_with_its_reason(photos, drawn, tmp_path):
     assert "1 files that are no image left out: person2/notes.heic" in text
 
 
+def test_decoders_say_nothing_and_damage_is_counted(photos, table, tmp_path, capfd):
+    for path, change in zip(sorted(photos.rglob("*.jpg")), (b"\xff\x00\xff\xd9\x00\x12", bytes(40)), strict=False):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2 : len(content) // 2 + len(change)] = change
+        path.write_bytes(content)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    png = bytearray(cv2.imencode(".png", pixels)[1].tobytes())
+    png[60:64] = b"abcd"
+    (photos / "broken.png").write_bytes(png)
+    result = align_folder(photos, tmp_path / "out", LandmarkTable(table))
+    said = capfd.readouterr().err
+    assert not any(word in said for word in ("JPEG", "libpng", "WARN")), said
+    assert any(note.startswith("damaged JPEG data, 2 times; `facebones data inspect") for note in result.notes)
+
+
 def test_a_folder_without_a_face_is_named(photos, drawn, tmp_path):
     rows = [(name, face.landmarks) for name, face in drawn.items() if not name.startswith("person1")]
     done = align_folder(photos, tmp_path / "faces", LandmarkTable(write_table(tmp_path / "points.csv", rows)))

@@ -48,6 +48,18 @@ def states(results):
     return {run.name: run.state for run in results.runs}
 
 
+def test_a_validation_accuracy_has_the_interval_of_its_pairs(tmp_path):
+    folder = make_run(tmp_path / "run", accuracy=0.9)
+    edit(folder / "environment.json", lambda content: content.update(validation={"lfw": {"pairs": 600}}))
+    metric = load_results(folder).metric("lfw", "accuracy")
+    interval = metric.intervals["run"]
+    assert metric.values == {"run": 0.9} and interval["resampled"] == "pairs" and interval["level"] == 0.95
+    assert (interval["low"], interval["high"]) == pytest.approx((0.8733, 0.9216), abs=1e-4)
+    for unknown in ({}, {"lfw": {}}, {"lfw": {"pairs": "600"}}, {"lfw": {"pairs": 0}}, {"lfw": 600}, [600]):
+        edit(folder / "environment.json", lambda content, unknown=unknown: content.update(validation=unknown))
+        assert load_results(folder).metric("lfw", "accuracy").intervals == {}
+
+
 # ------------------------------------------------------------------------------------------------------- studies
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from importlib import resources
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -9,6 +10,7 @@ from playwright.sync_api import Error, expect, sync_playwright
 
 from facebones.reporting.answer import Answer
 from facebones.reporting.page import page_text, save_page
+from facebones.reporting.words import rounded
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -62,6 +64,16 @@ def browser():
             pytest.fail(f"no browser to look at the page with: `make test` installs one ({error})", pytrace=False)
         yield found
         found.close()
+
+
+def test_the_page_rounds_as_the_tables_do(browser):
+    script = resources.files("facebones.reporting").joinpath("page_assets/report.js").read_text()
+    source = re.search(r"const rounded = (.*?\n  \});", script, re.DOTALL)[1]
+    values = [count / 8 for count in range(1, 800, 9)] + [66.62499999999999, 66.635, -0.125, 1e-9, 0.0, 100.0]
+    page = browser.new_page()
+    found = page.evaluate(f"values => {{ const rounded = {source}; return values.map(one => rounded(one)); }}", values)
+    page.close()
+    assert found == [rounded(value) for value in values]
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,10 @@ def converted(log, tmp_path):
     return convert
 
 
+def each(objects, key):
+    return [one[key] for one in objects]
+
+
 def whole(text):
     return read_message(Message(text, "", True))
 
@@ -93,6 +97,17 @@ def whole(text):
         ("Speed 1 samples/sec   Loss 1e999   LearningRate 0.1   Epoch: 0   Global Step: 1   Required: 1 hours",
          (1, 0, math.nan, 0.1, math.nan, 1.0)),
         ("INFO:root:Speed 1 samples/sec Loss 2 Epoch: 3 Global Step: 40", (40, 3, 2.0, math.nan, math.nan, 1.0)),
+        # more behind the hours: arcface_paddle's learning rates, and what forks add
+        ("Speed 500.89 samples/sec   Loss 55.5692   Epoch: 0   Global Step: 200   Required: 104 hours, "
+         "lr_backbone_value: 0.050000, lr_pfc_value: 0.100000", (200, 0, 55.5692, 0.05, math.nan, 500.89)),
+        ("Speed 1 samples/sec   Loss 2   LearningRate 0.1   Epoch: 3   Global Step: 40   Required: 1 hours, lr: 0.5",
+         (40, 3, 2.0, 0.1, math.nan, 1.0)),
+        ("Speed 1 samples/sec   Loss 2   Epoch: 3   Global Step: 40   Fp16 Grad Scale: 64   Required: 1 hours  |  "
+         "QueueStats: 12 0.5", (40, 3, 2.0, math.nan, 64.0, 1.0)),
+        ("Speed 1 samples/sec   Loss 2   Epoch: 3   Global Step: 40   Required: 1 hours (GPU memory 12 GB)",
+         (40, 3, 2.0, math.nan, math.nan, 1.0)),
+        ("Speed 1 samples/sec   Loss 2   Epoch: 3   Global Step: 40   Required: 1 hours   MI Loss 0.5   \t",
+         (40, 3, 2.0, math.nan, math.nan, 1.0)),
         # not of this form, or not all of it
         ("Speed 1 samples/sec   Loss 2   Recognition Loss 3   Epoch: 3   Global Step: 40   Required: 1 hours", None),
         ("Speed 1 samples/sec   Loss 2   Epoch: 3   Global Step: 40.5", None),
@@ -102,6 +117,9 @@ def whole(text):
         ("Speed 1 samples/sec   Loss nano   Epoch: 3   Global Step: 40", None),
         ("Speed 1 samples/sec   Loss 1.2.3   Epoch: 3   Global Step: 40", None),
         ("Speed 1 samples/sec   Loss 2   Epoch: 3   Global Step: 40   Fp16 Gr", None),
+        ("Speed 1 samples/sec   Loss 2   Epoch: 3   Global Step: 40   Required: 1 hoursSpeed 2 samples", None),
+        ("Speed 1 samples/sec   Loss 2   Epoch: 3   Global Step: 40   Required: 1 hours Speed 1 samples/sec   Loss 2"
+         "   Epoch: 3   Global Step: 50   Required: 1 hours", None),
     ],
 )  # fmt: skip
 def test_training_lines(text, expected):
@@ -126,7 +144,6 @@ def test_training_lines(text, expected):
         ("[lfw][2000]Accuracy-Flip: 0.995", None),
         ("[lfw\x1b[31m][2000]XNorm: 22.5", None),
         ("[lfw\x07][2000]XNorm: 22.5", None),
-        ("[2000]Accuracy-Highest: 0.9", None),
         (": margin_list              [1.0, 0.5, 0.0]", Setting("margin_list", "[1.0, 0.5, 0.0]")),
         (": output                   ", Setting("output", "")),
         (": interclass_filtering_threshold0", Setting("interclass_filtering_threshold", "0")),
@@ -136,6 +153,30 @@ def test_training_lines(text, expected):
         ("(12000, 512)", Notice()),
         ("anything else", None),
         (": 12", None),
+        ("[2000]Accuracy-Highest: 0.9", Notice()),
+        ("[lfw][2000]Thrs-Highest: 1.25000", Notice()),
+        ("[lfw][2000]Accuracy: 0.99500+-0.00350", Notice()),
+        ("resume fail, backbone init successfully!", Notice()),
+        ("backbone resume successfully!", Notice()),
+        ("partial fc resume successfully!", Notice()),
+        ("softmax weight mom init successfully!", Notice()),
+        ("softmax weight init!", Notice()),
+        ("softmax weight mom resume fail!", Notice()),
+        ("loading bin 11000", Notice()),
+        ("torch.Size([12000, 3, 112, 112])", Notice()),
+        ("infer time 12.695148000000001", Notice()),
+        ("lr-batch-epoch: 0.1 1999 0", Notice()),
+        ("lr change to 0.010000000000000002", Notice()),
+        ("saving 6", Notice()),
+        ('INFO:root:Saved checkpoint to "../models/MF/model-y1-0006.params"', Notice()),
+        ("INFO:root:Epoch[0] Train-acc=0.123", Notice()),
+        ("INFO:root:Epoch[0] Time cost=1234.567", Notice()),
+        ("[13:25:59] src/operator/nn/./cudnn/./cudnn_algoreg-inl.h:97: Running performance tests", Notice()),
+        ("INFO:root:Epoch[0] Batch [0-20]\tSpeed: 512.31 samples/sec\tacc=0.000\tlossvalue=41.9", Notice(True)),
+        ("INFO:root:Epoch[1] Batch [4900]\tSpeed: 184.91 samples/sec\tacc=0.005469", Notice(True)),
+        ("Traceback (most recent call last):", None),
+        ("RuntimeError: CUDA out of memory", None),
+        ("saving 6 things", None),
     ],
 )
 def test_other_lines(text, expected):
@@ -166,21 +207,17 @@ def test_files(converted):
         *validate(4000, accuracy=0.98, highest=0.99567),
         *validate(4000, "cfp_fp", 0.95, 0.95),
     )
-    assert run["training_metrics"] == {
-        "Loss": [40.5, None, 12.3456],
-        "LearningRate": [0.02, 0.02, 0.02],
-        "Epoch": [0, 1, 1],
-        "GlobalStep": [1000, 2000, 3000],
-        "Fp16GradScale": [65536, None, 65536],
-    }
-    assert run["validation_metrics"] == {
-        "Dataset": ["lfw", "cfp_fp", "lfw", "cfp_fp"],
-        "Step": [2000, 2000, 4000, 4000],
-        "XNorm": [22.123456] * 4,
-        "AccuracyFlip": [0.9955, 0.9, 0.98, 0.95],
-        "AccuracyFlipStd": [0.0035] * 4,
-        "AccuracyHighest": [0.99567, 0.9, 0.99567, 0.95],
-    }
+    assert run["training_metrics"] == [  # as the study's scripts read it: without the line whose loss is no number
+        {"Loss": 40.5, "LearningRate": 0.02, "Epoch": 0, "GlobalStep": 1000, "Fp16GradScale": 65536},
+        {"Loss": 12.3456, "LearningRate": 0.02, "Epoch": 1, "GlobalStep": 3000, "Fp16GradScale": 65536},
+    ]
+    shared = {"XNorm": 22.123456, "AccuracyFlipStd": 0.0035}
+    assert run["validation_metrics"] == [
+        {"Dataset": "lfw", "Step": 2000, "AccuracyFlip": 0.9955, "AccuracyHighest": 0.99567, **shared},
+        {"Dataset": "cfp_fp", "Step": 2000, "AccuracyFlip": 0.9, "AccuracyHighest": 0.9, **shared},
+        {"Dataset": "lfw", "Step": 4000, "AccuracyFlip": 0.98, "AccuracyHighest": 0.99567, **shared},
+        {"Dataset": "cfp_fp", "Step": 4000, "AccuracyFlip": 0.95, "AccuracyHighest": 0.95, **shared},
+    ]
     kinds = [(line["kind"], line["step"], line.get("set")) for line in run["metrics"]]
     assert kinds == [
         ("train", 1000, None), ("train", 2000, None), ("validation", 2000, "lfw"), ("validation", 2000, "cfp_fp"),
@@ -218,7 +255,7 @@ def test_it_can_be_drawn(oldest, converted, tmp_path):
 def test_best_accuracy_is_not_forgotten_when_the_program_is_started_again(converted):
     run = converted(*validate(1000, accuracy=0.9, highest=0.9), *validate(2000, accuracy=0.8, highest=0.8))
     assert [line["best_accuracy"] for line in run["metrics"]] == [0.9, 0.9]
-    assert run["validation_metrics"]["AccuracyHighest"] == [0.9, 0.8]
+    assert each(run["validation_metrics"], "AccuracyHighest") == [0.9, 0.8]
     assert run["result"]["steps"] is None
 
 
@@ -232,9 +269,9 @@ def test_what_a_resumed_run_has_written_again_replaces_what_was_there(converted,
         *(train(step, loss=2.0) for step in (300, 350)),
         *validate(350, accuracy=0.9, highest=0.9),
     )  # fmt: skip
-    assert run["training_metrics"]["GlobalStep"] == [100, 200, 300, 350]
-    assert run["training_metrics"]["Loss"] == [1.0, 1.0, 2.0, 2.0]
-    assert run["validation_metrics"]["Step"] == [100, 350]
+    assert each(run["training_metrics"], "GlobalStep") == [100, 200, 300, 350]
+    assert each(run["training_metrics"], "Loss") == [1.0, 1.0, 2.0, 2.0]
+    assert each(run["validation_metrics"], "Step") == [100, 350]
     assert (run["times_back"], run["training_lines_replaced"], run["validations_replaced"]) == (1, 2, 1)
     said = capsys.readouterr().err
     assert "line 11: the step goes back from 400 to 300: 2 lines dropped\n" in said
@@ -260,8 +297,8 @@ def test_validations_in_a_file_of_their_own_survive(log):
 def test_a_line_written_twice_counts_once(converted):
     lines = [f"{TIME}: lr  0.1\n", f"{TIME}: fp16  True\n", train(100), *validate(100), train(200), *validate(200)]
     run = converted(*(line for line in lines for _ in range(2)))
-    assert run["training_metrics"]["GlobalStep"] == [100, 200]
-    assert run["validation_metrics"]["Step"] == [100, 200]
+    assert each(run["training_metrics"], "GlobalStep") == [100, 200]
+    assert each(run["validation_metrics"], "Step") == [100, 200]
     assert run["validations_incomplete"] == run["times_back"] == 0
     assert run["training_lines_replaced"] == 2 and run["validation_lines_repeated"] == 6
     assert run["source"]["configurations"] == [{"lr": "0.1", "fp16": "True"}]
@@ -272,20 +309,89 @@ def test_each_start_has_its_configuration(converted):
     assert run["source"]["configurations"] == [{"lr": "0.1", "fp16": "True"}, {"lr": "0.2", "fp16": "True"}]
 
 
-@pytest.mark.parametrize("written", [1, 2])
-def test_a_validation_that_was_killed_is_left_out(written, converted, capsys):
+def test_a_validation_that_was_killed_before_its_accuracy_is_left_out(converted, capsys):
     again = validate(2000, accuracy=0.7, highest=0.7, xnorm=5.0)
-    run = converted(train(2000), *validate(2000)[:written], train(2000), *again, *validate(4000)[:written])
-    assert run["validation_metrics"]["AccuracyFlip"] == [0.7]
-    assert run["validation_metrics"]["XNorm"] == [5.0]
+    run = converted(train(2000), *validate(2000)[:1], train(2000), *again, *validate(4000)[:1])
+    assert each(run["validation_metrics"], "AccuracyFlip") == [0.7]
+    assert each(run["validation_metrics"], "XNorm") == [5.0]
     assert run["validations_incomplete"] == 2
     assert "incomplete validations (was the program killed?), dropped: 2" in capsys.readouterr().err
+
+
+def test_a_validation_counts_once_its_accuracy_is_known(converted):
+    again = validate(2000, accuracy=0.7, highest=0.7, xnorm=5.0)
+    run = converted(train(2000), *validate(2000)[:2], train(2000), *again, *validate(4000)[:2])
+    assert each(run["validation_metrics"], "AccuracyFlip") == [0.7, 0.9955]
+    assert each(run["validation_metrics"], "AccuracyHighest") == [0.7, None]
+    assert [line["best_accuracy"] for line in run["metrics"] if line["kind"] == "validation"] == [0.7, 0.9955]
+    assert run["validations_incomplete"] == 0 and run["validations_replaced"] == 1
+
+
+def mxnet(step, *accuracies):
+    """What the trainers of 2018 to 2020 print at a validation: no Accuracy-Highest of a set."""
+    lines = [f"lr-batch-epoch: 0.1 {step - 1} 0\n"]
+    for name, accuracy in zip(("lfw", "cfp_fp", "agedb_30"), accuracies, strict=False):
+        lines += [
+            "testing verification..\n",
+            "(12000, 512)\n",
+            "infer time 12.695148\n",
+            f"[{name}][{step}]XNorm: 22.189873\n",
+            f"[{name}][{step}]Accuracy-Flip: {accuracy:1.5f}+-0.00358\n",
+        ]
+    return [
+        *lines,
+        "saving 6\n",
+        'INFO:root:Saved checkpoint to "model-0006.params"\n',
+        f"[{step}]Accuracy-Highest: 0.9\n",
+    ]
+
+
+def test_a_log_of_the_mxnet_era_is_read_as_far_as_it_goes(converted, tmp_path, capsys):
+    batches = "INFO:root:Epoch[0] Batch [{}-{}]\tSpeed: 224.07 samples/sec\tacc=0.276429\tlossvalue=11.522861\n"
+    course = [batches.format(first, first + 20) for first in range(0, 200, 20)]
+    run = converted(*course, *mxnet(2000, 0.99, 0.9, 0.95), *course, *mxnet(4000, 0.98, 0.91, 0.96))
+    assert run["lines_not_understood"] == run["validations_incomplete"] == 0
+    assert run["training_lines"] == 0 and run["training_lines_without_step"] == 20
+    assert each(run["validation_metrics"], "Step") == [2000] * 3 + [4000] * 3
+    assert each(run["validation_metrics"], "AccuracyFlip") == [0.99, 0.9, 0.95, 0.98, 0.91, 0.96]
+    assert each(run["validation_metrics"], "AccuracyHighest") == [None] * 6
+    assert run["result"]["best"]["sets"] == {"lfw": 0.99, "cfp_fp": 0.91, "agedb_30": 0.96}
+    assert "training lines of MXNet, which give no global step, left out: 20" in capsys.readouterr().err
+    assert load_results(tmp_path / "run").metric("lfw", "accuracy").values == {"run": 0.98}
+
+
+def test_the_one_set_of_a_log_without_any_highest_accuracy(converted):
+    run = converted(*(line for step in (2000, 4000) for line in validate(step)[:2]))
+    assert each(run["validation_metrics"], "Step") == [2000, 4000] and run["validations_incomplete"] == 0
+
+
+def test_paddles_log_is_read_with_its_learning_rate(converted):
+    line = "Speed 500.89 samples/sec   Loss {}   Epoch: 0   Global Step: {}   Required: 104 hours, "
+    rates = "lr_backbone_value: 0.050000, lr_pfc_value: 0.100000\n"
+    run = converted(line.format(55.5, 200) + rates, line.format("nan", 400) + rates, *validate(400))
+    assert run["lines_not_understood"] == 0
+    assert run["training_metrics"] == [
+        {"Loss": 55.5, "LearningRate": 0.05, "Epoch": 0, "GlobalStep": 200, "Fp16GradScale": None}
+    ]
+    assert [line["learning_rate"] for line in run["metrics"] if line["kind"] == "train"] == [0.05, 0.05]
+
+
+def test_the_files_are_lists_of_objects_that_the_plots_of_the_study_take(converted):
+    """What its scripts do with them: a column for each key, the last loss and accuracy in six digits."""
+    run = converted(train(100), *validate(100), train(200), train(300, loss="nan"), *validate(300))
+    for key in ("Loss", "LearningRate", "Epoch", "GlobalStep", "Fp16GradScale"):
+        assert len(each(run["training_metrics"], key)) == 2
+    assert f"{run['training_metrics'][-1]['Loss']:.6f}" == "12.345600"
+    assert [f"{one['Dataset']} {one['Step']} {one['AccuracyFlip']:.6f}" for one in run["validation_metrics"]] == [
+        "lfw 100 0.995500", "lfw 300 0.995500"
+    ]  # fmt: skip
+    assert converted(*validate(100))["training_metrics"] == []
 
 
 def test_a_line_cut_in_two_by_a_kill_is_not_read_as_another_step(converted):
     cut = train(12340)[: train(12340).index("Step: 12340") + len("Step: 12")]
     run = converted(train(12330), cut, train(12330, loss=1.5), cut)
-    assert run["training_metrics"]["GlobalStep"] == [12330] and run["training_metrics"]["Loss"] == [1.5]
+    assert each(run["training_metrics"], "GlobalStep") == [12330] and each(run["training_metrics"], "Loss") == [1.5]
     assert run["lines_not_understood"] == 2
 
 
@@ -343,7 +449,7 @@ def test_a_broken_byte_spoils_its_line_only(log):
         (b"hello\nworld\n", "none of its 2 lines"),
         (b"\x1f\x8b" + bytes(range(256)) * 50, "none of its"),
         (f"{TIME}rank_id: 0\n: lr  0.1\n".encode(), "no training line"),
-        (validate(100)[0].encode(), "no training line and no complete validation"),
+        (validate(100)[0].encode(), "no training line with a global step, and no validation"),
     ],
 )
 def test_files_that_are_no_logs(content, message, log, tmp_path):
@@ -396,9 +502,9 @@ def test_nothing_crashes_it(tmp_path_factory, source: random.Random, junk):
     except DataError as error:
         assert "\n" not in str(error)
         return
-    columns = json.loads((folder / "run" / "training_metrics.json").read_bytes())
-    assert {len(column) for column in columns.values()} == {summary["training_lines"]}
-    assert columns["GlobalStep"] == sorted(set(columns["GlobalStep"]))
+    objects = json.loads((folder / "run" / "training_metrics.json").read_bytes())
+    assert len(objects) == summary["training_lines"] - summary["losses_not_finite"]
+    assert each(objects, "GlobalStep") == sorted(set(each(objects, "GlobalStep")))
     lines = read_metrics(folder / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
 

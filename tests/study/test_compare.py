@@ -24,12 +24,12 @@ from facebones import recipe
 from facebones.cli.main import main
 from facebones.data.pair_bins import write_pairs
 from facebones.errors import ConfigError, DataError, RunError
-from facebones.recipe import load_config
+from facebones.recipe import load_config, load_recipe
 from facebones.reporting.load import load_results
 from facebones.reporting.report import write_report
 from facebones.run_folder import RunFolder, read_metrics
 from facebones.study.compare import compare, plan_rows, raise_failures
-from facebones.study.display import Display, plan_table, study_table
+from facebones.study.display import Display, plan_table, study_table, study_title
 from facebones.study.evaluate import check_evaluation
 from facebones.study.launchers.local import child_environment
 from facebones.study.plan import find_sets, make_plan, versions_here
@@ -537,6 +537,9 @@ def test_a_model_and_a_pair_set_that_are_lost_while_it_trains_are_left_out_of_th
     assert list(metrics_of(own)) == ["tiny"] and theirs["metrics"] == []
     assert study_table(content)[1][1][-2:] == ("0/1", errors["model theirs"])
     networks = json.loads((output / "profile.json").read_text())["networks"]
+    columns, (first, second) = study_table(content)
+    place = columns.index("latency p50 (ms)")
+    assert (first[place], second[place]) == (f"{networks[0]['latency_p50_ms']:.2f}", "-")
     assert [row["name"] for row in networks] == [SMALL]
     with pytest.raises(RunError, match=r"^failed: model theirs, set other; "):
         raise_failures(content)
@@ -593,6 +596,28 @@ def test_targets_and_pair_sets_of_one_name_are_refused_before_any_training(write
     ):
         with pytest.raises(DataError, match=message):
             make_plan(load_study(write(more=more)), tmp_path / "out")
+
+
+def test_the_table_of_a_study_has_the_columns_that_are_known():
+    metric = {"protocol": "pairs", "set": "lfw", "setting": "", "name": "accuracy", "at": {}, "rule": ""}
+    measured = {"metrics": [metric | {"mean": 0.66625, "deviation": None}], "errors": [], "done": 1, "planned": 1}
+    rows = [
+        {"backbone": "a", "parameters": 1_250_000, "macs": 33_500_000, "latency_ms": 1.234, **measured},
+        {"backbone": "theirs", "parameters": None, "macs": None, **measured},  # an older record has no latency
+    ]
+    columns, table = study_table({"summary": rows})
+    assert columns == ("backbone", "parameters", "MACs (M)", "latency p50 (ms)", "lfw: accuracy", "seeds")
+    assert table == [("a", "1,250,000", "33.5", "1.23", "66.63 %", "1/1"), ("theirs", "-", "-", "-", "66.63 %", "1/1")]
+
+    failed = {**rows[0], "latency_ms": None, "errors": ["no memory"], "metrics": [], "done": 0}
+    columns, table = study_table({"summary": [failed]})
+    assert columns == ("backbone", "parameters", "MACs (M)", "seeds", "error")
+    assert table == [("a", "1,250,000", "33.5", "0/1", "no memory")]
+
+
+def test_the_title_of_that_table_says_the_size_of_the_embeddings():
+    content = {"study": {"name": "demo"}, "recipe": load_recipe("demo").to_dict()}
+    assert study_title(content).endswith("embeddings of 128 dimensions")
 
 
 # --------------------------------------------------------------------------------------------------- for real

@@ -125,26 +125,32 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def apply_recipe_options(arguments: Arguments, more: Mapping[str, str] | None = None) -> None:
+def apply_recipe_options(arguments: Arguments, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Turn short options into overrides of recipe fields.
 
     Args:
         arguments: the parsed command line; its `overrides` are extended.
         more: options beyond `RECIPE_OPTIONS`, by the field that each sets.
 
+    Returns:
+        the fields that short options set, to the names of these options: how an error names a bad value.
+
     Raises:
         ConfigError: the short and the long form of one field are both given.
     """
+    typed = {}
     for option, field in {**(more or {}), **RECIPE_OPTIONS}.items():
         if (value := getattr(arguments, option)) is None:
             continue
         if field in arguments.overrides:
             raise ConfigError(f"--{option.replace('_', '-')} and --{field} are the same; give one of them")
         arguments.overrides[field] = value
+        typed[field] = f"--{option.replace('_', '-')}"
     if arguments.autotune:
         from facebones.recipe import CHOOSABLE
 
         arguments.overrides.setdefault("training.choose", ",".join(CHOOSABLE))
+    return typed
 
 
 def json_option(parser: argparse.ArgumentParser) -> None:

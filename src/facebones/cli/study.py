@@ -58,9 +58,9 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
 def _compare(arguments: Arguments) -> None:
     from facebones.study.study import load_study
 
-    apply_recipe_options(arguments)
+    typed = apply_recipe_options(arguments)
     given = {key: getattr(arguments, key) for key, _, _ in STUDY_OPTIONS}
-    study = load_study(arguments.study, overrides=arguments.overrides, **given)
+    study = load_study(arguments.study, overrides=arguments.overrides, typed=typed, **given)
     from facebones.study.compare import compare, preview
 
     options = {key: getattr(arguments, key) for key in ("device", "runtime", "accept_version")}
@@ -81,13 +81,12 @@ def _print_study(content: dict[str, Any], *, as_json: bool) -> None:
     """Print the results; raises RunError if a part has failed."""
     from facebones.reporting.console import print_table
     from facebones.study.compare import raise_failures
-    from facebones.study.display import study_table
+    from facebones.study.display import study_table, study_title
 
     if as_json:
         print(json.dumps(content, indent=2))
     else:
-        name = content["study"]["name"]
-        print_table(*study_table(content), title=f"{name}: mean over seeds ± standard deviation")
+        print_table(*study_table(content), title=study_title(content))
         _print_answer(content["answer"], content["report"])
     raise_failures(content)
 

@@ -34,8 +34,8 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: Arguments) -> None:
     from facebones.recipe import load_recipe
 
-    apply_recipe_options(arguments, TRAIN_OPTIONS)
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    typed = apply_recipe_options(arguments, TRAIN_OPTIONS)
+    recipe = load_recipe(arguments.recipe, arguments.overrides, typed)
 
     from facebones.training.run import train
 

@@ -21,6 +21,7 @@ from facebones.data.joined_sets import is_system_folder
 from facebones.data.preprocessing import align_face
 from facebones.data.training_set import evenly
 from facebones.datatools.contact_sheet import IN_ROW, write_face_sheet
+from facebones.datatools.jpeg_damage import decoder_warnings
 from facebones.datatools.landmarks import LandmarkSource, LandmarkTable, quiet_opencv
 from facebones.datatools.partial_folder import PartialFolder, photos_origin
 from facebones.errors import ConfigError, DataError
@@ -174,7 +175,7 @@ def align_folder(
     with PartialFolder(destination, resume, "alignment", origin) as folder:
         wanted = [name for name in names if not folder.keep(targets[name], encoding.is_whole)]
         work = partial(_align, source, landmarks, encoding, targets)
-        without, several = _fill(folder, work, wanted, workers or os.cpu_count() or 1)
+        without, several, damage = _fill(folder, work, wanted, workers or os.cpu_count() or 1)
         missing = sorted([*missing, *without])
         if not (found := _found(targets, missing)):
             _fail_empty(folder, source, len(names), missing)
@@ -182,27 +183,30 @@ def align_folder(
     if contact_sheet is not None:
         _write_sheet(contact_sheet, destination, found)
     kept = len(names) - len(wanted)
+    if damage:
+        notes = [*notes, f"damaged JPEG data, {damage} times; `facebones data inspect {source}` names the photos"]
     return _summary(source, destination, targets, missing, notes, kept=kept, several=several)
 
 
 def _fill(
     folder: PartialFolder, work: Callable[[str], _Face], names: Sequence[str], workers: int
-) -> tuple[list[Missing], int]:
+) -> tuple[list[Missing], int, int]:
     """Write the faces of these photos.
 
     Returns:
-        The photos without a face, and the number of photos with several.
+        The photos without a face, the number of photos with several, and of the decoder's warnings of damage.
     """
     missing: list[Missing] = []
     several = 0
-    with quiet_opencv(), closing(_in_threads(work, names, workers)) as faces:
+    with quiet_opencv(), decoder_warnings() as warnings, closing(_in_threads(work, names, workers)) as faces:
         for face in track(faces, "aligning", len(names)):
             if face.reason:
                 missing.append(Missing(face.path, face.reason))
             else:
                 folder.place(face.target, face.encoded)
             several += face.faces > 1
-    return missing, several
+        damage = warnings.count_of_damage()
+    return missing, several, damage
 
 
 def _found(targets: dict[str, str], missing: Sequence[Missing]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 # Beginnings of libjpeg's warnings of damage (jerror.h); its other warnings are harmless.
 WARNINGS = (b"Corrupt JPEG data", b"Premature end of JPEG file", b"Inconsistent progression sequence")
+NOISE = (b"libpng error: ", b"libpng warning: ")  # a PNG that it cannot read is unreadable: that is reported
 START, START_OF_SCAN, END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 
 
@@ -41,9 +42,13 @@ class DecoderWarnings:
         """Libjpeg's warnings of damage from a byte on."""
         return "; ".join(line.decode("ascii", "replace") for line in self._lines(start) if line.startswith(WARNINGS))
 
+    def count_of_damage(self) -> int:
+        """Number of libjpeg's warnings of damage."""
+        return sum(line.startswith(WARNINGS) for line in self._lines(0))
+
     def others(self) -> bytes:
-        """All other output."""
-        return b"".join(line + b"\n" for line in self._lines(0) if not line.startswith(WARNINGS))
+        """All other output but that of libpng."""
+        return b"".join(line + b"\n" for line in self._lines(0) if not line.startswith(WARNINGS + NOISE))
 
     def _lines(self, start: int) -> list[bytes]:
         return os.pread(self._descriptor, self.size() - start, start).splitlines()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
-from facebones.data.image_sources import EncodedImages, ImageSource, read_batches
+from facebones.data.image_sources import DistinctImages, EncodedImages, ImageSource, distinct, read_batches
 from facebones.errors import DataError
 from facebones.evaluation.models import Batch, Features, Model, Precision
 
@@ -55,11 +55,14 @@ def embed(
 ) -> dict[str, Features]:
     """Embed images and their mirror images with several models; each image is decoded and aligned once.
 
+    Encoded images that are equal byte for byte are embedded once (see `image_sources.distinct`).
+
     The networks compute in eval mode; every module is then put back into the mode it was in. torch's random state is
     unchanged, so a validation during training does not change the training.
 
     With a folder, a stopped pass (even by SIGKILL) resumes where it was, repeats at most 10 s of work, and gives the
-    same features; finished models are only read.
+    same features; finished models are only read. Its files have one row for each place, and images that are named
+    several times are embedded as often.
 
     Args:
         models: by name; with a folder, the names begin file names and each model needs a `weights_sha256`.
@@ -86,7 +89,27 @@ def embed(
         raise ValueError(f"batch_size {batch_size}, workers {workers}: give at least 1")
     if not len(source):
         raise DataError(f"{source.name}: no images to embed; check the file that the set was read from")
-    stores = _stores(models, source, batch_size, {"image_size": image_size, "flip": flip}, folder)
+    images = distinct(source, batch_size) if folder is None else source
+    stores = _stores(models, images, batch_size, {"image_size": image_size, "flip": flip}, folder)
+    _fill(stores, models, images, batch_size, workers, image_size=image_size, flip=flip, progress=progress)
+    features = {name: store.features() for name, store in stores.items()}
+    if isinstance(images, DistinctImages):
+        return {name: images.at_places(rows) for name, rows in features.items()}
+    return features
+
+
+def _fill(
+    stores: "Mapping[str, FeatureArray | FeatureFile]",
+    models: Mapping[str, Model],
+    source: ImageSource,
+    batch_size: int,
+    workers: int,
+    *,
+    image_size: int,
+    flip: bool,
+    progress: bool,
+) -> None:
+    """Embed what the stores of the models lack."""
     with ExitStack() as stack:
         for name, model in models.items():
             stack.enter_context(stores[name])
@@ -98,13 +121,14 @@ def embed(
             for name, model in models.items():
                 if stores[name].complete == start:  # else an earlier pass got further with this model
                     stores[name].append(model(batch, flip))
-    return {name: store.features() for name, store in stores.items()}
 
 
 def _with_progress(batches: Iterable[Batch], source: ImageSource, first: int, batch_size: int) -> Iterable[Batch]:
     from facebones.system.progress import track
 
     what = f"embedding {source.name}{f', from image {first}' if first else ''}"
+    if isinstance(source, DistinctImages) and len(source) < len(source.row):
+        what += f" ({len(source.row)} images, equal ones once)"
     return track(batches, what, len(source) - first, size=batch_size, unit="images")
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypedDict, Unpack, overload
 
 import facebones
 from facebones.backbones.base import IMAGE_SIZE
+from facebones.data.image_sources import distinct
 from facebones.data.preprocessing import Preprocessing
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.embed import embed
@@ -216,7 +217,8 @@ def _measure(
     if runtime is not None:
         from facebones.evaluation.runtimes import with_runtime
 
-        opened = with_runtime(opened, runtime, sources, batch_size=batch_size, flip=flip)
+        embedded = [distinct(source, batch_size) for source in sources]
+        opened = with_runtime(opened, runtime, embedded, batch_size=batch_size, flip=flip)
     results = []
     for group, source in zip(groups, sources, strict=True):
         features: dict[str, Features] = embed(

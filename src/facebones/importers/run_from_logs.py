@@ -30,7 +30,8 @@ def convert_logs(paths: Sequence[Path], output: Path) -> dict[str, Any]:
         output: created if missing. The files of an earlier call are replaced; a run of facebones is refused.
 
     Returns:
-        the summary: files, training lines, steps, epochs, sets, and counts of repeated, incomplete and unknown lines.
+        the summary: files, training lines, steps, epochs, sets, and counts of the lines that are repeated,
+        incomplete, left out or unknown.
 
     Raises:
         DataError: as `read_logs`.
@@ -45,8 +46,8 @@ def convert_logs(paths: Sequence[Path], output: Path) -> dict[str, Any]:
     write_json(output / SOURCE_FILE, _source(logs, summary))  # first, because it marks what a second call may replace
     with atomic_write(folder.metrics) as file:
         _write_metrics(file, logs.training, rows)
-    _write_columns(output / TRAINING_FILE, _training_columns(logs.training))
-    _write_columns(output / VALIDATION_FILE, _validation_columns(rows))
+    _write_objects(output / TRAINING_FILE, _training_objects(logs.training))
+    _write_objects(output / VALIDATION_FILE, _validation_objects(rows))
     write_json(folder.result, _result(logs, rows))
     return {**summary, "output": str(output)}
 
@@ -76,25 +77,37 @@ def _is_converted(source: Path) -> bool:
     return True
 
 
-def _training_columns(training: TrainingLines) -> Iterator[tuple[str, list[Any]]]:
-    names = ("loss", "learning_rate", "epoch", "step", "gradient_scale")
-    keys = ("Loss", "LearningRate", "Epoch", "GlobalStep", "Fp16GradScale")
-    for key, name in zip(keys, names, strict=True):
-        yield key, [_or_none(value) for value in training.columns[name]]
+def _training_objects(training: TrainingLines) -> Iterator[dict[str, Any]]:
+    """Training lines under the keys of the study's scripts, which need a loss; those without one are left out."""
+    for values in zip(*training.columns.values(), strict=True):
+        line = Training(*values)
+        if not math.isnan(line.loss):
+            scale = _or_none(line.gradient_scale)
+            yield {
+                "Loss": line.loss,
+                "LearningRate": _or_none(line.learning_rate),
+                "Epoch": line.epoch,
+                "GlobalStep": line.step,
+                "Fp16GradScale": int(scale) if scale is not None and scale.is_integer() else scale,
+            }
 
 
-def _validation_columns(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[Any]]]:
+def _validation_objects(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Validations under the keys of the study's scripts, which need an accuracy; those without one are left out."""
     names = ("set", "step", "xnorm", "accuracy", "accuracy_std", "highest")
     keys = ("Dataset", "Step", "XNorm", "AccuracyFlip", "AccuracyFlipStd", "AccuracyHighest")
-    return ((key, [_or_none(row[name]) for row in rows]) for key, name in zip(keys, names, strict=True))
+    for row in rows:
+        if not math.isnan(row["accuracy"]):
+            yield {key: _or_none(row[name]) for key, name in zip(keys, names, strict=True)}
 
 
-def _write_columns(path: Path, columns: Iterable[tuple[str, list[Any]]]) -> None:
-    """Write a JSON object of lists, one list at a time to save memory."""
+def _write_objects(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON list of objects, one at a time to save memory."""
     with atomic_write(path) as file:
-        for number, (key, values) in enumerate(columns):
-            file.write(f"{',' if number else '{'}\n  {json.dumps(key)}: {json.dumps(values, allow_nan=False)}".encode())
-        file.write(b"\n}\n")
+        file.write(b"[")
+        for number, row in enumerate(rows):
+            file.write(f"{',' if number else ''}\n  {json.dumps(row, allow_nan=False)}".encode())
+        file.write(b"\n]\n")
 
 
 def _write_metrics(file: IO[bytes], training: TrainingLines, rows: Sequence[dict[str, Any]]) -> None:
@@ -164,6 +177,7 @@ def _summary(logs: TrainingLogs, rows: Sequence[dict[str, Any]]) -> dict[str, An
             for name, row in last.items()
         ],
         "losses_not_finite": sum(math.isnan(value) for value in training.columns["loss"]),
+        "training_lines_without_step": logs.without_step,
         "times_back": logs.times_back,
         "training_lines_replaced": logs.replaced,
         "validations_replaced": validations.replaced,
@@ -198,7 +212,8 @@ def _say_notes(logs: TrainingLogs, summary: dict[str, Any]) -> None:
         "validations_replaced": "validations replaced by later ones",
         "validation_lines_repeated": "repeated validation lines",
         "validations_incomplete": "incomplete validations (was the program killed?), dropped",
-        "losses_not_finite": "losses that are not finite, null in the JSON",
+        "losses_not_finite": f"losses that are not finite, null in metrics.jsonl and left out of {TRAINING_FILE}",
+        "training_lines_without_step": "training lines of MXNet, which give no global step, left out",
     }
     for key, text in notes.items():
         if summary[key]:

@@ -1,10 +1,11 @@
 """Text logs of InsightFace's arcface_torch and of programs derived from it, as columns of numbers.
 
 A training line gives speed, loss, learning rate, epoch (from 0), global step, gradient scale in fp16, and the hours
-left; the oldest logs lack the learning rate, some lack colons. A validation is three lines that begin with [set][step]:
-XNorm, Accuracy-Flip (mean over the folds +- standard deviation), Accuracy-Highest (since the program started). The
-patterns follow arcface_torch's format strings from 2021 to 2023. They are possessive (`++`, `?+`) and never backtrack,
-so a hostile line takes no more time than any other.
+left; the oldest logs lack the learning rate, some lack colons, and forks add to the end of the line (arcface_paddle:
+the learning rates). A validation is three lines that begin with [set][step]: XNorm, Accuracy-Flip (mean over the folds
++- standard deviation), Accuracy-Highest (since the program started). Logs of MXNet have the first two, and training
+lines without a global step. The patterns follow arcface_torch's format strings from 2021 to 2023. They are possessive
+(`++`, `?+`) and never backtrack, so a hostile line takes no more time than any other.
 
 A run that was stopped and resumed has written some steps twice, in one file or in the next. The later lines count: when
 the step goes back, all earlier lines at this step or beyond are dropped. `facebones resume` does the same to its
@@ -24,6 +25,7 @@ from typing import IO, Any, NamedTuple
 
 from facebones.data.text_lists import shown
 from facebones.errors import DataError
+from facebones.importers.notices import counts_batches, is_notice
 
 LONGEST_LINE = 1 << 16  # characters; a longer line is not from a log
 MOST_SHOWN = 3  # lines that are not understood, and places where the step goes back
@@ -41,20 +43,17 @@ _TRAINING = re.compile(
     rf"\bSpeed{_IS}{_NUMBER}\s*+samples/s(?:ec)?+{_NEXT}Loss{_IS}{_NUMBER}{_NEXT}"
     rf"(?:(?:Learning\s?+Rate|LR){_IS}{_NUMBER}{_NEXT})?+"
     rf"Epoch{_IS}{_COUNT}{_NEXT}Global\s*+Step{_IS}{_COUNT}"
-    rf"(?:{_NEXT}Fp16\s*+Grad\s*+Scale{_IS}{_NUMBER})?+(?:{_NEXT}Required{_IS}{_NUMBER}\s*+hours?+)?+\s*+\Z",
+    rf"(?:{_NEXT}Fp16\s*+Grad\s*+Scale{_IS}{_NUMBER})?+"
+    rf"(?:{_NEXT}Required{_IS}{_NUMBER}\s*+hours?+([\s,;|(\[].*+)?+)?+\s*+\Z",
     _FLAGS,
 )
+_RATE_BEHIND = re.compile(rf"\b(?:lr(?:_backbone_value)?+|Learning\s?+Rate){_IS}{_NUMBER}", _FLAGS)
 _VALIDATION = re.compile(
     r"(?<![^\s:>-])\[([^\[\]]{1,200}+)\]\s*+\[(\d{1,15}+)\]\s*+"
     rf"(?:(XNorm){_IS}{_NUMBER}|(Accuracy-Flip){_IS}{_NUMBER}\s*+\+-\s*+{_NUMBER}|(Accuracy-Highest){_IS}{_NUMBER})\s*+\Z",
     _FLAGS,
 )
 _SETTING = re.compile(r":[ \t]++(?=[A-Za-z_])(\S++)(.*)\Z", re.DOTALL)
-_NOTICE = re.compile(
-    r"rank_id: \d++\Z|Reducer buckets have been rebuilt in this iteration\.?+\Z|testing verification\.*+\Z"
-    r"|\(\d++, \d++\)\Z|infer time \d++(?:\.\d++)?+\Z",
-    _FLAGS,
-)
 # Ends of complete lines: without a line feed, only a line with such an end is trusted.
 _WRITTEN_OUT = re.compile(r"(?:hours|XNorm: \S++(?<=\.\d{6})|(?:\+-|Highest: )\d\.\d{5})\s*+\Z", _FLAGS)
 _SETTING_COLUMN = 25  # values of settings begin here; a longer name is followed by its value without a space
@@ -87,7 +86,13 @@ class Setting(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """A known line without a value to keep."""
+    """A known line without a value to keep.
+
+    Attributes:
+        without_step: whether it is a training line that gives no global step.
+    """
+
+    without_step: bool = False
 
 
 Content = Training | Measurement | Setting | Notice
@@ -129,13 +134,19 @@ def read_message(message: Message) -> Content | None:
     if not message.ended and not _WRITTEN_OUT.search(text):
         return None
     if found := _TRAINING.search(text):
-        speed, loss, rate, epoch, step, scale, _ = found.groups()
+        speed, loss, rate, epoch, step, scale, _, behind = found.groups()
+        if behind and _TRAINING.search(behind):  # two lines in one: which is cut?
+            return None
+        if rate is None and behind and (late := _RATE_BEHIND.search(behind)):
+            rate = late[1]
         return Training(int(step), int(epoch), _finite(loss), _finite(rate), _finite(scale), _finite(speed))
     if found := _VALIDATION.search(text):
         return _measurement(*found.groups())
     if found := _SETTING.match(text):
         return _setting(found[1], found[2])
-    return Notice() if _NOTICE.match(text) else None
+    if counts_batches(text):
+        return Notice(without_step=True)
+    return Notice() if is_notice(text) else None
 
 
 def _measurement(set_name: str, step: str, *groups: str | None) -> Measurement | None:
@@ -225,7 +236,11 @@ class TrainingLines:
 
 
 class Validations:
-    """Complete validations by set and rising step; `open` holds those that still lack a line."""
+    """Validations by set and rising step.
+
+    A validation counts when its accuracy is known; `highest` may follow, or be missing. `open` holds those that still
+    lack their accuracy.
+    """
 
     def __init__(self) -> None:
         self.of_set: dict[str, list[tuple[int, int, dict[str, float]]]] = {}  # (serial, step, values)
@@ -235,8 +250,7 @@ class Validations:
     def add(self, line: Measurement, serial: int) -> None:
         """Add one of the three lines of a validation."""
         step, values = self.open.get(line.set_name, (line.step, {}))
-        if not values and self._repeats_complete(line):
-            self.repeated_lines += 1
+        if not values and self._belongs_to_last(line):
             return
         twice = line.values.keys() & values.keys()
         if step == line.step and twice and _same(values, line.values):
@@ -246,9 +260,9 @@ class Validations:
             self.incomplete += 1
             values = {}
         values |= line.values
-        if len(values) == len(VALUES):
+        if "accuracy" in values:
             self.open.pop(line.set_name, None)
-            self._append(line.set_name, (serial, line.step, values))
+            self._append(line.set_name, (serial, line.step, dict.fromkeys(VALUES, math.nan) | values))
         else:
             self.open[line.set_name] = (line.step, values)
 
@@ -272,13 +286,18 @@ class Validations:
             rows.append({"set": name, "step": step, **values, "best_accuracy": best[name]})
         return rows
 
-    def _repeats_complete(self, line: Measurement) -> bool:
-        """Whether the line repeats one of the last complete validation of its set; XNorm begins a new one."""
+    def _belongs_to_last(self, line: Measurement) -> bool:
+        """Whether the line repeats one of the last validation of its set, or completes it; XNorm begins a new one."""
         rows = self.of_set.get(line.set_name)
-        if not rows or "xnorm" in line.values:
+        if not rows or "xnorm" in line.values or rows[-1][1] != line.step:
             return False
-        _, step, values = rows[-1]
-        return step == line.step and _same(values, line.values)
+        values = rows[-1][2]
+        if "highest" in line.values and math.isnan(values["highest"]):
+            values |= line.values
+            return True
+        repeats = _same(values, line.values)
+        self.repeated_lines += repeats
+        return repeats
 
     def _append(self, name: str, row: tuple[int, int, dict[str, float]]) -> None:
         rows = self.of_set.setdefault(name, [])
@@ -295,6 +314,7 @@ class TrainingLogs:
         training: the training lines that count.
         validations: the validations that count.
         configurations: name -> value as printed, one for each start of the program; immediate repetitions count once.
+        without_step: number of training lines that give no global step and are left out.
         back: the first few places where the step goes back: (place, from step, to step, lines dropped, lines left).
         not_understood: the first few such lines: (place, printable text).
     """
@@ -305,7 +325,7 @@ class TrainingLogs:
         self.configurations: list[dict[str, str]] = []
         self.settings = self.settings_left_out = 0
         self.back: list[tuple[Place, int, int, int, int]] = []
-        self.times_back = self.replaced = 0
+        self.times_back = self.replaced = self.without_step = 0
         self.not_understood: list[tuple[Place, str]] = []
         self._serial = 0
 
@@ -348,6 +368,8 @@ class TrainingLogs:
             found.steps = [*found.steps[:1], content.step]
         elif isinstance(content, Setting):
             self._add_setting(content)
+        elif isinstance(content, Notice):
+            self.without_step += content.without_step
         if content is not None:
             found.understood += 1
             found.times = [*found.times[:1], message.time] if message.time else found.times
@@ -392,7 +414,7 @@ def read_logs(paths: Sequence[Path]) -> TrainingLogs:
     if not len(logs.training) and not any(logs.validations.of_set.values()):
         names = ", ".join(str(path) for path in paths[:MOST_SHOWN])
         raise DataError(
-            f"{names}: no training line and no complete validation; give the log of a training that has begun"
+            f"{names}: no training line with a global step and no validation; give the log of a training that has begun"
         )
     return logs
 

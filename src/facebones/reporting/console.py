@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from facebones.reporting.words import (
     MARKS,
+    RATES,
     detail_words,
     mark_best,
     metric_words,
     p_words,
     percent,
     percent_interval,
+    points,
     set_words,
 )
 
@@ -192,6 +194,7 @@ def _print_details(section: Mapping[str, Any]) -> None:
     """Print what else a protocol says of each model: its single values, and its lists of records."""
     printed = {metric["name"] for metric in section["metrics"]} | set(section.get("sizes") or {})
     printed.add("accuracy_shuffled")  # a metric of its own
+    printed |= {key for metric in section["metrics"] if metric["reason"] for key in _published(metric)}
     records: dict[str, list[Mapping[str, Any]]] = {}
     for model, content in (section.get("details") or {}).items():
         values = {key: value for key, value in content.items() if _is_single(value) and key not in printed}
@@ -202,8 +205,14 @@ def _print_details(section: Mapping[str, Any]) -> None:
     for title, rows in records.items():
         columns = list(dict.fromkeys(key for row in rows for key in row if _is_told(key, rows)))
         if len(columns) > 1:
-            cells = [[_detail(row.get(key)) for key in columns] for row in rows]
+            cells = [[_detail(key, row.get(key)) for key in columns] for row in rows]
             print_table([detail_words(key) for key in columns], cells, title=detail_words(title))
+
+
+def _published(metric: MetricJson) -> tuple[str, ...]:
+    """Details that say by the published rule what a metric says exactly; not told where that cannot be measured."""
+    is_published = metric["name"] == "tar" and metric["at"] == {"far": 0.001}
+    return ("tar_at_far_1e3", "tar_at_far_1e3_std", "far_reached") if is_published else ()
 
 
 def _is_single(value: Any) -> bool:
@@ -214,9 +223,11 @@ def _is_told(key: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     return key == "model" or any(isinstance(row.get(key), int | float) for row in rows)
 
 
-def _detail(value: Any) -> str:
+def _detail(key: str, value: Any) -> str:
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return "-" if value is None else str(value)
+    if key in RATES:
+        return percent(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
@@ -239,7 +250,7 @@ def _test_row(name: str, comparison: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         name,
         f"{comparison['first']} - {comparison['second']}",
-        f"{100 * comparison['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]",
+        f"{points(comparison['difference'])} [{points(low)}, {points(high)}]",
         p_words(comparison["p_value"]),
         p_words(comparison["adjusted"]),
         comparison["method"],

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from facebones.errors import UnknownNameError
 from facebones.reporting.words import metric_title, metric_words
-from facebones.statistics.significance import SIGNIFICANT, over_seeds
+from facebones.statistics.significance import SIGNIFICANT, outcomes_interval, over_seeds
 
 Line = Mapping[str, Any]
 
@@ -81,6 +81,15 @@ class Run:
         """Validation accuracy at the last step."""
         rows = [row for row in self.result.get("final", ()) if row["set"] == pair_set]
         return float(rows[0]["accuracy"]) if rows and rows[0]["accuracy"] is not None else None
+
+    def accuracy_interval(self, pair_set: str) -> dict[str, Any] | None:
+        """Interval of that accuracy over the pairs, if the run says how many there are."""
+        accuracy, sets = self.final_accuracy(pair_set), self.environment.get("validation")
+        known = sets.get(pair_set) if isinstance(sets, Mapping) else None
+        pairs = known.get("pairs") if isinstance(known, Mapping) else None
+        if accuracy is None or type(pairs) is not int or pairs < 2 or not 0 <= accuracy <= 1:
+            return None
+        return outcomes_interval(accuracy, pairs).to_json()
 
     def best_accuracy(self, pair_set: str) -> float | None:
         """Best validation accuracy of all steps. An imported log may know more steps than it shows."""
@@ -283,13 +292,11 @@ class Results:
     def known_metrics(self) -> list[MetricResult]:
         """The evaluated metrics, and the final validation accuracy of runs and sets that were not evaluated.
 
-        A validation accuracy has no interval, and no test compares it.
+        A validation accuracy has an interval if the run says how many pairs it is of; no test compares it.
         """
         validated = {one.identity: one for one in map(self._validated, self.validated_sets) if one.values}
         known = [
-            replace(metric, values={**validated[metric.identity].values, **metric.values})
-            if metric.values and metric.identity in validated
-            else metric
+            _completed(metric, validated[metric.identity]) if metric.values and metric.identity in validated else metric
             for metric in self.metrics
         ]
         measured = {metric.identity for metric in known if metric.values}
@@ -298,7 +305,16 @@ class Results:
     def _validated(self, pair_set: str) -> MetricResult:
         """What training itself measures: accuracy of the pairs protocol."""
         values = {run.name: value for run in self.runs if (value := run.final_accuracy(pair_set)) is not None}
-        return MetricResult(protocol="pairs", set=pair_set, name="accuracy", chance=0.5, main=True, values=values)
+        intervals = {run.name: one for run in self.runs if (one := run.accuracy_interval(pair_set)) is not None}
+        return MetricResult(
+            protocol="pairs",
+            set=pair_set,
+            name="accuracy",
+            chance=0.5,
+            main=True,
+            values=values,
+            intervals=intervals,
+        )
 
     def main_metrics(self) -> list[MetricResult]:
         """The measured metrics by which backbones are chosen; each protocol says which ones these are."""
@@ -371,6 +387,12 @@ class Results:
         except ImportError:
             return self.numbers()
         return pandas.DataFrame(self.numbers())
+
+
+def _completed(metric: MetricResult, validated: MetricResult) -> MetricResult:
+    """An evaluated metric with the validation accuracies of the runs that were not evaluated."""
+    others = {name: one for name, one in validated.intervals.items() if name not in metric.values}
+    return replace(metric, values={**validated.values, **metric.values}, intervals={**others, **metric.intervals})
 
 
 def pareto_front(costs: Mapping[str, float], values: Mapping[str, float]) -> list[str]:

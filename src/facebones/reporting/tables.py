@@ -84,7 +84,7 @@ def _overview(results: Results) -> Table:
     names = [row["backbone"] for row in numbers]
     columns, cells = ["backbone"], [[_text(name) for name in names]]
     costs = {
-        heading: [_cost(row[key], unit, form) for row in numbers]
+        heading: [cost_cell(row[key], unit, form) for row in numbers]
         for heading, key, unit, form in COSTS
         if any(row[key] is not None for row in numbers)
     }
@@ -99,13 +99,13 @@ def _overview(results: Results) -> Table:
     return Table(
         key="overview",
         title="Overview",
-        note=_sentences(_metrics_note(results, metrics), _conditions_note(results)),
+        note=_sentences(_metrics_note(results, metrics), _size_note(results), _conditions_note(results)),
         columns=columns,
         rows=_transposed(cells),
     )
 
 
-def _cost(value: float | None, unit: float, form: str) -> Cell:
+def cost_cell(value: float | None, unit: float, form: str) -> Cell:
     """A cost in the unit of its column's heading."""
     if value is None:
         return NOTHING
@@ -114,6 +114,12 @@ def _cost(value: float | None, unit: float, form: str) -> Cell:
 
 def _seeds(row: dict[str, Any]) -> Cell:
     return Cell(text=f"{row['seeds_done']}/{row['seeds_planned']}", value=row["seeds_done"])
+
+
+def _size_note(results: Results) -> str:
+    """The size of the embeddings, if all runs have one: networks of another size have other parameters."""
+    size = results.recipe.get("backbone", {}).get("embedding_size")
+    return "" if size is None else f"The networks give embeddings of {size} dimensions."
 
 
 def _conditions_note(results: Results) -> str:
@@ -273,13 +279,13 @@ def _runs(results: Results) -> Table:
             "steps",
             "final loss",
             *(f"{name} accuracy" for name in sets),
-            "error",
+            *(["error"] if any(run.error for run in results.runs) else []),
         ),
-        rows=[_run_row(run, sets) for run in results.runs],
+        rows=[_run_row(run, sets, any(other.error for other in results.runs)) for run in results.runs],
     )
 
 
-def _run_row(run: Run, sets: Sequence[str]) -> list[Cell]:
+def _run_row(run: Run, sets: Sequence[str], has_errors: bool) -> list[Cell]:
     return [
         _text(run.name),
         _text(run.backbone),
@@ -289,7 +295,7 @@ def _run_row(run: Run, sets: Sequence[str]) -> list[Cell]:
         NOTHING if run.steps is None else Cell(text=f"{run.steps:,}", value=run.steps),
         _over_runs([run.final_loss], decimal),
         *(_over_runs([run.final_accuracy(name)], percent) for name in sets),
-        _text(run.error or ""),
+        *([_text(run.error or "")] if has_errors else []),
     ]
 
 

@@ -6,6 +6,7 @@ protocol and set that it was measured on. A protocol that this module does not k
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 MOST_LISTED = 4  # names in a sentence; a longer list is counted instead
@@ -38,6 +39,8 @@ DETAILS = {
     "eer": "EER",
     "xnorm": "XNorm",
 }
+# Details in percent, as the metrics are. False accept rates are small, and stay fractions.
+RATES = ("accuracy_std", "tar_at_far_1e3", "tar_at_far_1e3_std", "published", "strict", "tpir")
 PROTOCOLS = {"pairs": "", "ijb_verification": "1:1", "ijb_identification": "1:N"}
 
 
@@ -106,14 +109,29 @@ def _plain(value: Any) -> str:
 # -------------------------------------------------------------------------------------------------------- numbers
 
 
+def rounded(value: float, decimals: int = FEWEST_DECIMALS) -> str:
+    """A number with this many decimals; the half is rounded away from zero, as on the page of the report.
+
+    What binary fractions add in the last digits is no part of the number: 0.66625 of 800 pairs is 66.63 %, whether it
+    was counted or averaged.
+
+    >>> rounded(66.625), rounded(66.62499999999999), rounded(-0.125), rounded(1e-9), rounded(math.nan)
+    ('66.63', '66.63', '-0.13', '0.00', 'nan')
+    """
+    if not math.isfinite(value):
+        return str(float(value))
+    exact = Decimal(f"{value:.12g}")
+    return f"{exact.quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP):f}"
+
+
 def percent(rate: float, deviation: float | None = None) -> str:
     """A rate in percent, with its standard deviation if there is one.
 
     >>> percent(0.666), percent(0.9, 0.01)
     ('66.60 %', '90.00 % ± 1.00')
     """
-    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
-    return f"{100 * rate:.2f} %{spread}"
+    spread = "" if deviation is None else f" ± {rounded(100 * deviation)}"
+    return f"{rounded(100 * rate)} %{spread}"
 
 
 def percent_interval(value: float, low: float, high: float) -> str:
@@ -132,8 +150,8 @@ def percent_interval(value: float, low: float, high: float) -> str:
     width = 100 * (high - low)
     wanted = 1 - math.floor(math.log10(width)) if width > 0 else FEWEST_DECIMALS  # two digits of the width
     decimals = min(max(wanted, FEWEST_DECIMALS), MOST_DECIMALS)
-    value, low, high = (round(100 * rate, decimals) for rate in (value, low, high))
-    return f"{value:.{decimals}f} % [{low:.{decimals}f}, {high:.{decimals}f}]"
+    middle, lowest, highest = (rounded(100 * rate, decimals) for rate in (value, low, high))
+    return f"{middle} % [{lowest}, {highest}]"
 
 
 def decimal(value: float, deviation: float | None = None) -> str:
@@ -142,7 +160,7 @@ def decimal(value: float, deviation: float | None = None) -> str:
     >>> decimal(6.0, 0.25)
     '6.0000 ± 0.2500'
     """
-    return f"{value:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+    return rounded(value, 4) + ("" if deviation is None else f" ± {rounded(deviation, 4)}")
 
 
 def points(difference: float) -> str:
@@ -151,8 +169,10 @@ def points(difference: float) -> str:
     >>> points(0.01239), points(-0.00004)
     ('+1.24', '0.00')
     """
-    value = 100 * difference
-    return f"{value:+.2f}" if round(value, 2) else "0.00"
+    text = rounded(100 * difference)
+    if not text.strip("-0."):
+        return "0.00"
+    return text if text.startswith("-") else f"+{text}"
 
 
 def p_words(p_value: float) -> str:

@@ -95,6 +95,20 @@ def wilson(rate: float, outcomes: float, bound: float) -> tuple[float, float]:
     return max((centre - half) / (1 + square), 0.0), min((centre + half) / (1 + square), 1.0)
 
 
+def outcomes_interval(rate: float, outcomes: int, level: float = LEVEL) -> Interval:
+    """Wilson's interval of a share of independent outcomes, such as of the pairs that are decided correctly.
+
+    It is that of `confidence_interval` where single outcomes are resampled, without the bootstrap.
+
+    >>> found = outcomes_interval(0.9, 600)
+    >>> round(found.low, 4), round(found.high, 4)
+    (0.8733, 0.9216)
+    """
+    low, high = wilson(rate, outcomes, _t_quantile(level, max(outcomes - 1, 1)))
+    method = f"score interval of {outcomes} outcomes"
+    return Interval(low=low, high=high, level=level, method=method, resampled="pairs", replicates=0)
+
+
 def over_seeds(values: Sequence[float], level: float = LEVEL) -> SeedSpread:
     """Mean and spread of a metric over training seeds.
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from facebones.reporting.tables import COSTS, FIRST_COSTS, cost_cell
 from facebones.reporting.words import metric_words, percent, set_words
 from facebones.study.plan import UNFINISHED, PlannedRun
 from facebones.system.progress import format_seconds, say
@@ -125,16 +126,28 @@ def _plan_cells(row: Mapping[str, Any]) -> Sequence[str]:
 
 
 def study_table(content: Mapping[str, Any]) -> Table:
-    """The summary of study.json as a table: a row for each backbone, a column for each main metric over the seeds."""
-    titles = list(dict.fromkeys(_title(metric) for row in content["summary"] for metric in row["metrics"]))
+    """The summary of study.json as a table: a row for each backbone, a column for each main metric over the seeds.
+
+    Costs are those of the report's overview that are known; errors have a column if there are any.
+    """
+    summary = content["summary"]
+    titles = list(dict.fromkeys(_title(metric) for row in summary for metric in row["metrics"]))
+    costs = [one for one in COSTS if one[0] in FIRST_COSTS and any(row.get(one[1]) is not None for row in summary)]
+    failed = any(row["errors"] for row in summary)
     rows: list[Sequence[str]] = []
-    for row in content["summary"]:
-        cost = ["-" if row["parameters"] is None else f"{row['parameters']:,}"]
-        cost.append("-" if row["macs"] is None else f"{row['macs'] / 1e6:,.1f} M")
+    for row in summary:
+        cost = [cost_cell(row.get(key), unit, form).text for _, key, unit, form in costs]
         measured = {_title(metric): percent(metric["mean"], metric["deviation"]) for metric in row["metrics"]}
         cells = [measured.get(title, "-") for title in titles]
-        rows.append((row["backbone"], *cost, *cells, f"{row['done']}/{row['planned']}", "; ".join(row["errors"])))
-    return ("backbone", "parameters", "MACs", *titles, "seeds", "error"), rows
+        errors = ["; ".join(row["errors"])] if failed else []
+        rows.append((row["backbone"], *cost, *cells, f"{row['done']}/{row['planned']}", *errors))
+    return ("backbone", *(cost[0] for cost in costs), *titles, "seeds", *(["error"] if failed else [])), rows
+
+
+def study_title(content: Mapping[str, Any]) -> str:
+    """The title of `study_table`: the study, what its numbers are, and the size of the embeddings."""
+    size = content["recipe"]["backbone"]["embedding_size"]
+    return f"{content['study']['name']}: mean over seeds ± standard deviation; embeddings of {size} dimensions"
 
 
 def _title(metric: Mapping[str, Any]) -> str:

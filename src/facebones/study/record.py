@@ -9,6 +9,7 @@ from facebones.plugins import imported_plugins
 from facebones.profiling.cost import network_costs
 from facebones.reporting.evaluations import read_evaluation
 from facebones.reporting.format1 import translate_study
+from facebones.reporting.runs import read_json
 from facebones.statistics.significance import over_seeds
 from facebones.study.plan import DONE, Plan, PlannedRun, versions_here
 from facebones.system.files import write_json
@@ -114,18 +115,28 @@ def _summary(plan: Plan, runs: Sequence[Mapping[str, Any]], evaluation: Sequence
     measured = list(_main_metrics(plan.output, evaluation))
     left_out = {entry["name"]: entry["error"] for entry in evaluation if entry["kind"] == MODEL_LEFT_OUT}
     size = plan.study.resolved_recipe().backbone.embedding_size
+    latency = _latencies(plan.output, evaluation)
     rows = []
     for backbone in dict.fromkeys(run["backbone"] for run in runs):
         own = [run for run in runs if run["backbone"] == backbone]
         errors = [run["error"] or left_out.get(run["name"]) for run in own]
         done = [run["name"] for run in own if run["state"] == DONE]
-        row = {"backbone": backbone, **network_costs(backbone, size), "planned": len(own), "done": len(done)}
+        row = {"backbone": backbone, **network_costs(backbone, size), "latency_ms": latency.get(backbone)}
+        row |= {"planned": len(own), "done": len(done)}
         rows.append(row | {"metrics": _over_seeds(measured, done), "errors": list(dict.fromkeys(filter(None, errors)))})
     for name in plan.trained:
-        row = {"backbone": name, "parameters": None, "macs": None, "problem": None, "planned": 1}
+        row = {"backbone": name, "parameters": None, "macs": None, "problem": None}
+        row |= {"latency_ms": latency.get(name), "planned": 1}
         errors = [left_out[name]] if name in left_out else []
         rows.append({**row, "done": 1 - len(errors), "metrics": _over_seeds(measured, [name]), "errors": errors})
     return rows
+
+
+def _latencies(output: Path, evaluation: Sequence[Entry]) -> dict[str, float]:
+    """Median latency of one image, ms, of each network that was profiled."""
+    files = [output / one["file"] for one in evaluation if one["kind"] == PROFILE and not one["error"]]
+    rows = [row for file in files if file.is_file() for row in read_json(file)["networks"]]
+    return {row["name"]: row["latency_p50_ms"] for row in rows}
 
 
 def _main_metrics(output: Path, evaluation: Sequence[Entry]) -> Iterator[Mapping[str, Any]]:

@@ -83,12 +83,19 @@ class Study:
         return dataclasses.asdict(self)
 
 
-def load_study(path: str, *, overrides: Mapping[str, str] | None = None, **given: Any) -> Study:
+def load_study(
+    path: str,
+    *,
+    overrides: Mapping[str, str] | None = None,
+    typed: Mapping[str, str] | None = None,
+    **given: Any,
+) -> Study:
     """Read a study and apply the options of a command line.
 
     Args:
         path: a YAML file, or the name of a study in the package, such as "compact_faithful".
         overrides: "section.field" of the recipe to the value's text; they replace the file's own.
+        typed: how an error names the place of an override, by "section.field", such as "--lr".
         given: fields of the study that replace the file's; None keeps them.
 
     Raises:
@@ -107,7 +114,7 @@ def load_study(path: str, *, overrides: Mapping[str, str] | None = None, **given
             raise UnknownNameError("key", key, _keys(), str(file))
     replaced = {key: value for key, value in given.items() if value is not None}
     where = {key: f"--{key.replace('_', '-')}" if key in replaced else f"{file}: {key}" for key in _keys()}
-    return _build(file, content | replaced, where, overrides or {})
+    return _build(file, content | replaced, where, overrides or {}, typed or {})
 
 
 def _keys() -> list[str]:
@@ -115,7 +122,13 @@ def _keys() -> list[str]:
     return ["import" if item.name == "imports" else item.name for item in dataclasses.fields(Study)[1:]]
 
 
-def _build(file: Path, values: dict[str, Any], where: Mapping[str, str], overrides: Mapping[str, str]) -> Study:
+def _build(
+    file: Path,
+    values: dict[str, Any],
+    where: Mapping[str, str],
+    overrides: Mapping[str, str],
+    typed: Mapping[str, str],
+) -> Study:
     checked: dict[str, Any] = {"imports": _plugins(file, values.get("import", []), where["import"])}
     import_plugins(checked["imports"], where["import"], listed_in=file)  # the recipe may name a head of theirs
     values = {**values, "evaluate": _with_protocols(values.get("evaluate", []), where["evaluate"])}
@@ -131,7 +144,8 @@ def _build(file: Path, values: dict[str, Any], where: Mapping[str, str], overrid
     study = Study(name=file.stem, overrides=own | dict(overrides), **checked)
     _check_complete(study, where)
     # Refuse overrides that the recipe does not know.
-    study.resolved_recipe({key: f"{where['overrides']}.{key}" for key in own if key not in overrides})
+    places = {key: f"{where['overrides']}.{key}" for key in own if key not in overrides}
+    study.resolved_recipe({**places, **typed})
     return study
 
 

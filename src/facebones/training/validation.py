@@ -17,7 +17,7 @@ import torch
 from facebones.backbones import Backbone
 from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.folders import find_pair_set
-from facebones.data.images import decode
+from facebones.data.image_sources import EncodedImages, distinct
 from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.embed import embed_images
@@ -59,7 +59,7 @@ class Validation:
         }
 
     def try_out(self, backbone: Backbone, device: torch.device) -> None:
-        """Decode every image and embed two batches: bad data fails in the first minute, not in the sixth hour.
+        """Decode every image once and embed two batches: bad data fails in the first minute, not in the sixth hour.
 
         Notes about the sets are said here, once.
         """
@@ -106,11 +106,13 @@ class Validation:
 
 
 def _decode_all(pair_set: PairSet) -> None:
+    images = distinct(EncodedImages(pair_set.name, pair_set.images))
+
     def check(index: int) -> None:
-        decode(pair_set.images[index], f"{pair_set.name}: image {index}", IMAGE_SIZE)
+        images.read(index, IMAGE_SIZE)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(check, range(len(pair_set.images))))
+        list(pool.map(check, range(len(images))))
 
 
 def _digest(pair_set: PairSet) -> str:

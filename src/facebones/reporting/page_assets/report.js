@@ -22,7 +22,13 @@
   // Plotly interprets some HTML and %{...} in its texts; a name is shown literally.
   const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "%": "&#37;", "{": "&#123;", $: "&#36;" };
   const plain = (name) => name.replace(/[&<>%{$]/g, (letter) => ESCAPES[letter]);
-  const percent = (rate) => `${(100 * rate).toFixed(2)} %`;
+  // As `words.rounded` does: the half away from zero, without what binary fractions add.
+  const rounded = (value, decimals = 2) => {
+    const exact = String(Number(Math.abs(value).toPrecision(12)));
+    const whole = exact.includes("e") ? Math.abs(value) : Number(`${Math.round(Number(`${exact}e${decimals}`))}e-${decimals}`);
+    return (value < 0 ? "-" : "") + whole.toFixed(decimals);
+  };
+  const percent = (rate) => `${rounded(100 * rate)} %`;
   const short = (value) => {
     for (const [size, unit] of [[1e9, " G"], [1e6, " M"], [1e3, " k"]]) {
       if (value >= size) return Number((value / size).toPrecision(3)) + unit;
@@ -137,7 +143,7 @@
     const name = plain(data.models[point.model].name);
     const shade = lookColour(point.model);
     const isBar = point.low !== null;
-    const interval = isBar ? ` [${(100 * point.low).toFixed(2)}, ${(100 * point.high).toFixed(2)}]` : "";
+    const interval = isBar ? ` [${rounded(100 * point.low)}, ${rounded(100 * point.high)}]` : "";
     const runs = point.runs > 1 ? `<br>mean of ${point.runs} runs` : "";
     return {
       x: [point.cost], y: [100 * point.mean], meta: point.model, mode: nameSide ? "markers+text" : "markers",

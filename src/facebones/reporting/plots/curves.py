@@ -24,6 +24,7 @@ from facebones.reporting.plots.style import (
     save_plot,
     styles_of,
 )
+from facebones.reporting.words import percent
 from facebones.statistics.curves import RocCurve, area_under_curve, true_accept_rate_at
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def plot_cmc(
         raise DataError("no CMC curves to draw; evaluate at least one model")
     looks = styles_of(hit_rates, styles)
     figure = cmc_figure(hit_rates, title, styles=looks)
-    labels = [f"{name} (rank 1: {100 * np.asarray(rates)[0]:.2f} %)" for name, rates in hit_rates.items()]
+    labels = [f"{name} (rank 1: {percent(float(np.asarray(rates)[0]))})" for name, rates in hit_rates.items()]
     legend_below(figure, labels, list(looks.values()))
     save_plot(figure, paths)
 

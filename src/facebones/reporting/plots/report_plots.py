@@ -29,7 +29,7 @@ from facebones.reporting.plots.style import (
     save_plot,
 )
 from facebones.reporting.results import EvaluatedSet, Line, Results, Run
-from facebones.reporting.words import set_words
+from facebones.reporting.words import decimal, percent, set_words
 from facebones.statistics.curves import RocCurve, area_under_curve
 
 if TYPE_CHECKING:
@@ -145,15 +145,16 @@ def _roc_figure(results: Results, where: EvaluatedSet) -> "Figure":
     bands = roc_bands(metrics, curves) if len(curves) <= MOST_WITH_BANDS else {}
     title = _title(results, f"{set_words(where)}: ROC", curves)
     figure = roc_figure(curves, title, styles=_looks(results, curves), bands=bands)
-    _name_backbones(figure, results, {name: area_under_curve(curve) for name, curve in curves.items()}, "AUC {:.4f}")
+    areas = {name: area_under_curve(curve) for name, curve in curves.items()}
+    _name_backbones(figure, results, areas, lambda area: f"AUC {decimal(area)}")
     return figure
 
 
 def _cmc_figure(results: Results, where: EvaluatedSet) -> "Figure":
     rates = results.cmc[where]
     figure = cmc_figure(rates, _title(results, f"{set_words(where)}: CMC", rates), styles=_looks(results, rates))
-    first = {name: 100 * one[0] for name, one in rates.items()}
-    _name_backbones(figure, results, first, "rank 1: {:.2f} %")
+    first = {name: one[0] for name, one in rates.items()}
+    _name_backbones(figure, results, first, lambda rate: f"rank 1: {percent(rate)}")
     return figure
 
 
@@ -178,12 +179,14 @@ def _looks(results: Results, names: Iterable[str]) -> dict[str, Style]:
     }
 
 
-def _name_backbones(figure: "Figure", results: Results, values: Mapping[str, float], form: str) -> None:
+def _name_backbones(
+    figure: "Figure", results: Results, values: Mapping[str, float], words: Callable[[float], str]
+) -> None:
     """Add the legend: each backbone with the mean of a value over its seeds."""
     looks = model_styles(results.backbones)
     runs = _by_backbone(results, values)
     mean = "mean " if any(len(names) > 1 for names in runs.values()) else ""
-    labels = [f"{name} ({mean}{form.format(fmean(values[run] for run in runs[name]))})" for name in runs]
+    labels = [f"{name} ({mean}{words(fmean(values[run] for run in runs[name]))})" for name in runs]
     legend_below(figure, labels, [looks[name] for name in runs])
 
 
