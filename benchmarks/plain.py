@@ -51,11 +51,10 @@ class PlainTraining:
         classes: number of people C.
         learning_rate: of the first steps; `optimizer` holds it.
         margin: added to the angle of the right class, radians.
-        clip: largest norm of the network's gradient; 0: no limit.
     """
 
-    def __init__(self, backbone: str, classes: int, learning_rate: float, margin: float, clip: float = 0) -> None:
-        self.margin, self.clip = margin, clip
+    def __init__(self, backbone: str, classes: int, learning_rate: float, margin: float) -> None:
+        self.margin = margin
         self.network = create_backbone(backbone).train()
         self.centres = torch.nn.Parameter(torch.randn(classes, 512) * 0.01)
         parameters = [*self.network.parameters(), self.centres]
@@ -71,7 +70,5 @@ class PlainTraining:
         loss = functional.cross_entropy(64 * (cosine + change), labels)
         self.optimizer.zero_grad()
         loss.backward()
-        if self.clip:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         self.optimizer.step()
         return loss.detach()

@@ -122,7 +122,7 @@ def apply_recipe_options(arguments: Arguments, more: Mapping[str, str] | None = 
             raise ConfigError(f"--{option.replace('_', '-')} and --{field} are the same; give one of them")
         arguments.overrides[field] = value
     if arguments.autotune:
-        from facebones.recipe import CHOOSABLE
+        from facebones.recipe_sections import CHOOSABLE
 
         arguments.overrides.setdefault("training.choose", ",".join(CHOOSABLE))
 
