@@ -45,6 +45,18 @@ def test_the_study_recipe_is_the_published_one():
     assert (schedule.name, schedule.power, schedule.warmup_epochs) == ("polynomial", 2, 0)
     assert (training.epochs, training.batch_size, training.precision) == (20, 128, "fp16")
     assert (recipe.validation.sets, recipe.validation.every) == (["lfw", "cfp_fp", "agedb_30"], 2000)
+    assert not recipe.data.flip, "the paper: no augmentation"
+
+
+def test_the_study_as_it_ran_differs_from_its_paper_in_its_accidents_alone():
+    paper, code = (load_recipe(name).values() for name in ("vggface2_arcface", "study_as_run"))
+    assert {name: value for name, value in code.items() if value != paper[name]} == {
+        "data.order": "repeated",
+        "data.flip": True,
+        "data.flip_draw": "repeated",
+        "data.jpeg_quality": 75,
+        "schedule.one_step_ahead": True,
+    }
 
 
 def test_overrides_reach_every_kind_of_field(write):

@@ -1,9 +1,9 @@
 """Recipes: what decides a training run, and how it is read from YAML, the command line and runs of any version.
 
 Reading is strict: an unknown key or a value of the wrong kind or out of range is refused with its place
-(`strict_yaml`). The help of each field is what `facebones train --help` prints. The section `head` holds a head's name
-and that head's own options (`heads.registry`). The top-level key `import` lists plug-ins; loading a recipe imports
-them, which runs their code, and says so.
+(`strict_yaml`). The fields are in `recipe_sections`. The section `head` holds a head's name and that head's own options
+(`heads.registry`). The top-level key `import` lists plug-ins; loading a recipe imports them, which runs their code, and
+says so.
 """
 
 import contextlib
@@ -20,6 +20,17 @@ import yaml
 from facebones.errors import ConfigError, FaceBonesError, UnknownNameError
 from facebones.heads.registry import DEFAULT_HEAD, CombinedOptions, list_heads, lookup_head
 from facebones.plugins import import_plugins
+from facebones.recipe_sections import (
+    SECTIONS,
+    BackboneConfig,
+    DataConfig,
+    HeadConfig,
+    LogConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
 from facebones.strict_yaml import (
     NO_LIMITS,
     SAME,
@@ -29,128 +40,12 @@ from facebones.strict_yaml import (
     find_shipped,
     limits_of,
     read_yaml,
-    setting,
+    ungrouped,
     with_present_names,
 )
 from facebones.system.progress import say
 
-CHOOSABLE = ("precision", "compile")  # training settings that `training.choose` may name
 IMPORT = "import"  # top-level key of a recipe; the field is `imports`
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
-    """The network."""
-
-    name: str = setting("shufflefacenet_1_0", "backbone, one of `facebones backbones`")
-    embedding_size: int = setting(512, "length of the embedding", minimum=1)
-    dropout: float = setting(0.0, "dropout before the last linear layer", minimum=0, maximum=0.95)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadConfig:
-    """The loss: a registered head.
-
-    Attributes:
-        name: in the registry.
-        options: an instance of that head's options; a mapping of unchecked values where the head is in a plug-in that
-            is not imported (`load_config`).
-    """
-
-    name: str = DEFAULT_HEAD
-    options: Any = field(default_factory=CombinedOptions)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Name and options side by side, as in YAML."""
-        options = dict(self.options) if isinstance(self.options, Mapping) else dataclasses.asdict(self.options)
-        return {"name": self.name, **options}
-
-    def combined(self) -> "HeadConfig":
-        """A head with a fixed margin as options of `combined`; any other head as it is."""
-        combined = getattr(self.options, "combined", None)
-        return HeadConfig(options=combined()) if combined else self
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The training images."""
-
-    path: str = setting("", "folder with train.rec, or with one folder an identity; --data sets it")
-    flip: bool = setting(True, "mirror half of the images at random")
-    shuffle: str = setting(
-        "full",
-        "order of an epoch: full, or block:N, which reads N neighbouring images together (slow disks)",
-        form=(r"full|block:[1-9][0-9]{0,8}", "full or block:N, such as block:1024"),
-    )
-    max_unreadable: int = setting(
-        0,
-        "replace up to this many unreadable images by their successors; fail on the next one (0: fail at once)",
-        minimum=0,
-        renamed=("unreadable_limit",),
-    )
-    workers: int = setting(
-        2, "processes that read and decode; 0 reads in the training process", minimum=0, maximum=1024
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """The optimizer."""
-
-    name: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
-    learning_rate: float = setting(0.1, "largest learning rate", above=0)
-    momentum: float = setting(0.9, "momentum of sgd", minimum=0, maximum=1)
-    # AdamW with a decay of 1 never learns and divides by zero.
-    beta1: float = setting(0.9, "decay of adamw's mean", minimum=0, maximum=0.9999)
-    beta2: float = setting(0.999, "decay of adamw's mean square", minimum=0, maximum=0.999999)
-    weight_decay: float = setting(5e-4, "weight decay", minimum=0)
-    decay_norm_and_prelu: bool = setting(True, "weight decay on normalisation, PReLU and biases too")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """The learning rate over the steps."""
-
-    name: str = setting("polynomial", "shape after the warm-up", choices=("polynomial", "step", "cosine"))
-    power: float = setting(1.0, "power of polynomial decay: 1 is linear, 2 quadratic", above=0)
-    milestones: list[float] = setting([], "epochs at which `step` multiplies the rate", minimum=0)
-    factor: float = setting(0.1, "what `step` multiplies the rate by", above=0, maximum=1)
-    warmup_epochs: float = setting(0.0, "epochs of linear warm-up", minimum=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How long and how."""
-
-    epochs: int = setting(20, "passes over the data", minimum=1, maximum=1_000_000)
-    batch_size: int = setting(128, "images a forward pass", minimum=2)
-    accumulation_steps: int = setting(1, "forward passes a step of the optimizer", minimum=1)
-    precision: str = setting("fp32", "number format of the backbone", choices=("fp32", "bf16", "fp16"))
-    channels_last: bool = setting(True, "channels-last memory layout: faster convolutions on most devices")
-    compile: bool = setting(False, "compile the backbone with torch.compile: slower to start, then faster")
-    choose: list[str] = setting(
-        [], "settings to choose by timing the first steps; --autotune sets it", choices=CHOOSABLE
-    )
-    clip_norm: float = setting(0.0, "clip the gradient to this norm; 0: no clipping", minimum=0)
-    seed: int = setting(0, "seed of weights, order, flips and sampled centres", minimum=0)
-    checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValidationConfig:
-    """Verification during training."""
-
-    sets: list[str] = setting([], "pair sets: names beside the training data, or paths of .bin files")
-    every: int = setting(2000, "steps between validations; the last step is always validated", minimum=1)
-    batch_size: int = setting(128, "images a forward pass", minimum=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    """What is logged."""
-
-    every: int = setting(50, "steps between log lines", minimum=1)
-    tensorboard: bool = setting(False, "write TensorBoard files too (extra `tensorboard`)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,12 +78,6 @@ class Recipe:
         True
         """
         return flat_fields(self.to_dict() | {"head": self.head.combined().to_dict()})
-
-
-SECTIONS: dict[str, type[Any]] = {
-    **{"backbone": BackboneConfig, "head": HeadConfig, "data": DataConfig, "optimizer": OptimizerConfig},
-    **{"schedule": ScheduleConfig, "training": TrainingConfig, "validation": ValidationConfig, "log": LogConfig},
-}
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -434,6 +323,7 @@ def _given(
         kind = SECTIONS[section]
         if section == "head":
             kind = lookup_head(head, where.get("head.name", "--head.name")).options
+        name = name.replace(".", "_")  # training.clip.norm: as a mapping in YAML
         present = earlier_names(kind).get(name, name)
         if present != name:
             say(f"note: {place}: is called {section}.{present} now")
@@ -470,7 +360,7 @@ def _present_names(sections: Mapping[str, Any], *, note: bool) -> dict[str, Any]
             known = isinstance(values, Mapping) and values.get("name", DEFAULT_HEAD) in list_heads()
             kind = lookup_head(values.get("name", DEFAULT_HEAD)).options if known else None
         if kind is not None and isinstance(values, Mapping):
-            present[name] = with_present_names(kind, values, name, note=note)
+            present[name] = with_present_names(kind, ungrouped(kind, values, name), name, note=note)
     return present
 
 

@@ -126,6 +126,27 @@ def with_present_names(kind: type[Any], values: Mapping[str, Any], section: str,
     return present
 
 
+def ungrouped(kind: type[Any], values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """The values with groups of fields written out: `clip: {norm: 5, of: all}` is `clip_norm: 5` and `clip_of: all`.
+
+    Args:
+        kind: the dataclass that the values are for.
+        values: field to value.
+        section: what stands before a field's name, for errors.
+
+    Raises:
+        ConfigError: a field is given in a group and by itself.
+    """
+    names, written = [item.name for item in dataclasses.fields(kind)], dict[str, Any]()
+    for key, value in values.items():
+        is_group = isinstance(value, Mapping) and any(name.startswith(f"{key}_") for name in names)
+        for name, part in {f"{key}_{own}": part for own, part in value.items()}.items() if is_group else [(key, value)]:
+            if name in written:
+                raise ConfigError(f"{section}.{name}: is given twice, by itself and in a group; give it once")
+            written[name] = part
+    return written
+
+
 class _StrictLoader(yaml.BaseLoader):
     """Every value is text; aliases, tags, repeated keys and keys that are not text are refused."""
 

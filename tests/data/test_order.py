@@ -43,6 +43,13 @@ def test_the_order_goes_on_from_any_batch(first, block):
     assert order(first=first, block=block) == order(block=block)[first:]
 
 
+@BLOCKS
+def test_a_repeated_order_is_that_of_the_first_epoch_from_any_batch_on(block):
+    repeated = order(block=block, repeated=True)
+    assert repeated == order(block=block)[:4] * 3
+    assert all(order(first=first, block=block, repeated=True) == repeated[first:] for first in range(12))
+
+
 def test_the_order_follows_the_seed():
     assert order(seed=4) != order() == order()
     assert order(seed=4, block=2) != order(block=2) == order(block=2)

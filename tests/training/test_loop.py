@@ -280,6 +280,13 @@ def test_a_validation_without_a_finite_embedding_is_noted_and_ends_no_run(tiny_r
     assert capsys.readouterr().out.startswith("tiny: not measured\n")
 
 
+def test_margins_that_insightface_would_not_combine_are_noted(tiny_recipe, tmp_path, capsys):
+    for number, (margins, noted) in enumerate([((1, 0.5, 0.2), True), ((1, 0.5, 0), False), ((1, 0, 0.2), False)]):
+        options = {f"head.{name}": value for name, value in zip(("m1", "m2", "m3"), margins, strict=True)}
+        train(tiny_recipe(**{"training.epochs": 1, **options}), tmp_path / str(number), "cpu")
+        assert ("InsightFace's margin_list [1, 0.5, 0.2] applies m3 alone" in capsys.readouterr().err) is noted
+
+
 def test_the_meter_survives_a_save():
     first, second = Meter(), Meter()
     first.add(torch.tensor(2.0), torch.tensor(1.0))

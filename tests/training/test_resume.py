@@ -74,6 +74,10 @@ OPTIONS = {
     "adamw cosine": {"optimizer.name": "adamw", "schedule.name": "cosine", "schedule.warmup_epochs": 1},
     "few centres": {"head.sample_rate": 0.3, "training.batch_size": 2},
     "few centres adamw": {"head.sample_rate": 0.3, "training.batch_size": 2, "optimizer.name": "adamw"},
+    "as the study ran": {
+        **{"data.order": "repeated", "data.flip_draw": "repeated", "data.jpeg_quality": 75, "data.workers": 1},
+        **{"schedule.one_step_ahead": True, "training.clip_norm": 1, "training.clip_of": "backbone"},
+    },
     "fp16": {"training.precision": "fp16"},
     "bf16": {"training.precision": "bf16"},
 }

@@ -17,6 +17,15 @@ def test_polynomial(power):
     assert rates(power=power) == pytest.approx([0.2 * (1 - step / 40) ** power for step in range(40)])
 
 
+@pytest.mark.parametrize("power", [1, 2])
+def test_one_step_ahead_is_the_rate_of_the_published_study(power):
+    found = rates(power=power, one_step_ahead=True)
+    assert found == pytest.approx([0.2 * ((40 - step) / 41) ** power for step in range(40)])
+    assert rates(power=power, one_step_ahead=True, warmup_epochs=1)[9:11] == pytest.approx(
+        [0.2, 0.2 * (30 / 31) ** power]
+    )
+
+
 def test_step_falls_at_its_milestones_only():
     assert rates(name="step", milestones=[1, 2.5]) == pytest.approx([0.2] * 10 + [0.02] * 15 + [0.002] * 15)
 

@@ -4,7 +4,8 @@ They are called ShuffleFaceNet and MixFaceNet but differ from the papers' networ
 max-pooling after the stem and so start at 28x28; its MixFaceNets have no expansion and end at 2x2. They need an eighth
 to a twenty-eighth of the papers' multiply-accumulates. They are here to reproduce the study's table and to check its
 conclusion; for your own work, use `shufflefacenet_*`, `mixfacenet_*` and `shufflemixfacenet_*`. Attribute names are
-those of the study's code, so its `model.pt` files load unchanged.
+those of the study's code, so its `model.pt` files load unchanged. Initial weights are drawn as there: He normal and,
+for the last layer, Glorot normal in its ShuffleFaceNets; torch's defaults in its MixFaceNets.
 
 Two of the study's names are swapped: `sfn1_0` builds the network of width 1.5, and `sfn1_5` that of width 1.0. The
 aliases here follow the study, so that its files load; our names state the true width.
@@ -95,6 +96,7 @@ class StudyShuffleFaceNet(Backbone):
         self.fc = nn.Linear(tail_width, embedding_size)
         self.bn = nn.BatchNorm1d(embedding_size)
         initialize(self)
+        nn.init.xavier_normal_(self.fc.weight)
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         x = self.maxpool(self.conv1(x_B3HW))  # (B, 24, 28, 28)
@@ -237,7 +239,6 @@ class StudyMixFaceNet(Backbone):
             self.stages.add_module(f"stage{number}", unit)
             channels = width
         self.embedding = _Embedding(channels, embedding_size, dropout)
-        initialize(self)
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         x = self.stages(self.head(x_B3HW))  # (B, C, 2, 2)

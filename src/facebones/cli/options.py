@@ -147,7 +147,7 @@ def apply_recipe_options(arguments: Arguments, more: Mapping[str, str] | None = 
         arguments.overrides[field] = value
         typed[field] = f"--{option.replace('_', '-')}"
     if arguments.autotune:
-        from facebones.recipe import CHOOSABLE
+        from facebones.recipe_sections import CHOOSABLE
 
         arguments.overrides.setdefault("training.choose", ",".join(CHOOSABLE))
     return typed

@@ -78,7 +78,7 @@ class BlockOrder:
 
 
 class EpochOrder(Sampler[list[int]]):
-    """The indices of each batch; every epoch has its own order, which depends on seed and epoch alone.
+    """The indices of each batch; the order of an epoch depends on seed and epoch alone.
 
     Args:
         training_set: the images; it is told which ones are read soon.
@@ -88,6 +88,7 @@ class EpochOrder(Sampler[list[int]]):
         last: number of the last batch + 1.
         seed: decides the order of every epoch.
         block: size of the blocks of neighbouring images, see `BlockOrder`; 0 shuffles all images.
+        repeated: every epoch has the order of the first one, instead of its own.
     """
 
     def __init__(
@@ -100,9 +101,10 @@ class EpochOrder(Sampler[list[int]]):
         last: int,
         seed: int,
         block: int = 0,
+        repeated: bool = False,
     ) -> None:
         self.training_set, self.batch_size, self.batches_per_epoch = training_set, batch_size, batches_per_epoch
-        self.first, self.last, self.seed, self.block = first, last, seed, block
+        self.first, self.last, self.seed, self.block, self.repeated = first, last, seed, block, repeated
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -112,7 +114,7 @@ class EpochOrder(Sampler[list[int]]):
         while number < self.last:
             epoch, position = divmod(number, self.batches_per_epoch)
             end = min(self.batches_per_epoch, position + self.last - number)
-            yield from self._epoch(epoch, position, end)
+            yield from self._epoch(0 if self.repeated else epoch, position, end)
             number += end - position
 
     def _epoch(self, epoch: int, position: int, end: int) -> Iterator[list[int]]:

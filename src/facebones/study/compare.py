@@ -8,7 +8,7 @@ from typing import Any
 from facebones.errors import RunError
 from facebones.plugins import import_plugins
 from facebones.profiling.cost import network_costs
-from facebones.recipe import CHOOSABLE
+from facebones.recipe_sections import CHOOSABLE
 from facebones.reporting.report import PAGE, write_report
 from facebones.run_folder import folder_lock
 from facebones.study.evaluate import check_evaluation, evaluate_all

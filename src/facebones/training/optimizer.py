@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from facebones.errors import ConfigError
 from facebones.heads.partial_fc import Head
 from facebones.heads.sampled_centres import SampledCentres, lazy_zeros
-from facebones.recipe import OptimizerConfig, ScheduleConfig
+from facebones.recipe_sections import OptimizerConfig, ScheduleConfig
 
 
 def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim.Optimizer:
@@ -116,7 +116,8 @@ def step_decay(epoch: float, milestones: Sequence[float], factor: float) -> floa
 def build_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch: int, epochs: int) -> Schedule:
     """The learning rate of step 0, 1, ... steps_per_epoch * epochs - 1.
 
-    The first step of a warm-up has a rate above 0. The decay runs over the steps after the warm-up.
+    The first step of a warm-up has a rate above 0. The decay runs over the steps after the warm-up; `one_step_ahead`
+    moves it one step forward, so that no step has the full rate.
 
     Raises:
         ConfigError: a warm-up as long as the training, or `step` without milestones.
@@ -131,7 +132,8 @@ def build_schedule(config: ScheduleConfig, learning_rate: float, steps_per_epoch
     def schedule(step: int) -> float:
         if step < warmup:
             return learning_rate * (step + 1) / warmup
-        progress = (step - warmup) / (total - warmup)
+        ahead = int(config.one_step_ahead)
+        progress = (step - warmup + ahead) / (total - warmup + ahead)
         if config.name == "polynomial":
             return learning_rate * polynomial_decay(progress, config.power)
         if config.name == "cosine":

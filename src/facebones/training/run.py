@@ -159,6 +159,8 @@ class TrainingLoop:
         trainer, config = self.trainer, self.recipe.training
         for note in filter(None, [*trainer.data.notes, trainer.data.aspect_note()]):
             say(f"note: {note}")
+        if note := _ported_margins_note(self.recipe):
+            say(note)
         if not trainer.validation.sets:
             say("note: no validation sets: only the loss shows how the training goes (--validation.sets NAME,...)")
         if config.precision == "fp16" and trainer.device.type == "cpu":
@@ -241,6 +243,18 @@ class TrainingLoop:
     def _save(self, log: MetricsLog) -> None:
         self.trainer.read_back_metrics()
         save_checkpoint(self.folder.last, self.trainer.state_dict(log.length))
+
+
+def _ported_margins_note(recipe: Recipe) -> str:
+    """A note on margins that InsightFace's trainer would not combine; empty where there is none to make."""
+    head = recipe.head
+    if head.name != "combined" or not head.options.m3 or (head.options.m1, head.options.m2) == (1, 0):
+        return ""
+    m1, m2, m3 = (f"{value:g}" for value in (head.options.m1, head.options.m2, head.options.m3))
+    return (
+        f"note: head combined applies m1 {m1}, m2 {m2} and m3 {m3} together; InsightFace's margin_list [{m1}, {m2},"
+        f" {m3}] applies m3 alone: for that, set --head.m1 1 --head.m2 0"
+    )
 
 
 def _begin(recipe: Recipe, device: torch.device) -> Trainer:

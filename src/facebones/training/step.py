@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,8 +34,8 @@ def train_step(trainer: "Trainer", batches: list[Batch]) -> None:
     loss_sum = torch.zeros((), device=trainer.device)
     head_metrics: dict[str, Tensor] = {}
     precision = trainer.recipe.training.precision
-    for images_BHWC, label_B in batches:
-        x_B3HW = network_input(trainer, images_BHWC)
+    for number, (images_BHWC, label_B) in enumerate(batches, start=trainer.step * len(batches)):
+        x_B3HW = network_input(trainer, images_BHWC, number)
         with torch.autocast(trainer.device.type, dtype=AUTOCAST_TYPE[precision], enabled=precision != "fp32"):
             embedding_BD = trainer.compiled_backbone(x_B3HW)
         loss, metrics = trainer.head(embedding_BD, label_B.to(trainer.device, non_blocking=True))
@@ -77,19 +78,45 @@ def read_back_metrics(trainer: "Trainer") -> None:
         )
 
 
-def network_input(trainer: "Trainer", images_BHWC: Tensor) -> Tensor:
-    """The images on the device as network input (B, 3, H, W), a random half of them mirrored if the recipe says so."""
-    mirror_B = None
-    if trainer.recipe.data.flip:
-        mirror_B = to_device(torch.rand(len(images_BHWC)) < 0.5, trainer.device)
+def network_input(trainer: "Trainer", images_BHWC: Tensor, number: int = 0) -> Tensor:
+    """The images on the device as network input (B, 3, H, W), a random half of them mirrored if the recipe says so.
+
+    Args:
+        trainer: knows recipe and device.
+        images_BHWC: a batch.
+        number: of the batch, counted from the start of the training; repeated flips depend on its place in the epoch.
+    """
+    mirror_B, data = None, trainer.recipe.data
+    if data.flip:
+        count = len(images_BHWC)
+        draw_B = torch.rand(count) if data.flip_draw == "fresh" else _repeated_draw(trainer, number, count)
+        mirror_B = to_device(draw_B < 0.5, trainer.device)
     images_BHWC = images_BHWC.to(trainer.device, non_blocking=True)
     return to_network_input(images_BHWC, trainer.channels_last, mirror_B)
 
 
+def _repeated_draw(trainer: "Trainer", number: int, count: int) -> Tensor:
+    """Numbers from 0 to 1 (count,), the same for the batches of one place in every epoch."""
+    training = trainer.recipe.training
+    place = number % (trainer.steps_per_epoch * training.accumulation_steps)
+    # The last number keeps these draws apart from those of the order of the images.
+    return torch.from_numpy(np.random.default_rng([training.seed, place, 1]).random(count))
+
+
 def _clip_gradients(trainer: "Trainer") -> Tensor:
-    """The norm of the whole gradient (backbone and head); the gradient is scaled down to `clip_norm` if that is set."""
-    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if clip_norm := trainer.recipe.training.clip_norm:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    return norm
+    """The norm of the whole gradient (backbone and head) before it is clipped as the recipe says."""
+    training = trainer.recipe.training
+    clipped = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    others: list[Tensor] = []
+    if training.clip_norm and training.clip_of == "backbone":
+        whole, clipped = clipped, list(trainer.backbone.parameters())
+        of_backbone = {id(p) for p in clipped}
+        others = [p for p in whole if id(p) not in of_backbone]
+    norm = _gradient_norm(clipped)
+    if training.clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(clipped, training.clip_norm, norm)
+    return torch.hypot(norm, _gradient_norm(others)) if others else norm
+
+
+def _gradient_norm(parameters: list[Tensor]) -> Tensor:
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -11,6 +11,7 @@ from facebones.backbones import Backbone, create_backbone
 from facebones.data.folders import open_training_set
 from facebones.data.joined_sets import beside
 from facebones.data.loader import Batch, EpochOrder, block_size, training_batches
+from facebones.data.saved_again import SavedAgain
 from facebones.errors import CheckpointError, ConfigError, DataError
 from facebones.heads import create_head
 from facebones.recipe import Recipe
@@ -62,7 +63,9 @@ class Trainer:
             recipe.head.name, recipe.head.options, self.data.num_identities, recipe.backbone.embedding_size
         ).to(device)
         self.optimizer = build_optimizer(recipe.optimizer, self.backbone, self.head)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(
+            device.type, enabled=config.precision == "fp16", growth_interval=config.growth_interval
+        )
         self.schedule = build_schedule(
             recipe.schedule, recipe.optimizer.learning_rate, self.steps_per_epoch, config.epochs
         )
@@ -140,19 +143,20 @@ class Trainer:
 
     def step_batches(self) -> Generator[list[Batch]]:
         """The batches of each step, from the current one to the last."""
-        config = self.recipe.training
+        config, data = self.recipe.training, self.recipe.data
         order = EpochOrder(
-            self.data,
+            SavedAgain(self.data, data.jpeg_quality) if data.jpeg_quality else self.data,
             batch_size=config.batch_size,
             batches_per_epoch=self.steps_per_epoch * config.accumulation_steps,
             first=self.step * config.accumulation_steps,
             last=self.total_steps * config.accumulation_steps,
             seed=config.seed,
-            block=block_size(self.recipe.data.shuffle),
+            block=block_size(data.shuffle),
+            repeated=data.order == "repeated",
         )
         batches = training_batches(
             order,
-            workers=self.recipe.data.workers,
+            workers=data.workers,
             held=config.accumulation_steps,
             pin_memory=self.device.type == "cuda",
             replaced=self.unreadable.add if self.unreadable.limit else None,

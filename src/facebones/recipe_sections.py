@@ -1,0 +1,157 @@
+"""The sections of a recipe: the fields that decide a training run, each with its default, its range and its help.
+
+Nothing here reads a file (`facebones.recipe`) or computes. The help is what `facebones train --help` prints.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from facebones.heads.registry import DEFAULT_HEAD, CombinedOptions
+from facebones.strict_yaml import setting
+
+CHOOSABLE = ("precision", "compile")  # training settings that `training.choose` may name
+REPETITION = ("fresh", "repeated")  # what an epoch draws: anew, or as the first epoch did
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The network."""
+
+    name: str = setting("shufflefacenet_1_0", "backbone, one of `facebones backbones`")
+    embedding_size: int = setting(512, "length of the embedding", minimum=1)
+    dropout: float = setting(0.0, "dropout before the last linear layer", minimum=0, maximum=0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The loss: a registered head.
+
+    Attributes:
+        name: in the registry.
+        options: an instance of that head's options; a mapping of unchecked values where the head is in a plug-in that
+            is not imported (`load_config`).
+    """
+
+    name: str = DEFAULT_HEAD
+    options: Any = field(default_factory=CombinedOptions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and options side by side, as in YAML."""
+        options = dict(self.options) if isinstance(self.options, Mapping) else dataclasses.asdict(self.options)
+        return {"name": self.name, **options}
+
+    def combined(self) -> "HeadConfig":
+        """A head with a fixed margin as options of `combined`; any other head as it is."""
+        combined = getattr(self.options, "combined", None)
+        return HeadConfig(options=combined()) if combined else self
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The training images."""
+
+    path: str = setting("", "folder with train.rec, or with one folder an identity; --data sets it")
+    order: str = setting(
+        "fresh", "fresh: each epoch has its own order; repeated: all have the first one's", choices=REPETITION
+    )
+    flip: bool = setting(True, "mirror half of the images at random")
+    flip_draw: str = setting(
+        "fresh",
+        "fresh: each epoch draws its own flips; repeated: the same flips by position in every epoch",
+        choices=REPETITION,
+    )
+    jpeg_quality: int = setting(
+        0, "save each image as JPEG of this quality again before it is used; 0: do not", minimum=0, maximum=100
+    )
+    shuffle: str = setting(
+        "full",
+        "order of an epoch: full, or block:N, which reads N neighbouring images together (slow disks)",
+        form=(r"full|block:[1-9][0-9]{0,8}", "full or block:N, such as block:1024"),
+    )
+    max_unreadable: int = setting(
+        0,
+        "replace up to this many unreadable images by their successors; fail on the next one (0: fail at once)",
+        minimum=0,
+        renamed=("unreadable_limit",),
+    )
+    workers: int = setting(
+        2, "processes that read and decode; 0 reads in the training process", minimum=0, maximum=1024
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimizer."""
+
+    name: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
+    learning_rate: float = setting(0.1, "largest learning rate", above=0)
+    momentum: float = setting(0.9, "momentum of sgd", minimum=0, maximum=1)
+    # AdamW with a decay of 1 never learns and divides by zero.
+    beta1: float = setting(0.9, "decay of adamw's mean", minimum=0, maximum=0.9999)
+    beta2: float = setting(0.999, "decay of adamw's mean square", minimum=0, maximum=0.999999)
+    weight_decay: float = setting(5e-4, "weight decay", minimum=0)
+    decay_norm_and_prelu: bool = setting(True, "weight decay on normalisation, PReLU and biases too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over the steps."""
+
+    name: str = setting("polynomial", "shape after the warm-up", choices=("polynomial", "step", "cosine"))
+    power: float = setting(1.0, "power of polynomial decay: 1 is linear, 2 quadratic", above=0)
+    milestones: list[float] = setting([], "epochs at which `step` multiplies the rate", minimum=0)
+    factor: float = setting(0.1, "what `step` multiplies the rate by", above=0, maximum=1)
+    warmup_epochs: float = setting(0.0, "epochs of linear warm-up", minimum=0)
+    one_step_ahead: bool = setting(
+        False, "decay from the first step on: (k + 1) / (T + 1) of the decay is over at step k of T, not k / T"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long and how."""
+
+    epochs: int = setting(20, "passes over the data", minimum=1, maximum=1_000_000)
+    batch_size: int = setting(128, "images a forward pass", minimum=2)
+    accumulation_steps: int = setting(1, "forward passes a step of the optimizer", minimum=1)
+    precision: str = setting("fp32", "number format of the backbone", choices=("fp32", "bf16", "fp16"))
+    channels_last: bool = setting(True, "channels-last memory layout: faster convolutions on most devices")
+    compile: bool = setting(False, "compile the backbone with torch.compile: slower to start, then faster")
+    choose: list[str] = setting(
+        [], "settings to choose by timing the first steps; --autotune sets it", choices=CHOOSABLE
+    )
+    clip_norm: float = setting(0.0, "clip the gradient to this norm; 0: no clipping", minimum=0)
+    clip_of: str = setting(
+        "all", "gradient that is clipped: of backbone and head by their joint norm, or of the backbone alone",
+        choices=("all", "backbone"),
+    )  # fmt: skip
+    growth_interval: int = setting(
+        2000, "fp16: steps without an overflow after which the gradient scale doubles", minimum=1
+    )
+    seed: int = setting(0, "seed of weights, order, flips and sampled centres", minimum=0)
+    checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Verification during training."""
+
+    sets: list[str] = setting([], "pair sets: names beside the training data, or paths of .bin files")
+    every: int = setting(2000, "steps between validations; the last step is always validated", minimum=1)
+    batch_size: int = setting(128, "images a forward pass", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is logged."""
+
+    every: int = setting(50, "steps between log lines", minimum=1)
+    tensorboard: bool = setting(False, "write TensorBoard files too (extra `tensorboard`)")
+
+
+SECTIONS: dict[str, type[Any]] = {
+    **{"backbone": BackboneConfig, "head": HeadConfig, "data": DataConfig, "optimizer": OptimizerConfig},
+    **{"schedule": ScheduleConfig, "training": TrainingConfig, "validation": ValidationConfig, "log": LogConfig},
+}
