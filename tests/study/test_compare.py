@@ -274,7 +274,10 @@ def detector(folder):
     graph = helper.make_graph(nodes, "detector", [value("input", TensorProto.FLOAT, ["B", 3, 112, 112])], outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     (folder / "detector.onnx").write_bytes(model.SerializeToString())
-    return ["--backbones", f"{SMALL},{folder / 'detector.onnx'}"], "detector.onnx: none of its 12 outputs is an embedding"
+    return [
+        "--backbones",
+        f"{SMALL},{folder / 'detector.onnx'}",
+    ], "detector.onnx: none of its 12 outputs is an embedding"
 
 
 def folder_without_lists(folder):

@@ -1,4 +1,4 @@
-"""State dicts of other code: the network's tensors are found by their names and shapes, whatever is wrapped around them.
+"""State dicts of other code: a network's tensors are found by their names and shapes, whatever wraps them.
 
 Trainers put the names of their wrappers before a network's (`module.`, `_orig_mod.`, `model.`, `backbone.`), or into
 the middle (activation checkpointing, compiled parts), keep the state dict somewhere in a larger dictionary, and leave a
@@ -95,7 +95,6 @@ def match_any(expected: Mapping[str, Shape], held: Mapping[str, Tensors]) -> Mat
         expected: the network's names and shapes; -1 and -2 stand for any number.
         held: what `find_state_dicts` found; at least one.
     """
-
     matches = [_match(expected, tensors, place) for place, tensors in held.items()]
     best = max(matches, key=_rank)
     if best.fits and not best.others:

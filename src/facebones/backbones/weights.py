@@ -123,13 +123,11 @@ def _choose(match: Match, path: Path) -> None:
     if match.place.rpartition(".")[2] in PREFERRED and not match.others[0].endswith("."):
         say(f"note: {path}: took {match.place}; left out {_listed(match.others)}, which fits as well")
         return
-    here, line = match.place or "the top", f"torch.load({str(path)!r})"
-    where = "".join(f"[{key!r}]" for key in match.place.split(".") if match.place)
+    here = match.place or "the top"
+    pick = f"torch.load({str(path)!r})" + "".join(f"[{key!r}]" for key in match.place.split(".") if match.place)
     if match.others[0].endswith("."):
         here = match.wrapper or here
-        pick = f"{{k.removeprefix({match.wrapper!r}): v for k, v in {line}{where}.items() if k.startswith({match.wrapper!r})}}"
-    else:
-        pick = f"{line}{where}"
+        pick = f"{{k: v for k, v in {pick}.items() if k.startswith({here!r})}}"
     raise CheckpointError(
         f"{path}: holds the network several times: {here} and {_listed(match.others)}; save the one that you mean, such"
         f" as by torch.save({pick}, 'weights.pth') in Python"
@@ -141,8 +139,8 @@ def _set_eps_of_magface(backbone: Backbone, path: Path) -> None:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.eps = MAGFACE_EPS
     say(
-        f"note: {path}: has 'features.' before the names, as MagFace's files have: batch normalisation computes with its"
-        f" eps {MAGFACE_EPS:g}; its input is BGR from 0 to 1 (--mean 0 --scale 255 --colour bgr)"
+        f"note: {path}: has 'features.' before the names, as MagFace's files have: batch normalisation computes with"
+        f" its eps {MAGFACE_EPS:g}; its input is BGR from 0 to 1 (--mean 0 --scale 255 --colour bgr)"
     )
 
 

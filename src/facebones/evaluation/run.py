@@ -97,7 +97,7 @@ def evaluate(
         progress: show the progress on stderr.
 
     Returns:
-        the metrics of one model, with values and intervals; or of several the comparison by each metric. Of several, one
+        the metrics of one model, with values and intervals; or of several the comparison by each metric. One of several
         that cannot be used is left out with a note.
 
     Raises:

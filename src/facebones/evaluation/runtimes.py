@@ -384,7 +384,8 @@ def choose(name: str, model: Model, images_BHWC: Images, batch_size: int, count:
             speed, before_it = known[runtime].images_per_second, known[plain].images_per_second
             say(
                 f"{name}: --runtime auto takes {runtime}: {speed:.0f} images/s, {plain} {before_it:.0f}"
-                f" ({speed / before_it:.1f} times); smallest cosine to {plain} on {len(images_BHWC)} images {cosine:.6f}"
+                f" ({speed / before_it:.1f} times); smallest cosine to {plain} on {len(images_BHWC)} images"
+                f" {cosine:.6f}"
             )
             return chosen
         say(
@@ -397,7 +398,10 @@ def choose(name: str, model: Model, images_BHWC: Images, batch_size: int, count:
 def _able(model: Model) -> list[str]:
     """The runtimes that may compute a model, the one that computes it now first."""
     is_file = isinstance(model.network, OnnxBackbone)
-    return [model.runtime, *(one for one in RUNTIMES if one != model.runtime and (RUNTIMES[one].takes_onnx or not is_file))]
+    return [
+        model.runtime,
+        *(one for one in RUNTIMES if one != model.runtime and (RUNTIMES[one].takes_onnx or not is_file)),
+    ]
 
 
 def _worth_trying(runtime: str, known: Mapping[str, Speed], count: int) -> bool:

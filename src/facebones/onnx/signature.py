@@ -170,7 +170,7 @@ def _output(
         raise CheckpointError(f"{path}: several outputs may be the embedding: {shown}; choose one by --output-name")
     if len(names) == 1:
         return first, None
-    return first, f"has {len(names)} outputs, {_listed(names, answers)}; the embedding is {names[first]}"
+    return first, f"has {len(names)} outputs, {_listed(names, answers)}; took {names[first]} (--output-name)"
 
 
 def _not_an_embedding(names: Sequence[str], answers: Sequence[Any], images: int, wanted: str | None) -> str:
@@ -186,11 +186,11 @@ def _images_at_a_time(trial: _Trial, index: int, single: int, declared: int | No
     if single > 1:
         return single, f"takes {single} images at a time: the last ones are padded"
     if 2 not in trial.answers:
-        return 1, None if declared == 1 else "takes one image at a time, whatever it declares: slower"
+        return 1, "takes one image at a time" + ("" if declared == 1 else ", whatever it declares")
     alone, together = _as_rows(trial.answers[1][index], 1), _as_rows(trial.answers[2][index], 2)
     assert alone is not None  # noqa: S101 (it was chosen for that)
     if together is None or together.shape[1] != alone.shape[1] or not _same(together[1], alone[0]):
-        return 1, "gives an image another embedding in a batch than alone: one image at a time, slower"
+        return 1, "gives an image another embedding in a batch than alone: one image at a time"
     return None, None
 
 

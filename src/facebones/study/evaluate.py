@@ -188,7 +188,12 @@ def _parts(plan: Plan, models: Mapping[str, Path], device: str, runtime: str | N
             file=Path("evaluation", one_set or "", group[0].file),
             decides=[*common, _inputs(group, runtime)],
             measure=partial(
-                _run_protocol, models, group, plan.output / "evaluation" / (one_set or ""), device, runtime
+                _run_protocol,
+                models,
+                group,
+                plan.output / "evaluation" / (one_set or ""),
+                device=device,
+                runtime=runtime,
             ),
         )
         for one_set, group in _together(plan.protocols)
@@ -220,9 +225,10 @@ def _run_protocol(
     models: Mapping[str, Path],
     group: Sequence[Protocol],
     output: Path,
+    left_out: dict[str, str],
+    *,
     device: str,
     runtime: str | None,
-    left_out: dict[str, str],
 ) -> None:
     fresh = [copy(protocol) for protocol in group]  # what they read is freed with them
     (result,) = run_protocols(models, fresh, output=output, device=device, runtime=runtime).values()
