@@ -25,6 +25,7 @@ COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, an
 PREFERRED = ("state_dict_backbone", "state_dict", "model_state_dict", "model")
 DEEPEST = 4  # levels of dictionaries that are searched
 MOST_SEARCHED = 8  # state dicts of one file, the largest first
+LONGEST_NAME = 16  # modules in the name of a tensor, counted from the end
 LEAST_LIKENESS = 0.2  # below it a registered network is not called close
 
 Shape = tuple[int, ...]
@@ -185,13 +186,13 @@ def _left_over(
 ) -> tuple[list[str], list[str]]:
     """Names that the network has no place for: those of its own modules, and those of others beside it."""
     inside: dict[str, list[str]] = {}
-    beside = []
+    beside: list[str] = []
     for name in rest:
         if name.startswith(wrapper):
             inside.setdefault(name.removeprefix(wrapper).partition(".")[0], []).append(name)
         else:
             beside.append(name)
-    surplus = []
+    surplus: list[str] = []
     for module, names in inside.items():
         is_head = module not in modules and _is_classifier(tensors[name] for name in names)
         (beside if is_head else surplus).extend(names)
@@ -232,13 +233,19 @@ def network_shapes(name: str) -> Mapping[str, Shape]:
 
 @lru_cache(maxsize=256)
 def _shapes_of(entry: BackboneEntry) -> Mapping[str, Shape]:
-    with torch.device("meta"):
-        first, second = (create_backbone(entry.name, size).state_dict() for size in PROBED_SIZES)
+    first, second = (_built(entry, size) for size in PROBED_SIZES)
     shapes = {}
-    for key, tensor in first.items():
-        pairs = zip(tensor.shape, second[key].shape, strict=True)
+    for key, shape in first.items():
+        pairs = zip(shape, second[key], strict=True)
         shapes[key] = tuple(a if a == b else FREE if (a, b) == PROBED_SIZES else FOLLOWS for a, b in pairs)
     return shapes
+
+
+@lru_cache(maxsize=256)
+def _built(entry: BackboneEntry, size: int) -> Mapping[str, Shape]:
+    """Names and shapes for one embedding size."""
+    with torch.device("meta"):
+        return {key: tuple(tensor.shape) for key, tensor in create_backbone(entry.name, size).state_dict().items()}
 
 
 def embedding_size_of(name: str, held: Mapping[str, Tensors]) -> int:
@@ -261,11 +268,27 @@ def fitting_networks(held: Mapping[str, Tensors]) -> tuple[list[str], list[tuple
         the names of the networks that fit; and those that come closest, the closest first, at most three.
     """
     matches = {}
-    for name in list_backbones():
-        try:
-            matches[name] = match_any(network_shapes(name), held)
-        except ConfigError:  # its extra is not installed
-            continue
+    for name in _alike(held):
+        matches[name] = match_any(network_shapes(name), held)
     fitting = [name for name, match in matches.items() if match.fits]
     close = sorted(matches, key=lambda name: -matches[name].likeness)[:3]
     return fitting, [(name, matches[name]) for name in close if matches[name].likeness >= LEAST_LIKENESS]
+
+
+def _alike(held: Mapping[str, Tensors]) -> list[str]:
+    """Registered networks that share names with a file; all of them if none does. Most need not be built twice."""
+    ends = {
+        ".".join(parts[start:])
+        for tensors in held.values()
+        for parts in (name.split(".")[-LONGEST_NAME:] for name in tensors)
+        for start in range(len(parts))
+    }
+    shared = {}
+    for name in list_backbones():
+        try:
+            names = _built(lookup_backbone(name), PROBED_SIZES[0])
+        except ConfigError:  # its extra is not installed
+            continue
+        own = _common_module(names)
+        shared[name] = sum(key in ends or key.removeprefix(own) in ends for key in names) / len(names)
+    return [name for name in shared if shared[name] >= LEAST_LIKENESS] or list(shared)

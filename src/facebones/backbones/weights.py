@@ -99,7 +99,7 @@ def _fill(backbone: Backbone, held: Mapping[str, Tensors], path: Path) -> None:
     expected = {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
     match = match_any(expected, held)
     counters = {key: value for key, value in backbone.state_dict().items() if key.endswith(COUNTER)}
-    weights = counters | match.tensors  # old files lack the counters
+    weights = {**counters, **match.tensors}  # old files lack the counters
     try:
         check_weights(backbone, weights | {key: held[match.place][key] for key in match.surplus}, str(path))
     except CheckpointError as error:

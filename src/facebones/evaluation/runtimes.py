@@ -339,10 +339,10 @@ def _all_by(
             failures[name] = error
     if not prepared:
         raise next(iter(failures.values()))
-    for name, error in failures.items():
-        say(f"note: {name} is left out: {error}")
+    for name, failure in failures.items():
+        say(f"note: {name} is left out: {failure}")
         assert left_out is not None  # noqa: S101 (else it was raised)
-        left_out[name] = str(error)
+        left_out[name] = str(failure)
     return prepared
 
 

@@ -81,8 +81,8 @@ def _scaling(graph: Any, name: str) -> tuple[npt.NDArray[np.float64], npt.NDArra
 
 def _step(node: Any, name: str, constants: Mapping[str, Any]) -> tuple[Any, Any] | None:
     """Factor and offset of an operator that scales; None for another one."""
-    others = [constants.get(source) for source in node.input if source != name]
-    if any(other is None for other in others):
+    others: list[Any] = [constants[source] for source in node.input if source != name and source in constants]
+    if len(others) + 1 != len(node.input):
         return None
     first = node.input[0] == name
     match node.op_type, others:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from facebones.backbones.base import IMAGE_SIZE
 from facebones.errors import CheckpointError
 
-TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+TYPES: dict[str, npt.DTypeLike] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 SAME = 0.02  # relative: an image's embedding alone and in a batch; kernels of 8 bits scale by the whole batch
 PARALLEL = 0.99999  # cosine of two outputs that have one direction, such as an embedding and its normalised copy
 LARGEST_BATCH = 512
@@ -144,6 +144,7 @@ def _input(path: Path, inputs: Sequence[Any]) -> tuple[str, npt.DTypeLike, list[
             f"{path}: its input is {kind} {shape}; known are float, float16 and uint8 of (B, 3, {IMAGE_SIZE},"
             f" {IMAGE_SIZE}) or (B, {IMAGE_SIZE}, {IMAGE_SIZE}, 3); export it again"
         )
+    assert dtype is not None  # noqa: S101 (else there is no layout)
     return inputs[0].name, dtype, layouts
 
 

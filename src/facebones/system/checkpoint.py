@@ -57,6 +57,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             is_archive = zipfile.is_zipfile(file)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (zipfile.BadZipFile, ValueError, struct.error) as error:
+        raise CheckpointError(f"{path}: no checkpoint, or cut short; restore it from where it came") from error
     try:
         with warnings.catch_warnings(action="ignore"):  # torch doubts odd pickles; the error says enough
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
