@@ -45,7 +45,7 @@ def find_scaling(path: Path, input_name: str) -> Scaling | None:
     """
     try:
         import onnx
-        from google.protobuf.message import DecodeError
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     except ImportError:
         return None
     try:

@@ -15,7 +15,11 @@ import numpy.typing as npt
 from facebones.backbones.base import IMAGE_SIZE
 from facebones.errors import CheckpointError
 
-TYPES: dict[str, npt.DTypeLike] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+TYPES: dict[str, npt.DTypeLike] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+}
 SAME = 0.02  # relative: an image's embedding alone and in a batch; kernels of 8 bits scale by the whole batch
 PARALLEL = 0.99999  # cosine of two outputs that have one direction, such as an embedding and its normalised copy
 LARGEST_BATCH = 512
