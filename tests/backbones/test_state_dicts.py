@@ -175,8 +175,15 @@ def test_files_of_another_kind_are_named_with_the_line_that_saves_a_state_dict(t
     assert saved_weights(str(error.value), tmp_path).keys() == Net().state_dict().keys()
 
 
-def test_the_sample_files(tmp_path):
-    """The originals' own names, under wrappers."""
+def test_an_archive_on_several_disks_is_one_line(tmp_path):
+    """Its end says so; Python's zipfile raises an error of its own kind while it looks whether this is an archive."""
+    end = b"PK\x06\x07" + (5).to_bytes(4, "little") + bytes(8) + (7).to_bytes(4, "little")
+    (tmp_path / "x.pt").write_bytes(bytes(100) + end + b"PK\x05\x06" + bytes(4) + b"\xff" * 12 + bytes(2))
+    with pytest.raises(CheckpointError, match=r"x\.pt: no checkpoint, or cut short"):
+        load_backbone(tmp_path / "x.pt", NAME)
+
+
+def test_files_under_the_originals_names_and_wrappers(tmp_path):
     golden = json.loads((Path(__file__).parents[1] / "golden" / "study_keys.json").read_text())
     for name in ("sfn1_0", "mbf"):
         if name in golden:

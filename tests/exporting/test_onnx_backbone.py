@@ -147,6 +147,13 @@ def test_files_that_are_no_network(tmp_path, content, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_metadata_that_are_no_text(tmp_path):
+    path = network(tmp_path / "x.onnx", metadata={"backbone": "letters"})
+    path.write_bytes(path.read_bytes().replace(b"letters", b"\xa3etters"))
+    with pytest.raises(CheckpointError, match=r"x\.onnx: names or metadata in it are not UTF-8"):
+        OnnxBackbone(path)
+
+
 def external(tmp_path, location):
     """A file that wants its weights from another file."""
     weights = TensorProto(name="w", data_type=FLOAT, dims=[3, 3], data_location=TensorProto.EXTERNAL)

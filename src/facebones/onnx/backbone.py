@@ -57,13 +57,16 @@ class OnnxBackbone(Backbone):
         self.path = path
         self._session = _open_session(path, device, threads or torch.get_num_threads())
         self.provider: str = self._session.get_providers()[0]
-        self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        try:
+            self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+            self.output_names = [output.name for output in outputs]
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path}: names or metadata in it are not UTF-8; export it again") from error
         # In files of other tools, "backbone" may mean anything.
         self.said_name = self.metadata.get("backbone") if "facebones_version" in self.metadata else None
         self.name = self.said_name or path.stem
         self._infer: Infer | None = None  # of another runtime
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        self.output_names = [output.name for output in outputs]
         self.signature: Signature = find_signature(path, inputs, outputs, self._run_session, output_name)
         self.batch, self.embedding_size = self.signature.batch, self.signature.embedding_size
         self.folded = self.signature.dtype == np.uint8
