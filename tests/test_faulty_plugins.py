@@ -46,7 +46,7 @@ class Negative(TrainingSet):
     def read(self, index):
         return b""
 """
-TEXT = LABELS.replace("[0, 1, -1]", "[0, 0, 1, 1]").replace('return b""', 'return "image.jpg", self.labels[index]')
+TEXT = LABELS.replace("[0, 1, -1]", "[0, 1] * 8").replace('return b""', 'return "image.jpg", self.labels[index]')
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ class RecordSet(TrainingSet):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.notes = []
+        self.notes: list[str] = []
         self.records = RecordFile(path)
         if not self._read_identities():
             self._read_all_headers()
@@ -190,7 +190,7 @@ class ImageFolder(TrainingSet):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.notes = []
+        self.notes: list[str] = []
         self.identities: list[str] = []
         # One block of bytes instead of a string per file: the workers share it, and millions of names fit in memory.
         names = bytearray()

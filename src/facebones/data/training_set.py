@@ -32,8 +32,8 @@ CONTENT_KEYS = (*LABEL_KEYS, "image_sample")
 class TrainingSet(ABC):
     """Encoded face images with a label each.
 
-    A subclass sets `path`, `labels` and `notes` in `__init__(path)`, and defines `read`. Instances are pickled on their
-    way to the data workers, so they keep no open file in their pickled state.
+    A subclass sets `path`, `labels` and perhaps `notes` in `__init__(path)`, and defines `read`. Instances are pickled
+    on their way to the data workers, so they keep no open file in their pickled state.
 
     Attributes:
         name: name of the data format, such as "recordio".
@@ -45,7 +45,7 @@ class TrainingSet(ABC):
     name: ClassVar[str] = ""
     path: Path
     labels: Integers
-    notes: list[str]
+    notes: Sequence[str] = ()
     _fingerprint: dict[str, Any] | None = None
 
     @classmethod
