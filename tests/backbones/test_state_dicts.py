@@ -1,6 +1,7 @@
 """State dicts as trainers leave them: wrappers anywhere, classifiers beside them, and files that are something else."""
 
 import argparse
+import importlib.util
 import json
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def test_wrappers_in_any_nesting_with_classifiers_beside(load, weights, wrap, ca
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "net.module."])
 def test_edgeface_keeps_its_own_prefix(load, prefix):
-    pytest.importorskip("timm")
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
     saved = create_backbone("edgeface_xs", SIZE).state_dict()
     assert all(key.startswith("model.") for key in saved)
     loaded = load(under(prefix, saved), "edgeface_xs").state_dict()
