@@ -345,7 +345,7 @@ def test_onnx_files_have_their_runtime(weights, small_data, capsys, tmp_path):
         assert (status, content["models"]["tiny"]["runtime"]) == (0, "onnxruntime")
     status, _, err = evaluate(tmp_path / "tiny.onnx", small_data / "tiny.bin", capsys, "--runtime", "compiled")
     assert status == 2
-    assert "is an ONNX file, which ONNX Runtime computes; leave out --runtime" in err
+    assert "is an ONNX file; take one of onnxruntime, openvino, openvino-bf16, or leave out --runtime" in err
     assert len(err.strip().splitlines()) == 1
 
 

@@ -111,15 +111,15 @@ PARTS = [  # one face's numbers cannot be split into five parts
     helper.make_node("Reshape", ["input", "parts"], ["x"]),
     helper.make_node("ReduceMean", ["x", "axes"], ["embedding"], keepdims=0),
 ]
-FIVE = numpy_helper.from_array(np.array([5, -1, 1, 1]), "parts")
+FIVE = numpy_helper.from_array(np.array([5, 5, -1, 1]), "parts")
 STRANGE = [helper.make_node("Strange", ["input"], ["embedding"], domain="strange")]
 UNFIT = {
     "size": ({"shape": (3, 224, 224)}, r"input is tensor\(float\) \['B', 3, 224, 224\]; known are float"),
-    "layout": ({"shape": (112, 112, 3)}, "known are float"),
+    "layout": ({"shape": (112, 3, 112)}, "known are float"),
     "rank": ({"shape": (3, 112), "nodes": FLAT}, "known are float"),
     "type": ({"kind": TensorProto.DOUBLE}, r"tensor\(double\)"),
-    "batch": ({"batch": 4}, "with a free batch or a batch of 1"),
-    "outputs": ({"nodes": TWO, "outputs": ("embedding", "second")}, "1 inputs and 2 outputs"),
+    "batch": ({"batch": 100_000}, "known are float"),
+    "outputs": ({"nodes": TWO, "outputs": ("embedding", "second")}, "none of its 2 outputs is an embedding"),
     "no embedding": ({"nodes": FLAT}, r"output is of shape \(\) for 1 images"),
     "fails in the run": (
         {"nodes": PARTS, "weights": FIVE},
@@ -145,6 +145,13 @@ def test_files_that_are_no_network(tmp_path, content, capfd):
     with pytest.raises(CheckpointError, match="no such file"):
         OnnxBackbone(tmp_path / "missing.onnx")
     assert capfd.readouterr() == ("", "")
+
+
+def test_metadata_that_are_no_text(tmp_path):
+    path = network(tmp_path / "x.onnx", metadata={"backbone": "letters"})
+    path.write_bytes(path.read_bytes().replace(b"letters", b"\xa3etters"))
+    with pytest.raises(CheckpointError, match=r"x\.onnx: names or metadata in it are not UTF-8"):
+        OnnxBackbone(path)
 
 
 def external(tmp_path, location):

@@ -267,14 +267,17 @@ def folder_that_is_no_run(folder):
 
 
 def detector(folder):
-    """An ONNX file with more outputs than one."""
+    """An ONNX file none of whose outputs is an embedding."""
     value = helper.make_tensor_value_info
     outputs = [value(f"out{number}", TensorProto.FLOAT, None) for number in range(12)]
     nodes = [helper.make_node("Identity", ["input"], [output.name]) for output in outputs]
     graph = helper.make_graph(nodes, "detector", [value("input", TensorProto.FLOAT, ["B", 3, 112, 112])], outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     (folder / "detector.onnx").write_bytes(model.SerializeToString())
-    return ["--backbones", f"{SMALL},{folder / 'detector.onnx'}"], "detector.onnx: has 1 inputs and 12 outputs"
+    return [
+        "--backbones",
+        f"{SMALL},{folder / 'detector.onnx'}",
+    ], "detector.onnx: none of its 12 outputs is an embedding"
 
 
 def folder_without_lists(folder):

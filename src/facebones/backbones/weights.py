@@ -4,7 +4,7 @@ No pickled code runs: `.pt` and `.pth` files are read by torch's weights-only lo
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +12,29 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from facebones.backbones.base import LARGEST_EMBEDDING, Backbone
-from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
+from facebones.backbones.registry import create_backbone, lookup_backbone
+from facebones.backbones.state_dicts import (
+    COUNTER,
+    PREFERRED,
+    Match,
+    Tensors,
+    embedding_size_of,
+    find_state_dicts,
+    fitting_networks,
+    match_any,
+)
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError
+from facebones.system.progress import say
 
 if TYPE_CHECKING:
     from facebones.run_folder import RunFolder
 
 KEYS_SHOWN = 3
-PROBED_SIZES = (7, 11)  # a dimension that is 7 and then 11 follows the embedding size
-# Keys under which other code keeps the network's state dict in a larger dictionary; the first is arcface_torch's.
-WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "model")
 METADATA_KEY = "facebones"  # in a safetensors file: the model card as JSON
+MAGFACE_EPS = 2e-5  # of all batch normalisation in MagFace's iResNets, whose files have "features." before the names
 
 
 def save_weights(folder: "RunFolder", backbone: Backbone, card: Mapping[str, Any]) -> None:
@@ -65,22 +74,74 @@ def load_backbone(model: Path, name: str | None = None, embedding_size: int | No
     path = _file_of(model)
     if path.suffix == ".onnx":
         raise CheckpointError(f"{path}: is an ONNX file, which only evaluate and profile take; give a run or weights")
-    weights, stated_name, stated_size = _read_weights(path)
+    held, stated_name, stated_size = _read_weights(path)
     name = _agreed_name(path, name, stated_name)
     if name is None:
-        raise CheckpointError(f"{path}: does not say which backbone it is; {_advice(weights)}")
+        raise CheckpointError(f"{path}: does not say which backbone it is; {_advice(held)}")
     try:
-        found_size = stated_size or _embedding_size(name, weights)
+        found_size = stated_size or embedding_size_of(name, held)
         if embedding_size is not None and embedding_size != found_size:
             raise CheckpointError(f"{path}: its embeddings have {found_size} elements, not {embedding_size}")
         with torch.random.fork_rng(devices=[]):  # loading leaves the caller's random state as it was
             backbone = create_backbone(name, found_size)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    weights = _with_counters(weights, backbone)
-    check_weights(backbone, weights, str(path))
-    backbone.load_state_dict(weights)
+    _fill(backbone, held, path)
     return backbone.eval(), path
+
+
+def _fill(backbone: Backbone, held: Mapping[str, Tensors], path: Path) -> None:
+    """Load the state dict of a file that fits a network; notes say what was left out.
+
+    Raises:
+        CheckpointError: none fits, or several do.
+    """
+    expected = {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
+    match = match_any(expected, held)
+    counters = {key: value for key, value in backbone.state_dict().items() if key.endswith(COUNTER)}
+    weights = {**counters, **match.tensors}  # old files lack the counters
+    try:
+        check_weights(backbone, weights | {key: held[match.place][key] for key in match.surplus}, str(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_instead(backbone.name, match, held)}") from error
+    if match.others:
+        _choose(match, path)
+    if match.beside:
+        shown = _listed(match.beside)
+        say(f"note: {path}: left out what {backbone.name} has no place for beside the network: {shown}")
+    backbone.load_state_dict(weights)
+    if "features." in match.wrapper and lookup_backbone(backbone.name).family == "iresnet":
+        _set_eps_of_magface(backbone, path)
+
+
+def _choose(match: Match, path: Path) -> None:
+    """Say which of several networks in a file is taken.
+
+    Raises:
+        CheckpointError: nothing says which one is meant.
+    """
+    if match.place.rpartition(".")[2] in PREFERRED and not match.others[0].endswith("."):
+        say(f"note: {path}: took {match.place}; left out {_listed(match.others)}, which fits as well")
+        return
+    here = match.place or "the top"
+    pick = f"torch.load({str(path)!r})" + "".join(f"[{key!r}]" for key in match.place.split(".") if match.place)
+    if match.others[0].endswith("."):
+        here = match.wrapper or here
+        pick = f"{{k: v for k, v in {pick}.items() if k.startswith({here!r})}}"
+    raise CheckpointError(
+        f"{path}: holds the network several times: {here} and {_listed(match.others)}; save the one that you mean, such"
+        f" as by torch.save({pick}, 'weights.pth') in Python"
+    )
+
+
+def _set_eps_of_magface(backbone: Backbone, path: Path) -> None:
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.eps = MAGFACE_EPS
+    say(
+        f"note: {path}: has 'features.' before the names, as MagFace's files have: batch normalisation computes with"
+        f" its eps {MAGFACE_EPS:g}; its input is BGR from 0 to 1 (--mean 0 --scale 255 --colour bgr)"
+    )
 
 
 def _agreed_name(path: Path, given: str | None, stated: str | None) -> str | None:
@@ -130,11 +191,14 @@ def check_weights(backbone: Backbone, weights: Mapping[str, Tensor], where: str)
     )
     for problem, keys in problems:
         if keys:
-            shown = ", ".join(str(key) for key in keys[:KEYS_SHOWN])
-            more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
             subject = f"it {problem}" if problem != "has no place for" else f"{backbone.name} {problem}"
             instead = f"; it holds {unexpected[0]!s:.60} and the like" if keys is missing and unexpected else ""
-            raise CheckpointError(f"{where}: not the weights of {backbone.name}: {subject} {shown}{more}{instead}")
+            raise CheckpointError(f"{where}: not the weights of {backbone.name}: {subject} {_listed(keys)}{instead}")
+
+
+def _listed(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
+    return ", ".join(f"{key!s:.80}" for key in keys[:KEYS_SHOWN]) + more
 
 
 def _is_odd(tensor: Tensor) -> bool:
@@ -155,14 +219,15 @@ def _file_of(model: Path) -> Path:
     raise CheckpointError(f"{model}: neither model.safetensors nor checkpoints/last.pt is here; has the run begun?")
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None, int | None]:
-    """The weights in a file, and the backbone's name and embedding size if it states them."""
+def _read_weights(path: Path) -> tuple[dict[str, Tensors], str | None, int | None]:
+    """The state dicts in a file by their place, and the backbone's name and embedding size if it states them."""
     content, card = _read_file(path)
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        keys = ", ".join(f"{key!s:.40}" for key in list(content)[:KEYS_SHOWN]) or "nothing"
+    held = find_state_dicts(content)
+    if not held:
+        keys = _listed(list(content)) or "nothing"
         raise CheckpointError(
-            f"{path}: holds no state dict (names to tensors) of a backbone but {keys}; put the state dict at the top or"
-            f" under one of {', '.join(WRAPPERS)}"
+            f"{path}: holds no state dict (names to tensors) of a backbone but {keys}; save one by"
+            " torch.save(network.state_dict(), 'weights.pth')"
         )
     name, size = card.get("backbone"), card.get("embedding_size")
     sound = size is None or (isinstance(size, int) and 1 <= size <= LARGEST_EMBEDDING)
@@ -171,16 +236,16 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None, int | None
             f"{path}: its model card says backbone {name!r:.40} of embedding size {size!r:.40}, which cannot be;"
             " restore the file from its source"
         )
-    return content, name, size
+    return held, name, size
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors of a file by name, and its model card."""
+    """The content of a file, somewhere in which are tensors by name, and its model card."""
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A state dict, bare or within a checkpoint; only our own checkpoints have a card."""
+    """The content of a checkpoint; only our own ones have a card, and of these the network's part is taken."""
     from facebones.system.checkpoint import load_checkpoint
 
     content = load_checkpoint(path)
@@ -190,11 +255,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "recipe": {"backbone": {"name": name, "embedding_size": size}, "data": {"path": str(data)}},
         }:
             return weights, {"backbone": name, "embedding_size": size, "training_data": Path(data).name}
-    for key in WRAPPERS:
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    return _without_prefix(content), {}
+    return content, {}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -208,55 +269,39 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:  # KeyError: a type unknown to torch
         raise CheckpointError(f"{path}: no safetensors file, or cut short; restore it from its source") from error
-    return _without_prefix(weights), card if isinstance(card, dict) else {}
+    return weights, card if isinstance(card, dict) else {}
 
 
-def _without_prefix(weights: dict[str, Any]) -> dict[str, Any]:
-    """Drop the prefix that DistributedDataParallel or torch.compile put before every name."""
-    for prefix in ("module.", "_orig_mod."):
-        if weights and all(str(key).startswith(prefix) for key in weights):
-            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    return weights
-
-
-def _with_counters(weights: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """Add the batch counters of normalisation if they are missing: old files lack them, and inference ignores them."""
-    counters = {key: value for key, value in backbone.state_dict().items() if key.endswith("num_batches_tracked")}
-    return counters | weights
-
-
-def _advice(weights: Mapping[str, Tensor]) -> str:
-    """Name the registered backbones whose weights have exactly these names and shapes."""
-    fitting = [name for name in list_backbones() if _fits(name, weights)]
+def _advice(held: Mapping[str, Tensors]) -> str:
+    """Name the registered backbones whose weights are in a file, or those that come closest."""
+    fitting, close = fitting_networks(held)
     if not fitting:
-        return "give --backbone NAME (no registered one fits its names and shapes)"
+        return f"no registered backbone fits its names and shapes{_closest(close)}"
     if len(fitting) > 1:  # with and without shuffle: the wrong one would run and give nonsense
         return f"its names and shapes fit {' and '.join(fitting)}, which compute different things; give the right one"
     return f"its names and shapes are those of {fitting[0]}; give --backbone {fitting[0]}"
 
 
-def _fits(name: str, weights: Mapping[str, Tensor]) -> bool:
-    try:
-        with torch.device("meta"):
-            names = create_backbone(name).state_dict().keys()
-            if any(key not in names for key in weights):  # true of most
-                return False
-            backbone = create_backbone(name, _embedding_size(name, weights))
-        check_weights(backbone, _with_counters(dict(weights), backbone), "")
-    except (CheckpointError, ConfigError):
-        return False
-    return True
+def _instead(name: str, match: Match, held: Mapping[str, Tensors]) -> str:
+    """For weights that do not fit a backbone: the registered ones that they fit, or those that come closest."""
+    if match.fits:  # numbers of an odd type
+        return ""
+    fitting, close = fitting_networks(held)
+    if fitting:
+        return f"; its names and shapes are those of {' and '.join(fitting)}"
+    return _closest([(other, found) for other, found in close if other != name]) if close else ""
 
 
-def _embedding_size(name: str, weights: Mapping[str, Tensor]) -> int:
-    """The embedding size of a backbone's weights, read from a dimension that follows it.
+def _closest(close: Sequence[tuple[str, Match]]) -> str:
+    """The registered backbones that come closest, with what is missing."""
+    return "; the closest: " + "; ".join(f"{name} ({_lack(match)})" for name, match in close) if close else ""
 
-    The order in the file gives no hint: safetensors sorts by name.
-    """
-    with torch.device("meta"):
-        first, second = (create_backbone(name, size).state_dict() for size in PROBED_SIZES)
-    for key, tensor in first.items():
-        for dimension, sizes in enumerate(zip(tensor.shape, second[key].shape, strict=True)):
-            if sizes == PROBED_SIZES and key in weights and weights[key].ndim == tensor.ndim:
-                return weights[key].shape[dimension]
-    return 512  # no tensor fits: the comparison of names and shapes reports what is wrong
+
+def _lack(match: Match) -> str:
+    total = len(match.missing) + sum(not key.endswith(COUNTER) for key in match.tensors)
+    parts = (
+        (f"lacks {len(match.missing)} of {total} tensors", match.missing),
+        (f"{len(match.misshapen)} of another shape", match.misshapen),
+        (f"{len(match.surplus)} too many", match.surplus),
+    )
+    return ", ".join(f"{what}, such as {keys[0]!s:.80}" for what, keys in parts if keys)

@@ -37,6 +37,9 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scale", type=_finite, metavar="X", help="likewise [127.5]")
     parser.add_argument("--colour", choices=("rgb", "bgr"), help="order of a foreign model's input channels [rgb]")
+    parser.add_argument(
+        "--output-name", metavar="NAME", help="the output of an ONNX file that is the embedding, if several may be"
+    )
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per forward pass [128]")
     parser.add_argument("--workers", type=positive, metavar="N", help="threads that read images [one per core]")
     device_option(parser)
@@ -145,11 +148,12 @@ def _evaluate_identification(arguments: Arguments) -> None:
 
 
 def _run(arguments: Arguments, protocols: Any, **options: Any) -> None:
-    """Evaluate sets, and draw and print the results."""
+    """Evaluate sets, and draw and print the results; raises RunError if a model was left out."""
+    from facebones.errors import RunError
     from facebones.evaluation.models import named_files
     from facebones.evaluation.run import run_protocols
 
-    taken = ("output", "backbone", "batch_size", "workers", "device", "runtime", "seed")
+    taken = ("output", "backbone", "output_name", "batch_size", "workers", "device", "runtime", "seed")
     contents = run_protocols(
         {label: str(path) for label, path in named_files(arguments.model, "--model").items()},  # or a backbone's name
         protocols,
@@ -159,6 +163,8 @@ def _run(arguments: Arguments, protocols: Any, **options: Any) -> None:
         **options,
     )
     _show(arguments, list(contents.values()))
+    if left_out := next(iter(contents.values())).get("left_out"):
+        raise RunError("; ".join(f"{name} was left out: {error}" for name, error in left_out.items()))
 
 
 def _scores_options(parser: argparse.ArgumentParser) -> None:

@@ -162,6 +162,7 @@ def load_model(
     device: str = "auto",
     preprocessing: Preprocessing | None = None,
     runtime: str | None = None,
+    output_name: str | None = None,
 ) -> Model:
     """Open a model for embedding and evaluation.
 
@@ -173,6 +174,7 @@ def load_model(
         preprocessing: input that a file from elsewhere expects; ours is RGB, (x - 127.5) / 127.5.
         runtime: name of `evaluation.runtimes`, such as "onnxruntime"; None runs PyTorch, and ONNX files by ONNX
             Runtime.
+        output_name: the output of an ONNX file that is the embedding, if several may be.
 
     Raises:
         CheckpointError: missing, broken, or of another backbone; or neither a file nor a registered backbone.
@@ -183,7 +185,11 @@ def load_model(
     512
     """
     (model,) = open_models(
-        {str(path_or_name): path_or_name}, backbone=backbone, device=device, preprocessing=preprocessing
+        {str(path_or_name): path_or_name},
+        backbone=backbone,
+        device=device,
+        preprocessing=preprocessing,
+        output_name=output_name,
     ).values()
     if runtime is None:
         return model
@@ -192,13 +198,16 @@ def load_model(
     return run_by(model, runtime, BATCH_SIZE)
 
 
-def open_backbone(checkpoint: Path, name: str | None, device: str) -> tuple[Backbone, Path, torch.device]:
+def open_backbone(
+    checkpoint: Path, name: str | None, device: str, output_name: str | None = None
+) -> tuple[Backbone, Path, torch.device]:
     """Build the network of a run, a file of weights or an ONNX file, ready to embed.
 
     Args:
         checkpoint: as for `load_backbone`, or a `.onnx` file.
         name: the backbone; needed where the file does not state it, checked where it does.
         device: "auto", "cpu", "cuda", ...; where the network computes.
+        output_name: the output of an ONNX file that is the embedding, if several may be.
 
     torch's random state is left as it was.
 
@@ -212,7 +221,7 @@ def open_backbone(checkpoint: Path, name: str | None, device: str) -> tuple[Back
     if checkpoint.suffix == ".onnx":
         from facebones.onnx.backbone import OnnxBackbone
 
-        network = OnnxBackbone(checkpoint, device)
+        network = OnnxBackbone(checkpoint, device, output_name=output_name)
         if name and (network.said_name is None or lookup_backbone(name).name != network.said_name):
             held = network.said_name or "a network of its own"
             raise CheckpointError(f"{checkpoint}: holds {held}, not {name}; leave --backbone out")
@@ -229,6 +238,8 @@ def open_models(
     backbone: str | None = None,
     device: str = "auto",
     preprocessing: Preprocessing | None = None,
+    output_name: str | None = None,
+    left_out: dict[str, str] | None = None,
 ) -> dict[str, Model]:
     """Open several models by name; those that are open already stay as they are.
 
@@ -237,30 +248,70 @@ def open_models(
         backbone: backbone of a file that does not state it; with one model only.
         device: "auto", "cpu", "cuda", ...
         preprocessing: of files that do not state it. None takes ours, with a note.
+        output_name: the output of ONNX files that is the embedding, where several may be.
+        left_out: if given, a file that cannot be used is left out, and the reason is put here under its name; unless
+            it is the only one, or all of them cannot be used.
 
     Raises:
         CheckpointError: missing, broken, or of another backbone.
-        ConfigError: no such device, a backbone for several files, or preprocessing where every file states its own.
+        ConfigError: no such device, a backbone for several files, preprocessing where every file states its own, or an
+            output name that no file has.
     """
     if backbone and len(models) > 1:
         raise ConfigError(f"--backbone {backbone}: goes with one --model; evaluate that file by itself")
-    opened = {
-        name: model if isinstance(model, Model) else _open(model, backbone, device) for name, model in models.items()
-    }
-    silent = [
-        name for name, model in models.items() if not isinstance(model, Model) and not _states_input(opened[name])
-    ]
+    opened: dict[str, Model] = {}
+    failure: CheckpointError | None = None
+    for name, model in models.items():
+        try:
+            opened[name] = model if isinstance(model, Model) else _open(model, backbone, device, output_name)
+        except CheckpointError as error:
+            if left_out is None or len(models) == 1 or not Path(str(model)).exists():
+                raise
+            failure = failure or error
+            left_out[name] = str(error)
+            _note(f"{name} is left out: {error}")
+    if failure is not None and not opened:
+        raise failure
+    _check_output_name(output_name, opened)
+    fresh = [name for name in opened if not isinstance(models[name], Model)]
+    for name in fresh:
+        _note_form(name, opened[name])
+    silent = [name for name in fresh if not _states_input(opened[name])]
     if preprocessing is not None and not silent:
         raise ConfigError(
             f"preprocessing (--mean, --scale, --colour): {', '.join(opened)} states its own; leave it out"
         )
     for name in silent:
-        opened[name] = replace(opened[name], preprocessing=preprocessing or OURS)
-        if preprocessing is None:
-            _note(
-                f"{name} does not state its preprocessing; using RGB, (x - 127.5) / 127.5 (--mean, --scale, --colour)"
-            )
+        opened[name] = replace(opened[name], preprocessing=preprocessing or _likely_preprocessing(name, opened[name]))
     return opened
+
+
+def _check_output_name(output_name: str | None, opened: Mapping[str, Model]) -> None:
+    files = [onnx for model in opened.values() if (onnx := model.as_onnx) is not None]
+    if output_name is not None and not any(output_name in onnx.output_names for onnx in files):
+        raise ConfigError(f"--output-name {output_name}: no ONNX file among {', '.join(opened)} has such an output")
+
+
+def _note_form(name: str, model: Model) -> None:
+    """Say how an ONNX file is used, where that is not plain from the file."""
+    onnx = model.as_onnx
+    for note in onnx.signature.notes if onnx is not None else ():
+        _note(f"{name} {note}")
+    if onnx is not None and onnx.folded and onnx.said_name is None:
+        _note(f"{name} takes 8-bit pixels: its preprocessing is inside the graph")
+
+
+def _likely_preprocessing(name: str, model: Model) -> Preprocessing:
+    """The preprocessing of a file that does not state it: what its graph begins with, or else ours; with a note."""
+    scaling = model.as_onnx.scaling if model.as_onnx is not None else None
+    if scaling is not None and scaling.takes_pixels:
+        _note(
+            f"{name} has preprocessing inside the graph ({scaling}): it gets pixels from 0 to 255, RGB"
+            " (--mean, --scale, --colour)"
+        )
+        return Preprocessing(mean=0, scale=1)
+    _note(f"{name} does not state its preprocessing; using RGB, (x - 127.5) / 127.5 (--mean, --scale, --colour)")
+    return OURS
 
 
 def named_files(texts: Iterable[str], option: str) -> dict[str, Path]:
@@ -293,12 +344,12 @@ def is_onnx(network: nn.Module) -> bool:
     return type(network).__module__ == "facebones.onnx.backbone"
 
 
-def _open(path_or_name: Path | str, backbone: str | None, device: str) -> Model:
+def _open(path_or_name: Path | str, backbone: str | None, device: str, output_name: str | None) -> Model:
     path = Path(path_or_name)
     # A path wins over a name: a run called "mobilefacenet" must not become a network with random weights.
     if isinstance(path_or_name, str) and "/" not in path_or_name and not path.suffix and not path.exists():
         return _fresh(path_or_name, device)
-    network, file, computing = open_backbone(path, backbone, device)
+    network, file, computing = open_backbone(path, backbone, device, output_name)
     channels_last = not is_onnx(network)
     if channels_last:  # up to 1.8 times the speed of torch's convolutions
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -10,11 +10,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
+import numpy as np
+
 import facebones
 from facebones.backbones.base import IMAGE_SIZE
-from facebones.data.image_sources import distinct
+from facebones.data.image_sources import ImageSource, distinct
 from facebones.data.preprocessing import Preprocessing
-from facebones.errors import ConfigError, DataError
+from facebones.errors import CheckpointError, ConfigError, DataError, first_line
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import BATCH_SIZE, Model, open_models
 from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, find_protocols
@@ -95,7 +97,8 @@ def evaluate(
         progress: show the progress on stderr.
 
     Returns:
-        the metrics of one model, with values and intervals; or of several the comparison by each metric.
+        the metrics of one model, with values and intervals; or of several the comparison by each metric. One of several
+        that cannot be used is left out with a note.
 
     Raises:
         FaceBonesError: a model or a set cannot be used; in one line.
@@ -104,6 +107,7 @@ def evaluate(
     results = _measure(
         models,
         _protocols(protocol),
+        {},
         device=device,
         preprocessing=preprocessing,
         batch_size=batch_size,
@@ -125,6 +129,7 @@ def run_protocols(
     *,
     output: Path | None = None,
     backbone: str | None = None,
+    output_name: str | None = None,
     **options: Unpack[Options],
 ) -> dict[str, Any]:
     """Measure models by protocols, test their differences, and write one result file for each protocol.
@@ -135,10 +140,12 @@ def run_protocols(
         output: folder for the result files and the scores; protocols that keep features write them into `features`,
             where a stopped pass resumes and a later evaluation of the same models finds them. None writes nothing.
         backbone: backbone of a file that does not state it; with one model only.
+        output_name: the output of ONNX files that is the embedding, where several may be.
         options: as for `evaluate`; the progress is shown unless `progress` is False.
 
     Returns:
-        for each protocol, by name, what its result file holds.
+        for each protocol, by name, what its result file holds; "left_out" in it says why models were left out, because
+        their file cannot be used or they failed while others did not.
 
     Raises:
         FaceBonesError: a model or a set cannot be used, or the output cannot be written.
@@ -147,9 +154,14 @@ def run_protocols(
     if output is not None:
         _check_files(output, protocols, list(models))
     given: dict[str, Any] = {**DEFAULTS, **options}
-    opened, results = _measure(models, protocols, output=output, backbone=backbone, **given)
+    left_out: dict[str, str] = {}
+    opened, results = _measure(
+        models, protocols, left_out, output=output, backbone=backbone, output_name=output_name, **given
+    )
     recorded = {name: given[name] for name in ("flip", "bootstrap", "seed")}
     contents = _contents([protocol.name for protocol in protocols], opened, results, recorded)
+    if left_out:
+        contents = {name: content | {"left_out": left_out} for name, content in contents.items()}
     if output is not None:
         _write(output, {protocol.file: contents[protocol.name] for protocol in protocols})
     return contents
@@ -197,6 +209,7 @@ def _protocols(given: AnyProtocol | Sequence[AnyProtocol]) -> list[Protocol]:
 def _measure(
     models: Mapping[str, AnyModel],
     protocols: Sequence[Protocol],
+    left_out: dict[str, str],
     *,
     batch_size: int,
     workers: int | None,
@@ -208,22 +221,26 @@ def _measure(
     output: Path | None = None,
     **opening: Any,
 ) -> tuple[dict[str, Model], list[ProtocolResult]]:
-    """Open the models, embed each image set once, and give its features to the protocols that measure it."""
+    """Open the models, embed each image set once, and give its features to the protocols that measure it.
+
+    A model that cannot be used, while others can, is named in `left_out` with the reason.
+    """
     if not models or not protocols:
         raise ConfigError(f"{len(models)} models and {len(protocols)} evaluation sets; give at least one of both")
     groups = _by_images(protocols)
     sources = [group[0].images() for group in groups]
-    opened = open_models(models, **opening)
+    opened = open_models(models, left_out=left_out, **opening)
     if runtime is not None:
         from facebones.evaluation.runtimes import with_runtime
 
         embedded = [distinct(source, batch_size) for source in sources]
-        opened = with_runtime(opened, runtime, embedded, batch_size=batch_size, flip=flip)
+        opened = with_runtime(opened, runtime, embedded, batch_size=batch_size, flip=flip, left_out=left_out)
     results = []
     for group, source in zip(groups, sources, strict=True):
-        features: dict[str, Features] = embed(
+        features = _embed(
             opened,
             source,
+            left_out,
             batch_size=batch_size,
             workers=workers,
             image_size=IMAGE_SIZE,
@@ -232,8 +249,56 @@ def _measure(
             progress=progress,
         )
         for protocol in group:
-            results += protocol.compare(features, bootstrap=bootstrap, seed=seed, output=output)
+            try:
+                results += protocol.compare(features, bootstrap=bootstrap, seed=seed, output=output)
+            except DataError:
+                sound = _with_direction(features)
+                if not 0 < len(sound) < len(features):
+                    raise
+                for name in features.keys() - sound:
+                    _leave_out(name, f"{source.name}: its embedding of an image is zero or not finite", left_out)
+                features = {name: features[name] for name in features if name in sound}
+                results += protocol.compare(features, bootstrap=bootstrap, seed=seed, output=output)
     return opened, results
+
+
+def _embed(
+    models: Mapping[str, Model], source: ImageSource, left_out: dict[str, str], **options: Any
+) -> dict[str, Features]:
+    """Features by all models; if one of several fails, each is tried alone, and those that fail are left out."""
+    sound = {name: model for name, model in models.items() if name not in left_out}
+    try:
+        return embed(sound, source, **options)
+    except (CheckpointError, RuntimeError) as error:  # torch raises RuntimeError
+        if len(sound) == 1:
+            raise
+        failure = error
+    features: dict[str, Features] = {}
+    for name, model in sound.items():
+        try:
+            features |= embed({name: model}, source, **options)
+        except (CheckpointError, RuntimeError) as error:
+            _leave_out(name, first_line(error), left_out)
+    if not features:
+        raise failure
+    return features
+
+
+def _with_direction(features: Mapping[str, Features]) -> set[str]:
+    """The models whose embeddings of all images are finite and not zero."""
+    sound = set()
+    for model, rows_NxVxD in features.items():
+        norms = np.linalg.norm(rows_NxVxD.sum(axis=1), axis=1)
+        if np.all(np.isfinite(norms) & (norms > 0)):
+            sound.add(model)
+    return sound
+
+
+def _leave_out(name: str, reason: str, left_out: dict[str, str]) -> None:
+    from facebones.system.progress import say
+
+    left_out[name] = reason
+    say(f"note: {name} is left out: {reason}")
 
 
 def _by_images(protocols: Sequence[Protocol]) -> list[list[Protocol]]:

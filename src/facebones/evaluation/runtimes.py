@@ -55,7 +55,8 @@ class Runtime:
         prepare: builds the network that is called instead; None calls the network itself.
         setup_seconds: about the longest time to prepare a compact network on two cores.
         torch: whether PyTorch computes, on any device and channels-last; the others compute on the CPU.
-        packages: packages that must be installed.
+        takes_onnx: whether it also computes ONNX files.
+        packages: packages that must be installed; `_ONNX` is for torch networks only, which are exported first.
         extra: the extra that installs them.
     """
 
@@ -63,6 +64,7 @@ class Runtime:
     prepare: Prepare | None = None
     setup_seconds: float = 0.0
     torch: bool = True
+    takes_onnx: bool = False
     packages: tuple[str, ...] = ()
     extra: str = ""
 
@@ -87,9 +89,8 @@ def check_runtime(name: str, model: Model) -> None:
     """Refuse a runtime that cannot compute a model here.
 
     Raises:
-        ConfigError: the model is an ONNX file, or the runtime does not compute on the device or is not installed.
+        ConfigError: the runtime takes no ONNX files, does not compute on the device, or is not installed.
     """
-    lookup_runtime(name)
     if isinstance(model.network, OnnxBackbone):
         check_takes_onnx(name, model.path)
     else:
@@ -106,8 +107,12 @@ def check_available(name: str, device: torch.device) -> None:
 
 def check_takes_onnx(name: str, path: Path | None) -> None:
     """Refuse a runtime that cannot compute an ONNX file; ConfigError as in `check_runtime`."""
-    if name != ONNX_RUNTIME:
-        raise ConfigError(f"--runtime {name}: {path} is an ONNX file, which ONNX Runtime computes; leave out --runtime")
+    runtime = lookup_runtime(name)
+    if not runtime.takes_onnx:
+        able = ", ".join(one for one in RUNTIMES if RUNTIMES[one].takes_onnx)
+        raise ConfigError(f"--runtime {name}: {path} is an ONNX file; take one of {able}, or leave out --runtime")
+    packages = [package for package in runtime.packages if package not in _ONNX]
+    check_packages(f"--runtime {name}", packages, runtime.extra)
 
 
 def run_by(model: Model, name: str, batch_size: int) -> Model:
@@ -124,7 +129,7 @@ def run_by(model: Model, name: str, batch_size: int) -> Model:
     """
     check_runtime(name, model)
     runtime, network = RUNTIMES[name], model.network
-    if name == model.runtime or isinstance(network, OnnxBackbone):
+    if name == model.runtime:
         return model
     try:
         if runtime.prepare is not None:
@@ -194,21 +199,16 @@ def _onnx_runtime(network: Backbone, batch_size: int) -> Backbone:
 
 def _openvino(precision: str) -> Prepare:
     def prepare(network: Backbone, batch_size: int) -> Backbone:
-        import openvino
+        from facebones.onnx.openvino import compile_openvino, onnx_in_openvino
 
+        if isinstance(network, OnnxBackbone):
+            return onnx_in_openvino(network, batch_size, precision)
         with tempfile.TemporaryDirectory() as folder:
-            model = openvino.Core().read_model(str(_onnx_file(network, Path(folder))))
-            model.reshape([batch_size, 3, IMAGE_SIZE, IMAGE_SIZE])
-            options: dict[str, Any] = {
-                "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
-                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "INFERENCE_PRECISION_HINT": precision,
-            }
-            request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+            shape = (batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
+            infer = compile_openvino(_onnx_file(network, Path(folder)), shape, precision)
 
         def compute(x_B3HW: Tensor) -> Tensor:
-            answer = request.infer([np.ascontiguousarray(x_B3HW.numpy())], share_inputs=True)[0]
-            return torch.from_numpy(np.array(answer, dtype=np.float32))  # a copy: the next batch overwrites this memory
+            return torch.from_numpy(infer(x_B3HW.numpy())[0].astype(np.float32, copy=False))
 
         return FixedBatch(network, compute, batch_size)
 
@@ -226,16 +226,27 @@ RUNTIMES = {
     EAGER: Runtime(),
     "bf16": Runtime(precision="bf16", setup_seconds=1),
     ONNX_RUNTIME: Runtime(
-        prepare=_onnx_runtime, setup_seconds=15, torch=False, packages=(*_ONNX, "onnxruntime"), extra="export"
+        prepare=_onnx_runtime,
+        setup_seconds=15,
+        torch=False,
+        takes_onnx=True,
+        packages=(*_ONNX, "onnxruntime"),
+        extra="export",
     ),
     "openvino": Runtime(
-        prepare=_openvino("f32"), setup_seconds=15, torch=False, packages=(*_ONNX, "openvino"), extra="openvino"
+        prepare=_openvino("f32"),
+        setup_seconds=15,
+        torch=False,
+        takes_onnx=True,
+        packages=(*_ONNX, "openvino"),
+        extra="openvino",
     ),
     "openvino-bf16": Runtime(
         precision="bf16",
         prepare=_openvino("bf16"),
         setup_seconds=15,
         torch=False,
+        takes_onnx=True,
         packages=(*_ONNX, "openvino"),
         extra="openvino",
     ),
@@ -280,6 +291,7 @@ def with_runtime(
     *,
     batch_size: int,
     flip: bool = True,
+    left_out: dict[str, str] | None = None,
 ) -> dict[str, Model]:
     """Models computed by a runtime.
 
@@ -289,6 +301,8 @@ def with_runtime(
         sources: the images that will be embedded.
         batch_size: images per forward pass.
         flip: whether mirror images will be embedded too.
+        left_out: if given, a model that the runtime fails to compute, while others work, is left out, and the reason
+            is put here.
 
     Raises:
         UnknownNameError, ConfigError: no such runtime, or it cannot compute one of the models.
@@ -303,16 +317,33 @@ def with_runtime(
             check_runtime(runtime, model)
     batch_size = min(batch_size, max(len(source) for source in sources))
     if runtime != AUTO:
-        return {name: _run_by(name, model, runtime, batch_size) for name, model in models.items()}
+        return _all_by(models, runtime, batch_size, left_out)
     count = sum(len(source) for source in sources) * (2 if flip else 1)
     images = np.stack([sources[0].read(index, IMAGE_SIZE) for index in range(min(batch_size, len(sources[0])))])
     return {name: choose(name, model, images, batch_size, count) for name, model in models.items()}
 
 
-def _run_by(name: str, model: Model, runtime: str, batch_size: int) -> Model:
-    if model.runtime != runtime:
-        say(f"{name}: preparing --runtime {runtime}")
-    return run_by(model, runtime, batch_size)
+def _all_by(
+    models: Mapping[str, Model], runtime: str, batch_size: int, left_out: dict[str, str] | None
+) -> dict[str, Model]:
+    prepared: dict[str, Model] = {}
+    failures: dict[str, FaceBonesError] = {}
+    for name, model in models.items():
+        if model.runtime != runtime:
+            say(f"{name}: preparing --runtime {runtime}")
+        try:
+            prepared[name] = run_by(model, runtime, batch_size)
+        except FaceBonesError as error:
+            if left_out is None or len(models) == 1:
+                raise
+            failures[name] = error
+    if not prepared:
+        raise next(iter(failures.values()))
+    for name, failure in failures.items():
+        say(f"note: {name} is left out: {failure}")
+        assert left_out is not None  # noqa: S101 (else it was raised)
+        left_out[name] = str(failure)
+    return prepared
 
 
 def choose(name: str, model: Model, images_BHWC: Images, batch_size: int, count: int) -> Model:
@@ -325,17 +356,15 @@ def choose(name: str, model: Model, images_BHWC: Images, batch_size: int, count:
         batch_size: the largest batch.
         count: images and mirror images that will be embedded.
     """
-    if isinstance(model.network, OnnxBackbone):
-        say(f"{name}: --runtime auto: an ONNX file, computed by ONNX Runtime")
-        return model
+    plain = model.runtime  # eager, or ONNX Runtime for an ONNX file
     if count < FEWEST_BATCHES * batch_size:
-        say(f"{name}: --runtime auto takes eager: {count} images are too few to try others")
+        say(f"{name}: --runtime auto takes {plain}: {count} images are too few to try others")
         return model
     key = _conditions(model, batch_size)
-    known = _read(key)
+    known = _read(key, plain)
     before = dict(known)
     trial = _Trial(model, images_BHWC, batch_size)
-    for runtime in RUNTIMES:
+    for runtime in _able(model):
         if runtime not in known and _worth_trying(runtime, known, count):
             say(f"{name}: --runtime auto tries {runtime}")
             try:
@@ -351,18 +380,28 @@ def choose(name: str, model: Model, images_BHWC: Images, batch_size: int, count:
         except FaceBonesError as error:
             say(f"{name}: --runtime auto leaves out {runtime}: {error}")
             continue
-        if runtime == EAGER or cosine >= RUNTIMES[runtime].lowest_cosine:  # False for NaN
-            speed, plain = known[runtime].images_per_second, known[EAGER].images_per_second
+        if runtime == plain or cosine >= RUNTIMES[runtime].lowest_cosine:  # False for NaN
+            speed, before_it = known[runtime].images_per_second, known[plain].images_per_second
             say(
-                f"{name}: --runtime auto takes {runtime}: {speed:.0f} images/s, eager {plain:.0f} ({speed / plain:.1f}"
-                f" times); smallest cosine to eager on {len(images_BHWC)} images {cosine:.6f}"
+                f"{name}: --runtime auto takes {runtime}: {speed:.0f} images/s, {plain} {before_it:.0f}"
+                f" ({speed / before_it:.1f} times); smallest cosine to {plain} on {len(images_BHWC)} images"
+                f" {cosine:.6f}"
             )
             return chosen
         say(
-            f"{name}: --runtime auto refuses {runtime}: smallest cosine to eager {cosine:.6f},"
+            f"{name}: --runtime auto refuses {runtime}: smallest cosine to {plain} {cosine:.6f},"
             f" required is {RUNTIMES[runtime].lowest_cosine}"
         )
     return model
+
+
+def _able(model: Model) -> list[str]:
+    """The runtimes that may compute a model, the one that computes it now first."""
+    is_file = isinstance(model.network, OnnxBackbone)
+    return [
+        model.runtime,
+        *(one for one in RUNTIMES if one != model.runtime and (RUNTIMES[one].takes_onnx or not is_file)),
+    ]
 
 
 def _worth_trying(runtime: str, known: Mapping[str, Speed], count: int) -> bool:
@@ -402,7 +441,7 @@ class _Trial:
         return Speed(setup, self._batch_size / statistics.median(times))
 
     def cosine(self, runtime: str) -> float:
-        """Smallest cosine between embeddings of an image by this runtime and by eager."""
+        """Smallest cosine between embeddings of an image by this runtime and by the plain one."""
         return smallest_cosine(self._expected, self._embed(self.prepared(runtime)))
 
     def _embed(self, model: Model) -> npt.NDArray[np.float32]:
@@ -428,11 +467,12 @@ def _conditions(model: Model, batch_size: int) -> str:
     computes = f"{model.device.type} {processor_model(model.device)}"
     versions = [f"facebones {facebones.__version__}", f"commit {git_revision()}"]
     versions += [f"{package} {version_of(package)}" for package in PACKAGES]
-    parts = [network.name, f"embedding {network.embedding_size}", f"batch {batch_size}", computes]
+    name = f"{network.name} {model.weights_sha256[:16]}" if isinstance(network, OnnxBackbone) else network.name
+    parts = [name, f"embedding {network.embedding_size}", f"batch {batch_size}", computes]
     return ", ".join([*parts, f"threads {torch.get_num_threads()}", *versions])
 
 
-def _read(key: str) -> dict[str, Speed]:
+def _read(key: str, plain: str) -> dict[str, Speed]:
     """Cached speeds under these conditions; anything but positive numbers is ignored."""
     found = load_measurement(CACHE, key)
     if found is None:
@@ -440,7 +480,7 @@ def _read(key: str) -> dict[str, Speed]:
     try:
         speeds = {runtime: Speed(**row) for runtime, row in found.items()}
         fine = all(0 <= s.setup_seconds < math.inf and 0 < s.images_per_second < math.inf for s in speeds.values())
-        if not (fine and speeds.keys() <= RUNTIMES.keys() and (EAGER in speeds or not speeds)):
+        if not (fine and speeds.keys() <= RUNTIMES.keys() and (plain in speeds or not speeds)):
             raise ValueError("no speeds")
     except (AttributeError, TypeError, ValueError):
         warn_unusable(CACHE, key.partition(",")[0])

@@ -4,23 +4,23 @@ An untrusted file is safe to open: ONNX Runtime runs no code from it, refuses un
 outside of the file's folder.
 """
 
+import copy
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from facebones.backbones.base import IMAGE_SIZE, Backbone
+from facebones.backbones.base import Backbone
 from facebones.errors import CheckpointError, ConfigError
+from facebones.onnx.scaling import Scaling, find_scaling
+from facebones.onnx.signature import Array, Infer, Signature, find_signature
 
-INPUTS = {  # element type to the input's shape after the batch dimension
-    "tensor(float)": (3, IMAGE_SIZE, IMAGE_SIZE),
-    "tensor(uint8)": (IMAGE_SIZE, IMAGE_SIZE, 3),  # preprocessing folded into the graph
-}
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 ONLY_FATAL = 4  # log level of ONNX Runtime, which logs to stderr; errors raise exceptions too
 
@@ -32,34 +32,55 @@ class OnnxBackbone(Backbone):
         path: the file; external data (weights in further files) must lie in its folder.
         device: "cpu", "cuda" or "cuda:1"; "auto" takes CUDA if this ONNX Runtime has it.
         threads: CPU threads per operator; None takes torch's number.
+        output_name: the output to take, of several that may be embeddings.
 
     Attributes:
-        input_name: the name of the file's input.
         said_name: the registered name of the backbone, if `facebones export` wrote the file; else None.
         name: that name, or else the file's stem.
         embedding_size: D.
         metadata: the file's own metadata.
-        batch: 1 if the file takes single images only, None if it takes any batch size.
-        folded: whether the graph takes uint8 pixels (B, H, W, 3) and scales them itself.
+        signature: how the file takes faces and returns embeddings, found by running it.
+        batch: images at a time, such as 1 or the file's fixed batch; None if it takes any number.
+        folded: whether the graph takes uint8 pixels and scales them itself.
         provider: ONNX Runtime's execution provider.
+        output_names: names of all outputs.
 
     Raises:
         CheckpointError: not an ONNX file, or its network does not map a face to an embedding.
         ConfigError: ONNX Runtime is missing, or does not support the device.
     """
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, device: str = "cpu", threads: int | None = None, output_name: str | None = None
+    ) -> None:
         super().__init__()
         self.path = path
         self._session = _open_session(path, device, threads or torch.get_num_threads())
         self.provider: str = self._session.get_providers()[0]
-        self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        try:
+            self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+            self.output_names = [output.name for output in outputs]
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path}: names or metadata in it are not UTF-8; export it again") from error
         # In files of other tools, "backbone" may mean anything.
         self.said_name = self.metadata.get("backbone") if "facebones_version" in self.metadata else None
         self.name = self.said_name or path.stem
-        self.input_name, self.batch, self.folded = self._read_signature()
-        with torch.inference_mode():  # shows that it runs; the declared output shape cannot be trusted
-            self.embedding_size = self(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)).shape[1]
+        self._infer: Infer | None = None  # of another runtime
+        self.signature: Signature = find_signature(path, inputs, outputs, self._run_session, output_name)
+        self.batch, self.embedding_size = self.signature.batch, self.signature.embedding_size
+        self.folded = self.signature.dtype == np.uint8
+
+    @cached_property
+    def scaling(self) -> Scaling | None:
+        """The scaling of pixels by which the graph begins; None if there is none, or the package onnx is missing."""
+        return None if self.folded else find_scaling(self.path, self.signature.input_name)
+
+    def computed_by(self, infer: Infer, batch: int) -> Self:
+        """The same file computed by another runtime, which takes batches of one size only."""
+        other = copy.copy(self)
+        other._infer, other.batch = infer, batch
+        return other
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         """Embed faces (B, 3, 112, 112); a folded file gets the nearest 8-bit pixels, exact for 8-bit images.
@@ -69,45 +90,36 @@ class OnnxBackbone(Backbone):
         """
         images = self.to_file_input(x_B3HW)
         step = self.batch or max(1, len(images))
-        answers = [self._run(images[start : start + step]) for start in range(0, len(images), step)]
+        answers = [self._embed(images[start : start + step]) for start in range(0, len(images), step)]
         return torch.from_numpy(np.concatenate(answers)).to(x_B3HW.device)
 
-    def to_file_input(self, x_B3HW: Tensor) -> npt.NDArray[Any]:
+    def to_file_input(self, x_B3HW: Tensor) -> Array:
         """The file's input array, from a backbone's input (B, 3, H, W); another `Preprocessing` may have scaled it."""
         x = x_B3HW.detach().float()
         if self.folded:
-            x = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        return np.ascontiguousarray(x.cpu().numpy())
+            x = ((x + 1) * 127.5).round().clamp(0, 255)
+        if self.signature.channels_last:
+            x = x.permute(0, 2, 3, 1)
+        return np.ascontiguousarray(x.cpu().numpy(), dtype=self.signature.dtype)
 
-    def _run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def _embed(self, images: Array) -> npt.NDArray[np.float32]:
+        count = len(images)
+        if self.batch and count < self.batch:
+            images = np.concatenate([images, np.repeat(images[-1:], self.batch - count, axis=0)])
+        answers = (self._infer or self._run_session)(images)
+        found = self.signature.embeddings(answers, len(images))
+        if found is None:
+            shape = getattr(answers[self.signature.output], "shape", "none")
+            raise CheckpointError(f"{self.path}: its output is of shape {shape} for {len(images)} images, not (B, D)")
+        return found[:count]
+
+    def _run_session(self, images: Array) -> list[Array]:
         try:
-            (answer,) = self._session.run(None, {self.input_name: images})
+            return list(self._session.run(None, {self._session.get_inputs()[0].name: images}))
         except _runtime_errors() as error:
             raise CheckpointError(
                 f"{self.path}: cannot be run on {len(images)} images: {_one_line(error)}; restore or export it again"
             ) from error
-        if not isinstance(answer, np.ndarray) or answer.ndim != 2 or len(answer) != len(images):
-            found = f"of shape {answer.shape}" if isinstance(answer, np.ndarray) else "without a shape"
-            raise CheckpointError(f"{self.path}: its output is {found} for {len(images)} images, not (B, D)")
-        return answer.astype(np.float32, copy=False)
-
-    def _read_signature(self) -> tuple[str, int | None, bool]:
-        """From the declared input: its name, the batch size (None: any), and whether preprocessing is folded."""
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise CheckpointError(
-                f"{self.path}: has {len(inputs)} inputs and {len(outputs)} outputs; a backbone has one of each"
-            )
-        kind, shape = inputs[0].type, inputs[0].shape
-        # A size given as text or None is free.
-        wanted = [(None, 1), *((None, size) for size in INPUTS.get(kind, ()))]
-        sizes = [size if isinstance(size, int) else None for size in shape]
-        if len(sizes) != len(wanted) or any(size not in fit for size, fit in zip(sizes, wanted, strict=True)):
-            raise CheckpointError(
-                f"{self.path}: its input is {kind} {shape}; known are float (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}) and "
-                f"uint8 (B, {IMAGE_SIZE}, {IMAGE_SIZE}, 3) with a free batch or a batch of 1; export it again"
-            )
-        return inputs[0].name, sizes[0], kind == "tensor(uint8)"
 
 
 def _open_session(path: Path, device: str, threads: int) -> Any:

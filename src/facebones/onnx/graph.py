@@ -138,8 +138,14 @@ def count_onnx(path: Path) -> dict[str, int | None]:
     except ImportError as error:
         raise ConfigError(f"{path}: counting needs the package onnx; pip install 'facebones[export]'") from error
     model = onnx.load(str(path), load_external_data=False)
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    held = {tensor.name for tensor in model.graph.initializer}  # older files list weights among the inputs
+    image = next(value for value in model.graph.input if value.name not in held)
+    if image.type.tensor_type.shape.dim:
+        image.type.tensor_type.shape.dim[0].dim_value = 1
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        graph = model.graph
     shapes = {value.name: _shape(value) for value in (*graph.value_info, *graph.output)}
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     layers = [_layer(node, shapes) for node in graph.node if _has_weight(node, graph)]

@@ -96,7 +96,7 @@ def quantize(source: OnnxBackbone, target: Path, images: Sequence[ImageArray]) -
 
 def _inputs(network: OnnxBackbone, images: Sequence[ImageArray]) -> Iterator[dict[str, npt.NDArray[Any]]]:
     for image in track(images, "calibrating (images)"):
-        yield {network.input_name: network.to_file_input(stack_images([image]))}
+        yield {network.signature.input_name: network.to_file_input(stack_images([image]))}
 
 
 def stack_images(images: Sequence[ImageArray]) -> Tensor:

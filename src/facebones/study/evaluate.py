@@ -36,13 +36,13 @@ class Part:
         identity: its kind, and of a protocol the name and the set.
         file: its result, relative to the study's folder.
         decides: everything that decides its numbers, as JSON.
-        measure: runs it.
+        measure: runs it; puts the models that failed, while others did not, into the dictionary with the reason.
     """
 
     identity: Mapping[str, Any]
     file: Path
     decides: Sequence[Any]
-    measure: Callable[[], Any]
+    measure: Callable[[dict[str, str]], Any]
 
     def is_current(self, before: Entry | None, output: Path) -> bool:
         """Whether an earlier measurement stands; the package version alone makes nothing be measured again."""
@@ -101,17 +101,26 @@ def evaluate_all(plan: Plan, device: str, runtime: str | None, before: Sequence[
     models = finished_models(plan)
     entries = _measure(plan, models, device, runtime, before)
     if all(entry["error"] is None for entry in entries):
-        return entries
+        return [*_failed_models(entries), *entries]
     # Opening everything again takes a while, so it waits until something has failed.
     bad_models = _left_out(MODEL_LEFT_OUT, models, lambda path: _open(path, device))
     bad_sets = _left_out(SET_LEFT_OUT, _by_set(plan.protocols), lambda group: [one.check() for one in group])
     if not bad_models and not bad_sets:
-        return entries
+        return [*_failed_models(entries), *entries]
     lost_models, lost_sets = ([entry["name"] for entry in bad] for bad in (bad_models, bad_sets))
     sound = {name: path for name, path in models.items() if name not in lost_models}
     plan = replace(plan, protocols=[one for one in plan.protocols if one.set not in lost_sets])
     known = [*(entry for entry in entries if entry["error"] is None), *before]
-    return [*bad_models, *bad_sets, *_measure(plan, sound, device, runtime, known)]
+    entries = _measure(plan, sound, device, runtime, known)
+    return [*bad_models, *_failed_models(entries), *bad_sets, *entries]
+
+
+def _failed_models(entries: Sequence[Entry]) -> list[Entry]:
+    """An entry for each model that failed in a measurement while others did not."""
+    reasons: dict[str, str] = {}
+    for entry in entries:
+        reasons |= entry.get("left_out", {})
+    return [{"kind": MODEL_LEFT_OUT, "name": name, "error": error} for name, error in reasons.items()]
 
 
 def _measure(
@@ -126,12 +135,14 @@ def _once(output: Path, part: Part, before: Sequence[Entry]) -> Entry:
     known = next((entry for entry in before if part.identity.items() <= entry.items()), None)
     row = {**part.identity, "file": str(part.file), "error": None, "inputs": _digest(part.decides)}
     if known is not None and part.is_current(known, output):
-        return {**row, "versions": known["versions"]}
+        kept = {"left_out": known["left_out"]} if "left_out" in known else {}
+        return {**row, "versions": known["versions"], **kept}
     say(f"measuring {entry_title(row)}")
-    error = _error_of(part.measure)
+    left_out: dict[str, str] = {}
+    error = _error_of(partial(part.measure, left_out))
     if error is not None:
         say(f"{entry_title(row)}: failed: {error}")
-    return {**row, "error": error, "versions": versions_here()}
+    return {**row, "error": error, "versions": versions_here(), **({"left_out": left_out} if left_out else {})}
 
 
 def _left_out(kind: str, named: Mapping[str, Any], read: Callable[[Any], Any]) -> list[Entry]:
@@ -177,7 +188,12 @@ def _parts(plan: Plan, models: Mapping[str, Path], device: str, runtime: str | N
             file=Path("evaluation", one_set or "", group[0].file),
             decides=[*common, _inputs(group, runtime)],
             measure=partial(
-                _run_protocol, models, group, plan.output / "evaluation" / (one_set or ""), device, runtime
+                _run_protocol,
+                models,
+                group,
+                plan.output / "evaluation" / (one_set or ""),
+                device=device,
+                runtime=runtime,
             ),
         )
         for one_set, group in _together(plan.protocols)
@@ -185,9 +201,15 @@ def _parts(plan: Plan, models: Mapping[str, Path], device: str, runtime: str | N
     if plan.study.profile.enabled:
         settings = plan.study.profile
         conditions = [settings.batch_size, settings.threads, settings.precision, settings.seconds]
-        measure = partial(profile_networks, plan, models, device)
         decides = [*common, conditions + _plugin_digests()]
-        parts.append(Part(identity={"kind": PROFILE}, file=Path("profile.json"), decides=decides, measure=measure))
+        parts.append(
+            Part(
+                identity={"kind": PROFILE},
+                file=Path("profile.json"),
+                decides=decides,
+                measure=lambda _: profile_networks(plan, models, device),
+            )
+        )
     return parts
 
 
@@ -200,10 +222,17 @@ def _together(protocols: Sequence[Protocol]) -> list[tuple[str | None, list[Prot
 
 
 def _run_protocol(
-    models: Mapping[str, Path], group: Sequence[Protocol], output: Path, device: str, runtime: str | None
+    models: Mapping[str, Path],
+    group: Sequence[Protocol],
+    output: Path,
+    left_out: dict[str, str],
+    *,
+    device: str,
+    runtime: str | None,
 ) -> None:
     fresh = [copy(protocol) for protocol in group]  # what they read is freed with them
     (result,) = run_protocols(models, fresh, output=output, device=device, runtime=runtime).values()
+    left_out |= result.get("left_out", {})
     write_evaluation_plots(result, output)
 
 

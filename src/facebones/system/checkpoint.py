@@ -5,9 +5,11 @@ cannot run code, and mapped into memory, so tensors take memory only once they a
 """
 
 import pickle
+import re
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -22,6 +24,10 @@ BROKEN_FILE = (
     *(RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError),
     *(AssertionError, OverflowError, struct.error),
 )
+UNKNOWN_CLASS = re.compile(r"GLOBAL ([\w.]+) (?:was not|whose module)")  # in torch's message
+MODULE_ATTRIBUTES = (b"_parameters", b"_modules")  # of every pickled nn.Module
+NETWORK_KEYS = ("state_dict", "model_state_dict", "net", "network")  # else "model"
+LARGEST_START = 2**22  # bytes
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -51,18 +57,80 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             is_archive = zipfile.is_zipfile(file)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (zipfile.BadZipFile, ValueError, struct.error) as error:
+        raise CheckpointError(f"{path}: no checkpoint, or cut short; restore it from where it came") from error
     try:
         with warnings.catch_warnings(action="ignore"):  # torch doubts odd pickles; the error says enough
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds more than tensors and plain values, or is no checkpoint; refused, nothing in it was run"
-        ) from error
+        raise CheckpointError(f"{path}: {_what_it_is(path, str(error))}") from error
     except BROKEN_FILE as error:
+        if is_archive and _is_torchscript(path):
+            raise CheckpointError(f"{path}: {_what_it_is(path, '')}") from error
         raise CheckpointError(f"{path}: no checkpoint, or cut short; restore it from where it came") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
     return content
+
+
+def _what_it_is(path: Path, error: str) -> str:
+    """Why torch's weights-only loader refused a file, and the Python that saves its weights; nothing in it is run.
+
+    Args:
+        path: the file.
+        error: torch's message.
+    """
+    if _is_torchscript(path):
+        line = f"torch.save(torch.jit.load({str(path)!r}, map_location='cpu').state_dict(), 'weights.pth')"
+        return f"is a TorchScript archive, a program with its weights; if you trust it, save the weights: {line}"
+    found = UNKNOWN_CLASS.search(error)
+    if found is None:
+        return "holds more than tensors and plain values, or is no checkpoint; refused, nothing in it was run"
+    start = _start_of_pickle(path)
+    load = f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)"
+    if is_module := all(name in start for name in MODULE_ATTRIBUTES):
+        kind = "is a pickled module" if not _is_dictionary(start) else "holds a pickled module"
+    else:
+        kind = "holds more than tensors and plain values"
+    if _is_dictionary(start):
+        load += f"['{next((key for key in NETWORK_KEYS if _pickled(key) in start), 'model')}']"
+    line = f"torch.save({load}{'.state_dict()' if is_module else ''}, 'weights.pth')"
+    return (
+        f"{kind} ({found[1]:.80}), which runs code when it is loaded; refused, nothing in it was run; if you trust it,"
+        f" save the weights where that class can be imported: {line}"
+    )
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name or name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # no archive, or a damaged one
+        return False
+
+
+def _start_of_pickle(path: Path) -> bytes:
+    """The first bytes of the pickle in a file; empty if there is none."""
+    try:
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                return file.read(LARGEST_START)
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            with archive.open(name) as file:
+                return file.read(LARGEST_START)
+    except (OSError, ValueError, StopIteration, NotImplementedError, RuntimeError, zlib.error, zipfile.BadZipFile):
+        return b""
+
+
+def _pickled(text: str) -> bytes:
+    """A string as pickles of protocol 2 hold it."""
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+def _is_dictionary(start: bytes) -> bool:
+    """Whether a pickle (protocol 2 and later) begins with an empty dictionary."""
+    return start[:1] == b"\x80" and start[2:3] == b"}"
 
 
 class _ReasonKeeper:

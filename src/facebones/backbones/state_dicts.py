@@ -1,0 +1,294 @@
+"""State dicts of other code: a network's tensors are found by their names and shapes, whatever wraps them.
+
+Trainers put the names of their wrappers before a network's (`module.`, `_orig_mod.`, `model.`, `backbone.`), or into
+the middle (activation checkpointing, compiled parts), keep the state dict somewhere in a larger dictionary, and leave a
+classifier beside it. No list of such names is needed: the wrapper is what stands before most of the names that fit.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facebones.backbones.base import BackboneEntry
+from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
+from facebones.errors import ConfigError
+
+PROBED_SIZES = (7, 11)  # a dimension that is 7 and then 11 is the embedding size
+FREE, FOLLOWS = -1, -2  # a dimension that is the embedding size, or is computed from it
+COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, and inference ignores it
+# If several state dicts of a file fit, the first of these names is taken; the first of all is arcface_torch's.
+PREFERRED = ("state_dict_backbone", "state_dict", "model_state_dict", "model")
+DEEPEST = 4  # levels of dictionaries that are searched
+MOST_SEARCHED = 8  # state dicts of one file, the largest first
+LONGEST_NAME = 16  # modules in the name of a tensor, counted from the end
+LEAST_LIKENESS = 0.2  # below it a registered network is not called close
+
+Shape = tuple[int, ...]
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Match:
+    """How the tensors of a file fill a network.
+
+    Attributes:
+        place: of the state dict in the file: "" at the top, or such as "state_dict".
+        wrapper: what stands before the network's names in the file, such as "module.".
+        tensors: the network's names to the file's tensors, whose shapes may differ.
+        missing: names of the network that the file lacks, without counters of batch normalisation.
+        misshapen: names whose tensor has another shape.
+        surplus: names in the file (with the wrapper) that the network has no place for.
+        beside: names in the file of other modules: a classifier, a loss.
+        others: where else in the file the network is: wrappers, which end in a dot, or places of other state dicts.
+    """
+
+    place: str
+    wrapper: str
+    tensors: Mapping[str, Tensor]
+    missing: list[str]
+    misshapen: list[str]
+    surplus: list[str]
+    beside: list[str]
+    others: list[str]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every tensor of the network is there, in its shape."""
+        return not self.missing and not self.misshapen
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is complete and nothing of the network's own modules is left over."""
+        return self.is_complete and not self.surplus
+
+    @property
+    def likeness(self) -> float:
+        """Shared tensors as a part of all, 0 to 1."""
+        shared = sum(not key.endswith(COUNTER) for key in self.tensors) - len(self.misshapen)
+        return shared / max(1, shared + len(self.missing) + 2 * len(self.misshapen) + len(self.surplus))
+
+
+def find_state_dicts(content: Mapping[Any, Any]) -> dict[str, Tensors]:
+    """The state dicts in the content of a checkpoint: dictionaries of nothing but names and tensors, by their place."""
+    found = dict(_state_dicts(content, "", 1))
+    largest = sorted(found, key=lambda place: -len(found[place]))[:MOST_SEARCHED]
+    return {place: found[place] for place in largest}
+
+
+def _state_dicts(content: Mapping[Any, Any], place: str, level: int) -> Iterator[tuple[str, Tensors]]:
+    if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+        yield place, content
+    elif level <= DEEPEST:
+        for key, value in content.items():
+            if isinstance(key, str) and isinstance(value, dict):
+                yield from _state_dicts(value, f"{place}.{key}" if place else key, level + 1)
+
+
+def match_any(expected: Mapping[str, Shape], held: Mapping[str, Tensors]) -> Match:
+    """The best match of a network with the state dicts of a file.
+
+    Args:
+        expected: the network's names and shapes; -1 and -2 stand for any number.
+        held: what `find_state_dicts` found; at least one.
+    """
+    matches = [_match(expected, tensors, place) for place, tensors in held.items()]
+    best = max(matches, key=_rank)
+    if best.fits and not best.others:
+        return replace(best, others=[match.place for match in matches if match.fits and match is not best])
+    return best
+
+
+def _rank(match: Match) -> tuple[bool, int, float]:
+    name = match.place.rpartition(".")[2]
+    preference = -PREFERRED.index(name) if name in PREFERRED else -len(PREFERRED)
+    return match.fits, preference if match.fits else 0, match.likeness
+
+
+def _match(expected: Mapping[str, Shape], tensors: Tensors, place: str) -> Match:
+    """Match by the wrapper with most votes; if names still lack, also without modules that the network has not."""
+    matches = [_match_by_votes(expected, {key: key for key in tensors}, tensors, place)]
+    if matches[0].missing:
+        for base in {matches[0].wrapper, ""}:
+            inner = _without_unknown_modules(expected, tensors, base)
+            matches.append(_match_by_votes(expected, inner, tensors, place, base))
+    return max(matches, key=lambda match: match.likeness)  # the first of equals
+
+
+def _match_by_votes(
+    expected: Mapping[str, Shape], names: Mapping[str, str], tensors: Tensors, place: str, base: str = ""
+) -> Match:
+    """Match under the wrapper with most votes.
+
+    Args:
+        expected: the network's names and shapes.
+        names: names by which to match -> names in the file.
+        tensors: of the file.
+        place: of the state dict.
+        base: what has been taken off in `names` already.
+    """
+    own = _common_module(expected)  # EdgeFace's names all begin with "model."; its file may lack that
+    votes = _votes(expected, names, tensors, "")
+    fewer = _votes(expected, names, tensors, own) if own else votes
+    if max(fewer.values(), default=0) > max(votes.values(), default=0):
+        votes = fewer
+    else:
+        own = ""
+    wrapper = max(votes, key=lambda one: (votes[one], -len(one)), default="")
+    found = {key: names[held] for key in expected if (held := wrapper + key.removeprefix(own)) in names}
+    missing = [key for key in expected if key not in found and not key.endswith(COUNTER)]
+    misshapen = [key for key, held in found.items() if not _has_shape(tensors[held], expected[key])]
+    taken = set(found.values())
+    modules = {key.removeprefix(own).partition(".")[0] for key in expected}
+    surplus, beside = _left_over([key for key in tensors if key not in taken], tensors, base + wrapper, modules)
+    return Match(
+        place=place,
+        wrapper=base + wrapper,
+        tensors={key: tensors[held] for key, held in found.items()},
+        missing=missing,
+        misshapen=misshapen,
+        surplus=surplus,
+        beside=beside,
+        others=[one for one in votes if one != wrapper and votes[one] == votes[wrapper]] if not missing else [],
+    )
+
+
+def _votes(expected: Mapping[str, Shape], names: Mapping[str, str], tensors: Tensors, own: str) -> Counter[str]:
+    """Count for each wrapper the names after it that the network has, in the network's shape."""
+    deepest = max(key.count(".") for key in expected) + 1
+    votes: Counter[str] = Counter()
+    for name, held in names.items():
+        parts = name.split(".")
+        for start in range(max(0, len(parts) - deepest), len(parts)):
+            key = own + ".".join(parts[start:])
+            if key in expected and not key.endswith(COUNTER) and _has_shape(tensors[held], expected[key]):
+                votes["".join(f"{part}." for part in parts[:start])] += 1
+    return votes
+
+
+def _without_unknown_modules(expected: Mapping[str, Shape], tensors: Tensors, wrapper: str) -> dict[str, str]:
+    """Names after the wrapper without the modules that the network has nowhere -> names in the file."""
+    known = {part for key in expected for part in key.split(".")}
+    reduced: dict[str, list[str]] = {}
+    for name in tensors:
+        if name.startswith(wrapper):
+            parts = [part for part in name.removeprefix(wrapper).split(".") if part in known]
+            reduced.setdefault(".".join(parts), []).append(name)
+    return {name: held[0] for name, held in reduced.items() if name and len(held) == 1}
+
+
+def _left_over(
+    rest: Iterable[str], tensors: Tensors, wrapper: str, modules: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Names that the network has no place for: those of its own modules, and those of others beside it."""
+    inside: dict[str, list[str]] = {}
+    beside: list[str] = []
+    for name in rest:
+        if name.startswith(wrapper):
+            inside.setdefault(name.removeprefix(wrapper).partition(".")[0], []).append(name)
+        else:
+            beside.append(name)
+    surplus: list[str] = []
+    for module, names in inside.items():
+        is_head = module not in modules and _is_classifier(tensors[name] for name in names)
+        (beside if is_head else surplus).extend(names)
+    return surplus, beside
+
+
+def _is_classifier(tensors: Iterable[Tensor]) -> bool:
+    """Whether these may be a linear classifier: one matrix, and vectors or numbers."""
+    dimensions = [tensor.ndim for tensor in tensors]
+    return max(dimensions) == 2 and dimensions.count(2) == 1
+
+
+def _common_module(expected: Iterable[str]) -> str:
+    """The module in which all of a network is, such as "model."; or ""."""
+    first = {key.partition(".")[0] for key in expected}
+    return f"{first.pop()}." if len(first) == 1 else ""
+
+
+def _has_shape(tensor: Tensor, shape: Shape) -> bool:
+    return tensor.ndim == len(shape) and all(
+        wanted < 0 or size == wanted for size, wanted in zip(tensor.shape, shape, strict=True)
+    )
+
+
+# ------------------------------------------------------------------------------------------------ registered networks
+
+
+def network_shapes(name: str) -> Mapping[str, Shape]:
+    """Names and shapes of a registered network's state dict; -1 where the embedding size stands, -2 where it decides.
+
+    Built as shapes alone, without memory, and once in a process.
+
+    Raises:
+        ConfigError: it cannot be built here.
+    """
+    return _shapes_of(lookup_backbone(name))
+
+
+@lru_cache(maxsize=256)
+def _shapes_of(entry: BackboneEntry) -> Mapping[str, Shape]:
+    first, second = (_built(entry, size) for size in PROBED_SIZES)
+    shapes = {}
+    for key, shape in first.items():
+        pairs = zip(shape, second[key], strict=True)
+        shapes[key] = tuple(a if a == b else FREE if (a, b) == PROBED_SIZES else FOLLOWS for a, b in pairs)
+    return shapes
+
+
+@lru_cache(maxsize=256)
+def _built(entry: BackboneEntry, size: int) -> Mapping[str, Shape]:
+    """Names and shapes for one embedding size."""
+    with torch.device("meta"):
+        return {key: tuple(tensor.shape) for key, tensor in create_backbone(entry.name, size).state_dict().items()}
+
+
+def embedding_size_of(name: str, held: Mapping[str, Tensors]) -> int:
+    """The embedding size of a backbone's weights, read from a dimension that is it.
+
+    The order in the file gives no hint: safetensors sorts by name.
+    """
+    shapes = network_shapes(name)
+    tensors = match_any(shapes, held).tensors
+    for key, shape in shapes.items():
+        if FREE in shape and key in tensors and tensors[key].ndim == len(shape):
+            return tensors[key].shape[shape.index(FREE)]
+    return 512  # no tensor fits: the comparison of names and shapes reports what is wrong
+
+
+def fitting_networks(held: Mapping[str, Tensors]) -> tuple[list[str], list[tuple[str, Match]]]:
+    """Search the registered networks for those of a file.
+
+    Returns:
+        the names of the networks that fit; and those that come closest, the closest first, at most three.
+    """
+    matches = {}
+    for name in _alike(held):
+        matches[name] = match_any(network_shapes(name), held)
+    fitting = [name for name, match in matches.items() if match.fits]
+    close = sorted(matches, key=lambda name: -matches[name].likeness)[:3]
+    return fitting, [(name, matches[name]) for name in close if matches[name].likeness >= LEAST_LIKENESS]
+
+
+def _alike(held: Mapping[str, Tensors]) -> list[str]:
+    """Registered networks that share names with a file; all of them if none does. Most need not be built twice."""
+    ends = {
+        ".".join(parts[start:])
+        for tensors in held.values()
+        for parts in (name.split(".")[-LONGEST_NAME:] for name in tensors)
+        for start in range(len(parts))
+    }
+    shared = {}
+    for name in list_backbones():
+        try:
+            names = _built(lookup_backbone(name), PROBED_SIZES[0])
+        except ConfigError:  # its extra is not installed
+            continue
+        own = _common_module(names)
+        shared[name] = sum(key in ends or key.removeprefix(own) in ends for key in names) / len(names)
+    return [name for name in shared if shared[name] >= LEAST_LIKENESS] or list(shared)

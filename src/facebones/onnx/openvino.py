@@ -1,0 +1,49 @@
+"""ONNX files in OpenVINO, compiled for one batch size."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from facebones.onnx.backbone import OnnxBackbone
+from facebones.onnx.signature import Array, Infer
+
+
+def compile_openvino(path: Path, shape: Sequence[int], precision: str) -> Infer:
+    """Compile a file for the CPU.
+
+    Args:
+        path: the file.
+        shape: of the input, the batch first.
+        precision: OpenVINO's name, "f32" or "bf16".
+
+    Returns:
+        a function from the input to all outputs, in the file's order; the next call leaves its answers as they are.
+    """
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    model.reshape(list(shape))
+    options: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    request = core.compile_model(model, "CPU", options).create_infer_request()
+    outputs = range(len(model.outputs))
+
+    def infer(images: Array) -> list[Array]:
+        answers = request.infer([np.ascontiguousarray(images)], share_inputs=True)
+        return [np.array(answers[index]) for index in outputs]  # copies: the next batch overwrites this memory
+
+    return infer
+
+
+def onnx_in_openvino(network: OnnxBackbone, batch_size: int, precision: str) -> OnnxBackbone:
+    """The same file computed by OpenVINO, in its own batches or, if it takes any, in batches of the given size."""
+    batch = network.batch or batch_size
+    probe = network.to_file_input(torch.zeros(1, 3, 112, 112))
+    return network.computed_by(compile_openvino(network.path, (batch, *probe.shape[1:]), precision), batch)

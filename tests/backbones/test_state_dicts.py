@@ -1,0 +1,194 @@
+"""State dicts as trainers leave them: wrappers anywhere, classifiers beside them, and files that are something else."""
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from facebones.backbones import create_backbone
+from facebones.backbones.state_dicts import network_shapes
+from facebones.backbones.weights import MAGFACE_EPS, load_backbone
+from facebones.errors import CheckpointError
+
+NAME, SIZE = "shufflefacenet_0_5", 32
+HEAD = {"fc.weight": torch.zeros(10, SIZE), "fc.bias": torch.zeros(10)}
+KERNEL = {"head.kernel": torch.zeros(SIZE, 10), "head.t": torch.zeros(1), "head.batch_mean": torch.zeros(())}
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return create_backbone(NAME, SIZE).state_dict()
+
+
+@pytest.fixture
+def load(tmp_path):
+    def saved_and_loaded(content, name=NAME):
+        torch.save(content, tmp_path / "x.pth")
+        return load_backbone(tmp_path / "x.pth", name)[0]
+
+    return saved_and_loaded
+
+
+def under(prefix, weights):
+    return {prefix + key: value for key, value in weights.items()}
+
+
+def inside(part, weights):
+    """A wrapper around each top module, as activation checkpointing and compiled parts leave it."""
+    return {key.replace(".", f".{part}.", 1): value for key, value in weights.items()}
+
+
+WRAPPERS = ("_orig_mod.module.", "module._orig_mod.", "features.module.", "net.", "model.net.backbone.", "encoder.")
+WRAPPED = {prefix: lambda w, prefix=prefix: under(prefix, w) for prefix in (*WRAPPERS, "unheard_of.0.")} | {
+    "inside": lambda w: inside("_checkpoint_wrapped_module", w),
+    "inside and before": lambda w: under("module.", inside("_orig_mod", w)),
+    "inside, with a classifier": lambda w: under("backbone.", inside("_orig_mod", w)) | under("head.", HEAD),
+    "a classifier beside": lambda w: w | HEAD,
+    "a classifier beside a wrapper": lambda w: under("features.module.", w) | HEAD,
+    "Lightning": lambda w: {
+        "epoch": 3,
+        "state_dict": under("model.", w) | KERNEL,
+        "optimizer_states": [{"state": {0: {"momentum_buffer": torch.zeros(3)}}}],
+        "hyper_parameters": {"lr": 0.1},
+    },
+    "a place of its own": lambda w: {"step": 7, "networks": {"student": {"weights": under("module.", w)}}},
+    "two places, one usual": lambda w: {"ema": w, "state_dict": w},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_wrappers_in_any_nesting_with_classifiers_beside(load, weights, wrap, capsys):
+    backbone = load(wrap(dict(weights)))
+    assert backbone.embedding_size == SIZE
+    assert all(torch.equal(value, weights[key]) for key, value in backbone.state_dict().items())
+    left_out = any(name in str(wrap({}).keys()) or name in str(wrap({})) for name in ("fc.weight", "kernel", "'ema'"))
+    assert ("left out" in capsys.readouterr().err) == left_out
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "net.module."])
+def test_edgeface_keeps_its_own_prefix(load, prefix):
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    saved = create_backbone("edgeface_xs", SIZE).state_dict()
+    assert all(key.startswith("model.") for key in saved)
+    loaded = load(under(prefix, saved), "edgeface_xs").state_dict()
+    assert all(torch.equal(loaded[key], saved[key]) for key in saved)
+    bare = {key.removeprefix("model."): value for key, value in saved.items()}
+    loaded = load(under(prefix, bare), "edgeface_xs").state_dict()
+    assert all(torch.equal(loaded[key], saved[key]) for key in saved)
+
+
+def test_two_copies_of_a_network_are_not_chosen_between(load, weights):
+    for content, names in (
+        (under("student.", weights) | under("teacher.", weights), ("student.", "teacher.")),
+        ({"a": weights, "b": weights}, ("a", "b")),
+    ):
+        with pytest.raises(
+            CheckpointError, match=r"holds the network several times: .* save the one that you mean"
+        ) as it:
+            load(content)
+        assert all(name in str(it.value) for name in names)
+
+
+def test_a_tensor_of_the_networks_own_modules_is_never_left_out(load, weights):
+    with pytest.raises(CheckpointError, match=rf"{NAME} has no place for linear\.extra"):
+        load(weights | {"linear.extra": torch.zeros(SIZE, 3)})
+    with pytest.raises(CheckpointError, match=rf"{NAME} has no place for stage9\.0\.weight"):
+        load(weights | {"stage9.0.weight": torch.zeros(8, 8, 3, 3)})
+
+
+def test_the_closest_networks_and_what_is_missing(load, weights):
+    with pytest.raises(CheckpointError, match=r"x\.pth: not the weights of iresnet18: .*those of iresnet50"):
+        load(under("net.", create_backbone("iresnet50", SIZE).state_dict()), "r18")
+    lacking = {key: value for key, value in weights.items() if not key.startswith("norm.")}
+    for name in (NAME, None, "mobilefacenet"):
+        with pytest.raises(CheckpointError) as error:
+            load(under("module.", lacking), name)
+        assert f"{NAME} (lacks 4 of " in str(error.value) or (
+            name == NAME and "it lacks norm.weight" in str(error.value)
+        )
+        assert "norm.weight" in str(error.value) and len(str(error.value).splitlines()) == 1
+    with pytest.raises(CheckpointError, match=r"no registered backbone fits its names and shapes$"):
+        load({"a.weight": torch.zeros(3)}, None)
+
+
+def test_shapes_of_a_network_are_built_once():
+    assert network_shapes(NAME) is network_shapes(NAME)
+    assert network_shapes(NAME)["linear.weight"][0] == -1
+
+
+def test_magfaces_eps(load, capsys):
+    def eps(network):
+        return {module.eps for module in network.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)}
+
+    saved = create_backbone("iresnet18", SIZE).state_dict()
+    theirs = {"epoch": 25, "arch": "iresnet18", "state_dict": under("features.module.", saved) | HEAD}
+    assert eps(load(theirs, "r18")) == {MAGFACE_EPS}
+    assert "batch normalisation computes with its eps 2e-05" in capsys.readouterr().err
+    for ours in (saved, under("module.", saved), under("backbone.", saved)):
+        assert eps(load(ours, "r18")) == {1e-5}
+
+
+# ------------------------------------------------------------------------------------------ files of another kind
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+def saved_weights(message, folder):
+    """Run the Python of a message, which the user would; returns what it saved."""
+    line = message[message.index("torch.save(") :].replace("'weights.pth'", repr(str(folder / "weights.pth")))
+    exec(line, {"torch": torch})
+    return torch.load(folder / "weights.pth")
+
+
+OTHERS = {
+    "TorchScript": (lambda path: torch.jit.save(torch.jit.script(Net()), path), "is a TorchScript archive"),
+    "module": (lambda path: torch.save(Net(), path), r"is a pickled module \(.*Net\)"),
+    "legacy module": (
+        lambda path: torch.save(Net(), path, _use_new_zipfile_serialization=False),
+        r"is a pickled module \(.*Net\)",
+    ),
+    "module in a checkpoint": (lambda path: torch.save({"epoch": 1, "model": Net()}, path), "holds a pickled module"),
+    "arguments beside weights": (
+        lambda path: torch.save({"args": argparse.Namespace(lr=1), "state_dict": Net().state_dict()}, path),
+        r"holds more than tensors and plain values \(argparse\.Namespace\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_files_of_another_kind_are_named_with_the_line_that_saves_a_state_dict(tmp_path, write, message):
+    write(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_backbone(tmp_path / "x.pt", NAME)
+    assert str(error.value).startswith(str(tmp_path / "x.pt")) and "if you trust it" in str(error.value)
+    assert saved_weights(str(error.value), tmp_path).keys() == Net().state_dict().keys()
+
+
+def test_an_archive_on_several_disks_is_one_line(tmp_path):
+    """Its end says so; Python's zipfile raises an error of its own kind while it looks whether this is an archive."""
+    end = b"PK\x06\x07" + (5).to_bytes(4, "little") + bytes(8) + (7).to_bytes(4, "little")
+    (tmp_path / "x.pt").write_bytes(bytes(100) + end + b"PK\x05\x06" + bytes(4) + b"\xff" * 12 + bytes(2))
+    with pytest.raises(CheckpointError, match=r"x\.pt: no checkpoint, or cut short"):
+        load_backbone(tmp_path / "x.pt", NAME)
+
+
+def test_files_under_the_originals_names_and_wrappers(tmp_path):
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "study_keys.json").read_text())
+    for name in ("sfn1_0", "mbf"):
+        if name in golden:
+            content = {key: torch.full(shape, 0.5) for key, shape in golden[name].items()}
+            torch.save(under("_orig_mod.module.", content), tmp_path / "x.pth")
+            assert load_backbone(tmp_path / "x.pth", name)[0].embedding_size

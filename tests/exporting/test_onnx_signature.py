@@ -1,0 +1,310 @@
+"""ONNX files as other tools leave them: every one gives the metrics of the plain file, or is named and left out."""
+
+import json
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from facebones.cli.main import main
+from facebones.data.preprocessing import OURS, Preprocessing
+from facebones.errors import CheckpointError, ConfigError
+from facebones.evaluation.models import load_model, open_models
+from facebones.evaluation.run import evaluate
+from facebones.evaluation.runtimes import run_by, smallest_cosine
+from facebones.onnx.backbone import OnnxBackbone
+
+FLOAT, HALF, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8
+PLACES, SIZE = 7 * 7 * 3, 16
+WEIGHT = (np.random.default_rng(0).standard_normal((PLACES, SIZE)) / 10).astype(np.float32)
+node = helper.make_node
+
+
+def constant(name, values, dtype=np.float32):
+    return numpy_helper.from_array(np.asarray(values, dtype), name)
+
+
+def network(path, *, batch="N", kind=FLOAT, nhwc=False, before=(), flat=None, after=(), outputs=None, constants=()):
+    """A linear projection of block means.
+
+    Args:
+        before: operators from "input" to "pixels".
+        flat: reshape to this instead of flattening.
+        after: operators on "embedding".
+        outputs: names and declared shapes.
+    """
+    nodes = [*before] if before else [node("Identity", ["input"], ["pixels"])]
+    if nhwc:
+        nodes.append(node("Transpose", ["pixels"], ["first"], perm=[0, 3, 1, 2]))
+    nodes.append(
+        node("AveragePool", ["first" if nhwc else "pixels"], ["pooled"], kernel_shape=[16, 16], strides=[16, 16])
+    )
+    nodes.append(
+        node("Reshape", ["pooled", "shape"], ["flat"]) if flat else node("Flatten", ["pooled"], ["flat"], axis=1)
+    )
+    held = [constant("weight", WEIGHT, np.float16 if kind == HALF else np.float32), *constants]
+    held += [constant("shape", flat, np.int64)] if flat else []
+    real = HALF if kind == HALF else FLOAT
+    graph = helper.make_graph(
+        [*nodes, node("MatMul", ["flat", "weight"], ["embedding"]), *after],
+        "graph",
+        [helper.make_tensor_value_info("input", kind, [batch, *((112, 112, 3) if nhwc else (3, 112, 112))])],
+        [helper.make_tensor_value_info(name, real, shape) for name, shape in outputs or [("embedding", [batch, SIZE])]],
+        held,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+NORM = [node("ReduceL2", ["embedding"], ["norm"], axes=[1], keepdims=1)]
+DIVIDED = [*NORM, node("Div", ["embedding", "norm"], ["direction"])]
+ONE = [node("Unsqueeze", ["embedding", "axes"], ["tall"])]
+PIXELS = [node("Sub", ["input", "half"], ["centred"]), node("Mul", ["centred", "factor"], ["pixels"])]
+HALVES = [constant("half", 127.5), constant("factor", 1 / 127.5)]
+CHANNELS = [node("Sub", ["input", "half"], ["centred"]), node("Div", ["centred", "factor"], ["pixels"])]
+THREE = [constant("half", np.full((1, 3, 1, 1), 127.5)), constant("factor", np.full((3, 1, 1), 127.5))]
+NORMALISED = [node("BatchNormalization", ["input", "s", "b", "m", "v"], ["pixels"], epsilon=0.0)]
+STATISTICS = [constant("s", [1] * 3), constant("b", [0] * 3), constant("m", [127.5] * 3), constant("v", [127.5**2] * 3)]
+
+# name: options, images at a time, what the notes say, whether it gets pixels
+FILES = {
+    "plain": ({}, None, "", False),
+    "one image, declared free": ({"flat": [1, -1]}, 1, "one image at a time, whatever it declares", False),
+    "one image, declared": ({"batch": 1}, 1, "takes one image at a time", False),
+    "four images": ({"batch": 4}, 4, "takes 4 images at a time", False),
+    "four images, declared free": (
+        {"flat": [4, PLACES], "outputs": [("embedding", [4, SIZE])]},
+        4,
+        "takes 4 images at a time",
+        False,
+    ),
+    "norm behind": (
+        {"after": NORM, "outputs": [("embedding", ["N", SIZE]), ("norm", ["N", 1])]},
+        None,
+        "has 2 outputs, embedding (1, 16), norm (1, 1); took embedding",
+        False,
+    ),
+    "norm before": (
+        {"after": NORM, "outputs": [("norm", ["N", 1]), ("embedding", ["N", SIZE])]},
+        None,
+        "took embedding",
+        False,
+    ),
+    "feature maps before": (
+        {"outputs": [("pooled", ["N", 3, 7, 7]), ("embedding", ["N", SIZE])]},
+        None,
+        "took embedding",
+        False,
+    ),
+    "normalised beside": (
+        {"after": DIVIDED, "outputs": [("embedding", ["N", SIZE]), ("direction", ["N", SIZE])]},
+        None,
+        "took embedding",
+        False,
+    ),
+    "four axes": (
+        {
+            "after": ONE,
+            "outputs": [("tall", ["N", SIZE, 1, 1])],
+            "constants": [constant("axes", [2, 3], np.int64)],
+        },
+        None,
+        "",
+        False,
+    ),
+    "half precision": ({"kind": HALF}, None, "takes float16 input", False),
+    "channels last": ({"nhwc": True}, None, "takes its input as (B, H, W, 3)", False),
+    "8 bits": (
+        {
+            "kind": UINT8,
+            "nhwc": True,
+            "before": [node("Cast", ["input"], ["x"], to=FLOAT), *[node("Sub", ["x", "half"], ["centred"]), PIXELS[1]]],
+            "constants": HALVES,
+        },
+        None,
+        "takes 8-bit pixels: its preprocessing is inside the graph",
+        False,
+    ),
+    "scaled inside": ({"before": PIXELS, "constants": HALVES}, None, "has preprocessing inside the graph (x * ", True),
+    "scaled inside by channel": ({"before": CHANNELS, "constants": THREE}, None, "inside the graph", True),
+    "scaled inside, channels last": ({"before": PIXELS, "constants": HALVES, "nhwc": True}, None, "inside the", True),
+    "scaled by normalisation": ({"before": NORMALISED, "constants": STATISTICS}, None, "inside the graph", True),
+}
+RUNTIMES = ["onnxruntime", "openvino"]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).integers(0, 256, (7, 112, 112, 3), dtype=np.uint8)
+
+
+def embedded(model, images, batch_size=7):
+    rows = [model(images[start : start + batch_size], flip=True) for start in range(0, len(images), batch_size)]
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("options", "batch", "note", "pixels"), FILES.values(), ids=FILES)
+def test_files_that_other_tools_leave(tmp_path, images, capsys, options, batch, note, pixels, runtime):
+    pytest.importorskip(runtime)
+    expected = embedded(load_model(network(tmp_path / "plain.onnx"), device="cpu"), images)
+    capsys.readouterr()
+    model = load_model(network(tmp_path / "theirs.onnx", **options), device="cpu")
+    assert note in capsys.readouterr().err
+    assert (model.network.batch, model.preprocessing != OURS) == (batch, pixels)
+    model = run_by(model, runtime, 3)
+    found = embedded(model, images, 3)
+    assert found.shape == (7, 2, SIZE) and found.dtype == np.float32
+    tolerance = 0.02 if options.get("kind") == HALF else 1e-4
+    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_a_graph_that_mixes_the_images_of_a_batch_gets_one_at_a_time(tmp_path, images, capsys):
+    mixing = [
+        node("ReduceMean", ["embedding"], ["mean"], axes=[0], keepdims=1),
+        node("Add", ["embedding", "mean"], ["y"]),
+    ]
+    model = load_model(network(tmp_path / "mixing.onnx", after=mixing, outputs=[("y", ["N", SIZE])]), device="cpu")
+    assert model.network.batch == 1 and "another embedding in a batch than alone" in capsys.readouterr().err
+    plain = load_model(network(tmp_path / "plain.onnx"), device="cpu")
+    np.testing.assert_allclose(embedded(model, images), 2 * embedded(plain, images), rtol=1e-4, atol=1e-5)
+
+
+TWO = [node("MatMul", ["flat", "other"], ["logits"])]
+
+
+def two_outputs(path):
+    other = constant("other", np.random.default_rng(2).standard_normal((PLACES, 5)))
+    outputs = [("logits", ["N", 5]), ("embedding", ["N", SIZE])]
+    return network(path, after=TWO, outputs=outputs, constants=[other])
+
+
+def test_outputs_that_may_all_be_embeddings_are_chosen_by_name(tmp_path, images):
+    path = two_outputs(tmp_path / "two.onnx")
+    with pytest.raises(CheckpointError, match=r"logits \(1, 5\), embedding \(1, 16\); choose one by --output-name"):
+        OnnxBackbone(path)
+    plain = load_model(network(tmp_path / "plain.onnx"), device="cpu")
+    for runtime in RUNTIMES:
+        model = run_by(load_model(path, device="cpu", output_name="embedding"), runtime, 7)
+        np.testing.assert_allclose(embedded(model, images), embedded(plain, images), rtol=1e-4, atol=1e-5)
+    with pytest.raises(CheckpointError, match="has no output 'embeding'; it has logits"):
+        OnnxBackbone(path, output_name="embeding")
+    with pytest.raises(
+        ConfigError, match=r"--output-name nothing: no ONNX file among .*plain\.onnx has such an output"
+    ):
+        load_model(tmp_path / "plain.onnx", device="cpu", output_name="nothing")
+
+
+def test_scaling_for_a_scaled_input_is_no_preprocessing_of_pixels(tmp_path):
+    constants = [constant("half", -1.0), constant("factor", 0.5)]
+    model = load_model(network(tmp_path / "x.onnx", before=PIXELS, constants=constants), device="cpu")
+    assert model.preprocessing == OURS and not model.network.scaling.takes_pixels
+
+
+def test_what_the_user_says_wins_over_what_the_graph_begins_with(tmp_path):
+    path = network(tmp_path / "x.onnx", before=PIXELS, constants=HALVES)
+    said = Preprocessing(mean=0, scale=255, colour="bgr")
+    assert load_model(path, device="cpu", preprocessing=said).preprocessing == said
+    assert load_model(path, device="cpu").preprocessing == Preprocessing(mean=0, scale=1)
+
+
+# ------------------------------------------------------------------------------------- one unusable model of several
+
+
+def refuses_some(path):
+    """Its embedding of a face brighter than the noise with which files are opened is no number."""
+    after = [
+        node("ReduceMean", ["pixels"], ["brightness"], axes=[1, 2, 3], keepdims=0),
+        node("Sub", ["limit", "brightness"], ["room"]),
+        node("Sqrt", ["room"], ["root"]),
+        node("Unsqueeze", ["root", "axes"], ["column"]),
+        node("Mul", ["embedding", "column"], ["answer"]),
+    ]
+    constants = [constant("limit", 0.1), constant("axes", [1], np.int64)]
+    return network(path, after=after, outputs=[("answer", ["N", SIZE])], constants=constants)
+
+
+def fails_on_some(path):
+    """A face brighter than that noise makes it look up a row that is not there."""
+    after = [
+        node("ReduceMean", ["pixels"], ["brightness"], axes=[1, 2, 3], keepdims=0),
+        node("Sub", ["brightness", "limit"], ["over"]),
+        node("Ceil", ["over"], ["row"]),
+        node("Cast", ["row"], ["index"], to=TensorProto.INT64),
+        node("Gather", ["ones", "index"], ["column"], axis=0),
+        node("Mul", ["embedding", "column"], ["answer"]),
+    ]
+    constants = [constant("limit", 0.1), constant("ones", np.ones((1, 1)))]
+    return network(path, after=after, outputs=[("answer", ["N", SIZE])], constants=constants)
+
+
+def is_broken(path):
+    path.write_bytes(network(path).read_bytes()[:300])
+    return path
+
+
+@pytest.fixture
+def bright_pairs(tmp_path):
+    import cv2
+
+    from facebones.data.pair_bins import write_pairs
+
+    random = np.random.default_rng(0)
+    faces = [random.integers(0, 256, (7, 7, 3), dtype=np.uint8) for _ in range(40)]
+    faces = [cv2.resize(face, (112, 112), interpolation=cv2.INTER_CUBIC) for face in faces]
+    faces[3] = faces[3] // 4 + 190
+    write_pairs(tmp_path / "pairs.bin", [cv2.imencode(".png", face)[1].tobytes() for face in faces], [True, False] * 10)
+    return tmp_path / "pairs.bin"
+
+
+UNUSABLE = {"broken": is_broken, "no number": refuses_some, "fails": fails_on_some, "two outputs": two_outputs}
+
+
+@pytest.mark.parametrize("bad", UNUSABLE.values(), ids=UNUSABLE)
+def test_one_unusable_model_never_costs_the_others_their_metrics(tmp_path, bright_pairs, capsys, bad):
+    good, unusable = network(tmp_path / "good.onnx"), bad(tmp_path / "bad.onnx")
+    words = ["evaluate", "pairs", "--data", str(bright_pairs), "--bootstrap", "100", "--json"]
+    assert main([*words, "--model", str(good)]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert main([*words, "--model", str(unusable), "--model", str(good)]) == 1
+    out, err = capsys.readouterr()
+    content = json.loads(out)
+    assert content["results"][0]["details"]["good"] == alone["results"][0]["details"]["good"]
+    assert list(content["left_out"]) == ["bad"] and "facebones: bad was left out: " in err
+    assert list(content["results"][0]["details"]) == ["good"]
+    assert main([*words, "--model", str(unusable)]) == 2  # alone, it is an error
+    metrics = evaluate({"good": good, "bad": unusable}, bright_pairs, device="cpu", bootstrap=100)
+    assert all(list(metric.values) == ["good"] for metric in metrics if metric.values)
+
+
+def test_an_unusable_file_is_found_before_anything_is_embedded(tmp_path, capsys):
+    left_out = {}
+    models = {"good": network(tmp_path / "good.onnx"), "bad": is_broken(tmp_path / "bad.onnx")}
+    assert list(open_models(models, device="cpu", left_out=left_out)) == ["good"] and list(left_out) == ["bad"]
+    assert "note: bad is left out: " in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="no such file"):  # a path mistyped
+        open_models({**models, "typo": tmp_path / "typo.onnx"}, device="cpu", left_out={})
+    with pytest.raises(CheckpointError, match="no ONNX file"):
+        open_models({"a": models["bad"], "b": models["bad"]}, device="cpu", left_out={})
+
+
+def test_auto_takes_openvino_for_a_file_where_it_is_faster(tmp_path, images, monkeypatch, capsys):
+    from facebones.evaluation import runtimes
+    from facebones.evaluation.runtimes import Speed, choose
+
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = load_model(network(tmp_path / "x.onnx", flat=[1, -1]), device="cpu")
+    speeds = {"onnxruntime": 100.0, "openvino": 900.0, "openvino-bf16": 50.0}
+    measure = runtimes._Trial.measure
+
+    def measured(trial, runtime):
+        measure(trial, runtime)
+        return Speed(0.0, speeds[runtime])
+
+    monkeypatch.setattr(runtimes._Trial, "measure", measured)
+    chosen = choose("x", model, images, 7, 1_000_000)
+    assert chosen.runtime == "openvino" and chosen.describe()["runtime"] == "openvino"
+    assert "--runtime auto takes openvino: 900 images/s, onnxruntime 100 (9.0 times)" in capsys.readouterr().err
+    assert smallest_cosine(embedded(model, images)[:, 0], embedded(chosen, images)[:, 0]) > 0.99999
