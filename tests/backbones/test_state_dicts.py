@@ -56,6 +56,7 @@ WRAPPED = {prefix: lambda w, prefix=prefix: under(prefix, w) for prefix in (*WRA
         "hyper_parameters": {"lr": 0.1},
     },
     "a place of its own": lambda w: {"step": 7, "networks": {"student": {"weights": under("module.", w)}}},
+    "numbers beside": lambda w: {**w, "epoch": 3},
     "two places, one usual": lambda w: {"ema": w, "state_dict": w},
 }
 
@@ -129,7 +130,7 @@ def test_magfaces_eps(load, capsys):
     theirs = {"epoch": 25, "arch": "iresnet18", "state_dict": under("features.module.", saved) | HEAD}
     assert eps(load(theirs, "r18")) == {MAGFACE_EPS}
     assert "batch normalisation computes with its eps 2e-05" in capsys.readouterr().err
-    for ours in (saved, under("module.", saved), under("backbone.", saved)):
+    for ours in (saved, under("module.", saved), under("my_features.", saved)):
         assert eps(load(ours, "r18")) == {1e-5}
 
 

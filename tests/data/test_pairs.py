@@ -147,6 +147,14 @@ def test_decoded_pixels(tmp_path, images, order):
     assert f"4 images are decoded pixels, taken as {order.upper()}" in pairs.notes[0]
 
 
+@pytest.mark.parametrize("begins_with", [b"BM", bytes([255, 216, 255]), bytes([137, 80, 78, 71])])
+def test_pixels_that_begin_as_an_image_file_does_are_pixels(tmp_path, begins_with):
+    pixels = PIXELS.copy()
+    pixels[0].reshape(-1)[: len(begins_with)] = np.frombuffer(begins_with, np.uint8)
+    pairs = read_pairs(save(tmp_path, (list(pixels), [True, False])), "rgb")
+    np.testing.assert_array_equal(decode(pairs.images[0], "a BMP"), pixels[0])
+
+
 def test_decoded_grey_pixels(tmp_path):
     pairs = read_pairs(save(tmp_path, (list(PIXELS[:2, :, :, 0]), [True])))
     np.testing.assert_array_equal(decode(pairs.images[1], "a BMP"), np.repeat(PIXELS[1, :, :, :1], 3, axis=2))

@@ -202,6 +202,14 @@ def test_scaling_for_a_scaled_input_is_no_preprocessing_of_pixels(tmp_path):
     assert model.preprocessing == OURS and not model.network.scaling.takes_pixels
 
 
+@pytest.mark.parametrize(("half", "factor"), [(0.5, 2.0), (0.485, 1 / 0.229)])
+def test_scaling_of_numbers_from_0_to_1_is_given_these(tmp_path, capsys, half, factor):
+    constants = [constant("half", half), constant("factor", factor)]
+    model = load_model(network(tmp_path / "x.onnx", before=PIXELS, constants=constants), device="cpu")
+    assert model.preprocessing == Preprocessing(mean=0, scale=255)
+    assert "it gets pixels from 0 to 1, RGB" in capsys.readouterr().err
+
+
 def test_what_the_user_says_wins_over_what_the_graph_begins_with(tmp_path):
     path = network(tmp_path / "x.onnx", before=PIXELS, constants=HALVES)
     said = Preprocessing(mean=0, scale=255, colour="bgr")

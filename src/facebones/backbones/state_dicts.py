@@ -74,16 +74,17 @@ class Match:
 
 
 def find_state_dicts(content: Mapping[Any, Any]) -> dict[str, Tensors]:
-    """The state dicts in the content of a checkpoint: dictionaries of nothing but names and tensors, by their place."""
+    """The state dicts in the content of a checkpoint by their place: the tensors of each dictionary that has some."""
     found = dict(_state_dicts(content, "", 1))
     largest = sorted(found, key=lambda place: -len(found[place]))[:MOST_SEARCHED]
     return {place: found[place] for place in largest}
 
 
 def _state_dicts(content: Mapping[Any, Any], place: str, level: int) -> Iterator[tuple[str, Tensors]]:
-    if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
-        yield place, content
-    elif level <= DEEPEST:
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if tensors:
+        yield place, tensors
+    if level <= DEEPEST:
         for key, value in content.items():
             if isinstance(key, str) and isinstance(value, dict):
                 yield from _state_dicts(value, f"{place}.{key}" if place else key, level + 1)

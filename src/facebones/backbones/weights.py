@@ -110,7 +110,7 @@ def _fill(backbone: Backbone, held: Mapping[str, Tensors], path: Path) -> None:
         shown = _listed(match.beside)
         say(f"note: {path}: left out what {backbone.name} has no place for beside the network: {shown}")
     backbone.load_state_dict(weights)
-    if "features." in match.wrapper and lookup_backbone(backbone.name).family == "iresnet":
+    if "features" in match.wrapper.split(".") and lookup_backbone(backbone.name).family == "iresnet":
         _set_eps_of_magface(backbone, path)
 
 

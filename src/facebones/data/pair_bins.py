@@ -173,9 +173,11 @@ def _image(path: Path, index: int, image: object, pixel_order: PixelOrder) -> by
 
 
 def _is_pixels(image: object) -> bool:
-    """Whether an image is decoded: an array in the shape of an image, whose bytes are no encoded image."""
+    """Whether an image is decoded: an array in the shape of an image; one without channels might also be a file."""
     if not isinstance(image, PickledArray) or image.objects is not None or decoded_shape(image.values.shape) is None:
         return False
+    if image.values.ndim == 3:  # whatever its first pixel is: some begin as JPEG and BMP files do
+        return True
     from facebones.data.folders import image_suffix
 
     return image_suffix(image.values.ravel()[:12].tobytes()) is None

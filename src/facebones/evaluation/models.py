@@ -304,12 +304,13 @@ def _note_form(name: str, model: Model) -> None:
 def _likely_preprocessing(name: str, model: Model) -> Preprocessing:
     """The preprocessing of a file that does not state it: what its graph begins with, or else ours; with a note."""
     scaling = model.as_onnx.scaling if model.as_onnx is not None else None
-    if scaling is not None and scaling.takes_pixels:
+    if scaling is not None and (scaling.takes_pixels or scaling.takes_unit):
+        largest = 255 if scaling.takes_pixels else 1
         _note(
-            f"{name} has preprocessing inside the graph ({scaling}): it gets pixels from 0 to 255, RGB"
+            f"{name} has preprocessing inside the graph ({scaling}): it gets pixels from 0 to {largest}, RGB"
             " (--mean, --scale, --colour)"
         )
-        return Preprocessing(mean=0, scale=1)
+        return Preprocessing(mean=0, scale=255 / largest)
     _note(f"{name} does not state its preprocessing; using RGB, (x - 127.5) / 127.5 (--mean, --scale, --colour)")
     return OURS
 

@@ -32,6 +32,12 @@ class Scaling:
         """Whether the graph must be given pixels from 0 to 255: it makes numbers around 1 of these only."""
         return all(0 < abs(one) <= LARGEST_PIXEL_FACTOR for one in self.factor)
 
+    @property
+    def takes_unit(self) -> bool:
+        """Whether the graph must be given numbers from 0 to 1: it subtracts about the middle of these."""
+        subtracted = [-offset / factor for factor, offset in zip(self.factor, self.offset, strict=True) if factor]
+        return len(subtracted) == len(self.factor) and all(0.3 <= one <= 0.7 for one in subtracted)
+
     def __str__(self) -> str:
         factor, offset = (" ".join(f"{one:.5g}" for one in row) for row in (self.factor, self.offset))
         return f"x * {factor} + {offset}"
@@ -55,6 +61,7 @@ def find_scaling(path: Path, input_name: str) -> Scaling | None:
         return None
     if not np.isfinite([*factor, *offset]).all() or (np.all(factor == 1) and not np.any(offset)):
         return None
+    factor, offset = np.broadcast_arrays(factor, offset)
     return Scaling(tuple(factor.tolist()), tuple(offset.tolist()))
 
 
