@@ -216,7 +216,7 @@ class Bomb:
 PAIR_FILES = {
     "no pickle": (b"\x00\x01\x02 nothing like it", "pickle"),
     "cut short": (pickle.dumps(([b"x"] * 40, [True] * 20))[:-20], "pickle"),
-    "holds numbers": (pickle.dumps(([1.5] * 40, [True] * 20)), "binfloat"),
+    "holds numbers": (pickle.dumps(([1.5] * 40, [True] * 20)), "a float instead of bytes"),
     "holds text as labels": (pickle.dumps(([b"x"] * 40, ["yes"] * 20)), "true"),
     "odd": (pickle.dumps(([b"x"] * 41, [True] * 20)), "41"),
     "empty": (pickle.dumps(([], [])), "no"),
@@ -290,7 +290,7 @@ def test_unknown_names(refused, train_words, tmp_path):
         line = refused("evaluate", "pairs", "--model", "x", "--data", "y", *words)
         assert f"argument --batch-size: '{words[1]}' is not a whole number; see" in line
     assert "argument --seed: 'x' is not a whole number" in refused("data", "synthesize", tmp_path / "x", "--seed", "x")
-    assert "--training.seed: -1 is out of range" in refused(*train_words("--seed", "-1"))
+    assert "--seed: -1 is out of range" in refused(*train_words("--seed", "-1"))
     assert "embedding size 70000 is not in 1 to 65536" in refused(*train_words("--backbone.embedding_size", "70000"))
     assert "unknown recipe 'demmo'; did you mean 'demo'" in refused("train", "demmo", "--output", tmp_path / "run")
 

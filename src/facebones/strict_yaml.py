@@ -135,11 +135,16 @@ def ungrouped(kind: type[Any], values: Mapping[str, Any], section: str) -> dict[
         section: what stands before a field's name, for errors.
 
     Raises:
-        ConfigError: a field is given in a group and by itself.
+        ConfigError: a field is given in a group and by itself, or a group is no mapping of its fields.
     """
     names, written = [item.name for item in dataclasses.fields(kind)], dict[str, Any]()
     for key, value in values.items():
-        is_group = isinstance(value, Mapping) and any(name.startswith(f"{key}_") for name in names)
+        group = [name.removeprefix(f"{key}_") for name in names if name.startswith(f"{key}_")]
+        is_group = len(group) > 1 and key not in names
+        if is_group and not (isinstance(value, Mapping) and set(value) <= set(group)):
+            raise ConfigError(
+                f"{section}.{key}: is a group of fields; give {{{', '.join(f'{own}: ...' for own in group)}}}"
+            )
         for name, part in {f"{key}_{own}": part for own, part in value.items()}.items() if is_group else [(key, value)]:
             if name in written:
                 raise ConfigError(f"{section}.{name}: is given twice, by itself and in a group; give it once")

@@ -449,7 +449,7 @@ def test_a_broken_byte_spoils_its_line_only(log):
         (b"hello\nworld\n", "none of its 2 lines"),
         (b"\x1f\x8b" + bytes(range(256)) * 50, "none of its"),
         (f"{TIME}rank_id: 0\n: lr  0.1\n".encode(), "no training line"),
-        (validate(100)[0].encode(), "no training line with a global step, and no validation"),
+        (validate(100)[0].encode(), "no training line with a global step and no validation"),
     ],
 )
 def test_files_that_are_no_logs(content, message, log, tmp_path):

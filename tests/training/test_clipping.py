@@ -80,11 +80,12 @@ def test_a_group_of_fields_is_written_as_a_mapping_or_with_a_dot(tmp_path):
     ("text", "message"),
     [
         ("{clip: {norm: 3}, clip_norm: 4}", "training.clip_norm: is given twice, by itself and in a group"),
-        ("{clip: {nrm: 3}}", "training.clip_nrm: unknown key 'clip_nrm'; did you mean 'clip_norm'?"),
+        ("{clip: {nrm: 3}}", "training.clip: is a group of fields; give {norm: ..., of: ...}"),
         ("{clip: {norm: -1}}", "training.clip_norm: -1.0 is out of range"),
         ("{clip: {norm: {a: 1}}}", "training.clip_norm: {'a': '1'} is not a finite number"),
         ("{clip: {of: haed}}", "training.clip_of: unknown value 'haed'"),
-        ("{clip: 5}", "unknown key 'clip'"),
+        ("{clip: 5}", "training.clip: is a group of fields; give {norm: ..., of: ...}"),
+        ("{checkpoint: {every: 5}}", "training.checkpoint: unknown key 'checkpoint'; did you mean 'checkpoint_every'?"),
         ("{epochs: {a: 5}}", "training.epochs: {'a': '5'} is not a whole number"),
     ],
 )

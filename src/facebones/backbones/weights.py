@@ -27,7 +27,6 @@ from facebones.backbones.state_dicts import (
     match_any,
 )
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError
-from facebones.system.progress import say
 
 if TYPE_CHECKING:
     from facebones.run_folder import RunFolder
@@ -108,7 +107,7 @@ def _fill(backbone: Backbone, held: Mapping[str, Tensors], path: Path) -> None:
         _choose(match, path)
     if match.beside:
         shown = _listed(match.beside)
-        say(f"note: {path}: left out what {backbone.name} has no place for beside the network: {shown}")
+        _note(f"{path}: left out what {backbone.name} has no place for beside the network: {shown}")
     backbone.load_state_dict(weights)
     if "features" in match.wrapper.split(".") and lookup_backbone(backbone.name).family == "iresnet":
         _set_eps_of_magface(backbone, path)
@@ -121,7 +120,7 @@ def _choose(match: Match, path: Path) -> None:
         CheckpointError: nothing says which one is meant.
     """
     if match.place.rpartition(".")[2] in PREFERRED and not match.others[0].endswith("."):
-        say(f"note: {path}: took {match.place}; left out {_listed(match.others)}, which fits as well")
+        _note(f"{path}: took {match.place}; left out {_listed(match.others)}, which fits as well")
         return
     here = match.place or "the top"
     pick = f"torch.load({str(path)!r})" + "".join(f"[{key!r}]" for key in match.place.split(".") if match.place)
@@ -134,12 +133,18 @@ def _choose(match: Match, path: Path) -> None:
     )
 
 
+def _note(text: str) -> None:
+    from facebones.system.progress import say  # here: most files need no note
+
+    say(f"note: {text}")
+
+
 def _set_eps_of_magface(backbone: Backbone, path: Path) -> None:
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.eps = MAGFACE_EPS
-    say(
-        f"note: {path}: has 'features.' before the names, as MagFace's files have: batch normalisation computes with"
+    _note(
+        f"{path}: has 'features.' before the names, as MagFace's files have: batch normalisation computes with"
         f" its eps {MAGFACE_EPS:g}; its input is BGR from 0 to 1 (--mean 0 --scale 255 --colour bgr)"
     )
 

@@ -247,7 +247,8 @@ def flip_sum_normalised(embeddings: ImageEmbeddings) -> npt.NDArray[np.float64]:
     """
     total = embeddings.plain.astype(np.float64)
     if embeddings.mirrored is not None:
-        total += embeddings.mirrored
+        with np.errstate(invalid="ignore"):  # refused below
+            total += embeddings.mirrored
     norm = np.linalg.norm(total, axis=1)
     usable = np.isfinite(norm) & (norm > 0)
     if not usable.all():

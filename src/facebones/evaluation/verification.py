@@ -336,7 +336,7 @@ def _accuracy(
     impostors = np.bincount(fold_P[~is_same], minlength=folds)
     correct = genuine_accepted + impostors[:, None] - impostors_accepted  # (F, K)
     best = np.argmax(correct.sum(axis=0) - correct, axis=1)
-    accuracy = correct[np.arange(folds), best] / np.bincount(fold_P, minlength=folds)
+    accuracy = correct[np.arange(folds), best] / np.maximum(np.bincount(fold_P, minlength=folds), 1)  # few pairs
     return accuracy, ACCURACY_THRESHOLDS[best]
 
 

@@ -210,7 +210,8 @@ def _as_rows(answer: Array, images: int) -> npt.NDArray[np.float32] | None:
 
 
 def _same(a: Array, b: Array) -> bool:
-    return bool(np.abs(a - b).max() <= SAME * np.abs(b).max() + 1e-6) or not np.isfinite(b).all()
+    finite = np.isfinite(a).all() and np.isfinite(b).all()
+    return not finite or bool(np.abs(a - b).max() <= SAME * np.abs(b).max() + 1e-6)
 
 
 def _parallel(a: Array, b: Array) -> bool:

@@ -145,9 +145,12 @@ def study_table(content: Mapping[str, Any]) -> Table:
 
 
 def study_title(content: Mapping[str, Any]) -> str:
-    """The title of `study_table`: the study, what its numbers are, and the size of the embeddings."""
-    size = content["recipe"]["backbone"]["embedding_size"]
-    return f"{content['study']['name']}: mean over seeds ± standard deviation; embeddings of {size} dimensions"
+    """The title of `study_table`: the study, what its numbers are, and the size of embeddings that it trained."""
+    title = f"{content['study']['name']}: mean over seeds ± standard deviation"
+    trained = {run["backbone"] for run in content["runs"]}
+    if any(row["backbone"] not in trained for row in content["summary"]):
+        return title
+    return f"{title}; embeddings of {content['recipe']['backbone']['embedding_size']} dimensions"
 
 
 def _title(metric: Mapping[str, Any]) -> str:
