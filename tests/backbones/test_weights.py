@@ -74,7 +74,7 @@ def test_a_card_that_claims_what_cannot_be(tmp_path, weights, card, message):
             lambda w: w | {"norm.bias": torch.zeros(2**17), "linear.weight": torch.zeros(2**17, 4)},
             "embedding size 131072 is not in 1 to 65536",
         ),
-        (lambda w: w | {"more": [1]}, "holds no state dict"),
+        (lambda w: {"more": [1]}, "holds no state dict"),
         (lambda w: {}, "holds no state dict"),
     ],
 )

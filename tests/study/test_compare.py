@@ -620,7 +620,10 @@ def test_the_table_of_a_study_has_the_columns_that_are_known():
 
 def test_the_title_of_that_table_says_the_size_of_the_embeddings():
     content = {"study": {"name": "demo"}, "recipe": load_recipe("demo").to_dict()}
+    content |= {"runs": [{"backbone": "a"}], "summary": [{"backbone": "a"}]}
     assert study_title(content).endswith("embeddings of 128 dimensions")
+    content["summary"].append({"backbone": "theirs"})
+    assert study_title(content).endswith("standard deviation")
 
 
 # --------------------------------------------------------------------------------------------------- for real
