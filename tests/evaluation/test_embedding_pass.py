@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -93,8 +94,10 @@ def kill():
 
 def in_child(work):
     """Do work in a child process; answer how it ended, in the way of `os.waitstatus_to_exitcode`."""
+    time.sleep(0.1)  # threads that read images hold a lock of OpenCV while they end; a child would wait for it for ever
     child = os.fork()
     if not child:
+        signal.alarm(120)
         try:
             work()
         finally:
