@@ -22,7 +22,7 @@ from facebones.evaluation.protocol import (
     lookup_protocol,
     register_protocol,
 )
-from facebones.evaluation.run import evaluate, run_protocols
+from facebones.evaluation.run import DEFAULTS, Options, evaluate, run_protocols
 from facebones.run_folder import RunFolder
 from facebones.statistics.metric import Metric, MetricComparison
 from facebones.synthetic.dataset import synthesize
@@ -337,6 +337,11 @@ def test_a_protocol_without_images_fails_its_check(tmp_path):
 
     with pytest.raises(DataError, match="no images for the protocol empty"):
         Empty(tmp_path).check()
+
+
+def test_commands_evaluate_with_the_options_and_defaults_of_the_function():
+    assert {**evaluate.__kwdefaults__, "progress": True} == DEFAULTS
+    assert DEFAULTS.keys() == Options.__annotations__.keys()
 
 
 SCRIPT = """

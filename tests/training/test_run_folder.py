@@ -245,7 +245,7 @@ def test_an_optimizer_state_of_other_shapes_is_refused(stopped, tiny_recipe, nam
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from facebones.run_folder import RunFolder, read_metrics
+from facebones.run_folder import RunFolder
 
 with RunFolder(Path(sys.argv[1])).open():
     child = os.fork()

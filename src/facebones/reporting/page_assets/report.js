@@ -104,8 +104,7 @@
     const isNamed = width >= ROOM_FOR_NAMES && points.length <= MOST_NAMES;
     const side = (point) => (isNamed ? nameSide(point, points, log) : "");
     const traces = [frontTrace(front), ...points.map((point) => pointTrace(point, metric, cost, side(point)))];
-    const marks = logTicks(points, width);
-    const ticks = log ? { type: "log", tickvals: marks, ticktext: marks.map(short) } : { type: "linear", rangemode: "tozero", nticks: 7 };
+    const ticks = log ? logTicks(points, width) : { type: "linear", rangemode: "tozero", nticks: 7 };
     const title = cost.name === "macs" ? "MACs (FLOPs = 2 × MACs)" : cost.title;
     const x = axis(title, { tickformat: "~s", ...ticks });
     const unknown = data.models.filter((model, place) => isOn(place) && !isKnown(place)).map((model) => model.name);
@@ -115,14 +114,14 @@
 
   // 1, 2 and 5 in each decade, or fewer if there is no room.
   function logTicks(points, width) {
-    if (!points.length) return [];
+    if (!points.length) return { type: "log", tickvals: [], ticktext: [] };
     const costs = points.map((point) => point.cost);
     const first = Math.floor(Math.log10(Math.min(...costs)));
     const last = Math.ceil(Math.log10(Math.max(...costs)));
     const steps = [[1, 2, 5], [1, 3], [1]].find((some) => some.length * (last - first + 1) * 55 < width) ?? [1];
     const ticks = [];
     for (let power = first; power <= last; power += 1) ticks.push(...steps.map((step) => step * 10 ** power));
-    return ticks;
+    return { type: "log", tickvals: ticks, ticktext: ticks.map(short) };
   }
 
   // A name is placed on the side that has room.
