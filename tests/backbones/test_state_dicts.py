@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from facebones.backbones import create_backbone
+from facebones.backbones.foreign_weights import MAGFACE_EPS
 from facebones.backbones.state_dicts import network_shapes
-from facebones.backbones.weights import MAGFACE_EPS, load_backbone
+from facebones.backbones.weights import load_backbone
 from facebones.errors import CheckpointError
 
 NAME, SIZE = "shufflefacenet_0_5", 32

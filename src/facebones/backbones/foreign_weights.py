@@ -1,0 +1,148 @@
+"""Weights of other code: the network in their state dicts is found, chosen and loaded, and notes say what was done."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from facebones.backbones.base import Backbone
+from facebones.backbones.registry import create_backbone, lookup_backbone
+from facebones.backbones.state_dicts import (
+    COUNTER,
+    PREFERRED,
+    Match,
+    Tensors,
+    embedding_size_of,
+    find_state_dicts,
+    fitting_networks,
+    match_any,
+)
+from facebones.backbones.weights import check_weights, listed
+from facebones.errors import CheckpointError
+
+MAGFACE_EPS = 2e-5  # of all batch normalisation in MagFace's iResNets, whose files have "features." before the names
+MAGFACE_INPUT = {"mean": 0, "scale": 255, "colour": "bgr"}
+
+
+def load_foreign(path: Path, content: Mapping[str, Any], name: str | None, embedding_size: int | None) -> Backbone:
+    """Build the backbone whose weights are somewhere in the content of a file.
+
+    Args:
+        path: the file.
+        content: what it holds.
+        name: the backbone, if it is known.
+        embedding_size: likewise; None reads it from the shapes.
+
+    Raises:
+        CheckpointError: there are no weights, those of another backbone, or those of several.
+        ConfigError: the backbone cannot be built here.
+    """
+    held = find_state_dicts(content)
+    if not held:
+        keys = listed(list(content)) or "nothing"
+        raise CheckpointError(
+            f"{path}: holds no state dict (names to tensors) of a backbone but {keys}; save one by"
+            " torch.save(network.state_dict(), 'weights.pth')"
+        )
+    if name is None:
+        raise CheckpointError(f"{path}: does not say which backbone it is; {_advice(held)}")
+    backbone = create_backbone(name, embedding_size or embedding_size_of(name, held))
+    _fill(backbone, held, path)
+    return backbone
+
+
+def _fill(backbone: Backbone, held: Mapping[str, Tensors], path: Path) -> None:
+    """Load the state dict of a file that fits a network; notes say what was left out.
+
+    Raises:
+        CheckpointError: none fits, or several do.
+    """
+    expected = {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
+    match = match_any(expected, held)
+    counters = {key: value for key, value in backbone.state_dict().items() if key.endswith(COUNTER)}
+    weights = {**counters, **match.tensors}  # old files lack the counters
+    try:
+        check_weights(backbone, weights | {key: held[match.place][key] for key in match.surplus}, str(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_instead(backbone.name, match, held)}") from error
+    if match.others:
+        _choose(match, path)
+    if match.beside:
+        shown = listed(match.beside)
+        _note(f"{path}: left out what {backbone.name} has no place for beside the network: {shown}")
+    backbone.load_state_dict(weights)
+    if "features" in match.wrapper.split(".") and lookup_backbone(backbone.name).family == "iresnet":
+        _take_for_magface(backbone, path)
+
+
+def _choose(match: Match, path: Path) -> None:
+    """Say which of several networks in a file is taken.
+
+    Raises:
+        CheckpointError: nothing says which one is meant.
+    """
+    if match.place.rpartition(".")[2] in PREFERRED and not match.others[0].endswith("."):
+        _note(f"{path}: took {match.place}; left out {listed(match.others)}, which fits as well")
+        return
+    here = match.place or "the top"
+    pick = f"torch.load({str(path)!r})" + "".join(f"[{key!r}]" for key in match.place.split(".") if match.place)
+    if match.others[0].endswith("."):
+        here = match.wrapper or here
+        pick = f"{{k: v for k, v in {pick}.items() if k.startswith({here!r})}}"
+    raise CheckpointError(
+        f"{path}: holds the network several times: {here} and {listed(match.others)}; save the one that you mean, such"
+        f" as by torch.save({pick}, 'weights.pth') in Python"
+    )
+
+
+def _note(text: str) -> None:
+    from facebones.system.progress import say  # here: most files need no note
+
+    say(f"note: {text}")
+
+
+def _take_for_magface(backbone: Backbone, path: Path) -> None:
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.eps = MAGFACE_EPS
+    backbone.known_input = MAGFACE_INPUT
+    _note(
+        f"{path}: has 'features.' before the names, as MagFace's files have: batch normalisation computes with"
+        f" its eps {MAGFACE_EPS:g}, and its input is BGR from 0 to 1"
+    )
+
+
+def _advice(held: Mapping[str, Tensors]) -> str:
+    """Name the registered backbones whose weights are in a file, or those that come closest."""
+    fitting, close = fitting_networks(held)
+    if not fitting:
+        return f"no registered backbone fits its names and shapes{_closest(close)}"
+    if len(fitting) > 1:  # with and without shuffle: the wrong one would run and give nonsense
+        return f"its names and shapes fit {' and '.join(fitting)}, which compute different things; give the right one"
+    return f"its names and shapes are those of {fitting[0]}; give --backbone {fitting[0]}"
+
+
+def _instead(name: str, match: Match, held: Mapping[str, Tensors]) -> str:
+    """For weights that do not fit a backbone: the registered ones that they fit, or those that come closest."""
+    if match.fits:  # numbers of an odd type
+        return ""
+    fitting, close = fitting_networks(held)
+    if fitting:
+        return f"; its names and shapes are those of {' and '.join(fitting)}"
+    return _closest([(other, found) for other, found in close if other != name]) if close else ""
+
+
+def _closest(close: Sequence[tuple[str, Match]]) -> str:
+    """The registered backbones that come closest, with what is missing."""
+    return "; the closest: " + "; ".join(f"{name} ({_lack(match)})" for name, match in close) if close else ""
+
+
+def _lack(match: Match) -> str:
+    total = len(match.missing) + sum(not key.endswith(COUNTER) for key in match.tensors)
+    parts = (
+        (f"lacks {len(match.missing)} of {total} tensors", match.missing),
+        (f"{len(match.misshapen)} of another shape", match.misshapen),
+        (f"{len(match.surplus)} too many", match.surplus),
+    )
+    return ", ".join(f"{what}, such as {keys[0]!s:.80}" for what, keys in parts if keys)
