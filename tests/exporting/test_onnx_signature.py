@@ -67,6 +67,56 @@ THREE = [constant("half", np.full((1, 3, 1, 1), 127.5)), constant("factor", np.f
 NORMALISED = [node("BatchNormalization", ["input", "s", "b", "m", "v"], ["pixels"], epsilon=0.0)]
 STATISTICS = [constant("s", [1] * 3), constant("b", [0] * 3), constant("m", [127.5] * 3), constant("v", [127.5**2] * 3)]
 
+WHOLE = [constant("half", np.full((1, 3, 112, 112), 127.5)), constant("factor", np.full((3, 112, 112), 127.5))]
+SWAP = constant("bgr", [2, 1, 0], np.int64)
+SWAPPED = [node("Gather", ["input", "bgr"], ["swapped"], axis=1)]
+SCALED = [node("Sub", ["swapped", "half"], ["centred"]), node("Div", ["centred", "factor"], ["pixels"])]
+LATER = [
+    *CHANNELS[:1],
+    node("Div", ["centred", "factor"], ["scaled"]),
+    node("Gather", ["scaled", "bgr"], ["pixels"], axis=1),
+]
+PARTS = [
+    node("Split", ["input"], ["one", "two", "three"], axis=1),
+    node("Concat", ["three", "two", "one"], ["swapped"], axis=1),
+]
+BACKWARDS = [node("Slice", ["input", "minus", "far", "along", "minus"], ["swapped"])]
+BACKWARDS_BY = [constant(*one, np.int64) for one in (("minus", [-1]), ("far", [-(2**63)]), ("along", [1]))]
+SLICES = [
+    *(node("Slice", ["input", f"p{place}", f"p{place + 1}", "along"], [f"s{place}"]) for place in range(3)),
+    node("Concat", ["s2", "s1", "s0"], ["swapped"], axis=1),
+]
+SLICES_BY = [constant(f"p{place}", [place], np.int64) for place in range(4)] + [BACKWARDS_BY[2]]
+STACKED = [
+    *(node("Gather", ["input", f"i{place}"], [f"g{place}"], axis=1) for place in range(3)),
+    *(node("Unsqueeze", [f"g{place}", "along"], [f"u{place}"]) for place in range(3)),
+    node("Concat", ["u2", "u1", "u0"], ["swapped"], axis=1),
+]
+STACKED_BY = [constant(f"i{place}", place, np.int64) for place in range(3)] + [BACKWARDS_BY[2]]
+# Each part is scaled by itself: (x - 127.5) / 127.5, as x / 127.5 - 1.
+ALONE = [
+    PARTS[0],
+    *(node("Div", [part, "factor"], [f"{part}_d"]) for part in ("one", "two", "three")),
+    *(node("Sub", [f"{part}_d", "unit"], [f"{part}_s"]) for part in ("one", "two", "three")),
+    node("Concat", ["three_s", "two_s", "one_s"], ["pixels"], axis=1),
+]
+ALONE_BY = [constant("factor", 127.5), constant("unit", 1.0)]
+# In: (B, H, W, 3); out: (B, 3, H, W), which `network(nhwc=True)` expects the other way round.
+TURNED = [
+    node("Transpose", ["input"], ["turned"], perm=[0, 3, 1, 2]),
+    node("Gather", ["turned", "bgr"], ["swapped"], axis=1),
+    *SCALED[:1],
+    node("Div", ["centred", "factor"], ["scaled"]),
+    node("Transpose", ["scaled"], ["pixels"], perm=[0, 2, 3, 1]),
+]
+DYNAMIC = [node("Shape", ["input"], ["sizes"]), *PIXELS]  # exporters read sizes from the input
+HALVES_BESIDE = [node("Sub", ["input", "half"], ["centred"]), node("Mul", ["centred", "factor"], ["scaled"])]
+NUMBERS = [
+    node("Constant", [], ["half"], value_float=127.5),
+    node("Constant", [], ["factor"], value_float=1 / 127.5),
+    *PIXELS,
+]
+
 # name: options, images at a time, what the notes say, whether it gets pixels
 FILES = {
     "plain": ({}, None, "", False),
@@ -129,6 +179,64 @@ FILES = {
     "scaled inside": ({"before": PIXELS, "constants": HALVES}, None, "has preprocessing inside the graph (x * ", True),
     "scaled inside by channel": ({"before": CHANNELS, "constants": THREE}, None, "inside the graph", True),
     "scaled inside, channels last": ({"before": PIXELS, "constants": HALVES, "nhwc": True}, None, "inside the", True),
+    "scaled by constants of the image's shape": (
+        {"before": CHANNELS, "constants": WHOLE},
+        None,
+        "* 0.0078431 + -1)",
+        True,
+    ),
+    "scaled by operators' constants": ({"before": NUMBERS}, None, "inside the graph", True),
+    "scaled, and its shape read": ({"before": DYNAMIC, "constants": HALVES}, None, "inside the graph", True),
+    "swapped": (
+        {"before": [node("Gather", ["input", "bgr"], ["pixels"], axis=1)], "constants": [SWAP]},
+        None,
+        "inside the graph (channels swapped): it gets (x - 127.5) / 127.5, BGR",
+        True,
+    ),
+    "swapped and scaled": (
+        {"before": [*SWAPPED, *SCALED], "constants": [*THREE, SWAP]},
+        None,
+        "+ -1, channels swapped): it gets pixels from 0 to 255, BGR, because the network behind is taken",
+        True,
+    ),
+    "scaled and swapped": ({"before": LATER, "constants": [*THREE, SWAP]}, None, "255, BGR", True),
+    "swapped by parts": ({"before": [*PARTS, *SCALED], "constants": WHOLE}, None, "255, BGR", True),
+    "swapped backwards": (
+        {"before": [*BACKWARDS, *SCALED], "constants": [*WHOLE, *BACKWARDS_BY]},
+        None,
+        "255, BGR",
+        True,
+    ),
+    "swapped by slices": ({"before": [*SLICES, *SCALED], "constants": [*WHOLE, *SLICES_BY]}, None, "255, BGR", True),
+    "swapped by stacking": (
+        {"before": [*STACKED, *SCALED], "constants": [*WHOLE, *STACKED_BY]},
+        None,
+        "255, BGR",
+        True,
+    ),
+    "scaled and swapped by parts": ({"before": ALONE, "constants": ALONE_BY}, None, "255, BGR", True),
+    "turned, swapped and scaled": (
+        {"before": TURNED, "constants": [*THREE, SWAP], "nhwc": True},
+        None,
+        "255, BGR",
+        True,
+    ),
+    "8 bits, swapped": (
+        {
+            "kind": UINT8,
+            "nhwc": True,
+            "before": [
+                node("Cast", ["input"], ["x"], to=FLOAT),
+                node("Gather", ["x", "bgr"], ["swapped"], axis=3),
+                node("Sub", ["swapped", "half"], ["centred"]),
+                PIXELS[1],
+            ],
+            "constants": [*HALVES, SWAP],
+        },
+        None,
+        "swaps channels inside the graph: it gets BGR",
+        True,
+    ),
     "scaled by normalisation": ({"before": NORMALISED, "constants": STATISTICS}, None, "inside the graph", True),
 }
 RUNTIMES = ["onnxruntime", "openvino"]
@@ -208,6 +316,45 @@ def test_scaling_of_numbers_from_0_to_1_is_given_these(tmp_path, capsys, half, f
     model = load_model(network(tmp_path / "x.onnx", before=PIXELS, constants=constants), device="cpu")
     assert model.preprocessing == Preprocessing(mean=0, scale=255)
     assert "it gets pixels from 0 to 1, RGB" in capsys.readouterr().err
+
+
+IMAGENET = np.array([0.485, 0.456, 0.406])
+
+
+@pytest.mark.parametrize("largest", [1, 255])
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("order", [1, -1])
+def test_imagenets_means_say_which_order_the_network_computes_on(tmp_path, largest, swapped, order):
+    mean = (IMAGENET[::order] * largest).reshape(3, 1, 1)
+    before = [*(SWAPPED if swapped else [node("Identity", ["input"], ["swapped"])]), *SCALED]
+    constants = [constant("half", mean), constant("factor", np.full((3, 1, 1), 0.226 * largest)), SWAP]
+    model = load_model(network(tmp_path / "x.onnx", before=before, constants=constants), device="cpu")
+    colour = "bgr" if (order < 0) != swapped else "rgb"
+    assert model.preprocessing == Preprocessing(mean=0, scale=255 / largest, colour=colour)
+
+
+OTHERS = {
+    "another value at each pixel": (
+        CHANNELS,
+        [constant("half", np.arange(3 * 112 * 112.0).reshape(3, 112, 112)), THREE[1]],
+    ),
+    "some pixels": (
+        [node("Slice", ["input", "from", "to", "rows"], ["pixels"])],
+        [constant("from", [0], np.int64), constant("to", [112], np.int64), constant("rows", [2], np.int64)],
+    ),
+    "a channel twice": (
+        [node("Gather", ["input", "twice"], ["pixels"], axis=1)],
+        [constant("twice", [0, 0, 2], np.int64)],
+    ),
+    "added to itself": ([node("Add", ["input", "input"], ["pixels"])], []),
+    "scaled beside": ([*HALVES_BESIDE, node("Add", ["scaled", "input"], ["pixels"])], HALVES),
+}
+
+
+@pytest.mark.parametrize(("before", "constants"), OTHERS.values(), ids=OTHERS)
+def test_other_beginnings_are_no_preprocessing(tmp_path, before, constants):
+    model = load_model(network(tmp_path / "x.onnx", before=before, constants=constants), device="cpu")
+    assert model.preprocessing == OURS and model.network.scaling is None
 
 
 def test_what_the_user_says_wins_over_what_the_graph_begins_with(tmp_path):

@@ -1,10 +1,11 @@
 """What a backbone is: its input and output, its base class, and its row in the registry."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,9 +22,12 @@ class Backbone(nn.Module):
     Attributes:
         name: the name in the registry.
         embedding_size: D, the length of an embedding.
+        known_input: another input that its weights were trained with, known from the form of their file: "mean",
+            "scale" and "colour" of a `Preprocessing`.
     """
 
     name: str = ""
+    known_input: Mapping[str, Any] | None = None
     embedding_size: int
 
     def forward(self, x_B3HW: Tensor) -> Tensor:

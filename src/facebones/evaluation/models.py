@@ -20,6 +20,7 @@ from facebones.system.device import device_settings, select_device, to_device
 
 if TYPE_CHECKING:
     from facebones.onnx.backbone import OnnxBackbone
+    from facebones.onnx.scaling import Scaling
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Batch = npt.NDArray[np.uint8]
@@ -60,8 +61,8 @@ class Model:
 
     def __post_init__(self) -> None:
         onnx = self.as_onnx
-        if onnx is not None and onnx.folded and self.preprocessing != OURS:
-            raise ConfigError(f"{onnx.path}: contains its preprocessing; leave out mean, scale and colour")
+        if onnx is not None and onnx.folded and replace(self.preprocessing, colour=OURS.colour) != OURS:
+            raise ConfigError(f"{onnx.path}: takes 8-bit pixels and scales them itself; leave out mean and scale")
 
     @property
     def as_onnx(self) -> "OnnxBackbone | None":
@@ -281,8 +282,12 @@ def open_models(
         raise ConfigError(
             f"preprocessing (--mean, --scale, --colour): {', '.join(opened)} states its own; leave it out"
         )
+    folded = [name for name in silent if (onnx := opened[name].as_onnx) is not None and onnx.folded]
     for name in silent:
-        opened[name] = replace(opened[name], preprocessing=preprocessing or _likely_preprocessing(name, opened[name]))
+        chosen = preprocessing or _likely_preprocessing(name, opened[name])
+        if name in folded and folded != silent:  # mean and scale are meant for the others
+            chosen = Preprocessing(colour=chosen.colour)
+        opened[name] = replace(opened[name], preprocessing=chosen)
     return opened
 
 
@@ -302,17 +307,37 @@ def _note_form(name: str, model: Model) -> None:
 
 
 def _likely_preprocessing(name: str, model: Model) -> Preprocessing:
-    """The preprocessing of a file that does not state it: what its graph begins with, or else ours; with a note."""
-    scaling = model.as_onnx.scaling if model.as_onnx is not None else None
-    if scaling is not None and (scaling.takes_pixels or scaling.takes_unit):
-        largest = 255 if scaling.takes_pixels else 1
-        _note(
-            f"{name} has preprocessing inside the graph ({scaling}): it gets pixels from 0 to {largest}, RGB"
-            " (--mean, --scale, --colour)"
-        )
-        return Preprocessing(mean=0, scale=255 / largest)
+    """The preprocessing of a file that does not state it, with a note: by what its graph begins with, or ours."""
+    onnx = model.as_onnx
+    scaling = onnx.scaling if onnx is not None else None
+    if onnx is not None and onnx.folded:
+        colour = scaling.colour if scaling is not None else OURS.colour
+        if colour != OURS.colour:
+            _note(f"{name} swaps channels inside the graph: it gets {colour.upper()} (--colour)")
+        return Preprocessing(colour=colour)
+    if scaling is not None and (scaling.takes_pixels or scaling.takes_unit or scaling.colour != OURS.colour):
+        return _before_graph(name, scaling)
+    known = getattr(model.network, "known_input", None)
+    if known is not None:
+        _note(f"{name} gets the input of its authors: {known} (another by --mean, --scale, --colour)")
+        return Preprocessing(**known)
     _note(f"{name} does not state its preprocessing; using RGB, (x - 127.5) / 127.5 (--mean, --scale, --colour)")
     return OURS
+
+
+def _before_graph(name: str, scaling: "Scaling") -> Preprocessing:
+    """What a graph must be given that begins with preprocessing; with a note."""
+    largest = 255 if scaling.takes_pixels else 1 if scaling.takes_unit else None
+    likely = Preprocessing(colour=scaling.colour)
+    if largest is not None:
+        likely = replace(likely, mean=0, scale=255 / largest)
+    given = "(x - 127.5) / 127.5" if largest is None else f"pixels from 0 to {largest}"
+    why = ", because the network behind is taken to compute on RGB" if scaling.swapped else ""
+    _note(
+        f"{name} has preprocessing inside the graph ({scaling}): it gets {given}, {scaling.colour.upper()}{why}"
+        " (--mean, --scale, --colour)"
+    )
+    return likely
 
 
 def named_files(texts: Iterable[str], option: str) -> dict[str, Path]:
@@ -386,7 +411,7 @@ def _note(text: str) -> None:
 
 def _states_input(model: Model) -> bool:
     if (onnx := model.as_onnx) is not None:
-        return onnx.said_name is not None or onnx.folded
+        return onnx.said_name is not None
     return model.path is None or "backbone" in read_card(model.path)
 
 

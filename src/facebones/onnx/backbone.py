@@ -73,8 +73,8 @@ class OnnxBackbone(Backbone):
 
     @cached_property
     def scaling(self) -> Scaling | None:
-        """The scaling of pixels by which the graph begins; None if there is none, or the package onnx is missing."""
-        return None if self.folded else find_scaling(self.path, self.signature.input_name)
+        """The preprocessing by which the graph begins; None if there is none, or the package onnx is missing."""
+        return find_scaling(self.path, self.signature.input_name, self.signature.channels_last)
 
     def computed_by(self, infer: Infer, batch: int) -> Self:
         """The same file computed by another runtime, which takes batches of one size only."""

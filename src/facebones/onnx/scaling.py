@@ -1,7 +1,11 @@
-"""Preprocessing inside an ONNX graph: the scaling of pixels by which files of other tools begin."""
+"""Preprocessing inside an ONNX graph: the scaling of pixels and swap of channels by which files of other tools begin.
+
+The input is followed through operators that treat every pixel alike. What is known of a value is, for each of its
+channels, which channel of the input it is, and the factor and offset that it has been scaled by.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -9,23 +13,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-MOVES = {"Identity", "Cast", "Transpose"}  # operators that leave values as they are
-LONGEST_BEGINNING = 16  # operators that may belong to the preprocessing
+from facebones.backbones.base import IMAGE_SIZE
+
+MOST_OPERATORS = 32  # that may belong to the preprocessing
+LARGEST_CONSTANT = 16 * 3 * IMAGE_SIZE**2  # numbers: of a whole batch of images
 LARGEST_PIXEL_FACTOR = 0.05  # 1/127.5 and 1/255 are below it, and 1/20; factors for numbers in [-1, 1] are above
 NUMBERS = {1, 6, 7, 10, 11}  # element types: float, int32, int64, float16, double
+ASIDE = {"Shape", "Size"}  # operators that read no pixels
+IMAGENET = (0.485, 0.456, 0.406)  # mean of red, green and blue
+LARGEST_DEVIATION = 0.01  # from it
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """The scaling x * factor + offset by which a graph begins, for each channel or for all.
+    """The preprocessing by which a graph begins: x * factor + offset, and perhaps a swap of channels.
 
     Attributes:
-        factor: one number, or three.
+        factor: for each channel of the input.
         offset: likewise.
+        swapped: whether the network behind it gets the channels in reverse.
     """
 
     factor: tuple[float, ...]
     offset: tuple[float, ...]
+    swapped: bool = False
 
     @property
     def takes_pixels(self) -> bool:
@@ -35,89 +48,263 @@ class Scaling:
     @property
     def takes_unit(self) -> bool:
         """Whether the graph must be given numbers from 0 to 1: it subtracts about the middle of these."""
-        subtracted = [-offset / factor for factor, offset in zip(self.factor, self.offset, strict=True) if factor]
+        subtracted = self._subtracted()
         return len(subtracted) == len(self.factor) and all(0.3 <= one <= 0.7 for one in subtracted)
 
+    @property
+    def colour(self) -> str:
+        """The order of the input, "rgb" or "bgr": the network behind gets RGB, unless ImageNet's means say BGR."""
+        behind = self._subtracted()[:: -1 if self.swapped else 1]
+        network_is_bgr = len(behind) == 3 and any(
+            np.allclose(behind, np.array(IMAGENET[::-1]) * largest, rtol=0, atol=LARGEST_DEVIATION * largest)
+            for largest in (1, 255)
+        )
+        return "bgr" if network_is_bgr != self.swapped else "rgb"
+
+    def _subtracted(self) -> list[float]:
+        """The numbers that are subtracted from the channels of the input; shorter if one has factor 0."""
+        return [-offset / factor for factor, offset in zip(self.factor, self.offset, strict=True) if factor]
+
     def __str__(self) -> str:
-        factor, offset = (" ".join(f"{one:.5g}" for one in row) for row in (self.factor, self.offset))
-        return f"x * {factor} + {offset}"
+        rows = (row[:1] if len(set(row)) == 1 else row for row in (self.factor, self.offset))
+        factor, offset = (" ".join(f"{one:.5g}" for one in row) for row in rows)
+        scaled = set(self.factor) != {1.0} or set(self.offset) != {0.0}
+        parts = [f"x * {factor} + {offset}"] if scaled else []
+        return ", ".join(parts + (["channels swapped"] if self.swapped else []))
 
 
-def find_scaling(path: Path, input_name: str) -> Scaling | None:
-    """Read the scaling of the input by which a graph begins.
+def find_scaling(path: Path, input_name: str, channels_last: bool = False) -> Scaling | None:
+    """Read the preprocessing by which a graph begins.
+
+    Args:
+        path: the file.
+        input_name: of the images.
+        channels_last: whether these are (B, H, W, 3); else (B, 3, H, W).
 
     Returns:
-        the scaling; None if the graph begins otherwise, or cannot be read (the package onnx is missing).
+        the preprocessing; None if the graph begins otherwise, or cannot be read (the package onnx is missing).
     """
     try:
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     except ImportError:
         return None
+    start = Pixels("BHWC" if channels_last else "BCHW", (0, 1, 2), np.ones(3), np.zeros(3), (input_name,))
     try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-        factor, offset = _scaling(graph, input_name)
-    except (DecodeError, ValueError, TypeError, OSError, RuntimeError):  # ONNX Runtime is more lenient, or it is large
+        with np.errstate(all="ignore"):  # refused below
+            found = _last_image(onnx.load(str(path), load_external_data=False).graph, start)
+    # ONNX Runtime is more lenient, or the file is large, or a number overflows.
+    except (DecodeError, ValueError, TypeError, IndexError, OverflowError, OSError, RuntimeError):
         return None
-    if not np.isfinite([*factor, *offset]).all() or (np.all(factor == 1) and not np.any(offset)):
+    if found is None or found.source not in ((0, 1, 2), (2, 1, 0)):
         return None
-    factor, offset = np.broadcast_arrays(factor, offset)
-    return Scaling(tuple(factor.tolist()), tuple(offset.tolist()))
+    factor, offset = found.factor[list(found.source)], found.offset[list(found.source)]  # of the input's channels
+    if not np.isfinite([*factor, *offset]).all():
+        return None
+    scaling = Scaling(tuple(factor.tolist()), tuple(offset.tolist()), found.source == (2, 1, 0))
+    return scaling if str(scaling) else None
 
 
-def _scaling(graph: Any, name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Follow the input through operators that move it about or scale it."""
-    constants = _small_constants(graph)
-    consumers: dict[str, list[Any]] = {}
+@dataclass(frozen=True)
+class Pixels:
+    """What is known of a value in the graph.
+
+    Attributes:
+        axes: a letter for each: B, C, H, W; without C it is one channel.
+        source: for each of its channels, the channel of the input.
+        factor: for each of its channels.
+        offset: likewise.
+        way: names of the values from the input to this one.
+    """
+
+    axes: str
+    source: tuple[int, ...]
+    factor: Floats
+    offset: Floats
+    way: tuple[str, ...]
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it has all channels of the input, each once."""
+        return "C" in self.axes and sorted(self.source) == [0, 1, 2]
+
+    def scaled(self, factor: Any, offset: Any) -> "Pixels":
+        """The value x * factor + offset."""
+        return replace(self, factor=self.factor * factor, offset=self.offset * factor + offset)
+
+    def taken(self, channels: Any) -> "Pixels":
+        """Some of its channels, in an order."""
+        chosen = [int(one) for one in channels]
+        source = tuple(self.source[one] for one in chosen)
+        return replace(self, source=source, factor=self.factor[chosen], offset=self.offset[chosen])
+
+
+def _last_image(graph: Any, start: Pixels) -> Pixels | None:
+    """Follow the input; returns the last image that everything behind the preprocessing is computed from."""
+    constants = _Constants(graph)
+    known = {start.way[0]: start}
+    used: list[Pixels] = []  # by the network
+    steps = 0
     for node in graph.node:
-        for source in set(node.input):
-            consumers.setdefault(source, []).append(node)
-    factor, offset = np.ones(1), np.zeros(1)
-    for _ in range(LONGEST_BEGINNING):
-        if len(consumers.get(name, [])) != 1:
-            break
-        (node,) = consumers[name]
-        if node.op_type not in MOVES:
-            step = _step(node, name, constants)
-            if step is None:
-                break
-            factor, offset = factor * step[0], offset * step[0] + step[1]
-        name = node.output[0]
-    return factor, offset
-
-
-def _step(node: Any, name: str, constants: Mapping[str, Any]) -> tuple[Any, Any] | None:
-    """Factor and offset of an operator that scales; None for another one."""
-    others: list[Any] = [constants[source] for source in node.input if source != name and source in constants]
-    if len(others) + 1 != len(node.input):
+        inputs = [name for name in node.input if name in known]
+        if not inputs or node.op_type in ASIDE:
+            continue
+        outputs = _outputs(node, [known.get(name) for name in node.input], constants) if steps < MOST_OPERATORS else []
+        if not outputs:
+            used += [known[name] for name in inputs]
+        steps += 1
+        way = tuple(dict.fromkeys(name for each in inputs for name in known[each].way))
+        for name, output in zip(node.output, outputs, strict=False):
+            known[name] = replace(output, way=(*way, name))
+    if not used:
         return None
-    first = node.input[0] == name
-    match node.op_type, others:
-        case "Add", [c]:
-            return 1, c
-        case "Sub", [c]:
-            return (1, -c) if first else (-1, c)
-        case "Mul", [c]:
-            return c, 0 * c
-        case "Div", [c] if first and np.all(c):
-            return 1 / c, 0 * c
-        case "BatchNormalization", [scale, shift, mean, variance] if first and np.all(variance >= 0):
-            epsilon = next((one.f for one in node.attribute if one.name == "epsilon"), 1e-5)
-            factor = scale / np.sqrt(variance + epsilon)
-            return factor, shift - mean * factor
+    shared = set.intersection(*(set(value.way) for value in used))
+    return next((value for name, value in reversed(known.items()) if name in shared and value.is_image), None)
+
+
+def _outputs(node: Any, inputs: list[Pixels | None], constants: "_Constants") -> list[Pixels]:
+    """What is known of an operator's outputs; empty for an operator that is no preprocessing."""
+    first = inputs[0]
+    if node.op_type == "Concat" and all(inputs):
+        return _joined([value for value in inputs if value], _attribute(node, "axis", 0))
+    if first is None and (len(inputs) != 2 or node.op_type not in ("Add", "Sub", "Mul")):
+        return []
+    value = first or inputs[1]
+    if value is None or sum(each is not None for each in inputs) != 1:
+        return []
+    moved = _moved(node, value, constants)
+    if moved is not None:
+        return moved
+    step = _step(node, value, first is not None, constants)
+    return [] if step is None else [value.scaled(*step)]
+
+
+def _moved(node: Any, value: Pixels, constants: "_Constants") -> list[Pixels] | None:
+    """The outputs of an operator that leaves numbers as they are; None for another one."""
+    axes, channel = value.axes, value.axes.find("C")
+
+    def argument(place: int, name: str) -> list[int] | None:
+        """Whole numbers that are an input in newer files, and were an attribute in older ones."""
+        if len(node.input) > place and node.input[place]:
+            found = constants.read(node.input[place])
+            return None if found is None else [int(one) for one in found.reshape(-1)]
+        return _attribute(node, name, None)
+
+    match node.op_type:
+        case "Identity" | "Cast":
+            return [value]
+        case "Transpose":
+            order = _attribute(node, "perm", list(range(len(axes)))[::-1])
+            return [replace(value, axes="".join(axes[place] for place in order))]
+        case "Gather" if _place(node, axes, 0) == channel:
+            indices = constants.read(node.input[1])
+            if indices is None or indices.ndim > 1 or np.any(np.abs(indices + 0.5) > len(value.source)):
+                return []
+            taken = value.taken(indices.reshape(-1))
+            return [taken if indices.ndim else replace(taken, axes=axes.replace("C", ""))]
+        case "Slice":
+            starts, ends, along = argument(1, "starts"), argument(2, "ends"), argument(3, "axes")
+            steps = argument(4, "steps") or [1]
+            along = along or list(range(len(starts or ())))
+            if not starts or not ends or [one % len(axes) for one in along] != [channel]:
+                return []
+            return [value.taken(range(*slice(starts[0], ends[0], steps[0]).indices(len(value.source))))]
+        case "Split" if _place(node, axes, 0) == channel:
+            parts = len(node.output)
+            sizes = argument(1, "split") or [len(value.source) // parts] * parts
+            if len(sizes) != parts or sum(sizes) != len(value.source):
+                return []
+            ends = np.cumsum(sizes).tolist()
+            return [value.taken(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+        case "Unsqueeze" if channel < 0 and len(where := argument(1, "axes") or []) == 1:
+            place = where[0] % (len(axes) + 1)
+            return [replace(value, axes=f"{axes[:place]}C{axes[place:]}")]
+        case "Squeeze" if len(value.source) == 1 and argument(1, "axes") in ([channel], [channel - len(axes)]):
+            return [replace(value, axes=axes.replace("C", ""))]
     return None
 
 
-def _small_constants(graph: Any) -> dict[str, npt.NDArray[np.float64]]:
-    """Constants of one number, or one for each of three channels."""
-    from onnx import TensorProto, numpy_helper
+def _joined(values: list[Pixels], axis: int) -> list[Pixels]:
+    axes = values[0].axes
+    if any(value.axes != axes for value in values) or axes[axis] != "C":
+        return []
+    factor, offset = (
+        np.concatenate(parts) for parts in zip(*((one.factor, one.offset) for one in values), strict=True)
+    )
+    return [Pixels(axes, tuple(one for value in values for one in value.source), factor, offset, ())]
 
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-            tensors[node.output[0]] = node.attribute[0].t
-    return {
-        name: numpy_helper.to_array(tensor).astype(np.float64).reshape(-1)
-        for name, tensor in tensors.items()
-        if prod(tensor.dims) in (1, 3) and tensor.data_location != TensorProto.EXTERNAL and tensor.data_type in NUMBERS
-    }
+
+def _step(node: Any, value: Pixels, is_first: bool, constants: "_Constants") -> tuple[Any, Any] | None:
+    """Factor and offset, by channel, of an operator that scales; None for another one."""
+    if node.op_type == "BatchNormalization" and is_first and value.axes[1:2] == "C":
+        rows = [constants.read(name) for name in node.input[1:]]
+        if len(rows) != 4 or any(row is None or row.shape != (len(value.source),) for row in rows):
+            return None
+        scale, shift, mean, variance = (np.asarray(row) for row in rows)
+        factor = scale / np.sqrt(variance + _attribute(node, "epsilon", 1e-5))
+        return factor, shift - mean * factor
+    if node.op_type not in ("Add", "Sub", "Mul", "Div") or len(node.input) != 2:
+        return None
+    c = constants.by_channel(node.input[1 if is_first else 0], value)
+    if c is None:
+        return None
+    match node.op_type:
+        case "Add":
+            return 1, c
+        case "Sub":
+            return (1, -c) if is_first else (-1, c)
+        case "Mul":
+            return c, 0 * c
+        case "Div" if is_first and np.all(c):
+            return 1 / c, 0 * c
+    return None
+
+
+def _place(node: Any, axes: str, default: int) -> int:
+    """The attribute `axis`, counted from the front."""
+    return int(_attribute(node, "axis", default)) % len(axes)
+
+
+def _attribute(node: Any, name: str, default: Any) -> Any:
+    from onnx.helper import get_attribute_value
+
+    return next((get_attribute_value(one) for one in node.attribute if one.name == name), default)
+
+
+class _Constants:
+    """The small constants of a graph, read when they are asked for."""
+
+    def __init__(self, graph: Any) -> None:
+        self._tensors: Mapping[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
+        self._nodes = {node.output[0]: node for node in graph.node if node.op_type == "Constant" and node.output}
+
+    def read(self, name: str) -> Floats | None:
+        """A constant of numbers, in its shape; None if it is none, or is large."""
+        from onnx import TensorProto, numpy_helper
+
+        tensor = self._tensors.get(name)
+        if tensor is None and name in self._nodes:
+            for word in ("value_float", "value_floats", "value_int", "value_ints"):
+                if (numbers := _attribute(self._nodes[name], word, None)) is not None:
+                    return np.asarray(numbers[:LARGEST_CONSTANT] if word.endswith("s") else numbers, dtype=np.float64)
+            tensor = _attribute(self._nodes[name], "value", None)
+        if tensor is None or prod(tensor.dims) > LARGEST_CONSTANT or tensor.data_type not in NUMBERS:
+            return None
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return None
+        return numpy_helper.to_array(tensor).astype(np.float64)
+
+    def by_channel(self, name: str, value: Pixels) -> Floats | None:
+        """A constant that is one number for each channel of a value, whatever its shape; None for another one."""
+        numbers = self.read(name)
+        if numbers is None or numbers.ndim > len(value.axes) or not numbers.size:
+            return None
+        numbers = numbers.reshape((1,) * (len(value.axes) - numbers.ndim) + numbers.shape)
+        if "C" in value.axes:
+            numbers = np.moveaxis(numbers, value.axes.index("C"), 0)
+            rows = numbers.reshape(len(numbers), -1)
+        else:
+            rows = numbers.reshape(1, -1)
+        if len(rows) not in (1, len(value.source)) or np.any(rows != rows[:, :1]):
+            return None
+        return np.broadcast_to(rows[:, 0], (len(value.source),))
