@@ -13,7 +13,9 @@ from facebones.backbones import create_backbone
 from facebones.backbones.foreign_weights import MAGFACE_EPS
 from facebones.backbones.state_dicts import network_shapes
 from facebones.backbones.weights import load_backbone
+from facebones.data.preprocessing import OURS, Preprocessing
 from facebones.errors import CheckpointError
+from facebones.evaluation.models import load_model
 
 NAME, SIZE = "shufflefacenet_0_5", 32
 HEAD = {"fc.weight": torch.zeros(10, SIZE), "fc.bias": torch.zeros(10)}
@@ -133,6 +135,18 @@ def test_magfaces_eps(load, capsys):
     assert "batch normalisation computes with its eps 2e-05" in capsys.readouterr().err
     for ours in (saved, under("module.", saved), under("my_features.", saved)):
         assert eps(load(ours, "r18")) == {1e-5}
+
+
+def test_magfaces_files_are_measured_with_their_authors_input(tmp_path, capsys):
+    saved = under("features.module.", create_backbone("iresnet18", SIZE).state_dict())
+    torch.save({"epoch": 25, "arch": "iresnet18", "state_dict": saved}, tmp_path / "x.pth")
+    torch.save({key.removeprefix("features."): value for key, value in saved.items()}, tmp_path / "ours.pth")
+    model = load_model(tmp_path / "x.pth", backbone="r18", device="cpu")
+    assert model.preprocessing == Preprocessing(mean=0, scale=255, colour="bgr")
+    assert "gets the input of its authors: (x - 0) / 255, BGR" in capsys.readouterr().err
+    said = Preprocessing(colour="bgr")
+    assert load_model(tmp_path / "x.pth", backbone="r18", device="cpu", preprocessing=said).preprocessing == said
+    assert load_model(tmp_path / "ours.pth", backbone="r18", device="cpu").preprocessing == OURS
 
 
 # ------------------------------------------------------------------------------------------ files of another kind

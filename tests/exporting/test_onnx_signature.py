@@ -394,6 +394,16 @@ def fails_on_some(path):
     return network(path, after=after, outputs=[("answer", ["N", SIZE])], constants=constants)
 
 
+def is_never_a_number(path):
+    """The root of negative numbers, which every image has."""
+    return network(path, after=[node("Sqrt", ["embedding"], ["y"])], outputs=[("y", ["N", SIZE])])
+
+
+def is_zero(path):
+    after = [node("Mul", ["embedding", "zero"], ["y"])]
+    return network(path, after=after, outputs=[("y", ["N", SIZE])], constants=[constant("zero", 0.0)])
+
+
 def is_broken(path):
     path.write_bytes(network(path).read_bytes()[:300])
     return path
@@ -413,7 +423,9 @@ def bright_pairs(tmp_path):
     return tmp_path / "pairs.bin"
 
 
-UNUSABLE = {"broken": is_broken, "no number": refuses_some, "fails": fails_on_some, "two outputs": two_outputs}
+UNUSABLE = {"broken": is_broken, "no number": refuses_some, "fails": fails_on_some, "two outputs": two_outputs} | (
+    NEVER := {"never a number": is_never_a_number, "zero": is_zero}
+)
 
 
 @pytest.mark.parametrize("bad", UNUSABLE.values(), ids=UNUSABLE)
@@ -444,6 +456,16 @@ def test_an_unusable_file_is_found_before_anything_is_embedded(tmp_path, capsys)
         open_models({"a": models["bad"], "b": models["bad"]}, device="cpu", left_out={})
 
 
+@pytest.mark.parametrize("write", NEVER.values(), ids=NEVER)
+def test_embeddings_that_are_no_direction_are_found_at_the_beginning(tmp_path, capsys, write):
+    good, bad = network(tmp_path / "good.onnx"), write(tmp_path / "bad.onnx")
+    left_out = {}
+    assert list(open_models({"good": good, "bad": bad}, device="cpu", left_out=left_out)) == ["good"]
+    assert "bad.onnx: its embedding" in left_out["bad"] and "note: bad is left out: " in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"bad\.onnx: its embedding.* (not finite|all zero); export"):
+        load_model(bad, device="cpu")
+
+
 def test_auto_takes_openvino_for_a_file_where_it_is_faster(tmp_path, images, monkeypatch, capsys):
     from facebones.evaluation import runtimes
     from facebones.evaluation.runtimes import Speed, choose
@@ -463,3 +485,52 @@ def test_auto_takes_openvino_for_a_file_where_it_is_faster(tmp_path, images, mon
     assert chosen.runtime == "openvino" and chosen.describe()["runtime"] == "openvino"
     assert "--runtime auto takes openvino: 900 images/s, onnxruntime 100 (9.0 times)" in capsys.readouterr().err
     assert smallest_cosine(embedded(model, images)[:, 0], embedded(chosen, images)[:, 0]) > 0.99999
+
+
+def test_a_fixed_batch_that_is_too_large_names_the_limit(tmp_path):
+    with pytest.raises(CheckpointError, match="takes 1000 images at a time, and 512 are the most here; export it with"):
+        OnnxBackbone(network(tmp_path / "x.onnx", batch=1000))
+
+
+def shaped(path, shape, **options):
+    """The embeddings in another shape."""
+    return network(
+        path,
+        after=[node("Reshape", ["embedding", "form"], ["y"])],
+        outputs=[("y", ["N"] * len(shape))],
+        constants=[constant("form", shape, np.int64)],
+        **options,
+    )
+
+
+def test_flat_outputs_are_used_image_by_image(tmp_path, images, capsys):
+    model = load_model(shaped(tmp_path / "flat.onnx", [-1]), device="cpu")
+    assert "takes one image at a time: its output for 2 images is of shape (32,), flat" in capsys.readouterr().err
+    plain = load_model(network(tmp_path / "plain.onnx"), device="cpu")
+    np.testing.assert_allclose(embedded(model, images), embedded(plain, images), rtol=1e-4, atol=1e-5)
+
+
+NO_EMBEDDINGS = {
+    "flat": (
+        lambda path: shaped(path, [-1], batch=4),
+        r"its output for 4 images is of shape \(64,\), flat; an embedding is \(B, D\)",
+    ),
+    "scalar": (
+        lambda path: network(path, after=[node("ReduceSum", ["embedding"], ["y"], keepdims=0)], outputs=[("y", [])]),
+        r"its output for one image is of shape \(\), one number; an",
+    ),
+    "one number for each": (
+        lambda path: network(path, after=NORM, outputs=[("norm", ["N", 1])]),
+        r"its output for one image is of shape \(1, 1\), one number for each;",
+    ),
+    "feature maps": (
+        lambda path: network(path, outputs=[("pooled", ["N", 3, 7, 7])]),
+        r"its output for one image is of shape \(1, 3, 7, 7\), a feature map for each",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), NO_EMBEDDINGS.values(), ids=NO_EMBEDDINGS)
+def test_outputs_that_are_no_embeddings_are_named(tmp_path, write, message):
+    with pytest.raises(CheckpointError, match=message):
+        OnnxBackbone(write(tmp_path / "x.onnx"))

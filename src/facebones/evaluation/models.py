@@ -30,6 +30,7 @@ Image = Path | str | bytes | Batch
 AUTOCAST_TYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH_SIZE = 128
 LONGEST_NAME = 100
+BLOTCHES = 7  # on a side of an image of noise
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -261,18 +262,22 @@ def open_models(
     if backbone and len(models) > 1:
         raise ConfigError(f"--backbone {backbone}: goes with one --model; evaluate that file by itself")
     opened: dict[str, Model] = {}
-    failure: CheckpointError | None = None
+    failures: list[CheckpointError] = []
+
+    def leave_out(name: str, error: CheckpointError) -> None:
+        if left_out is None or len(models) == 1 or not Path(str(models[name])).exists():
+            raise error
+        failures.append(error)
+        left_out[name] = str(error)
+        _note(f"{name} is left out: {error}")
+
     for name, model in models.items():
         try:
             opened[name] = model if isinstance(model, Model) else _open(model, backbone, device, output_name)
         except CheckpointError as error:
-            if left_out is None or len(models) == 1 or not Path(str(model)).exists():
-                raise
-            failure = failure or error
-            left_out[name] = str(error)
-            _note(f"{name} is left out: {error}")
-    if failure is not None and not opened:
-        raise failure
+            leave_out(name, error)
+    if not opened and failures:
+        raise failures[0]
     _check_output_name(output_name, opened)
     fresh = [name for name in opened if not isinstance(models[name], Model)]
     for name in fresh:
@@ -288,7 +293,43 @@ def open_models(
         if name in folded and folded != silent:  # mean and scale are meant for the others
             chosen = Preprocessing(colour=chosen.colour)
         opened[name] = replace(opened[name], preprocessing=chosen)
+    for name in fresh:
+        try:
+            _check_embeddings(opened[name])
+        except CheckpointError as error:
+            leave_out(name, error)
+            del opened[name]
+    if not opened and failures:
+        raise failures[0]
     return opened
+
+
+def _check_embeddings(model: Model) -> None:
+    """Embed two images of noise, one of single pixels and one of large blotches, before the first set is read.
+
+    Raises:
+        CheckpointError: an embedding is not finite, or both are zero.
+    """
+    if model.path is None:
+        return
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (size, size, 3), dtype=np.uint8) for size in (IMAGE_SIZE, BLOTCHES)]
+    with evaluation_mode(model.network):
+        rows = [model(_with_mean(_enlarged(image))[None], flip=False)[0, 0] for image in images]
+    if not np.isfinite(rows).all():
+        raise CheckpointError(f"{model.path}: its embedding of a sound image is not finite; export or train it again")
+    if not np.any(rows):
+        raise CheckpointError(f"{model.path}: its embeddings of sound images are all zero; export or train it again")
+
+
+def _enlarged(image_SxSx3: Batch) -> Batch:
+    repeats = IMAGE_SIZE // len(image_SxSx3)
+    return image_SxSx3.repeat(repeats, axis=0).repeat(repeats, axis=1)
+
+
+def _with_mean(image_HWC: Batch) -> Batch:
+    """The image with a mean of about 127.5."""
+    return np.clip(image_HWC + (127.5 - image_HWC.mean()), 0, 255).round().astype(np.uint8)
 
 
 def _check_output_name(output_name: str | None, opened: Mapping[str, Model]) -> None:
@@ -319,8 +360,10 @@ def _likely_preprocessing(name: str, model: Model) -> Preprocessing:
         return _before_graph(name, scaling)
     known = getattr(model.network, "known_input", None)
     if known is not None:
-        _note(f"{name} gets the input of its authors: {known} (another by --mean, --scale, --colour)")
-        return Preprocessing(**known)
+        theirs = Preprocessing(**known)
+        shown = f"(x - {theirs.mean:g}) / {theirs.scale:g}, {theirs.colour.upper()}"
+        _note(f"{name} gets the input of its authors: {shown} (--mean, --scale, --colour)")
+        return theirs
     _note(f"{name} does not state its preprocessing; using RGB, (x - 127.5) / 127.5 (--mean, --scale, --colour)")
     return OURS
 

@@ -138,7 +138,7 @@ def _input(path: Path, inputs: Sequence[Any]) -> tuple[str, npt.DTypeLike, list[
     dtype = TYPES.get(kind)
     sizes = [size if isinstance(size, int) and size > 0 else None for size in shape] or [None] * 4  # none: any rank
     layouts = []
-    if dtype is not None and len(sizes) == 4 and (sizes[0] or 1) <= LARGEST_BATCH:
+    if dtype is not None and len(sizes) == 4:
         for channels_last in (True, False) if dtype == np.uint8 else (False, True):
             wanted = (IMAGE_SIZE, IMAGE_SIZE, 3) if channels_last else (3, IMAGE_SIZE, IMAGE_SIZE)
             if all(size in (None, fit) for size, fit in zip(sizes[1:], wanted, strict=True)):
@@ -149,6 +149,11 @@ def _input(path: Path, inputs: Sequence[Any]) -> tuple[str, npt.DTypeLike, list[
             f" {IMAGE_SIZE}) or (B, {IMAGE_SIZE}, {IMAGE_SIZE}, 3); export it again"
         )
     assert dtype is not None  # noqa: S101 (else there is no layout)
+    if (sizes[0] or 1) > LARGEST_BATCH:
+        raise CheckpointError(
+            f"{path}: takes {sizes[0]} images at a time, and {LARGEST_BATCH} are the most here; export it with a free"
+            " batch, or a smaller one"
+        )
     return inputs[0].name, dtype, layouts
 
 
@@ -179,11 +184,33 @@ def _output(
 
 
 def _not_an_embedding(names: Sequence[str], answers: Sequence[Any], images: int, wanted: str | None) -> str:
+    count = "one image" if images == 1 else f"{images} images"
     if wanted is None and len(names) > 1:
-        return f"none of its {len(names)} outputs is an embedding (B, D) for {images} images: {_listed(names, answers)}"
+        return f"none of its {len(names)} outputs is an embedding (B, D) for {count}: {_listed(names, answers)}"
     answer = answers[names.index(wanted) if wanted in names else 0]
-    found = f"of shape {answer.shape}" if isinstance(answer, np.ndarray) else "without a shape"
-    return f"its output is {found} for {images} images, not (B, D)"
+    if not isinstance(answer, np.ndarray):
+        return f"its output for {count} has no shape; an embedding is (B, D)"
+    return f"its output for {count} is {_shown(answer, images)}; an embedding is (B, D)"
+
+
+def _shown(answer: Array, images: int) -> str:
+    """Shape of an output that is no embedding, and what it is instead."""
+    what = ""
+    if answer.dtype.kind not in "fiu":
+        what = f" and of {answer.dtype}"
+    elif answer.size == 0:
+        what = ", empty"
+    elif answer.ndim == 0 or (answer.size == 1 and images > 1):
+        what = ", one number" + (" for all of them" if images > 1 else "")
+    elif answer.size == images:
+        what = ", one number for each"
+    elif answer.ndim == 1:
+        what = ", flat"
+    elif answer.shape[0] != images:
+        what = f", with {answer.shape[0]} rows"
+    elif answer.ndim > 2:
+        what = ", a feature map for each"
+    return f"of shape {answer.shape}{what}"
 
 
 def _images_at_a_time(trial: _Trial, index: int, single: int, declared: int | None) -> tuple[int | None, str | None]:
@@ -194,7 +221,9 @@ def _images_at_a_time(trial: _Trial, index: int, single: int, declared: int | No
         return 1, "takes one image at a time" + ("" if declared == 1 else ", whatever it declares")
     alone, together = _as_rows(trial.answers[1][index], 1), _as_rows(trial.answers[2][index], 2)
     assert alone is not None  # noqa: S101 (it was chosen for that)
-    if together is None or together.shape[1] != alone.shape[1] or not _same(together[1], alone[0]):
+    if together is None:
+        return 1, f"takes one image at a time: its output for 2 images is {_shown(trial.answers[2][index], 2)}"
+    if together.shape[1] != alone.shape[1] or not _same(together[1], alone[0]):
         return 1, "gives an image another embedding in a batch than alone: one image at a time"
     return None, None
 
