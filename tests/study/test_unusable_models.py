@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from facebones.errors import RunError
-from facebones.study.compare import compare, raise_failures
+from facebones.errors import CheckpointError, RunError
+from facebones.study.compare import compare, preview, raise_failures
 from facebones.study.study import load_study
 
 STUDY = """
@@ -50,6 +50,36 @@ def no_number_for_faces(path):
         node("Mul", ["embedding", "root"], ["answer"]),
     ]
     return network(path, more, "answer")
+
+
+def is_zero(path):
+    return network(path, [helper.make_node("Sub", ["embedding", "embedding"], ["answer"])], "answer")
+
+
+def is_cut_short(path):
+    path.write_bytes(network(path).read_bytes()[:300])
+    return path
+
+
+UNUSABLE = {"zero": (is_zero, "all zero"), "cut short": (is_cut_short, "no ONNX file that can be run")}
+
+
+@pytest.mark.parametrize(("write", "reason"), UNUSABLE.values(), ids=UNUSABLE)
+def test_a_model_that_cannot_be_used_is_found_at_the_beginning(tmp_path, small_data, capsys, write, reason):
+    files = [write(tmp_path / "bad.onnx"), network(tmp_path / "good.onnx")]
+    (tmp_path / "study.yaml").write_text(STUDY.format(models=", ".join(map(str, files)), data=small_data))
+    study, output = load_study(str(tmp_path / "study.yaml")), tmp_path / "out"
+    preview(study, output, device="cpu")
+    assert "note: bad will be left out: " in capsys.readouterr().err
+    content = compare(study, output, device="cpu")
+    (entry,) = [entry for entry in content["evaluation"] if entry["kind"] == "model_left_out"]
+    assert entry["name"] == "bad" and reason in entry["error"]
+    assert [row["backbone"] for row in content["summary"] if row["metrics"]] == ["good"]
+    with pytest.raises(RunError, match="failed: model bad; the rest is done"):
+        raise_failures(content)
+    (tmp_path / "study.yaml").write_text(STUDY.format(models=files[0], data=small_data))
+    with pytest.raises(CheckpointError, match=reason):
+        preview(load_study(str(tmp_path / "study.yaml")), output, device="cpu")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -101,8 +101,7 @@ def _checked_plan(
     if autotune:
         study = replace(study, overrides={"training.choose": ",".join(CHOOSABLE)} | dict(study.overrides))
     plan = make_plan(study, output, accept_version=accept_version)
-    check_evaluation(plan, device, runtime)
-    return plan
+    return replace(plan, unusable=check_evaluation(plan, device, runtime))
 
 
 def raise_failures(content: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from facebones.errors import FaceBonesError, first_line
+from facebones.errors import CheckpointError, FaceBonesError, first_line
 from facebones.evaluation.models import load_model
 from facebones.evaluation.protocol import Protocol
 from facebones.evaluation.run import run_protocols
@@ -53,13 +53,16 @@ class Part:
         return before["file"] == str(self.file) and before["inputs"] in inputs
 
 
-def check_evaluation(plan: Plan, device: str, runtime: str | None) -> None:
+def check_evaluation(plan: Plan, device: str, runtime: str | None) -> dict[str, str]:
     """Refuse in seconds what would fail only after all trainings: open the models and check the data sets.
+
+    Returns:
+        why models cannot be used, by name, while others can; with a note for each.
 
     Raises:
         UnknownNameError, ConfigError: no such runtime or device, it cannot compute one of the models here, or the
             profile cannot be measured so.
-        CheckpointError, DataError: a model or a data set is missing, broken or unfit.
+        CheckpointError, DataError: a data set is missing, broken or unfit; a model is missing; or no model can be used.
     """
     if runtime not in (None, AUTO):
         check_available(runtime, select_device(device))
@@ -68,10 +71,18 @@ def check_evaluation(plan: Plan, device: str, runtime: str | None) -> None:
                 check_takes_onnx(runtime, path)
     if plan.study.profile.enabled:
         _conditions(plan.study.profile, device).check("profile.")
-    for path in plan.trained.values():
-        _open(path, device)
+    unusable: dict[str, str] = {}
+    for name, path in plan.trained.items():
+        try:
+            _open(path, device)
+        except CheckpointError as error:
+            if not path.exists() or len(unusable) + 1 == len(plan.trained) + len(plan.runs):
+                raise
+            unusable[name] = str(error)
+            say(f"note: {name} will be left out: {error}")
     for protocol in plan.protocols:
         protocol.check()
+    return unusable
 
 
 def _open(path: Path, device: str) -> None:
@@ -98,7 +109,15 @@ def evaluate_all(plan: Plan, device: str, runtime: str | None, before: Sequence[
     Raises:
         Interrupted: SIGINT or SIGTERM arrived.
     """
-    models = finished_models(plan)
+    models = {name: path for name, path in finished_models(plan).items() if name not in plan.unusable}
+    known_bad = [{"kind": MODEL_LEFT_OUT, "name": name, "error": error} for name, error in plan.unusable.items()]
+    return [*known_bad, *_measure_sound(plan, models, device, runtime, before)]
+
+
+def _measure_sound(
+    plan: Plan, models: Mapping[str, Path], device: str, runtime: str | None, before: Sequence[Entry]
+) -> list[Entry]:
+    """Measure models; if something fails, look for models and sets that cannot be read, and measure the others."""
     entries = _measure(plan, models, device, runtime, before)
     if all(entry["error"] is None for entry in entries):
         return [*_failed_models(entries), *entries]

@@ -5,7 +5,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,7 @@ class Plan:
         runs: the trainings, backbone by backbone.
         trained: models that are already trained, by name.
         protocols: the data sets that all models are measured on.
+        unusable: why some of `trained` cannot be used, by name.
     """
 
     study: Study
@@ -182,6 +183,7 @@ class Plan:
     runs: Sequence[PlannedRun]
     trained: Mapping[str, Path]
     protocols: Sequence[Protocol]
+    unusable: Mapping[str, str] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """A line for each other version of facebones or torch that has worked on runs in the study's folder."""
