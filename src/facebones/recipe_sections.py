@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from facebones.errors import ConfigError
 from facebones.heads.registry import DEFAULT_HEAD, CombinedOptions
 from facebones.strict_yaml import setting
 
@@ -132,6 +133,28 @@ class TrainingConfig:
     )
     seed: int = setting(0, "seed of weights, order, flips and sampled centres", minimum=0)
     checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
+
+    @property
+    def step_images(self) -> int:
+        """Images of a step."""
+        return self.batch_size * self.accumulation_steps
+
+    def steps_per_epoch(self, images: int, data: Any) -> int:
+        """Whole steps in the images of a training set.
+
+        Raises:
+            ConfigError: a step needs more images.
+        """
+        if images >= self.step_images:
+            return images // self.step_images
+        if (largest := images // self.accumulation_steps) >= 2:
+            fitting = f"--training.batch_size {largest} or less"
+        else:
+            fitting = f"--training.batch_size 2 --training.accumulation_steps {max(1, images // 2)} or less"
+        raise ConfigError(
+            f"training.batch_size {self.batch_size} x accumulation_steps {self.accumulation_steps} is more than the"
+            f" {images} images of {data}; give {fitting}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

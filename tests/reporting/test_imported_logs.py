@@ -558,3 +558,16 @@ def test_command_refuses_in_one_line(tmp_path, capsys):
     assert main(["logs", str(tmp_path / "a\nb"), "--output", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("facebones: ") and "cannot be read" in line
+
+
+def test_validations_with_numbers_that_are_not_finite_are_counted_and_said(converted, capsys):
+    run = converted(
+        train(1000),
+        *validate(1000),
+        *validate(2000, xnorm=float("inf")),
+        *validate(3000, accuracy=float("nan")),
+        *validate(4000)[:2],  # its highest accuracy is missing, which is no such number
+    )
+    assert run["validations_not_finite"] == 2 == run["source"]["validations_not_finite"]
+    assert "validations with a number that is not finite, null in metrics.jsonl" in capsys.readouterr().err
+    assert each(run["validation_metrics"], "Step") == [1000, 2000, 4000]

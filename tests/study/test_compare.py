@@ -327,6 +327,12 @@ def test_more_threads_than_processors_are_refused_before_any_training(write, tmp
     assert main(["compare", study, "--output", str(tmp_path / "out"), "--profile", "false", "--dry-run"]) == 0
 
 
+def test_a_batch_larger_than_the_data_is_refused_before_any_training(write, tmp_path, capsys):
+    message = r"training\.batch_size 5000 x accumulation_steps 1 is more than the \d+ images of .*; give --training"
+    words = ["compare", write(), "--batch-size", "5000"]
+    refused_before_any_training(words, tmp_path / "out", capsys, message)
+
+
 def refused_before_any_training(words, output, capsys, message):
     """That a study and its plan end in one line about what is unfit, and leave nothing."""
     for more in ([], ["--dry-run"]):

@@ -16,7 +16,7 @@ from facebones.errors import RunError
 from facebones.recipe import OptimizerConfig
 from facebones.reporting.plots.report_plots import report_plots
 from facebones.run_folder import RunFolder, read_metrics
-from facebones.training.logs import Meter
+from facebones.training.logs import Meter, validation_line
 from facebones.training.optimizer import build_optimizer
 from facebones.training.run import TrainingLoop, resume, train
 from facebones.training.step import network_input
@@ -316,3 +316,10 @@ def test_a_state_dict_in_insightface_keys_is_evaluated(alias, small_data, tmp_pa
     words += ["--data", small_data / "tiny.bin", "--device", "cpu", "--json"]
     assert main([str(word) for word in words]) == 0
     assert json.loads(capsys.readouterr().out)["models"]["backbone"]["embedding_size"] == 64
+
+
+def test_long_embeddings_are_logged_in_powers_of_ten():
+    names = ("accuracy", "accuracy_std", "best_accuracy", "tar_at_far_1e3", "auc")
+    values = {"set": "lfw", **dict.fromkeys(names, 0.5)}
+    for length, shown in ((22.345, "22.34"), (12345.678, "12345.68"), (4.5678e21, "4.57e+21"), (math.nan, "nan")):
+        assert validation_line({**values, "xnorm": length}).endswith(f"XNorm {shown}")

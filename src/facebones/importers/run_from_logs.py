@@ -177,6 +177,7 @@ def _summary(logs: TrainingLogs, rows: Sequence[dict[str, Any]]) -> dict[str, An
             for name, row in last.items()
         ],
         "losses_not_finite": sum(math.isnan(value) for value in training.columns["loss"]),
+        "validations_not_finite": validations.not_finite,
         "training_lines_without_step": logs.without_step,
         "times_back": logs.times_back,
         "training_lines_replaced": logs.replaced,
@@ -213,6 +214,8 @@ def _say_notes(logs: TrainingLogs, summary: dict[str, Any]) -> None:
         "validation_lines_repeated": "repeated validation lines",
         "validations_incomplete": "incomplete validations (was the program killed?), dropped",
         "losses_not_finite": f"losses that are not finite, null in metrics.jsonl and left out of {TRAINING_FILE}",
+        "validations_not_finite": "validations with a number that is not finite, null in metrics.jsonl; left out of"
+        f" {VALIDATION_FILE} if it is the accuracy",
         "training_lines_without_step": "training lines of MXNet, which give no global step, left out",
     }
     for key, text in notes.items():

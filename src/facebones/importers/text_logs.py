@@ -239,7 +239,7 @@ class Validations:
     """Validations by set and rising step.
 
     A validation counts when its accuracy is known; `highest` may follow, or be missing. `open` holds those that still
-    lack their accuracy.
+    lack their accuracy. The values of a validation are those that are printed; NaN if that is not finite.
     """
 
     def __init__(self) -> None:
@@ -262,7 +262,7 @@ class Validations:
         values |= line.values
         if "accuracy" in values:
             self.open.pop(line.set_name, None)
-            self._append(line.set_name, (serial, line.step, dict.fromkeys(VALUES, math.nan) | values))
+            self._append(line.set_name, (serial, line.step, values))
         else:
             self.open[line.set_name] = (line.step, values)
 
@@ -278,13 +278,20 @@ class Validations:
         rows, best = [], dict.fromkeys(self.of_set, math.nan)
         found = [(row[1], place, row[2]) for place, name in enumerate(self.of_set) for row in self.of_set[name]]
         names = list(self.of_set)
-        for step, place, values in sorted(found, key=lambda each: each[:2]):
+        for step, place, printed in sorted(found, key=lambda each: each[:2]):
             name = names[place]
             # A restarted program forgets its highest accuracy.
+            values = dict.fromkeys(VALUES, math.nan) | printed
             highest = [value for value in (best[name], values["highest"], values["accuracy"]) if not math.isnan(value)]
             best[name] = max(highest, default=math.nan)
             rows.append({"set": name, "step": step, **values, "best_accuracy": best[name]})
         return rows
+
+    @property
+    def not_finite(self) -> int:
+        """Number of validations of which a printed number is not finite."""
+        printed = (values for rows in self.of_set.values() for _, _, values in rows)
+        return sum(any(math.isnan(value) for value in values.values()) for values in printed)
 
     def _belongs_to_last(self, line: Measurement) -> bool:
         """Whether the line repeats one of the last validation of its set, or completes it; XNorm begins a new one."""
@@ -292,7 +299,7 @@ class Validations:
         if not rows or "xnorm" in line.values or rows[-1][1] != line.step:
             return False
         values = rows[-1][2]
-        if "highest" in line.values and math.isnan(values["highest"]):
+        if "highest" in line.values and "highest" not in values:
             values |= line.values
             return True
         repeats = _same(values, line.values)

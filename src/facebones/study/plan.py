@@ -162,7 +162,7 @@ class PlannedRun:
     @property
     def images(self) -> int:
         """Number of images that the whole run reads."""
-        return self.steps * self.recipe.training.batch_size * self.recipe.training.accumulation_steps
+        return self.steps * self.recipe.training.step_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,8 +304,7 @@ def _plan_runs(
     if not recipe.data.path:
         raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
     data = open_training_set(recipe.data.path)
-    step_images = recipe.training.batch_size * recipe.training.accumulation_steps
-    steps = len(data) // step_images * recipe.training.epochs
+    steps = recipe.training.steps_per_epoch(len(data), data.path) * recipe.training.epochs
     recipe, fingerprint = with_absolute_paths(recipe), data.fingerprint()
     return [
         PlannedRun(

@@ -21,6 +21,8 @@ from facebones.system.progress import format_seconds, say
 
 SHUFFLED = "accuracy_shuffled"  # in the line of a set whose own folds hold one kind of pair
 
+LARGEST_WRITTEN_OUT = 1e5
+
 SummaryWriter = Callable[[str], Any]
 
 
@@ -191,8 +193,13 @@ def validation_line(values: Mapping[str, Any]) -> str:
     shuffled = f"  shuffled folds {100 * values[SHUFFLED]:.2f} %" if SHUFFLED in values else ""
     return (
         f"  {values['set']}: accuracy {accuracy} % ± {deviation} (best {best} %){shuffled}  TAR@FAR=1e-3 {tar} %"
-        f"  AUC {values['auc']:.4f}  XNorm {values['xnorm']:.2f}"
+        f"  AUC {values['auc']:.4f}  XNorm {_length(values['xnorm'])}"
     )
+
+
+def _length(value: float) -> str:
+    """A length with two decimals; a large one, as of networks without a last normalisation, in powers of ten."""
+    return f"{value:.2f}" if abs(value) < LARGEST_WRITTEN_OUT else f"{value:.3g}"
 
 
 def finite_or_none(values: Mapping[str, Any]) -> dict[str, Any]:

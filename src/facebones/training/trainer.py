@@ -11,8 +11,7 @@ from facebones.backbones import Backbone, create_backbone
 from facebones.data.folders import open_training_set
 from facebones.data.joined_sets import beside
 from facebones.data.loader import Batch, EpochOrder, block_size, training_batches
-from facebones.data.saved_again import SavedAgain
-from facebones.errors import CheckpointError, ConfigError, DataError
+from facebones.errors import CheckpointError, DataError
 from facebones.heads import create_head
 from facebones.recipe import Recipe
 from facebones.system.device import random_state
@@ -38,14 +37,9 @@ class Trainer:
         config = recipe.training
         self.recipe, self.device = recipe, device
         self.data = open_training_set(recipe.data.path)
-        self.step_images = config.batch_size * config.accumulation_steps
+        self.step_images = config.step_images
         self.unreadable = UnreadableImages(recipe.data.max_unreadable, len(self.data))
-        self.steps_per_epoch = len(self.data) // self.step_images
-        if self.steps_per_epoch == 0:
-            raise ConfigError(
-                f"training.batch_size {config.batch_size} x accumulation_steps {config.accumulation_steps} is more than"
-                f" the {len(self.data)} images of {self.data.path}; give {_fitting_batch(recipe, len(self.data))}"
-            )
+        self.steps_per_epoch = config.steps_per_epoch(len(self.data), self.data.path)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.summary_writer = find_summary_writer() if recipe.log.tensorboard else None
         self.validation = Validation(recipe, beside(recipe.data.path))
@@ -143,9 +137,13 @@ class Trainer:
 
     def step_batches(self) -> Generator[list[Batch]]:
         """The batches of each step, from the current one to the last."""
-        config, data = self.recipe.training, self.recipe.data
+        config, data, images = self.recipe.training, self.recipe.data, self.data
+        if data.jpeg_quality:
+            from facebones.data.saved_again import SavedAgain  # here: few recipes ask for it
+
+            images = SavedAgain(images, data.jpeg_quality)
         order = EpochOrder(
-            SavedAgain(self.data, data.jpeg_quality) if data.jpeg_quality else self.data,
+            images,
             batch_size=config.batch_size,
             batches_per_epoch=self.steps_per_epoch * config.accumulation_steps,
             first=self.step * config.accumulation_steps,
@@ -213,10 +211,3 @@ def compiled(backbone: Backbone, channels_last: bool) -> Callable[[Tensor], Tens
     """The network compiled by torch.compile, which fuses the operations between its convolutions."""
     # By default, inductor copies the input of each depthwise convolution into another layout in backward.
     return torch.compile(backbone, options={"force_layout_optimization": channels_last})
-
-
-def _fitting_batch(recipe: Recipe, images: int) -> str:
-    """Options that make a step fit this many images."""
-    if (largest := images // recipe.training.accumulation_steps) >= 2:
-        return f"--training.batch_size {largest} or less"
-    return f"--training.batch_size 2 --training.accumulation_steps {max(1, images // 2)} or less"
