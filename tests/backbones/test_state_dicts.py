@@ -40,6 +40,12 @@ def under(prefix, weights):
     return {prefix + key: value for key, value in weights.items()}
 
 
+def nested(levels, content):
+    for level in range(levels):
+        content = {f"part{level}": content}
+    return content
+
+
 def inside(part, weights):
     """A wrapper around each top module, as activation checkpointing and compiled parts leave it."""
     return {key.replace(".", f".{part}.", 1): value for key, value in weights.items()}
@@ -59,6 +65,11 @@ WRAPPED = {prefix: lambda w, prefix=prefix: under(prefix, w) for prefix in (*WRA
         "hyper_parameters": {"lr": 0.1},
     },
     "a place of its own": lambda w: {"step": 7, "networks": {"student": {"weights": under("module.", w)}}},
+    "in a list": lambda w: [{"epoch": 3}, under("module.", w)],
+    "in a tuple beside numbers": lambda w: (12, {"state_dict": w}, "iresnet"),
+    "in a list in dictionaries": lambda w: {"run": {"models": [{"net": w}]}},
+    "pairs of names and tensors": lambda w: {"model": list(under("module.", w).items())},
+    "deep": lambda w: nested(20, under("net.", w)),
     "numbers beside": lambda w: {**w, "epoch": 3},
     "two places, one usual": lambda w: {"ema": w, "state_dict": w},
 }
@@ -69,7 +80,7 @@ def test_wrappers_in_any_nesting_with_classifiers_beside(load, weights, wrap, ca
     backbone = load(wrap(dict(weights)))
     assert backbone.embedding_size == SIZE
     assert all(torch.equal(value, weights[key]) for key, value in backbone.state_dict().items())
-    left_out = any(name in str(wrap({}).keys()) or name in str(wrap({})) for name in ("fc.weight", "kernel", "'ema'"))
+    left_out = any(name in str(wrap({})) for name in ("fc.weight", "kernel", "'ema'"))
     assert ("left out" in capsys.readouterr().err) == left_out
 
 
@@ -96,6 +107,36 @@ def test_two_copies_of_a_network_are_not_chosen_between(load, weights):
         ) as it:
             load(content)
         assert all(name in str(it.value) for name in names)
+
+
+def test_a_list_is_named_by_its_indices_in_the_python_that_saves_a_part(load, weights):
+    with pytest.raises(CheckpointError, match=r"and nets\[1\]; save .*x\.pth'\)\['nets'\]\[0\], 'weights\.pth'\)"):
+        load({"nets": [weights, weights]})
+
+
+NOTHING = {
+    "tensors without names": ([torch.zeros(3)], "but a list of Tensor without names; save one by"),
+    "an empty tuple": ((), "but a tuple of nothing"),
+    "one tensor": (torch.zeros(3), "holds a Tensor, not a dictionary of weights"),
+    "deeper than anything": (nested(40, {"linear.weight": torch.zeros(3)}), "but part39; save one by"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), NOTHING.values(), ids=NOTHING)
+def test_content_without_a_state_dict_is_one_line(load, content, message):
+    with pytest.raises(CheckpointError, match=message):
+        load(content)
+
+
+def test_dictionaries_within_themselves_and_in_each_other_take_no_time(load, weights):
+    loop = {"state_dict": weights}
+    loop["again"] = [loop]
+    assert load(loop).embedding_size == SIZE
+    content = {"end": 0}
+    for _ in range(40):
+        content = {"a": content, "b": content}
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        load(content)
 
 
 def test_a_tensor_of_the_networks_own_modules_is_never_left_out(load, weights):

@@ -1,5 +1,6 @@
 """Weights of other code: the network in their state dicts is found, chosen and loaded, and notes say what was done."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ MAGFACE_EPS = 2e-5  # of all batch normalisation in MagFace's iResNets, whose fi
 MAGFACE_INPUT = {"mean": 0, "scale": 255, "colour": "bgr"}
 
 
-def load_foreign(path: Path, content: Mapping[str, Any], name: str | None, embedding_size: int | None) -> Backbone:
+def load_foreign(path: Path, content: Any, name: str | None, embedding_size: int | None) -> Backbone:
     """Build the backbone whose weights are somewhere in the content of a file.
 
     Args:
@@ -40,9 +41,8 @@ def load_foreign(path: Path, content: Mapping[str, Any], name: str | None, embed
     """
     held = find_state_dicts(content)
     if not held:
-        keys = listed(list(content)) or "nothing"
         raise CheckpointError(
-            f"{path}: holds no state dict (names to tensors) of a backbone but {keys}; save one by"
+            f"{path}: holds no state dict (names to tensors) of a backbone but {_kind(content)}; save one by"
             " torch.save(network.state_dict(), 'weights.pth')"
         )
     if name is None:
@@ -50,6 +50,13 @@ def load_foreign(path: Path, content: Mapping[str, Any], name: str | None, embed
     backbone = create_backbone(name, embedding_size or embedding_size_of(name, held))
     _fill(backbone, held, path)
     return backbone
+
+
+def _kind(content: Any) -> str:
+    if isinstance(content, dict):
+        return listed(list(content)) or "nothing"
+    kinds = listed(list(dict.fromkeys(type(one).__name__ for one in content))) or "nothing"
+    return f"a {type(content).__name__} of {kinds}" + (" without names" if "Tensor" in kinds else "")
 
 
 def _fill(backbone: Backbone, held: Mapping[str, Tensors], path: Path) -> None:
@@ -86,7 +93,8 @@ def _choose(match: Match, path: Path) -> None:
         _note(f"{path}: took {match.place}; left out {listed(match.others)}, which fits as well")
         return
     here = match.place or "the top"
-    pick = f"torch.load({str(path)!r})" + "".join(f"[{key!r}]" for key in match.place.split(".") if match.place)
+    steps = re.findall(r"\[\d+\]|[^.\[]+", match.place)
+    pick = f"torch.load({str(path)!r})" + "".join(one if one[0] == "[" else f"[{one!r}]" for one in steps)
     if match.others[0].endswith("."):
         here = match.wrapper or here
         pick = f"{{k: v for k, v in {pick}.items() if k.startswith({here!r})}}"

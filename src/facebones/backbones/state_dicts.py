@@ -5,7 +5,7 @@ the middle (activation checkpointing, compiled parts), keep the state dict somew
 classifier beside it. No list of such names is needed: the wrapper is what stands before most of the names that fit.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,7 +23,8 @@ FREE, FOLLOWS = -1, -2  # a dimension that is the embedding size, or is computed
 COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, and inference ignores it
 # If several state dicts of a file fit, the first of these names is taken; the first of all is arcface_torch's.
 PREFERRED = ("state_dict_backbone", "state_dict", "model_state_dict", "model")
-DEEPEST = 4  # levels of dictionaries that are searched
+DEEPEST = 32  # levels of dictionaries and lists that are searched
+MOST_ITEMS = 300_000  # in all of them together; a checkpoint has some thousands
 MOST_SEARCHED = 8  # state dicts of one file, the largest first
 LONGEST_NAME = 16  # modules in the name of a tensor, counted from the end
 LEAST_LIKENESS = 0.2  # below it a registered network is not called close
@@ -37,7 +38,7 @@ class Match:
     """How the tensors of a file fill a network.
 
     Attributes:
-        place: of the state dict in the file: "" at the top, or such as "state_dict".
+        place: of the state dict in the file: "" at the top, or such as "state_dict" or "models[0].net".
         wrapper: what stands before the network's names in the file, such as "module.".
         tensors: the network's names to the file's tensors, whose shapes may differ.
         missing: names of the network that the file lacks, without counters of batch normalisation.
@@ -73,21 +74,53 @@ class Match:
         return shared / max(1, shared + len(self.missing) + 2 * len(self.misshapen) + len(self.surplus))
 
 
-def find_state_dicts(content: Mapping[Any, Any]) -> dict[str, Tensors]:
-    """The state dicts in the content of a checkpoint by their place: the tensors of each dictionary that has some."""
-    found = dict(_state_dicts(content, "", 1))
-    largest = sorted(found, key=lambda place: -len(found[place]))[:MOST_SEARCHED]
-    return {place: found[place] for place in largest}
+def find_state_dicts(content: Any) -> dict[str, Tensors]:
+    """The state dicts in the content of a checkpoint by their place: the tensors of each dictionary that has some.
+
+    Lists are searched too, and a list of pairs (name, tensor) is a state dict. Those nearest to the top come first.
+    """
+    found = sorted(_state_dicts(content), key=lambda one: -len(one[1]))[:MOST_SEARCHED]
+    return {_written(keys): tensors for keys, tensors in found}
 
 
-def _state_dicts(content: Mapping[Any, Any], place: str, level: int) -> Iterator[tuple[str, Tensors]]:
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if tensors:
-        yield place, tensors
-    if level <= DEEPEST:
-        for key, value in content.items():
-            if isinstance(key, str) and isinstance(value, dict):
-                yield from _state_dicts(value, f"{place}.{key}" if place else key, level + 1)
+def _state_dicts(content: Any) -> Iterator[tuple[tuple[str | int, ...], Tensors]]:
+    """State dicts by the keys and indices that lead to them; a container within itself is not entered again."""
+    waiting: deque[tuple[tuple[str | int, ...], tuple[int, ...], Any]] = deque([((), (), content)])
+    items = 0
+    while waiting:
+        keys, around, held = waiting.popleft()
+        pairs = _items(held)
+        items += len(pairs)
+        if items > MOST_ITEMS:
+            return
+        tensors = {key: value for key, value in pairs if isinstance(key, str) and isinstance(value, Tensor)}
+        if tensors:
+            yield keys, tensors
+        if len(keys) < DEEPEST:
+            inside = (*around, id(held))
+            waiting += [
+                ((*keys, key), inside, value)
+                for key, value in pairs
+                if isinstance(key, str | int) and isinstance(value, dict | list | tuple) and id(value) not in inside
+            ]
+
+
+def _items(held: Any) -> list[tuple[Any, Any]]:
+    if isinstance(held, dict):
+        return [(key, value) for key, value in held.items() if isinstance(key, str)]
+    pairs = [(one[0], one[1]) for one in held if isinstance(one, tuple | list) and len(one) == 2]
+    if (
+        pairs
+        and len(pairs) == len(held)
+        and all(isinstance(key, str) and isinstance(one, Tensor) for key, one in pairs)
+    ):
+        return pairs
+    return list(enumerate(held))
+
+
+def _written(keys: Iterable[str | int]) -> str:
+    """A place as text: names with dots between, and indices in brackets."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
 
 
 def match_any(expected: Mapping[str, Shape], held: Mapping[str, Tensors]) -> Match:

@@ -78,9 +78,9 @@ def load_backbone(model: Path, name: str | None = None, embedding_size: int | No
     return backbone.eval(), path
 
 
-def _load_own(content: Mapping[str, Any], name: str | None, size: int | None) -> Backbone | None:
+def _load_own(content: Any, name: str | None, size: int | None) -> Backbone | None:
     """The backbone of a file that states it and holds its state dict as it is; None for any other file."""
-    if name is None or size is None:
+    if name is None or size is None or not isinstance(content, dict):
         return None
     backbone = create_backbone(name, size)
     expected = backbone.state_dict()
@@ -171,7 +171,7 @@ def _file_of(model: Path) -> Path:
     raise CheckpointError(f"{model}: neither model.safetensors nor checkpoints/last.pt is here; has the run begun?")
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Any], str | None, int | None]:
+def _read_weights(path: Path) -> tuple[Any, str | None, int | None]:
     """The content of a file, and the backbone's name and embedding size if it states them."""
     content, card = _read_file(path)
     name, size = card.get("backbone"), card.get("embedding_size")
@@ -184,16 +184,18 @@ def _read_weights(path: Path) -> tuple[dict[str, Any], str | None, int | None]:
     return content, name, size
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_file(path: Path) -> tuple[Any, dict[str, Any]]:
     """The content of a file, somewhere in which are tensors by name, and its model card."""
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:
     """The content of a checkpoint; only our own ones have a card, and of these the network's part is taken."""
-    from facebones.system.checkpoint import load_checkpoint
+    from facebones.system.checkpoint import load_content
 
-    content = load_checkpoint(path)
+    content = load_content(path)
+    if not isinstance(content, dict | list | tuple):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
     match content:
         case {
             "backbone": dict(weights),
@@ -205,7 +207,11 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors of the file, and the card in its metadata if there is one."""
+    from facebones.system.files import stand_in
+
     try:
+        if instead := stand_in(path):
+            raise CheckpointError(f"{path}: {instead}")
         data = path.read_bytes()
         weights = load_safetensors(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

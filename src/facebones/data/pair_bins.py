@@ -114,7 +114,11 @@ def write_pairs(path: str | os.PathLike[str], images: Sequence[bytes], is_same: 
 
 
 def _pickled(path: Path) -> object:
+    from facebones.system.files import stand_in
+
     try:
+        if instead := stand_in(path):
+            raise DataError(f"{path}: {instead}")
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 _refuse(path, "the file is empty")

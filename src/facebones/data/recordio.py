@@ -371,7 +371,19 @@ def _file_size(path: Path) -> int:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     if size == 0:
         raise DataError(f"{path}: the file is empty; restore it from its source")
+    _refuse_stand_in(path)
     return size
+
+
+def _refuse_stand_in(path: Path) -> None:
+    from facebones.system.files import stand_in
+
+    try:
+        instead = stand_in(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
+    if instead:
+        raise DataError(f"{path}: {instead}")
 
 
 def _read_index(path: Path, records: Path, size: int) -> tuple[Integers, Integers]:
@@ -400,6 +412,7 @@ def _has_empty_field(text: bytes) -> bool:
 
 
 def _fail_at_line(path: Path, text: bytes) -> NoReturn:
+    _refuse_stand_in(path)
     for number, line in enumerate(text.split(b"\n"), start=1):
         fields = line.split(b"\t")
         if len(fields) != 2 or not all(field.isdigit() for field in fields):

@@ -324,12 +324,13 @@ def _check_embeddings(model: Model) -> None:
 
 def _enlarged(image_SxSx3: Batch) -> Batch:
     repeats = IMAGE_SIZE // len(image_SxSx3)
-    return image_SxSx3.repeat(repeats, axis=0).repeat(repeats, axis=1)
+    return np.asarray(image_SxSx3.repeat(repeats, axis=0).repeat(repeats, axis=1))
 
 
 def _with_mean(image_HWC: Batch) -> Batch:
     """The image with a mean of about 127.5."""
-    return np.clip(image_HWC + (127.5 - image_HWC.mean()), 0, 255).round().astype(np.uint8)
+    shifted = image_HWC + (127.5 - image_HWC.mean())
+    return np.asarray(np.clip(shifted, 0, 255).round(), dtype=np.uint8)
 
 
 def _check_output_name(output_name: str | None, opened: Mapping[str, Model]) -> None:

@@ -20,6 +20,7 @@ from facebones.backbones.base import Backbone
 from facebones.errors import CheckpointError, ConfigError
 from facebones.onnx.scaling import Scaling, find_scaling
 from facebones.onnx.signature import Array, Infer, Signature, find_signature
+from facebones.system.files import stand_in
 
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 ONLY_FATAL = 4  # log level of ONNX Runtime, which logs to stderr; errors raise exceptions too
@@ -140,6 +141,8 @@ def _open_session(path: Path, device: str, threads: int) -> Any:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except _runtime_errors() as error:
+        if instead := stand_in(path):
+            raise CheckpointError(f"{path}: {instead}") from error
         raise CheckpointError(f"{path}: no ONNX file that can be run: {_one_line(error)}") from error
     # ONNX Runtime falls back to the CPU without an error.
     if device.startswith("cuda") and session.get_providers()[0] != CUDA_PROVIDER:

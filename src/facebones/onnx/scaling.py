@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,7 @@ class Scaling:
         return len(subtracted) == len(self.factor) and all(0.3 <= one <= 0.7 for one in subtracted)
 
     @property
-    def colour(self) -> str:
+    def colour(self) -> Literal["rgb", "bgr"]:
         """The order of the input, "rgb" or "bgr": the network behind gets RGB, unless ImageNet's means say BGR."""
         behind = self._subtracted()[:: -1 if self.swapped else 1]
         network_is_bgr = len(behind) == 3 and any(
@@ -188,7 +188,8 @@ def _moved(node: Any, value: Pixels, constants: "_Constants") -> list[Pixels] | 
         if len(node.input) > place and node.input[place]:
             found = constants.read(node.input[place])
             return None if found is None else [int(one) for one in found.reshape(-1)]
-        return _attribute(node, name, None)
+        numbers: list[int] | None = _attribute(node, name, None)
+        return numbers
 
     match node.op_type:
         case "Identity" | "Cast":

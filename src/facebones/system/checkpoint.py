@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 import torch
 
 from facebones.errors import CheckpointError
-from facebones.system.files import atomic_write
+from facebones.system.files import atomic_write, stand_in
 
 # Errors of torch's reader on damaged files, collected by experiment.
 BROKEN_FILE = (
@@ -50,9 +50,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read the dictionary in a `.pt` or `.pth` file onto the CPU.
 
     Raises:
+        CheckpointError: as `load_content`, or the file holds no dictionary.
+    """
+    content = load_content(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
+    return content
+
+
+def load_content(path: Path) -> Any:
+    """Read what a `.pt` or `.pth` file holds onto the CPU.
+
+    Raises:
         CheckpointError: the file is missing, cut short, not a checkpoint, or holds more than tensors and plain values.
     """
     try:
+        if instead := stand_in(path):
+            raise CheckpointError(f"{path}: {instead}")
         with path.open("rb") as file:
             is_archive = zipfile.is_zipfile(file)
     except OSError as error:
@@ -68,8 +82,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if is_archive and _is_torchscript(path):
             raise CheckpointError(f"{path}: {_what_it_is(path, '')}") from error
         raise CheckpointError(f"{path}: no checkpoint, or cut short; restore it from where it came") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
     return content
 
 

@@ -22,6 +22,12 @@ BAD_PLACE = {
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
 }
 MOST_INFLATION = 20  # times: measurements hardly compress
+# How files begin that stand in the place of others.
+STAND_INS = {
+    "is a Git LFS pointer, not the file itself; fetch the file by `git lfs pull`": (b"version https://git-lfs",),
+    "is a git-annex pointer, not the file itself; fetch the file by `git annex get`": (b"/annex/objects/",),
+    "is a web page, saved in place of the file; download the file itself": (b"<!doctype", b"<html", b"<?xml", b"<head"),
+}
 # What NumPy raises on a damaged header, besides ValueError.
 _BAD_HEADER = (EOFError, SyntaxError, OverflowError, MemoryError, RecursionError, TokenError, TypeError, IndexError)
 
@@ -101,6 +107,17 @@ def check_output(output: Path, files: Iterable[str]) -> None:
     """
     for name in files:
         check_writable(output / name)
+
+
+def stand_in(path: str | os.PathLike[str]) -> str | None:
+    """What stands in the place of a large file that was not fetched: a pointer to it, or a web page; else None.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((what for what, beginnings in STAND_INS.items() if start.startswith(beginnings)), None)
 
 
 def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
