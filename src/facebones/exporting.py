@@ -16,7 +16,7 @@ from facebones.backbones.base import IMAGE_SIZE, Backbone
 from facebones.backbones.weights import load_backbone, read_card
 from facebones.data.images import ImageArray, decode
 from facebones.data.pair_bins import PairSet, read_pairs
-from facebones.data.preprocessing import to_network_input
+from facebones.data.preprocessing import OURS, Preprocessing, to_network_input
 from facebones.errors import ConfigError, RunError
 from facebones.evaluation.pairs import pair_set_files
 from facebones.evaluation.verification import check_pair_set, evaluate_pair_set
@@ -72,6 +72,8 @@ def export(
     output = Path(output)
     _check(output)
     network, path = load_backbone(Path(model), backbone)
+    if network.known_input is not None:
+        network = _TakesOurs(network, Preprocessing(**network.known_input)).eval()
     sets = [read_pairs(file) for file in pair_set_files([Path(item) for item in data])]
     for pair_set in sets:
         check_pair_set(pair_set)
@@ -93,6 +95,21 @@ def export(
             exported = quantized
         file.write(exported.path.read_bytes())
     return {**result, "bytes": output.stat().st_size, "metadata": metadata}
+
+
+class _TakesOurs(Backbone):
+    """A network that was trained with another input, with our input."""
+
+    def __init__(self, network: Backbone, theirs: Preprocessing) -> None:
+        super().__init__()
+        self.name, self.embedding_size = network.name, network.embedding_size
+        self.network, self._theirs = network, theirs
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        theirs = self._theirs
+        x = x_B3HW.flip(1) if theirs.colour != OURS.colour else x_B3HW
+        embeddings: Tensor = self.network(x * (OURS.scale / theirs.scale) + (OURS.mean - theirs.mean) / theirs.scale)
+        return embeddings
 
 
 def _check(output: Path) -> None:

@@ -17,6 +17,7 @@ from facebones.backbones import create_backbone, list_backbones
 from facebones.backbones.weights import save_weights
 from facebones.cli.main import main
 from facebones.errors import RunError
+from facebones.evaluation.models import load_model
 from facebones.exporting import export
 from facebones.onnx.backbone import OnnxBackbone
 from facebones.onnx.quantize import Calibration
@@ -116,6 +117,18 @@ def test_folded_preprocessing_takes_pixels(trained, tiny_backbone, tmp_path):
         pixels = random_pixels(batch)
         (found,) = session.run(None, {"image": pixels})
         np.testing.assert_allclose(found, plain(scaled(pixels)).numpy(), atol=1e-5)
+
+
+def test_a_network_of_another_input_is_exported_with_ours(tmp_path, golden_tensor):
+    """MagFace's files expect BGR from 0 to 1; the exported file states our input, and must take it."""
+    state = {key: golden_tensor(key, one.shape) for key, one in create_backbone("iresnet18", 64).state_dict().items()}
+    torch.save({"state_dict": {f"features.module.{key}": one for key, one in state.items()}}, tmp_path / "x.pth")
+    export(tmp_path / "x.pth", tmp_path / "x.onnx", backbone="iresnet18")
+    theirs = load_model(tmp_path / "x.pth", backbone="iresnet18", device="cpu")
+    ours = load_model(tmp_path / "x.onnx", device="cpu")
+    assert (theirs.preprocessing.colour, ours.preprocessing.colour) == ("bgr", "rgb")
+    expected, found = (model.embed(list(random_pixels(2))) for model in (theirs, ours))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.linalg.norm(expected, axis=1).max())
 
 
 def test_parity_on_real_faces(trained, real_faces, tmp_path):

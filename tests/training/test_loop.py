@@ -247,8 +247,9 @@ def test_a_run_whose_every_step_was_skipped_is_no_success(tiny_recipe, tmp_path)
     assert not folder.result.exists() and not folder.weights.exists()
 
 
-def test_the_result_says_how_many_steps_were_skipped(tiny_recipe, tmp_path):
+def test_the_result_says_how_many_steps_were_skipped(tiny_recipe, tmp_path, capsys):
     result = train(tiny_recipe(**{"training.precision": "fp16"}), tmp_path / "run", "cpu")
+    assert "its scaler skips steps while it searches its scale; they count" in capsys.readouterr().err
     lines = read_metrics(RunFolder(tmp_path / "run").metrics)
     assert result["skipped_steps"] == sum(line.get("skipped_steps", 0) for line in lines) < result["steps"]
 

@@ -164,7 +164,10 @@ class TrainingLoop:
         if not trainer.validation.sets:
             say("note: no validation sets: only the loss shows how the training goes (--validation.sets NAME,...)")
         if config.precision == "fp16" and trainer.device.type == "cpu":
-            say("note: fp16 is up to 20 times as slow as fp32 on a CPU; --autotune chooses what is fast here")
+            say(
+                "note: fp16 is up to 20 times as slow as fp32 on a CPU, and its scaler skips steps while it searches its"
+                " scale; they count in the schedule; --training.precision fp32, or --autotune, which chooses what is fast"
+            )
         say(
             f"training {trainer.backbone.name} on {len(trainer.data)} images of"
             f" {trainer.data.num_identities} identities: {_counted(config.epochs, 'epoch')} of"
