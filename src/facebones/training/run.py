@@ -165,8 +165,8 @@ class TrainingLoop:
             say("note: no validation sets: only the loss shows how the training goes (--validation.sets NAME,...)")
         if config.precision == "fp16" and trainer.device.type == "cpu":
             say(
-                "note: fp16 is up to 20 times as slow as fp32 on a CPU, and its scaler skips steps while it searches its"
-                " scale; they count in the schedule; --training.precision fp32, or --autotune, which chooses what is fast"
+                "note: fp16 is up to 20 times as slow as fp32 on a CPU, and its scaler skips steps while it searches"
+                " its scale; they count in the schedule; give --training.precision fp32, or --autotune"
             )
         say(
             f"training {trainer.backbone.name} on {len(trainer.data)} images of"
