@@ -71,9 +71,7 @@ def export(
     """
     output = Path(output)
     _check(output)
-    network, path = load_backbone(Path(model), backbone)
-    if network.known_input is not None:
-        network = _TakesOurs(network, Preprocessing(**network.known_input)).eval()
+    network, path = _loaded(Path(model), backbone)
     sets = [read_pairs(file) for file in pair_set_files([Path(item) for item in data])]
     for pair_set in sets:
         check_pair_set(pair_set)
@@ -95,6 +93,14 @@ def export(
             exported = quantized
         file.write(exported.path.read_bytes())
     return {**result, "bytes": output.stat().st_size, "metadata": metadata}
+
+
+def _loaded(model: Path, name: str | None) -> tuple[Backbone, Path]:
+    """The network, which takes our input, and the path of the file that was read."""
+    network, path = load_backbone(model, name)
+    if network.known_input is not None:
+        network = _TakesOurs(network, Preprocessing(**network.known_input)).eval()
+    return network, path
 
 
 class _TakesOurs(Backbone):

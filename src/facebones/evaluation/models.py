@@ -1,8 +1,9 @@
 """Trained networks that are ready to embed faces: opened from a run, weights, an ONNX file, or a backbone's name."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +21,6 @@ from facebones.system.device import device_settings, select_device, to_device
 
 if TYPE_CHECKING:
     from facebones.onnx.backbone import OnnxBackbone
-    from facebones.onnx.scaling import Scaling
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Batch = npt.NDArray[np.uint8]
@@ -264,62 +264,66 @@ def open_models(
     opened: dict[str, Model] = {}
     failures: list[CheckpointError] = []
 
-    def leave_out(name: str, error: CheckpointError) -> None:
-        if left_out is None or len(models) == 1 or not Path(str(models[name])).exists():
-            raise error
-        failures.append(error)
-        left_out[name] = str(error)
-        _note(f"{name} is left out: {error}")
+    def open_or_leave_out(name: str, work: Callable[[], Model]) -> None:
+        try:
+            opened[name] = work()
+        except CheckpointError as error:
+            if left_out is None or len(models) == 1 or not Path(str(models[name])).exists():
+                raise
+            opened.pop(name, None)
+            failures.append(error)
+            left_out[name] = str(error)
+            _note(f"{name} is left out: {error}")
+            if len(failures) == len(models):
+                raise failures[0] from None
 
     for name, model in models.items():
-        try:
-            opened[name] = model if isinstance(model, Model) else _open(model, backbone, device, output_name)
-        except CheckpointError as error:
-            leave_out(name, error)
-    if not opened and failures:
-        raise failures[0]
+        open_or_leave_out(name, partial(_open, model, backbone, device, output_name))
     _check_output_name(output_name, opened)
     fresh = [name for name in opened if not isinstance(models[name], Model)]
+    opened |= _with_input({name: opened[name] for name in fresh}, preprocessing, list(opened))
     for name in fresh:
-        _note_form(name, opened[name])
-    silent = [name for name in fresh if not _states_input(opened[name])]
-    if preprocessing is not None and not silent:
-        raise ConfigError(
-            f"preprocessing (--mean, --scale, --colour): {', '.join(opened)} states its own; leave it out"
-        )
-    folded = [name for name in silent if (onnx := opened[name].as_onnx) is not None and onnx.folded]
-    for name in silent:
-        chosen = preprocessing or _likely_preprocessing(name, opened[name])
-        if name in folded and folded != silent:  # mean and scale are meant for the others
-            chosen = Preprocessing(colour=chosen.colour)
-        opened[name] = replace(opened[name], preprocessing=chosen)
-    for name in fresh:
-        try:
-            _check_embeddings(opened[name])
-        except CheckpointError as error:
-            leave_out(name, error)
-            del opened[name]
-    if not opened and failures:
-        raise failures[0]
+        open_or_leave_out(name, partial(_checked, opened[name]))
     return opened
 
 
-def _check_embeddings(model: Model) -> None:
+def _with_input(
+    opened: Mapping[str, Model], preprocessing: Preprocessing | None, names: Sequence[str]
+) -> dict[str, Model]:
+    """The models with the input that they expect; notes say what is not plain from their files.
+
+    Raises:
+        ConfigError: preprocessing is given, and every file states its own.
+    """
+    for name, model in opened.items():
+        _note_form(name, model)
+    silent = {name: model for name, model in opened.items() if not _states_input(model)}
+    if preprocessing is not None and not silent:
+        raise ConfigError(f"preprocessing (--mean, --scale, --colour): {', '.join(names)} states its own; leave it out")
+    if not silent:
+        return dict(opened)
+    from facebones.evaluation.foreign_input import with_likely_input  # here: our own files state their input
+
+    return {**opened, **with_likely_input(silent, preprocessing)}
+
+
+def _checked(model: Model) -> Model:
     """Embed two images of noise, one of single pixels and one of large blotches, before the first set is read.
 
     Raises:
         CheckpointError: an embedding is not finite, or both are zero.
     """
     if model.path is None:
-        return
+        return model
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (size, size, 3), dtype=np.uint8) for size in (IMAGE_SIZE, BLOTCHES)]
     with evaluation_mode(model.network):
-        rows = [model(_with_mean(_enlarged(image))[None], flip=False)[0, 0] for image in images]
+        rows = model(np.stack([_with_mean(_enlarged(image)) for image in images]), flip=False)
     if not np.isfinite(rows).all():
         raise CheckpointError(f"{model.path}: its embedding of a sound image is not finite; export or train it again")
     if not np.any(rows):
         raise CheckpointError(f"{model.path}: its embeddings of sound images are all zero; export or train it again")
+    return model
 
 
 def _enlarged(image_SxSx3: Batch) -> Batch:
@@ -346,42 +350,6 @@ def _note_form(name: str, model: Model) -> None:
         _note(f"{name} {note}")
     if onnx is not None and onnx.folded and onnx.said_name is None:
         _note(f"{name} takes 8-bit pixels: its preprocessing is inside the graph")
-
-
-def _likely_preprocessing(name: str, model: Model) -> Preprocessing:
-    """The preprocessing of a file that does not state it, with a note: by what its graph begins with, or ours."""
-    onnx = model.as_onnx
-    scaling = onnx.scaling if onnx is not None else None
-    if onnx is not None and onnx.folded:
-        colour = scaling.colour if scaling is not None else OURS.colour
-        if colour != OURS.colour:
-            _note(f"{name} swaps channels inside the graph: it gets {colour.upper()} (--colour)")
-        return Preprocessing(colour=colour)
-    if scaling is not None and (scaling.takes_pixels or scaling.takes_unit or scaling.colour != OURS.colour):
-        return _before_graph(name, scaling)
-    known = getattr(model.network, "known_input", None)
-    if known is not None:
-        theirs = Preprocessing(**known)
-        shown = f"(x - {theirs.mean:g}) / {theirs.scale:g}, {theirs.colour.upper()}"
-        _note(f"{name} gets the input of its authors: {shown} (--mean, --scale, --colour)")
-        return theirs
-    _note(f"{name} does not state its preprocessing; using RGB, (x - 127.5) / 127.5 (--mean, --scale, --colour)")
-    return OURS
-
-
-def _before_graph(name: str, scaling: "Scaling") -> Preprocessing:
-    """What a graph must be given that begins with preprocessing; with a note."""
-    largest = 255 if scaling.takes_pixels else 1 if scaling.takes_unit else None
-    likely = Preprocessing(colour=scaling.colour)
-    if largest is not None:
-        likely = replace(likely, mean=0, scale=255 / largest)
-    given = "(x - 127.5) / 127.5" if largest is None else f"pixels from 0 to {largest}"
-    why = ", because the network behind is taken to compute on RGB" if scaling.swapped else ""
-    _note(
-        f"{name} has preprocessing inside the graph ({scaling}): it gets {given}, {scaling.colour.upper()}{why}"
-        " (--mean, --scale, --colour)"
-    )
-    return likely
 
 
 def named_files(texts: Iterable[str], option: str) -> dict[str, Path]:
@@ -414,7 +382,9 @@ def is_onnx(network: nn.Module) -> bool:
     return type(network).__module__ == "facebones.onnx.backbone"
 
 
-def _open(path_or_name: Path | str, backbone: str | None, device: str, output_name: str | None) -> Model:
+def _open(path_or_name: Model | Path | str, backbone: str | None, device: str, output_name: str | None) -> Model:
+    if isinstance(path_or_name, Model):
+        return path_or_name
     path = Path(path_or_name)
     # A path wins over a name: a run called "mobilefacenet" must not become a network with random weights.
     if isinstance(path_or_name, str) and "/" not in path_or_name and not path.suffix and not path.exists():
