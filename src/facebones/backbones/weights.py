@@ -207,11 +207,7 @@ def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors of the file, and the card in its metadata if there is one."""
-    from facebones.system.files import stand_in
-
     try:
-        if instead := stand_in(path):
-            raise CheckpointError(f"{path}: {instead}")
         data = path.read_bytes()
         weights = load_safetensors(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -219,5 +215,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:  # KeyError: a type unknown to torch
+        from facebones.system.files import stand_in  # here: a sound file does not need it
+
+        if instead := stand_in(path):
+            raise CheckpointError(f"{path}: {instead}") from error
         raise CheckpointError(f"{path}: no safetensors file, or cut short; restore it from its source") from error
     return weights, card if isinstance(card, dict) else {}

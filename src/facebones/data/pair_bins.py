@@ -114,16 +114,19 @@ def write_pairs(path: str | os.PathLike[str], images: Sequence[bytes], is_same: 
 
 
 def _pickled(path: Path) -> object:
-    from facebones.system.files import stand_in
-
     try:
-        if instead := stand_in(path):
-            raise DataError(f"{path}: {instead}")
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 _refuse(path, "the file is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return read_pickle(content, str(path))
+                try:
+                    return read_pickle(content, str(path))
+                except DataError as error:
+                    from facebones.system.files import stand_in  # here: a sound file does not need it
+
+                    if instead := stand_in(path):
+                        raise DataError(f"{path}: {instead}") from error
+                    raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
 
