@@ -75,8 +75,10 @@ def test_other_preprocessing_reaches_the_file_unless_it_has_its_own(tmp_path):
     expected = torch.cat([expected, expected, torch.full_like(expected, 122.5)], dim=1)
     assert np.array_equal(model(shades, flip=False)[:, 0], expected.numpy())
     folded = network(tmp_path / "folded.onnx", shape=(112, 112, 3), kind=UINT8)
-    with pytest.raises(ConfigError, match=r"preprocessing .*--mean.*folded\.onnx states its own; leave it out"):
+    with pytest.raises(ConfigError, match=r"folded\.onnx: takes 8-bit pixels and scales them itself; leave out --mean"):
         load_model(folded, device="cpu", preprocessing=other)
+    swapped = load_model(folded, device="cpu", preprocessing=Preprocessing(colour="bgr"))
+    assert np.array_equal(swapped(shades, flip=False)[:, 0], shades[:, 0, 0, ::-1])
     assert np.array_equal(load_model(folded, device="cpu")(shades, flip=True)[:, 1], shades[:, 0, 0])
 
 
@@ -118,9 +120,9 @@ UNFIT = {
     "layout": ({"shape": (112, 3, 112)}, "known are float"),
     "rank": ({"shape": (3, 112), "nodes": FLAT}, "known are float"),
     "type": ({"kind": TensorProto.DOUBLE}, r"tensor\(double\)"),
-    "batch": ({"batch": 100_000}, "known are float"),
+    "batch": ({"batch": 100_000}, "takes 100000 images at a time, and 512 are the most here"),
     "outputs": ({"nodes": TWO, "outputs": ("embedding", "second")}, "none of its 2 outputs is an embedding"),
-    "no embedding": ({"nodes": FLAT}, r"output is of shape \(\) for 1 images"),
+    "no embedding": ({"nodes": FLAT}, r"output for one image is of shape \(\), one number; an embedding is \(B, D\)"),
     "fails in the run": (
         {"nodes": PARTS, "weights": FIVE},
         "cannot be run on 1 images",

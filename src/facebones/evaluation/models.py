@@ -63,7 +63,7 @@ class Model:
     def __post_init__(self) -> None:
         onnx = self.as_onnx
         if onnx is not None and onnx.folded and replace(self.preprocessing, colour=OURS.colour) != OURS:
-            raise ConfigError(f"{onnx.path}: takes 8-bit pixels and scales them itself; leave out mean and scale")
+            raise ConfigError(f"{onnx.path}: takes 8-bit pixels and scales them itself; leave out --mean and --scale")
 
     @property
     def as_onnx(self) -> "OnnxBackbone | None":

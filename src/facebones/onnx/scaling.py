@@ -94,7 +94,7 @@ def find_scaling(path: Path, input_name: str, channels_last: bool = False) -> Sc
         with np.errstate(all="ignore"):  # refused below
             found = _last_image(onnx.load(str(path), load_external_data=False).graph, start)
     # ONNX Runtime is more lenient, or the file is large, or a number overflows.
-    except (DecodeError, ValueError, TypeError, IndexError, OverflowError, OSError, RuntimeError):
+    except (DecodeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, RuntimeError):
         return None
     if found is None or found.source not in ((0, 1, 2), (2, 1, 0)):
         return None
