@@ -94,6 +94,28 @@ def test_containers_of_images(tmp_path, protocol, images):
     assert (list(pairs.images), pairs.is_same.tolist(), pairs.notes) == (long, [True, False], ())
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "form",
+    [
+        bytes,
+        bytearray,
+        np.bytes_,
+        lambda image: np.frombuffer(image, np.uint8),
+        lambda image: np.array(bytearray(image)),
+        lambda image: array.array("B", image),
+        lambda image: image.decode("latin-1"),
+    ],
+    ids=["bytes", "bytearray", "scalar", "array", "owned", "byte array", "latin-1"],
+)
+@pytest.mark.parametrize("most", [128, 256])
+def test_images_far_larger_than_the_rest_of_the_file(tmp_path, protocol, form, most):
+    """Python 3 writes some of them by two calls, of which the second only passes on what the first has built."""
+    images = [bytes(np.random.default_rng(seed).integers(1, most, 5_000, np.uint8)) for seed in range(6)]
+    path = save(tmp_path, ([form(image) for image in images], [True] * 3), protocol)
+    assert list(read_pairs(path).images) == images
+
+
 @pytest.mark.parametrize("protocol", range(2, 6))  # Python itself refuses the others
 def test_files_in_memory(tmp_path, protocol):
     content = ([io.BytesIO(image) for image in IMAGES], np.array([True]))
@@ -287,6 +309,11 @@ def _long_text() -> bytes:
         _long_text()
         + b"cnumpy\ndtype\n(U\x02u1I0\nI1\ntRq\x01]("
         + b"cnumpy.core.numeric\n_frombuffer\n(h\x00h\x01M\x60\xea\x85U\x01CtR" * 2_000
+        + b"e](\x88e\x86.",
+        # 2,000 texts of 60,000 bytes over one buffer (memo 0).
+        _long_text().replace(b"X", b"B", 1)
+        + b"cnumpy\ndtype\n(U\x06S60000I0\nI1\ntRq\x01]("
+        + b"cnumpy.core.multiarray\nscalar\n(h\x01h\x00tR" * 2_000
         + b"e](\x88e\x86.",
         _arrays_over_one_buffer(b"cnumpy.core.numeric\n_frombuffer\n(h\x00h\x01M\x60\xea\x85U\x01CtR"),
         _arrays_over_one_buffer(
