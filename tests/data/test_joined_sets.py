@@ -155,8 +155,11 @@ def test_a_pattern_leaves_out_folders_without_data(tmp_path, idle):
     """With a note: an error advises the pattern for a folder in which others may be."""
     write(tmp_path, "set/p0/ann/1.jpg", "set/p0/bo/1.jpg", "set/p1/cy/1.jpg")
     (tmp_path / "set" / idle).parent.mkdir(parents=True, exist_ok=True)
-    write(tmp_path / "set", idle) if idle[-1] != "/" else (tmp_path / "set" / idle).mkdir(parents=True)
-    with pytest.raises(DataError, match="name .* as the data, or") as error:
+    if idle.endswith("/"):
+        (tmp_path / "set" / idle).mkdir(parents=True)
+    else:
+        write(tmp_path / "set", idle)
+    with pytest.raises(DataError, match=r"name .* as the data, or") as error:
         open_training_set(tmp_path / "set")
     pattern = str(error.value).split("'")[1]
     data = open_training_set(pattern)

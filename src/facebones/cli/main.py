@@ -161,7 +161,7 @@ def _parse(argv: list[str]) -> Arguments:
 
 def _refuse_side_by_side(first: object, others: list[str], extra: str) -> None:
     """Say how several folders are given where a word too many is a path, as from a pattern without quotes."""
-    if first is None or extra not in others or not os.path.exists(extra):
+    if first is None or extra not in others or not Path(extra).exists():
         return
     following = others[others.index(str(first)) + 1] if str(first) in others[:-1] else extra
     joined = os.pathsep.join([str(first), following])
