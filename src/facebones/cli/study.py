@@ -29,7 +29,8 @@ STUDY_OPTIONS = (
     (
         "pair_sets",
         "LIST",
-        "pair sets instead of the study's, to measure and to validate on: names beside the data, or paths",
+        "comma-separated pair sets instead of the study's, to measure and to validate on: names beside the data, or"
+        " paths",
     ),
     ("ijb", "LIST", "comma-separated IJB-B or IJB-C folders"),
     ("profile", "BOOL", "true or false"),

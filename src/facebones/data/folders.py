@@ -302,7 +302,8 @@ def open_labelled_images(path: Path) -> TrainingSet:
     sets = [_open_one(root) for root in data_roots(path)]
     data = sets[0] if len(sets) == 1 else JoinedSets(path, sets)
     if idle := without_data(path):
-        data.notes.append(f"{path}: {counted(len(idle), 'folder')} without images or records left out: {some(idle)}")
+        left_out = f"{path}: {counted(len(idle), 'folder')} without images or records left out: {some(idle)}"
+        data.notes = [*data.notes, left_out]
     return data
 
 

@@ -113,12 +113,12 @@ def convert(
     ending = source.suffix.lower() if source.is_file() else ""
     if root is not None and ending not in PAIR_LIST_SUFFIXES:
         raise DataError(f"{source}: --root goes with a pair list only ({_endings()}); leave it out")
-    if ending in PAIR_LIST_SUFFIXES and destination.suffix.lower() == ".bin":
-        return _list_to_pairs(source, destination, root or source.parent)
     if pixel_order is not None and ending != ".bin":
         raise DataError(f"{source}: --pixel-order goes with a .bin file of decoded pixels only; leave it out")
+    if ending in PAIR_LIST_SUFFIXES and destination.suffix.lower() == ".bin":
+        return _list_to_pairs(source, destination, root or source.parent)
     if ending == ".bin" and destination.suffix.lower() != ".rec":
-        pairs = read_pairs(source, pixel_order or "bgr")
+        pairs = read_pairs(source, pixel_order)
         return _pairs_to_folder(pairs, source, destination, resume) if not to_file else _rewritten(pairs, destination)
     roots = data_roots(source)
     if len(roots) > 1 and destination.suffix.lower() != ".bin":
