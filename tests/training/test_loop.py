@@ -268,7 +268,10 @@ def test_images_of_another_aspect_are_noted_once(tiny_recipe, small_data, tmp_pa
         cv2.imwrite(str(path), np.zeros((112, 96, 3), np.uint8))
     options = {"training.epochs": 1, "data.path": str(faces), "validation.sets": []}
     train(tiny_recipe(**options), tmp_path / "run", "cpu")
-    are = {1: "1 of 28 images is not square (112x96: 1); it is", 2: "2 of 28 images are not square (112x96: 2); they are"}
+    are = {
+        1: "1 of 28 images is not square (112x96: 1); it is",
+        2: "2 of 28 images are not square (112x96: 2); they are",
+    }
     said = capsys.readouterr().err
     assert said.count(f"note: {faces}: {are[wide]} stretched to the network's input") == said.count("not square") == 1
 

@@ -206,6 +206,44 @@ def absolute(path: str) -> str:
     return os.pathsep.join(str(Path(part).resolve()) for part in path.split(os.pathsep) if part)
 
 
+def differing_parts(now: str, then: str) -> str:
+    """What differs between two paths of training data in several places, in words; empty if neither names several.
+
+    Patterns are not expanded: a path of an older run may match other folders today.
+
+    >>> differing_parts(os.pathsep.join(["x/b", "x/a"]), os.pathsep.join(["x/a", "x/b"])).partition(";")[0]
+    'the same parts in another order: part 1 was x/a and is x/b'
+    >>> differing_parts("x/a", "x/b")
+    ''
+    """
+    parts, known = _listed(now), _listed(then)
+    if not known or max(len(parts), len(known)) < 2:
+        return ""
+    keys, known_keys = parts, known
+    names, known_names = ([Path(part).name for part in each] for each in (parts, known))
+    if not {*parts} & {*known} and len({*names}) == len(names):  # moved
+        keys, known_keys = names, known_names
+    if sorted(keys) != sorted(known_keys):
+        had = f"the run had the {'part' if len(known) == 1 else 'parts'} {some(known)}, and these are {some(parts)}"
+        if any(map(_is_pattern, (*parts, *known))):
+            return had
+        missing = [part for part, key in zip(known, known_keys, strict=True) if key not in keys]
+        new = [part for part, key in zip(parts, keys, strict=True) if key not in known_keys]
+        changes = ((missing, "missing"), (new, "new"))
+        said = [f"{some(listed)} {'is' if len(listed) == 1 else 'are'} {word}" for listed, word in changes if listed]
+        return f"{had}: {', '.join(said)}"
+    for number, (key, other) in enumerate(zip(keys, known_keys, strict=True)):
+        if key != other:
+            right = os.pathsep.join(parts[keys.index(each)] for each in known_keys)
+            place = f"part {number + 1} was {known[number]} and is {parts[number]}"
+            return f"the same parts in another order: {place}; give --data {right}"
+    return ""
+
+
+def _listed(path: str) -> list[str]:
+    return [path] if os.path.lexists(path) else [part for part in path.split(os.pathsep) if part]
+
+
 def beside(path: str | os.PathLike[str]) -> Path:
     """The folder where sets that are named without a path are looked for.
 
