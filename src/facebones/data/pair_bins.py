@@ -80,10 +80,7 @@ def read_pairs(path: str | os.PathLike[str], pixel_order: PixelOrder | None = No
                 pixels[id(image)] = has_colours(image.values.shape)
     counts = Counter(pixels[id(image)] for image in images if id(image) in pixels)
     if pixel_order is not None and not counts[True]:
-        raise DataError(
-            f"{path}: no image is decoded pixels in colour, so an order of channels changes nothing; leave out"
-            " --pixel-order (pixel_order)"
-        )
+        raise DataError(f"{path}: no image is decoded pixels in colour, so --pixel-order changes nothing; leave it out")
     notes = _pixels_notes(path, counts[True], counts[False], pixel_order or "bgr")
     return PairSet(path.stem, [converted[id(image)] for image in images], same, path, notes)
 
