@@ -56,7 +56,7 @@ def embedded(embedder, faces):
 
 
 def test_a_signal_is_handled_after_two_models_by_openvino(tmp_path):
-    """Each of OpenVINO's cores changes the stack of the handlers: two, released in their order, left one that was gone."""
+    """Each core of OpenVINO changes the stack of the handlers; two, released in their order, left one that was gone."""
     pytest.importorskip("openvino")
     helper = pytest.importorskip("onnx").helper
     sides = [helper.make_tensor_value_info(name, 1, [1, 3]) for name in "xy"]
