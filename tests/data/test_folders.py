@@ -164,7 +164,7 @@ def test_what_an_image_folder_leaves_out_is_noted(tmp_path):
     (tmp_path / "a" / "Thumbs.db").touch()
     (tmp_path / "empty").mkdir()
     notes = open_training_set(tmp_path).notes
-    assert notes[0].endswith("1 folders without an image left out: empty")
+    assert notes[0].endswith("1 folder without an image left out: empty")
     assert notes[1].endswith(
         "3 files or folders that are no image of an identity left out: stray.png, a/Thumbs.db, b/deeper"
     )
@@ -199,7 +199,7 @@ def test_large_image_is_read_to_its_end(tmp_path):
         (["a.txt"], "a.txt", "not a training set; name a .rec file, or a folder"),
         (["train.idx"], "", "train.idx is there, but train.rec is not"),
         (["a/b.txt"], "", "no image in any <identity>/"),
-        (["a/1.jpg", "a/2.jpg"], "", "all 2 images are of one identity"),
+        (["a/1.jpg", "a/2.jpg"], "", "2 images, all of one identity"),
         (["a.rec", "b.rec"], "", r"2 record files \(a.rec, b.rec\) and no train.rec; name one"),
     ],
 )

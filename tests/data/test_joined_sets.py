@@ -42,7 +42,7 @@ def test_numbers_that_repeat_in_parts_are_different_people(tmp_path):
     assert isinstance(data, JoinedSets)
     assert data.labels.tolist() == [0, 1, 2, 2, 3]
     assert [data.identity_name(label) for label in range(data.num_identities)] == ["a/0", "a/1", "b/0", "b/2"]
-    assert "1 numbers are in several parts and count as different people: 0" in data.notes[0]
+    assert "1 number is in several parts and counts as different people: 0" in data.notes[0]
     assert [data.read(index) for index in (0, 3, 4)] == [(b"a/0/1.jpg", 0), (b"b/0/2.jpg", 2), (b"b/2/1.jpg", 3)]
     assert data.describe(3) == str(tmp_path / "b" / "0" / "2.jpg")
 
@@ -52,7 +52,7 @@ def test_a_name_that_repeats_in_parts_is_one_person(tmp_path):
     data = open_training_set(joined(tmp_path / "b", tmp_path / "a"))
     assert data.labels.tolist() == [0, 1, 0, 2]
     assert [data.identity_name(label) for label in range(3)] == ["b/ann", "b/cy", "a/bo"]
-    assert "1 names are in several parts and count as one person each: ann" in data.notes[0]
+    assert "1 name is in several parts and counts as one person: ann" in data.notes[0]
 
 
 def test_parts_of_a_pattern_are_the_same_as_named_ones_and_survive_pickling(tmp_path):
@@ -99,6 +99,33 @@ def test_places_that_are_not_there(tmp_path, monkeypatch, name, message):
         open_training_set(name)
 
 
+@pytest.mark.parametrize(
+    "again",
+    ["a", "./a", "a/", "b/../a", "link", "{here}/a", "b:link", "[a]", "?", "*"],
+)
+def test_a_place_that_is_given_twice_is_refused(tmp_path, monkeypatch, again):
+    """In any spelling: its people would count twice."""
+    monkeypatch.chdir(write(tmp_path, "a/ann/1.jpg", "a/bo/1.jpg", "b/cy/1.jpg"))
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    again = again.replace(":", os.pathsep).format(here=tmp_path)
+    with pytest.raises(
+        DataError, match=r"(is the same data as|names a twice).*; name each folder of training data once"
+    ) as error:
+        open_training_set(joined("a", again))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("again", ["a", "a/train.rec", "link.rec", "linked", "a/../a/train.rec"])
+def test_a_record_file_that_is_given_twice_is_refused(tmp_path, monkeypatch, again):
+    monkeypatch.chdir(tmp_path)
+    write_records(tmp_path / "a" / "train.rec", [0, 1])
+    (tmp_path / "link.rec").symlink_to("a/train.rec")
+    (tmp_path / "linked").symlink_to("a")
+    for first in ("a", "a/train.rec"):
+        with pytest.raises(DataError, match=r"(is the same data as a|names a\S* twice).*; name each"):
+            open_training_set(joined(first, again))
+
+
 def test_a_path_with_the_separator_or_a_star_in_its_name_is_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(write(tmp_path, f"a{os.pathsep}b/ann/1.jpg", "c*/ann/1.jpg", "c1/ann/1.jpg"))
     assert len(data_roots(f"a{os.pathsep}b")) == len(data_roots("c*")) == 1
@@ -121,6 +148,67 @@ def test_data_may_be_repeated_on_the_command_line(tmp_path, small_data, tiny_bac
     assert main([*words, "--data", str(folders[0]), "--data", str(folders[1])]) == 0
     assert "on 56 images of 8 identities" in capsys.readouterr().err
     assert '"training_data": "images, faces"' in RunFolder(tmp_path / "run").result.read_text()
+
+
+@pytest.mark.parametrize("idle", ["new/", "docs/readme.txt", "new/deeper/", "@eaDir/ann/1.jpg", "new/@eaDir/1.jpg"])
+def test_a_pattern_leaves_out_folders_without_data(tmp_path, idle):
+    """With a note: an error advises the pattern for a folder in which others may be."""
+    write(tmp_path, "set/p0/ann/1.jpg", "set/p0/bo/1.jpg", "set/p1/cy/1.jpg")
+    (tmp_path / "set" / idle).parent.mkdir(parents=True, exist_ok=True)
+    if idle.endswith("/"):
+        (tmp_path / "set" / idle).mkdir(parents=True)
+    else:
+        write(tmp_path / "set", idle)
+    with pytest.raises(DataError, match=r"name .* as the data, or") as error:
+        open_training_set(tmp_path / "set")
+    pattern = str(error.value).split("'")[1]
+    data = open_training_set(pattern)
+    assert data.labels.tolist() == [0, 1, 2]
+    name = idle.split("/")[0]
+    system = [f"{pattern}: 1 folder without images or records left out: {name}"] if name != "@eaDir" else []
+    assert data.notes == system
+
+
+def test_a_pattern_of_folders_without_data_only(tmp_path):
+    (tmp_path / "p0").mkdir()
+    with pytest.raises(
+        DataError, match=r"\*: 1 folder matches, but holds no image and no \.rec file; check the pattern"
+    ):
+        open_training_set(tmp_path / "*")
+    with pytest.raises(DataError, match=r"p0: an empty folder; looked for"):
+        open_training_set(joined(tmp_path / "p0", tmp_path / "p0" / ".."))
+
+
+@pytest.mark.parametrize("destination", ["rec", "one.rec"])
+def test_a_pattern_with_one_match_is_converted_as_what_it_matches(tmp_path, destination):
+    from facebones.datatools.convert import convert
+
+    place = tmp_path / "parts" / "part1" / "ann" / "1.png"
+    place.parent.mkdir(parents=True)
+    cv2.imwrite(str(place), np.zeros((8, 8, 3), np.uint8))
+    convert(tmp_path / "parts" / "part?", tmp_path / destination)
+    assert convert(tmp_path / "[r]ec*" if destination == "rec" else tmp_path / "on?.rec", tmp_path / "back").images == 1
+    with pytest.raises(DataError, match=r"prt\?: no folder and no \.rec file matches; check the pattern"):
+        convert(tmp_path / "parts" / "prt?", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "inspect", "a", "b"],
+        ["data", "convert", "a", "b", "c"],
+        ["train", "demo", "--output", "run", "--data", "a", "b"],
+    ],
+)
+def test_folders_side_by_side_are_told_how_to_be_given(tmp_path, monkeypatch, capsys, words):
+    """Also what a shell makes of a pattern without quotes."""
+    monkeypatch.chdir(write(tmp_path, "a/ann/1.jpg", "b/ann/1.jpg", "c/ann/1.jpg"))
+    assert main(words) == 2
+    shown = capsys.readouterr().err
+    assert (
+        f"give several folders as one argument: {joined('a', 'b')}, or a pattern in quotes, such as 'parts/*'" in shown
+    )
+    assert shown.count("\n") == 1
 
 
 def test_parts_are_converted_to_one_record_file(tmp_path):
@@ -172,7 +260,7 @@ def test_a_folder_of_the_system_is_no_person(tmp_path, name):
     write(tmp_path, "ann/1.jpg", "bo/1.jpg", f"{name}/1.jpg")
     data = open_training_set(tmp_path)
     assert data.labels.tolist() == [0, 1]
-    assert data.notes == [f"{tmp_path}: 1 system folders left out: {name}"]
+    assert data.notes == [f"{tmp_path}: 1 system folder left out: {name}"]
 
 
 def test_hidden_copies_of_a_mac_are_no_pair_sets(tmp_path):

@@ -1,5 +1,6 @@
 """Lists of pairs: every form in the wild is read, a broken one is named by its line, and none leaves its folder."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from facebones.data.pair_bins import write_pairs
 from facebones.data.pair_lists import read_pair_list, read_pair_set
 from facebones.errors import DataError
+from facebones.evaluation.verification import one_kind_folds
 
 
 def write_lfw(root: Path, text: str) -> Path:
@@ -78,6 +80,119 @@ def test_marks_headings_and_backslashes(tmp_path, genuine, impostor, form, headi
     pairs = read_pair_list(write_lfw(tmp_path, "\n".join(lines)), tmp_path)
     assert pairs.is_same.tolist() == [True, False]
     assert pairs.images[3] == b"Bo_Li/Bo_Li_0001.jpg"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        '"{a}","{b}",{m}',
+        '{m},"{a}","{b}"',
+        '"{a}", "{b}", {m}',
+        '"{a}";"{b}";{m}',
+        '"{a}"\t"{b}"\t{m}',
+        '"{a}" "{b}" {m}',
+        '"{a}"   "{b}"   "{m}"  ',
+        '"{a}","{b}",{m},',
+    ],
+)
+@pytest.mark.parametrize("folder", ["Lee, Ann", "Lee; Ann; B", "Ann Lee", 'Ann "Bo" Lee', "O'Neal", "a,b;c d"])
+@pytest.mark.parametrize("heading", [False, True])
+def test_quotes_protect_separators_as_in_csv(tmp_path, form, folder, heading):
+    (tmp_path / folder).mkdir()
+    for number in "12":
+        (tmp_path / folder / f"{number}.jpg").write_bytes(number.encode())
+    first, second = (f"{folder}/{number}.jpg".replace('"', '""') for number in "12")
+    lines = [form.format(a=first, b=second, m=1), form.format(a=second, b=second, m=0)]
+    lines = [form.format(a="first, image", b="second", m="same"), *lines] if heading else lines
+    pairs = read_pair_list(write_lfw(tmp_path, "\n".join(lines)), tmp_path)
+    assert (list(pairs.images), pairs.is_same.tolist()) == ([b"1", b"2", b"2", b"2"], [True, False])
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_what_a_csv_writer_writes_is_read(tmp_path, quoting, delimiter):
+    names = ['a,b/1 "x";y.jpg', "c d/2.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(name.encode())
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter, quoting=quoting)
+        writer.writerows([("first", "second", "same"), (*names, 1), (*names[::-1], 0)])
+    pairs = read_pair_list(tmp_path / "pairs.csv", tmp_path)
+    assert [image.decode() for image in pairs.images] == [*names, *names[::-1]]
+
+
+def test_a_quote_without_an_end_is_an_error_of_its_line(tmp_path):
+    text = 'Ann/Ann_0001.jpg,Ann/Ann_0012.png,1\n"Ann/Ann_0001.jpg,Ann/Ann_0012.png,1\nAnn/Ann_0001.jpg,a.jpg,0\n'
+    with pytest.raises(DataError, match=r"pairs\.txt, line 2: a quote without its end; correct the line"):
+        read_pair_list(write_lfw(tmp_path, text), tmp_path)
+    with pytest.raises(DataError, match=r"pairs\.txt, line 1: "):
+        read_pair_list(write_lfw(tmp_path, f'"{"a" * 200_000}",b,1\n'), tmp_path)
+
+
+HEADED_FORMS = {
+    "lfw": ("folds pairs", ["1 1", "Ann 1 12", "Ann 1 Bo_Li 1"]),
+    "development": ("pairs", ["1", "Ann 1 12", "Ann 1 Bo_Li 1"]),
+    "lfw without counts": ("name image image", ["Ann 1 12", "Ann 1 Bo_Li 1"]),
+    "lfw without counts, four": ("name image name image", ["Ann 1 12", "Ann 1 Bo_Li 1"]),
+    "calfw": (
+        "image fold",
+        ["Ann/Ann_0001.jpg 1", "Ann/Ann_0012.png 1", "Ann/Ann_0001.jpg 0", "Bo_Li/Bo_Li_0001.jpg 0"],
+    ),
+    "mark last": ("a b same", ["Ann/Ann_0001.jpg Ann/Ann_0012.png 1", "Ann/Ann_0001.jpg Bo_Li/Bo_Li_0001.jpg 0"]),
+    "mark first": ("same a b", ["1 Ann/Ann_0001.jpg Ann/Ann_0012.png", "0 Ann/Ann_0001.jpg Bo_Li/Bo_Li_0001.jpg"]),
+}
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ","])
+@pytest.mark.parametrize(("heading", "rows"), HEADED_FORMS.values(), ids=HEADED_FORMS)
+def test_a_heading_is_skipped_in_every_form(tmp_path, heading, rows, separator):
+    read = []
+    for lines in (rows, [heading, *rows], ["", heading, "", *rows]):
+        text = "\n".join(lines).replace(" ", separator)
+        pairs = read_pair_list(write_lfw(tmp_path, text), tmp_path)
+        read.append((pairs.images, pairs.is_same.tolist(), pairs.notes))
+    assert read[0] == read[1] == read[2]
+    assert read[0][1] == [True, False]
+
+
+def test_pandas_numbers_the_rows_of_every_form(tmp_path):
+    for heading, rows in (HEADED_FORMS["calfw"], HEADED_FORMS["mark last"], HEADED_FORMS["mark first"]):
+        lines = [",".join(["", *heading.split()]), *(",".join([str(n), *row.split()]) for n, row in enumerate(rows))]
+        pairs = read_pair_list(write_lfw(tmp_path, "\n".join(lines)), tmp_path)
+        assert (pairs.is_same.tolist(), pairs.images[3]) == ([True, False], b"Bo_Li/Bo_Li_0001.jpg")
+
+
+@pytest.mark.parametrize(("folds", "each"), [(2, 10), (5, 4), (20, 1), (4, 5), (1, 10)])
+def test_another_number_of_folds_than_ten_is_said_and_dealt(tmp_path, folds, each):
+    """Halves of a list's five folds would hold one kind of pair; the ten must be parts of the five."""
+    person = tmp_path / "P"
+    person.mkdir()
+    for number in range(2 * folds * each + 1):
+        (person / f"P_{number:04d}.jpg").write_bytes(str(number).encode())
+    rows = [f"{folds} {each}"]
+    for number in range(2 * folds * each):
+        genuine = number // each % 2 == 0
+        rows.append(f"P {number} {number + 1}" if genuine else f"P {number} P {number + 1}")
+    pairs = read_pair_list(write_lfw(tmp_path, "\n".join(rows)), tmp_path)
+    assert len(pairs) == 2 * folds * each
+    assert one_kind_folds(pairs.is_same) == 0
+    assert f"states {folds} fold" in pairs.notes[0]
+    assert "the evaluation takes 10" in pairs.notes[0]
+    stated = [int(image) // (2 * each) for image in pairs.images[::2]]  # the fold of each pair in the list
+    for fold in np.array_split(np.array(stated), 10):
+        assert len(set(fold.tolist())) <= max(1, folds // 10) or folds == 4
+
+
+def test_another_number_of_folds_with_too_few_pairs_for_ten_keeps_the_order(tmp_path):
+    pairs = read_pair_list(write_lfw(tmp_path, "2 1\n" + "Ann 1 12\nAnn 1 Bo_Li 1\n" * 2), tmp_path)
+    assert pairs.is_same.tolist() == [True, False] * 2
+    assert "states 2 folds" in pairs.notes[0]
+
+
+def test_ten_folds_are_those_of_the_list(tmp_path):
+    rows = ["10 1", *["Ann 1 12", "Ann 1 Bo_Li 1"] * 10]
+    assert read_pair_list(write_lfw(tmp_path, "\n".join(rows)), tmp_path).notes == ()
 
 
 def test_column_of_row_numbers_that_pandas_writes(tmp_path):

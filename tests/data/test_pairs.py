@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from facebones.data.images import decode
 from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.data.safe_pickle import read_pickle
+from facebones.datatools.convert import convert
 from facebones.errors import DataError
 
 FACES = Path(__file__).parents[3] / "shared" / "faces" / "celeba_cfp"
@@ -94,6 +95,28 @@ def test_containers_of_images(tmp_path, protocol, images):
     assert (list(pairs.images), pairs.is_same.tolist(), pairs.notes) == (long, [True, False], ())
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "form",
+    [
+        bytes,
+        bytearray,
+        np.bytes_,
+        lambda image: np.frombuffer(image, np.uint8),
+        lambda image: np.array(bytearray(image)),
+        lambda image: array.array("B", image),
+        lambda image: image.decode("latin-1"),
+    ],
+    ids=["bytes", "bytearray", "scalar", "array", "owned", "byte array", "latin-1"],
+)
+@pytest.mark.parametrize("most", [128, 256])
+def test_images_far_larger_than_the_rest_of_the_file(tmp_path, protocol, form, most):
+    """Python 3 writes some of them by two calls, of which the second only passes on what the first has built."""
+    images = [bytes(np.random.default_rng(seed).integers(1, most, 5_000, np.uint8)) for seed in range(6)]
+    path = save(tmp_path, ([form(image) for image in images], [True] * 3), protocol)
+    assert list(read_pairs(path).images) == images
+
+
 @pytest.mark.parametrize("protocol", range(2, 6))  # Python itself refuses the others
 def test_files_in_memory(tmp_path, protocol):
     content = ([io.BytesIO(image) for image in IMAGES], np.array([True]))
@@ -158,6 +181,38 @@ def test_pixels_that_begin_as_an_image_file_does_are_pixels(tmp_path, begins_wit
 def test_decoded_grey_pixels(tmp_path):
     pairs = read_pairs(save(tmp_path, (list(PIXELS[:2, :, :, 0]), [True])))
     np.testing.assert_array_equal(decode(pairs.images[1], "a BMP"), np.repeat(PIXELS[1, :, :, :1], 3, axis=2))
+
+
+GREY = [PIXELS[:, :, :, 0], PIXELS[:, :, :, :1], PIXELS.transpose(0, 3, 1, 2)[:, :1]]
+
+
+@pytest.mark.parametrize("images", GREY, ids=["without channels", "one channel", "channel first"])
+def test_the_note_on_grey_pixels_names_no_order_of_channels(tmp_path, images):
+    notes = read_pairs(save(tmp_path, (list(images), [True, False]))).notes
+    assert notes == (f"{tmp_path / 'lfw.bin'}: 4 images are decoded grey pixels",)
+    one, two = read_pairs(save(tmp_path, ([*images[:1], *PIXELS[:1], *IMAGES], [True, False]))).notes
+    assert "1 image is decoded pixels, taken as BGR, the order of OpenCV; if faces look blue" in one
+    assert two.endswith("1 image is decoded grey pixels")
+
+
+@pytest.mark.parametrize("images", [IMAGES, list(GREY[0][:2])], ids=["encoded", "grey"])
+@pytest.mark.parametrize("order", ["bgr", "rgb"])
+def test_an_order_of_channels_that_changes_nothing_is_refused(tmp_path, images, order):
+    path = save(tmp_path, (images, [True]))
+    with pytest.raises(DataError, match=r"lfw\.bin: no image is decoded pixels in colour.*--pixel-order") as error:
+        read_pairs(path, order)
+    assert "\n" not in str(error.value)
+    for destination in ("new.bin", "folder"):
+        with pytest.raises(DataError, match=r"no image is decoded pixels in colour"):
+            convert(path, tmp_path / destination, pixel_order=order)
+        assert not (tmp_path / destination).exists()
+
+
+def test_an_order_of_channels_for_a_pair_list_is_refused(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(IMAGES[0])
+    (tmp_path / "pairs.txt").write_text("a.jpg a.jpg 1\n")
+    with pytest.raises(DataError, match=r"--pixel-order goes with a \.bin file of decoded pixels only"):
+        convert(tmp_path / "pairs.txt", tmp_path / "new.bin", pixel_order="rgb")
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
@@ -287,6 +342,11 @@ def _long_text() -> bytes:
         _long_text()
         + b"cnumpy\ndtype\n(U\x02u1I0\nI1\ntRq\x01]("
         + b"cnumpy.core.numeric\n_frombuffer\n(h\x00h\x01M\x60\xea\x85U\x01CtR" * 2_000
+        + b"e](\x88e\x86.",
+        # 2,000 texts of 60,000 bytes over one buffer (memo 0).
+        _long_text().replace(b"X", b"B", 1)
+        + b"cnumpy\ndtype\n(U\x06S60000I0\nI1\ntRq\x01]("
+        + b"cnumpy.core.multiarray\nscalar\n(h\x01h\x00tR" * 2_000
         + b"e](\x88e\x86.",
         _arrays_over_one_buffer(b"cnumpy.core.numeric\n_frombuffer\n(h\x00h\x01M\x60\xea\x85U\x01CtR"),
         _arrays_over_one_buffer(

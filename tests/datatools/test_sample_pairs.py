@@ -104,3 +104,15 @@ def test_names_that_a_list_cannot_hold_are_refused(people, tmp_path, name):
     with pytest.raises(DataError, match="a pair list cannot hold this name; rename the file"):
         write_sampled_pairs(people, tmp_path / "list.txt", pairs=120)
     assert not (tmp_path / "list.txt").exists()
+
+
+def test_names_that_begin_with_a_quote_come_back_from_the_list(tmp_path):
+    for person in range(40):
+        for image in range(2):
+            place = tmp_path / "faces" / f'"{person}", "Ann" Lee' / f"{image}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(f"{person} {image}".encode())
+    write_sampled_pairs(tmp_path / "faces", tmp_path / "pairs.txt", pairs=20, seed=0)
+    pairs = read_pair_list(tmp_path / "pairs.txt", tmp_path / "faces")
+    people = [image.split()[0] for image in pairs.images]
+    assert [one == other for one, other in zip(people[::2], people[1::2], strict=True)] == pairs.is_same.tolist()

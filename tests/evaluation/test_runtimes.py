@@ -1,6 +1,8 @@
 """Runtimes: all embed as eager does; `auto` takes the fastest that does, and believes no cache blindly."""
 
 import json
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -51,6 +53,31 @@ def needs(name):
 
 def embedded(embedder, faces):
     return embed({"": embedder}, faces, batch_size=BATCH, workers=1)[""]
+
+
+def test_a_signal_is_handled_after_two_models_by_openvino(tmp_path):
+    """Each core of OpenVINO changes the stack of the handlers; two, released in their order, left one that was gone."""
+    pytest.importorskip("openvino")
+    helper = pytest.importorskip("onnx").helper
+    sides = [helper.make_tensor_value_info(name, 1, [1, 3]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "graph", sides[:1], sides[1:])
+    opset = [helper.make_opsetid("", 17)]
+    (tmp_path / "negative.onnx").write_bytes(
+        helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+    )
+    program = f"""
+import faulthandler, signal
+from pathlib import Path
+from facebones.onnx.openvino import compile_openvino
+faulthandler.enable()
+first, second = (compile_openvino(Path({str(tmp_path / "negative.onnx")!r}), (1, 3), "f32") for _ in range(2))
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", QUICK + SLOW)

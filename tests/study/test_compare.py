@@ -157,6 +157,11 @@ DIFFERENT = {
         {},
         "data of image_sample 0123",
     ),
+    "other parts": (
+        lambda run: {"data": {**run.data, "path": os.pathsep.join("ba"), "image_sample": "0123"}},
+        {},
+        r"the run had the parts b, a, and these are \S*/faces: b, a are missing, \S*/faces is new",
+    ),
 }
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from facebones.cli.main import main
 from facebones.errors import ConfigError, UnknownNameError
 from facebones.profiling.networks import find_sources
 from facebones.study.study import load_study
@@ -120,3 +121,19 @@ def test_an_unknown_study_is_answered_with_the_nearest():
         load_study("compact_faithfull")
     with pytest.raises(ConfigError, match=r"mine\.yaml: no such study file; studies that come with the package: comp"):
         load_study("mine.yaml")
+
+
+def test_pair_sets_of_the_command_line_replace_those_of_the_study_also_in_validation():
+    """The shipped demo names other sets for validation than at the end."""
+    assert load_study("demo").resolved_recipe().validation.sets == ["synthetic"]
+    study = load_study("demo", pair_sets="lfw,agedb_30")
+    assert study.pair_sets == study.resolved_recipe().validation.sets == ["lfw", "agedb_30"]
+    study = load_study("demo", pair_sets="lfw", overrides={"validation.sets": "cfp_fp"})
+    assert (study.pair_sets, study.resolved_recipe().validation.sets) == (["lfw"], ["cfp_fp"])
+
+
+def test_the_help_says_what_pair_sets_replace(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "pair sets instead of the study's, to measure and to validate on: names beside the data, or paths" in words

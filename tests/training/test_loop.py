@@ -2,7 +2,10 @@
 
 import json
 import math
+import shutil
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -257,6 +260,21 @@ def test_the_result_says_how_many_steps_were_skipped(tiny_recipe, tmp_path, caps
 def test_what_is_one_is_said_in_the_singular(tiny_recipe, tmp_path, capsys):
     train(tiny_recipe(**{"training.epochs": 1, "training.batch_size": 28}), tmp_path / "run", "cpu")
     assert "4 identities: 1 epoch of 1 step, fp32, cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wide", [1, 2])
+def test_images_of_another_aspect_are_noted_once(tiny_recipe, small_data, tmp_path, capsys, wide):
+    faces = shutil.copytree(small_data.parent / "images", tmp_path / "faces")
+    for path in sorted(faces.glob("*/*.jpg"))[:wide]:
+        cv2.imwrite(str(path), np.zeros((112, 96, 3), np.uint8))
+    options = {"training.epochs": 1, "data.path": str(faces), "validation.sets": []}
+    train(tiny_recipe(**options), tmp_path / "run", "cpu")
+    are = {
+        1: "1 of 28 images is not square (112x96: 1); it is",
+        2: "2 of 28 images are not square (112x96: 2); they are",
+    }
+    said = capsys.readouterr().err
+    assert said.count(f"note: {faces}: {are[wide]} stretched to the network's input") == said.count("not square") == 1
 
 
 def test_a_validation_without_a_finite_embedding_is_noted_and_ends_no_run(tiny_recipe, tmp_path, monkeypatch, capsys):

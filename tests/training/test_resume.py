@@ -4,15 +4,19 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
+from facebones.errors import CheckpointError
 from facebones.run_folder import RunFolder, read_metrics
 from facebones.system.checkpoint import load_checkpoint
 from facebones.system.processes import Interrupted
@@ -115,6 +119,41 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, tiny_recipe):
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     resume(tmp_path / "run", "cpu")
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ("b a c", r"the same parts in another order: part 1 was \S*/a and is \S*/b; give --data \S*/a.\S*/b.\S*/c$"),
+        ("a c b", r"the same parts in another order: part 2 was \S*/b and is \S*/c"),
+        ("a b", r"the run had the parts \S*/a, \S*/b, \S*/c, and these are \S*/a, \S*/b: \S*/c is missing"),
+        ("a b c d", r"these are .*: \S*/d is new"),
+        ("a b d", r"these are .*: \S*/c is missing, \S*/d is new"),
+        ("moved/c moved/b moved/a", r"the same parts in another order: part 1 was \S*/a and is \S*/moved/c"),
+        ("a", r"these are \S*/a: \S*/b, \S*/c are missing"),
+        ("?", r"the run had the parts \S*/a, \S*/b, \S*/c, and these are \S*/\?$"),
+    ],
+)
+def test_what_differs_in_the_parts_of_the_data_is_said(tmp_path, tiny_recipe, monkeypatch, now, message):
+    for number, name in enumerate("abcd"):
+        for place in (tmp_path / name, tmp_path / "moved" / name):
+            for person in range(2):
+                (place / str(person)).mkdir(parents=True)
+                for image in range(number + 2):
+                    pixels = np.random.default_rng([number, person, image]).integers(0, 255, (16, 16, 3), np.uint8)
+                    cv2.imwrite(str(place / str(person) / f"{image}.png"), pixels)
+    joined = {words: os.pathsep.join(str(tmp_path / word) for word in words.split()) for words in ("a b c", now)}
+    stopped_after(monkeypatch, 1)
+    options = {"data.path": joined["a b c"], "validation.sets": [], "head.sample_rate": 1.0}
+    with pytest.raises(Interrupted):
+        train(tiny_recipe(**options), tmp_path / "run", "cpu")
+    with pytest.raises(CheckpointError, match=r"was trained on other data") as error:
+        resume(tmp_path / "run", "cpu", data=joined[now])
+    assert re.search(message, str(error.value))
+    assert "\n" not in str(error.value)
+    with pytest.raises(Interrupted):
+        stopped_after(monkeypatch, 3)
+        resume(tmp_path / "run", "cpu", data=os.pathsep.join(str(tmp_path / "moved" / name) for name in "abc"))
 
 
 def test_a_half_written_line_and_file_of_a_killed_process_are_cleared(tmp_path, tiny_recipe, monkeypatch):

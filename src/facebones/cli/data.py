@@ -10,7 +10,12 @@ from facebones.errors import ConfigError
 
 
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", type=Path, help="a training set, a .bin, or a folder of them")
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        type=Path,
+        help="a training set (several: a:b, or 'parts/*'), a .bin, or a folder of them",
+    )
     parser.add_argument("--output", type=Path, metavar="PNG", help="write a contact sheet here")
     json_option(parser)
 
@@ -99,7 +104,10 @@ def _pairs(arguments: Arguments) -> None:
 
 def _convert_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", metavar="SRC", type=Path, help="train.rec or its folder, an image folder, a .bin, a pair list"
+        "source",
+        metavar="SRC",
+        type=Path,
+        help="train.rec or its folder, an image folder (several: a:b, or 'parts/*'), a .bin, a pair list",
     )
     parser.add_argument("destination", metavar="DST", type=Path, help="the folder, .rec or .bin to create")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of a pair list's images [its own]")

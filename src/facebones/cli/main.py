@@ -30,6 +30,8 @@ COMMANDS = (
 )
 
 FIELD = re.compile(r"--\w+\.\w")
+# Commands that take training data in several folders, and the argument that does.
+TAKES_FOLDERS = {"train": "data", "resume": "data", "compare": "data", "data inspect": "path", "data convert": "source"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -149,10 +151,24 @@ def _parse(argv: list[str]) -> Arguments:
     arguments, unknown = _build_parser().parse_known_args(others)
     unknown = [*fields, *unknown]
     command: Command = arguments.command
+    if unknown and arguments.command_name in TAKES_FOLDERS:
+        _refuse_side_by_side(getattr(arguments, TAKES_FOLDERS[arguments.command_name]), others, unknown[0])
     arguments.overrides = _overrides(unknown) if command.takes_recipe_fields else {}
     if unknown and not command.takes_recipe_fields:
         raise ConfigError(f"unknown option or argument: {unknown[0]}; see facebones {arguments.command_name} --help")
     return arguments
+
+
+def _refuse_side_by_side(first: object, others: list[str], extra: str) -> None:
+    """Say how several folders are given where a word too many is a path, as from a pattern without quotes."""
+    if first is None or extra not in others or not Path(extra).exists():
+        return
+    following = others[others.index(str(first)) + 1] if str(first) in others[:-1] else extra
+    joined = os.pathsep.join([str(first), following])
+    raise ConfigError(
+        f"unknown option or argument: {extra}; give several folders as one argument: {joined}, or a pattern in"
+        " quotes, such as 'parts/*'"
+    )
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -26,7 +26,12 @@ STUDY_OPTIONS = (
     ("backbones", "LIST", "comma-separated names, patterns, runs and ONNX files"),
     ("seeds", "LIST", "comma-separated whole numbers"),
     ("evaluate", "LIST", "comma-separated evaluation sets: names beside the data, paths, or PROTOCOL=PATH"),
-    ("pair_sets", "LIST", "comma-separated pair sets, also for validation: names beside the data, or paths"),
+    (
+        "pair_sets",
+        "LIST",
+        "comma-separated pair sets instead of the study's, to measure and to validate on: names beside the data, or"
+        " paths",
+    ),
     ("ijb", "LIST", "comma-separated IJB-B or IJB-C folders"),
     ("profile", "BOOL", "true or false"),
 )

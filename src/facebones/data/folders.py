@@ -11,7 +11,7 @@ from typing import ClassVar, NoReturn
 import numpy as np
 
 from facebones.data.images import image_size
-from facebones.data.joined_sets import JoinedSets, data_roots, is_system_folder, some
+from facebones.data.joined_sets import JoinedSets, counted, data_roots, is_system_folder, some, without_data
 from facebones.data.recordio import HeaderTable, RecordFile, first_label
 from facebones.data.training_set import Integers, TrainingSet, data_formats, register_data_format
 from facebones.data.training_set import same_data as same_data  # noqa: PLC0414
@@ -215,7 +215,7 @@ class ImageFolder(TrainingSet):
         ends = array("q", [0])
         counts: list[int] = []
         folders, outside = _listing(self.path)
-        self._note("system folders", [name for name in folders if is_system_folder(name)])
+        self._note("system folder", "system folders", [name for name in folders if is_system_folder(name)])
         folders = [name for name in folders if not is_system_folder(name)]
         stray = [name for name in outside if is_image_name(name)]
         empty: list[str] = []
@@ -236,8 +236,10 @@ class ImageFolder(TrainingSet):
             raise DataError(
                 f"{self.path}: no image in any <identity>/*{{{_suffixes()}}}; {_where_images_are(self.path)}"
             )
-        self._note("folders without an image", empty)
-        self._note("files or folders that are no image of an identity", stray)
+        self._note("folder without an image", "folders without an image", empty)
+        self._note(
+            "file or folder that is no image of an identity", "files or folders that are no image of an identity", stray
+        )
         self._names = bytes(names)
         self._ends = np.frombuffer(ends, dtype=np.int64)
         self.labels = np.repeat(np.arange(len(counts)), counts)
@@ -273,9 +275,9 @@ class ImageFolder(TrainingSet):
         """Name an identity by its folder."""
         return self.identities[label]
 
-    def _note(self, what: str, names: list[str]) -> None:
+    def _note(self, one: str, several: str, names: list[str]) -> None:
         if names:
-            self.notes.append(f"{self.path}: {len(names)} {what} left out: {some(names)}")
+            self.notes.append(f"{self.path}: {counted(len(names), one, several)} left out: {some(names)}")
 
 
 def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
@@ -291,14 +293,18 @@ def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
     """
     data = open_labelled_images(Path(path))
     if len(np.unique(data.labels)) == 1:
-        raise DataError(f"{path}: all {len(data)} images are of one identity; training needs two or more")
+        raise DataError(f"{path}: {counted(len(data), 'image')}, all of one identity; training needs two or more")
     return data
 
 
 def open_labelled_images(path: Path) -> TrainingSet:
     """Open a training set as `open_training_set` does, even if it holds one identity only."""
     sets = [_open_one(root) for root in data_roots(path)]
-    return sets[0] if len(sets) == 1 else JoinedSets(path, sets)
+    data = sets[0] if len(sets) == 1 else JoinedSets(path, sets)
+    if idle := without_data(path):
+        left_out = f"{path}: {counted(len(idle), 'folder')} without images or records left out: {some(idle)}"
+        data.notes = [*data.notes, left_out]
+    return data
 
 
 def _open_one(path: Path) -> TrainingSet:

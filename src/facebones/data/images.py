@@ -107,7 +107,7 @@ def aspect_note(what: str, sizes: Iterable[tuple[int, int] | None], *, sampled: 
         sampled: whether these are a sample of the images.
 
     >>> aspect_note("lfw", [(112, 112), (250, 250), (112, 96)])
-    "lfw: 1 of 3 images are not square (112x96: 1); they are stretched to the network's input, so align or crop them"
+    "lfw: 1 of 3 images is not square (112x96: 1); it is stretched to the network's input, so align or crop it"
     """
     known = [size for size in sizes if size is not None]
     others = Counter(size for size in known if size[0] != size[1])
@@ -116,8 +116,9 @@ def aspect_note(what: str, sizes: Iterable[tuple[int, int] | None], *, sampled: 
     listed = [f"{height}x{width}: {count}" for (height, width), count in others.most_common(3)]
     more = f" and {len(others) - 3} more sizes" if len(others) > 3 else ""
     of = f"{len(known)} {'sampled ' if sampled else ''}images"
-    count = f"{others.total()} of {of} are not square ({', '.join(listed)}{more})"
-    return f"{what}: {count}; they are stretched to the network's input, so align or crop them"
+    count = f"{others.total()} of {of} {'is' if others.total() == 1 else 'are'} not square ({', '.join(listed)}{more})"
+    they, them = ("it is", "it") if others.total() == 1 else ("they are", "them")
+    return f"{what}: {count}; {they} stretched to the network's input, so align or crop {them}"
 
 
 def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
@@ -160,6 +161,15 @@ def decoded_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
     else:
         return None
     return (height, width) if min(height, width) > 1 else None
+
+
+def has_colours(shape: tuple[int, ...]) -> bool:
+    """Whether decoded pixels of this shape have channels of colour, rather than being grey.
+
+    >>> has_colours((112, 96, 3)), has_colours((3, 112, 96)), has_colours((112, 96, 1)), has_colours((112, 96))
+    (True, True, False, False)
+    """
+    return len(shape) == 3 and (shape[2] if shape[2] in (1, 3, 4) else shape[0]) > 1
 
 
 def uncompressed(pixels: ImageArray, order: str) -> bytes:

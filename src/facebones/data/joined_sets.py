@@ -14,7 +14,15 @@ from facebones.data.training_set import Integers, TrainingSet
 from facebones.errors import DataError
 
 PATTERN = frozenset("*?[")
-NUMBERS_REPEAT = "numbers are in several parts and count as different people"
+# What a note says of a name, and of several, that is in more than one part.
+NUMBERS_REPEAT = (
+    "number is in several parts and counts as different people",
+    "numbers are in several parts and count as different people",
+)
+NAMES_REPEAT = (
+    "name is in several parts and counts as one person",
+    "names are in several parts and count as one person each",
+)
 # What file servers and operating systems put among people's folders, in lower case.
 SYSTEM_FOLDERS = frozenset(
     {"@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "lost+found"}
@@ -40,6 +48,15 @@ def some(names: Iterable[object], shown: int = 3) -> str:
     listed = [str(name) for name in names]
     more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
     return ", ".join(listed[:shown]) + more
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number of things.
+
+    >>> counted(1, "image"), counted(2, "image"), counted(2, "identity", "identities")
+    ('1 image', '2 images', '2 identities')
+    """
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 class JoinedSets(TrainingSet):
@@ -90,8 +107,12 @@ class JoinedSets(TrainingSet):
             for name in sorted(names & seen):
                 repeated[_is_name(part, name)][name] = None
             seen |= names
-        taken = {True: "names are in several parts and count as one person each", False: NUMBERS_REPEAT}
-        return [f"{self.path}: {len(names)} {taken[kind]}: {some(names)}" for kind, names in repeated.items() if names]
+        taken = {True: NAMES_REPEAT, False: NUMBERS_REPEAT}
+        return [
+            f"{self.path}: {len(names)} {taken[kind][len(names) > 1]}: {some(names)}"
+            for kind, names in repeated.items()
+            if names
+        ]
 
     def read(self, index: int) -> tuple[bytes, int]:
         """Read an image from its part."""
@@ -132,8 +153,10 @@ def data_roots(path: str | os.PathLike[str]) -> list[Path]:
         path: one path; several, joined by `os.pathsep` (":" or ";"); or a pattern, such as "parts/*", for the folders
             and `.rec` files that match it.
 
+    Folders that match a pattern but hold neither an image nor records are left out; `without_data` names them.
+
     Raises:
-        DataError: a pattern matches nothing, or a place is named twice.
+        DataError: a pattern matches nothing, or a place is named twice, in whatever spelling or through links.
 
     >>> [str(root) for root in data_roots(os.pathsep.join(["faces", "more"]))]
     ['faces', 'more']
@@ -142,9 +165,38 @@ def data_roots(path: str | os.PathLike[str]) -> list[Path]:
     if not whole or os.path.lexists(whole):
         return [Path(path)]
     roots = [root for part in whole.split(os.pathsep) if part for root in _matches(part)]
-    if twice := [root for number, root in enumerate(roots) if root in roots[:number]]:
-        raise DataError(f"{path}: names {twice[0]} twice; name each folder of training data once")
+    _refuse_twice(path, roots)
     return roots
+
+
+def without_data(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the folders that match a pattern of `path`, but hold neither an image nor records, at any level."""
+    if os.path.lexists(path):
+        return []
+    patterns = [part for part in str(path).split(os.pathsep) if _is_pattern(part)]
+    return [match.name for part in patterns for match in _candidates(part) if not _holds_data(match)]
+
+
+def _refuse_twice(path: str | os.PathLike[str], roots: Sequence[Path]) -> None:
+    """Refuse the same place under two names: its people would count twice."""
+    places: dict[object, Path] = {}
+    for root in roots if len(roots) > 1 else ():
+        if (first := places.setdefault(_place(root), root)) is root:
+            continue
+        same = f"names {root} twice" if root == first else f"{root} is the same data as {first}"
+        raise DataError(f"{path}: {same}; name each folder of training data once")
+
+
+def _place(root: Path) -> object:
+    """What two names of the same data have in common: the file or folder itself; of a folder of records their file."""
+    if root.is_dir():
+        records = sorted(each for each in root.iterdir() if each.suffix.lower() == ".rec")
+        root = next((each for each in records if each.name == "train.rec"), records[0] if len(records) == 1 else root)
+    try:
+        found = root.stat()
+    except OSError:  # opening it says what is wrong
+        return root.absolute()
+    return found.st_dev, found.st_ino
 
 
 def absolute(path: str) -> str:
@@ -152,6 +204,44 @@ def absolute(path: str) -> str:
     if os.path.lexists(path):
         return str(Path(path).resolve())
     return os.pathsep.join(str(Path(part).resolve()) for part in path.split(os.pathsep) if part)
+
+
+def differing_parts(now: str, then: str) -> str:
+    """What differs between two paths of training data in several places, in words; empty if neither names several.
+
+    Patterns are not expanded: a path of an older run may match other folders today.
+
+    >>> differing_parts(os.pathsep.join(["x/b", "x/a"]), os.pathsep.join(["x/a", "x/b"])).partition(";")[0]
+    'the same parts in another order: part 1 was x/a and is x/b'
+    >>> differing_parts("x/a", "x/b")
+    ''
+    """
+    parts, known = _listed(now), _listed(then)
+    if not known or max(len(parts), len(known)) < 2:
+        return ""
+    keys, known_keys = parts, known
+    names, known_names = ([Path(part).name for part in each] for each in (parts, known))
+    if not {*parts} & {*known} and len({*names}) == len(names):  # moved
+        keys, known_keys = names, known_names
+    if sorted(keys) != sorted(known_keys):
+        had = f"the run had the {'part' if len(known) == 1 else 'parts'} {some(known)}, and these are {some(parts)}"
+        if any(map(_is_pattern, (*parts, *known))):
+            return had
+        missing = [part for part, key in zip(known, known_keys, strict=True) if key not in keys]
+        new = [part for part, key in zip(parts, keys, strict=True) if key not in known_keys]
+        changes = ((missing, "missing"), (new, "new"))
+        said = [f"{some(listed)} {'is' if len(listed) == 1 else 'are'} {word}" for listed, word in changes if listed]
+        return f"{had}: {', '.join(said)}"
+    for number, (key, other) in enumerate(zip(keys, known_keys, strict=True)):
+        if key != other:
+            right = os.pathsep.join(parts[keys.index(each)] for each in known_keys)
+            place = f"part {number + 1} was {known[number]} and is {parts[number]}"
+            return f"the same parts in another order: {place}; give --data {right}"
+    return ""
+
+
+def _listed(path: str) -> list[str]:
+    return [path] if os.path.lexists(path) else [part for part in path.split(os.pathsep) if part]
 
 
 def beside(path: str | os.PathLike[str]) -> Path:
@@ -168,14 +258,43 @@ def beside(path: str | os.PathLike[str]) -> Path:
     return common if common != Path(common.anchor) else folders[0]
 
 
+def _is_pattern(part: str) -> bool:
+    return bool(PATTERN & set(part)) and not os.path.lexists(part)
+
+
 def _matches(part: str) -> list[Path]:
-    if os.path.lexists(part) or not PATTERN & set(part):
+    if not _is_pattern(part):
         return [Path(part)]
-    found = sorted(Path(match) for match in glob.glob(part) if not is_system_folder(Path(match).name))  # noqa: PTH207 (absolute too)
-    found = [match for match in found if match.is_dir() or match.suffix.lower() == ".rec"]
-    if not found:
+    candidates = _candidates(part)
+    if not candidates:
         raise DataError(f"{part}: no folder and no .rec file matches; check the pattern")
+    found = [match for match in candidates if _holds_data(match)]
+    if not found:
+        matching = (
+            "1 folder matches, but holds" if len(candidates) == 1 else f"{len(candidates)} folders match, but hold"
+        )
+        raise DataError(f"{part}: {matching} no image and no .rec file; check the pattern")
     return found
+
+
+def _candidates(part: str) -> list[Path]:
+    """The folders and `.rec` files that match a pattern, without those of the system."""
+    found = sorted(Path(match) for match in glob.glob(part) if not is_system_folder(Path(match).name))  # noqa: PTH207 (absolute too)
+    return [match for match in found if match.is_dir() or match.suffix.lower() == ".rec"]
+
+
+def _holds_data(place: Path) -> bool:
+    """Whether a file or folder has a data format, or has an image at any level."""
+    from facebones.data.folders import is_image_name
+    from facebones.data.training_set import data_formats
+
+    if not place.is_dir() or any(each.find(place) for each in data_formats() if each.name != "folder"):
+        return True
+    for _, folders, files in os.walk(place):
+        if any(is_image_name(name) and name[0] != "." for name in files):
+            return True
+        folders[:] = [name for name in folders if name[0] != "." and not is_system_folder(name)]
+    return False
 
 
 def part_name(part: TrainingSet) -> str:

@@ -3,6 +3,7 @@
 import mmap
 import os
 import pickle
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Literal, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.images import MOST_PIXELS, decoded_shape, uncompressed
+from facebones.data.images import MOST_PIXELS, decoded_shape, has_colours, uncompressed
 from facebones.data.safe_pickle import PickledArray, PickledFile, read_pickle
 from facebones.errors import DataError
 
@@ -41,7 +42,7 @@ class PairSet:
         return len(self.is_same)
 
 
-def read_pairs(path: str | os.PathLike[str], pixel_order: PixelOrder = "bgr") -> PairSet:
+def read_pairs(path: str | os.PathLike[str], pixel_order: PixelOrder | None = None) -> PairSet:
     """Read a `.bin` file that Python 2 or 3 wrote, without running any code in it.
 
     The images are encoded, as strings, bytes, byte arrays, `io.BytesIO` or uint8 arrays, in a list or an array; or they
@@ -50,10 +51,11 @@ def read_pairs(path: str | os.PathLike[str], pixel_order: PixelOrder = "bgr") ->
 
     Args:
         path: the file.
-        pixel_order: order of the channels of decoded pixels; "bgr" is that of OpenCV.
+        pixel_order: order of the channels of decoded pixels; None is "bgr", that of OpenCV.
 
     Raises:
-        DataError: the file is missing, is not a pickle of `(images, is_same)`, or asks for more than plain data.
+        DataError: the file is missing, is not a pickle of `(images, is_same)`, or asks for more than plain data; or an
+            order is given, and no image is decoded pixels in colour.
     """
     path = Path(path)
     content = _pickled(path)
@@ -70,14 +72,16 @@ def read_pairs(path: str | os.PathLike[str], pixel_order: PixelOrder = "bgr") ->
         _refuse(path, f"{len(images)} images for {len(same)} pairs; each pair needs two images")
     # A small file can refer to one image a million times: convert it once.
     converted: dict[int, bytes] = {}
-    pixels = set()
+    pixels: dict[int, bool] = {}  # whether decoded pixels have colours
     for index, image in enumerate(images):
         if id(image) not in converted:
-            converted[id(image)] = _image(path, index, image, pixel_order)
-            if _is_pixels(image):
-                pixels.add(id(image))
-    count = sum(id(image) in pixels for image in images)
-    notes = (_pixels_note(path, count, pixel_order),) if count else ()
+            converted[id(image)] = _image(path, index, image, pixel_order or "bgr")
+            if isinstance(image, PickledArray) and _is_pixels(image):
+                pixels[id(image)] = has_colours(image.values.shape)
+    counts = Counter(pixels[id(image)] for image in images if id(image) in pixels)
+    if pixel_order is not None and not counts[True]:
+        raise DataError(f"{path}: no image is decoded pixels in colour, so --pixel-order changes nothing; leave it out")
+    notes = _pixels_notes(path, counts[True], counts[False], pixel_order or "bgr")
     return PairSet(path.stem, [converted[id(image)] for image in images], same, path, notes)
 
 
@@ -190,13 +194,24 @@ def _is_pixels(image: object) -> bool:
     return image_suffix(image.values.ravel()[:12].tobytes()) is None
 
 
-def _pixels_note(path: Path, count: int, order: PixelOrder) -> str:
+def _pixels_notes(path: Path, coloured: int, grey: int, order: PixelOrder) -> tuple[str, ...]:
+    """How many images are decoded pixels, and in which order their channels were taken."""
     taken = {"bgr": "BGR, the order of OpenCV", "rgb": "RGB"}[order]
     other = "rgb" if order == "bgr" else "bgr"
-    return (
-        f"{path}: {count} images are decoded pixels, taken as {taken}; if faces look blue in `facebones data inspect"
-        f" {path.name} --output sheet.png`, give --pixel-order {other} to `facebones data convert {path.name} NEW.bin`"
-    )
+    notes = []
+    if coloured:
+        notes.append(
+            f"{path}: {_images_are(coloured)} decoded pixels, taken as {taken}; if faces look blue in `facebones data"
+            f" inspect {path.name} --output sheet.png`, give --pixel-order {other} to `facebones data convert"
+            f" {path.name} NEW.bin`"
+        )
+    if grey:
+        notes.append(f"{path}: {_images_are(grey)} decoded grey pixels")
+    return tuple(notes)
+
+
+def _images_are(count: int) -> str:
+    return "1 image is" if count == 1 else f"{count} images are"
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:

@@ -5,7 +5,9 @@ J. Hu, "Cross-Age LFW" (arXiv 1708.08197); T. Zheng, W. Deng, "Cross-Pose LFW" (
 M. Knoche, S. Hoermann, G. Rigoll, "Cross-Quality LFW" (arXiv 2108.10290).
 """
 
+import csv
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -20,6 +22,8 @@ from facebones.errors import DataError
 PAIR_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
 FOLDS = 10
 MARKS = {"1": 1, "0": 0, "-1": -1, "+1": 1, "1.0": 1, "0.0": 0, "-1.0": -1, "true": 1, "false": 0}
+
+_QUOTED = re.compile(r'"[^"]*"')
 
 Line = tuple[int, list[str]]  # the line's number, from 1, and its fields
 
@@ -61,11 +65,12 @@ def read_pair_set(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
 def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> PairSet:
     """Read a pair list and its images.
 
-    The first line decides the format; fields are separated by tabs, commas, semicolons or blanks, and may be in
-    quotes. A heading of column names is skipped. Backslashes in paths are read as slashes.
+    The first line decides the format; fields are separated by tabs, commas, semicolons or blanks, which quotes protect
+    as in CSV. A heading of column names is skipped in every format. Backslashes in paths are read as slashes.
 
     * LFW and XQLFW: a line `folds pairs`, `pairs` alone (DevTest) or no such line, then lines `name n m` (genuine) and
-      `name n other m` (impostor), the same number of both in each fold. Image n of a person is
+      `name n other m` (impostor), the same number of both in each fold. Of another number of folds than ten, both
+      kinds are dealt over ten, with a note: the evaluation takes ten. Image n of a person is
       `root/name/name_000n.jpg` or `root/name_000n.jpg`, or has another image ending.
     * CALFW and CPLFW: a line `image mark` per image, two lines per pair. The mark is 0 for an impostor pair, and the
       number of the fold for a genuine pair. These lists have all genuine pairs before all impostor pairs, so folds in
@@ -98,20 +103,32 @@ def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -
 
 def _pairs(path: Path, root: Path) -> tuple[list[ListedPair], list[str]]:
     """The pairs in the order of their folds, and notes for the user."""
-    lines = [(number, fields) for number, line in enumerate(_text(path).splitlines(), 1) if (fields := _fields(line))]
+    lines = _without_heading(_lines(path))
     if not lines:
         raise DataError(f"{path}: holds no pair; a line is 'image image 0|1'")
     first = lines[0][1]
     if all(_is_number(field) for field in first) and len(first) <= 2:
-        _check_count(path, first, len(lines) - 1)
+        _check_count(path, *lines[0], len(lines) - 1)
         pairs = [_lfw_pair(path, number, fields, root) for number, fields in lines[1:]]
-        return (pairs, []) if len(first) == 2 else _in_folds(path, pairs)
+        return _in_stated_folds(path, pairs, int(first[0])) if len(first) == 2 else _in_folds(path, pairs)
     if len(first) == 2:
         return _marked_pairs(path, lines), []
-    lines = _without_heading(lines)
-    if _is_lfw_line(lines[0][1]):
+    if _is_lfw_line(first):
         return _in_folds(path, [_lfw_pair(path, number, fields, root) for number, fields in lines])
     return _in_folds(path, _plain_pairs(path, lines))
+
+
+def _lines(path: Path) -> list[Line]:
+    """The lines that are not blank."""
+    lines = []
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        try:
+            fields = _fields(line)
+        except csv.Error as error:
+            raise DataError(f"{path}, line {number}: {error}; correct the line") from error
+        if fields:
+            lines.append((number, fields))
+    return lines
 
 
 def _without_heading(lines: list[Line]) -> list[Line]:
@@ -120,8 +137,12 @@ def _without_heading(lines: list[Line]) -> list[Line]:
     >>> _without_heading([(1, ["", "first", "second", "same"]), (2, ["0", "a.jpg", "b.jpg", "1"])])
     [(2, ['a.jpg', 'b.jpg', '1'])]
     """
-    heading = lines[0][1]
-    if len(lines) < 2 or len(heading) < 3 or any(map(_is_value, heading)) or not any(map(_is_value, lines[1][1])):
+    if len(lines) < 2:
+        return lines
+    heading, following = lines[0][1], lines[1][1]
+    if len(heading) < 3 and len(heading) != len(following):  # a line that was cut short, rather
+        return lines
+    if any(map(_is_value, heading)) or not any(map(_is_value, following)):
         return lines
     first = 1 if not heading[0] else 0
     return [(number, fields[first:]) for number, fields in lines[1:]]
@@ -137,17 +158,35 @@ def _is_lfw_line(fields: Sequence[str]) -> bool:
     return len(fields) in (3, 4) and _is_number(fields[1]) and _is_number(fields[-1]) and not is_image_name(fields[0])
 
 
+def _in_stated_folds(path: Path, pairs: list[ListedPair], folds: int) -> tuple[list[ListedPair], list[str]]:
+    """Deal the pairs of a list of another number of folds: its own order would cut these into folds of one kind."""
+    if folds == FOLDS:
+        return pairs, []
+    genuine, impostor = _by_kind(pairs)
+    enough = min(len(genuine), len(impostor)) >= FOLDS
+    order = "both kinds are dealt over these, each" if enough else "these are taken"
+    stated = "1 fold" if folds == 1 else f"{folds} folds"
+    note = f"{path}: the first line states {stated}, but the evaluation takes {FOLDS}: {order} in the order of the list"
+    return _dealt(genuine, impostor) if enough else pairs, [note]
+
+
 def _in_folds(path: Path, pairs: list[ListedPair]) -> tuple[list[ListedPair], list[str]]:
     """Deal pairs over ten folds if a fold of the list's own order would hold one kind of pair only."""
     same = np.array([pair.same for pair in pairs], dtype=np.bool_)
     alike = sum(fold.all() or not fold.any() for fold in np.array_split(same, FOLDS))
-    if not alike or min(same.sum(), (~same).sum()) < FOLDS:  # too few for both kinds in each fold
+    genuine, impostor = _by_kind(pairs)
+    if not alike or min(len(genuine), len(impostor)) < FOLDS:  # too few for both kinds in each fold
         return pairs, []
     note = (
         f"{path}: the list names no folds, and in its order {alike} of {FOLDS} would hold pairs of one kind only; both"
         " kinds are dealt over the folds, each in the order of the list"
     )
-    return _dealt([pair for pair in pairs if pair.same], [pair for pair in pairs if not pair.same]), [note]
+    return _dealt(genuine, impostor), [note]
+
+
+def _by_kind(pairs: Sequence[ListedPair]) -> tuple[list[ListedPair], list[ListedPair]]:
+    """The genuine pairs and the impostor pairs."""
+    return [pair for pair in pairs if pair.same], [pair for pair in pairs if not pair.same]
 
 
 def _dealt(genuine: Sequence[ListedPair], impostor: Sequence[ListedPair]) -> list[ListedPair]:
@@ -165,15 +204,27 @@ def _text(path: Path) -> str:
 
 
 def _fields(line: str) -> list[str]:
-    """The fields of a line, without quotes and without empty ones at the end.
+    """The fields of a line, without empty ones at the end; quotes protect separators, as in CSV.
 
     >>> _fields('"Ann_Lee",1,4,'), _fields("a b.jpg;c.jpg;1"), _fields("a.jpg  b.jpg -1")
     (['Ann_Lee', '1', '4'], ['a b.jpg', 'c.jpg', '1'], ['a.jpg', 'b.jpg', '-1'])
+    >>> _fields('"Lee, Ann/1.jpg","a ""b"".jpg",1')
+    ['Lee, Ann/1.jpg', 'a "b".jpg', '1']
     """
-    separator = next((mark for mark in ("\t", ",") if mark in line), ";" if line.count(";") > 1 else None)
-    fields = [field.strip().strip('"') for field in line.split(separator)]
+    bare = _QUOTED.sub("", line)
+    separator = next((mark for mark in ("\t", ",") if mark in bare), ";" if bare.count(";") > 1 else None)
+    fields = line.split(separator) if '"' not in line else _quoted_fields(line.strip(" "), separator or " ")
+    fields = [field.strip() for field in fields]
     while fields and not fields[-1]:
         fields.pop()
+    return fields
+
+
+def _quoted_fields(line: str, separator: str) -> list[str]:
+    reader = csv.reader([line, ""], delimiter=separator, skipinitialspace=True)
+    fields = next(reader)
+    if reader.line_num > 1:
+        raise csv.Error("a quote without its end")
     return fields
 
 
@@ -181,11 +232,11 @@ def _is_number(field: str) -> bool:
     return field.isdecimal() and len(field) <= 9  # int() refuses thousands of digits
 
 
-def _check_count(path: Path, header: list[str], pairs: int) -> None:
+def _check_count(path: Path, number: int, header: list[str], pairs: int) -> None:
     counts = [int(field) for field in header]
     promised = 2 * (counts[0] * counts[1] if len(counts) == 2 else counts[0])
     if promised != pairs:
-        raise DataError(f"{path}, line 1: promises {promised} pairs, but {pairs} lines follow; restore the list")
+        raise DataError(f"{path}, line {number}: promises {promised} pairs, but {pairs} lines follow; restore the list")
 
 
 def _lfw_pair(path: Path, number: int, fields: list[str], root: Path) -> ListedPair:
@@ -217,9 +268,8 @@ def _marked_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:
                 f"{path}, line {number}: mark {other}, but its pair began with mark {mark}; correct the list"
             )
         marks[ListedPair(number, first, second, int(mark) > 0)] = int(mark)
-    genuine = sorted((pair for pair in marks if pair.same), key=marks.__getitem__)
-    impostor = [pair for pair in marks if not pair.same]
-    return _dealt(genuine, impostor)
+    genuine, impostor = _by_kind(list(marks))
+    return _dealt(sorted(genuine, key=marks.__getitem__), impostor)
 
 
 def _share(pairs: Sequence[ListedPair], fold: int) -> Sequence[ListedPair]:

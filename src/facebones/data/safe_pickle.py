@@ -213,7 +213,9 @@ class _Reader:
             raise TypeError(name)
         result = name.build(*arguments)
         if isinstance(result, bytes):
-            self.count(bytes, len(result))
+            # A scalar copies the bytes that it is made of, as an array does; bytes of bytes are the same object.
+            kind = PickledArray if name.build is _scalar else bytes
+            self.count(kind, 0 if any(result is argument for argument in arguments) else len(result))
         elif isinstance(result, PickledArray):
             self.count(PickledArray, result.values.nbytes)
         self.push(result)

@@ -113,21 +113,22 @@ def convert(
     ending = source.suffix.lower() if source.is_file() else ""
     if root is not None and ending not in PAIR_LIST_SUFFIXES:
         raise DataError(f"{source}: --root goes with a pair list only ({_endings()}); leave it out")
-    if ending in PAIR_LIST_SUFFIXES and destination.suffix.lower() == ".bin":
-        return _list_to_pairs(source, destination, root or source.parent)
     if pixel_order is not None and ending != ".bin":
         raise DataError(f"{source}: --pixel-order goes with a .bin file of decoded pixels only; leave it out")
+    if ending in PAIR_LIST_SUFFIXES and destination.suffix.lower() == ".bin":
+        return _list_to_pairs(source, destination, root or source.parent)
     if ending == ".bin" and destination.suffix.lower() != ".rec":
-        pairs = read_pairs(source, pixel_order or "bgr")
+        pairs = read_pairs(source, pixel_order)
         return _pairs_to_folder(pairs, source, destination, resume) if not to_file else _rewritten(pairs, destination)
-    if len(data_roots(source)) > 1 and destination.suffix.lower() != ".bin":
+    roots = data_roots(source)
+    if len(roots) > 1 and destination.suffix.lower() != ".bin":
         return _to_records(open_labelled_images(source), source, destination)
     if ending in {"", ".rec"}:
-        records = find_records(source)
+        records = find_records(roots[0])  # a pattern may match one folder only
         if records is not None and not to_file:
             return _records_to_folder(records, destination, resume)
         if records is None and destination.suffix.lower() != ".bin":
-            return _to_records(ImageFolder(source), source, destination)
+            return _to_records(ImageFolder(roots[0]), source, destination)
     known = ".rec to folder, folder to folder or .rec, pair list to .bin, .bin to folder or .bin"
     raise DataError(f"{source}: cannot be converted to {destination}; the conversions are {known}")
 

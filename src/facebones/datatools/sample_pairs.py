@@ -163,8 +163,8 @@ def _impostor_of_all(fold: Sequence[Integers], wanted: int, rng: np.random.Gener
 
 
 def _listable(folder: ImageFolder, index: int) -> str:
-    """Path of an image; refused if a line of a list cannot hold it."""
+    """Path of an image, in quotes where it begins with one; refused if a line of a list cannot hold it."""
     path = folder.relative_path(index)
     if path != path.strip() or not path.isprintable():
         raise DataError(f"{os.fspath(folder.path)}/{path!r}: a pair list cannot hold this name; rename the file")
-    return path
+    return '"' + path.replace('"', '""') + '"' if path.startswith('"') else path

@@ -1,6 +1,7 @@
 """ONNX files in OpenVINO, compiled for one batch size."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,7 @@ def compile_openvino(path: Path, shape: Sequence[int], precision: str) -> Infer:
     Returns:
         a function from the input to all outputs, in the file's order; the next call leaves its answers as they are.
     """
-    import openvino
-
-    core = openvino.Core()
+    core = _core()
     model = core.read_model(str(path))
     model.reshape(list(shape))
     options: dict[str, Any] = {
@@ -40,6 +39,19 @@ def compile_openvino(path: Path, shape: Sequence[int], precision: str) -> Infer:
         return [np.array(answers[index]) for index in outputs]  # copies: the next batch overwrites this memory
 
     return infer
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's core, one for the process.
+
+    Each core gives the thread a stack for signal handlers and takes back the one before it when it is released. With
+    two of them, released in the order they were made in, the thread is left with memory that is gone: the next signal,
+    such as Ctrl-C, ends the process without a message.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def onnx_in_openvino(network: OnnxBackbone, batch_size: int, precision: str) -> OnnxBackbone:

@@ -124,9 +124,11 @@ class PlannedRun:
         data = read_environment(self.folder).get("data", {})
         for name in same_data(self.data, data) if data else ():
             if name in CONTENT_KEYS:
+                known = str(data.get("path", ""))
+                differing = joined_sets.differing_parts(self.recipe.data.path, known) or "give --data"
                 raise ConfigError(
                     f"{self.folder.path}: holds a run with data of {name} {data.get(name)!s:.60}, and"
-                    f" {self.recipe.data.path} has {name} {self.data.get(name)!s:.60}; give --data, or choose another"
+                    f" {self.recipe.data.path} has {name} {self.data.get(name)!s:.60}; {differing}, or choose another"
                     " --output"
                 )
 

@@ -96,7 +96,8 @@ def load_study(
         path: a YAML file, or the name of a study in the package, such as "compact_faithful".
         overrides: "section.field" of the recipe to the value's text; they replace the file's own.
         typed: how an error names the place of an override, by "section.field", such as "--lr".
-        given: fields of the study that replace the file's; None keeps them.
+        given: fields of the study that replace the file's; None keeps them. `pair_sets` replaces the file's
+            `validation.sets` too.
 
     Raises:
         ConfigError: not readable, not YAML, or a value of the wrong kind or out of range.
@@ -141,6 +142,8 @@ def _build(
     if "profile" in values:
         checked["profile"] = _profile_settings(values["profile"], where["profile"])
     own = _texts(values.get("overrides", {}), where["overrides"])
+    if where["pair_sets"].startswith("--"):  # the file's validation sets belong to its own pair sets
+        own.pop("validation.sets", None)
     study = Study(name=file.stem, overrides=own | dict(overrides), **checked)
     _check_complete(study, where)
     # Refuse overrides that the recipe does not know.

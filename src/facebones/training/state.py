@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from facebones.data.joined_sets import differing_parts
 from facebones.data.training_set import CONTENT_KEYS, LABEL_KEYS, same_data
 from facebones.errors import CheckpointError
 from facebones.recipe import Recipe, older_values
@@ -29,6 +30,7 @@ CHANGEABLE_FIELDS = (
 
 # Parts that are compared by value, depend on the device (the random state), or may have any length.
 CHECKED_APART = ("recipe", "data", "validation", "rng", "unreadable")
+LONGEST_PATH = 10_000  # of data in several places; a longer one is no path of a run
 FINAL_ROW = {"set": "", **dict.fromkeys(VALIDATION_METRICS, 0.0), "step": 0, "epoch": 0, "best_accuracy": 0.0}
 
 
@@ -98,10 +100,13 @@ def _compare_data(pattern: Mapping[str, Any], found: Mapping[str, Any], path: Pa
     check_structure({key: now[key] for key in shared}, then, f"{path}: data")
     if {*same_data(now, then)} & {*CONTENT_KEYS}:
         labels = any(then[key] != now[key] for key in LABEL_KEYS)
+        path_now = pattern["recipe"]["data"]["path"]
+        differing = differing_parts(path_now, _data_path(found))
         raise CheckpointError(
             f"{path}: was trained on other data ({then['images']} images of {then['identities']} identities);"
-            f" {pattern['recipe']['data']['path']} holds {now['images']} of {now['identities']}"
-            f" {'with other labels' if labels else 'with the same labels, but other images'}; give --data"
+            f" {path_now} holds {now['images']} of {now['identities']}"
+            f" {'with other labels' if labels else 'with the same labels, but other images'};"
+            f" {differing or 'give --data'}"
         )
     sets, sets_then = pattern["validation"], found["validation"]
     if same_names := isinstance(sets_then, dict) and sets_then.keys() == sets.keys():
@@ -111,6 +116,13 @@ def _compare_data(pattern: Mapping[str, Any], found: Mapping[str, Any], path: Pa
             f"{path}: was validated on other sets than {', '.join(sets) or 'none'} as they are now;"
             " restore the files, or their paths in config.yaml"
         )
+
+
+def _data_path(found: Mapping[str, Any]) -> str:
+    """The path of the data in a loaded state, whose recipe may hold anything where a run may change."""
+    section = found["recipe"].get("data") if isinstance(found["recipe"], dict) else None
+    path = section.get("path") if isinstance(section, dict) else None
+    return path if isinstance(path, str) and len(path) < LONGEST_PATH else ""
 
 
 def check_structure(expected: Any, found: Any, where: str) -> None:
