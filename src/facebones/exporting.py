@@ -98,8 +98,9 @@ def export(
 def _loaded(model: Path, name: str | None) -> tuple[Backbone, Path]:
     """The network, which takes our input, and the path of the file that was read."""
     network, path = load_backbone(model, name)
-    if network.known_input is not None:
-        network = _TakesOurs(network, Preprocessing(**network.known_input)).eval()
+    known = getattr(network, "known_input", None)  # a plug-in's network may be any module
+    if known is not None:
+        network = _TakesOurs(network, Preprocessing(**known)).eval()
     return network, path
 
 

@@ -314,8 +314,8 @@ def pair_set_of_one_kind(folder):
 
 
 UNFIT = (
-    *(empty_file, folder_that_is_no_run, detector, folder_without_lists, lists_without_images),
-    *(lists_without_galleries, pair_set_of_four_bytes, pair_set_of_one_kind),
+    *(folder_without_lists, lists_without_images, lists_without_galleries),
+    *(pair_set_of_four_bytes, pair_set_of_one_kind),
 )
 
 
@@ -323,6 +323,15 @@ UNFIT = (
 def test_what_would_fail_after_all_trainings_is_refused_before_the_first(write, tmp_path, capsys, unfit):
     words, message = unfit(tmp_path)
     refused_before_any_training(["compare", write(), *words], tmp_path / "out", capsys, message)
+
+
+@pytest.mark.parametrize("unfit", [empty_file, folder_that_is_no_run, detector], ids=lambda unfit: unfit.__name__)
+def test_a_model_that_cannot_be_opened_is_said_before_the_first_training(write, tmp_path, capsys, unfit):
+    """It costs the others nothing: they are trained and measured (tests/study/test_unusable_models.py)."""
+    words, message = unfit(tmp_path)
+    assert main(["compare", write(), *words, "--output", str(tmp_path / "out"), "--device", "cpu", "--dry-run"]) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "will be left out" in line)
+    assert re.search(message, line) and not (tmp_path / "out").exists()
 
 
 def test_more_threads_than_processors_are_refused_before_any_training(write, tmp_path, capsys):
