@@ -5,7 +5,8 @@ import re
 import pytest
 
 from facebones.reporting.console import print_evaluation, print_table
-from facebones.reporting.words import mark_best, percent, percent_interval, points, rounded
+from facebones.reporting.words import mark_best
+from facebones.system.number_format import percent, percent_interval, points, rounded
 
 
 @pytest.mark.parametrize(

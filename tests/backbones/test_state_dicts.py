@@ -184,7 +184,7 @@ def test_magfaces_files_are_measured_with_their_authors_input(tmp_path, capsys):
     torch.save({key.removeprefix("features."): value for key, value in saved.items()}, tmp_path / "ours.pth")
     model = load_model(tmp_path / "x.pth", backbone="r18", device="cpu")
     assert model.preprocessing == Preprocessing(mean=0, scale=255, colour="bgr")
-    assert "gets the input of its authors: (x - 0) / 255, BGR" in capsys.readouterr().err
+    assert "is of an author whose input is known: it gets pixels from 0 to 1, BGR" in capsys.readouterr().err
     said = Preprocessing(colour="bgr")
     assert load_model(tmp_path / "x.pth", backbone="r18", device="cpu", preprocessing=said).preprocessing == said
     assert load_model(tmp_path / "ours.pth", backbone="r18", device="cpu").preprocessing == OURS

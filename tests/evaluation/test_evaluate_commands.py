@@ -156,7 +156,7 @@ def test_preprocessing_is_for_files_that_do_not_state_theirs(models, small_data,
     words = words_of({}, "pairs", "--model", tmp_path / "theirs.pth", "--backbone", tiny_backbone, *data)
     assert cli([*words, "--json"]) == 0
     captured = capsys.readouterr()
-    assert "theirs does not state its preprocessing; using RGB, (x - 127.5) / 127.5" in captured.err
+    assert "theirs does not state its preprocessing: it gets (x - 127.5) / 127.5, RGB" in captured.err
     usual = json.loads(captured.out)
     other = run_json(capsys, [*words, "--mean", "0", "--scale", "255", "--colour", "bgr"])
     assert other["models"]["theirs"]["preprocessing"] == {"mean": 0.0, "scale": 255.0, "colour": "bgr"}

@@ -156,6 +156,14 @@ def test_metadata_that_are_no_text(tmp_path):
         OnnxBackbone(path)
 
 
+def test_names_of_dimensions_that_are_no_text(tmp_path):
+    """They are read with the shape, after the file has been opened."""
+    path = network(tmp_path / "x.onnx", batch="letters")
+    path.write_bytes(path.read_bytes().replace(b"letters", b"\xa3etters"))
+    with pytest.raises(CheckpointError, match=r"x\.onnx: names or metadata in it are not UTF-8"):
+        OnnxBackbone(path)
+
+
 def external(tmp_path, location):
     """A file that wants its weights from another file."""
     weights = TensorProto(name="w", data_type=FLOAT, dims=[3, 3], data_location=TensorProto.EXTERNAL)

@@ -190,13 +190,13 @@ FILES = {
     "swapped": (
         {"before": [node("Gather", ["input", "bgr"], ["pixels"], axis=1)], "constants": [SWAP]},
         None,
-        "inside the graph (channels swapped): it gets (x - 127.5) / 127.5, BGR",
+        "(channels swapped; the network behind is taken to compute on RGB): it gets (x - 127.5) / 127.5, BGR",
         True,
     ),
     "swapped and scaled": (
         {"before": [*SWAPPED, *SCALED], "constants": [*THREE, SWAP]},
         None,
-        "+ -1, channels swapped): it gets pixels from 0 to 255, BGR, because the network behind is taken",
+        "+ -1, channels swapped; the network behind is taken to compute on RGB): it gets pixels from 0 to 255, BGR",
         True,
     ),
     "scaled and swapped": ({"before": LATER, "constants": [*THREE, SWAP]}, None, "255, BGR", True),
@@ -234,7 +234,7 @@ FILES = {
             "constants": [*HALVES, SWAP],
         },
         None,
-        "swaps channels inside the graph: it gets BGR",
+        "swaps channels inside the graph: it gets (x - 127.5) / 127.5, BGR",
         True,
     ),
     "scaled by normalisation": ({"before": NORMALISED, "constants": STATISTICS}, None, "inside the graph", True),
@@ -266,6 +266,24 @@ def test_files_that_other_tools_leave(tmp_path, images, capsys, options, batch, 
     assert found.shape == (7, 2, SIZE) and found.dtype == np.float32
     tolerance = 0.02 if options.get("kind") == HALF else 1e-4
     np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"colour": "rgb"}, Preprocessing(mean=0, scale=1)),
+        ({"mean": 1}, Preprocessing(mean=1, scale=1)),
+        ({"mean": 127.5, "scale": 128, "colour": "bgr"}, Preprocessing(scale=128, colour="bgr")),
+        (Preprocessing(colour="bgr"), Preprocessing(colour="bgr")),
+        ({}, Preprocessing(mean=0, scale=1)),
+    ],
+)
+def test_what_is_given_replaces_its_part_of_the_likely_input(tmp_path, capsys, given, expected):
+    path = network(tmp_path / "scales.onnx", before=PIXELS, constants=HALVES)
+    assert load_model(path, device="cpu", preprocessing=given).preprocessing == expected
+    assert ("has preprocessing inside the graph" in capsys.readouterr().err) == (
+        len(given) < 3 if isinstance(given, dict) else False
+    )
 
 
 def test_a_graph_that_mixes_the_images_of_a_batch_gets_one_at_a_time(tmp_path, images, capsys):

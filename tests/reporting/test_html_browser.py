@@ -10,7 +10,7 @@ from playwright.sync_api import Error, expect, sync_playwright
 
 from facebones.reporting.answer import Answer
 from facebones.reporting.page import page_text, save_page
-from facebones.reporting.words import rounded
+from facebones.system.number_format import rounded
 
 ARGUMENTS = [
     "--no-sandbox",

@@ -17,7 +17,8 @@ from synthetic_study import (
 from facebones.reporting.load import load_results
 from facebones.reporting.results import Results
 from facebones.reporting.tables import report_tables
-from facebones.reporting.words import MARKS, percent_interval
+from facebones.reporting.words import MARKS
+from facebones.system.number_format import percent_interval
 
 
 def tables_of(*folders):

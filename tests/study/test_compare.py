@@ -341,6 +341,14 @@ def test_more_threads_than_processors_are_refused_before_any_training(write, tmp
     assert main(["compare", study, "--output", str(tmp_path / "out"), "--profile", "false", "--dry-run"]) == 0
 
 
+def test_validation_sets_of_the_recipe_are_looked_for_before_any_training(write, tmp_path, capsys, small_data):
+    """Also where the study names what to measure, so that the recipe's sets are for the trainings alone."""
+    words = ["compare", write(more=f"evaluate: [{small_data / 'tiny.bin'}]")]
+    content = Path(words[1]).read_text().replace("  validation.sets: tiny\n", "")  # the recipe's stay: synthetic
+    Path(words[1]).write_text(content)
+    refused_before_any_training(words, tmp_path / "out", capsys, "synthetic: no such verification set")
+
+
 def test_a_batch_larger_than_the_data_is_refused_before_any_training(write, tmp_path, capsys):
     message = r"training\.batch_size 5000 x accumulation_steps 1 is more than the \d+ images of .*; give --training"
     words = ["compare", write(), "--batch-size", "5000"]

@@ -342,3 +342,10 @@ def test_long_embeddings_are_logged_in_powers_of_ten():
     values = {"set": "lfw", **dict.fromkeys(names, 0.5)}
     for length, shown in ((22.345, "22.34"), (12345.678, "12345.68"), (4.5678e21, "4.57e+21"), (math.nan, "nan")):
         assert validation_line({**values, "xnorm": length}).endswith(f"XNorm {shown}")
+
+
+def test_a_log_rounds_as_the_tables_do():
+    """533 of 800 pairs are 66.625 %."""
+    values = dict.fromkeys(("accuracy", "accuracy_std", "best_accuracy", "tar_at_far_1e3"), 533 / 800)
+    line = validation_line({"set": "lfw", **values, "auc": 0.5, "xnorm": 1.0})
+    assert line.startswith("  lfw: accuracy 66.63 % ± 66.63 (best 66.63 %)  TAR@FAR=1e-3 66.63 %  AUC")

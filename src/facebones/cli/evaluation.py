@@ -62,11 +62,13 @@ def _bootstrap(text: str) -> int:
     return number
 
 
-def _preprocessing(arguments: Arguments) -> Any:
+def _preprocessing(arguments: Arguments) -> dict[str, Any] | None:
+    """The fields of the preprocessing that are given; each model keeps its own for the others."""
     from facebones.data.preprocessing import Preprocessing
 
     given = {key: value for key in ("mean", "scale", "colour") if (value := getattr(arguments, key)) is not None}
-    return Preprocessing(**given) if given else None
+    Preprocessing(**given)  # checks them before a model is opened
+    return given or None
 
 
 def _pairs_options(parser: argparse.ArgumentParser) -> None:

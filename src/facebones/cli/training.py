@@ -57,7 +57,7 @@ def _resume(arguments: Arguments) -> None:
 
 
 def _print_run(output: Path, result: dict[str, Any]) -> None:
-    from facebones.reporting.words import percent
+    from facebones.system.number_format import percent
 
     for row in result["final"]:
         measured = row["accuracy"] is not None

@@ -1,8 +1,8 @@
 """The input of models from elsewhere whose files do not state it: what is likely, with a note."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
 from facebones.data.preprocessing import OURS, Preprocessing
 from facebones.evaluation.models import Model
@@ -12,8 +12,14 @@ if TYPE_CHECKING:
     from facebones.onnx.scaling import Scaling
 
 
-def with_likely_input(models: Mapping[str, Model], preprocessing: Preprocessing | None) -> dict[str, Model]:
-    """The models with the preprocessing that is given, or else the likely one of each.
+def with_likely_input(
+    models: Mapping[str, Model], preprocessing: Preprocessing | Mapping[str, Any] | None
+) -> dict[str, Model]:
+    """The models with the preprocessing that is given, or else the likely one of each, which is said.
+
+    Args:
+        models: by name; their files do not state their input.
+        preprocessing: the whole of it, or some of its fields, which replace those of each model's likely one.
 
     Raises:
         ConfigError: mean or scale is given, and all models scale 8-bit pixels themselves.
@@ -21,44 +27,51 @@ def with_likely_input(models: Mapping[str, Model], preprocessing: Preprocessing 
     folded = [name for name, model in models.items() if (onnx := model.as_onnx) is not None and onnx.folded]
     changed = {}
     for name, model in models.items():
-        chosen = preprocessing or _likely_preprocessing(name, model)
+        if isinstance(preprocessing, Preprocessing):
+            chosen = preprocessing
+        else:
+            chosen = _given_or_likely(name, model, preprocessing or {})
         if name in folded and len(folded) < len(models):  # mean and scale are meant for the others
             chosen = Preprocessing(colour=chosen.colour)
         changed[name] = replace(model, preprocessing=chosen)
     return changed
 
 
-def _likely_preprocessing(name: str, model: Model) -> Preprocessing:
-    """The preprocessing of a file that does not state it, with a note: by what its graph begins with, or ours."""
+def _given_or_likely(name: str, model: Model, given: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing of a file that does not state it, with a note; fields that are given need none."""
+    likely, why = _likely_preprocessing(model)
+    chosen = replace(likely, **given)
+    if why is not None and len(given) < len(fields(Preprocessing)):
+        say(f"note: {name} {why}: it gets {_in_words(chosen)} (`evaluate` has --mean, --scale and --colour)")
+    return chosen
+
+
+def _likely_preprocessing(model: Model) -> tuple[Preprocessing, str | None]:
+    """The likely preprocessing, by what the graph begins with, by the form of the file, or ours; and why."""
     onnx = model.as_onnx
     scaling = onnx.scaling if onnx is not None else None
     if onnx is not None and onnx.folded:
         colour = scaling.colour if scaling is not None else OURS.colour
-        if colour != OURS.colour:
-            say(f"note: {name} swaps channels inside the graph: it gets {colour.upper()} (--colour)")
-        return Preprocessing(colour=colour)
+        return Preprocessing(colour=colour), "swaps channels inside the graph" if colour != OURS.colour else None
     if scaling is not None and (scaling.takes_pixels or scaling.takes_unit or scaling.colour != OURS.colour):
-        return _before_graph(name, scaling)
-    known = getattr(model.network, "known_input", None)
+        return _before_graph(scaling)
+    known = getattr(model.network, "known_input", None)  # a plug-in's network may be any module
     if known is not None:
-        theirs = Preprocessing(**known)
-        shown = f"(x - {theirs.mean:g}) / {theirs.scale:g}, {theirs.colour.upper()}"
-        say(f"note: {name} gets the input of its authors: {shown} (--mean, --scale, --colour)")
-        return theirs
-    say(f"note: {name} does not state its preprocessing; using RGB, (x - 127.5) / 127.5 (--mean, --scale, --colour)")
-    return OURS
+        return Preprocessing(**known), "is of an author whose input is known"
+    return OURS, "does not state its preprocessing"
 
 
-def _before_graph(name: str, scaling: "Scaling") -> Preprocessing:
-    """What a graph must be given that begins with preprocessing; with a note."""
-    largest = 255 if scaling.takes_pixels else 1 if scaling.takes_unit else None
+def _before_graph(scaling: "Scaling") -> tuple[Preprocessing, str]:
+    """What a graph must be given that begins with preprocessing; and why."""
     likely = Preprocessing(colour=scaling.colour)
-    if largest is not None:
-        likely = replace(likely, mean=0, scale=255 / largest)
-    given = "(x - 127.5) / 127.5" if largest is None else f"pixels from 0 to {largest}"
-    why = ", because the network behind is taken to compute on RGB" if scaling.swapped else ""
-    say(
-        f"note: {name} has preprocessing inside the graph ({scaling}): it gets {given}, {scaling.colour.upper()}{why}"
-        " (--mean, --scale, --colour)"
-    )
-    return likely
+    if scaling.takes_pixels or scaling.takes_unit:
+        likely = replace(likely, mean=0, scale=1 if scaling.takes_pixels else 255)
+    taken = "; the network behind is taken to compute on RGB" if scaling.swapped else ""
+    return likely, f"has preprocessing inside the graph ({scaling}{taken})"
+
+
+def _in_words(preprocessing: Preprocessing) -> str:
+    """A preprocessing, such as "(x - 127.5) / 127.5, RGB"."""
+    mean, scale = preprocessing.mean, preprocessing.scale
+    values = f"pixels from 0 to {255 / scale:g}" if mean == 0 and scale in (1, 255) else f"(x - {mean:g}) / {scale:g}"
+    return f"{values}, {preprocessing.colour.upper()}"

@@ -162,7 +162,7 @@ def load_model(
     *,
     backbone: str | None = None,
     device: str = "auto",
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     runtime: str | None = None,
     output_name: str | None = None,
 ) -> Model:
@@ -173,7 +173,8 @@ def load_model(
             whose weights are then drawn from torch's random state, which is left as it was.
         backbone: name of the backbone of a file that does not state it.
         device: "auto", "cpu", "cuda", ...
-        preprocessing: input that a file from elsewhere expects; ours is RGB, (x - 127.5) / 127.5.
+        preprocessing: input that a file from elsewhere expects; ours is RGB, (x - 127.5) / 127.5. A mapping gives some
+            of its fields, and leaves the others as they are likely.
         runtime: name of `evaluation.runtimes`, such as "onnxruntime"; None runs PyTorch, and ONNX files by ONNX
             Runtime.
         output_name: the output of an ONNX file that is the embedding, if several may be.
@@ -239,7 +240,7 @@ def open_models(
     *,
     backbone: str | None = None,
     device: str = "auto",
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     output_name: str | None = None,
     left_out: dict[str, str] | None = None,
 ) -> dict[str, Model]:
@@ -249,7 +250,7 @@ def open_models(
         models: name -> a model, or what `load_model` opens.
         backbone: backbone of a file that does not state it; with one model only.
         device: "auto", "cpu", "cuda", ...
-        preprocessing: of files that do not state it. None takes ours, with a note.
+        preprocessing: of files that do not state it, or some of its fields. None takes the likely one, with a note.
         output_name: the output of ONNX files that is the embedding, where several may be.
         left_out: if given, a file that cannot be used is left out, and the reason is put here under its name; unless
             it is the only one, or all of them cannot be used.
@@ -288,7 +289,7 @@ def open_models(
 
 
 def _with_input(
-    opened: Mapping[str, Model], preprocessing: Preprocessing | None, names: Sequence[str]
+    opened: Mapping[str, Model], preprocessing: Preprocessing | Mapping[str, Any] | None, names: Sequence[str]
 ) -> dict[str, Model]:
     """The models with the input that they expect; notes say what is not plain from their files.
 

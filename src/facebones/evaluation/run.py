@@ -34,7 +34,7 @@ class Options(TypedDict, total=False):
     """Options that `evaluate` and `run_protocols` share; `evaluate` explains them."""
 
     device: str
-    preprocessing: Preprocessing | None
+    preprocessing: Preprocessing | Mapping[str, Any] | None
     batch_size: int
     workers: int | None
     runtime: str | None
@@ -71,7 +71,7 @@ def evaluate(
     protocol: AnyProtocol | Sequence[AnyProtocol],
     *,
     device: str = "auto",
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
     runtime: str | None = None,
@@ -86,7 +86,7 @@ def evaluate(
         model: a model, or what `load_model` opens; or several by name, which are compared.
         protocol: what `find_protocols` finds, such as "lfw.bin" or an IJB folder; a `Protocol`; or several of these.
         device: "auto", "cpu", "cuda", ...
-        preprocessing: input that files from elsewhere expect.
+        preprocessing: input that files from elsewhere expect, or some of its fields.
         batch_size: images per forward pass.
         workers: threads that read images; None uses all cores.
         runtime: name of `evaluation.runtimes`; "auto" takes the fastest that embeds like PyTorch; None runs PyTorch,

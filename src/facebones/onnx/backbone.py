@@ -62,13 +62,13 @@ class OnnxBackbone(Backbone):
             self.metadata: Mapping[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
             inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
             self.output_names = [output.name for output in outputs]
-        except UnicodeDecodeError as error:
+            self._infer: Infer | None = None  # of another runtime
+            self.signature: Signature = find_signature(path, inputs, outputs, self._run_session, output_name)
+        except UnicodeDecodeError as error:  # names of dimensions are read when a shape is
             raise CheckpointError(f"{path}: names or metadata in it are not UTF-8; export it again") from error
         # In files of other tools, "backbone" may mean anything.
         self.said_name = self.metadata.get("backbone") if "facebones_version" in self.metadata else None
         self.name = self.said_name or path.stem
-        self._infer: Infer | None = None  # of another runtime
-        self.signature: Signature = find_signature(path, inputs, outputs, self._run_session, output_name)
         self.batch, self.embedding_size = self.signature.batch, self.signature.embedding_size
         self.folded = self.signature.dtype == np.uint8
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from facebones.reporting.results import MetricResult, Results
-from facebones.reporting.words import MOST_LISTED, listed, short_number, spread_words
+from facebones.reporting.words import MOST_LISTED, listed, spread_words
+from facebones.system.number_format import short_number
 
 MACS_BUDGETS = tuple(1e6 * value for value in (10, 50, 150, 500, 1e3, 5e3, 20e3))
 LATENCY_BUDGETS = (2.0, 5.0, 20.0, 100.0, 500.0)

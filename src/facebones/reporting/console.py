@@ -7,18 +7,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from facebones.reporting.words import (
-    MARKS,
-    RATES,
-    detail_words,
-    mark_best,
-    metric_words,
-    p_words,
-    percent,
-    percent_interval,
-    points,
-    set_words,
-)
+from facebones.reporting.words import MARKS, RATES, detail_words, mark_best, metric_words, set_words
+from facebones.system.number_format import p_words, percent, percent_interval, points
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from facebones.reporting.results import BackboneTest, EvaluatedSet, MetricResult, Results, Run
-from facebones.reporting.words import MARKS, decimal, mark_best, p_words, percent, points, set_words, spread_words
+from facebones.reporting.words import MARKS, mark_best, set_words, spread_words
 from facebones.statistics.significance import over_seeds
+from facebones.system.number_format import decimal, p_words, percent, points
 
 HOW_METRICS = "Mean ± standard deviation over the seeds; for one seed, the value [95 % interval]."
 HOW_TESTS = (

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from facebones.data.joined_sets import beside
 from facebones.errors import RunError
 from facebones.plugins import import_plugins
 from facebones.profiling.cost import network_costs
@@ -18,6 +19,7 @@ from facebones.study.record import STUDY_FILE, entry_title, read_entries, write_
 from facebones.study.study import Study, load_study
 from facebones.system.device import select_device
 from facebones.system.progress import say
+from facebones.training.validation import Validation
 
 REPORT_FOLDER = "report"
 
@@ -101,6 +103,8 @@ def _checked_plan(
     if autotune:
         study = replace(study, overrides={"training.choose": ",".join(CHOOSABLE)} | dict(study.overrides))
     plan = make_plan(study, output, accept_version=accept_version)
+    if ahead := [run.recipe for run in plan.runs if run.state != DONE]:
+        Validation(ahead[0], beside(ahead[0].data.path))  # reads the sets, which are the same for all trainings
     return replace(plan, unusable=check_evaluation(plan, device, runtime))
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from facebones.reporting.tables import COSTS, FIRST_COSTS, cost_cell
-from facebones.reporting.words import metric_words, percent, set_words
+from facebones.reporting.words import metric_words, set_words
 from facebones.study.plan import UNFINISHED, PlannedRun
+from facebones.system.number_format import percent
 from facebones.system.progress import format_seconds, say
 
 LIVE_SECONDS = 1.0

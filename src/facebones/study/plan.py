@@ -158,7 +158,9 @@ class PlannedRun:
             if line.get("kind") == "train":
                 found |= {key: line.get(key) for key in ("step", "loss", "images_per_second")}
             elif line.get("kind") == "validation":
-                found |= {"accuracy": line.get("accuracy"), "step": max(found["step"], line.get("step") or 0)}
+                # Over shuffled folds, if those of the set hold one kind of pair.
+                accuracy = line.get("accuracy_shuffled", line.get("accuracy"))
+                found |= {"accuracy": accuracy, "step": max(found["step"], line.get("step") or 0)}
         return found
 
     @property

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from facebones.errors import ConfigError, RunError
+from facebones.system.number_format import percent
 from facebones.system.progress import format_seconds, say
 
 SHUFFLED = "accuracy_shuffled"  # in the line of a set whose own folds hold one kind of pair
@@ -188,12 +189,11 @@ def train_line(values: Mapping[str, Any], steps: int, epochs: int, seconds_left:
 
 def validation_line(values: Mapping[str, Any]) -> str:
     """The log line of a validation on one set, for people."""
-    names = ("accuracy", "accuracy_std", "best_accuracy", "tar_at_far_1e3")
-    accuracy, deviation, best, tar = (f"{100 * values[name]:.2f}" for name in names)
-    shuffled = f"  shuffled folds {100 * values[SHUFFLED]:.2f} %" if SHUFFLED in values else ""
+    accuracy = percent(values["accuracy"], values["accuracy_std"])
+    shuffled = f"  shuffled folds {percent(values[SHUFFLED])}" if SHUFFLED in values else ""
     return (
-        f"  {values['set']}: accuracy {accuracy} % ± {deviation} (best {best} %){shuffled}  TAR@FAR=1e-3 {tar} %"
-        f"  AUC {values['auc']:.4f}  XNorm {_length(values['xnorm'])}"
+        f"  {values['set']}: accuracy {accuracy} (best {percent(values['best_accuracy'])}){shuffled}"
+        f"  TAR@FAR=1e-3 {percent(values['tar_at_far_1e3'])}  AUC {values['auc']:.4f}  XNorm {_length(values['xnorm'])}"
     )
 
 

@@ -22,7 +22,7 @@
   // Plotly interprets some HTML and %{...} in its texts; a name is shown literally.
   const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "%": "&#37;", "{": "&#123;", $: "&#36;" };
   const plain = (name) => name.replace(/[&<>%{$]/g, (letter) => ESCAPES[letter]);
-  // As `words.rounded` does: the half away from zero, without what binary fractions add.
+  // As `number_format.rounded` does: the half away from zero, without what binary fractions add.
   const rounded = (value, decimals = 2) => {
     const exact = String(Number(Math.abs(value).toPrecision(12)));
     const whole = exact.includes("e") ? Math.abs(value) : Number(`${Math.round(Number(`${exact}e${decimals}`))}e-${decimals}`);

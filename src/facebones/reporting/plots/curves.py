@@ -24,8 +24,8 @@ from facebones.reporting.plots.style import (
     save_plot,
     styles_of,
 )
-from facebones.reporting.words import percent
 from facebones.statistics.curves import RocCurve, area_under_curve, true_accept_rate_at
+from facebones.system.number_format import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

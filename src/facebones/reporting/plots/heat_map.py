@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from facebones.reporting.plots.labels import shortened
 from facebones.reporting.plots.style import new_figure, set_text
 from facebones.reporting.results import BackboneTest, MetricResult, Results
-from facebones.reporting.words import MINUS, p_words, percent, points
+from facebones.system.number_format import MINUS, p_words, percent, points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

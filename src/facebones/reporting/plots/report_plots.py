@@ -29,8 +29,9 @@ from facebones.reporting.plots.style import (
     save_plot,
 )
 from facebones.reporting.results import EvaluatedSet, Line, Results, Run
-from facebones.reporting.words import decimal, percent, set_words
+from facebones.reporting.words import set_words
 from facebones.statistics.curves import RocCurve, area_under_curve
+from facebones.system.number_format import decimal, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
