@@ -297,11 +297,14 @@ def _with_input(
     """
     for name, model in opened.items():
         _note_form(name, model)
-    silent = {name: model for name, model in opened.items() if not _states_input(model)}
+    silent = {name: model for name, model in opened.items() if not states_input(model)}
     if preprocessing is not None and not silent:
         raise ConfigError(f"preprocessing (--mean, --scale, --colour): {', '.join(names)} states its own; leave it out")
     if not silent:
         return dict(opened)
+    if preprocessing is None:
+        for name, model in silent.items():
+            _note_unclear(name, model)
     from facebones.evaluation.foreign_input import with_likely_input  # here: our own files state their input
 
     return {**opened, **with_likely_input(silent, preprocessing)}
@@ -350,6 +353,13 @@ def _note_form(name: str, model: Model) -> None:
         _note(f"{name} {note}")
     if onnx is not None and onnx.folded and onnx.said_name is None:
         _note(f"{name} takes 8-bit pixels: its preprocessing is inside the graph")
+
+
+def _note_unclear(name: str, model: Model) -> None:
+    """Say that a graph begins with preprocessing from which its input cannot be told."""
+    scaling = onnx.scaling if (onnx := model.as_onnx) is not None and not onnx.folded else None
+    if scaling is not None and scaling.colour == OURS.colour and not scaling.is_understood:
+        _note(f"{name} has preprocessing inside the graph ({scaling}), which does not show what numbers it is to get")
 
 
 def named_files(texts: Iterable[str], option: str) -> dict[str, Path]:
@@ -423,7 +433,8 @@ def _note(text: str) -> None:
     say(f"note: {text}")
 
 
-def _states_input(model: Model) -> bool:
+def states_input(model: Model) -> bool:
+    """Whether the file says what input the model expects, or there is no file."""
     if (onnx := model.as_onnx) is not None:
         return onnx.said_name is not None
     return model.path is None or "backbone" in read_card(model.path)
