@@ -392,8 +392,9 @@ class _Constants:
                 return x.reshape(sizes)
             case "Unsqueeze" | "Squeeze":
                 axes = more[0].astype(int).reshape(-1).tolist() if more else _attribute(node, "axes", None)
-                change = np.expand_dims if node.op_type == "Unsqueeze" else np.squeeze
-                return change(x, tuple(axes) if axes is not None else None)  # type: ignore[operator, no-any-return]
+                if node.op_type == "Unsqueeze":
+                    return np.expand_dims(x, tuple(axes))
+                return np.squeeze(x, tuple(axes) if axes else None)
         if len(more) != 1 or prod(np.broadcast_shapes(x.shape, more[0].shape)) > LARGEST_CONSTANT:
             return None
         compute = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}[node.op_type]
