@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from facebones.data.image_sources import EncodedImages
 from facebones.data.preprocessing import OURS, Preprocessing
+from facebones.errors import CheckpointError
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import load_model
 from facebones.onnx.scaling import find_scaling
@@ -178,3 +179,25 @@ def test_equal_images_and_sound_models_are_no_collapse(tmp_path, faces, capsys):
     embed({"sound": sound}, EncodedImages("one", faces[:1] * 8), batch_size=8)
     embed({"sound": sound}, EncodedImages("two", faces[:2]), batch_size=1)
     assert "nearly the same" not in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- outputs of a name
+
+
+@pytest.mark.parametrize("wanted", ["length", "pooled"])
+def test_an_output_that_is_no_embedding_names_those_that_are(tmp_path, wanted):
+    from onnx import load, save
+
+    after = [
+        node("Identity", ["means"], ["embedding"]),
+        node("ReduceL2", ["means"], ["length"], axes=[1], keepdims=1),
+    ]
+    path = network(tmp_path / "x.onnx", [node("Identity", ["x"], ["y"])], {}, after)
+    model = load(path)
+    for name, shape in (("length", ["N", 1]), ("pooled", ["N", 3, 7, 7]), ("flat", ["N", 147])):
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    save(model, path)
+    with pytest.raises(CheckpointError) as error:
+        load_model(path, device="cpu", output_name=wanted)
+    assert f"its output {wanted} for one image is" in str(error.value)
+    assert str(error.value).endswith("choose another one by --output-name: embedding, flat")

@@ -173,8 +173,8 @@ def _output(
             raise CheckpointError(f"{path}: has no output {wanted!r:.80}; it has {_listed(names, answers)}")
         fitting = {index: row for index, row in fitting.items() if names[index] == wanted}
     if not fitting:
-        others = [names[index] for index, row in rows.items() if row is not None and row.shape[1] > 1]
-        fix = f"choose another one by --output-name: {', '.join(others)[:200]}" if others else "export it again"
+        usable = [names[index] for index, row in rows.items() if row is not None and row.shape[1] > 1]
+        fix = f"choose another one by --output-name: {', '.join(usable)[:200]}" if usable else "export it again"
         raise CheckpointError(f"{path}: {_not_an_embedding(names, answers, images, wanted)}; {fix}")
     first, *others = fitting
     if any(not _parallel(fitting[first], fitting[other]) for other in others):
