@@ -140,6 +140,20 @@ def test_a_constant_that_would_be_large_is_not_computed(tmp_path):
     assert find_scaling(network(tmp_path / "x.onnx", before, constants), "x") is None
 
 
+def test_constants_that_double_and_double_take_no_time(tmp_path, monkeypatch):
+    """A sum of a sum with itself is computed for both of its inputs, and at each use."""
+    import onnx.numpy_helper as helpers
+
+    reads = []
+    read = helpers.to_array
+    monkeypatch.setattr(helpers, "to_array", lambda tensor, *more: reads.append(tensor) or read(tensor, *more))
+    sums = [node("Add", [f"m{k + 1}"] * 2, [f"m{k}"]) for k in range(7)][::-1]
+    steps = [node("Sub", [f"x{k}" if k else "x", "m0"], [f"x{k + 1}"]) for k in range(20)]
+    path = network(tmp_path / "x.onnx", [*sums, *steps, node("Identity", ["x20"], ["y"])], {"m7": f(1)})
+    find_scaling(path, "x")
+    assert len(reads) <= 200
+
+
 def test_preprocessing_that_does_not_show_the_input_is_said(tmp_path, capsys):
     path = network(tmp_path / "odd.onnx", [node("Mul", ["x", "m"], ["y"])], {"m": f(3)})
     assert load_model(path, device="cpu").preprocessing == OURS

@@ -23,6 +23,7 @@ ASIDE = {"Shape", "Size"}  # operators that read no pixels
 PIXEL_MEANS = (60, 195)  # what is subtracted from pixels from 0 to 255 lies between them
 LIMITS = (0, 1, 255, -1)  # of an input's numbers, to which graphs clip them
 DEEPEST_CONSTANT = 8  # operators between a constant and its use
+MOST_COMPUTED = 64  # operators on constants in all
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 FOLDED = ("Constant", "Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", *ARITHMETIC)
 INTEGERS = {2, 3, 4, 5, 6, 7, 12, 13}  # element types
@@ -355,6 +356,7 @@ class _Constants:
     def __init__(self, graph: Any) -> None:
         self._tensors: Mapping[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
         self._nodes = {node.output[0]: node for node in graph.node if node.op_type in FOLDED and node.output}
+        self._computed = 0
 
     def read(self, name: str, depth: int = 0) -> Floats | None:
         """A constant of numbers, in its shape; None if it is none, or is large."""
@@ -376,7 +378,8 @@ class _Constants:
 
     def _folded(self, node: Any, depth: int) -> Floats | None:
         """What an operator of `FOLDED` makes of constants; None if it cannot be told, or is large."""
-        inputs = [self.read(name, depth) for name in node.input]
+        self._computed += 1
+        inputs = [self.read(name, depth) for name in node.input] if self._computed <= MOST_COMPUTED else []
         if not inputs or any(one is None for one in inputs):
             return None
         x, *more = (one for one in inputs if one is not None)
