@@ -38,6 +38,7 @@ from facebones.strict_yaml import (
     earlier_names,
     fill,
     find_shipped,
+    group_of_fields,
     limits_of,
     read_yaml,
     ungrouped,
@@ -324,6 +325,9 @@ def _given(
         if section == "head":
             kind = lookup_head(head, where.get("head.name", "--head.name")).options
         name = name.replace(".", "_")  # training.clip.norm: as a mapping in YAML
+        if group := group_of_fields(kind, name):
+            several = " ".join(f"{key if key in where else place}.{own} ..." for own in group)
+            raise ConfigError(f"{place}: is a group of fields; give {several}")
         present = earlier_names(kind).get(name, name)
         if present != name:
             say(f"note: {place}: is called {section}.{present} now")

@@ -123,7 +123,7 @@ class TrainingConfig:
     choose: list[str] = setting(
         [], "settings to choose by timing the first steps; --autotune sets it", choices=CHOOSABLE
     )
-    clip_norm: float = setting(0.0, "clip the gradient to this norm; 0: no clipping", minimum=0)
+    clip_norm: float = setting(0.0, "clip the gradient to this norm; 0: no clipping", minimum=0, leads=True)
     clip_of: str = setting(
         "all", "gradient that is clipped: of backbone and head by their joint norm, or of the backbone alone",
         choices=("all", "backbone"),

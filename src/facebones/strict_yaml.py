@@ -37,6 +37,7 @@ def setting(
     above: float = -math.inf,
     older: Any = SAME,
     renamed: Sequence[str] = (),
+    leads: bool = False,
 ) -> Any:
     """A field of a recipe: its default, its help, and the values it accepts.
 
@@ -51,11 +52,12 @@ def setting(
         older: what a run did that was made before this field existed; by default the same as `default` says. A run
             whose numbers the default would change is refused when it is resumed.
         renamed: earlier names of the field; they are accepted, with a note.
+        leads: whether a group of fields (`ungrouped`) has no effect without this one.
     """
     if maximum is None:
         maximum = LARGEST_INTEGER if isinstance(default, int) else LARGEST_NUMBER
     limits = {"choices": tuple(choices), "form": form, "minimum": minimum, "maximum": maximum, "above": above}
-    metadata = {"help": help, **limits, "older": older, "renamed": tuple(renamed)}
+    metadata = {"help": help, **limits, "older": older, "renamed": tuple(renamed), "leads": leads}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -63,7 +65,7 @@ def setting(
 
 NO_LIMITS: Mapping[str, Any] = {
     **{"choices": (), "form": ("", ""), "minimum": -math.inf, "maximum": LARGEST_NUMBER, "above": -math.inf},
-    **{"help": "", "older": SAME, "renamed": ()},
+    **{"help": "", "older": SAME, "renamed": (), "leads": False},
 }  # of a dataclass field without `setting`
 
 
@@ -135,21 +137,31 @@ def ungrouped(kind: type[Any], values: Mapping[str, Any], section: str) -> dict[
         section: what stands before a field's name, for errors.
 
     Raises:
-        ConfigError: a field is given in a group and by itself, or a group is no mapping of its fields.
+        ConfigError: a field is given in a group and by itself, a group is no mapping of its fields, or it is empty or
+            without the field that leads it.
     """
-    names, written = [item.name for item in dataclasses.fields(kind)], dict[str, Any]()
+    leading = {item.name for item in dataclasses.fields(kind) if limits_of(item)["leads"]}
+    written = dict[str, Any]()
     for key, value in values.items():
-        group = [name.removeprefix(f"{key}_") for name in names if name.startswith(f"{key}_")]
-        is_group = len(group) > 1 and key not in names
-        if is_group and not (isinstance(value, Mapping) and set(value) <= set(group)):
+        group = group_of_fields(kind, key)
+        if group and not (isinstance(value, Mapping) and value and set(value) <= set(group)):
             raise ConfigError(
                 f"{section}.{key}: is a group of fields; give {{{', '.join(f'{own}: ...' for own in group)}}}"
             )
-        for name, part in {f"{key}_{own}": part for own, part in value.items()}.items() if is_group else [(key, value)]:
+        if lacking := [own for own in group if f"{key}_{own}" in leading and own not in value]:
+            raise ConfigError(f"{section}.{key}: has no effect without '{lacking[0]}'; give {lacking[0]} too")
+        for name, part in {f"{key}_{own}": part for own, part in value.items()}.items() if group else [(key, value)]:
             if name in written:
                 raise ConfigError(f"{section}.{name}: is given twice, by itself and in a group; give it once")
             written[name] = part
     return written
+
+
+def group_of_fields(kind: type[Any], key: str) -> list[str]:
+    """The fields in a group, without the group's name: "norm" and "of" for "clip"; empty for what is no group."""
+    names = [item.name for item in dataclasses.fields(kind)]
+    group = [name.removeprefix(f"{key}_") for name in names if name.startswith(f"{key}_")]
+    return group if len(group) > 1 and key not in names else []
 
 
 class _StrictLoader(yaml.BaseLoader):

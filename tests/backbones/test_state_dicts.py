@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,44 @@ def test_a_tensor_of_the_networks_own_modules_is_never_left_out(load, weights):
         load(weights | {"stage9.0.weight": torch.zeros(8, 8, 3, 3)})
 
 
+HEADS = {
+    "an MLP": {"fc.0.weight": torch.ones(9, SIZE), "fc.0.bias": torch.ones(9), "fc.2.weight": torch.ones(5, 9)},
+    "neck and classifier": {"bottleneck.weight": torch.ones(SIZE), "classifier.weight": torch.ones(9, SIZE)},
+    "a normalisation": {"neck.weight": torch.ones(SIZE), "neck.num_batches_tracked": torch.tensor(3)},
+    "a number": {"logit_scale": torch.tensor(1.0)},
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_heads_beside_a_network_are_left_out_with_a_note(load, weights, head, wrapper, capsys):
+    loaded = load(under(wrapper, weights | head)).state_dict()
+    assert all(torch.equal(loaded[key], weights[key]) for key in weights)
+    said = capsys.readouterr().err
+    assert "left out" in said and all(wrapper + key in said for key in list(head)[:2])
+
+
+def test_whole_numbers_are_keys_too(load, weights):
+    assert load({3: {"epoch": 1, -1: weights}}).embedding_size == SIZE
+    with pytest.raises(
+        CheckpointError, match=r"several times: \[0\] and \[1\]; save .*x\.pth'\)\[0\], 'weights\.pth'\)"
+    ):
+        load({0: weights, 1: weights})
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_embedding_size_is_what_most_tensors_say(load, weights, place):
+    """Whichever of the tensors is another one, the message blames it and no other."""
+    names = [key for key in weights if key.endswith("weight") and SIZE in weights[key].shape]
+    name = next(name for name in names if weights[name].ndim == 2 - place)
+    wrong = weights[name].t() if weights[name].ndim == 2 else torch.ones(SIZE + 1)
+    with pytest.raises(CheckpointError) as error:
+        load(weights | {name: wrong.contiguous()})
+    assert name in str(error.value)
+    others = [key for key in weights if key.startswith(("linear.", "norm.", "features.")) and key != name]
+    assert not any(key in str(error.value) for key in others)
+
+
 def test_the_closest_networks_and_what_is_missing(load, weights):
     with pytest.raises(CheckpointError, match=r"x\.pth: not the weights of iresnet18: .*those of iresnet50"):
         load(under("net.", create_backbone("iresnet50", SIZE).state_dict()), "r18")
@@ -193,6 +232,13 @@ def test_magfaces_files_are_measured_with_their_authors_input(tmp_path, capsys):
 # ------------------------------------------------------------------------------------------ files of another kind
 
 
+class Odd:
+    """A value that is no tensor."""
+
+    def __init__(self, value):
+        self.value = value
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -217,6 +263,24 @@ OTHERS = {
         r"is a pickled module \(.*Net\)",
     ),
     "module in a checkpoint": (lambda path: torch.save({"epoch": 1, "model": Net()}, path), "holds a pickled module"),
+    "arrays": (
+        lambda path: torch.save({key: value.numpy() for key, value in Net().state_dict().items()}, path),
+        r"holds NumPy arrays \(numpy\.",
+    ),
+    "arrays in an ordered dictionary": (
+        lambda path: torch.save(OrderedDict((key, value.numpy()) for key, value in Net().state_dict().items()), path),
+        r"holds NumPy arrays \(numpy\.",
+    ),
+    "arrays in a checkpoint": (
+        lambda path: torch.save(
+            {"epoch": 1, "model": {key: value.numpy() for key, value in Net().state_dict().items()}}, path
+        ),
+        r"holds NumPy arrays \(numpy\.",
+    ),
+    "weights beside arguments": (
+        lambda path: torch.save({**Net().state_dict(), "extra": Odd(2)}, path),
+        r"holds more than tensors and plain values \(.*Odd\)",
+    ),
     "arguments beside weights": (
         lambda path: torch.save({"args": argparse.Namespace(lr=1), "state_dict": Net().state_dict()}, path),
         r"holds more than tensors and plain values \(argparse\.Namespace\)",

@@ -83,7 +83,9 @@ def test_a_group_of_fields_is_written_as_a_mapping_or_with_a_dot(tmp_path):
         ("{clip: {nrm: 3}}", "training.clip: is a group of fields; give {norm: ..., of: ...}"),
         ("{clip: {norm: -1}}", "training.clip_norm: -1.0 is out of range"),
         ("{clip: {norm: {a: 1}}}", "training.clip_norm: {'a': '1'} is not a finite number"),
-        ("{clip: {of: haed}}", "training.clip_of: unknown value 'haed'"),
+        ("{clip: {of: backbone}}", "training.clip: has no effect without 'norm'; give norm too"),
+        ("{clip: {}}", "training.clip: is a group of fields; give {norm: ..., of: ...}"),
+        ("{clip: {norm: 3, of: haed}}", "training.clip_of: unknown value 'haed'"),
         ("{clip: 5}", "training.clip: is a group of fields; give {norm: ..., of: ...}"),
         ("{checkpoint: {every: 5}}", "training.checkpoint: unknown key 'checkpoint'; did you mean 'checkpoint_every'?"),
         ("{epochs: {a: 5}}", "training.epochs: {'a': '5'} is not a whole number"),
@@ -99,3 +101,13 @@ def test_a_bad_group_is_refused_with_its_place(tmp_path, text, message):
 def test_a_group_and_its_field_on_the_command_line_are_one_field():
     with pytest.raises(ConfigError, match=r"--training\.clip_norm: .*under another name too"):
         load_recipe("demo", {"training.clip.norm": "3", "training.clip_norm": "4"})
+
+
+@pytest.mark.parametrize("text", ["5", "{norm: 5, of: backbone}", "{}", ""])
+def test_a_group_on_the_command_line_is_given_field_by_field(tmp_path, text):
+    (tmp_path / "r.yaml").write_text("training: {epochs: 3}")
+    with pytest.raises(FaceBonesError) as error:
+        load_recipe(tmp_path / "r.yaml", {"training.clip": text})
+    assert str(error.value) == (
+        "--training.clip: is a group of fields; give --training.clip.norm ... --training.clip.of ..."
+    )

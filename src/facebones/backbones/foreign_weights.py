@@ -93,7 +93,7 @@ def _choose(match: Match, path: Path) -> None:
         _note(f"{path}: took {match.place}; left out {listed(match.others)}, which fits as well")
         return
     here = match.place or "the top"
-    steps = re.findall(r"\[\d+\]|[^.\[]+", match.place)
+    steps = re.findall(r"\[-?\d+\]|[^.\[]+", match.place)
     pick = f"torch.load({str(path)!r})" + "".join(one if one[0] == "[" else f"[{one!r}]" for one in steps)
     if match.others[0].endswith("."):
         here = match.wrapper or here

@@ -107,7 +107,7 @@ def _state_dicts(content: Any) -> Iterator[tuple[tuple[str | int, ...], Tensors]
 
 def _items(held: Any) -> list[tuple[Any, Any]]:
     if isinstance(held, dict):
-        return [(key, value) for key, value in held.items() if isinstance(key, str)]
+        return [(key, value) for key, value in held.items() if isinstance(key, str | int)]
     pairs = [(one[0], one[1]) for one in held if isinstance(one, tuple | list) and len(one) == 2]
     if (
         pairs
@@ -177,8 +177,9 @@ def _match_by_votes(
     missing = [key for key in expected if key not in found and not key.endswith(COUNTER)]
     misshapen = [key for key, held in found.items() if not _has_shape(tensors[held], expected[key])]
     taken = set(found.values())
-    modules = {key.removeprefix(own).partition(".")[0] for key in expected}
-    surplus, beside = _left_over([key for key in tensors if key not in taken], tensors, base + wrapper, modules)
+    names_in_network = [key.removeprefix(own) for key in expected]
+    rest = [key for key in tensors if key not in taken]
+    surplus, beside = _left_over(rest, tensors, base + wrapper, names_in_network)
     return Match(
         place=place,
         wrapper=base + wrapper,
@@ -216,7 +217,7 @@ def _without_unknown_modules(expected: Mapping[str, Shape], tensors: Tensors, wr
 
 
 def _left_over(
-    rest: Iterable[str], tensors: Tensors, wrapper: str, modules: Collection[str]
+    rest: Iterable[str], tensors: Tensors, wrapper: str, network: Collection[str]
 ) -> tuple[list[str], list[str]]:
     """Names that the network has no place for: those of its own modules, and those of others beside it."""
     inside: dict[str, list[str]] = {}
@@ -226,17 +227,14 @@ def _left_over(
             inside.setdefault(name.removeprefix(wrapper).partition(".")[0], []).append(name)
         else:
             beside.append(name)
+    modules, parts = {key.partition(".")[0] for key in network}, {part for key in network for part in key.split(".")}
     surplus: list[str] = []
     for module, names in inside.items():
-        is_head = module not in modules and _is_classifier(tensors[name] for name in names)
+        dimensions = [tensors[name].ndim for name in names]
+        # Behind the embedding are no convolutions. Of a name that the network has somewhere, only a linear classifier.
+        is_head = module not in modules and max(dimensions) <= 2 and (module not in parts or dimensions.count(2) == 1)
         (beside if is_head else surplus).extend(names)
     return surplus, beside
-
-
-def _is_classifier(tensors: Iterable[Tensor]) -> bool:
-    """Whether these may be a linear classifier: one matrix, and vectors or numbers."""
-    dimensions = [tensor.ndim for tensor in tensors]
-    return max(dimensions) == 2 and dimensions.count(2) == 1
 
 
 def _common_module(expected: Iterable[str]) -> str:
@@ -283,16 +281,22 @@ def _built(entry: BackboneEntry, size: int) -> Mapping[str, Shape]:
 
 
 def embedding_size_of(name: str, held: Mapping[str, Tensors]) -> int:
-    """The embedding size of a backbone's weights, read from a dimension that is it.
+    """The embedding size of a backbone's weights: what most of the dimensions that are it say.
 
     The order in the file gives no hint: safetensors sorts by name.
     """
     shapes = network_shapes(name)
     tensors = match_any(shapes, held).tensors
-    for key, shape in shapes.items():
-        if FREE in shape and key in tensors and tensors[key].ndim == len(shape):
-            return tensors[key].shape[shape.index(FREE)]
-    return 512  # no tensor fits: the comparison of names and shapes reports what is wrong
+    sizes = Counter(
+        size
+        for key, shape in shapes.items()
+        if key in tensors and tensors[key].ndim == len(shape)
+        for size, wanted in zip(tensors[key].shape, shape, strict=True)
+        if wanted == FREE
+    )
+    if not sizes:
+        return 512  # no tensor fits: the comparison of names and shapes reports what is wrong
+    return sizes.most_common(1)[0][0]
 
 
 def fitting_networks(held: Mapping[str, Tensors]) -> tuple[list[str], list[tuple[str, Match]]]:

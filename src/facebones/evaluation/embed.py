@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -15,10 +16,14 @@ from torch import nn
 from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.data.image_sources import DistinctImages, EncodedImages, ImageSource, distinct, read_batches
 from facebones.errors import DataError
-from facebones.evaluation.models import Batch, Features, Model, Precision
+from facebones.evaluation.models import Batch, Features, Model, Precision, states_input
 
 if TYPE_CHECKING:
     from facebones.evaluation.feature_store import FeatureFile
+
+
+# Images whose pixels differ by more than this on average, at least so many, whose embeddings have nearly one direction.
+LEAST_DIFFERENCE, FEWEST_DIFFERENT, SAME_DIRECTION = 5, 3, 0.9999
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +125,31 @@ def _fill(
         for start, batch in zip(range(first, len(source), batch_size), shown, strict=True):
             for name, model in models.items():
                 if stores[name].complete == start:  # else an earlier pass got further with this model
-                    stores[name].append(model(batch, flip))
+                    answers = model(batch, flip)
+                    stores[name].append(answers)
+                    if start == first and _are_alike(answers[:, 0], batch) and not states_input(model):
+                        _note_alike(name, model.path)
+
+
+def _are_alike(features_BxD: Features, images: Batch) -> bool:
+    """Whether images that differ have nearly the same direction, all of them."""
+    differs = np.abs(images.astype(np.int16) - images[0]).mean(axis=(1, 2, 3)) > LEAST_DIFFERENCE
+    rows = features_BxD.astype(np.float64)
+    norms = np.linalg.norm(rows, axis=1)
+    if differs.sum() < FEWEST_DIFFERENT or not np.isfinite(norms).all() or not norms.all():
+        return False
+    rows /= norms[:, None]
+    return bool((rows[differs] @ rows[0]).min() > SAME_DIRECTION)
+
+
+@cache  # a model is embedded on several sets
+def _note_alike(name: str, path: Path | None) -> None:
+    from facebones.system.progress import say
+
+    say(
+        f"note: {name} gives nearly the same embedding for different images; is the input right (--mean, --scale,"
+        " --colour)?"
+    )
 
 
 def _with_progress(batches: Iterable[Batch], source: ImageSource, first: int, batch_size: int) -> Iterable[Batch]:

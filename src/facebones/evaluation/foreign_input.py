@@ -58,6 +58,8 @@ def _likely_preprocessing(model: Model) -> tuple[Preprocessing, str | None]:
     known = getattr(model.network, "known_input", None)  # a plug-in's network may be any module
     if known is not None:
         return Preprocessing(**known), "is of an author whose input is known"
+    if scaling is not None and not scaling.is_understood:
+        return OURS, f"has preprocessing inside the graph ({scaling}), which does not show what numbers it is to get"
     return OURS, "does not state its preprocessing"
 
 

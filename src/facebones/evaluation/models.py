@@ -298,7 +298,7 @@ def _with_input(
     """
     for name, model in opened.items():
         _note_form(name, model)
-    silent = {name: model for name, model in opened.items() if not _states_input(model)}
+    silent = {name: model for name, model in opened.items() if not states_input(model)}
     if preprocessing is not None and not silent:
         raise ConfigError(f"preprocessing (--mean, --scale, --colour): {', '.join(names)} states its own; leave it out")
     if not silent:
@@ -424,7 +424,8 @@ def _note(text: str) -> None:
     say(f"note: {text}")
 
 
-def _states_input(model: Model) -> bool:
+def states_input(model: Model) -> bool:
+    """Whether the file says what input the model expects, or there is no file."""
     if (onnx := model.as_onnx) is not None:
         return onnx.said_name is not None
     return model.path is None or "backbone" in read_card(model.path)

@@ -20,8 +20,18 @@ LARGEST_CONSTANT = 16 * 3 * IMAGE_SIZE**2  # numbers: of a whole batch of images
 LARGEST_PIXEL_FACTOR = 0.05  # 1/127.5 and 1/255 are below it, and 1/20; factors for numbers in [-1, 1] are above
 NUMBERS = {1, 6, 7, 10, 11}  # element types: float, int32, int64, float16, double
 ASIDE = {"Shape", "Size"}  # operators that read no pixels
-IMAGENET = (0.485, 0.456, 0.406)  # mean of red, green and blue
-LARGEST_DEVIATION = 0.01  # from it
+PIXEL_MEANS = (60, 195)  # what is subtracted from pixels from 0 to 255 lies between them
+LIMITS = (0, 1, 255, -1)  # of an input's numbers, to which graphs clip them
+DEEPEST_CONSTANT = 8  # operators between a constant and its use
+MOST_COMPUTED = 64  # operators on constants in all
+ARITHMETIC = ("Add", "Sub", "Mul", "Div")
+FOLDED = ("Constant", "Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", *ARITHMETIC)
+INTEGERS = {2, 3, 4, 5, 6, 7, 12, 13}  # element types
+# Means of red, green and blue in numbers from 0 to 1: ImageNet's, VGGFace's and VGGFace2's.
+KNOWN_MEANS = ((0.485, 0.456, 0.406), (0.5066, 0.4108, 0.367), (0.5141, 0.4074, 0.3588))
+LARGEST_DEVIATION = 0.01  # from them
+
+UNLIMITED = (-np.inf, np.inf)
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,29 +44,41 @@ class Scaling:
         factor: for each channel of the input.
         offset: likewise.
         swapped: whether the network behind it gets the channels in reverse.
+        limits: the lowest and highest number to which the graph clips its input; infinite where it does not.
     """
 
     factor: tuple[float, ...]
     offset: tuple[float, ...]
     swapped: bool = False
+    limits: tuple[float, float] = UNLIMITED
 
     @property
     def takes_pixels(self) -> bool:
-        """Whether the graph must be given pixels from 0 to 255: it makes numbers around 1 of these only."""
-        return all(0 < abs(one) <= LARGEST_PIXEL_FACTOR for one in self.factor)
+        """Whether the graph must be given pixels from 0 to 255: by what it clips to, scales by, or subtracts."""
+        if self.limits[1] < np.inf:
+            return self.limits[1] == 255
+        return all(0 < abs(one) <= LARGEST_PIXEL_FACTOR for one in self.factor) or self._subtracts(*PIXEL_MEANS)
 
     @property
     def takes_unit(self) -> bool:
-        """Whether the graph must be given numbers from 0 to 1: it subtracts about the middle of these."""
-        subtracted = self._subtracted()
-        return len(subtracted) == len(self.factor) and all(0.3 <= one <= 0.7 for one in subtracted)
+        """Whether the graph must be given numbers from 0 to 1: it clips to these, or subtracts about their middle."""
+        if self.limits[1] < np.inf:
+            return self.limits == (0, 1)
+        return self._subtracts(0.3, 0.7)
+
+    @property
+    def is_understood(self) -> bool:
+        """Whether it says of itself which numbers the graph must be given."""
+        scaled = set(self.factor) != {1.0} or set(self.offset) != {0.0}
+        return self.takes_pixels or self.takes_unit or self.limits == (-1, 1) or not scaled
 
     @property
     def colour(self) -> Literal["rgb", "bgr"]:
-        """The order of the input, "rgb" or "bgr": the network behind gets RGB, unless ImageNet's means say BGR."""
+        """The order of the input, "rgb" or "bgr": the network behind gets RGB, unless well-known means say BGR."""
         behind = self._subtracted()[:: -1 if self.swapped else 1]
         network_is_bgr = len(behind) == 3 and any(
-            np.allclose(behind, np.array(IMAGENET[::-1]) * largest, rtol=0, atol=LARGEST_DEVIATION * largest)
+            np.allclose(behind, np.array(known[::-1]) * largest, rtol=0, atol=LARGEST_DEVIATION * largest)
+            for known in KNOWN_MEANS
             for largest in (1, 255)
         )
         return "bgr" if network_is_bgr != self.swapped else "rgb"
@@ -65,11 +87,18 @@ class Scaling:
         """The numbers that are subtracted from the channels of the input; shorter if one has factor 0."""
         return [-offset / factor for factor, offset in zip(self.factor, self.offset, strict=True) if factor]
 
+    def _subtracts(self, least: float, most: float) -> bool:
+        """Whether a number between two is subtracted from each channel."""
+        subtracted = self._subtracted()
+        return len(subtracted) == len(self.factor) and all(least <= one <= most for one in subtracted)
+
     def __str__(self) -> str:
         rows = (row[:1] if len(set(row)) == 1 else row for row in (self.factor, self.offset))
         factor, offset = (" ".join(f"{one:.5g}" for one in row) for row in rows)
         scaled = set(self.factor) != {1.0} or set(self.offset) != {0.0}
-        parts = [f"x * {factor} + {offset}"] if scaled else []
+        bounds = [f"{one:g}" if np.isfinite(one) else "any" for one in self.limits]
+        parts = [f"x clipped to {' .. '.join(bounds)}"] if self.limits != UNLIMITED else []
+        parts += [f"x * {factor} + {offset}"] if scaled else []
         return ", ".join(parts + (["channels swapped"] if self.swapped else []))
 
 
@@ -101,7 +130,7 @@ def find_scaling(path: Path, input_name: str, channels_last: bool = False) -> Sc
     factor, offset = found.factor[list(found.source)], found.offset[list(found.source)]  # of the input's channels
     if not np.isfinite([*factor, *offset]).all():
         return None
-    scaling = Scaling(tuple(factor.tolist()), tuple(offset.tolist()), found.source == (2, 1, 0))
+    scaling = Scaling(tuple(factor.tolist()), tuple(offset.tolist()), found.source == (2, 1, 0), found.limits)
     return scaling if str(scaling) else None
 
 
@@ -115,6 +144,7 @@ class Pixels:
         factor: for each of its channels.
         offset: likewise.
         way: names of the values from the input to this one.
+        limits: the lowest and highest number to which the input was clipped.
     """
 
     axes: str
@@ -122,6 +152,7 @@ class Pixels:
     factor: Floats
     offset: Floats
     way: tuple[str, ...]
+    limits: tuple[float, float] = UNLIMITED
 
     @property
     def is_image(self) -> bool:
@@ -167,7 +198,7 @@ def _outputs(node: Any, inputs: list[Pixels | None], constants: "_Constants") ->
     first = inputs[0]
     if node.op_type == "Concat" and all(inputs):
         return _joined([value for value in inputs if value], _attribute(node, "axis", 0))
-    if first is None and (len(inputs) != 2 or node.op_type not in ("Add", "Sub", "Mul")):
+    if first is None and (len(inputs) != 2 or node.op_type not in ("Add", "Sub", "Mul", "Max", "Min")):
         return []
     value = first or inputs[1]
     if value is None or sum(each is not None for each in inputs) != 1:
@@ -175,6 +206,8 @@ def _outputs(node: Any, inputs: list[Pixels | None], constants: "_Constants") ->
     moved = _moved(node, value, constants)
     if moved is not None:
         return moved
+    if node.op_type in ("Clip", "Max", "Min"):
+        return _clipped(node, value, constants)
     step = _step(node, value, first is not None, constants)
     return [] if step is None else [value.scaled(*step)]
 
@@ -225,14 +258,37 @@ def _moved(node: Any, value: Pixels, constants: "_Constants") -> list[Pixels] | 
     return None
 
 
+def _clipped(node: Any, value: Pixels, constants: "_Constants") -> list[Pixels]:
+    """The output of an operator that only keeps the input within limits that inputs have; else none."""
+    bounds = [_attribute(node, "min", None), _attribute(node, "max", None)]  # in older files
+    for place, name in enumerate(name for name in node.input if node.op_type == "Clip" or name not in value.way):
+        if name and (node.op_type != "Clip" or place):
+            number = constants.read(name)
+            if number is None or number.size != 1:
+                return []
+            bounds[{"Max": 0, "Min": 1}.get(node.op_type, place - 1)] = float(number.reshape(-1)[0])
+    if len(set(value.factor)) > 1 or len(set(value.offset)) > 1 or value.factor[0] <= 0:
+        return []
+    known = list(value.limits)
+    for side, bound in enumerate(bounds):
+        if bound is None or abs(bound) > 1e30:  # the largest number there is
+            continue
+        of_input = (bound - value.offset[0]) / value.factor[0]
+        near = next((one for one in LIMITS if abs(of_input - one) <= LARGEST_DEVIATION), None)
+        if near is None or (side == 0) != (near <= 0):
+            return []
+        known[side] = (max, min)[side](known[side], float(near))
+    return [replace(value, limits=(known[0], known[1]))]
+
+
 def _joined(values: list[Pixels], axis: int) -> list[Pixels]:
     axes = values[0].axes
-    if any(value.axes != axes for value in values) or axes[axis] != "C":
+    if any(value.axes != axes or value.limits != values[0].limits for value in values) or axes[axis] != "C":
         return []
     factor, offset = (
         np.concatenate(parts) for parts in zip(*((one.factor, one.offset) for one in values), strict=True)
     )
-    return [Pixels(axes, tuple(one for value in values for one in value.source), factor, offset, ())]
+    return [Pixels(axes, tuple(one for value in values for one in value.source), factor, offset, (), values[0].limits)]
 
 
 def _step(node: Any, value: Pixels, is_first: bool, constants: "_Constants") -> tuple[Any, Any] | None:
@@ -244,7 +300,9 @@ def _step(node: Any, value: Pixels, is_first: bool, constants: "_Constants") -> 
         scale, shift, mean, variance = (np.asarray(row) for row in rows)
         factor = scale / np.sqrt(variance + _attribute(node, "epsilon", 1e-5))
         return factor, shift - mean * factor
-    if node.op_type not in ("Add", "Sub", "Mul", "Div") or len(node.input) != 2:
+    if node.op_type == "Conv" and is_first:
+        return _diagonal(node, value, constants)
+    if node.op_type not in ARITHMETIC or len(node.input) != 2:
         return None
     c = constants.by_channel(node.input[1 if is_first else 0], value)
     if c is None:
@@ -259,6 +317,26 @@ def _step(node: Any, value: Pixels, is_first: bool, constants: "_Constants") -> 
         case "Div" if is_first and np.all(c):
             return 1 / c, 0 * c
     return None
+
+
+def _diagonal(node: Any, value: Pixels, constants: "_Constants") -> tuple[Any, Any] | None:
+    """Factor and offset of a convolution that scales each channel by itself; None for another one."""
+    channels = len(value.source)
+    weight, *bias = (constants.read(name) for name in node.input[1:])
+    moves = any(_attribute(node, "pads", [])) or any(one != 1 for one in _attribute(node, "strides", []))
+    if weight is None or value.axes != "BCHW" or moves or _attribute(node, "auto_pad", b"NOTSET") != b"NOTSET":
+        return None
+    groups = _attribute(node, "group", 1)
+    if groups == 1 and weight.shape == (channels, channels, 1, 1):
+        factor = np.diagonal(weight[:, :, 0, 0])
+        if np.any(weight[:, :, 0, 0] != np.diag(factor)):
+            return None
+    elif groups == channels and weight.shape == (channels, 1, 1, 1):
+        factor = weight.reshape(-1)
+    else:
+        return None
+    offset = bias[0] if bias else np.zeros(channels)
+    return None if offset is None or offset.shape != (channels,) else (factor, offset)
 
 
 def _place(node: Any, axes: str, default: int) -> int:
@@ -277,14 +355,17 @@ class _Constants:
 
     def __init__(self, graph: Any) -> None:
         self._tensors: Mapping[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
-        self._nodes = {node.output[0]: node for node in graph.node if node.op_type == "Constant" and node.output}
+        self._nodes = {node.output[0]: node for node in graph.node if node.op_type in FOLDED and node.output}
+        self._computed = 0
 
-    def read(self, name: str) -> Floats | None:
+    def read(self, name: str, depth: int = 0) -> Floats | None:
         """A constant of numbers, in its shape; None if it is none, or is large."""
         from onnx import TensorProto, numpy_helper
 
         tensor = self._tensors.get(name)
         if tensor is None and name in self._nodes:
+            if self._nodes[name].op_type != "Constant":
+                return self._folded(self._nodes[name], depth + 1) if depth < DEEPEST_CONSTANT else None
             for word in ("value_float", "value_floats", "value_int", "value_ints"):
                 if (numbers := _attribute(self._nodes[name], word, None)) is not None:
                     return np.asarray(numbers[:LARGEST_CONSTANT] if word.endswith("s") else numbers, dtype=np.float64)
@@ -294,6 +375,33 @@ class _Constants:
         if tensor.data_location == TensorProto.EXTERNAL:
             return None
         return numpy_helper.to_array(tensor).astype(np.float64)
+
+    def _folded(self, node: Any, depth: int) -> Floats | None:
+        """What an operator of `FOLDED` makes of constants; None if it cannot be told, or is large."""
+        self._computed += 1
+        inputs = [self.read(name, depth) for name in node.input] if self._computed <= MOST_COMPUTED else []
+        if not inputs or any(one is None for one in inputs):
+            return None
+        x, *more = (one for one in inputs if one is not None)
+        match node.op_type:
+            case "Identity":
+                return x
+            case "Cast":
+                kind = _attribute(node, "to", 0)
+                return np.trunc(x) if kind in INTEGERS else x if kind in NUMBERS else None
+            case "Reshape":
+                sizes = [int(one) for one in more[0].reshape(-1)]
+                sizes = [x.shape[place] if size == 0 else size for place, size in enumerate(sizes)]
+                return x.reshape(sizes)
+            case "Unsqueeze" | "Squeeze":
+                axes = more[0].astype(int).reshape(-1).tolist() if more else _attribute(node, "axes", None)
+                if node.op_type == "Unsqueeze":
+                    return np.expand_dims(x, tuple(axes))
+                return np.squeeze(x, tuple(axes) if axes else None)
+        if len(more) != 1 or prod(np.broadcast_shapes(x.shape, more[0].shape)) > LARGEST_CONSTANT:
+            return None
+        compute = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}[node.op_type]
+        return np.asarray(compute(x, more[0]), dtype=np.float64)
 
     def by_channel(self, name: str, value: Pixels) -> Floats | None:
         """A constant that is one number for each channel of a value, whatever its shape; None for another one."""

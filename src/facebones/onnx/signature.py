@@ -173,7 +173,9 @@ def _output(
             raise CheckpointError(f"{path}: has no output {wanted!r:.80}; it has {_listed(names, answers)}")
         fitting = {index: row for index, row in fitting.items() if names[index] == wanted}
     if not fitting:
-        raise CheckpointError(f"{path}: {_not_an_embedding(names, answers, images, wanted)}; export it again")
+        usable = [names[index] for index, row in rows.items() if row is not None and row.shape[1] > 1]
+        fix = f"choose another one by --output-name: {', '.join(usable)[:200]}" if usable else "export it again"
+        raise CheckpointError(f"{path}: {_not_an_embedding(names, answers, images, wanted)}; {fix}")
     first, *others = fitting
     if any(not _parallel(fitting[first], fitting[other]) for other in others):
         shown = _listed([names[index] for index in fitting], [answers[index] for index in fitting])
@@ -188,9 +190,10 @@ def _not_an_embedding(names: Sequence[str], answers: Sequence[Any], images: int,
     if wanted is None and len(names) > 1:
         return f"none of its {len(names)} outputs is an embedding (B, D) for {count}: {_listed(names, answers)}"
     answer = answers[names.index(wanted) if wanted in names else 0]
+    which = f"its output {wanted:.40}" if wanted in names and len(names) > 1 else "its output"
     if not isinstance(answer, np.ndarray):
-        return f"its output for {count} has no shape; an embedding is (B, D)"
-    return f"its output for {count} is {_shown(answer, images)}; an embedding is (B, D)"
+        return f"{which} for {count} has no shape; an embedding is (B, D)"
+    return f"{which} for {count} is {_shown(answer, images)}; an embedding is (B, D)"
 
 
 def _shown(answer: Array, images: int) -> str:

@@ -26,7 +26,8 @@ BROKEN_FILE = (
 )
 UNKNOWN_CLASS = re.compile(r"GLOBAL ([\w.]+) (?:was not|whose module)")  # in torch's message
 MODULE_ATTRIBUTES = (b"_parameters", b"_modules")  # of every pickled nn.Module
-NETWORK_KEYS = ("state_dict", "model_state_dict", "net", "network")  # else "model"
+NETWORK_KEYS = ("state_dict", "model_state_dict", "net", "network", "model")
+ARRAY = re.compile(r"numpy\.(_core|core)\.(multiarray|numeric)\._(reconstruct|frombuffer)")
 LARGEST_START = 2**22  # bytes
 
 
@@ -104,9 +105,18 @@ def _what_it_is(path: Path, error: str) -> str:
         kind = "is a pickled module" if not _is_dictionary(start) else "holds a pickled module"
     else:
         kind = "holds more than tensors and plain values"
-    if _is_dictionary(start):
-        load += f"['{next((key for key in NETWORK_KEYS if _pickled(key) in start), 'model')}']"
-    line = f"torch.save({load}{'.state_dict()' if is_module else ''}, 'weights.pth')"
+    key = next((key for key in NETWORK_KEYS if _pickled(key) in start), None)
+    if _is_dictionary(start) and key is not None:
+        load += f"['{key}']"
+    if ARRAY.fullmatch(found[1]) and not is_module:
+        kind, weights = "holds NumPy arrays", f"{{k: torch.as_tensor(v) for k, v in {load}.items()}}"
+    elif not _is_dictionary(start) or key is not None:
+        weights = f"{load}.state_dict()" if is_module else load
+    elif is_module:
+        weights = f"{{k: v.state_dict() for k, v in {load}.items() if hasattr(v, 'state_dict')}}"
+    else:
+        weights = f"{{k: v for k, v in {load}.items() if isinstance(v, (torch.Tensor, dict))}}"
+    line = f"torch.save({weights}, 'weights.pth')"
     return (
         f"{kind} ({found[1]:.80}), which runs code when it is loaded; refused, nothing in it was run; if you trust it,"
         f" save the weights where that class can be imported: {line}"
