@@ -1,4 +1,4 @@
-"""Verification sets of decoded pixels: any layout of an array, both orders of the channels, and what is said of them."""
+"""Verification sets of decoded pixels: any layout of an array, both orders of channels, and the notes."""
 
 import itertools
 import pickle
