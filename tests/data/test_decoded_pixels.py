@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,29 @@ def test_an_order_of_axes_that_no_array_has_is_refused(tmp_path, protocol, axes)
     with pytest.raises(DataError, match=r"lfw\.bin, byte \d+: a numpy array in an order of axes that no array has"):
         read_pairs(save(tmp_path, ([InOrder(axes)] * 2, [True]), protocol))
     assert read_pickle(pickle.dumps(InOrder((2, 0, 1)), protocol), "a.bin").values.shape == (4, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["lfw.bin", "sub folder/lfw.bin"])
+def test_the_note_on_pixels_gives_commands_with_the_path_as_given(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    for path in (save((tmp_path / name).parent, (list(PIXELS), [True, False])), Path(name)):
+        [note] = read_pairs(path).notes
+        shown = shlex.quote(str(path))
+        assert f"`facebones data inspect {shown} --output sheet.png`" in note
+        assert f"`facebones data convert {shown} NEW.bin`" in note
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)], ids=["channels last", "channels first"])
+def test_images_each_in_a_batch_of_one(tmp_path, axes):
+    images = [pixels.transpose(axes)[None] for pixels in PIXELS]
+    pairs = read_pairs(save(tmp_path, (images, [True, False])), "rgb")
+    for encoded, pixels in zip(pairs.images, PIXELS, strict=True):
+        np.testing.assert_array_equal(decode(encoded, "a BMP"), pixels)
+    stacked = read_pairs(save(tmp_path, (np.stack(images), [True, False])), "rgb")
+    assert stacked.images == pairs.images
+    with pytest.raises(DataError, match=r"image 0 has shape \(2, 6, 5, 3\), several images in one"):
+        read_pairs(save(tmp_path, ([PIXELS[:2]] * 2, [True])))
 
 
 @pytest.mark.parametrize("begins_with", [b"BM", bytes([255, 216, 255]), bytes([137, 80, 78, 71])])

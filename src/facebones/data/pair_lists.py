@@ -79,8 +79,8 @@ def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -
       `root/name/name_000n.jpg` or `root/name_000n.jpg`, or has another image ending.
     * CALFW and CPLFW: a line `image mark` per image, two lines per pair. The mark is 0 (or -1) for an impostor pair,
       and the number of the fold for a genuine pair. These lists have all genuine pairs before all impostor pairs, so
-      folds in the order of the list would have one kind only. Here each tenth of the genuine pairs, ordered by their marks, is
-      followed by a tenth of the impostor pairs.
+      folds in the order of the list would have one kind only. Here each tenth of the genuine pairs, ordered by their
+      marks, is followed by a tenth of the impostor pairs.
     * Other lists: a line `image image mark` or `mark image image` per pair; the mark is 1 for genuine, and 0 or -1 for
       impostor.
 
