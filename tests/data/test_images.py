@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -30,12 +31,19 @@ def encode(form, height, width, channels=3):
     return cv2.imencode(ending, pixels, options)[1].tobytes()
 
 
+def chunk(kind, content, length=None):
+    claimed = len(content) if length is None else length
+    return struct.pack(">I", claimed) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(*chunks, height=24, width=20):
+    """A PNG with these chunks behind its header."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join((chunk(b"IHDR", header), *chunks, chunk(b"IEND", b"")))
+
+
 def huge_png(side=9000):
     """Black, a bit a pixel: 10 kB."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     rows = zlib.compress(bytes(side * (1 + side // 8)), 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
@@ -116,6 +124,65 @@ for name in ("png", "jpeg"):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "(8, 8, 3)\npng is refused\njpeg is refused\n"
+
+
+BLACK = chunk(b"IDAT", zlib.compress(bytes(24 * 61)))
+COMPRESSED_ZEROS = zlib.compress(bytes(5 * 10**7), 9)
+FORTY_TEXTS = [chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(5 * 10**6), 9))] * 40
+COSTLY_PNGS = {
+    "pixels of another length": png(chunk(b"IDAT", zlib.compress(bytes(24 * 61)), 2_890_000_000)),
+    "text of another length": png(chunk(b"tEXt", b"key\0text", 2**31 - 1), BLACK),
+    "behind the pixels": png(BLACK, chunk(b"IDAT", b"", 2**31 - 1)),
+    "too many pixels": png(*[chunk(b"IDAT", COMPRESSED_ZEROS)] * 10),
+}
+
+
+@pytest.mark.parametrize("content", COSTLY_PNGS.values(), ids=COSTLY_PNGS)
+def test_a_png_that_costs_far_more_than_its_size_is_refused_before_opencv_sees_it(content, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("OpenCV sees it"))
+    with pytest.raises(DataError, match=rf"a\.png: no readable image \({len(content)} bytes\)"):
+        decode(content, "a.png")
+
+
+def test_a_broken_png_of_the_hostile_files_costs_nothing():
+    place = Path(__file__).parents[3] / "shared" / "cases" / "hostile" / "png_bomb.png"
+    if not place.exists():
+        pytest.skip("shared/cases is absent: the hostile PNG is not read")
+    with pytest.raises(DataError, match="no readable image"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cv2, "imdecode", lambda *_: pytest.fail("OpenCV sees it"))
+        decode(place.read_bytes(), "png_bomb.png")
+
+
+PLAIN_TEXT = chunk(b"tEXt", b"Software\0one")
+EXPANDING = {
+    "zTXt": FORTY_TEXTS,
+    "iTXt": [chunk(b"iTXt", b"key\0\1\0\0\0" + zlib.compress(bytes(5 * 10**6), 9))] * 40,
+    "iCCP": [chunk(b"iCCP", b"key\0\0" + COMPRESSED_ZEROS)],
+    "tEXt": [PLAIN_TEXT],
+}
+
+
+@pytest.mark.parametrize("texts", EXPANDING.values(), ids=EXPANDING)
+def test_texts_and_colour_profiles_of_a_png_are_left_out(texts, monkeypatch):
+    seen = []
+    opencv = cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda content, how: seen.append(content.size) or opencv(content, how))
+    for order in ([*texts, BLACK], [BLACK, *texts]):
+        assert not decode(png(*order), "a.png").any()
+    if texts[0] is not PLAIN_TEXT:
+        assert seen == [len(png(BLACK))] * 2
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "dtype"),
+    [(1, 1, 1, "u1"), (1, 1, 4, "u2"), (300, 2, 4, "u2"), (2, 3000, 3, "u2"), (112, 112, 3, "u1")],
+)
+@pytest.mark.parametrize("compression", [0, 9])
+def test_sound_pngs_are_decoded_by_any_depth_and_compression(height, width, channels, dtype, compression):
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (height, width, channels)).astype(dtype)
+    content = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, compression])[1].tobytes()
+    for behind in (b"", b"text behind the image"):
+        assert decode(content + behind, "a.png").shape == (height, width, 3)
 
 
 @pytest.mark.parametrize("stray", [b"\x00\x11", b"\xff\xd0", b"\xff\x01", b"\xff\x00"])

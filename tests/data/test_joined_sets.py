@@ -131,6 +131,16 @@ def test_a_path_with_the_separator_or_a_star_in_its_name_is_itself(tmp_path, mon
     assert len(data_roots(f"a{os.pathsep}b")) == len(data_roots("c*")) == 1
 
 
+def test_a_folder_with_the_separator_in_its_name_cannot_be_joined_which_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    odd = f"a{os.pathsep}b"
+    write(tmp_path, f"{odd}/Ann/1.jpg", f"{odd}/Bo/1.jpg", "more/Cy/1.jpg")
+    for path in (os.pathsep.join([odd, "more"]), os.pathsep.join(["more", odd])):
+        with pytest.raises(DataError, match=rf"{odd} has '{os.pathsep}' in its name.*rename") as error:
+            open_training_set(path)
+        assert "\n" not in str(error.value)
+
+
 def test_absolute_paths_and_the_place_of_pair_sets(tmp_path, monkeypatch):
     monkeypatch.chdir(write(tmp_path, "set/a/0/1.jpg", "set/b/0/1.jpg", "one/train.rec"))
     assert absolute(joined("set/a", "set/b")) == joined(tmp_path / "set" / "a", tmp_path / "set" / "b")

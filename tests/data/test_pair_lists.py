@@ -216,6 +216,56 @@ def test_plain_list(tmp_path, separator):
     assert pairs.is_same.tolist() == [True, False]
 
 
+ROW_NUMBERS = ["", "index", "Unnamed: 0", "Index", "idx", "row"]
+
+
+@pytest.mark.parametrize("name", ROW_NUMBERS)
+@pytest.mark.parametrize("first", [0, 1, 700])
+@pytest.mark.parametrize("form", ["calfw", "mark last", "mark first"])
+def test_a_column_of_row_numbers_is_skipped_by_its_name(tmp_path, name, first, form):
+    heading, rows = HEADED_FORMS[form]
+    lines = [[name, *heading.split()], *([str(first + n), *row.split()] for n, row in enumerate(rows))]
+    pairs = read_pair_list(write_lfw(tmp_path, "\n".join(map(",".join, lines))), tmp_path)
+    assert (pairs.is_same.tolist(), pairs.images[3]) == ([True, False], b"Bo_Li/Bo_Li_0001.jpg")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0), (3, 1, 5, 0, 2, 4)])
+@pytest.mark.parametrize("label", ["label", "Same", "is_same", "issame"])
+def test_further_columns_are_left_out_by_their_names_with_a_note(tmp_path, order, label):
+    rows = [
+        ["img1", "img2", label, "score", "fold", "index"],
+        ["Ann/Ann_0001.jpg", "Ann/Ann_0012.png", "1", "0.7", "1", "0"],
+        ["Ann/Ann_0001.jpg", "Bo_Li/Bo_Li_0001.jpg", "0", "1", "0", "1"],
+    ]
+    text = "\n".join(",".join(row[place] for place in order) for row in rows)
+    pairs = read_pair_list(write_lfw(tmp_path, text), tmp_path)
+    assert pairs.is_same.tolist() == [True, False]
+    assert b"Bo_Li/Bo_Li_0001.jpg" in pairs.images[2:]
+    [note] = pairs.notes
+    assert "score" in note and "fold" in note and "not read" in note and "img1" not in note
+
+
+@pytest.mark.parametrize("impostor", ["0", "-1"])
+def test_a_list_of_calfw_may_mark_impostors_by_either_number(tmp_path, impostor):
+    path = write_marked(tmp_path, 20, 13, [1, 2] * 10)
+    path.write_text(path.read_text().replace("\t0", f"\t{impostor}"))
+    pairs = read_pair_list(path, tmp_path)
+    assert (len(pairs), int(pairs.is_same.sum())) == (33, 20)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_lists_in_the_encodings_of_excel(tmp_path, encoding):
+    text = "a,b,same\r\nAnn/Ann_0001.jpg,Bo_Li/Bo_Li_0001.jpg,0\r\nÉva.jpg,Éva.jpg,1\r\n"
+    (tmp_path / "Éva.jpg").write_bytes(b"Eva")
+    path = write_lfw(tmp_path, "")
+    path.write_bytes((("\ufeff" if encoding == "utf-16-be" else "") + text).encode(encoding))
+    assert read_pair_list(path, tmp_path).is_same.tolist() == [False, True]
+    if encoding.startswith("utf-16"):
+        path.write_bytes(path.read_bytes() + b"\xd8")
+        with pytest.raises(DataError, match=r"byte \d+: not UTF-16 text"):
+            read_pair_list(path, tmp_path)
+
+
 def write_marked(root: Path, genuine: int, impostor: int, marks: list[int]) -> Path:
     """A list as CALFW has it: all genuine pairs, marked with their folds, then all impostor pairs, marked 0."""
     lines = []
@@ -304,7 +354,12 @@ def test_a_list_may_go_about_inside_its_root(tmp_path, monkeypatch):
         ("a.jpg 1\nb.jpg 1\nc.jpg 0\n", "line 3: an image without a second one; two lines make a pair"),
         ("a.jpg 1\nb.jpg one\n", "line 2: 'b.jpg one' is not 'image mark'"),
         ("a.jpg 1\nb.jpg c.jpg 1\n", "line 2: .* is not 'image mark'"),
-        ("a.jpg 1\nb.jpg -1\n", "line 2: .* is not 'image mark'"),
+        ("a.jpg 1\nb.jpg -1\n", "line 2: mark -1, but its pair began with mark 1"),
+        ("a.jpg 0\nb.jpg 0\nc.jpg -1\nd.jpg -1\n", "line 4: impostor pairs are marked 0 or -1, and this list has both"),
+        ("a.jpg -2\nb.jpg -2\n", "line 1: .* is not 'image mark'"),
+        ("a,b,label,score\na.jpg,b,1,0.5\n", "line 2: .* name the columns .* two of image files and one named label"),
+        ("a,b,score,fold\na.jpg,b.jpg,1,0\n", "line 2: .* name the columns .* two of image files and one named label"),
+        ("a.jpg,b.jpg,1,0.5\n", "line 1: .* name the columns .* two of image files and one named label"),
         ("Ann/Ann_0001.jpg 1\n../b.jpg 1\n", r"line 2: \.\./b\.jpg leads out of"),
         (f"{'9' * 5000}\n", "line 1: '9+' is not 'image image 0|1'"),
         (f"1 1\nAnn 1 {'9' * 5000}\nAnn 1 12\n", "line 2: .* is not 'name n m'"),

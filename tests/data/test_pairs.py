@@ -13,10 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from facebones.data.images import decode
 from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.data.safe_pickle import read_pickle
-from facebones.datatools.convert import convert
 from facebones.errors import DataError
 
 FACES = Path(__file__).parents[3] / "shared" / "faces" / "celeba_cfp"
@@ -145,74 +143,6 @@ def test_equally_long_images_in_one_array(tmp_path):
 )
 def test_labels_as_numbers(tmp_path, protocol, labels):
     assert read_pairs(save(tmp_path, (IMAGES * 2, labels), protocol)).is_same.tolist() == [True, False]
-
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize("order", ["bgr", "rgb"])
-@pytest.mark.parametrize(
-    "images",
-    [
-        lambda images: images,
-        list,
-        lambda images: list(images.transpose(0, 3, 1, 2)),
-        lambda images: [np.dstack([image, image[:, :, :1]]) for image in images],
-    ],
-    ids=["array", "list", "channels first", "with alpha"],
-)
-def test_decoded_pixels(tmp_path, images, order):
-    pairs = read_pairs(save(tmp_path, (images(PIXELS), [True, False])), order)
-    expected = PIXELS if order == "rgb" else PIXELS[:, :, :, ::-1]
-    for encoded, pixels in zip(pairs.images, expected, strict=True):
-        np.testing.assert_array_equal(decode(encoded, "a BMP"), pixels)
-    assert len(pairs.notes) == 1
-    assert f"4 images are decoded pixels, taken as {order.upper()}" in pairs.notes[0]
-
-
-@pytest.mark.parametrize("begins_with", [b"BM", bytes([255, 216, 255]), bytes([137, 80, 78, 71])])
-def test_pixels_that_begin_as_an_image_file_does_are_pixels(tmp_path, begins_with):
-    pixels = PIXELS.copy()
-    pixels[0].reshape(-1)[: len(begins_with)] = np.frombuffer(begins_with, np.uint8)
-    pairs = read_pairs(save(tmp_path, (list(pixels), [True, False])), "rgb")
-    np.testing.assert_array_equal(decode(pairs.images[0], "a BMP"), pixels[0])
-
-
-def test_decoded_grey_pixels(tmp_path):
-    pairs = read_pairs(save(tmp_path, (list(PIXELS[:2, :, :, 0]), [True])))
-    np.testing.assert_array_equal(decode(pairs.images[1], "a BMP"), np.repeat(PIXELS[1, :, :, :1], 3, axis=2))
-
-
-GREY = [PIXELS[:, :, :, 0], PIXELS[:, :, :, :1], PIXELS.transpose(0, 3, 1, 2)[:, :1]]
-
-
-@pytest.mark.parametrize("images", GREY, ids=["without channels", "one channel", "channel first"])
-def test_the_note_on_grey_pixels_names_no_order_of_channels(tmp_path, images):
-    notes = read_pairs(save(tmp_path, (list(images), [True, False]))).notes
-    assert notes == (f"{tmp_path / 'lfw.bin'}: 4 images are decoded grey pixels",)
-    one, two = read_pairs(save(tmp_path, ([*images[:1], *PIXELS[:1], *IMAGES], [True, False]))).notes
-    assert "1 image is decoded pixels, taken as BGR, the order of OpenCV; if faces look blue" in one
-    assert two.endswith("1 image is decoded grey pixels")
-
-
-@pytest.mark.parametrize("images", [IMAGES, list(GREY[0][:2])], ids=["encoded", "grey"])
-@pytest.mark.parametrize("order", ["bgr", "rgb"])
-def test_an_order_of_channels_that_changes_nothing_is_refused(tmp_path, images, order):
-    path = save(tmp_path, (images, [True]))
-    with pytest.raises(DataError, match=r"lfw\.bin: no image is decoded pixels in colour.*--pixel-order") as error:
-        read_pairs(path, order)
-    assert "\n" not in str(error.value)
-    for destination in ("new.bin", "folder"):
-        with pytest.raises(DataError, match=r"no image is decoded pixels in colour"):
-            convert(path, tmp_path / destination, pixel_order=order)
-        assert not (tmp_path / destination).exists()
-
-
-def test_an_order_of_channels_for_a_pair_list_is_refused(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(IMAGES[0])
-    (tmp_path / "pairs.txt").write_text("a.jpg a.jpg 1\n")
-    with pytest.raises(DataError, match=r"--pixel-order goes with a \.bin file of decoded pixels only"):
-        convert(tmp_path / "pairs.txt", tmp_path / "new.bin", pixel_order="rgb")
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

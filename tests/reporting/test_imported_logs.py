@@ -421,6 +421,39 @@ def test_encodings_and_line_ends(change, log, tmp_path):
     assert len(logs.validations.rows()) == 1 and not logs.not_understood
 
 
+@pytest.mark.parametrize("before", ["\x1b[32m", "\x1b[0m\x1b[1;38;5;12m", "\x1b[K"])
+def test_colours_of_a_terminal_are_left_out(before, log):
+    plain, coloured = (
+        read_logs([log(*lines, name=name)])
+        for name, lines in {
+            "plain": [train(100), *validate(100)],
+            "coloured": [f"{before}{line[:-1]}\x1b[0m\n" for line in [train(100), *validate(100)]],
+        }.items()
+    )
+    assert coloured.training.columns == plain.training.columns
+    assert coloured.validations.rows() == plain.validations.rows()
+    assert coloured.files[0].not_understood == 0
+    assert read_logs([log(train(100).replace("Loss 12.3456", "Loss \x1b[1m12.3456\x1b[0m"))]).training.last_step == 100
+
+
+PREFIXES = [
+    "2022-02-17 INFO ",
+    "[2022-02-17 20:06:49,083] INFO: ",
+    "INFO:root:",
+    "[rank0]:",
+    "[default0]:",
+    "0: INFO - ",
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_what_stands_before_every_message_is_no_line_that_is_not_understood(prefix, log):
+    logs = read_logs([log(*[prefix + line for line in [train(100), *validate(100)]])])
+    assert (logs.training.last_step, logs.files[0].not_understood, logs.files[0].understood) == (100, 0, 4)
+    [file] = read_logs([log(train(50), *[f"{prefix}{TIME}something else\n", f"Speed 31{train(100)}"])]).files
+    assert file.not_understood == 2
+
+
 def test_lines_not_understood_are_counted_and_shown(converted, log, capsys):
     noise = [b"\xff\xfe\x1b[31m red \xe2\x80\xae\n", "x" * 200_000 + "\n", "Traceback\n", "  File 'a'\n"]
     run = converted(train(100), *noise, train(200))

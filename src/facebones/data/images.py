@@ -25,6 +25,8 @@ _FRAME_ANYWHERE = re.compile(rb"\xff[" + bytes(sorted(_FRAMES)) + rb"](?=(.{7}))
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 _segment = struct.Struct(">BBH").unpack_from
 _frame = struct.Struct(">HH").unpack_from
+_PNG_EXPANDING = frozenset((b"zTXt", b"iTXt", b"iCCP"))
+_png_part = struct.Struct(">I4s").unpack_from
 
 
 def decode(encoded: bytes, what: str | Callable[[], str], size: int | None = None) -> ImageArray:
@@ -47,9 +49,11 @@ def decode(encoded: bytes, what: str | Callable[[], str], size: int | None = Non
         place = what() if callable(what) else what
         raise ConfigError(f"{place}: {type(encoded).__name__} instead of an image's bytes; correct the data format")
     claimed = claimed_pixels(encoded)
+    content: bytes | None = encoded if claimed is not None and claimed <= MOST_PIXELS else None
+    if content is not None and claimed is not None and content[:4] == b"\x89PNG":
+        content = _png_of_pixels(content, claimed)
     try:
-        readable = claimed is not None and claimed <= MOST_PIXELS
-        image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR_RGB) if readable else None
+        image = None if content is None else cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:
         image = None
     if image is None:
@@ -131,6 +135,30 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
         if marker in _FRAMES:
             return _frame(encoded, place + 5)
         place += 1 if marker == 0xFF else 2 + length
+
+
+def _png_of_pixels(encoded: bytes, claimed: int) -> bytes | None:
+    """A PNG without compressed texts and colour profile, which OpenCV expands but the pixels do not depend on.
+
+    None where OpenCV would do far more than the header says: a part that claims to be longer than the file (OpenCV
+    allocates what it claims, up to 4 GB), or far more compressed bytes than the pixels can need.
+    """
+    kept, start, place, compressed = [], 0, 8, 0
+    while place + 12 <= len(encoded):
+        length, kind = _png_part(encoded, place)
+        end = place + 12 + length
+        if end > len(encoded):
+            return None
+        if kind in _PNG_EXPANDING:
+            kept.append(encoded[start:place])
+            start = end
+        compressed += length if kind == b"IDAT" else 0
+        if kind == b"IEND":
+            if compressed > 16 * claimed + 2**16:  # a pixel has at most 8 bytes, and each row some more
+                return None
+            return b"".join((*kept, encoded[start:end])) if kept else encoded
+        place = end
+    return None
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int] | None:

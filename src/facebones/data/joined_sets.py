@@ -156,7 +156,8 @@ def data_roots(path: str | os.PathLike[str]) -> list[Path]:
     Folders that match a pattern but hold neither an image nor records are left out; `without_data` names them.
 
     Raises:
-        DataError: a pattern matches nothing, or a place is named twice, in whatever spelling or through links.
+        DataError: a pattern matches nothing, a place is named twice, in whatever spelling or through links, or one of
+            several places has the separator in its name.
 
     >>> [str(root) for root in data_roots(os.pathsep.join(["faces", "more"]))]
     ['faces', 'more']
@@ -164,9 +165,19 @@ def data_roots(path: str | os.PathLike[str]) -> list[Path]:
     whole = str(path)
     if not whole or os.path.lexists(whole):
         return [Path(path)]
+    _refuse_separator(whole)
     roots = [root for part in whole.split(os.pathsep) if part for root in _matches(part)]
     _refuse_twice(path, roots)
     return roots
+
+
+def _refuse_separator(path: str) -> None:
+    """Refuse several paths of which one has the separator in its name: it would be read as two."""
+    parts = path.split(os.pathsep)
+    for first, end in ((first, first + count) for first in range(len(parts)) for count in (2, 3)):
+        whole = os.pathsep.join(parts[first:end])
+        if end <= len(parts) and os.path.lexists(whole) and not all(map(os.path.lexists, parts[first:end])):
+            raise DataError(f"{whole} has {os.pathsep!r} in its name, which separates paths; rename it, or link to it")
 
 
 def without_data(path: str | os.PathLike[str]) -> list[str]:

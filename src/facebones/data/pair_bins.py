@@ -3,6 +3,7 @@
 import mmap
 import os
 import pickle
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ def read_pairs(path: str | os.PathLike[str], pixel_order: PixelOrder | None = No
     """Read a `.bin` file that Python 2 or 3 wrote, without running any code in it.
 
     The images are encoded, as strings, bytes, byte arrays, `io.BytesIO` or uint8 arrays, in a list or an array; or they
-    are decoded pixels (uint8, (H, W, 3), (3, H, W) or (H, W)), which become BMP images, with a note. The labels are
-    True and False, 1 and 0, or 1 and -1, as integers or floats.
+    are decoded pixels (uint8, (H, W, 3), (3, H, W) or (H, W), or a batch of one of these), which become BMP images,
+    with a note. The labels are True and False, 1 and 0, or 1 and -1, as integers or floats.
 
     Args:
         path: the file.
@@ -64,6 +65,8 @@ def read_pairs(path: str | os.PathLike[str], pixel_order: PixelOrder | None = No
     if not isinstance(content, list | tuple) or len(content) != 2:
         _refuse(path, f"holds {_kind(content)} instead of a pair (images, is_same)")
     images, same = _listed_images(path, content[0]), _booleans(path, content[1])
+    for image in images:
+        _leave_batch(image)
     if not images:
         _refuse(path, "holds no image")
     if len(images) % 2:
@@ -169,6 +172,8 @@ def _image(path: Path, index: int, image: object, pixel_order: PixelOrder) -> by
     if isinstance(image, PickledFile):
         return image.content
     if isinstance(image, PickledArray) and image.objects is None and image.values.dtype == np.uint8:
+        if image.values.ndim > 3:
+            _refuse(path, f"image {index} has shape {image.values.shape}, several images in one")
         if not _is_pixels(image):
             return image.values.tobytes()
         if image.values.size > 4 * MOST_PIXELS:
@@ -181,6 +186,12 @@ def _image(path: Path, index: int, image: object, pixel_order: PixelOrder) -> by
         except UnicodeEncodeError:
             pass
     _refuse(path, f"image {index} is {_kind(image)} instead of bytes")
+
+
+def _leave_batch(image: object) -> None:
+    """Drop the first axis of pixels in a batch of one: (1, H, W, 3) or (1, 3, H, W), in place."""
+    if isinstance(image, PickledArray) and image.values.ndim == 4 and len(image.values) == 1:
+        image.values = image.values[0]
 
 
 def _is_pixels(image: object) -> bool:
@@ -198,12 +209,13 @@ def _pixels_notes(path: Path, coloured: int, grey: int, order: PixelOrder) -> tu
     """How many images are decoded pixels, and in which order their channels were taken."""
     taken = {"bgr": "BGR, the order of OpenCV", "rgb": "RGB"}[order]
     other = "rgb" if order == "bgr" else "bgr"
+    shown = shlex.quote(str(path))
     notes = []
     if coloured:
         notes.append(
             f"{path}: {_images_are(coloured)} decoded pixels, taken as {taken}; if faces look blue in `facebones data"
-            f" inspect {path.name} --output sheet.png`, give --pixel-order {other} to `facebones data convert"
-            f" {path.name} NEW.bin`"
+            f" inspect {shown} --output sheet.png`, give --pixel-order {other} to `facebones data convert"
+            f" {shown} NEW.bin`"
         )
     if grey:
         notes.append(f"{path}: {_images_are(grey)} decoded grey pixels")

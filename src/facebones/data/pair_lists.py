@@ -5,6 +5,7 @@ J. Hu, "Cross-Age LFW" (arXiv 1708.08197); T. Zheng, W. Deng, "Cross-Pose LFW" (
 M. Knoche, S. Hoermann, G. Rigoll, "Cross-Quality LFW" (arXiv 2108.10290).
 """
 
+import codecs
 import csv
 import os
 import re
@@ -22,6 +23,9 @@ from facebones.errors import DataError
 PAIR_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
 FOLDS = 10
 MARKS = {"1": 1, "0": 0, "-1": -1, "+1": 1, "1.0": 1, "0.0": 0, "-1.0": -1, "true": 1, "false": 0}
+
+ROW_NUMBERS = frozenset({"", "index", "idx", "row", "unnamed: 0"})  # names of a column, as pandas writes it
+LABELS = frozenset({"label", "same", "is_same", "issame", "same_person", "mark", "match", "genuine", "target"})
 
 _QUOTED = re.compile(r'"[^"]*"')
 
@@ -66,16 +70,17 @@ def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -
     """Read a pair list and its images.
 
     The first line decides the format; fields are separated by tabs, commas, semicolons or blanks, which quotes protect
-    as in CSV. A heading of column names is skipped in every format. Backslashes in paths are read as slashes.
+    as in CSV. A heading of column names is skipped in every format, and so is a column of row numbers ("index",
+    "Unnamed: 0" or no name). Backslashes in paths are read as slashes. UTF-8, or UTF-16 with a byte order mark.
 
     * LFW and XQLFW: a line `folds pairs`, `pairs` alone (DevTest) or no such line, then lines `name n m` (genuine) and
       `name n other m` (impostor), the same number of both in each fold. Of another number of folds than ten, both
       kinds are dealt over ten, with a note: the evaluation takes ten. Image n of a person is
       `root/name/name_000n.jpg` or `root/name_000n.jpg`, or has another image ending.
-    * CALFW and CPLFW: a line `image mark` per image, two lines per pair. The mark is 0 for an impostor pair, and the
-      number of the fold for a genuine pair. These lists have all genuine pairs before all impostor pairs, so folds in
-      the order of the list would have one kind only. Here each tenth of the genuine pairs, ordered by their marks, is
-      followed by a tenth of the impostor pairs.
+    * CALFW and CPLFW: a line `image mark` per image, two lines per pair. The mark is 0 (or -1) for an impostor pair,
+      and the number of the fold for a genuine pair. These lists have all genuine pairs before all impostor pairs, so
+      folds in the order of the list would have one kind only. Here each tenth of the genuine pairs, ordered by their
+      marks, is followed by a tenth of the impostor pairs.
     * Other lists: a line `image image mark` or `mark image image` per pair; the mark is 1 for genuine, and 0 or -1 for
       impostor.
 
@@ -103,7 +108,7 @@ def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -
 
 def _pairs(path: Path, root: Path) -> tuple[list[ListedPair], list[str]]:
     """The pairs in the order of their folds, and notes for the user."""
-    lines = _without_heading(_lines(path))
+    lines, left_out = _without_heading(_lines(path))
     if not lines:
         raise DataError(f"{path}: holds no pair; a line is 'image image 0|1'")
     first = lines[0][1]
@@ -115,7 +120,8 @@ def _pairs(path: Path, root: Path) -> tuple[list[ListedPair], list[str]]:
         return _marked_pairs(path, lines), []
     if _is_lfw_line(first):
         return _in_folds(path, [_lfw_pair(path, number, fields, root) for number, fields in lines])
-    return _in_folds(path, _plain_pairs(path, lines))
+    pairs, notes = _in_folds(path, _plain_pairs(path, lines))
+    return pairs, [*([f"{path}: columns that are not read: {', '.join(left_out)}"] if left_out else []), *notes]
 
 
 def _lines(path: Path) -> list[Line]:
@@ -131,21 +137,43 @@ def _lines(path: Path) -> list[Line]:
     return lines
 
 
-def _without_heading(lines: list[Line]) -> list[Line]:
-    """Leave out a first line of column names, and pandas' column of row numbers, which has no name.
+def _without_heading(lines: list[Line]) -> tuple[list[Line], list[str]]:
+    """Leave out a first line of column names, a column of row numbers, and columns that are no part of a pair.
+
+    Returns:
+        The lines, and the names of the columns that are no part of a pair.
 
     >>> _without_heading([(1, ["", "first", "second", "same"]), (2, ["0", "a.jpg", "b.jpg", "1"])])
-    [(2, ['a.jpg', 'b.jpg', '1'])]
+    ([(2, ['a.jpg', 'b.jpg', '1'])], [])
+    >>> _without_heading([(1, ["label", "score", "one", "two"]), (2, ["1", "0.5", "a.jpg", "b.jpg"])])
+    ([(2, ['a.jpg', 'b.jpg', '1'])], ['score'])
     """
     if len(lines) < 2:
-        return lines
-    heading, following = lines[0][1], lines[1][1]
-    if len(heading) < 3 and len(heading) != len(following):  # a line that was cut short, rather
-        return lines
-    if any(map(_is_value, heading)) or not any(map(_is_value, following)):
-        return lines
-    first = 1 if not heading[0] else 0
-    return [(number, fields[first:]) for number, fields in lines[1:]]
+        return lines, []
+    heading, rows = lines[0][1], lines[1:]
+    if len(heading) < 3 and len(heading) != len(rows[0][1]):  # a line that was cut short, rather
+        return lines, []
+    names = [name for name in heading if name.lower() not in ROW_NUMBERS]
+    if any(map(_is_value, names)) or not any(map(_is_value, rows[0][1])):
+        return lines, []
+    first = 0
+    if heading[0].lower() in ROW_NUMBERS and (not heading[0] or all(_is_number(fields[0]) for _, fields in rows)):
+        first = 1
+    rows = [(number, fields[first:]) for number, fields in rows]
+    columns = _pair_columns(heading[first:], rows)
+    if not columns:
+        return rows, []
+    left_out = [name for place, name in enumerate(heading[first:]) if place not in columns]
+    return [(number, [fields[place] for place in columns]) for number, fields in rows], left_out
+
+
+def _pair_columns(heading: list[str], rows: list[Line]) -> list[int]:
+    """Places of both images and the label among more than three columns; none where these cannot be told safely."""
+    if len(heading) <= 3 or any(len(fields) != len(heading) for _, fields in rows):
+        return []
+    labels = [place for place, name in enumerate(heading) if name.lower() in LABELS]
+    images = [place for place in range(len(heading)) if all(is_image_name(fields[place]) for _, fields in rows)]
+    return [*images, *labels] if (len(images), len(labels)) == (2, 1) else []
 
 
 def _is_value(field: str) -> bool:
@@ -195,12 +223,15 @@ def _dealt(genuine: Sequence[ListedPair], impostor: Sequence[ListedPair]) -> lis
 
 
 def _text(path: Path) -> str:
+    encoding = "UTF-8"
     try:
-        return path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        encoding = "UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else encoding
+        return content.decode("utf-8-sig" if encoding == "UTF-8" else encoding)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, byte {error.start}: not UTF-8 text; a pair list is a text file") from error
+        raise DataError(f"{path}, byte {error.start}: not {encoding} text; a pair list is a text file") from error
 
 
 def _fields(line: str) -> list[str]:
@@ -257,16 +288,22 @@ def _lfw_image(root: Path, name: str, number: str) -> str:
 def _marked_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:
     """Join every two lines to a pair, and spread both kinds of pairs over the folds."""
     for number, fields in lines:
-        if len(fields) != 2 or not _is_number(fields[1]):
-            _fail_line(path, number, fields, "'image mark', where the mark is 0 or the number of a fold")
+        if len(fields) != 2 or not (_is_number(fields[1]) or fields[1] == "-1"):
+            _fail_line(path, number, fields, "'image mark', where the mark is 0 or -1, or the number of a fold")
     if len(lines) % 2:
         raise DataError(f"{path}, line {lines[-1][0]}: an image without a second one; two lines make a pair")
     marks: dict[ListedPair, int] = {}
+    impostor_mark: int | None = None
     for (_, (first, mark)), (number, (second, other)) in zip(lines[::2], lines[1::2], strict=True):
         if int(mark) != int(other):
             raise DataError(
                 f"{path}, line {number}: mark {other}, but its pair began with mark {mark}; correct the list"
             )
+        if int(mark) < 1 and impostor_mark not in (None, int(mark)):
+            raise DataError(
+                f"{path}, line {number}: impostor pairs are marked 0 or -1, and this list has both; correct the list"
+            )
+        impostor_mark = int(mark) if int(mark) < 1 else impostor_mark
         marks[ListedPair(number, first, second, int(mark) > 0)] = int(mark)
     genuine, impostor = _by_kind(list(marks))
     return _dealt(sorted(genuine, key=marks.__getitem__), impostor)
@@ -281,6 +318,10 @@ def _plain_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:
     first = lines[0][1]
     mark = 0 if first[0].lower() in MARKS and first[-1].lower() not in MARKS else -1
     wanted = "'image image 0|1'" if mark else "'0|1 image image'"
+    if len(first) > 3:
+        wanted += (
+            "; if the list has more columns, name the columns in a first line: two of image files and one named label"
+        )
     pairs: list[ListedPair] = []
     impostor_marks: set[int] = set()
     for number, fields in lines:

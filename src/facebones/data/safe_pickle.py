@@ -371,6 +371,19 @@ def _array(raw: object, kind: PickledType, shape: tuple[int, ...], order: object
     return PickledArray(np.frombuffer(raw, dtype=kind.numpy).reshape(shape, order="F" if order == "F" else "C"))
 
 
+def _from_buffer(
+    raw: object, kind: PickledType, shape: tuple[int, ...], order: object, axis_order: object = None
+) -> PickledArray:
+    """Replace NumPy's `_frombuffer`: how protocol 5 writes an array. One in order "K" has its axes in `axis_order`."""
+    if order != "K" or axis_order is None:
+        return _array(raw, kind, shape, order)
+    array = _array(raw, kind, shape)  # checks the shape
+    axes = axis_order if isinstance(axis_order, tuple) and len(axis_order) == len(shape) else ()
+    if array.objects is not None or not all(type(axis) is int for axis in axes) or sorted(axes) != [*range(len(shape))]:
+        raise _Unfit("a numpy array in an order of axes that no array has; restore the file from its source")
+    return PickledArray(array.values.transpose(axes))
+
+
 def _elements(shape: object) -> int:
     """Number of elements of an array. A shape is not believed: a product of texts or of huge numbers takes forever."""
     sizes = shape if isinstance(shape, tuple) and len(shape) <= MOST_AXES else (-1,)
@@ -419,5 +432,5 @@ _NAMES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys([f"{module}.bytearray" for module in ("builtins", "__builtin__")], _bytes),
     **dict.fromkeys([f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")], lambda *_: PickledArray()),
     **dict.fromkeys([f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")], _scalar),
-    **dict.fromkeys([f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")], _array),
+    **dict.fromkeys([f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")], _from_buffer),
 }

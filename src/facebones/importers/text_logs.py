@@ -39,6 +39,14 @@ _IS = r"\s*+[:=]?+\s*+"
 _NEXT = r"[\s|,;]++"
 
 _START = re.compile(r"Training:\s*+(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:[,.]\d++)?+\s*+-")
+_COLOUR = re.compile(r"\x1b\[[0-9;:?]*+[ -/]*+[@-~]")  # and other orders to a terminal
+# What logging, torchrun and cluster tools write before each line: times, levels, names of loggers and ranks.
+_PREFIX = re.compile(
+    r"(?:[\[(<]?+(?:\d{4}-\d\d-\d\d[ T]?+|\d\d:\d\d:\d\d(?:[.,]\d++)?+Z?+|DEBUG|INFO|WARNING|root"
+    r"|(?:rank|default)_?+\d++|\d++)[\])>]?+[\s:|,-]*+)++",
+    _FLAGS,
+)
+_PREFIX_SAYS = re.compile(r"\d{4}-\d\d-\d\d|:\d\d:|INFO|DEBUG|WARNING|\[?(?:rank|default)_?+\d", _FLAGS)
 _TRAINING = re.compile(
     rf"\bSpeed{_IS}{_NUMBER}\s*+samples/s(?:ec)?+{_NEXT}Loss{_IS}{_NUMBER}{_NEXT}"
     rf"(?:(?:Learning\s?+Rate|LR){_IS}{_NUMBER}{_NEXT})?+"
@@ -119,13 +127,19 @@ def split_messages(line: str) -> Iterator[Message]:
     ['Speed 31', 'rank_id: 0']
     """
     # A power failure leaves NULs in place of text that was not yet on disk.
+    line = _COLOUR.sub("", line) if "\x1b" in line else line
     pieces = line.replace("\0", "").replace("\ufeff", "").rstrip("\n").split("\r")
     for number, piece in enumerate(pieces):
         ended = number + 1 < len(pieces) or line.endswith("\n")
         parts = _START.split(piece)  # text, time, text, time, text, ...
-        for place in range(0, len(parts), 2):
+        for place in range(2 if len(parts) > 1 and _is_prefix(parts[0]) else 0, len(parts), 2):
             if text := parts[place].strip():
                 yield Message(text, parts[place - 1] if place else "", ended if place + 2 >= len(parts) else False)
+
+
+def _is_prefix(text: str) -> bool:
+    """Whether a text before the first message is what a logger writes before each, rather than a message cut short."""
+    return bool(_PREFIX.fullmatch(text.strip()) and _PREFIX_SAYS.search(text))
 
 
 def read_message(message: Message) -> Content | None:
