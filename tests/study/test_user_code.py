@@ -114,6 +114,7 @@ def test_an_item_of_evaluate_that_cannot_be_used_is_refused_in_one_line(small_da
 
 
 def test_the_command_line_replaces_the_list(small_data, tmp_path):
-    path = write(tmp_path, plugins="", backbones="shufflefacenet_0_5", data=small_data, evaluate="cfp")
+    names = {"plugins": "", "backbones": "shufflefacenet_0_5", "evaluate": "cfp", "overrides": "validation.sets: tiny"}
+    path = write(tmp_path, data=small_data, **names)
     study = load_study(path, evaluate=f"pairs={small_data / 'tiny.bin'}")
     assert [row["state"] for row in preview(study, tmp_path / "out", device="cpu")] == ["to do"]
