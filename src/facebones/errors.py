@@ -38,8 +38,7 @@ class UnknownNameError(FaceBonesError):
     def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
         known = sorted(known)
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
-        hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(known[:MOST_NAMES])}{more}"
+        hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {some(known, MOST_NAMES)}"
         place = f"{where}: " if where else ""
         super().__init__(f"{place}unknown {kind} '{name}'; {hint}")
 
@@ -53,3 +52,23 @@ class RunError(FaceBonesError):
 def first_line(error: BaseException) -> str:
     """First line of the message of another library's error; the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def some(names: Iterable[object], shown: int = 3) -> str:
+    """The first names, and how many more there are.
+
+    >>> some("abcde")
+    'a, b, c and 2 more'
+    """
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number of things.
+
+    >>> counted(1, "image"), counted(2, "image"), counted(2, "identity", "identities")
+    ('1 image', '2 images', '2 identities')
+    """
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"

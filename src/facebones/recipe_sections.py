@@ -13,7 +13,7 @@ from facebones.heads.registry import DEFAULT_HEAD, CombinedOptions
 from facebones.strict_yaml import setting
 
 CHOOSABLE = ("precision", "compile")  # training settings that `training.choose` may name
-REPETITION = ("fresh", "repeated")  # what an epoch draws: anew, or as the first epoch did
+REPETITION = ("fresh", "repeated")  # random draws of an epoch: new ones, or those of the first epoch
 
 
 @dataclass(frozen=True, kw_only=True)

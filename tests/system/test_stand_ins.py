@@ -1,4 +1,4 @@
-"""Files that stand in the place of others are named as what they are, by every reader of large files."""
+"""A pointer or a web page instead of a large file is reported as such by every reader of large files."""
 
 from pathlib import Path
 

@@ -219,7 +219,7 @@ def _without_unknown_modules(expected: Mapping[str, Shape], tensors: Tensors, wr
 def _left_over(
     rest: Iterable[str], tensors: Tensors, wrapper: str, network: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    """Names that the network has no place for: those of its own modules, and those of others beside it."""
+    """Names that the network has no place for: those of its own modules, and those of other modules of the file."""
     inside: dict[str, list[str]] = {}
     beside: list[str] = []
     for name in rest:

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from facebones.backbones.base import LARGEST_EMBEDDING, Backbone
 from facebones.backbones.registry import create_backbone, lookup_backbone
-from facebones.errors import CheckpointError, ConfigError, UnknownNameError
+from facebones.errors import CheckpointError, ConfigError, UnknownNameError, some
 
 if TYPE_CHECKING:
     from facebones.run_folder import RunFolder
 
-KEYS_SHOWN = 3
 METADATA_KEY = "facebones"  # in a safetensors file: the model card as JSON
 
 
@@ -147,8 +146,7 @@ def check_weights(backbone: Backbone, weights: Mapping[str, Tensor], where: str)
 
 def listed(keys: Sequence[str]) -> str:
     """The first few names, and the number of the others."""
-    more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
-    return ", ".join(f"{key!s:.80}" for key in keys[:KEYS_SHOWN]) + more
+    return some([f"{key!s:.80}" for key in keys])
 
 
 def _is_odd(tensor: Tensor, expected: Tensor) -> bool:

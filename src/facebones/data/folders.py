@@ -11,11 +11,11 @@ from typing import ClassVar, NoReturn
 import numpy as np
 
 from facebones.data.images import image_size
-from facebones.data.joined_sets import JoinedSets, counted, data_roots, is_system_folder, some, without_data
+from facebones.data.joined_sets import JoinedSets, data_roots, is_system_folder, without_data
 from facebones.data.recordio import HeaderTable, RecordFile, first_label
 from facebones.data.training_set import Integers, TrainingSet, data_formats, register_data_format
 from facebones.data.training_set import same_data as same_data  # noqa: PLC0414
-from facebones.errors import DataError
+from facebones.errors import DataError, counted, some
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 # InsightFace stores keys as float32, which holds every whole number below this one.

@@ -3,7 +3,7 @@
 import glob
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from facebones.data.training_set import Integers, TrainingSet
-from facebones.errors import DataError
+from facebones.errors import DataError, some
 
 PATTERN = frozenset("*?[")
 # What a note says of a name, and of several, that is in more than one part.
@@ -37,26 +37,6 @@ def is_system_folder(name: str) -> bool:
     (True, False)
     """
     return name.lower() in SYSTEM_FOLDERS
-
-
-def some(names: Iterable[object], shown: int = 3) -> str:
-    """The first names, and how many more there are.
-
-    >>> some("abcde")
-    'a, b, c and 2 more'
-    """
-    listed = [str(name) for name in names]
-    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
-    return ", ".join(listed[:shown]) + more
-
-
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """A number of things.
-
-    >>> counted(1, "image"), counted(2, "image"), counted(2, "identity", "identities")
-    ('1 image', '2 images', '2 identities')
-    """
-    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 class JoinedSets(TrainingSet):

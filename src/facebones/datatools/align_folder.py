@@ -24,7 +24,7 @@ from facebones.datatools.contact_sheet import IN_ROW, write_face_sheet
 from facebones.datatools.jpeg_damage import decoder_warnings
 from facebones.datatools.landmarks import LandmarkSource, LandmarkTable, quiet_opencv
 from facebones.datatools.partial_folder import PartialFolder, photos_origin
-from facebones.errors import ConfigError, DataError
+from facebones.errors import ConfigError, DataError, some
 from facebones.system.files import check_writable
 from facebones.system.progress import track
 
@@ -255,7 +255,7 @@ def list_images(root: Path) -> tuple[list[str], list[str]]:
     _list_below(root, "", (), images, others)
     if not images:
         raise DataError(f"{root}: no image in it or below; check the path")
-    shown = ", ".join(sorted(others)[:SHOWN]) + (f" and {len(others) - SHOWN} more" if len(others) > SHOWN else "")
+    shown = some(sorted(others), SHOWN)
     return sorted(images), [f"{root}: {len(others)} files that are no image left out: {shown}"] if others else []
 
 
@@ -357,10 +357,9 @@ def _csv(missing: Sequence[Missing]) -> bytes:
 
 def _empty_folders(names: Sequence[str], lost: set[str]) -> list[str]:
     """Note on the folders that have photos but no face."""
-    before, after = ({os.path.dirname(name) for name in some} for some in (names, set(names) - lost))  # noqa: PTH120
+    before, after = ({os.path.dirname(name) for name in part} for part in (names, set(names) - lost))  # noqa: PTH120
     empty = sorted(before - after)
-    more = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
-    return [f"folders without a face: {len(empty)}: {', '.join(empty[:SHOWN])}{more}"] if empty else []
+    return [f"folders without a face: {len(empty)}: {some(empty, SHOWN)}"] if empty else []
 
 
 def _write_sheet(path: Path, root: Path, names: Sequence[str]) -> None:

@@ -222,6 +222,14 @@ def _onnx_file(network: Backbone, folder: Path) -> Path:
 
 
 _ONNX = ("onnx", "onnxscript")
+_OPENVINO = Runtime(
+    prepare=_openvino("f32"),
+    setup_seconds=15,
+    torch=False,
+    takes_onnx=True,
+    packages=(*_ONNX, "openvino"),
+    extra="openvino",
+)
 RUNTIMES = {
     EAGER: Runtime(),
     "bf16": Runtime(precision="bf16", setup_seconds=1),
@@ -233,23 +241,8 @@ RUNTIMES = {
         packages=(*_ONNX, "onnxruntime"),
         extra="export",
     ),
-    "openvino": Runtime(
-        prepare=_openvino("f32"),
-        setup_seconds=15,
-        torch=False,
-        takes_onnx=True,
-        packages=(*_ONNX, "openvino"),
-        extra="openvino",
-    ),
-    "openvino-bf16": Runtime(
-        precision="bf16",
-        prepare=_openvino("bf16"),
-        setup_seconds=15,
-        torch=False,
-        takes_onnx=True,
-        packages=(*_ONNX, "openvino"),
-        extra="openvino",
-    ),
+    "openvino": _OPENVINO,
+    "openvino-bf16": replace(_OPENVINO, precision="bf16", prepare=_openvino("bf16")),
     "compiled": Runtime(prepare=_compiled, setup_seconds=45),
     "compiled-bf16": Runtime(precision="bf16", prepare=_compiled, setup_seconds=45),
 }

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.backbones.base import IMAGE_SIZE
-from facebones.errors import CheckpointError
+from facebones.errors import CheckpointError, some
 
 TYPES: dict[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
@@ -255,4 +255,4 @@ def _parallel(a: Array, b: Array) -> bool:
 
 def _listed(names: Sequence[str], answers: Sequence[Any]) -> str:
     shown = [f"{name:.40} {getattr(answer, 'shape', '')}" for name, answer in zip(names, answers, strict=True)]
-    return ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")
+    return some(shown, 6)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facebones.errors import DataError, FaceBonesError
+from facebones.errors import DataError, FaceBonesError, some
 from facebones.recipe import load_config
 from facebones.reporting.results import Cost, Run
 from facebones.run_folder import RunFolder, read_metrics
@@ -257,9 +257,8 @@ def different_recipes(runs: Sequence[Run]) -> list[str]:
     names = [name for name in names if any(fields.get(name) != found[0].get(name) for fields in found)]
     if not names:
         return []
-    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
     return [
-        f"the runs were trained with different settings: they differ in {', '.join(names[:MOST_SHOWN])}{more}; a better"
+        f"the runs were trained with different settings: they differ in {some(names, MOST_SHOWN)}; a better"
         " result may come from the recipe instead of the backbone"
     ]
 

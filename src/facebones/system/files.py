@@ -22,7 +22,7 @@ BAD_PLACE = {
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
 }
 MOST_INFLATION = 20  # times: measurements hardly compress
-# How files begin that stand in the place of others.
+# What is found instead of a large file that was not downloaded, and its first bytes.
 STAND_INS = {
     "is a Git LFS pointer, not the file itself; fetch the file by `git lfs pull`": (b"version https://git-lfs",),
     "is a git-annex pointer, not the file itself; fetch the file by `git annex get`": (b"/annex/objects/",),

@@ -12,9 +12,9 @@ import torch
 
 import facebones
 from facebones.backbones.weights import save_weights
-from facebones.data.joined_sets import JoinedSets, part_name, some
+from facebones.data.joined_sets import JoinedSets, part_name
 from facebones.data.training_set import same_data
-from facebones.errors import RunError
+from facebones.errors import RunError, some
 from facebones.run_folder import RunFolder
 from facebones.system.environment import git_revision
 from facebones.system.files import write_json
