@@ -117,7 +117,7 @@ def _take_for_magface(backbone: Backbone, path: Path) -> None:
     backbone.known_input = MAGFACE_INPUT
     _note(
         f"{path}: has 'features.' before the names, as MagFace's files have: batch normalisation computes with"
-        f" its eps {MAGFACE_EPS:g}, and its input is BGR from 0 to 1"
+        f" its eps {MAGFACE_EPS:g}"
     )
 
 
