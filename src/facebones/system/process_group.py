@@ -239,7 +239,7 @@ def gather_objects(own: World, value: Any) -> list[Any]:
     if own.size == 1:
         return [value]
     found: list[Any] = [None] * own.size
-    with own._guarded("all_gather_object"):
+    with own.guarded("all_gather_object"):
         torch.distributed.all_gather_object(found, value)
     return found
 
