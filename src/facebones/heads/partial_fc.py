@@ -50,6 +50,17 @@ class Head(nn.Module):
     def draw_sample(self, label: Tensor) -> None:
         """Prepare a step, given the labels of all its batches; most heads have nothing to do."""
 
+    def sharded_parameters(self) -> list[list[nn.Parameter]]:
+        """For each own shard, what is trained of it and is nowhere else; none where every process has all."""
+        return []
+
+    def whole_parameters(self) -> list[nn.Parameter]:
+        """The parameters that every process has, each once."""
+        return list(self.parameters())
+
+    def complete_gradients(self) -> None:
+        """Sum what the gradients of the own shards lack, after the last backward of a step."""
+
     def forward(self, embedding_BD: Tensor, label_B: Tensor) -> HeadOutput:
         """The loss of a batch, and metrics for the log; a label of -1 has no class here."""
         raise NotImplementedError

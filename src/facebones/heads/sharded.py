@@ -116,8 +116,27 @@ class ShardedHead(_SharedHead):
         """The head of each own shard."""
         return [head for head in self.shards if isinstance(head, PartialFC)]
 
-    def shared_parameters(self) -> list[list[nn.Parameter]]:
-        """Parameters that every shard has a copy of, such as a learned bias: the copies of the own shards."""
+    def sharded_parameters(self) -> list[list[nn.Parameter]]:
+        """The centres of each own shard, or those of the step's sample."""
+        return [[head.centres if head.sampled is None else head.sampled.leaf] for head in self.heads]
+
+    def whole_parameters(self) -> list[nn.Parameter]:
+        """Parameters that every shard has a copy of, such as a learned bias: those of the first own shard."""
+        return [copies[0] for copies in self._copied_parameters()]
+
+    def complete_gradients(self) -> None:
+        """Sum the gradients of copied parameters over all shards; a shard without classes gets a gradient, too."""
+        for copies in self._copied_parameters():
+            if copies[0].requires_grad:
+                parts = [torch.zeros_like(one) if one.grad is None else one.grad for one in copies]
+                summed = self.world.total(parts)
+                for one in copies:
+                    one.grad = summed.clone()
+        for head in self.heads:
+            if not len(head.shard) and head.sampled is None:
+                head.centres.grad = torch.zeros_like(head.centres)
+
+    def _copied_parameters(self) -> list[list[nn.Parameter]]:
         names = [name for name, _ in self.heads[0].named_parameters() if name != "centres"]
         return [[head.get_parameter(name) for head in self.heads] for name in names]
 
