@@ -20,6 +20,7 @@ from facebones.system.distributed import ALONE, World
 from facebones.system.progress import say
 from facebones.training import step as steps
 from facebones.training.data_parallel import DataParallel
+from facebones.training.logical_state import head_state, load_head_state, load_optimizer_state, optimizer_state
 from facebones.training.logs import Meter, Stopwatch, find_summary_writer
 from facebones.training.optimizer import build_optimizer, build_schedule, materialise_optimizer_state
 from facebones.training.state import check_state, restore_random_state
@@ -119,8 +120,8 @@ class Trainer:
         return {
             "recipe": self.recipe.to_dict(),
             "backbone": self.backbone.state_dict(),
-            "head": self.head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "head": head_state(self.head),
+            "optimizer": optimizer_state(self.optimizer, self.backbone, self.head),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
@@ -151,8 +152,8 @@ class Trainer:
         if place != {key: self.state_dict(0)[key] for key in place} or not 0 <= self.step <= self.total_steps:
             raise CheckpointError(f"{path}: its position in the data does not fit its config.yaml; restore both")
         self.backbone.load_state_dict(state["backbone"])
-        self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_head_state(self.head, state["head"])
+        load_optimizer_state(self.optimizer, self.backbone, self.head, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.unreadable.load(state["unreadable"], path)
         self.meter.load_state_dict(state["meter"])
