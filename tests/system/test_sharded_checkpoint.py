@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from facebones.errors import CheckpointError, RunError
+from facebones.errors import CheckpointError
 from facebones.system import process_group
 from facebones.system.checkpoint import save_checkpoint
 from facebones.system.distributed import World

@@ -97,7 +97,7 @@ def _write_values(file: IO[bytes], values: Tensor) -> None:
 
 def _bytes_of(values: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU."""
-    return memoryview(cast(Buffer, values.reshape(-1).view(torch.uint8).numpy()))
+    return values.reshape(-1).view(torch.uint8).numpy().data
 
 
 # -------------------------------------------------------------------------------------------------------- reading

@@ -7,13 +7,12 @@ files hold them. So a training goes on with another number of processes, or of s
 
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from facebones.errors import CheckpointError, RunError
@@ -23,7 +22,6 @@ from facebones.system.checkpoint_index import (
     Index,
     Matrix,
     Part,
-    TensorName,
     check_cover,
     current_folder,
     folder_name,
@@ -33,47 +31,13 @@ from facebones.system.checkpoint_index import (
 )
 from facebones.system.distributed import World
 from facebones.system.files import atomic_write
-from facebones.system.safetensors_file import (
-    DTYPE_NAMES,
-    DTYPES,
-    Blocks,
-    Entry,
-    SafetensorsFile,
-    file_size,
-    new_tensor,
-    write_tensors,
-)
+from facebones.system.rows import Rows, fitted, holds_rows, named_tensors
+from facebones.system.safetensors_file import DTYPE_NAMES, Blocks, file_size, write_tensors
+from facebones.system.sharded_reader import SavedParts
 
+__all__ = ["Rows", "Save", "load_parts", "load_sharded", "load_state", "newest", "save_sharded", "save_state"]
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Consecutive rows of a matrix that no process holds as a whole.
-
-    Attributes:
-        blocks: (n_i, D) each: one for each own shard, consecutive; a block may be empty.
-        start: number of the first row.
-        total: rows of the whole matrix.
-    """
-
-    blocks: Sequence[Tensor]
-    start: int
-    total: int
-
-    @property
-    def range(self) -> range:
-        """The rows that are here."""
-        return range(self.start, self.start + sum(map(len, self.blocks)))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape (C, D) of the whole matrix."""
-        return (self.total, *self.blocks[0].shape[1:])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of its numbers."""
-        return self.blocks[0].dtype
-
+LOOKS = 5  # at a checkpoint that a training replaces
 
 # --------------------------------------------------------------------------------------------------------- saving
 
@@ -117,13 +81,6 @@ def save_sharded(index: Path, state: Mapping[str, Any], world: World) -> None:
             save.commit()
 
 
-def holds_rows(state: Any) -> bool:
-    """Whether a part of a state is spread over processes."""
-    if isinstance(state, Mapping):
-        return any(map(holds_rows, state.values()))
-    return isinstance(state, Rows) or (isinstance(state, list | tuple) and any(map(holds_rows, state)))
-
-
 @dataclass(frozen=True, eq=False)
 class Save:
     """One save of one process, from the agreement on its files to the commit.
@@ -150,7 +107,7 @@ class Save:
         with process_group.agreed(world):
             if world.is_first:
                 own |= {name: [tensor] for name, tensor in named.items() if isinstance(tensor, Tensor)}
-            ranges = {name: (tensor.range.start, tensor.range.stop) for name, tensor in rows.items()}
+            ranges = {name: (tensor.span.start, tensor.span.stop) for name, tensor in rows.items()}
             told = (secrets.token_hex(4), file_size(own), ranges)
         answers = process_group.gather_objects(world, told)
         index = Index(
@@ -217,23 +174,6 @@ class Save:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def named_tensors(state: Any, named: dict[str, Tensor | Rows], place: str = "") -> Any:
-    """A state with a TensorName for each tensor; `named` gets the tensors by these names."""
-    inner = place + "." if place else ""
-    if isinstance(state, Tensor | Rows):
-        name = place
-        while name in named or name == "__metadata__":
-            name += "'"
-        named[name] = state
-        return TensorName(name)
-    if isinstance(state, Mapping):
-        return {key: named_tensors(value, named, f"{inner}{key}") for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        items = [named_tensors(value, named, f"{inner}{number}") for number, value in enumerate(state)]
-        return items if isinstance(state, list) else tuple(items)
-    return state
-
-
 def remove_sharded(index: Path) -> None:
     """Remove a sharded checkpoint."""
     index.unlink(missing_ok=True)
@@ -295,158 +235,24 @@ def newest(single: Path, index: Path) -> Path:
 
 
 def load_parts(index: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Read some parts of the state in a sharded checkpoint, with whole tensors.
+    """Read some parts of the state in a sharded checkpoint, with whole tensors, also while a training replaces it.
 
     Raises:
         CheckpointError: it is damaged.
     """
-    with _Reader(index) as reader:
-        state = reader.index.state
-        return {key: reader.filled(state[key], None, reader.whole) for key in keys if key in state}
+    for _ in range(LOOKS):
+        folder = current_folder(index)
+        try:
+            with SavedParts(index) as parts:
+                state = parts.index.state
+                return {key: parts.filled(state[key], None, parts.whole) for key in keys if key in state}
+        except CheckpointError:
+            if current_folder(index) == folder:
+                raise
+    raise CheckpointError(f"{index}: is replaced faster than it can be read; wait until the training ends")
 
 
 def _load_sharded(index: Path, pattern: Any) -> dict[str, Any]:
-    with _Reader(index) as reader:
+    with SavedParts(index) as reader:
         found: dict[str, Any] = reader.filled(reader.index.state, pattern, reader.fitting)
         return found
-
-
-def fitted(found: Any, pattern: Any) -> Any:
-    """A state with rows cut as in the pattern, in memory of its own; what does not fit stays as it is."""
-    if isinstance(found, dict):
-        return {key: fitted(value, _inner(pattern, key)) for key, value in found.items()}
-    if isinstance(found, list | tuple):
-        items = [fitted(value, _inner(pattern, number)) for number, value in enumerate(found)]
-        return items if isinstance(found, list) else tuple(items)
-    fits = isinstance(found, Tensor) and found.layout == torch.strided and not found.is_meta
-    if not fits or not isinstance(pattern, Tensor | Rows) or not _alike(found, pattern):
-        return found
-    if isinstance(pattern, Tensor):
-        return found.clone()
-    places = _block_places(pattern)
-    return Rows([found[place.start : place.stop].clone() for place in places], pattern.start, pattern.total)
-
-
-def _alike(found: Any, pattern: Any) -> bool:
-    return (tuple(found.shape), found.dtype) == (tuple(pattern.shape), pattern.dtype)
-
-
-def _block_places(rows: Rows) -> list[range]:
-    """The rows of each block, as numbers in the whole matrix."""
-    places, start = [], rows.start
-    for block in rows.blocks:
-        places.append(range(start, start + len(block)))
-        start += len(block)
-    return places
-
-
-def _inner(pattern: Any, key: Any) -> Any:
-    """The pattern of a value in a dictionary or list; None where there is none."""
-    if isinstance(pattern, Mapping):
-        return pattern.get(key)
-    fits = isinstance(pattern, list | tuple) and isinstance(key, int) and key < len(pattern)
-    return pattern[key] if fits else None
-
-
-class _Reader:
-    """The open files of a sharded checkpoint.
-
-    Args:
-        path: of the index.
-
-    Attributes:
-        index: its content.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.index = path, read_index(path)
-        self._paths = self.index.paths(path)
-        self._open: dict[int, SafetensorsFile] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "_Reader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def filled(self, value: Any, pattern: Any, read: Callable[[str, Any], Any]) -> Any:
-        """A part of the state, with what `read` gives for each tensor and its pattern."""
-        if isinstance(value, TensorName):
-            return read(value.name, pattern)
-        if isinstance(value, dict):
-            return {key: self.filled(item, _inner(pattern, key), read) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            items = [self.filled(item, _inner(pattern, number), read) for number, item in enumerate(value)]
-            return items if isinstance(value, list) else tuple(items)
-        return value
-
-    def whole(self, name: str, _: Any = None) -> Tensor:
-        """A tensor, whether it is spread over the parts or not."""
-        matrix = self.index.matrices.get(name)
-        if matrix is None:
-            self._entry(0, name)
-            return self._part(0).read(name)
-        for number in range(len(matrix.rows)):  # before memory is taken
-            self._part(number)
-        found = new_tensor(matrix.shape, DTYPES[matrix.dtype], f"{self.path}: {name}")
-        self._read_rows(name, range(matrix.shape[0]), found)
-        return found
-
-    def fitting(self, name: str, pattern: Any) -> Any:
-        """The rows that the pattern has, or the whole tensor; an empty block where the whole would not fit."""
-        matrix = self.index.matrices.get(name)
-        shape, dtype = self._kind(name)
-        alike = isinstance(pattern, Tensor | Rows) and (shape, dtype) == (tuple(pattern.shape), pattern.dtype)
-        if isinstance(pattern, Rows) and alike:
-            where = f"{self.path}: {name}"
-            blocks = [new_tensor(block.shape, dtype, where) for block in pattern.blocks]
-            for block, place in zip(blocks, _block_places(pattern), strict=True):
-                self._read_rows(name, place, block)
-            return Rows(blocks, pattern.start, pattern.total)
-        if isinstance(pattern, Tensor) and alike:
-            return _laid_out(self.whole(name), pattern)
-        if shape and (matrix is not None or isinstance(pattern, Rows)):
-            return Rows([new_tensor((0, *shape[1:]), dtype, f"{self.path}: {name}")], 0, shape[0])
-        return self.whole(name)
-
-    def _kind(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
-        if matrix := self.index.matrices.get(name):
-            return matrix.shape, DTYPES[matrix.dtype]
-        entry = self._entry(0, name)
-        return entry.shape, entry.dtype
-
-    def _read_rows(self, name: str, wanted: range, out: Tensor) -> None:
-        """Fill `out` with these rows, from all parts that hold some."""
-        matrix = self.index.matrices.get(name)
-        held = matrix.rows if matrix else (range(self._entry(0, name).shape[0]),)
-        for number, rows in enumerate(held):
-            start, stop = max(rows.start, wanted.start), min(rows.stop, wanted.stop)
-            if start < stop:
-                self._part(number).read_rows(name, start - rows.start, out[start - wanted.start : stop - wanted.start])
-
-    def _entry(self, number: int, name: str) -> Entry:
-        file = self._part(number)
-        if name not in file.entries:
-            raise CheckpointError(f"{file.path}: lacks {name:.80}, which {self.path.name} names; restore the files")
-        return file.entries[name]
-
-    def _part(self, number: int) -> SafetensorsFile:
-        """A part, opened and compared with the index."""
-        if number not in self._open:
-            file = SafetensorsFile(self._paths[number], self.index.parts[number].size)
-            self._open[number] = self._stack.enter_context(file)
-            for name, matrix in self.index.matrices.items():
-                entry, shape = self._entry(number, name), (len(matrix.rows[number]), *matrix.shape[1:])
-                if (entry.shape, entry.dtype) != (shape, DTYPES[matrix.dtype]):
-                    raise CheckpointError(
-                        f"{file.path}: {name:.80}: not the rows that {self.path.name} names; restore the files"
-                    )
-        return self._open[number]
-
-
-def _laid_out(found: Tensor, pattern: Tensor) -> Tensor:
-    """The same values with the strides of the pattern: torch's fused optimizers expect those of the parameter."""
-    if found.stride() == pattern.stride():
-        return found
-    return torch.empty_like(pattern, device="cpu").copy_(found)
