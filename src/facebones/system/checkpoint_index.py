@@ -60,12 +60,14 @@ class Index:
         parts: the files, in the order of the processes that wrote them; the first holds the whole tensors too.
         matrices: those that are spread over the parts, by name.
         state: nested dictionaries, lists and plain values, with a TensorName for each tensor.
+        names: of all tensors.
     """
 
     folder: str
     parts: tuple[Part, ...]
     matrices: Mapping[str, Matrix]
     state: dict[str, Any]
+    names: frozenset[str]
 
     def paths(self, index: Path) -> list[Path]:
         """The files of the parts, of which none leads elsewhere by a link.
@@ -204,7 +206,7 @@ def _parse(content: Any, path: Path) -> Index:
         _refuse(f"{path}: state: no dictionary")
     if unused := found_matrices.keys() - reader.names:
         _refuse(f"{path}: matrices: {min(unused):.80} does not stand in the state")
-    return Index(folder, found_parts, found_matrices, found_state)
+    return Index(folder, found_parts, found_matrices, found_state, frozenset(reader.names))
 
 
 def _parse_part(part: Any, where: str) -> Part:

@@ -118,6 +118,7 @@ class Save:
                 for name, tensor in rows.items()
             },
             plain,
+            frozenset(named),
         )
         for name, matrix in index.matrices.items():
             check_cover(matrix, name)

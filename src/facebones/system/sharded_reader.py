@@ -51,7 +51,6 @@ class SavedParts:
         """A tensor, whether it is spread over the parts or not."""
         matrix = self.index.matrices.get(name)
         if matrix is None:
-            self._entry(0, name)
             return self._part(0).read(name)
         for number in range(len(matrix.rows)):  # before memory is taken
             self._part(number)
@@ -92,23 +91,27 @@ class SavedParts:
                 self._part(number).read_rows(name, start - rows.start, out[start - wanted.start : stop - wanted.start])
 
     def _entry(self, number: int, name: str) -> Entry:
-        file = self._part(number)
-        if name not in file.entries:
-            raise CheckpointError(f"{file.path}: lacks {name:.80}, which {self.path.name} names; restore the files")
-        return file.entries[name]
+        return self._part(number).entries[name]
 
     def _part(self, number: int) -> SafetensorsFile:
         """A part, opened and compared with the index."""
         if number not in self._open:
             file = SafetensorsFile(self._paths[number], self.index.parts[number].size)
             self._open[number] = self._stack.enter_context(file)
-            for name, matrix in self.index.matrices.items():
-                entry, shape = self._entry(number, name), (len(matrix.rows[number]), *matrix.shape[1:])
-                if (entry.shape, entry.dtype) != (shape, DTYPES[matrix.dtype]):
-                    raise CheckpointError(
-                        f"{file.path}: {name:.80}: not the rows that {self.path.name} names; restore the files"
-                    )
+            self._compare(file, number)
         return self._open[number]
+
+    def _compare(self, file: SafetensorsFile, number: int) -> None:
+        matrices, index = self.index.matrices, self.path.name
+        names = matrices.keys() if number else self.index.names
+        if missing := names - file.entries.keys():
+            raise CheckpointError(f"{file.path}: lacks {min(missing):.80}, which {index} names; restore the files")
+        if more := file.entries.keys() - names:
+            raise CheckpointError(f"{file.path}: holds {min(more):.80}, which {index} does not; restore the files")
+        for name, matrix in matrices.items():
+            entry, shape = file.entries[name], (len(matrix.rows[number]), *matrix.shape[1:])
+            if (entry.shape, entry.dtype) != (shape, DTYPES[matrix.dtype]):
+                raise CheckpointError(f"{file.path}: {name:.80}: not the rows that {index} names; restore the files")
 
 
 def _laid_out(found: Tensor, pattern: Tensor) -> Tensor:
