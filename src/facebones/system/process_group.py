@@ -90,6 +90,12 @@ def own_device(name: str) -> str:
     return f"cuda:{rank}"
 
 
+def own_cores() -> int:
+    """The cores of this machine for each process of the group that it runs; at least 1."""
+    here = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]) if launched() else "1"
+    return max(1, (os.cpu_count() or 1) // max(1, int(here)))
+
+
 def time_limit() -> float:
     """Seconds that the processes wait for each other.
 
