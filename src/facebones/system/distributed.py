@@ -163,14 +163,14 @@ class World:
         sent = torch.cat([piece.flatten(0, 1) for piece in torch.stack(list(parts)).split(counts, dim=1)])
         shards, own = len(parts), counts[self.rank]
         received = sent.new_empty(self.size * shards * own, *sent.shape[1:])
-        with self._guarded("all_to_all"):
+        with self.guarded("all_to_all"):
             torch.distributed.all_to_all_single(
                 received, sent, [shards * own] * self.size, [shards * count for count in counts]
             )
         return tree_sum(received.view(self.size * shards, own, *sent.shape[1:]))
 
     def _all_reduce(self, tensor: Tensor, operation: str) -> Tensor:
-        with self._guarded("all_reduce"):
+        with self.guarded("all_reduce"):
             torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, operation))
         return tensor
 
@@ -179,7 +179,7 @@ class World:
         most = max(counts)
         padded = own if len(own) == most else torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
         found = own.new_empty(self.size * most, *own.shape[1:])
-        with self._guarded("all_gather"):
+        with self.guarded("all_gather"):
             _all_gather(found, padded.contiguous())
         if min(counts) == most:
             return found
@@ -187,12 +187,13 @@ class World:
 
     def _exchanged(self, sent: Tensor) -> Tensor:
         received = torch.empty_like(sent)
-        with self._guarded("all_to_all"):
+        with self.guarded("all_to_all"):
             torch.distributed.all_to_all_single(received, sent)
         return received
 
     @contextmanager
-    def _guarded(self, name: str) -> Iterator[None]:
+    def guarded(self, name: str) -> Iterator[None]:
+        """Surround a collective: if it fails, the error names the process for which this one waited."""
         if self.guard is None:
             yield
             return

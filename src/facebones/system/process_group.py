@@ -19,6 +19,7 @@ import facebones.errors
 from facebones.errors import ConfigError, FaceBonesError, RunError, first_line
 from facebones.system.device import select_device
 from facebones.system.distributed import ALONE, World
+from facebones.system.progress import silence
 
 TIME_LIMIT_VARIABLE = "FACEBONES_TIME_LIMIT"  # seconds that processes wait for each other
 TIME_LIMIT = 600.0
@@ -66,7 +67,8 @@ def joined(device: str = "auto") -> Iterator[World]:
     own = World(rank=torch.distributed.get_rank(), size=torch.distributed.get_world_size(), guard=watch.guard)
     _joined.append(own)
     try:
-        yield own
+        with silence(not own.is_first):
+            yield own
     finally:
         _joined.remove(own)
         watch.stop()
@@ -245,7 +247,7 @@ def gather_objects(own: World, value: Any) -> list[Any]:
     if own.size == 1:
         return [value]
     found: list[Any] = [None] * own.size
-    with own._guarded("all_gather_object"):
+    with own.guarded("all_gather_object"):
         torch.distributed.all_gather_object(found, value)
     return found
 
