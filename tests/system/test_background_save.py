@@ -11,6 +11,7 @@ from facebones.system import background_save, sharded_checkpoint
 from facebones.system.background_save import BackgroundSave
 from facebones.system.checkpoint import load_checkpoint
 from facebones.system.distributed import World
+from facebones.system.rows import Rows
 from facebones.system.sharded_checkpoint import load_sharded, load_state
 
 CLASSES = 11
@@ -165,8 +166,23 @@ def test_a_commit_without_the_parts_of_others_is_refused(tmp_path, disk):
     assert files(tmp_path) == []
 
 
-def test_the_copy_shares_no_memory(disk):
-    state = {"a": torch.ones(3), "b": [torch.ones(2)], "c": (1, torch.tensor(2.0))}
-    copy = background_save.copied(state)
-    assert_same(copy, state)
-    assert copy["a"].data_ptr() != state["a"].data_ptr() and copy["b"] is not state["b"]
+def test_a_copy_shares_no_memory_with_the_state_and_takes_that_of_the_copy_before():
+    copy = background_save.HostCopy()
+    first = whole_state(CLASSES, 1)
+    first["rows"] = Rows([torch.ones(2, 3), torch.ones(0, 3)], 0, 2)
+    made = copy.of(first)
+    assert_same(made, first)
+    place = made["head"]["weight"].data_ptr()
+    assert place != first["head"]["weight"].data_ptr() and made["numbers"] is not first["numbers"]
+    assert made["rows"].blocks[0].data_ptr() != first["rows"].blocks[0].data_ptr()
+    second = whole_state(CLASSES, 2)
+    second["backbone"]["half"] = torch.ones(6)
+    made = copy.of(second)
+    assert_same(made, second)
+    assert made["head"]["weight"].data_ptr() == place
+
+
+def test_parameters_are_copied_without_their_gradients():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    copy = background_save.HostCopy().of({"a": parameter})["a"]
+    assert not copy.requires_grad and copy.data_ptr() != parameter.data_ptr()
