@@ -149,6 +149,19 @@ def test_an_error_of_the_only_thread_is_raised_by_the_next_call_and_once(tmp_pat
     assert files(tmp_path) == ["last.pt"]
 
 
+def test_a_disk_that_does_not_answer_ends_the_wait(tmp_path, disk, monkeypatch):
+    monkeypatch.setenv("FACEBONES_TIME_LIMIT", "0.2")
+
+    def work(world):
+        saving = saving_in(tmp_path, world)
+        saving.begin(shared_state(whole_state(CLASSES), world))
+        with pytest.raises(RunError, match=r"last\.json: its part is not written after 0\.2 s; check the disk"):
+            saving.complete()
+
+    on_each(2, work)
+    assert files(tmp_path) == []
+
+
 def test_a_commit_without_the_parts_of_others_is_refused(tmp_path, disk):
     disk.open.set()
     disk.full.add(1)

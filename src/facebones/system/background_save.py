@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facebones.errors import RunError
 from facebones.system import process_group
 from facebones.system.checkpoint import save_checkpoint
 from facebones.system.distributed import World
@@ -81,14 +82,17 @@ class BackgroundSave:
         self._pending.thread.start()
 
     def wait(self) -> None:
-        """Wait until this process has written its part.
+        """Wait until this process has written its part; not longer than other processes would wait for this one.
 
         Raises:
             RunError, ConfigError: it could not be written.
         """
         if self._pending is None:
             return
-        self._pending.thread.join()
+        limit = process_group.time_limit() if self._world.size > 1 else None
+        self._pending.thread.join(limit)
+        if self._pending.thread.is_alive():
+            raise RunError(f"{self._index}: its part is not written after {limit:g} s; check the disk")
         if self._pending.error is not None:
             pending, self._pending = self._pending, None
             raise pending.failure()
