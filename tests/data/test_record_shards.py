@@ -144,6 +144,23 @@ def test_labels_without_an_image_are_those_that_no_shard_has(tmp_path):
     assert notes[1:] == [f"{tmp_path}: 3 of the labels 0 to 6 have no image: 1, 3, 5"]
 
 
+@pytest.mark.parametrize(
+    ("text", "pattern", "said"),
+    [
+        ("5,112,112\n9\n", "*.rec", []),
+        ("5,112,112\n10\n", "*.rec", ["says 10 images, but the data holds 9"]),
+        ("6,112,112\n", "*.rec", ["says 6 identities, but the data holds 5"]),
+        ("6,112,112\n", "web_[01].rec", []),
+        ("six", "*.rec", ["'six' is not 'identities,height,width'; the file is ignored"]),
+    ],
+)
+def test_a_property_file_beside_shards_is_that_of_all(shards, text, pattern, said):
+    """It shows that a shard is missing, or was cut short between two records."""
+    (shards / "property").write_text(text)
+    notes = open_training_set(shards / pattern).notes
+    assert [note for note in notes if "/shards/property" in note] == [f"{shards}/property: {each}" for each in said]
+
+
 @pytest.mark.parametrize("names", [["w_08", "w_11"], ["part-8-of-12", "part-11-of-12"]])
 def test_numbers_missing_between_the_names_are_noted(tmp_path, names):
     for name in names:

@@ -3,16 +3,14 @@
 import os
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
 import numpy as np
 
-from facebones.data.images import image_size
 from facebones.data.joined_sets import JoinedSets, data_roots, is_system_folder, without_data
-from facebones.data.record_shards import RecordShards, are_separate, unused_labels
+from facebones.data.record_shards import RecordShards, are_separate, compare_property, unused_labels
 from facebones.data.recordio import HeaderTable, RecordFile, first_label
 from facebones.data.training_set import Integers, TrainingSet, data_formats, register_data_format
 from facebones.data.training_set import same_data as same_data  # noqa: PLC0414
@@ -35,7 +33,7 @@ class RecordSet(TrainingSet):
 
     Args:
         path: the file.
-        shard: it is one of several files: labels without an image are not noted, they may have images in the others.
+        shard: it is one of several files of a set: what the labels of all are missing is not noted for one.
 
     Attributes:
         records: the file.
@@ -71,9 +69,8 @@ class RecordSet(TrainingSet):
         self.complete = self._read_identities()
         if not self.complete:
             self._read_all_headers()
-        self._compare_property()
         if not shard:
-            self.notes += unused_labels(self.path, self.labels)
+            self.notes += [*compare_property(self, [self.path]), *unused_labels(self.path, self.labels)]
 
     def read(self, index: int) -> tuple[bytes, int]:
         """Read an image and its label; the label in the image's record must agree with its identity record."""
@@ -163,34 +160,6 @@ class RecordSet(TrainingSet):
             place = self.records.where(int(positions[row]))
             raise DataError(f"{place}: label {labels[row]:g}; a label is a whole number from 0 to {EXACT_FLOATS - 1}")
         return labels.astype(np.int64)
-
-    def _compare_property(self) -> None:
-        """Note if InsightFace's `property` file disagrees with the data; the data counts.
-
-        It has a line `identities,height,width`; some writers add a line with the number of images. Next to several
-        `.rec` files, it belongs to train.rec.
-        """
-        path = self.path.with_name("property")
-        if not path.is_file() or (self.path.name != "train.rec" and len(list(path.parent.glob("*.rec"))) > 1):
-            return
-        with path.open("rb") as file:
-            text = file.read(100).decode("utf-8", "replace").strip()
-        first, *more = text.splitlines() or [""]
-        fields = [*first.split(","), *more]
-        if len(first.split(",")) != 3 or len(more) > 1 or not all(field.strip().isdecimal() for field in fields):
-            self.notes.append(f"{path}: {text!r} is not 'identities,height,width'; the file is ignored")
-            return
-        identities, height, width, *images = map(int, fields)
-        said = {"identities": (identities, self.num_identities), "images": (*images[:1], len(self))}
-        for what, (*known, found) in said.items():
-            if known and known[0] != found:
-                self.notes.append(f"{path}: says {known[0]} {what}, but the data holds {found}")
-        size = None
-        with suppress(DataError):  # a broken image is named when it is read
-            size = image_size(self.records.split(int(self.positions[0]))[1])
-        if size is not None and size != (height, width):
-            found_size = f"the first image has {size[0]}x{size[1]}"
-            self.notes.append(f"{path}: says images of {height}x{width}, but {found_size} (height x width)")
 
 
 @register_data_format
@@ -330,7 +299,7 @@ def _open_together(roots: list[Path]) -> Sequence[TrainingSet]:
     if not are_separate(parts, [part.complete for part in parts]):
         return [RecordShards(roots[0].parent, parts)]
     for part in parts:
-        part.notes += unused_labels(part.path, part.labels)
+        part.notes += [*compare_property(part, [part.path]), *unused_labels(part.path, part.labels)]
     return parts
 
 

@@ -2,15 +2,17 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from facebones.data.images import image_size
 from facebones.data.joined_sets import Concatenated, part_name
 from facebones.data.training_set import Integers, TrainingSet
-from facebones.errors import counted, some
+from facebones.errors import DataError, counted, some
 
 
 class RecordShards(Concatenated):
@@ -34,6 +36,7 @@ class RecordShards(Concatenated):
             part.labels = own  # the labels are in memory once
         self.notes = [note for part in parts for note in part.notes]
         self.notes += [self._note_on_files(), *self._note_on_numberings(), *unused_labels(folder, self.labels)]
+        self.notes += compare_property(self, [part.path for part in parts])
         if missing := missing_numbers([part.path.name for part in parts]):
             self.notes.append(f"{folder}: by their names, files are missing: {some(missing)}")
 
@@ -62,6 +65,42 @@ def are_separate(parts: Sequence[TrainingSet], complete: Sequence[bool]) -> bool
         complete: whether each has InsightFace's identity records, as a whole set has.
     """
     return all(complete) and all(int(part.labels.min()) == 0 for part in parts)
+
+
+def compare_property(data: TrainingSet, files: Sequence[Path]) -> list[str]:
+    """Notes where InsightFace's `property` file disagrees with the data; the data counts.
+
+    It has a line `identities,height,width`; some writers add a line with the number of images. It belongs to train.rec,
+    if that is there, and otherwise to all record files of its folder.
+
+    Args:
+        data: the set in these files.
+        files: record files of one folder.
+    """
+    path = files[0].with_name("property")
+    names = {file.name for file in files}
+    if not path.is_file() or (names != {"train.rec"} and names < {file.name for file in path.parent.glob("*.rec")}):
+        return []
+    with path.open("rb") as file:
+        text = file.read(100).decode("utf-8", "replace").strip()
+    first, *more = text.splitlines() or [""]
+    fields = [*first.split(","), *more]
+    if len(first.split(",")) != 3 or len(more) > 1 or not all(field.strip().isdecimal() for field in fields):
+        return [f"{path}: {text!r} is not 'identities,height,width'; the file is ignored"]
+    identities, height, width, *images = map(int, fields)
+    said = {"identities": ([identities], data.num_identities), "images": (images, len(data))}
+    notes = [
+        f"{path}: says {known[0]} {what}, but the data holds {found}"
+        for what, (known, found) in said.items()
+        if known and known[0] != found
+    ]
+    size = None
+    with suppress(DataError):  # a broken image is named when it is read
+        size = image_size(data.read(0)[0])
+    if size is not None and size != (height, width):
+        found_size = f"the first image has {size[0]}x{size[1]}"
+        notes.append(f"{path}: says images of {height}x{width}, but {found_size} (height x width)")
+    return notes
 
 
 def missing_numbers(names: Sequence[str]) -> list[str]:
