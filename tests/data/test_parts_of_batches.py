@@ -39,8 +39,13 @@ class Numbered:
 class Counted(RecordSet):
     """Records that count how often each image is read."""
 
+    def __init__(self, path):
+        self.reads = Counter()
+        super().__init__(path)
+        self.reads.clear()  # opening compares the first image with `property`
+
     def read(self, index):
-        self.__dict__.setdefault("reads", Counter())[index] += 1
+        self.reads[index] += 1
         return super().read(index)
 
 
