@@ -59,7 +59,7 @@ def test_rows_are_those_of_array_split(batch_size, processes):
 
 @pytest.mark.parametrize("part", [(-1, 2), (2, 2), (0, 0)])
 def test_a_process_that_does_not_exist_has_no_rows(part):
-    with pytest.raises(ValueError, match=f"process {part[0]} of {part[1]}"):
+    with pytest.raises(ValueError, match=f"part {part[0]} of {part[1]}"):
         part_of(8, *part)
 
 

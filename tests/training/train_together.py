@@ -92,7 +92,7 @@ def _be(case, rank, port, path):
 def _momentum(trainer):
     """What the optimizer keeps for the centres of this process."""
     keys = ("momentum_buffer", "exp_avg_sq")
-    own = [p for p in getattr(trainer.head, "sharded_parameters", list)()] or [[trainer.head.centres]]
+    own = trainer.head.sharded_parameters() or [[trainer.head.centres]]
     entries = [trainer.optimizer.state.get(parameters[0], {}) for parameters in own]
     return [entry[key] for entry in entries for key in keys if key in entry] or [torch.zeros(0)]
 
