@@ -27,7 +27,9 @@ SETTINGS = {
     "bf16": {"training": {"precision": "bf16"}},
     "fp16": {"training": {"precision": "fp16"}},
 }
-LOOSE = {"bf16": 2e-2, "fp16": 5e-3}  # half precision rounds each process's convolutions
+# Half precision rounds each process's sums, and AdamW's first step has the sign of the gradient, also where it is 0
+# but for rounding.
+LOOSE = {"bf16": 2e-2, "fp16": 5e-3, "adamw, backbone clipped": 1e-4}
 
 
 def recipe(data, settings):
@@ -59,10 +61,10 @@ def run(cases, folder):
     for number, case in enumerate(cases):
         parts = [torch.load(folder / f"{number}-{rank}.pt") for rank in range(case["size"])]
         for part in parts:
-            assert torch.equal(part["measured"], parts[0]["measured"])
+            assert torch.allclose(part["measured"], parts[0]["measured"], rtol=0, atol=0, equal_nan=True)
             assert part["scale"] == parts[0]["scale"]
             for name, value in part["backbone"].items():
-                assert torch.equal(value, parts[0]["backbone"][name]), name
+                assert torch.equal(value, parts[0]["backbone"][name]), (case, name)
         joined = {key: torch.cat([part[key] for part in parts]) for key in ("centres", "momentum")}
         results.append(parts[0] | joined)
     return results
@@ -71,7 +73,7 @@ def run(cases, folder):
 def difference(one, other):
     """The relative difference of two lists of tensors, taken as one vector each."""
     first, second = (torch.cat([value.double().flatten() for value in values]) for values in (one, other))
-    return ((first - second).norm() / second.norm()).item()
+    return ((first - second).norm() / second.norm().clamp_min(1e-12)).item()
 
 
 @pytest.fixture(scope="module")

@@ -71,15 +71,17 @@ def _be(case, rank, port, path):
             for _, batches in zip(range(case["steps"]), trainer.step_batches(), strict=False):
                 trainer.train_step(batches)
                 measured += trainer.meter.read_back()
+            if trainer.parallel is not None:
+                trainer.parallel.share_statistics()
             state = trainer.state_dict(0)
             centres = getattr(state["head"]["centres"], "blocks", [state["head"]["centres"]])
-            momentum = _momentum(trainer)
+            momentum = [torch.cat(list(getattr(value, "blocks", [value]))) for value in _momentum(state)]
             torch.save(
                 {
                     "measured": torch.tensor(measured, dtype=torch.float64),
                     "backbone": trainer.backbone.state_dict(),
                     "centres": torch.cat(list(centres)),
-                    "momentum": torch.cat(momentum),
+                    "momentum": torch.cat(momentum, dim=1),
                     "scale": trainer.scaler.get_scale(),
                 },
                 path,
@@ -89,12 +91,11 @@ def _be(case, rank, port, path):
         os._exit(status)
 
 
-def _momentum(trainer):
+def _momentum(state):
     """What the optimizer keeps for the centres of this process."""
-    keys = ("momentum_buffer", "exp_avg_sq")
-    own = trainer.head.sharded_parameters() or [[trainer.head.centres]]
-    entries = [trainer.optimizer.state.get(parameters[0], {}) for parameters in own]
-    return [entry[key] for entry in entries for key in keys if key in entry] or [torch.zeros(0)]
+    shape = tuple(state["head"]["centres"].shape)
+    values = [value for entry in state["optimizer"]["state"].values() for value in entry.values()]
+    return [value for value in values if getattr(value, "shape", None) is not None and tuple(value.shape) == shape]
 
 
 if __name__ == "__main__":
