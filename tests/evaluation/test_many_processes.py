@@ -290,6 +290,43 @@ def test_parts_of_an_earlier_file_do_not_count(source, tmp_path):
     assert contents(stopped) == contents(tmp_path / "alone")
 
 
+# ----------------------------------------------------------------------------------------------------------- memory
+
+
+class Made:
+    """Any number of images that take no memory."""
+
+    name = "made"
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return self.images
+
+    def read(self, index, size):
+        return np.full((size, size, 3), index % 251, np.uint8)
+
+    def fingerprint(self):
+        return str(self.images)
+
+
+@pytest.mark.parametrize("many", [50_000, pytest.param(500_000, marks=pytest.mark.slow)])
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux says what the most memory was")
+def test_with_a_folder_the_memory_of_each_process_does_not_grow_with_the_images(tmp_path, many):
+    def work(world):
+        model_of_set, peaks = model(1, Small(1, width=128)), []
+        for images in (5_000, many):  # a kilobyte of features each
+            Path("/proc/self/clear_refs").write_text("5")  # forget the most memory until now
+            run({"a": model_of_set}, Made(images), tmp_path / str(images), batch_size=500, world=world)
+            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            peaks.append(int(status["VmHWM"].split()[0]) / 1024)
+        return peaks
+
+    peaks = in_group(work, 2)
+    assert all(large - small < 10 for small, large in peaks), peaks
+
+
 # ---------------------------------------------------------------------------------------------------- validation
 
 

@@ -29,6 +29,7 @@ from facebones.system.process_group import agreed, gather_objects
 
 FORMAT = 2
 FEATURES_FOLDER = "features"
+BLOCK = 8192  # features in memory at a time
 
 AnyModel = Model | Path | str
 AnyProtocol = Protocol | Path | str
@@ -332,8 +333,9 @@ def _with_direction(features: Mapping[str, Features]) -> set[str]:
     """The models whose embeddings of all images are finite and not zero."""
     sound = set()
     for model, rows_NxVxD in features.items():
-        norms = np.linalg.norm(rows_NxVxD.sum(axis=1), axis=1)
-        if np.all(np.isfinite(norms) & (norms > 0)):
+        blocks = (rows_NxVxD[start : start + BLOCK] for start in range(0, len(rows_NxVxD), BLOCK))
+        norms = (np.linalg.norm(block.sum(axis=1), axis=1) for block in blocks)
+        if all(np.all(np.isfinite(row) & (row > 0)) for row in norms):
             sound.add(model)
     return sound
 
