@@ -10,6 +10,7 @@ from facebones.cli.options import (
     Arguments,
     Command,
     device_option,
+    devices_option,
     json_option,
     models_option,
     not_negative,
@@ -44,6 +45,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per forward pass [128]")
     parser.add_argument("--workers", type=positive, metavar="N", help="threads that read images [one per core]")
     device_option(parser)
+    devices_option(parser)
     runtime_option(parser)
 
 

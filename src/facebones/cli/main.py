@@ -38,11 +38,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    status = 0
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold characters that stdout cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = _parse(argv)
-        _run(arguments)
+        status = _run(arguments, argv)
         print(end="", flush=True)
     except FaceBonesError as error:
         if "--debug" in argv:
@@ -66,16 +67,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("stopped")
         return 130
-    return 0
+    return status
 
 
-def _run(arguments: Arguments) -> None:
-    """Import the plug-ins and run the command; a signal ends it at once, but a training saves first."""
+def _run(arguments: Arguments, argv: list[str]) -> int:
+    """Import the plug-ins and run the command; a signal ends it at once, but a training saves first.
+
+    Returns:
+        The exit status: of the processes that `--devices` starts, or 0.
+    """
     tune_malloc()
+    if (count := _processes(arguments)) > 1:
+        from facebones.system.launch import run_processes
+
+        return run_processes(argv, count)
     if arguments.command_name in {"train", "resume"}:
         stop_with_parent()
         _import_and_run(arguments)
-        return
+        return 0
+    if "RANK" in os.environ:
+        stop_with_parent()
     with stop_signals() as stop, stop.at_once():
         try:
             _import_and_run(arguments)
@@ -83,6 +94,17 @@ def _run(arguments: Arguments) -> None:
             if stop.received is not None:  # a library mistook the signal for a failure of its own
                 raise Interrupted(stop.received) from None
             raise
+    return 0
+
+
+def _processes(arguments: Arguments) -> int:
+    """The processes to start; 1 for a command without `--devices`, and in a process that a launcher has started."""
+    devices = getattr(arguments, "devices", None)
+    if devices is None or "RANK" in os.environ:
+        return 1
+    from facebones.system.launch import number_of_processes
+
+    return number_of_processes(devices, arguments.device)
 
 
 def _import_and_run(arguments: Arguments) -> None:
@@ -133,7 +155,8 @@ def _continuation(arguments: Arguments, argv: list[str]) -> str:
 
         run = RunFolder(arguments.output if name == "train" else arguments.run_folder)
         device = "" if arguments.device == "auto" else f" --device {arguments.device}"
-        return f"continue with: {run.resume_command}{device}"
+        devices = f" --devices {arguments.devices}" if arguments.devices else ""
+        return f"continue with: {run.resume_command}{device}{devices}"
     if name == "demo":
         return f"continue with: facebones demo --output {shlex.quote(str(arguments.output))}"
     if name in {"data convert", "data align"}:

@@ -19,6 +19,8 @@ from facebones.heads.partial_fc import Head, HeadOutput, PartialFC, directions, 
 from facebones.heads.registry import create_head
 from facebones.system.distributed import World
 
+REPLICATED = 0
+
 
 def create_shared_head(
     name: str, options: Any, num_classes: int, embedding_size: int, *, world: World, batch_size: int
@@ -39,13 +41,14 @@ def create_shared_head(
     if world.alone:
         return create_head(name, options, num_classes, embedding_size)
     state = torch.get_rng_state()
-    heads = []
+    heads: list[PartialFC] = []
     for shard in world.class_ranges(num_classes):
         torch.set_rng_state(state)  # each head draws the numbers of the whole matrix and keeps those of its rows
-        heads.append(create_head(name, options, num_classes, embedding_size, shard=shard))
-        if not isinstance(heads[-1], PartialFC) or type(heads[-1]).forward is not PartialFC.forward:
+        head = create_head(name, options, num_classes, embedding_size, shard=shard)
+        if not isinstance(head, PartialFC) or type(head).forward is not PartialFC.forward:
             torch.set_rng_state(state)
             return ReplicatedHead(create_head(name, options, num_classes, embedding_size), world, batch_size)
+        heads.append(head)
     return ShardedHead(heads, world, batch_size)
 
 
@@ -92,7 +95,7 @@ class ReplicatedHead(_SharedHead):
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor) -> HeadOutput:
         """The loss of the whole batch, the same in each process."""
-        (gathered,) = _GatherRows.apply(embedding_BD, self.world, self.batch_size, 1, True)  # type: ignore[no-untyped-call]
+        (gathered,) = _GatherRows.apply(embedding_BD, self.world, self.batch_size, REPLICATED)  # type: ignore[no-untyped-call]
         output: HeadOutput = self.head(gathered, self.next_labels(label_B))
         return output
 
@@ -141,7 +144,7 @@ class ShardedHead(_SharedHead):
         return [[head.get_parameter(name) for head in self.heads] for name in names]
 
     def draw_sample(self, label: Tensor) -> None:
-        """Gather the labels of the step, and draw its centres: the same over all classes for any number of processes."""
+        """Gather the labels of the step, and draw its centres over all classes, as one process does."""
         super().draw_sample(label)
         first = self.heads[0]
         if first.sampled is None:
@@ -161,7 +164,7 @@ class ShardedHead(_SharedHead):
             label_B: of the own rows.
         """
         label = self.next_labels(label_B)
-        copies = _GatherRows.apply(embedding_BD, self.world, self.batch_size, len(self.heads), False)  # type: ignore[no-untyped-call]
+        copies = _GatherRows.apply(embedding_BD, self.world, self.batch_size, len(self.heads))  # type: ignore[no-untyped-call]
         pairs = [directions(copy) for copy in copies]
         norm_B = pairs[0][1]
         cosines = [
@@ -191,13 +194,13 @@ class ShardedHead(_SharedHead):
 class _GatherRows(torch.autograd.Function):
     """The rows of all processes in float32, in a copy for each own shard; backward sums what the shards answer.
 
-    The rows travel in the type that the backbone computes in; their gradients are summed in float32. If `replicated`,
-    each process has the whole gradient already.
+    The rows travel in the type that the backbone computes in; their gradients are summed in float32. With `REPLICATED`
+    for the number of copies there is one, and each process has the whole gradient already.
     """
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, world: World, total: int, copies: int, replicated: bool) -> tuple[Tensor, ...]:
-        ctx.world, ctx.kind, ctx.replicated = world, own.dtype, replicated
+    def forward(ctx: Any, own: Tensor, world: World, total: int, copies: int) -> tuple[Tensor, ...]:
+        ctx.world, ctx.kind, ctx.replicated = world, own.dtype, copies == REPLICATED
         gathered = world.gather_rows(own, total).float()
         if gathered is own:
             gathered = own.clone()
@@ -205,13 +208,13 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         if ctx.replicated:
             rows = ctx.world.rows_of(len(gradients[0]))
             own = gradients[0][rows.start : rows.stop]
         else:
             own = ctx.world.sum_rows([gradient.contiguous() for gradient in gradients])
-        return own.to(ctx.kind), None, None, None, None
+        return own.to(ctx.kind), None, None, None
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -160,7 +160,7 @@ class World:
             return self.total(parts)
         counts = [len(self.rows_of(total, rank)) for rank in range(self.size)]
         # (v, B, ...) -> for each process the v parts of its rows, one after the other.
-        sent = torch.cat([piece.flatten(0, 1) for piece in torch.stack(list(parts)).split(counts, dim=1)])
+        sent = torch.cat([piece.flatten(0, 1) for piece in torch.split(torch.stack(list(parts)), counts, dim=1)])
         shards, own = len(parts), counts[self.rank]
         received = sent.new_empty(self.size * shards * own, *sent.shape[1:])
         with self.guarded("all_to_all"):

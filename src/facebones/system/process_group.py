@@ -117,7 +117,8 @@ def _begin(device: torch.device) -> "_Watch":
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         torch.distributed.init_process_group(backend, timeout=limit)
-        store = torch.distributed.TCPStore(address, int(port), is_master=False, wait_for_workers=False, timeout=limit)
+        store_class = torch.distributed.TCPStore  # type: ignore[attr-defined]
+        store = store_class(address, int(port), is_master=False, wait_for_workers=False, timeout=limit)
     except (RuntimeError, ValueError, OSError) as error:  # torch's DistNetworkError is a RuntimeError
         place = f"{address}:{port}"
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():

@@ -29,7 +29,7 @@ def share_batch_norm(network: nn.Module, meet: Meet, *, keeps_statistics: bool) 
             module.forward = partial(_forward, module, meet, keeps_statistics)  # type: ignore[method-assign]
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _forward(module: Any, meet: Meet, keeps_statistics: bool, x: Tensor) -> Tensor:
     if not (module.training or module.running_mean is None):
         return type(module).forward(module, x)  # type: ignore[no-any-return]
@@ -48,7 +48,7 @@ class _SharedNorm(torch.autograd.Function):
     """The normalised values, mean and variance of all shards, and the number of values of a channel."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 (torch passes them by position)
         ctx: Any, x: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float, meet: Meet
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean_C, variance_C = _statistics(x)
@@ -56,7 +56,7 @@ class _SharedNorm(torch.autograd.Function):
         sums = torch.cat([mean_C * own, (variance_C + mean_C * mean_C) * own, own])
         channels = x.shape[1]
         total, count = (summed := meet(sums))[:-1], summed[-1]
-        mean_C, square_C = (total / count).split(channels)
+        mean_C, square_C = torch.split(total / count, channels)
         variance_C = (square_C - mean_C * mean_C).clamp_(min=0)
         kind = torch.float32 if weight_C is None else weight_C.dtype
         mean_C, variance_C = mean_C.to(kind), variance_C.to(kind)

@@ -90,7 +90,7 @@ class DataParallel:
         copies = [list(copy.parameters()) for copy in self._copies]
         trained = [index for index, p in enumerate(copies[0]) if p.grad is not None]
         flat = [torch.cat([_gradient(own[index]).reshape(-1) for index in trained]) for own in copies]
-        parts = self.world.total(flat).split([copies[0][index].numel() for index in trained])
+        parts = torch.split(self.world.total(flat), [copies[0][index].numel() for index in trained])
         parameters = list(self._backbone.parameters())
         for index, part in zip(trained, parts, strict=True):
             gradient = _gradient(copies[0][index])  # laid out in memory as the optimizer wants it
@@ -120,9 +120,9 @@ class DataParallel:
 
     def backward_in_turns(self, embeddings: Sequence[Tensor], gradient_BD: Tensor) -> None:
         """Backward of each own shard."""
-        parts = gradient_BD.split([len(embedding) for embedding in embeddings])
+        parts = torch.split(gradient_BD, [len(embedding) for embedding in embeddings])
         with random_state_kept(self._device):
-            self._lockstep.run(lambda index: embeddings[index].backward(parts[index]))
+            self._lockstep.run(lambda index: torch.autograd.backward(embeddings[index], parts[index]))
 
     @contextmanager
     def _random_numbers(self, number: int) -> Iterator[None]:
@@ -230,16 +230,18 @@ class _OverlappedSums:
 
     def __init__(self, network: nn.Module, world: World) -> None:
         self._world = world
-        self._group = torch.distributed.new_group()  # its collectives do not wait for those of batch normalisation
+        self._group: Any = None
         self._buckets = _buckets([p for p in network.parameters() if p.requires_grad])
         self._bucket_of = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
         self._missing: list[int] = []
         self._sent: list[tuple[Tensor, Any]] = []
         for parameter in self._bucket_of:
-            parameter.register_post_accumulate_grad_hook(self._completed)
+            parameter.register_post_accumulate_grad_hook(self._completed)  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         """The gradients of the next backward are the last of the step."""
+        if self._group is None:  # its collectives do not wait for those of batch normalisation
+            self._group = torch.distributed.new_group()
         self._missing, self._sent = [len(bucket) for bucket in self._buckets], []
 
     def finish(self) -> None:
@@ -249,7 +251,7 @@ class _OverlappedSums:
         for bucket, (flat, work) in zip(self._buckets, self._sent, strict=True):
             with self._world.guarded("all_reduce of gradients"):
                 work.wait()
-            for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            for parameter, part in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
                 if parameter.grad is not None:
                     parameter.grad.copy_(part.view(parameter.shape))
         self._missing, self._sent = [], []

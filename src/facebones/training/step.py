@@ -1,6 +1,7 @@
 """One training step: batches in, one update of the optimizer out, and its metrics, which are read back later."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -156,5 +157,5 @@ def _clip_gradients(trainer: "Trainer") -> Tensor:
     return torch.hypot(norm, _gradient_norm(others)) if others else norm
 
 
-def _gradient_norm(parameters: list[Tensor]) -> Tensor:
+def _gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -139,14 +139,18 @@ class Trainer:
             "validation": self.validation.fingerprint,
         }
 
+    def pattern(self) -> dict[str, Any]:
+        """The present state with everything that a later one has: what a checkpoint must look like."""
+        materialise_optimizer_state(self.optimizer)
+        return self.state_dict(0)
+
     def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
         """Restore the state of `state_dict`.
 
         Raises:
             CheckpointError: the state belongs to another recipe or other data, or is damaged.
         """
-        materialise_optimizer_state(self.optimizer)
-        check_state(self.recipe, self.state_dict(0), state, path)
+        check_state(self.recipe, self.pattern(), state, path)
         self.step = state["step"]
         place = {key: state[key] for key in ("step", "epoch", "position")}
         if place != {key: self.state_dict(0)[key] for key in place} or not 0 <= self.step <= self.total_steps:
@@ -209,6 +213,7 @@ class UnreadableImages:
     def __init__(self, limit: int, total: int) -> None:
         self.limit, self.total = limit, total
         self.images: list[int] = []
+        self._new: dict[int, str] = {}
 
     def add(self, found: Mapping[int, str]) -> None:
         """Add images, each with what is wrong with it.
@@ -222,7 +227,13 @@ class UnreadableImages:
             if len(self.images) == self.limit:
                 raise DataError(f"{reason} (data.max_unreadable is {self.limit}, and this is one more)")
             self.images.append(index)
+            self._new[index] = reason
             say(f"note: {reason}; the next image takes its place ({len(self.images)} of {self.limit} allowed)")
+
+    def take_new(self) -> dict[int, str]:
+        """Those that were added since the last call, with what is wrong with each."""
+        new, self._new = self._new, {}
+        return new
 
     def load(self, images: Any, path: Path) -> None:
         """Restore the indices that a checkpoint holds.
