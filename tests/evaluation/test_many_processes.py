@@ -2,12 +2,8 @@
 
 import json
 import os
-import pickle
-import shutil
 import signal
 import socket
-import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,22 +15,14 @@ import torch
 from torch import nn
 
 from facebones.backbones import create_backbone
-from facebones.backbones.weights import save_weights
-from facebones.cli.main import main as cli
 from facebones.data.image_sources import EncodedImages
 from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.errors import ConfigError
 from facebones.evaluation import feature_array, feature_store
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import Model
-from facebones.evaluation.models_of_group import open_in_all
-from facebones.evaluation.run import evaluate
 from facebones.recipe import Recipe
-from facebones.reporting import evaluation_plots
-from facebones.run_folder import RunFolder
-from facebones.synthetic.dataset import synthesize
 from facebones.system import apart
-from facebones.system.process_group import joined
 from facebones.system.processes import CAN_FORK
 from facebones.training.validation import Validation
 
@@ -43,48 +31,6 @@ pytestmark = pytest.mark.skipif(not CAN_FORK, reason="no fork here")
 CPU = torch.device("cpu")
 SIZE, IMAGES, BATCH = 16, 59, 4
 SECONDS = 60
-
-
-def in_group(work, size, joins=True):
-    """Do work(world) in `size` new processes that join, or work(rank) in those that do not.
-
-    Answers what each returned, its error, or the signal that ended it.
-    """
-    time.sleep(0.1)  # threads that read images hold a lock of OpenCV while they end; a child would wait for it for ever
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
-    with tempfile.TemporaryDirectory() as folder:
-        answers = [Path(folder) / str(rank) for rank in range(size)]
-        children = []
-        for rank in range(size):
-            child = os.fork()
-            if not child:
-                signal.alarm(SECONDS)
-                _be(work, joins, rank, size, port, answers[rank])
-            children.append(child)
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        return [
-            pickle.loads(answer.read_bytes()) if answer.exists() else status
-            for answer, status in zip(answers, statuses, strict=True)
-        ]
-
-
-def _be(work, joins, rank, size, port, path):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "FACEBONES_TIME_LIMIT": "20"}
-    try:
-        try:
-            if joins:
-                with joined("cpu") as world:
-                    answer = work(world)
-            else:
-                answer = work(rank)
-        except Exception as error:  # noqa: BLE001 (what a test asks about)
-            answer = f"{type(error).__name__}: {error}"
-        path.write_bytes(pickle.dumps(answer))
-    finally:
-        os._exit(0)
 
 
 def png(pixels):
@@ -147,7 +93,9 @@ def contents(folder):
 
 @pytest.mark.parametrize(("size", "batch_size"), [(2, 4), (3, 4), (3, 40)])  # of 40: more processes than batches
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_features_are_those_of_one_process_to_the_bit(source, tmp_path, monkeypatch, size, batch_size, on_disk):
+def test_features_are_those_of_one_process_to_the_bit(
+    in_group, source, tmp_path, monkeypatch, size, batch_size, on_disk
+):
     monkeypatch.setattr(feature_array, "PIECE_BYTES", 64)
     models = {"a": model(1), "b": model(2, Small(2, width=7))}
     folder = tmp_path / "many" if on_disk else None
@@ -175,7 +123,7 @@ def quick(monkeypatch):
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_a_broken_image_ends_all_processes_with_its_line(source, tmp_path, on_disk):
+def test_a_broken_image_ends_all_processes_with_its_line(in_group, source, tmp_path, on_disk):
     images = [*source.images]
     images[40] = b"broken"
     broken = EncodedImages("made-up", images)
@@ -190,7 +138,7 @@ def test_a_broken_image_ends_all_processes_with_its_line(source, tmp_path, on_di
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_failing_model_ends_all_processes(source):
+def test_a_failing_model_ends_all_processes(in_group, source):
     def fail():
         raise RuntimeError("no memory\nand more")
 
@@ -201,7 +149,7 @@ def test_a_failing_model_ends_all_processes(source):
 
 
 @pytest.mark.usefixtures("quick")
-def test_killed_passes_resume_on_any_number_of_processes(source, tmp_path, monkeypatch):
+def test_killed_passes_resume_on_any_number_of_processes(in_group, source, tmp_path, monkeypatch):
     folder = tmp_path / "killed"
 
     def kill_all():
@@ -242,7 +190,7 @@ def test_killed_passes_resume_on_any_number_of_processes(source, tmp_path, monke
 
 
 @pytest.mark.usefixtures("quick")
-def test_strangers_are_kept_out_while_one_process_of_a_group_writes(source, tmp_path):
+def test_strangers_are_kept_out_while_one_process_of_a_group_writes(in_group, source, tmp_path):
     def intrude():
         os.environ["RANK"] = "9"
         run({"a": model(1)}, source, tmp_path)
@@ -313,7 +261,7 @@ class Made:
 
 @pytest.mark.parametrize("many", [50_000, pytest.param(500_000, marks=pytest.mark.slow)])
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux says what the most memory was")
-def test_with_a_folder_the_memory_of_each_process_does_not_grow_with_the_images(tmp_path, many):
+def test_with_a_folder_the_memory_of_each_process_does_not_grow_with_the_images(in_group, tmp_path, many):
     def work(world):
         model_of_set, peaks = model(1, Small(1, width=128)), []
         for images in (5_000, many):  # a kilobyte of features each
@@ -330,20 +278,12 @@ def test_with_a_folder_the_memory_of_each_process_does_not_grow_with_the_images(
 # ---------------------------------------------------------------------------------------------------- validation
 
 
-@pytest.fixture(scope="module")
-def pair_file(source, tmp_path_factory):
-    path = tmp_path_factory.mktemp("pairs") / "few.bin"
-    pixels = np.random.default_rng(1).integers(0, 256, (40, 112, 112, 3), dtype=np.uint8)
-    write_pairs(path, [png(image) for image in pixels], np.tile([True, False], 10))
-    return path
-
-
 def validation_of(path):
     recipe = Recipe()
     return Validation(replace(recipe, validation=replace(recipe.validation, sets=["few"], batch_size=8)), path.parent)
 
 
-def test_a_validation_gives_the_rows_of_one_process_in_every_process(pair_file, tiny_backbone):
+def test_a_validation_gives_the_rows_of_one_process_in_every_process(in_group, pair_file, tiny_backbone):
     torch.manual_seed(0)
     validation, network = validation_of(pair_file), create_backbone(tiny_backbone, 16)
 
@@ -355,7 +295,7 @@ def test_a_validation_gives_the_rows_of_one_process_in_every_process(pair_file, 
     assert in_group(work, 3) == [alone] * 3
 
 
-def test_a_broken_image_of_a_validation_set_ends_all_processes(pair_file, tiny_backbone, tmp_path):
+def test_a_broken_image_of_a_validation_set_ends_all_processes(in_group, pair_file, tiny_backbone, tmp_path):
     pairs = read_pairs(pair_file)
     write_pairs(tmp_path / "few.bin", [*pairs.images[:30], b"broken", *pairs.images[31:]], pairs.is_same)
     validation, network = validation_of(tmp_path / "few.bin"), create_backbone(tiny_backbone, 16)
@@ -364,7 +304,7 @@ def test_a_broken_image_of_a_validation_set_ends_all_processes(pair_file, tiny_b
     assert second == first.replace("process 1: ", "")
 
 
-def test_other_validation_sets_than_those_of_process_0_are_refused(pair_file, tiny_backbone, tmp_path):
+def test_other_validation_sets_than_those_of_process_0_are_refused(in_group, pair_file, tiny_backbone, tmp_path):
     pairs = read_pairs(pair_file)
     write_pairs(tmp_path / "few.bin", pairs.images[::-1], pairs.is_same)
     sets, network = [validation_of(pair_file), validation_of(tmp_path / "few.bin")], create_backbone(tiny_backbone, 16)
@@ -373,134 +313,3 @@ def test_other_validation_sets_than_those_of_process_0_are_refused(pair_file, ti
         "DataError: validation.sets: few of process 1 differs from that of process 0; give all machines the same files"
     )
     assert found == [line] * 2
-
-
-# ------------------------------------------------------------------------------------------------------ the commands
-
-
-@pytest.fixture(scope="module")
-def ijb(tmp_path_factory):
-    """An IJB-C style folder of 12 people."""
-    folder = tmp_path_factory.mktemp("synthetic") / "set"
-    synthesize(folder, identities=2, images_per_identity=1, pairs=20, template_subjects=12, workers=1)
-    return folder / "ijb"
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory, tiny_backbone):
-    folder = tmp_path_factory.mktemp("models") / "run"
-    torch.manual_seed(0)
-    network = create_backbone(tiny_backbone, 16)
-    save_weights(RunFolder(folder), network, {"backbone": tiny_backbone, "embedding_size": 16})
-    return folder / "model.safetensors"
-
-
-def commands_in_group(words, size, folder):
-    """Run a command line in each process of a group: the exit statuses, and what each printed to stdout and stderr."""
-    folder.mkdir()
-
-    def work(rank):
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(folder / f"{rank}.{name}", os.O_CREAT | os.O_WRONLY), number)
-        with (
-            open(1, "w", closefd=False) as sys.stdout,
-            open(2, "w", closefd=False) as sys.stderr,
-        ):  # pytest's are its own
-            return cli(words)
-
-    statuses = in_group(work, size, joins=False)
-    return statuses, *([(folder / f"{rank}.{name}").read_text() for rank in range(size)] for name in ("out", "err"))
-
-
-def words(command, weights, data, *more):
-    start = ["evaluate", command, "--model", f"m={weights}", "--data", str(data), "--device", "cpu"]
-    return [*start, "--bootstrap", "100", "--batch-size", "8", *map(str, more)]
-
-
-@pytest.mark.parametrize(("command", "size"), [("pairs", 2), ("templates", 3), ("identification", 2)])
-def test_a_command_writes_and_prints_what_one_process_does(
-    ijb, pair_file, weights, tmp_path, capfd, monkeypatch, command, size
-):
-    monkeypatch.setattr(evaluation_plots, "write_evaluation_plots", lambda *_: None)  # seconds, in process 0 alone
-    data = pair_file if command == "pairs" else ijb
-    assert cli(words(command, weights, data, "--output", tmp_path / "one", "--json")) == 0
-    printed = capfd.readouterr().out
-    many = words(command, weights, data, "--output", tmp_path / "many", "--json")
-    statuses, outputs, errors = commands_in_group(many, size, tmp_path / "printed")
-    assert (statuses, errors) == ([0] * size, [""] * size)
-    assert outputs == [printed] + [""] * (size - 1)
-    one, several = (
-        {path.relative_to(root): path.read_bytes() for path in root.rglob("*.*")}
-        for root in (tmp_path / "one", tmp_path / "many")
-    )
-    assert one == several
-
-
-def test_a_broken_image_ends_a_command_with_one_line(ijb, weights, tmp_path):
-    broken = tmp_path / "ijb"
-    shutil.copytree(ijb, broken)
-    last = sorted((broken / "loose_crop").rglob("*.*"))[-1]
-    last.write_bytes(b"broken")
-    many = words("templates", weights, broken, "--output", tmp_path / "many")
-    statuses, outputs, errors = commands_in_group(many, 2, tmp_path / "printed")
-    assert (statuses, outputs, errors[1]) == ([2, 2], ["", ""], "")
-    (line,) = errors[0].splitlines()
-    assert line.startswith("facebones: process ") and last.name in line
-    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["features"]
-
-
-@pytest.mark.parametrize("bad", [["--data", "missing.bin"], ["--model", "m=missing.pt"], ["--model", "nothing"]])
-def test_bad_input_is_said_once(pair_file, weights, tmp_path, bad):
-    given = words("pairs", weights, pair_file)
-    given[given.index(bad[0]) + 1] = bad[1]
-    statuses, outputs, errors = commands_in_group(given, 2, tmp_path / "printed")
-    assert (statuses, outputs, errors[1]) == ([2, 2], ["", ""], "")
-    assert len(errors[0].splitlines()) == 1 and errors[0].startswith("facebones: ")
-
-
-def test_a_model_that_one_process_cannot_use_is_left_out_in_all(pair_file, weights, tmp_path):
-    torch.save({}, tmp_path / "other.pt")
-
-    def work(world):
-        models = {"m": weights, "other": tmp_path / "other.pt" if world.rank else weights}
-        metrics = evaluate(models, pair_file, device="cpu", bootstrap=100, batch_size=8, world=world)
-        return {name for metric in metrics for name in metric.values}
-
-    assert in_group(work, 2) == [{"m"}] * 2
-
-
-def test_processes_with_other_weights_or_images_are_refused(pair_file, weights, tiny_backbone, tmp_path):
-    torch.manual_seed(1)
-    card = {"backbone": tiny_backbone, "embedding_size": 16}
-    save_weights(RunFolder(tmp_path / "other"), create_backbone(tiny_backbone, 16), card)
-    pairs = read_pairs(pair_file)
-    write_pairs(tmp_path / "few.bin", pairs.images[::-1], pairs.is_same)
-
-    def work(world):
-        model = tmp_path / "other" if world.rank else weights
-        return evaluate(model, pair_file if not world.rank else tmp_path / "few.bin", device="cpu", world=world)
-
-    line = "ConfigError: process 1 has other models and images than process 0; give all processes the same"
-    assert in_group(work, 2) == [line] * 2
-
-
-def test_random_weights_are_those_of_process_0(tiny_backbone):
-    def work(world):
-        torch.manual_seed(world.rank)
-        opened = open_in_all({"m": tiny_backbone}, device="cpu", left_out={}, world=world)
-        return [part.numpy() for part in opened["m"].network.state_dict().values()], torch.rand(1).item()
-
-    (first, one), (second, other) = in_group(work, 2)
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    assert one != other  # the random state is as before
-
-
-def test_a_runtime_is_chosen_in_process_0(pair_file, weights):
-    def work(world):
-        found = evaluate(weights, pair_file, device="cpu", runtime="bf16", bootstrap=100, world=world)
-        return [metric.value for metric in found]
-
-    first, second = in_group(work, 2)
-    assert (
-        first == second == [m.value for m in evaluate(weights, pair_file, device="cpu", runtime="bf16", bootstrap=100)]
-    )
