@@ -2,11 +2,11 @@
 
 import json
 import os
-import pickle
 import signal
 import socket
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,12 +18,11 @@ from facebones.backbones import create_backbone
 from facebones.data.image_sources import EncodedImages
 from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.errors import ConfigError
-from facebones.evaluation import feature_array, feature_store
+from facebones.evaluation import feature_store, rows_of_group
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import Model
 from facebones.recipe import Recipe
 from facebones.system import apart
-from facebones.system.process_group import joined
 from facebones.system.processes import CAN_FORK
 from facebones.training.validation import Validation
 
@@ -32,45 +31,6 @@ pytestmark = pytest.mark.skipif(not CAN_FORK, reason="no fork here")
 CPU = torch.device("cpu")
 SIZE, IMAGES, BATCH = 16, 59, 4
 SECONDS = 60
-
-
-def in_group(work, size):
-    """Do work(world) in `size` new processes that join; what each returned, its error, or the signal that ended it."""
-    time.sleep(0.1)  # threads that read images hold a lock of OpenCV while they end; a child would wait for it for ever
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
-    pipes = [os.pipe() for _ in range(size)]
-    children = []
-    for rank in range(size):
-        child = os.fork()
-        if not child:
-            signal.alarm(SECONDS)
-            _be(work, rank, size, port, pipes[rank][1])
-        children.append(child)
-    found = []
-    for child, (reading, writing) in zip(children, pipes, strict=True):
-        os.close(writing)
-        with os.fdopen(reading, "rb") as pipe:
-            answer = pipe.read()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        found.append(pickle.loads(answer) if answer else status)
-    return found
-
-
-def _be(work, rank, size, port, writing):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "FACEBONES_TIME_LIMIT": "20"}
-    try:
-        try:
-            with joined("cpu") as world:
-                answer = work(world)
-        except Exception as error:  # noqa: BLE001 (what a test asks about)
-            answer = f"{type(error).__name__}: {error}"
-        with os.fdopen(writing, "wb") as pipe:
-            pickle.dump(answer, pipe)
-    finally:
-        os._exit(0)
 
 
 def png(pixels):
@@ -133,8 +93,10 @@ def contents(folder):
 
 @pytest.mark.parametrize(("size", "batch_size"), [(2, 4), (3, 4), (3, 40)])  # of 40: more processes than batches
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_features_are_those_of_one_process_to_the_bit(source, tmp_path, monkeypatch, size, batch_size, on_disk):
-    monkeypatch.setattr(feature_array, "PIECE_BYTES", 64)
+def test_features_are_those_of_one_process_to_the_bit(
+    in_group, source, tmp_path, monkeypatch, size, batch_size, on_disk
+):
+    monkeypatch.setattr(rows_of_group, "PIECE_BYTES", 64)
     models = {"a": model(1), "b": model(2, Small(2, width=7))}
     folder = tmp_path / "many" if on_disk else None
 
@@ -161,7 +123,7 @@ def quick(monkeypatch):
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_a_broken_image_ends_all_processes_with_its_line(source, tmp_path, on_disk):
+def test_a_broken_image_ends_all_processes_with_its_line(in_group, source, tmp_path, on_disk):
     images = [*source.images]
     images[40] = b"broken"
     broken = EncodedImages("made-up", images)
@@ -176,7 +138,7 @@ def test_a_broken_image_ends_all_processes_with_its_line(source, tmp_path, on_di
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_failing_model_ends_all_processes(source):
+def test_a_failing_model_ends_all_processes(in_group, source):
     def fail():
         raise RuntimeError("no memory\nand more")
 
@@ -187,7 +149,7 @@ def test_a_failing_model_ends_all_processes(source):
 
 
 @pytest.mark.usefixtures("quick")
-def test_killed_passes_resume_on_any_number_of_processes(source, tmp_path, monkeypatch):
+def test_killed_passes_resume_on_any_number_of_processes(in_group, source, tmp_path, monkeypatch):
     folder = tmp_path / "killed"
 
     def kill_all():
@@ -228,7 +190,7 @@ def test_killed_passes_resume_on_any_number_of_processes(source, tmp_path, monke
 
 
 @pytest.mark.usefixtures("quick")
-def test_strangers_are_kept_out_while_one_process_of_a_group_writes(source, tmp_path):
+def test_strangers_are_kept_out_while_one_process_of_a_group_writes(in_group, source, tmp_path):
     def intrude():
         os.environ["RANK"] = "9"
         run({"a": model(1)}, source, tmp_path)
@@ -276,15 +238,44 @@ def test_parts_of_an_earlier_file_do_not_count(source, tmp_path):
     assert contents(stopped) == contents(tmp_path / "alone")
 
 
+# ----------------------------------------------------------------------------------------------------------- memory
+
+
+class Made:
+    """Any number of images that take no memory."""
+
+    name = "made"
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return self.images
+
+    def read(self, index, size):
+        return np.full((size, size, 3), index % 251, np.uint8)
+
+    def fingerprint(self):
+        return str(self.images)
+
+
+@pytest.mark.parametrize("many", [50_000, pytest.param(500_000, marks=pytest.mark.slow)])
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux says what the most memory was")
+def test_with_a_folder_the_memory_of_each_process_does_not_grow_with_the_images(in_group, tmp_path, many):
+    def work(world):
+        model_of_set, peaks = model(1, Small(1, width=128)), []
+        for images in (5_000, many):  # a kilobyte of features each
+            Path("/proc/self/clear_refs").write_text("5")  # forget the most memory until now
+            run({"a": model_of_set}, Made(images), tmp_path / str(images), batch_size=500, world=world)
+            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            peaks.append(int(status["VmHWM"].split()[0]) / 1024)
+        return peaks
+
+    peaks = in_group(work, 2)
+    assert all(large - small < 10 for small, large in peaks), peaks
+
+
 # ---------------------------------------------------------------------------------------------------- validation
-
-
-@pytest.fixture(scope="module")
-def pair_file(source, tmp_path_factory):
-    path = tmp_path_factory.mktemp("pairs") / "few.bin"
-    pixels = np.random.default_rng(1).integers(0, 256, (40, 112, 112, 3), dtype=np.uint8)
-    write_pairs(path, [png(image) for image in pixels], np.tile([True, False], 10))
-    return path
 
 
 def validation_of(path):
@@ -292,7 +283,7 @@ def validation_of(path):
     return Validation(replace(recipe, validation=replace(recipe.validation, sets=["few"], batch_size=8)), path.parent)
 
 
-def test_a_validation_gives_the_rows_of_one_process_in_every_process(pair_file, tiny_backbone):
+def test_a_validation_gives_the_rows_of_one_process_in_every_process(in_group, pair_file, tiny_backbone):
     torch.manual_seed(0)
     validation, network = validation_of(pair_file), create_backbone(tiny_backbone, 16)
 
@@ -304,7 +295,7 @@ def test_a_validation_gives_the_rows_of_one_process_in_every_process(pair_file, 
     assert in_group(work, 3) == [alone] * 3
 
 
-def test_a_broken_image_of_a_validation_set_ends_all_processes(pair_file, tiny_backbone, tmp_path):
+def test_a_broken_image_of_a_validation_set_ends_all_processes(in_group, pair_file, tiny_backbone, tmp_path):
     pairs = read_pairs(pair_file)
     write_pairs(tmp_path / "few.bin", [*pairs.images[:30], b"broken", *pairs.images[31:]], pairs.is_same)
     validation, network = validation_of(tmp_path / "few.bin"), create_backbone(tiny_backbone, 16)
@@ -313,7 +304,7 @@ def test_a_broken_image_of_a_validation_set_ends_all_processes(pair_file, tiny_b
     assert second == first.replace("process 1: ", "")
 
 
-def test_other_validation_sets_than_those_of_process_0_are_refused(pair_file, tiny_backbone, tmp_path):
+def test_other_validation_sets_than_those_of_process_0_are_refused(in_group, pair_file, tiny_backbone, tmp_path):
     pairs = read_pairs(pair_file)
     write_pairs(tmp_path / "few.bin", pairs.images[::-1], pairs.is_same)
     sets, network = [validation_of(pair_file), validation_of(tmp_path / "few.bin")], create_backbone(tiny_backbone, 16)

@@ -1,11 +1,12 @@
 """The embedding pass that all protocols share: images and their mirror images through one or several models."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +16,8 @@ from torch import nn
 from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.data.image_sources import DistinctImages, EncodedImages, ImageSource, distinct, read_batches
 from facebones.errors import CheckpointError, DataError, first_line
-from facebones.evaluation.feature_array import FeatureArray
 from facebones.evaluation.models import Batch, Features, Model, Precision, states_input
-from facebones.system.apart import apart
 from facebones.system.distributed import ALONE, World, part_of
-from facebones.system.process_group import agreed, own_cores
 
 if TYPE_CHECKING:
     from facebones.evaluation.feature_store import FeatureFile
@@ -100,13 +98,13 @@ def embed(
         RunError: the disk is full; another process is lost.
         ValueError: `batch_size` or `workers` is below 1, or a model has no `weights_sha256`.
     """
-    workers = workers if workers is not None else own_cores()
+    workers = workers if workers is not None else _cores(world)
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size {batch_size}, workers {workers}: give at least 1")
     if not len(source):
         raise DataError(f"{source.name}: no images to embed; check the file that the set was read from")
     images = distinct(source, batch_size) if folder is None else source
-    with agreed(world):
+    with world.agreed():
         options: dict[str, object] = {"image_size": image_size, "flip": flip}
         stores = _stores(models, images, batch_size, options, folder=folder, world=world)
     _fill(stores, models, images, batch_size, workers, image_size=image_size, flip=flip, progress=progress, world=world)
@@ -139,7 +137,7 @@ def _fill(
         starts = range(0, len(source), batch_size)
         lacking = [start for start in starts if any(store.lacks(start) for store in stores.values())]
         own = [lacking[place] for place in part_of(len(lacking), world.rank, world.size)]
-        stop_if_another_failed = stack.enter_context(apart(world))
+        stop_if_another_failed = stack.enter_context(world.apart())
         batches = stack.enter_context(closing(read_batches(source, own, batch_size, image_size, workers)))
         shown = _with_progress(batches, source, own, batch_size, world) if progress and own else batches
         for start, batch in zip(own, shown, strict=True):
@@ -152,6 +150,14 @@ def _fill(
                         _note_alike(name, model.path)
         for store in stores.values():
             store.sync()
+
+
+def _cores(world: World) -> int:
+    if world.size == 1:
+        return os.cpu_count() or 1
+    from facebones.system.process_group import own_cores
+
+    return own_cores()
 
 
 def _answers(name: str, model: Model, batch: Batch, flip: bool, world: World) -> Features:
@@ -203,6 +209,56 @@ def _with_progress(
     if world.size > 1:
         what += f", part of process 0 of {world.size}"
     return track(batches, what, total, size=batch_size, unit="images")
+
+
+class FeatureArray:
+    """Features in memory, in the order in which they are written.
+
+    Args:
+        images: N.
+        batch_size: images per batch.
+        world: the processes that share the pass; each writes its part of the batches, in their order.
+    """
+
+    def __init__(self, images: int, batch_size: int, world: World = ALONE) -> None:
+        self._world = world
+        batches = part_of(-(-images // batch_size), world.rank, world.size)
+        self._images = min(images, batches.stop * batch_size) - min(images, batches.start * batch_size)
+        self._written = 0
+        # One array from the start: small results between large inputs would fragment the heap (1 GB for LFW).
+        self._features = np.empty((0, 0, 0), dtype=np.float32)  # (n, V, D), known after the first batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def begin(self, shape: Callable[[], tuple[int, int]]) -> None:
+        """Nothing is to be prepared; see `FeatureFile`."""
+
+    def lacks(self, start: int) -> bool:
+        """Whether the batch of images from `start` on is to be embedded."""
+        return True
+
+    def write(self, start: int, answers: Features) -> None:
+        """Store the features (B, V, D) of the next B images of this process."""
+        if not self._features.size:
+            self._features = np.empty((self._images, *answers.shape[1:]), dtype=np.float32)
+        self._features[self._written : self._written + len(answers)] = answers
+        self._written += len(answers)
+
+    def sync(self) -> None:
+        """Nothing is to be done; see `FeatureFile`."""
+
+    def features(self) -> Features:
+        """All features, (N, V, D), in process 0; a collective. The other processes get their own."""
+        if self._world.size == 1:
+            return self._features
+        from facebones.evaluation.rows_of_group import rows_in_first
+
+        features: Features = rows_in_first(self._world, self._features)
+        return features
 
 
 def _stores(

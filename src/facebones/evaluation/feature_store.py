@@ -27,7 +27,6 @@ from facebones.evaluation.feature_record import Ranges, merged, part_path, part_
 from facebones.evaluation.models import Features
 from facebones.system.distributed import ALONE, World
 from facebones.system.files import cannot_write, check_writable, map_array, write_json
-from facebones.system.process_group import agreed, gather_objects
 
 SYNC_SECONDS = 10.0  # of work that a stop can cost
 
@@ -77,7 +76,7 @@ class FeatureFile:
         self._unsynced, self._synced_at = False, time.monotonic()
 
     def __enter__(self) -> Self:
-        with agreed(self._world):
+        with self._world.agreed():
             if self._world.is_first:
                 self._find()
         return self
@@ -98,14 +97,14 @@ class FeatureFile:
         """
         if self._world.size == 1:
             return
-        with agreed(self._world):
+        with self._world.agreed():
             if self._world.is_first and not self._is_complete:
                 if not self._found:
                     self._create((self._shape[0], *shape()))
                 self._begin_parts()
         told = (self._found, self._shape, self._offset, self._pass)
-        self._found, self._shape, self._offset, self._pass = gather_objects(self._world, told)[0]
-        with agreed(self._world):
+        self._found, self._shape, self._offset, self._pass = self._world.gather_objects(told)[0]
+        with self._world.agreed():
             if not self._world.is_first and not self._is_complete:
                 self._follow()
 
@@ -145,7 +144,7 @@ class FeatureFile:
     def features(self) -> Features:
         """All features, (N, V, D), as a read-only memory map; of several processes, only the first opens it."""
         features: Features = np.empty((0, 0, 0), np.float32)
-        with agreed(self._world):
+        with self._world.agreed():
             if self._world.is_first:
                 if self._world.size > 1 and not self._is_complete:
                     self._write_record([(0, self._shape[0])])

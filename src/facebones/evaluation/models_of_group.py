@@ -11,7 +11,7 @@ from facebones.errors import CheckpointError, ConfigError
 from facebones.evaluation.models import Model, open_models
 from facebones.system.device import random_state_kept
 from facebones.system.distributed import World
-from facebones.system.process_group import agreed, gather_objects, own_device
+from facebones.system.process_group import own_device
 
 CPU = torch.device("cpu")
 
@@ -31,10 +31,8 @@ def open_in_all(
     Raises:
         CheckpointError, ConfigError: as `open_models`; in all processes.
     """
-    if world.size == 1:
-        return open_models(models, device=device, left_out=left_out, **options)
-    state = gather_objects(world, torch.get_rng_state())[0]
-    with agreed(world), random_state_kept(CPU):
+    state = world.gather_objects(torch.get_rng_state())[0]
+    with world.agreed(), random_state_kept(CPU):
         torch.set_rng_state(state)
         opened = open_models(models, device=own_device(device), left_out=left_out, **options)
     return without_left_out(opened, left_out, world)
@@ -48,7 +46,7 @@ def without_left_out(models: dict[str, Model], left_out: dict[str, str], world: 
     """
     if world.size == 1:
         return models
-    for rank, reasons in enumerate(gather_objects(world, dict(left_out))):
+    for rank, reasons in enumerate(world.gather_objects(dict(left_out))):
         for name, reason in reasons.items():
             left_out.setdefault(name, reason if rank == 0 else f"process {rank}: {reason}")
     found = {name: model for name, model in models.items() if name not in left_out}
@@ -63,16 +61,14 @@ def check_alike(models: Mapping[str, Model], sources: Sequence[ImageSource], wor
     Raises:
         ConfigError: other versions, weights, images or options; in all processes.
     """
-    if world.size == 1:
-        return
-    with agreed(world):
+    with world.agreed():
         own = {
             "facebones and torch": [facebones.__version__, torch.__version__],
             "models": {name: model.settings() for name, model in models.items()},
             "images": [source.fingerprint() for source in sources],
             "options": options,
         }
-    everyones = gather_objects(world, own)
+    everyones = world.gather_objects(own)
     for rank, other in enumerate(everyones):
         if differing := [what for what, value in everyones[0].items() if other[what] != value]:
             raise ConfigError(

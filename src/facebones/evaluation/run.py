@@ -18,17 +18,15 @@ from facebones.data.image_sources import ImageSource, distinct
 from facebones.data.preprocessing import Preprocessing
 from facebones.errors import CheckpointError, ConfigError, DataError, first_line
 from facebones.evaluation.embed import embed
-from facebones.evaluation.models import BATCH_SIZE, Model
-from facebones.evaluation.models_of_group import check_alike, open_in_all
+from facebones.evaluation.models import BATCH_SIZE, Model, open_models
 from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, find_protocols
 from facebones.statistics.bootstrap import REPLICATES
 from facebones.statistics.metric import Metric, MetricComparison
-from facebones.system.apart import apart
 from facebones.system.distributed import ALONE, World
-from facebones.system.process_group import agreed, gather_objects
 
 FORMAT = 2
 FEATURES_FOLDER = "features"
+BLOCK = 8192  # features in memory at a time
 
 AnyModel = Model | Path | str
 AnyProtocol = Protocol | Path | str
@@ -113,7 +111,7 @@ def evaluate(
         FaceBonesError: a model or a set cannot be used; in one line.
     """
     models = model if isinstance(model, Mapping) else {"model": model}
-    with agreed(world):
+    with world.agreed():
         protocols = _protocols(protocol)
     results = _measure(
         models,
@@ -130,7 +128,7 @@ def evaluate(
         progress=progress,
         world=world,
     )[1]
-    results = gather_objects(world, results)[0]
+    results = world.gather_objects(results)[0]
     if isinstance(model, Mapping):
         return [metric for result in results for metric in result.metrics]
     return [metric for result in results for metric in result.of("model")]
@@ -166,7 +164,7 @@ def run_protocols(
     """
     given: dict[str, Any] = {**DEFAULTS, **options}
     world: World = given["world"]
-    with agreed(world):
+    with world.agreed():
         _check_sets(protocols)
         if output is not None:
             _check_files(output, protocols, list(models))
@@ -176,14 +174,14 @@ def run_protocols(
     )
     recorded = {name: given[name] for name in ("flip", "bootstrap", "seed")}
     contents: dict[str, Any] = {}
-    with apart(world):
+    with world.apart():
         if world.is_first:
             contents = _contents([protocol.name for protocol in protocols], opened, results, recorded)
             if left_out:
                 contents = {name: content | {"left_out": left_out} for name, content in contents.items()}
             if output is not None:
                 _write(output, {protocol.file: contents[protocol.name] for protocol in protocols})
-    told: dict[str, Any] = gather_objects(world, contents)[0]
+    told: dict[str, Any] = world.gather_objects(contents)[0]
     return told
 
 
@@ -249,16 +247,19 @@ def _measure(
     """
     if not models or not protocols:
         raise ConfigError(f"{len(models)} models and {len(protocols)} evaluation sets; give at least one of both")
-    with agreed(world):
+    with world.agreed():
         groups = _by_images(protocols)
         sources = [group[0].images() for group in groups]
-    opened = open_in_all(models, left_out=left_out, world=world, **opening)
+    opened = _opened(models, left_out, world, **opening)
     if runtime is not None:
         from facebones.evaluation.runtimes_of_group import run_in_all
 
         embedded = [distinct(source, batch_size) for source in sources]
         opened = run_in_all(opened, runtime, embedded, left_out=left_out, world=world, batch_size=batch_size, flip=flip)
-    check_alike(opened, sources, world, batch_size=batch_size, flip=flip)
+    if world.size > 1:
+        from facebones.evaluation.models_of_group import check_alike
+
+        check_alike(opened, sources, world, batch_size=batch_size, flip=flip)
     results: list[ProtocolResult] = []
     for group, source in zip(groups, sources, strict=True):
         features = _embed(
@@ -273,12 +274,20 @@ def _measure(
             progress=progress,
             world=world,
         )
-        with apart(world):  # the others wait while process 0 compares
+        with world.apart():  # the others wait while process 0 compares
             if world.is_first:
                 options = {"bootstrap": bootstrap, "seed": seed, "output": output}
                 results += _compared(group, source.name, features, left_out, options)
-        left_out |= gather_objects(world, left_out)[0]
+        left_out |= world.gather_objects(left_out)[0]
     return opened, results
+
+
+def _opened(models: Mapping[str, AnyModel], left_out: dict[str, str], world: World, **opening: Any) -> dict[str, Model]:
+    if world.size == 1:
+        return open_models(models, left_out=left_out, **opening)
+    from facebones.evaluation.models_of_group import open_in_all
+
+    return open_in_all(models, left_out=left_out, world=world, **opening)
 
 
 def _compared(
@@ -332,8 +341,9 @@ def _with_direction(features: Mapping[str, Features]) -> set[str]:
     """The models whose embeddings of all images are finite and not zero."""
     sound = set()
     for model, rows_NxVxD in features.items():
-        norms = np.linalg.norm(rows_NxVxD.sum(axis=1), axis=1)
-        if np.all(np.isfinite(norms) & (norms > 0)):
+        blocks = (rows_NxVxD[start : start + BLOCK] for start in range(0, len(rows_NxVxD), BLOCK))
+        norms = (np.linalg.norm(block.sum(axis=1), axis=1) for block in blocks)
+        if all(np.all(np.isfinite(row) & (row > 0)) for row in norms):
             sound.add(model)
     return sound
 

@@ -7,9 +7,7 @@ from facebones.data.image_sources import ImageSource
 from facebones.evaluation.models import Model
 from facebones.evaluation.models_of_group import without_left_out
 from facebones.evaluation.runtimes import AUTO, with_runtime
-from facebones.system.apart import apart
 from facebones.system.distributed import World
-from facebones.system.process_group import gather_objects
 
 
 def run_in_all(
@@ -32,15 +30,15 @@ def run_in_all(
         options: `batch_size` and `flip` of `with_runtime`, whose errors are raised in all processes.
     """
     if world.size == 1 or runtime != AUTO:
-        with apart(world):
+        with world.apart():
             prepared = with_runtime(models, runtime, sources, left_out=left_out, **options)
         return without_left_out(prepared, left_out, world)
     prepared = {}
-    with apart(world):
+    with world.apart():
         if world.is_first:
             prepared = with_runtime(models, runtime, sources, **options)
-    chosen = gather_objects(world, {name: model.runtime for name, model in prepared.items()})[0]
-    with apart(world):
+    chosen = world.gather_objects({name: model.runtime for name, model in prepared.items()})[0]
+    with world.apart():
         if not world.is_first:
             for name, model in models.items():
                 prepared |= with_runtime({name: model}, chosen[name], sources, **options)

@@ -21,7 +21,7 @@ from facebones.system.distributed import World
 from facebones.system.process_group import LostProcessError, agreed, gather_objects, time_limit
 
 BEAT_SECONDS = 1.0
-SILENT_SECONDS = 30.0  # after which a process counts as lost
+SILENT_SECONDS = 15.0  # after which a process counts as lost
 _WORKS, _DONE, _FAILED, _LEFT = "works", "done", "failed", "left"
 
 

@@ -9,7 +9,7 @@ of processes that divides V computes the same bits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -171,6 +171,32 @@ class World:
             )
         return tree_sum(received.view(self.size * shards, own, *sent.shape[1:]))
 
+    # ------------------------------------------------------------------- where one process needs no module for it
+
+    def agreed(self) -> AbstractContextManager[None]:
+        """A block in which all processes fail if one fails; see `process_group.agreed`."""
+        if self.size == 1:
+            return nullcontext()
+        from facebones.system.process_group import agreed
+
+        return agreed(self)
+
+    def apart(self) -> AbstractContextManager[Callable[[], None]]:
+        """A block of long work that each process does apart; see `apart.apart`."""
+        if self.size == 1:
+            return nullcontext(_nothing)
+        from facebones.system.apart import apart
+
+        return apart(self)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The value of each process, in order; see `process_group.gather_objects`."""
+        if self.size == 1:
+            return [value]
+        from facebones.system.process_group import gather_objects
+
+        return gather_objects(self, value)
+
     def _all_reduce(self, tensor: Tensor, operation: str) -> Tensor:
         with self.guarded("all_reduce"):
             torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, operation))
@@ -201,6 +227,10 @@ class World:
             return
         with self.guard(name):
             yield
+
+
+def _nothing() -> None:
+    pass
 
 
 def _all_gather(found: Tensor, own: Tensor) -> None:

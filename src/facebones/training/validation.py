@@ -22,9 +22,8 @@ from facebones.errors import ConfigError, DataError, some
 from facebones.evaluation.embed import ImageEmbeddings, embed_images
 from facebones.evaluation.verification import check_pair_set, pair_set_notes, verify_embeddings
 from facebones.recipe import Recipe
-from facebones.system.apart import apart
 from facebones.system.distributed import ALONE, World, part_of
-from facebones.system.process_group import gather_objects, own_cores
+from facebones.system.process_group import own_cores
 from facebones.system.progress import say
 from facebones.training.logs import SHUFFLED
 
@@ -84,7 +83,7 @@ class Validation:
         training continues: its own gradients may be finite.
         """
         rows = [self._measure(pair_set, backbone, device, world) for pair_set in self.sets]
-        return list(gather_objects(world, rows)[0])
+        return list(world.gather_objects(rows)[0])
 
     def _measure(self, pair_set: PairSet, backbone: Backbone, device: torch.device, world: World) -> dict[str, Any]:
         try:
@@ -127,7 +126,7 @@ class Validation:
 
 def _check_alike(fingerprint: Mapping[str, Any], world: World) -> None:
     """Refuse other sets than those of process 0: the error is the same in every process."""
-    everyones = gather_objects(world, fingerprint)
+    everyones = world.gather_objects(fingerprint)
     for rank, other in enumerate(everyones):
         if names := [name for name in everyones[0] if other.get(name) != everyones[0][name]]:
             raise DataError(
@@ -138,7 +137,7 @@ def _check_alike(fingerprint: Mapping[str, Any], world: World) -> None:
 
 def _decode_all(pair_set: PairSet, world: World) -> None:
     images = distinct(EncodedImages(pair_set.name, pair_set.images))
-    with apart(world) as stop_if_another_failed, ThreadPoolExecutor(own_cores()) as pool:
+    with world.apart() as stop_if_another_failed, ThreadPoolExecutor(own_cores()) as pool:
 
         def check(index: int) -> None:
             stop_if_another_failed()
