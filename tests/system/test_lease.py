@@ -66,7 +66,7 @@ def elsewhere(monkeypatch):
 
 
 def test_a_lease_is_taken_once_and_again_when_it_was_given_back(name):
-    assert Watch(name).look().over
+    assert Watch(name).look().over and lease.links_work(name.path)
     first = take(name, 0)
     assert first.number == 1 and first.is_held() and take(name, 0) is None
     seen = Watch(name).look()
@@ -193,9 +193,10 @@ def test_a_file_system_without_hard_links_is_said(name, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(os, "link", no_links)
-    with pytest.raises(ConfigError, match="has no hard links .*put --output on another") as caught:
+    with pytest.raises(ConfigError, match="no hard link can be made") as caught:
         take(name, 0)
     assert "\n" not in str(caught.value) and name.numbers() == []
+    assert not lease.links_work(name.path) and not list(name.path.parent.iterdir())
     alone = take(name, 0, shared=False)
     assert alone.is_held() and take(name, 0, shared=False) is None
     alone.release()

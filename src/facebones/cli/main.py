@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,7 +75,8 @@ def _run(arguments: Arguments) -> None:
     tune_malloc()
     if arguments.command_name in {"train", "resume"}:
         stop_with_parent()
-        _import_and_run(arguments)
+        with _lease():
+            _import_and_run(arguments)
         return
     with stop_signals() as stop, stop.at_once():
         try:
@@ -83,6 +85,15 @@ def _run(arguments: Arguments) -> None:
             if stop.received is not None:  # a library mistook the signal for a failure of its own
                 raise Interrupted(stop.received) from None
             raise
+
+
+def _lease() -> AbstractContextManager[None]:
+    """The lease by which a worker of a study has taken this training; nothing in a training outside a study."""
+    if "FACEBONES_LEASE" not in os.environ:
+        return nullcontext()
+    from facebones.study.training_lease import lease_held
+
+    return lease_held()
 
 
 def _import_and_run(arguments: Arguments) -> None:

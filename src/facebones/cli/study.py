@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facebones.cli.options import (
     Arguments,
@@ -17,6 +17,9 @@ from facebones.cli.options import (
     recipe_options,
     runtime_option,
 )
+
+if TYPE_CHECKING:
+    from facebones.study.compare import Worker
 
 REPORT_FOLDER = "report"
 # Fields of a study that are options, with their help; a LIST is joined by commas.
@@ -54,6 +57,12 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue runs of an older version even where this version computes other numbers",
     )
+    parser.add_argument(
+        "--worker",
+        action="store_true",
+        help="train what no other worker has taken, then end; the last worker measures and reports",
+    )
+    parser.add_argument("--only", metavar="LIST", help="comma-separated names of the trainings that this process takes")
     recipe_options(parser)
     runtime_option(parser)
     device_option(parser)
@@ -72,7 +81,16 @@ def _compare(arguments: Arguments) -> None:
     if arguments.dry_run:
         _print_plan(preview(study, arguments.output, **options), as_json=arguments.json)
     else:
-        _print_study(compare(study, arguments.output, jobs=arguments.jobs, **options), as_json=arguments.json)
+        _print_study(compare(study, arguments.output, worker=_worker(arguments), **options), as_json=arguments.json)
+
+
+def _worker(arguments: Arguments) -> "Worker":
+    """How this process works beside others on the study."""
+    from facebones.study.compare import Worker
+
+    only = [name for name in (arguments.only or "").split(",") if name]
+    alone = not (arguments.worker or only)
+    return Worker(jobs=arguments.jobs, only=only, wait=not arguments.worker, shared=not alone)
 
 
 def _print_plan(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
@@ -90,6 +108,9 @@ def _print_study(content: dict[str, Any], *, as_json: bool) -> None:
 
     if as_json:
         print(json.dumps(content, indent=2))
+    elif "elsewhere" in content:
+        print(content["elsewhere"])
+        return
     else:
         print_table(*study_table(content), title=study_title(content))
         _print_answer(content["answer"], content["report"])

@@ -21,6 +21,7 @@ import os
 import re
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ RECORD = 4096  # bytes of each of the two records: the worker's and its training
 LONGEST_NOTE = 1500  # letters
 WORKER, TRAINING = 0, 1
 HELD, FREE = "held", "free"
+LEASE_FILE = re.compile(r"\.(.+)\.lease\.([1-9][0-9]{0,14})", re.DOTALL)
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
@@ -61,13 +63,25 @@ class LeaseName:
         Raises:
             ConfigError: the folder cannot be read.
         """
-        pattern = re.compile(re.escape(f".{self.path.name}.lease.") + r"([1-9][0-9]{0,14})")
-        try:
-            return sorted(int(found[1]) for name in os.listdir(self.path.parent) if (found := pattern.fullmatch(name)))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise ConfigError(f"{self.path.parent}: cannot be read: {error.strerror}; check its permissions") from error
+        return leases_in(self.path.parent).get(self.path.name, [])
+
+
+def leases_in(folder: Path) -> dict[str, list[int]]:
+    """The numbers of all leases in a folder, in order, by the name of what is leased.
+
+    Raises:
+        ConfigError: the folder cannot be read.
+    """
+    found = defaultdict[str, list[int]](list)
+    try:
+        for entry in folder.iterdir():
+            if match := LEASE_FILE.fullmatch(entry.name):
+                found[match[1]].append(int(match[2]))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be read: {error.strerror}; check its permissions") from error
+    return {name: sorted(numbers) for name, numbers in found.items()}
 
 
 class Lease:
@@ -111,7 +125,8 @@ class Lease:
                 return False
         except ConfigError:
             return True
-        return _decode(_read(self.name.file(self.number))[:RECORD]).get("token", self.token) == self.token
+        found = _decode(_read(self.name.file(self.number))[:RECORD]).get("token", self.token)
+        return bool(found == self.token)
 
     def release(self, **notes: Any) -> None:
         """Give the lease back, with notes for whoever looks next; harmless if it is lost."""
@@ -163,30 +178,56 @@ def take(name: LeaseName, after: int, expiry: float = EXPIRY_SECONDS, *, shared:
         return None
 
 
+def links_work(place: Path) -> bool:
+    """Whether a file system makes hard links, once for each name; nothing is left behind.
+
+    Raises:
+        ConfigError, RunError: the folder of `place` cannot be made or written.
+    """
+    token = uuid.uuid4().hex
+    draft, target = (place.with_name(f".{place.name}.{token}-{number}.tmp") for number in (1, 2))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _write_new(draft, b"")
+        return _link(draft, target) and target.exists()
+    except OSError as error:
+        raise cannot_write(place.parent, error) from error
+    finally:
+        for path in (draft, target):
+            with suppress(OSError):
+                path.unlink()
+
+
 def _create(name: LeaseName, number: int, content: bytes, token: str, shared: bool) -> bool:
     """Make the file of a lease, whole and once; returns whether this process did."""
     target, draft = name.file(number), name.path.with_name(f".{name.path.name}.lease-{token}.tmp")
     try:
         _write_new(draft, content)
-        try:
-            os.link(draft, target)
-        except FileExistsError:
+        if _link(draft, target):
+            return True
+        if target.exists():
             return draft.stat().st_nlink == 2  # the answer to the first try was lost, and this was the second
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            if shared:
-                raise ConfigError(
-                    f"{target.parent}: this file system has no hard links ({error.strerror}), and workers need them to"
-                    " share a study; put --output on another, such as ext4, XFS, NFS, Lustre or APFS"
-                ) from error
-            with suppress(FileExistsError):
-                _write_new(target, content)
-                return True
-            return False
-        return True
+        if shared:
+            raise ConfigError(f"{target.parent}: no hard link can be made, by which workers share a study")
+        with suppress(FileExistsError):
+            _write_new(target, content)
+            return True
+        return False
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _link(draft: Path, target: Path) -> bool:
+    """Give a file a second name; False if that name exists, or if the file system has no such links."""
+    try:
+        os.link(draft, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return False
+    return True
 
 
 def _write_new(path: Path, content: bytes) -> None:

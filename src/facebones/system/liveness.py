@@ -50,7 +50,7 @@ def process_table() -> str:
     """
     boot = Path("/proc/sys/kernel/random/boot_id")
     try:
-        return f"{boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{boot.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return _output("sysctl", "-n", "kern.bootsessionuuid")  # macOS
 
