@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -73,8 +74,10 @@ from facebones.study.launchers import local
 from facebones.study.leases import StudyLeases
 from facebones.study.plan import make_plan
 from facebones.study.study import load_study
-from facebones.system import processes
+from facebones import run_folder
+from facebones.system import liveness, processes
 from pathlib import Path
+from types import SimpleNamespace
 import facebones.training.run
 
 class Fork:
@@ -110,7 +113,10 @@ class Fork:
     def kill(self):
         self.send_signal(signal.SIGKILL)
 
-local.subprocess.Popen = Fork
+local.subprocess = SimpleNamespace(Popen=Fork, DEVNULL=None)
+if os.environ["MACHINE"]:  # another machine: no process of this one is known there, and no lock
+    liveness.process_table = lambda: os.environ["MACHINE"]
+    run_folder.fcntl = SimpleNamespace(lockf=lambda *_: None, LOCK_EX=0, LOCK_NB=0)
 local.POLL_SECONDS, local.LOOK_SECONDS, processes.PARENT_SECONDS = 0.02, 0.2, 0.1
 study, output = load_study(sys.argv[1]), Path(sys.argv[2])
 plan = make_plan(study, output)
@@ -138,9 +144,9 @@ def worker(tmp_path):
     """Start a worker; it and its trainings are killed at the end of the test."""
     started = []
 
-    def start(study, output, expiry=30, step_seconds=0.0):
+    def start(study, output, expiry=30, step_seconds=0.0, machine=""):
         journal = tmp_path / f"{output.name}.journal"
-        own = {"OMP_NUM_THREADS": "1", "JOURNAL": str(journal), "STEP_SECONDS": str(step_seconds)}
+        own = {"OMP_NUM_THREADS": "1", "JOURNAL": str(journal), "STEP_SECONDS": str(step_seconds), "MACHINE": machine}
         words = [sys.executable, "-c", WORKER, str(study), str(output), str(expiry)]
         process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ | own)
         started.append(process)
@@ -157,7 +163,7 @@ def worker(tmp_path):
 
 def children(pid):
     with suppress(OSError):
-        return [int(word) for word in open(f"/proc/{pid}/task/{pid}/children").read().split()]
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
 
 
@@ -254,13 +260,13 @@ def test_of_200_trainings_none_is_lost_or_doubled_whichever_worker_dies(study, w
 def test_a_training_that_was_suspended_while_another_took_it_up_ends_without_a_save(study, worker, tmp_path):
     """Both processes of a machine sleep; the other machine cannot know whether they live."""
     path, output = study(1, epochs=20), tmp_path / "suspended"
-    first = worker(path, output, expiry=1.5, step_seconds=0.05)
+    first = worker(path, output, expiry=3, step_seconds=0.05, machine="first")
     (child,) = wait_for(lambda: children(first.pid), 60)
     wait_for(lambda: output.with_name("suspended.journal").exists() and len(journal_of(output)) > 3, 60)
     os.kill(first.pid, signal.SIGSTOP)
     os.kill(child, signal.SIGSTOP)
     before = journal_of(output)
-    second = worker(path, output, expiry=1.5, step_seconds=0.05)
+    second = worker(path, output, expiry=3, step_seconds=0.05, machine="second")
     wait_for(lambda: len(journal_of(output)) > len(before) + 3, 60)
     os.kill(child, signal.SIGCONT)
     os.kill(first.pid, signal.SIGCONT)

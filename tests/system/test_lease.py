@@ -14,7 +14,7 @@ import pytest
 from facebones.errors import ConfigError
 from facebones.system import lease, liveness
 from facebones.system.lease import LeaseName, Watch, join, take
-from facebones.system.liveness import is_dead, this_process
+from facebones.system.liveness import ALIVE, DEAD, UNKNOWN, fate, this_process
 
 HOLD = """
 import sys, time
@@ -62,7 +62,7 @@ def wait_until_over(watch, seconds):
 
 def elsewhere(monkeypatch):
     """Be on another machine, where nobody can tell whether a process lives."""
-    monkeypatch.setattr(lease, "is_dead", lambda process: False)
+    monkeypatch.setattr(lease, "fate", lambda process: "unknown")
 
 
 def test_a_lease_is_taken_once_and_again_when_it_was_given_back(name):
@@ -252,13 +252,24 @@ def test_a_damaged_lease_holds_until_it_has_stood_still(name, content, monkeypat
 
 def test_a_process_number_that_was_given_again_is_another_process():
     here = this_process()
-    assert not is_dead(here)
-    assert is_dead({**here, "start": "1"})
-    assert not is_dead({**here, "start": "1", "table": "another machine"})
+    assert fate(here) == ALIVE and fate({**here, "start": "1"}) == DEAD
+    assert fate({**here, "start": "1", "table": "another machine"}) == UNKNOWN
     child = subprocess.Popen([sys.executable, "-c", ""])
     deadline = time.monotonic() + 10
-    while not is_dead({**here, "pid": child.pid, "start": ""}):
+    while fate({**here, "pid": child.pid, "start": "1"}) != DEAD:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     child.wait()
-    assert is_dead({**here, "pid": child.pid, "start": ""})
+    assert fate({**here, "pid": child.pid, "start": "1"}) == DEAD
+
+
+def test_a_holder_on_this_machine_that_lives_is_waited_for(name, holder, monkeypatch):
+    process = holder(expiry=1.0)
+    process.send_signal(signal.SIGSTOP)
+    watch = Watch(name)
+    watch.look()
+    now = time.monotonic()
+    for later in range(0, 70, 4):
+        monkeypatch.setattr(time, "monotonic", lambda later=later: now + later)
+        assert not watch.look().over
+    monkeypatch.undo()

@@ -73,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Arguments) -> None:
     """Import the plug-ins and run the command; a signal ends it at once, but a training saves first."""
     tune_malloc()
-    if arguments.command_name in {"train", "resume"}:
+    if arguments.command_name in {"train", "resume", "compare"}:
         stop_with_parent()
+    if arguments.command_name in {"train", "resume"}:
         with _lease():
             _import_and_run(arguments)
         return
@@ -164,6 +165,7 @@ def _parse(argv: list[str]) -> Arguments:
     command: Command = arguments.command
     if unknown and arguments.command_name in TAKES_FOLDERS:
         _refuse_side_by_side(getattr(arguments, TAKES_FOLDERS[arguments.command_name]), others, unknown[0])
+    arguments.words = argv
     arguments.overrides = _overrides(unknown) if command.takes_recipe_fields else {}
     if unknown and not command.takes_recipe_fields:
         raise ConfigError(f"unknown option or argument: {unknown[0]}; see facebones {arguments.command_name} --help")

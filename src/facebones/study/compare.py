@@ -85,7 +85,7 @@ def compare(
         Interrupted: SIGINT or SIGTERM arrived; all trainings have saved.
     """
     output, worker = Path(output), worker or Worker(jobs=jobs)
-    plan = _checked_plan(study, output, device, runtime, autotune=autotune, accept_version=accept_version)
+    plan = checked_plan(study, output, device, runtime, autotune=autotune, accept_version=accept_version)
     _refuse_unknown(worker.only, plan)
     for note in plan.notes():
         say(f"note: {note}")
@@ -160,15 +160,26 @@ def preview(
     Raises:
         FaceBonesError: as `compare` raises before its first training.
     """
-    plan = _checked_plan(study, Path(output), device, runtime, autotune=autotune, accept_version=accept_version)
+    plan = checked_plan(study, Path(output), device, runtime, autotune=autotune, accept_version=accept_version)
     for note in plan.notes():
         say(f"note: {note}")
     return plan_rows(plan)
 
 
-def _checked_plan(
-    study: Study | str, output: Path, device: str, runtime: str | None, *, autotune: bool, accept_version: bool
+def checked_plan(
+    study: Study | str,
+    output: Path,
+    device: str,
+    runtime: str | None,
+    *,
+    autotune: bool = False,
+    accept_version: bool = False,
 ) -> Plan:
+    """The plan of a study, after everything was checked that can be without training.
+
+    Raises:
+        FaceBonesError: as `compare` raises before its first training.
+    """
     select_device(device)  # refuses an unknown one before anything is read
     study = study if isinstance(study, Study) else load_study(str(study))
     import_plugins(study.imports, "import:")
@@ -194,9 +205,11 @@ def raise_failures(content: Mapping[str, Any]) -> None:
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     """A row for each run: its network's cost, how far it is, and the hours left.
 
+    "worker" is the process that has the run's lease.
     The hours follow from the last rate of a run of the same backbone in the study's folder; None if there is none.
     """
     progress = {run.name: run.progress() for run in plan.runs}
+    held = StudyLeases(plan.runs).elsewhere()
     rates = {run.backbone: rate for run in plan.runs if (rate := progress[run.name]["images_per_second"])}
     rows = []
     for run in plan.runs:
@@ -210,6 +223,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
                 "steps": run.steps,
                 "state": run.state,
                 "step": step,
+                "worker": held[run.name].where if run.name in held else None,
                 "hours": 0.0 if not left else left / rate / 3600 if rate else None,
                 "folder": str(run.folder.path),
                 "versions": run.versions(),

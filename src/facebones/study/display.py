@@ -132,6 +132,8 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def _plan_cells(row: Mapping[str, Any]) -> Sequence[str]:
     known = row["problem"] is None
     state = f"to resume after step {row['step']}" if row["state"] == UNFINISHED else row["state"]
+    if row["worker"]:
+        state = f"step {row['step']} on {row['worker']}"
     return (
         row["name"],
         f"{row['parameters']:,}" if known else "-",

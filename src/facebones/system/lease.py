@@ -11,7 +11,7 @@ Why it is safe, also on NFS:
 * Others judge by watching: the lease is over if the counter has stood still for the lease's expiry by the watcher's own
   monotonic clock. No two clocks are compared. A look that comes late counts for `LONGEST_LOOK` seconds only, so that
   a watcher that was suspended, or cut off from the server, gives the holder time to write.
-* A holder that is dead on this very machine is known at once (`liveness.is_dead`).
+* Of a holder on this very machine it is known whether it lives (`liveness.fate`), however long it is silent.
 * A holder that was suspended finds a larger N when it wakes, and stops.
 """
 
@@ -30,7 +30,7 @@ from typing import Any
 
 from facebones.errors import ConfigError
 from facebones.system.files import cannot_write
-from facebones.system.liveness import is_dead, this_process
+from facebones.system.liveness import ALIVE, DEAD, fate, this_process
 
 EXPIRY_SECONDS = 60.0
 BEATS = 6  # within the expiry
@@ -189,7 +189,7 @@ def links_work(place: Path) -> bool:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _write_new(draft, b"")
-        return _link(draft, target) and target.exists()
+        return _link(draft, target) is True and target.exists()
     except OSError as error:
         raise cannot_write(place.parent, error) from error
     finally:
@@ -203,10 +203,10 @@ def _create(name: LeaseName, number: int, content: bytes, token: str, shared: bo
     target, draft = name.file(number), name.path.with_name(f".{name.path.name}.lease-{token}.tmp")
     try:
         _write_new(draft, content)
-        if _link(draft, target):
-            return True
-        if target.exists():
-            return draft.stat().st_nlink == 2  # the answer to the first try was lost, and this was the second
+        linked = _link(draft, target)
+        if linked is not None:
+            # The answer to a first try may have been lost, and this was the second.
+            return linked or draft.stat().st_nlink == 2
         if shared:
             raise ConfigError(f"{target.parent}: no hard link can be made, by which workers share a study")
         with suppress(FileExistsError):
@@ -217,8 +217,8 @@ def _create(name: LeaseName, number: int, content: bytes, token: str, shared: bo
         draft.unlink(missing_ok=True)
 
 
-def _link(draft: Path, target: Path) -> bool:
-    """Give a file a second name; False if that name exists, or if the file system has no such links."""
+def _link(draft: Path, target: Path) -> bool | None:
+    """Give a file a second name; False if that name exists, None if the file system has no such links."""
     try:
         os.link(draft, target)
     except FileExistsError:
@@ -226,7 +226,7 @@ def _link(draft: Path, target: Path) -> bool:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        return False
+        return None
     return True
 
 
@@ -299,8 +299,9 @@ class Watch:
         content = _read(self._name.file(number))
         worker, training = (_decode(content[start : start + RECORD]) for start in (0, RECORD))
         expiry = worker.get("expiry", EXPIRY_SECONDS)
-        over = worker.get("state") == FREE or self._stood_still(number, content) >= expiry
-        over = over or (is_dead(worker) and ("pid" not in training or is_dead(training)))
+        fates = {fate(one) for one in (worker, training) if "pid" in one}
+        stood_still = self._stood_still(number, content) >= expiry
+        over = worker.get("state") == FREE or fates == {DEAD} or (stood_still and ALIVE not in fates)
         return Seen(number=number, over=over, holder=worker, changes=self._changes)
 
     def _stood_still(self, number: int, content: bytes) -> float:

@@ -8,9 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+DEAD, ALIVE, UNKNOWN = "dead", "alive", "unknown"
 HOST = socket.gethostname()
 _START_FIELD = 19  # of what follows the name in /proc/PID/stat: time of the start, in ticks since the machine booted
 _STATE_FIELD = 0
+_ENDED = "ended"
 
 
 def this_process() -> dict[str, Any]:
@@ -18,28 +20,30 @@ def this_process() -> dict[str, Any]:
     return {"host": HOST, "pid": os.getpid(), "start": _start(os.getpid()), "table": process_table()}
 
 
-def is_dead(process: Mapping[str, Any]) -> bool:
-    """Whether a process is certainly gone; False if it lives, or is of another machine or container.
+def fate(process: Mapping[str, Any]) -> str:
+    """DEAD or ALIVE of a process of this machine; UNKNOWN of one of another machine or container.
 
     A number that another process has taken since is told by the time of its start.
 
     Args:
-        process: what `this_process` returned there; anything else is never said to be dead.
+        process: what `this_process` returned there.
 
-    >>> is_dead(this_process())
-    False
+    >>> fate(this_process())
+    'alive'
     """
     pid, start, table = process.get("pid"), process.get("start"), process.get("table")
     if type(pid) is not int or pid <= 0 or not table or table != process_table():
-        return False
+        return UNKNOWN
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return True
+        return DEAD
     except (PermissionError, OverflowError):  # it is another user's
-        return False
+        pass
     found = _start(pid)
-    return bool(found and start and found != start) or found == _ENDED
+    if not found or not start:
+        return UNKNOWN
+    return ALIVE if found == start else DEAD
 
 
 @cache
@@ -53,9 +57,6 @@ def process_table() -> str:
         return f"{boot.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return _output("sysctl", "-n", "kern.bootsessionuuid")  # macOS
-
-
-_ENDED = "ended"
 
 
 def _start(pid: int) -> str:
