@@ -25,9 +25,18 @@ class StudyLeases:
         runs: all trainings of the study.
         expiry: seconds without a sign of life after which others may take up a training.
         shared: whether the leases must hold against other machines (see `lease.take`).
+        watching: whether this process takes none, so that a training that has failed is not to be tried again.
     """
 
-    def __init__(self, runs: Sequence[PlannedRun], *, expiry: float = EXPIRY_SECONDS, shared: bool = False) -> None:
+    def __init__(
+        self,
+        runs: Sequence[PlannedRun],
+        *,
+        expiry: float = EXPIRY_SECONDS,
+        shared: bool = False,
+        watching: bool = False,
+    ) -> None:
+        self._watching = watching
         self.runs, self.expiry, self.shared = runs, expiry, shared
         self.round = os.environ.get(ROUND_VARIABLE) or uuid.uuid4().hex
         self._watches = {run.name: Watch(LeaseName(run.folder.path)) for run in runs}
@@ -92,7 +101,7 @@ class StudyLeases:
         """Whether a training has ended so since this call of the command, or launch, began."""
         if not seen.over or seen.holder.get("outcome") != outcome:
             return False
-        return seen.number != self._first[name] or seen.holder.get("round") == self.round
+        return self._watching or seen.number != self._first[name] or seen.holder.get("round") == self.round
 
 
 def unfinished(leases: StudyLeases) -> str:

@@ -67,10 +67,11 @@ def read_launcher(launcher: str, texts: Mapping[str, str]) -> LauncherOptions:
     hints, values = get_type_hints(LauncherOptions), {}
     for key, text in texts.items():
         name = key.removeprefix(PREFIX)
-        if name not in (known := (*OPTIONS[launcher], "expiry")):
-            raise UnknownNameError(
-                "option", f"--{key}", [f"--{PREFIX}{one}" for one in known], f"--launcher {launcher}"
-            )
+        known = (*OPTIONS[launcher], "expiry")
+        if name not in known:
+            if others := [other for other in LAUNCHERS if name in OPTIONS[other]]:
+                raise ConfigError(f"--{key}: is an option of --launcher {' and '.join(others)}, not of {launcher}")
+            raise UnknownNameError("option", f"--{key}", [f"--{PREFIX}{one}" for one in known])
         values[name] = check_value(text, hints[name], fields[name].metadata, f"--{key}")
     options = LauncherOptions(**values)
     minutes_of(options.time)

@@ -1,5 +1,6 @@
 """Workers as tasks of a Ray cluster that is running already."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,7 @@ def run_on_ray(job: WorkerJob, workers: int, options: LauncherOptions, show: Cal
     connected = ray.is_initialized()
     if not connected:
         try:
-            ray.init(address=options.address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"--launcher ray: no cluster at --launcher.address {options.address}: {first_line(error)};"
