@@ -77,9 +77,11 @@ from facebones.study.plan import make_plan
 from facebones.study.study import load_study
 from facebones import run_folder
 from facebones.system import liveness, processes
+from facebones.system.environment import git_revision
 from pathlib import Path
 from types import SimpleNamespace
 import facebones.training.run
+import torch._dynamo  # the first step of an optimizer imports it
 
 class Fork:
     def __init__(self, words, stdin, stdout, stderr, env, process_group):
@@ -119,6 +121,7 @@ if os.environ["MACHINE"]:  # another machine: no process of this one is known th
     liveness.process_table = lambda: os.environ["MACHINE"]
     run_folder.fcntl = SimpleNamespace(lockf=lambda *_: None, LOCK_EX=0, LOCK_NB=0)
 local.POLL_SECONDS, local.LOOK_SECONDS, processes.PARENT_SECONDS = 0.02, 0.2, 0.1
+git_revision()  # once, and not in each fork
 study, output = load_study(sys.argv[1]), Path(sys.argv[2])
 plan = make_plan(study, output)
 leases = StudyLeases(plan.runs, expiry=float(sys.argv[3]))
@@ -247,21 +250,21 @@ def test_of_200_trainings_none_is_lost_or_doubled_whichever_worker_dies(study, w
     path, output = study(200), tmp_path / "disturbed"
     chance, kills = random.Random(16), 0
     workers = [worker(path, output, expiry=10, step_seconds=0.02) for _ in range(4)]
-    deadline = time.monotonic() + 900
+    deadline = time.monotonic() + 3600
     while any(process.poll() is None for process in workers):
         assert time.monotonic() < deadline
-        time.sleep(chance.uniform(0.5, 4))
+        time.sleep(chance.uniform(1, 8))
         place = chance.randrange(4)
-        if workers[place].poll() is None and kills < 40:
+        if workers[place].poll() is None and children(workers[place].pid) and kills < 24:
             kill(workers[place], training=chance.random() < 0.5)
             workers[place] = worker(path, output, expiry=10, step_seconds=0.02)
             kills += 1
     for process in workers:
         ended_well(process, 10)
-    assert kills >= 20
+    assert kills >= 8
     journal = journal_of(output)
     assert states(path, output) == [DONE] * 200 and not trained_at_once(journal)
-    ended_well(worker(path, tmp_path / "whole"), 600)
+    ended_well(worker(path, tmp_path / "whole"), 3600)
     assert len(results(output)) == 200 and results(output) == results(tmp_path / "whole")
     shutil.rmtree(output)
 
