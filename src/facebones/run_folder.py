@@ -2,19 +2,24 @@
 
 import fcntl
 import json
+import os
 import shlex
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import facebones
 from facebones.errors import CheckpointError, ConfigError, DataError, FaceBonesError, first_line
 from facebones.system.files import atomic_write, write_json
+from facebones.system.processes import PARENT_VARIABLE
 
 if TYPE_CHECKING:
     from facebones.recipe import Recipe
+
+LOCK_SECONDS = 150.0  # an NFS 4 server frees the locks of a dead client after 90 seconds
 
 
 def read_metrics(path: Path) -> list[Any]:
@@ -196,7 +201,7 @@ def folder_lock(path: Path, work: str = "trains") -> Iterator[None]:
 
     The lock is a POSIX record lock because forked processes do not inherit it: data workers that outlive a killed
     training by some seconds lock nobody out. (No other code in this process may open the file: closing it would free
-    the lock.)
+    the lock.) A training of a study holds a lease, so it waits for a lock that a dead process left on a file server.
 
     Raises:
         ConfigError: the folder cannot be made, or another process works here.
@@ -210,7 +215,7 @@ def folder_lock(path: Path, work: str = "trains") -> Iterator[None]:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
     with file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, LOCK_SECONDS if PARENT_VARIABLE in os.environ else 0)
         except (BlockingIOError, PermissionError) as error:
             raise ConfigError(f"{path}: another process {work} here; wait until it ends, or stop it") from error
         except OSError as error:
@@ -218,3 +223,16 @@ def folder_lock(path: Path, work: str = "trains") -> Iterator[None]:
 
             say(f"note: {path}: cannot be locked ({error.strerror}): make sure that no other process {work} here")
         yield
+
+
+def _lock(file: IO[bytes], seconds: float) -> None:
+    """Lock a file, and try again for some time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.2)

@@ -88,8 +88,9 @@ def study_json(output):
 
 
 def times(folder):
-    """Of what is trained and measured: not of study.json and the report, which each call writes."""
+    """Of what is trained and measured: not of study.json, the report and its lease, which each call writes."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "study.json"]
+    files = [path for path in files if not path.name.startswith(".measuring.lease.")]
     return {path: path.stat().st_mtime_ns for path in files if folder / "report" not in path.parents}
 
 
@@ -692,9 +693,8 @@ def test_a_study_trains_measures_and_does_nothing_twice(write, tmp_path):
 
 
 def test_what_failed_before_a_stop_is_kept(write, tmp_path, monkeypatch):
-    def fail_and_stop(plan, jobs, device, errors, note):
-        errors[SMALL] = "no memory"
-        note()
+    def fail_and_stop(plan, leases, note, **_):
+        note({SMALL: "no memory"})
         raise Interrupted(signal.SIGINT)
 
     monkeypatch.setattr("facebones.study.compare.train_all", fail_and_stop)

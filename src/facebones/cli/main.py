@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -81,12 +82,12 @@ def _run(arguments: Arguments, argv: list[str]) -> int:
         from facebones.system.launch import run_processes
 
         return run_processes(argv, count)
+    if "RANK" in os.environ or arguments.command_name in {"train", "resume", "compare"}:
+        stop_with_parent()
     if arguments.command_name in {"train", "resume"}:
-        stop_with_parent()
-        _import_and_run(arguments)
+        with _lease():
+            _import_and_run(arguments)
         return 0
-    if "RANK" in os.environ:
-        stop_with_parent()
     with stop_signals() as stop, stop.at_once():
         try:
             _import_and_run(arguments)
@@ -105,6 +106,15 @@ def _processes(arguments: Arguments) -> int:
     from facebones.system.launch import number_of_processes
 
     return number_of_processes(devices, arguments.device)
+
+
+def _lease() -> AbstractContextManager[None]:
+    """The lease by which a worker of a study has taken this training; nothing in a training outside a study."""
+    if "FACEBONES_LEASE" not in os.environ:
+        return nullcontext()
+    from facebones.study.training_lease import lease_held
+
+    return lease_held()
 
 
 def _import_and_run(arguments: Arguments) -> None:
@@ -183,6 +193,8 @@ def _parse(argv: list[str]) -> Arguments:
     command: Command = arguments.command
     if unknown and arguments.command_name in TAKES_FOLDERS:
         _refuse_side_by_side(getattr(arguments, TAKES_FOLDERS[arguments.command_name]), others, unknown[0])
+    if arguments.command_name == "compare":
+        arguments.words = argv  # a launcher gives them to its workers
     arguments.overrides = _overrides(unknown) if command.takes_recipe_fields else {}
     if unknown and not command.takes_recipe_fields:
         raise ConfigError(f"unknown option or argument: {unknown[0]}; see facebones {arguments.command_name} --help")

@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facebones.cli.options import (
     Arguments,
@@ -17,6 +17,11 @@ from facebones.cli.options import (
     recipe_options,
     runtime_option,
 )
+
+if TYPE_CHECKING:
+    from facebones.study.compare import Worker
+    from facebones.study.launchers.options import LauncherOptions
+    from facebones.study.study import Study
 
 REPORT_FOLDER = "report"
 # Fields of a study that are options, with their help; a LIST is joined by commas.
@@ -54,6 +59,19 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue runs of an older version even where this version computes other numbers",
     )
+    parser.add_argument("--watch", action="store_true", help="show the progress of workers elsewhere; train nothing")
+    parser.add_argument(
+        "--launcher",
+        default="local",
+        metavar="NAME",
+        help="what starts the workers: local, slurm, ray, or print, a shell line for each training [local]",
+    )
+    parser.add_argument(
+        "--worker",
+        action="store_true",
+        help="train what no other worker has taken, then end; the last worker measures and reports",
+    )
+    parser.add_argument("--only", metavar="LIST", help="comma-separated names of the trainings that this process takes")
     recipe_options(parser)
     runtime_option(parser)
     device_option(parser)
@@ -61,8 +79,11 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(arguments: Arguments) -> None:
+    from facebones.study.launchers.options import PREFIX, read_launcher
     from facebones.study.study import load_study
 
+    texts = {key: arguments.overrides.pop(key) for key in list(arguments.overrides) if key.startswith(PREFIX)}
+    launched = read_launcher(arguments.launcher, texts)
     typed = apply_recipe_options(arguments)
     given = {key: getattr(arguments, key) for key, _, _ in STUDY_OPTIONS}
     study = load_study(arguments.study, overrides=arguments.overrides, typed=typed, **given)
@@ -71,8 +92,34 @@ def _compare(arguments: Arguments) -> None:
     options = {key: getattr(arguments, key) for key in ("device", "runtime", "accept_version")}
     if arguments.dry_run:
         _print_plan(preview(study, arguments.output, **options), as_json=arguments.json)
+    elif arguments.watch:
+        from facebones.study.launch import watch
+
+        watch(study, arguments.output)
+    elif arguments.launcher != "local":
+        _launch(arguments, study, launched, options)
     else:
-        _print_study(compare(study, arguments.output, jobs=arguments.jobs, **options), as_json=arguments.json)
+        worker = _worker(arguments, launched.expiry)
+        _print_study(compare(study, arguments.output, worker=worker, **options), as_json=arguments.json)
+
+
+def _worker(arguments: Arguments, expiry: float) -> "Worker":
+    """How this process works beside others on the study."""
+    from facebones.study.compare import Worker
+
+    only = [name for name in (arguments.only or "").split(",") if name]
+    shared = arguments.worker or bool(only)
+    return Worker(jobs=arguments.jobs, only=only, wait=not arguments.worker, shared=shared, expiry=expiry)
+
+
+def _launch(arguments: Arguments, study: "Study", launched: "LauncherOptions", options: dict[str, Any]) -> None:
+    """Start workers elsewhere by the same command, and print what there is to know."""
+    from facebones.study.launch import launch, result_of
+
+    for line in launch(study, arguments.output, arguments.launcher, launched, arguments.words, **options):
+        print(line)
+    if arguments.launcher == "ray":
+        _print_study(result_of(arguments.output), as_json=arguments.json)
 
 
 def _print_plan(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
@@ -90,6 +137,9 @@ def _print_study(content: dict[str, Any], *, as_json: bool) -> None:
 
     if as_json:
         print(json.dumps(content, indent=2))
+    elif "elsewhere" in content:
+        print(content["elsewhere"])
+        return
     else:
         print_table(*study_table(content), title=study_title(content))
         _print_answer(content["answer"], content["report"])

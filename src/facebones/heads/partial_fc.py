@@ -119,7 +119,11 @@ class PartialFC(Head):
             self.sampled.draw(sample_classes(len(self.shard), self.sample_rate, present))
 
     def update_state(self, cosine_BC: Tensor, column_B: Tensor, norm_B: Tensor) -> None:
-        """Update the buffers from a batch, before the margin reads them; called in training, without gradients."""
+        """Update the buffers from a batch, before the margin reads them; called in training, without gradients.
+
+        Read only the cosine of each row's true class. Where the centres are shared among processes, these are all that
+        is passed: `cosine_BC` is (B, 1), and `column_B` is 0, or -1 without a class. All processes get the same values.
+        """
 
     def metrics(self, norm_B: Tensor) -> Mapping[str, Tensor]:
         """Scalars of a batch for the training log; none here. Called without gradients."""

@@ -1,27 +1,50 @@
 """`compare`: trains the backbones of a study, measures them all, and writes the report."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from facebones.data.joined_sets import beside
-from facebones.errors import RunError
+from facebones.errors import RunError, UnknownNameError
 from facebones.plugins import import_plugins
 from facebones.profiling.cost import network_costs
 from facebones.recipe_sections import CHOOSABLE
 from facebones.reporting.report import PAGE, write_report
-from facebones.run_folder import folder_lock
 from facebones.study.evaluate import check_evaluation, evaluate_all
-from facebones.study.launchers.local import train_all
+from facebones.study.launchers.local import LOOK_SECONDS, train_all
+from facebones.study.leases import StudyLeases, check_leases, unfinished
 from facebones.study.plan import DONE, Plan, make_plan
-from facebones.study.record import STUDY_FILE, entry_title, read_entries, write_record
+from facebones.study.record import STUDY_FILE, describe, entry_title, read_entries, write_record
 from facebones.study.study import Study, load_study
 from facebones.system.device import select_device
+from facebones.system.heartbeat import Heartbeat
+from facebones.system.lease import EXPIRY_SECONDS, Lease, LeaseName, Watch, take
 from facebones.system.progress import say
 from facebones.training.validation import Validation
 
 REPORT_FOLDER = "report"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """What a process of several that work on one study is to do.
+
+    Attributes:
+        jobs: number of trainings at a time.
+        only: names of the trainings that it may take; none for all.
+        wait: whether to wait for the trainings of other workers, and to take up those of dead ones, before the report.
+        shared: whether to refuse a file system that workers cannot share, and not just to say so.
+        expiry: seconds without a sign of life after which a worker counts as dead.
+    """
+
+    jobs: int = 1
+    only: Sequence[str] = ()
+    wait: bool = True
+    shared: bool = False
+    expiry: float = EXPIRY_SECONDS
 
 
 def compare(
@@ -33,10 +56,13 @@ def compare(
     runtime: str | None = None,
     autotune: bool = False,
     accept_version: bool = False,
+    worker: Worker | None = None,
 ) -> dict[str, Any]:
     """Train every backbone from every seed by one recipe, measure all models, and write a report.
 
-    Work that is done already is kept: the same call resumes a study that was stopped, also after an upgrade.
+    Work that is done already is kept: the same call resumes a study that was stopped, also after an upgrade. Several
+    processes, on any machines that share `output`, may make the same call at a time: each takes the next training, and
+    one of them measures and reports at the end.
 
     Args:
         study: a study, its YAML file, or the name of a study in the package.
@@ -47,31 +73,77 @@ def compare(
         autotune: let the first training of each backbone choose precision and torch.compile by measuring.
         accept_version: continue runs of an older version even where a field says that this version computes other
             numbers.
+        worker: how this process works beside others; replaces `jobs`.
 
     Returns:
         The content of study.json, with the sentences of the report ("answer") and the path of its page ("report").
-        A run or measurement that failed has its error there; `raise_failures` turns that into a RunError.
+        A run or measurement that failed has its error there; `raise_failures` turns that into a RunError. Where another
+        process goes on with the study, "elsewhere" says which and what it does, and "answer" and "report" are None.
 
     Raises:
         FaceBonesError: input that cannot be used, or `output` holds runs of another study.
         Interrupted: SIGINT or SIGTERM arrived; all trainings have saved.
     """
-    output = Path(output)
-    plan = _checked_plan(study, output, device, runtime, autotune=autotune, accept_version=accept_version)
+    output, worker = Path(output), worker or Worker(jobs=jobs)
+    plan = checked_plan(study, output, device, runtime, autotune=autotune, accept_version=accept_version)
+    _refuse_unknown(worker.only, plan)
     for note in plan.notes():
         say(f"note: {note}")
-    with folder_lock(output, "compares"):
-        for run in plan.runs:  # another process may have worked here in the meantime
-            run.refuse_another()
-        before = read_entries(output / STUDY_FILE)
-        errors: dict[str, str] = {}
-        try:
-            train_all(plan, jobs, device, errors, lambda: write_record(plan, errors, before))
-        finally:
-            write_record(plan, errors, before)
-        content = write_record(plan, errors, evaluate_all(plan, device, runtime, before))
+    check_leases(output / STUDY_FILE, shared=worker.shared)
+    leases = StudyLeases(plan.runs, expiry=worker.expiry, shared=worker.shared)
+    if not (output / STUDY_FILE).exists():
+        write_record(plan, leases.errors(), [])
+    errors = train_all(
+        plan,
+        leases,
+        lambda errors: write_record(plan, errors, read_entries(output / STUDY_FILE)),
+        jobs=worker.jobs,
+        device=device,
+        only=worker.only,
+        wait=worker.wait,
+    )
+    if left := unfinished(leases):
+        return _leave(plan, errors, left)
+    with _measuring(output, worker) as busy:
+        if busy:
+            return _leave(plan, errors, busy)
+        content = write_record(plan, errors, evaluate_all(plan, device, runtime, read_entries(output / STUDY_FILE)))
         answer = write_report([output], output / REPORT_FOLDER)["answer"]
     return {**content, "answer": answer, "report": str(output / REPORT_FOLDER / PAGE)}
+
+
+def _refuse_unknown(names: Sequence[str], plan: Plan) -> None:
+    for name in names:
+        if name not in (known := [run.name for run in plan.runs]):
+            raise UnknownNameError("training", name, known, "--only")
+
+
+def _leave(plan: Plan, errors: Mapping[str, str], why: str) -> dict[str, Any]:
+    """The result of a process that leaves the rest of the study to others; study.json is theirs."""
+    content = describe(plan, errors, read_entries(plan.output / STUDY_FILE))
+    return {**content, "answer": None, "report": None, "elsewhere": why}
+
+
+@contextmanager
+def _measuring(output: Path, worker: Worker) -> Iterator[str | None]:
+    """Be the one process that measures and reports, within the block; yields who does it if it is another one."""
+    name = LeaseName(output / "measuring")
+    watch = Watch(name)
+    lease: Lease | None = None
+    while lease is None:
+        seen = watch.look()
+        if seen.over:
+            lease = take(name, seen.number, worker.expiry, shared=worker.shared)
+        elif seen.changes > 1:  # it has given a sign of life while this process was looking
+            yield f"all trainings have ended; {seen.where} measures the models and writes the report"
+            return
+        else:
+            time.sleep(LOOK_SECONDS)
+    try:
+        with Heartbeat(lease, lambda: say(f"note: {output}: another worker has taken up the measurements meanwhile")):
+            yield None
+    finally:
+        lease.release()
 
 
 def preview(
@@ -88,15 +160,26 @@ def preview(
     Raises:
         FaceBonesError: as `compare` raises before its first training.
     """
-    plan = _checked_plan(study, Path(output), device, runtime, autotune=autotune, accept_version=accept_version)
+    plan = checked_plan(study, Path(output), device, runtime, autotune=autotune, accept_version=accept_version)
     for note in plan.notes():
         say(f"note: {note}")
     return plan_rows(plan)
 
 
-def _checked_plan(
-    study: Study | str, output: Path, device: str, runtime: str | None, *, autotune: bool, accept_version: bool
+def checked_plan(
+    study: Study | str,
+    output: Path,
+    device: str,
+    runtime: str | None,
+    *,
+    autotune: bool = False,
+    accept_version: bool = False,
 ) -> Plan:
+    """The plan of a study, after everything was checked that can be without training.
+
+    Raises:
+        FaceBonesError: as `compare` raises before its first training.
+    """
     select_device(device)  # refuses an unknown one before anything is read
     study = study if isinstance(study, Study) else load_study(str(study))
     import_plugins(study.imports, "import:")
@@ -122,9 +205,11 @@ def raise_failures(content: Mapping[str, Any]) -> None:
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     """A row for each run: its network's cost, how far it is, and the hours left.
 
+    "worker" is the process that has the run's lease.
     The hours follow from the last rate of a run of the same backbone in the study's folder; None if there is none.
     """
     progress = {run.name: run.progress() for run in plan.runs}
+    held = StudyLeases(plan.runs).elsewhere()
     rates = {run.backbone: rate for run in plan.runs if (rate := progress[run.name]["images_per_second"])}
     rows = []
     for run in plan.runs:
@@ -138,6 +223,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
                 "steps": run.steps,
                 "state": run.state,
                 "step": step,
+                "worker": held[run.name].where if run.name in held else None,
                 "hours": 0.0 if not left else left / rate / 3600 if rate else None,
                 "folder": str(run.folder.path),
                 "versions": run.versions(),

@@ -47,17 +47,32 @@ class Display:
         else:
             self._line(f"{run.name}: done{_accuracy_text(run.progress())}")
 
-    def show(self, running: Sequence[PlannedRun], errors: Mapping[str, str]) -> None:
-        """Update the table, or print a line a minute for each training."""
+    def lost(self, run: PlannedRun) -> None:
+        """Announce that another worker has taken up a training, because this machine was suspended or cut off."""
+        self._line(f"{run.name}: another worker has taken it up while this one gave no sign of life; it ends here")
+
+    def show(
+        self, running: Sequence[PlannedRun], errors: Mapping[str, str], elsewhere: Mapping[str, str] | None = None
+    ) -> None:
+        """Update the table, or print a line a minute for each training.
+
+        Args:
+            running: the trainings of this process.
+            errors: why runs failed, by name.
+            elsewhere: the workers that train other runs, by the run's name.
+        """
         now = time.monotonic()
         if now - self._last < (LIVE_SECONDS if self._live is not None else PLAIN_SECONDS):
             return
         self._last = now
         if self._live is not None:
-            self._live.update(self._table(running, errors), refresh=True)
+            self._live.update(self._table(running, errors, elsewhere or {}), refresh=True)
         else:
-            for run in running:
-                say(progress_line(run))
+            for run in self._runs:
+                if run in running:
+                    say(progress_line(run))
+                elif run.name in (elsewhere or {}):
+                    say(f"{progress_line(run)} (on {(elsewhere or {})[run.name]})")
 
     def close(self) -> None:
         """Remove the table."""
@@ -70,12 +85,14 @@ class Display:
         else:
             say(text)
 
-    def _table(self, running: Sequence[PlannedRun], errors: Mapping[str, str]) -> Any:
+    def _table(self, running: Sequence[PlannedRun], errors: Mapping[str, str], elsewhere: Mapping[str, str]) -> Any:
         from rich.table import Table
 
         table = Table(*COLUMNS)
         for run in self._runs:
             state = "failed" if run.name in errors else "training" if run in running else run.state
+            if run.name in elsewhere:
+                state = f"training on {elsewhere[run.name]}"
             table.add_row(run.name, state, *_cells(run))
         return table
 
@@ -115,6 +132,8 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def _plan_cells(row: Mapping[str, Any]) -> Sequence[str]:
     known = row["problem"] is None
     state = f"to resume after step {row['step']}" if row["state"] == UNFINISHED else row["state"]
+    if row["worker"]:
+        state = f"step {row['step']} on {row['worker']}"
     return (
         row["name"],
         f"{row['parameters']:,}" if known else "-",

@@ -32,9 +32,16 @@ def write_record(plan: Plan, errors: Mapping[str, str], evaluation: Sequence[Ent
         errors: why runs have failed, by the run's name.
         evaluation: an entry for each measurement, and for each model or set that was left out.
     """
+    content = describe(plan, errors, evaluation)
+    write_json(plan.output / STUDY_FILE, content)
+    return content
+
+
+def describe(plan: Plan, errors: Mapping[str, str], evaluation: Sequence[Entry]) -> dict[str, Any]:
+    """The content of study.json as things stand; see `write_record`."""
     here = versions_here()
     runs = [_run_row(plan, run, errors.get(run.name)) for run in plan.runs]
-    content = {
+    return {
         "format": FORMAT,
         "facebones": here["facebones"],
         "git_revision": here["git_revision"],
@@ -47,8 +54,6 @@ def write_record(plan: Plan, errors: Mapping[str, str], evaluation: Sequence[Ent
         "evaluation": list(evaluation),
         "summary": _summary(plan, runs, evaluation),
     }
-    write_json(plan.output / STUDY_FILE, content)
-    return content
 
 
 def finished_models(plan: Plan) -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """Child processes: they start safely, and end with their parent whatever signal comes.
 
-SIGINT and SIGTERM stop a training between two steps, after a save.
+SIGINT and SIGTERM stop a training between two steps, after a save. So do SIGUSR1 and SIGUSR2, which schedulers send
+ahead of a time limit, often to all processes of a job.
 """
 
 import os
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 CAN_FORK = hasattr(os, "fork")
 
 
@@ -83,7 +84,8 @@ def _send_results(work: Callable[[Item], Result], items: Sequence[Item], sender:
 
 def leave_signals_to_parent() -> None:
     """Call in a new process: ignore interrupts of the process group, which the parent handles; end if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     Thread(target=_end_with_parent, daemon=True).start()
 
@@ -176,9 +178,9 @@ class StopRequest:
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Catch SIGINT and SIGTERM in the block."""
+    """Catch the signals that stop a training in the block."""
     request = StopRequest()
-    before = {number: signal.signal(number, request.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request.handle) for number in STOP_SIGNALS}
     try:
         yield request
     finally:

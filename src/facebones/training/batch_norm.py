@@ -1,7 +1,7 @@
 """Batch normalisation over the batch of all processes, so that their number does not change a training.
 
-Each shard adds its sums to those of the others, in forward and in backward; torch's own SyncBatchNorm does the same,
-for GPUs only, and is used there.
+Each shard adds its sums to those of the others, in forward and in backward. Torch's SyncBatchNorm does the same, on
+GPUs only and without a fixed order.
 """
 
 from collections.abc import Callable
