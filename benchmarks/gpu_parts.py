@@ -1,0 +1,580 @@
+"""The measurements of `benchmarks/gpu.py`: each part writes its rows, one JSON object a line, as soon as it has them.
+
+A part first says which rows it plans. So whoever reads the file knows which are missing, even if this process is
+killed. An error, such as a lack of memory, is a row of its own; the next row is measured.
+"""
+
+import argparse
+import gc
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import data_path
+import numpy as np
+import torch
+from plain import PlainTraining
+from torch import Tensor
+
+from facebones.backbones import create_backbone
+from facebones.backbones.base import evaluation_mode
+from facebones.data.folders import open_training_set
+from facebones.data.loader import PREFETCH, EpochOrder, training_batches
+from facebones.data.preprocessing import to_network_input
+from facebones.data.training_set import TrainingSet, register_data_format
+from facebones.evaluation.models import AUTOCAST_TYPE, load_model
+from facebones.evaluation.runtimes import run_by
+from facebones.recipe import load_recipe
+from facebones.system.device import device_settings
+from facebones.system.environment import git_revision, processor_model
+from facebones.training.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+WARM_UP = 3  # steps before the first round
+TURN = 0.1  # seconds that a side has at least in a round: one short step is mostly waiting
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What is measured: as large as on a GPU, or as small as a test of this script needs."""
+
+    backbones: tuple[str, ...] = ("mobilefacenet_wide", "shufflefacenet_1_0", "mixfacenet_s", "iresnet50")
+    batches: tuple[int, ...] = (128, 256, 512, 1024)
+    classes: int = 8631
+    compiled: tuple[str, ...] = ("mobilefacenet_wide", "iresnet50")
+    compiled_batch: int = 256
+    head_backbone: str = "iresnet50"
+    head_classes: int = 1_000_000
+    head_batch: int = 128
+    images: int = 4096
+    loader_batch: int = 128
+    workers: int = min(16, os.cpu_count() or 1)
+    embedding_batch: int = 256
+    seconds: float = 1.0  # of each side
+    rounds: int = 3  # at least
+
+
+SMALL = Sizes(
+    **{"backbones": ("shufflefacenet_0_5",), "batches": (2,), "classes": 20, "compiled": (), "compiled_batch": 2},
+    **{"head_backbone": "shufflefacenet_0_5", "head_classes": 200, "head_batch": 2, "images": 32, "loader_batch": 2},
+    **{"workers": 1, "embedding_batch": 2, "seconds": 0.01, "rounds": 1},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Device, sizes, and a folder for files."""
+
+    device: torch.device
+    sizes: Sizes
+    folder: Path
+
+    @property
+    def precision(self) -> str:
+        """The 16-bit format of this GPU: bf16, or fp16 where bf16 is only emulated; fp32 on a CPU."""
+        if self.device.type == "cpu":
+            return "fp32"
+        if torch.version.cuda and torch.cuda.get_device_capability(self.device) < (8, 0):
+            return "fp16"
+        return "bf16"
+
+    def wait(self) -> None:
+        """Until the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def on_host(self, tensor: Tensor) -> Tensor:
+        """In memory from which a copy to the device needs no wait, where batches of a loader are."""
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+
+class Log:
+    """Rows of one part, appended to a file and printed."""
+
+    def __init__(self, path: Path, part: str, seconds: float) -> None:
+        self.path, self.part, self.ends = path, part, time.monotonic() + seconds
+
+    def write(self, **values: Any) -> None:
+        """Append a line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"part": self.part, **values}) + "\n")
+
+    def row(self, name: str, values: Mapping[str, Any]) -> None:
+        """Append a row; NaN and infinity, which JSON lacks, become None."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self.write(row=name, values=clean)
+        print(f"{self.part}: {name}: {', '.join(f'{k} {v:.4g}' for k, v in clean.items() if isinstance(v, float))}"
+              f"{clean.get('error', '')}", flush=True)  # fmt: skip
+
+    def measure(self, planned: Mapping[str, Callable[[], Mapping[str, Any]]]) -> None:
+        """Measure the rows one after the other while there is time."""
+        self.write(planned=list(planned))
+        for name, work in planned.items():
+            if time.monotonic() >= self.ends:
+                return
+            self.row(name, attempt(work))
+
+
+def attempt(work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The values of a row, or its error, whose memory is freed."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 (any error is a row)
+        return {"error": said(error)}
+    finally:
+        free()
+
+
+def said(error: BaseException) -> str:
+    """One line of an error."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "out of memory"
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return f"{type(error).__name__}: {first}"
+
+
+def free() -> None:
+    """Give the device's memory back, so that the next row finds all of it."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+# ------------------------------------------------------------------------------------------------ sides that take turns
+
+
+Step = Callable[[], object]
+Settings = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of those that are compared.
+
+    Attributes:
+        build: builds it on the device; what it returns does one step.
+        settings: of CUDA while it computes.
+    """
+
+    build: Callable[[], Step]
+    settings: Settings
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """CUDA as torch ships it, and cuDNN benchmarks its algorithms, as most trainers of the field ask for."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.allow_tf32
+    cudnn.benchmark, cudnn.allow_tf32 = True, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32 = before
+
+
+@dataclass
+class Started:
+    """A side that has done its first steps.
+
+    Attributes:
+        repeats: steps of a turn.
+        peak_gib: most memory of the device that its first steps took, its weights included; None on a CPU.
+        seconds: of a step, in each round.
+    """
+
+    side: Side
+    step: Step
+    repeats: int
+    peak_gib: float | None
+    seconds: list[float]
+
+
+def start(bench: Bench, side: Side) -> Started:
+    """Build a side and warm it up."""
+    cuda = bench.device.type == "cuda"
+    free()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(bench.device)
+        before = torch.cuda.memory_allocated(bench.device)
+    with side.settings():
+        step = side.build()
+        for _ in range(WARM_UP if cuda else 1):
+            bench.wait()
+            begin = time.perf_counter()
+            step()
+            bench.wait()
+        seconds = time.perf_counter() - begin
+    peak = (torch.cuda.max_memory_allocated(bench.device) - before) / GIB if cuda else None
+    repeats = max(1, math.ceil(TURN / seconds)) if cuda else 1
+    return Started(side, step, repeats, peak, [])
+
+
+def in_turns(bench: Bench, sides: Mapping[str, Side]) -> tuple[dict[str, Started], dict[str, str]]:
+    """Steps of all sides in turn; and the errors of those that could not start."""
+    started, errors = {}, {}
+    for name, side in sides.items():
+        try:
+            started[name] = start(bench, side)
+        except Exception as error:  # noqa: BLE001 (part of the row)
+            errors[name] = said(error)
+    ends = time.monotonic() + bench.sizes.seconds * len(started)
+    rounds = 0
+    while started and (rounds < bench.sizes.rounds or time.monotonic() < ends):
+        rounds += 1
+        for each in started.values():
+            with each.side.settings():
+                bench.wait()
+                begin = time.perf_counter()
+                for _ in range(each.repeats):
+                    each.step()
+                bench.wait()
+                each.seconds.append((time.perf_counter() - begin) / each.repeats)
+    return started, errors
+
+
+def compared(started: Mapping[str, Started], errors: Mapping[str, str], images: int) -> dict[str, Any]:
+    """Images a second of each side, peak memory of ours, and its ratio to `plain`: median, lowest, highest."""
+    row: dict[str, Any] = {}
+    for name, each in started.items():
+        prefix = "" if name == "ours" else f"{name}_"
+        row[f"{prefix}images_per_second"] = images / statistics.median(each.seconds)
+        if each.peak_gib is not None:
+            row[f"{prefix}peak_gib"] = each.peak_gib
+    if {"plain", "ours"} <= started.keys():
+        pairs = zip(started["plain"].seconds, started["ours"].seconds, strict=True)
+        ratios = sorted(plain / ours for plain, ours in pairs)
+        row |= {"ratio": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1]}
+    if errors:
+        row["error"] = "; ".join(f"{name}: {text}" for name, text in errors.items())
+    return row
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+@register_data_format
+class MadeUp(TrainingSet):
+    """As many people as the name of the file says, `8631.people`, with one image each, which nobody reads."""
+
+    name = "made-up"
+
+    @classmethod
+    def find(cls, path: Path) -> bool:
+        """Whether the file's name says a number of people."""
+        return path.suffix == ".people"
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.labels = path, np.arange(int(path.stem))
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """No image is needed."""
+        raise NotImplementedError
+
+
+def made_up_batch(bench: Bench, count: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Images (B, 112, 112, 3) uint8 and labels (B,) on the host."""
+    images = torch.randint(0, 256, (count, 112, 112, 3), dtype=torch.uint8)
+    return bench.on_host(images), bench.on_host(torch.arange(count) % classes)
+
+
+def plain_side(bench: Bench, backbone: str, batch: tuple[Tensor, Tensor], classes: int, precision: str) -> Side:
+    """`plain.PlainTraining` on images that its loader has normalised in fp32."""
+
+    def build() -> Step:
+        training = PlainTraining(backbone, classes, 0.001, 0.5, device=bench.device, autocast=AUTOCAST_TYPE[precision])
+        images, label_B = batch
+        x_B3HW = bench.on_host(((images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5).contiguous())
+
+        def step() -> None:
+            x, labels = (each.to(bench.device, non_blocking=True) for each in (x_B3HW, label_B))
+            training.step(x, labels)
+
+        return step
+
+    return Side(build=build, settings=torch_defaults)
+
+
+def our_side(
+    bench: Bench, backbone: str, batch: tuple[Tensor, Tensor], classes: int, fields: Mapping[str, str]
+) -> Side:
+    """`Trainer.train_step`, as `facebones train` takes it."""
+
+    def build() -> Step:
+        data = bench.folder / f"{classes}.people"
+        data.touch()
+        all_fields = {
+            **{"backbone.name": backbone, "data.path": str(data), "validation.sets": ""},
+            **{"training.batch_size": str(len(batch[1])), "training.epochs": "1000000", "training.clip_norm": "0"},
+            **{"optimizer.learning_rate": "0.001"},
+        }
+        trainer = Trainer(load_recipe("vggface2_arcface", all_fields | fields), bench.device)
+        return lambda: trainer.train_step([batch])
+
+    return Side(build=build, settings=partial(device_settings, bench.device))
+
+
+def training_row(bench: Bench, backbone: str, count: int, compiled: bool) -> dict[str, Any]:
+    """Ours and the plain loop in the 16-bit format, and the plain one in fp32."""
+    classes, precision = bench.sizes.classes, bench.precision
+    batch = made_up_batch(bench, count, classes)
+    fields = {"training.precision": precision, "training.compile": str(compiled).lower()}
+    sides = {"ours": our_side(bench, backbone, batch, classes, fields)}
+    sides["plain"] = plain_side(bench, backbone, batch, classes, precision)
+    if not compiled and precision != "fp32":
+        sides["plain_fp32"] = plain_side(bench, backbone, batch, classes, "fp32")
+    setting = f"{precision} compile" if compiled else precision
+    return {"setting": setting} | compared(*in_turns(bench, sides), count)
+
+
+def training(bench: Bench, log: Log) -> None:
+    """Images a second of training steps: all backbones at the smallest batch first."""
+    sizes = bench.sizes
+    rows = [(name, count, False) for count in sizes.batches for name in sizes.backbones]
+    rows += [(name, sizes.compiled_batch, True) for name in sizes.compiled]
+    log.measure({
+        f"{name}, batch {count}{', compiled' * compiled}": partial(training_row, bench, name, count, compiled)
+        for name, count, compiled in rows
+    })  # fmt: skip
+
+
+def head_row(bench: Bench, rate: float | None) -> dict[str, Any]:
+    """Ours at a sample rate, or the plain dense head; alone on the device."""
+    sizes, precision = bench.sizes, bench.precision
+    batch = made_up_batch(bench, sizes.head_batch, sizes.head_classes)
+    if rate is None:
+        side = plain_side(bench, sizes.head_backbone, batch, sizes.head_classes, precision)
+    else:
+        fields = {"training.precision": precision, "head.sample_rate": str(rate)}
+        side = our_side(bench, sizes.head_backbone, batch, sizes.head_classes, fields)
+    started, errors = in_turns(bench, {"ours": side})
+    row = {"backbone": sizes.head_backbone, "classes": sizes.head_classes, "batch": sizes.head_batch}
+    row |= {"setting": precision}
+    if started:
+        row["seconds_per_step"] = statistics.median(started["ours"].seconds)
+    return row | compared(started, errors, sizes.head_batch)
+
+
+def head(bench: Bench, log: Log) -> None:
+    """A step with a large head: sampled centres, all centres, and the plain head."""
+    log.measure({("plain" if rate is None else f"rate {rate:g}"): partial(head_row, bench, rate)
+                 for rate in (0.1, 1.0, None)})  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------- loader and embeddings
+
+
+def rate_over(seconds: float, images: int, work: Step) -> dict[str, float]:
+    """Images a second of work on so many images, repeated for some time."""
+    begin, done = time.perf_counter(), 0
+    while not done or time.perf_counter() - begin < seconds:
+        work()
+        done += images
+    return {"images_per_second": done / (time.perf_counter() - begin)}
+
+
+def bare_row(bench: Bench, records: Path) -> dict[str, Any]:
+    """`cv2.imdecode` over images in memory, in this process."""
+    import cv2
+
+    data = open_training_set(records)
+    encoded = [np.frombuffer(data.read(index)[0], np.uint8) for index in range(min(len(data), 1024))]
+
+    def decode_all() -> None:
+        for buffer in encoded:
+            cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB)
+
+    return {"workers": 0} | rate_over(2 * bench.sizes.seconds, len(encoded), decode_all)
+
+
+def loader_row(bench: Bench, records: Path, workers: int, to_input: bool) -> dict[str, Any]:
+    """Batches as a training gets them; with `to_input`, flipped and normalised on the device."""
+    data, size = open_training_set(records), bench.sizes.loader_batch
+    order = EpochOrder(data, batch_size=size, batches_per_epoch=len(data) // size, first=0, last=10**9, seed=0)
+    with closing(training_batches(order, workers=workers, pin_memory=bench.device.type == "cuda")) as batches:
+
+        def take() -> None:
+            images, _ = next(batches)
+            if to_input:
+                mirror_B = bench.on_host(torch.rand(len(images)) < 0.5).to(bench.device, non_blocking=True)
+                to_network_input(images.to(bench.device, non_blocking=True), True, mirror_B)
+                bench.wait()
+
+        for _ in range((PREFETCH + 2) * workers):  # those that were ready before the clock ran
+            take()
+        return {"workers": workers} | rate_over(3 * bench.sizes.seconds, size, take)
+
+
+def loader(bench: Bench, log: Log) -> None:
+    """The loader alone, from a record file of drawn images."""
+    records, workers = bench.folder / "train.rec", bench.sizes.workers
+    data_path.generate(records, bench.sizes.images, 0)
+    log.measure({
+        "cv2.imdecode alone": partial(bare_row, bench, records),
+        "in the training process": partial(loader_row, bench, records, 0, False),
+        f"{workers} workers": partial(loader_row, bench, records, workers, False),
+        f"{workers} workers, to the network's input": partial(loader_row, bench, records, workers, True),
+    })  # fmt: skip
+
+
+def plain_embedding(bench: Bench, backbone: str, images: np.ndarray) -> Side:
+    """Eager, fp32, contiguous, on images that are normalised already; embeddings come back to the host."""
+
+    def build() -> Step:
+        network = create_backbone(backbone).eval().to(bench.device)
+        x_B3HW = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5).contiguous()
+        x_B3HW = bench.on_host(x_B3HW)
+
+        def step() -> None:
+            with torch.inference_mode():
+                network(x_B3HW.to(bench.device, non_blocking=True)).cpu()
+
+        return step
+
+    return Side(build=build, settings=torch_defaults)
+
+
+def our_embedding(bench: Bench, backbone: str, images: np.ndarray, precision: str, compiled: bool) -> Side:
+    """`Model.__call__`, as the embedding pass of an evaluation calls it."""
+
+    def build() -> Step:
+        model = load_model(backbone, device=str(bench.device))
+        if compiled:
+            model = run_by(model, "compiled-bf16", len(images))
+        model = replace(model, precision=precision)
+
+        def step() -> None:
+            with evaluation_mode(model.network):
+                model(images, flip=False)
+
+        return step
+
+    return Side(build=build, settings=partial(device_settings, bench.device))
+
+
+def embedding_row(bench: Bench, backbone: str, precision: str, compiled: bool) -> dict[str, Any]:
+    """Ours and plain fp32 in turn."""
+    count = bench.sizes.embedding_batch
+    images = np.random.default_rng(0).integers(0, 256, (count, 112, 112, 3), dtype=np.uint8)
+    sides = {
+        "plain": plain_embedding(bench, backbone, images),
+        "ours": our_embedding(bench, backbone, images, precision, compiled),
+    }
+    setting = f"{precision} compile" if compiled else precision
+    return {"setting": setting} | compared(*in_turns(bench, sides), count)
+
+
+def embedding(bench: Bench, log: Log) -> None:
+    """Images a second of the embedding pass, without reading."""
+    count = bench.sizes.embedding_batch
+    rows = [(name, precision, False) for precision in AUTOCAST_TYPE for name in bench.sizes.backbones]
+    rows += [(name, "bf16", True) for name in bench.sizes.compiled]
+    log.measure({
+        f"{name}, batch {count}, {setting[0]}{', compiled' * setting[1]}": partial(embedding_row, bench, name, *setting)
+        for name, *setting in rows
+    })  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------- tests
+
+
+class Reporter:
+    """A plug-in of pytest that logs each test as a row."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        """Plan what will run."""
+        self.log.write(planned=[item.name for item in session.items])
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Log a test that ended."""
+        name = report.nodeid.partition("::")[2]
+        if report.skipped:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            self.log.row(name, {"outcome": "skipped", "reason": reason.removeprefix("Skipped: ")})
+        elif report.failed:
+            lines = re.findall(r"^E +(.*)", report.longreprtext, re.MULTILINE)
+            reason = " | ".join(lines)[:500] or report.longreprtext[-500:]
+            self.log.row(
+                name, {"outcome": "failed", "reason": reason, "error": reason, "log": report.longreprtext[-3000:]}
+            )
+        elif report.when == "call":
+            self.log.row(name, {"outcome": "passed", "seconds": report.duration})
+
+
+def tests(bench: Bench, log: Log) -> None:
+    """The tests that need CUDA (marker `gpu`)."""
+    try:
+        import pytest
+    except ImportError:
+        log.write(error="pytest is not installed here")
+        return
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        del os.environ[name]  # of a pytest that runs this script
+    words = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default", "-c", ROOT / "pyproject.toml"]
+    status = pytest.main([*map(str, words), str(ROOT / "tests" / "gpu")], plugins=[Reporter(log)])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        log.write(error=f"pytest ended with status {int(status)}")
+
+
+PARTS: dict[str, Callable[[Bench, Log], None]] = {
+    **{"tests": tests, "training": training, "head": head, "embedding": embedding, "loader": loader},
+}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures hold for."""
+    found: dict[str, Any] = {
+        **{"platform": platform.platform(), "python": platform.python_version(), "torch": torch.__version__},
+        **{"cpu": processor_model(torch.device("cpu")), "cores": os.cpu_count(), "revision": git_revision()},
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        found["gpus"] = [f"{each.name}, {each.total_memory / GIB:.0f} GiB" for each in properties]
+        found |= {"cuda": torch.version.cuda, "hip": torch.version.hip, "cudnn": torch.backends.cudnn.version()}
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure the parts that are asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("parts", nargs="+", help="NAME=SECONDS")
+    parser.add_argument("--rows", type=Path, required=True, help="file to append to")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true")
+    arguments = parser.parse_args(words)
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        built = "no GPU is visible" if torch.version.cuda or torch.version.hip else "this torch is built without CUDA"
+        print(f"--device {device}: {built}; `--device cpu --small` only tries this script out", file=sys.stderr)
+        return 2
+    Log(arguments.rows, "machine", 0).write(values=machine(device))
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(device=device, sizes=SMALL if arguments.small else Sizes(), folder=Path(folder))
+        for name, _, seconds in (part.partition("=") for part in arguments.parts):
+            begin, log = time.monotonic(), Log(arguments.rows, name, float(seconds))
+            try:
+                PARTS[name](bench, log)
+            except Exception as error:  # noqa: BLE001 (the other parts run)
+                log.write(error=said(error))
+            log.write(ended=time.monotonic() - begin)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
