@@ -100,7 +100,7 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
         *(("ratio", "ratio", ".2f"), ("lowest", "lowest", ".2f"), ("highest", "highest", ".2f")),
     ),
     "loader": (("workers", "workers", ""), ("images_per_second", "images/s", ",.0f")),
-    "tests": (("outcome", "outcome", ""), ("seconds", "s", ".1f"), ("reason", "reason", "")),
+    "tests": (("outcome", "outcome", ""), ("seconds", "s", ".1f")),
 }
 TITLES = {
     "tests": "Tests that need CUDA",
@@ -119,9 +119,11 @@ def markdown(content: dict[str, Any]) -> str:
         lines += ["A trial of the script: no figure means anything.", ""]
     for part, found in content["parts"].items():
         lines += [f"## {TITLES[part]}", ""]
+        rows = found["rows"]
         if part == "tests":
-            lines += [counted(found["rows"]), ""]
-        lines += [*table(COLUMNS[part], found["rows"]), ""]
+            lines += [counted(rows), *skipped(rows), ""]
+            rows = {name: row for name, row in rows.items() if row.get("outcome") != "skipped"}
+        lines += [*table(COLUMNS[part], rows), ""]
         for name, why in found["not_run"].items():
             lines.append(f"* not run: {name} ({one_line(why)})")
         lines += [""] * bool(found["not_run"])
@@ -132,6 +134,12 @@ def counted(rows: dict[str, dict[str, Any]]) -> str:
     """Numbers of tests by outcome."""
     outcomes = [row.get("outcome") for row in rows.values()]
     return ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("passed", "failed", "skipped"))
+
+
+def skipped(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Each reason, and how many tests were skipped for it."""
+    reasons = [row["reason"] for row in rows.values() if row.get("outcome") == "skipped"]
+    return [f"* {reasons.count(reason)} skipped: {one_line(reason)}" for reason in dict.fromkeys(reasons)]
 
 
 def table(columns: Sequence[tuple[str, str, str]], rows: dict[str, dict[str, Any]]) -> list[str]:
@@ -150,12 +158,24 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split()).replace("|", "/")
 
 
-def measure(parts: Sequence[str], options: Sequence[str], small: bool) -> dict[str, Any]:
-    """Run the parts, each in a process of its own; in a trial, all in one.
+def missing(device: str) -> str:
+    """Why a device is not there; empty if it is. The GPU's memory stays free: nothing is computed on it here."""
+    if not device.startswith("cuda"):
+        return ""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    try:
+        import torch
+    except ImportError as error:
+        return f"{sys.executable} has no torch ({one_line(error)}); name a Python that has it"
 
-    Raises:
-        SystemExit: the device is not there (status 2).
-    """
+    if not (torch.version.cuda or torch.version.hip):
+        return f"torch {torch.__version__} is built without CUDA"
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return "" if (torch.device(device).index or 0) < count else f"{count} GPUs are visible"
+
+
+def measure(parts: Sequence[str], options: Sequence[str], small: bool) -> dict[str, Any]:
+    """Run the parts, each in a process of its own; in a trial, all in one."""
     begin = time.monotonic()
     ends: dict[str, str | int] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -169,8 +189,6 @@ def measure(parts: Sequence[str], options: Sequence[str], small: bool) -> dict[s
             status = run(
                 [f"{part}={seconds:.0f}" for part in group], min(seconds * len(group) + START, left), rows, options
             )
-            if status == 2 and not rows.exists():
-                sys.exit(2)
             ends |= dict.fromkeys(group, status)
         machine, found = collect(rows, ends)
     return {"machine": machine, "small": small, "seconds": time.monotonic() - begin, "parts": found}
@@ -184,6 +202,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(SECONDS), default=list(SECONDS))
     parser.add_argument("--output", type=Path, default=Path("gpu.json"), help="JSON; the Markdown is beside it")
     arguments = parser.parse_args()
+    if why := missing(arguments.device):
+        print(f"--device {arguments.device}: {why} (`--device cpu --small` tries this script out)", file=sys.stderr)
+        sys.exit(2)
     options = ["--device", arguments.device, *["--small"] * arguments.small]
     content = measure(arguments.parts, options, arguments.small)
     arguments.output.write_text(json.dumps(content, indent=2) + "\n")
