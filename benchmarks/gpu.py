@@ -3,7 +3,7 @@
 The tests that need CUDA; training steps at several batch sizes, in the same process as a plain loop and in turn with it
 (`plain.py`: eager, contiguous, dense head, images normalised in fp32 by its loader, cuDNN's benchmark on; in the same
 16-bit format by torch.autocast, to which the ratio is, and in fp32 as torch ships it, that is with TF32 convolutions);
-a head of 1 M classes; embedding; the loader alone.
+a head of 1 M classes; embedding; all GPUs against one; the loader alone.
 
 Each part is a process of its own with a number of seconds. A row that fails, for lack of memory for one, holds the
 error; what did not fit into the time is listed as not run. It needs torch and the package's dependencies, pytest for
@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 LIMIT = 470.0  # seconds in all; what is left of eight minutes is for the last kill and the files
-SECONDS = {"tests": 110, "training": 165, "head": 45, "embedding": 60, "loader": 30}  # of each part
+# Of each part.
+SECONDS = {"tests": 100, "training": 145, "head": 45, "embedding": 50, "devices": 45, "loader": 25}
 START = 20.0  # seconds that a process may need besides, to import torch and to end
 SMALL_SECONDS = 30.0
 SCRIPT = Path(__file__).with_name("gpu_parts.py")
@@ -100,6 +101,11 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
         *(("ratio", "ratio", ".2f"), ("lowest", "lowest", ".2f"), ("highest", "highest", ".2f")),
     ),
     "loader": (("workers", "workers", ""), ("images_per_second", "images/s", ",.0f")),
+    "devices": (
+        *(("gpus", "GPUs", ""), ("batch", "batch", ""), ("setting", "setting", "")),
+        *(("images_per_second", "images/s", ",.0f"), ("one_images_per_second", "one GPU, images/s", ",.0f")),
+        ("efficiency", "efficiency", ".2f"),
+    ),
     "tests": (("outcome", "outcome", ""), ("seconds", "s", ".1f")),
 }
 TITLES = {
@@ -107,6 +113,7 @@ TITLES = {
     "training": "Training steps",
     "head": "A large head",
     "embedding": "Embedding",
+    "devices": "All GPUs against one",
     "loader": "The loader alone",
 }
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import data_path
 import numpy as np
+import scaling
 import torch
 from gpu_sides import (
     GIB,
@@ -208,6 +209,29 @@ def embedding(bench: Bench, log: Log) -> None:
     })  # fmt: skip
 
 
+def devices_row(bench: Bench, backbone: str, count: int) -> dict[str, Any]:
+    """`facebones train` on all GPUs and on one, in turn."""
+    settings = argparse.Namespace(
+        **{"backbone": backbone, "device": "cuda", "precision": bench.precision, "processes": count},
+        **{"batch_size": bench.sizes.batches[0], "steps": 40, "warm_up": 20},
+    )
+    found = scaling.turn(bench.folder, count * settings.batch_size, settings)
+    return {
+        **{"gpus": count, "batch": count * settings.batch_size, "setting": bench.precision},
+        **{"images_per_second": found["several"], "one_images_per_second": found["one"]},
+        "efficiency": found["several"] / (count * found["one"]),
+    }
+
+
+def devices(bench: Bench, log: Log) -> None:
+    """Training on all GPUs of this machine, against one of them."""
+    count = torch.cuda.device_count() if bench.device.type == "cuda" else 0
+    if count < 2:
+        log.write(error=f"it needs two GPUs; {count} here")
+        return
+    log.measure({name: partial(devices_row, bench, name, count) for name in bench.sizes.compiled})
+
+
 class Reporter:
     """A plug-in of pytest that logs each test as a row."""
 
@@ -252,6 +276,7 @@ def tests(bench: Bench, log: Log) -> None:
 
 PARTS: dict[str, Callable[[Bench, Log], None]] = {
     **{"tests": tests, "training": training, "head": head, "embedding": embedding, "loader": loader},
+    "devices": devices,
 }
 
 

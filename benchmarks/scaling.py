@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import platform
-import signal
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from scaling_heads import measure_heads
 
 CLASSES, EMBEDDING = 8631, 512
 LONGEST = 1800.0  # seconds of a training
+ENDING = 30.0  # seconds that it has to end after SIGTERM
 POLL = 0.01
 CLAIM = 0.85
 
@@ -51,8 +51,8 @@ def write_data(folder: Path, images: int) -> Path:
     from facebones.data.record_writer import RecordWriter
     from facebones.data.recordio import Header, pack
 
-    noise = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
-    jpeg = cv2.imencode(".jpg", noise)[1].tobytes()
+    coarse = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    jpeg = cv2.imencode(".jpg", cv2.resize(coarse, (112, 112), interpolation=cv2.INTER_CUBIC))[1].tobytes()
     path = folder / f"{images}.rec"
     if not path.exists():
         with RecordWriter(path) as writer:
@@ -83,7 +83,8 @@ class Training:
         words += ["--backbone", arguments.backbone, "--output", self.output, "--device", arguments.device]
         fields = {
             **{"training.batch_size": batch, "training.epochs": 1, "training.precision": arguments.precision},
-            **{"training.clip_norm": 0, "validation.sets": "", "data.workers": 0, "log.every": 1},
+            **{"training.clip_norm": 0, "validation.sets": "", "log.every": 1},
+            "data.workers": 0 if arguments.device == "cpu" else min(8, (os.cpu_count() or 1) // processes),
             **{"optimizer.learning_rate": 0.001, "training.checkpoint_every": 1_000_000},
         }
         words += [word for name, value in fields.items() for word in (f"--{name}", value)]
@@ -94,7 +95,6 @@ class Training:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=self.error,
             stderr=self.error,
-            start_new_session=True,
         )
 
     def lines(self) -> list[dict[str, Any]]:
@@ -133,10 +133,14 @@ class Training:
         return statistics.median(line["images_per_second"] for line in self.lines()[warm_up:])
 
     def close(self) -> None:
-        """End its processes."""
+        """End its processes: the first one ends the others."""
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+            self.process.terminate()
+            try:
+                self.process.wait(ENDING)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
 
 
 def pinned(cores: set[int], device: str) -> list[str]:
@@ -177,7 +181,9 @@ def turn(folder: Path, batch: int, arguments: argparse.Namespace) -> dict[str, f
         together = train(several, batch, cores).wait(lambda step: sent.append(loopback_bytes()))
         found["several"] = together.rate(warm_up)
         steps = sent[warm_up - 1 :]
-        found["bytes"] = min((after - before for before, after in pairwise(steps)), default=0)
+        found["bytes"] = (
+            0 if arguments.device != "cpu" else min((after - before for before, after in pairwise(steps)), default=0)
+        )
         if arguments.device == "cpu":
             beside = [train(1, arguments.batch_size, [core]) for core in cores]
             found["at_once"] = sum(each.wait().rate(warm_up) for each in beside)
@@ -238,7 +244,7 @@ def measure_efficiency(batch: int, arguments: argparse.Namespace) -> dict[str, A
         row["at_once"] = spread([each["at_once"] / (several * each["one"]) for each in turns])
         row["of_at_once"] = spread([each["several"] / each["at_once"] for each in turns])
     least = least_bytes(arguments.backbone, several, batch, 4 if arguments.precision == "fp32" else 2)
-    row |= {"least_bytes": least, "bytes": min(each["bytes"] for each in turns)}
+    row |= {"least_bytes": least, "bytes": min(each.get("bytes", 0) for each in turns)}
     say_efficiency(row)
     return row
 

@@ -1,8 +1,9 @@
 """Memory of a head whose classes several processes share, for `benchmarks/scaling.py`; Linux only.
 
 A child process loads all libraries with a small head first. Then it notes its resident memory, builds its part of the
-head with the optimizer's state, which it writes once, as a training's first step does, and reports its highest resident
-memory above that. `step` does so in all W processes at once, joined by gloo, and takes steps.
+head with the optimizer's state, and reports its highest resident memory above that (`build`). Where the memory is too
+small for the state, the head samples a tenth of its centres, so that the momentum takes no memory before steps write it
+(`centres`). `step` builds in all W processes at once, joined by gloo, and takes steps with all centres.
 """
 
 import argparse
@@ -16,25 +17,22 @@ from pathlib import Path
 from typing import Any
 
 SIZE, BATCH, STEPS = 512, 64, 2
-MARGIN = 2**30  # bytes of memory that stay free
+MARGIN = 4 * 2**30  # bytes of memory that stay free
 LONGEST = 900.0
 GIB = 2**30
 CLAIM = 1.1
 
 
-def build(classes: int, world: Any, batch: int) -> tuple[Any, Any]:
-    """The part of a head that a process holds, and its optimizer with all of its state."""
+def build(kind: str, classes: int, world: Any) -> tuple[Any, Any]:
+    """The part of a head that a process holds, and its optimizer."""
     from facebones.heads.sharded import create_shared_head
 
     from facebones.recipe import OptimizerConfig, head_config
     from facebones.training.optimizer import build_optimizer
 
-    options = head_config("arcface").options
-    head = create_shared_head("arcface", options, classes, SIZE, world=world, batch_size=batch)
-    optimizer = build_optimizer(OptimizerConfig(), head)
-    for state in optimizer.state.values():
-        state["momentum_buffer"].mul_(1)
-    return head, optimizer
+    options = head_config("arcface", sample_rate=0.1 if kind == "centres" else 1.0).options
+    head = create_shared_head("arcface", options, classes, SIZE, world=world, batch_size=BATCH)
+    return head, build_optimizer(OptimizerConfig(), head)
 
 
 def step(head: Any, optimizer: Any, world: Any) -> None:
@@ -62,13 +60,13 @@ def child(kind: str, classes: int, rank: int, size: int) -> None:
     torch.manual_seed(0)
     alone = World(rank=rank, size=size)
     with joined("cpu") if kind == "step" else _given(alone) as world:
-        head, optimizer = build(1000, world, BATCH)
+        head, optimizer = build(kind, 1000, world)
         if kind == "step":
             step(head, optimizer, world)
         del head, optimizer
         before = _resident("VmRSS")
         CLEAR_REFS.write_text(RESET_PEAK)
-        head, optimizer = build(classes, world, BATCH)
+        head, optimizer = build(kind, classes, world)
         for _ in range(STEPS if kind == "step" else 0):
             step(head, optimizer, world)
         print(json.dumps(_resident("VmHWM") - before), flush=True)
@@ -115,12 +113,15 @@ def available() -> int:
 
 
 def measure(kind: str, classes: int, size: int) -> dict[str, Any]:
-    """One row."""
-    whole = 2 * classes * SIZE * 4
+    """One row: of the kind, or only of the centres where the memory is too small for more."""
+    centres, free = classes * SIZE * 4, available() - MARGIN
+    if kind == "build" and 2 * centres / size > free:
+        kind = "centres"
+    whole = centres if kind == "centres" else 2 * centres
     row: dict[str, Any] = {"kind": kind, "classes": classes, "processes": size, "whole_bytes": whole}
     # Steps also make gradients and logits, of at most the size of the state.
     needed = 2 * whole if kind == "step" else whole / size
-    if needed > (free := available() - MARGIN):
+    if needed > free:
         return row | {"not_run": f"needs {needed / GIB:.0f} GiB, and {max(0, free) / GIB:.0f} are free"}
     try:
         row["bytes"] = max(run(kind, classes, size))
@@ -138,7 +139,8 @@ def measure_heads(classes: Sequence[int], sizes: Sequence[int]) -> list[dict[str
         for count in classes:
             for size in sizes:
                 row = measure(kind, count, size)
-                one = next((r for r in rows if (r["kind"], r["classes"], r["processes"]) == (kind, count, 1)), {})
+                same = [r for r in rows if (r["kind"], r["classes"]) == (row["kind"], count)]
+                one = next((r for r in same if r["processes"] == 1), {})
                 if "bytes" in row and "bytes" in one:
                     row["of_one"] = row["bytes"] / one["bytes"]
                 rows.append(row)
@@ -148,18 +150,19 @@ def measure_heads(classes: Sequence[int], sizes: Sequence[int]) -> list[dict[str
 
 def say(row: dict[str, Any]) -> None:
     """Print a row."""
-    head = f"  {row['kind']:6} {row['classes']:>10,} classes, W {row['processes']}:"
+    head = f"  {row['kind']:7} {row['classes']:>10,} classes, W {row['processes']}:"
     if "bytes" not in row:
         print(f"{head} not run: {row['not_run']}", flush=True)
         return
     size = row["processes"]
     of_one = f"; of W 1 {row['of_one']:.3f} = {row['of_one'] * size:.3f} / W" if "of_one" in row else ""
-    print(f"{head} {row['bytes'] / GIB:6.2f} GiB = {row['share'] * size:.3f} / W of the state{of_one}", flush=True)
+    whole = "the centres" if row["kind"] == "centres" else "the state"
+    print(f"{head} {row['bytes'] / GIB:6.2f} GiB = {row['share'] * size:.3f} / W of {whole}{of_one}", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=("build", "step"))
+    parser.add_argument("kind", choices=("build", "centres", "step"))
     for name in ("classes", "rank", "size"):
         parser.add_argument(name, type=int)
     child(**vars(parser.parse_args()))

@@ -33,7 +33,8 @@ def test_it_runs_on_a_cpu(tmp_path):
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "gpu.json").read_text())
     assert content["small"] and content["machine"]["torch"]
-    assert list(content["parts"]) == ["tests", "training", "head", "embedding", "loader"]
+    assert list(content["parts"]) == ["tests", "training", "head", "embedding", "devices", "loader"]
+    assert content["parts"].pop("devices")["not_run"] == {"all of it": "it needs two GPUs; 0 here"}
     for name, part in content["parts"].items():
         assert part["rows"] and not part["not_run"], name
         assert not [row["error"] for row in part["rows"].values() if "error" in row], name
@@ -98,4 +99,4 @@ def test_a_process_that_hangs_is_ended(script, tmp_path, monkeypatch):
 
 
 def test_the_parts_fit_into_eight_minutes(script):
-    assert script.LIMIT < 480 and sum(script.SECONDS.values()) < script.LIMIT - len(script.SECONDS) * 10
+    assert script.LIMIT < 480 and sum(script.SECONDS.values()) <= script.LIMIT - len(script.SECONDS) * 10
