@@ -326,7 +326,7 @@ import sys, torch
 from datetime import timedelta
 from torch import distributed, nn
 device, store = torch.device(sys.argv[1]), sys.argv[2]
-backend = "nccl" if device.type == "cuda" else "gloo"
+backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 distributed.init_process_group(backend, f"file://{store}", rank=0, world_size=1, timeout=timedelta(seconds=60))
 torch.manual_seed(0)
 network = nn.Linear(4, 3).to(device)
@@ -335,10 +335,18 @@ x = torch.arange(8.0, device=device).reshape(2, 4)
 (expected,) = torch.autograd.grad(network(x).square().sum(), network.weight)
 wrapped(x).square().sum().backward()
 torch.testing.assert_close(network.weight.grad, expected)
-total, gathered = torch.full((5,), 2.0, device=device), torch.empty(5, device=device)
-distributed.all_reduce(total, distributed.ReduceOp.MAX)
-distributed.all_gather_into_tensor(gathered, total)
-assert gathered.tolist() == [2.0] * 5
+for kind in (torch.float32, torch.bfloat16, torch.int64):
+    total = torch.full((6,), 2, dtype=kind, device=device)
+    gathered, exchanged = torch.empty_like(total), torch.empty_like(total)
+    distributed.all_reduce(total, distributed.ReduceOp.MAX)
+    distributed.all_gather_into_tensor(gathered, total)
+    distributed.all_to_all_single(exchanged, total, [6], [6])
+    assert gathered.tolist() == exchanged.tolist() == [2] * 6
+work = distributed.all_reduce(total, group=distributed.new_group(), async_op=True)
+work.wait()
+objects = [None]
+distributed.all_gather_object(objects, {"a": 1})
+assert total.tolist() == [2] * 6 and objects == [{"a": 1}]
 distributed.barrier()
 distributed.destroy_process_group()
 print("done")
