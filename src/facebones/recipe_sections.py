@@ -131,6 +131,19 @@ class TrainingConfig:
     growth_interval: int = setting(
         2000, "fp16: steps without an overflow after which the gradient scale doubles", minimum=1
     )
+    batch_norm: str = setting(
+        "whole",
+        "several processes: normalise over the whole batch, which makes their number change nothing, or each over its"
+        " own part, which sends less",
+        choices=("whole", "own"),
+    )
+    canonical_shards: int = setting(
+        0,
+        "cut each batch, and the classes, into this many parts and sum them in a fixed order: the same bits on any"
+        " number of processes that divides it (CPU, fp32); 0: off",
+        minimum=0,
+        maximum=1024,
+    )
     seed: int = setting(0, "seed of weights, order, flips and sampled centres", minimum=0)
     checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
 

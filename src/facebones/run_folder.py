@@ -67,13 +67,33 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """The newest checkpoint."""
+        """The newest checkpoint, where one process has written it."""
         return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def last_index(self) -> Path:
+        """The index of the newest checkpoint, where several processes have written it."""
+        return self.last.with_suffix(".json")
 
     @property
     def best(self) -> Path:
         """The checkpoint with the best mean accuracy over the validation sets."""
         return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def best_index(self) -> Path:
+        """The index of that checkpoint, where several processes have written it."""
+        return self.best.with_suffix(".json")
+
+    @property
+    def checkpoints(self) -> tuple[Path, ...]:
+        """All that may be a checkpoint of this run."""
+        return self.last, self.last_index, self.best, self.best_index
+
+    @property
+    def has_last(self) -> bool:
+        """Whether there is a checkpoint to continue from."""
+        return self.last.is_file() or self.last_index.is_file()
 
     @property
     def weights(self) -> Path:
@@ -93,7 +113,7 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether the run has results that a checkpoint must account for."""
-        done = any(path.exists() for path in (self.best, self.weights, self.result))
+        done = any(path.exists() for path in (self.best, self.best_index, self.weights, self.result))
         return done or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
 
     def refuse_existing(self) -> None:
@@ -102,7 +122,7 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path}: already holds a run; continue it with `{self.resume_command}` or choose another --output"
             )
-        for path in (self.metrics, self.environment, self.last, self.best, self.weights, self.card, self.result):
+        for path in (self.metrics, self.environment, *self.checkpoints, self.weights, self.card, self.result):
             if path.exists():
                 raise ConfigError(f"{path}: is there already, and a run would replace it; choose another --output")
 
@@ -122,19 +142,22 @@ class RunFolder:
     def open(self) -> "Iterator[Recipe]":
         """Lock the run for this process within the block, and yield its recipe; its plug-ins are imported, with a note.
 
-        Half-written files of a killed process are removed.
+        Half-written files of a killed process are removed, and parts of checkpoints that no index names.
 
         Raises:
             CheckpointError: there is no run here.
             ConfigError: another process works on it.
         """
         from facebones.recipe import load_config
+        from facebones.system.checkpoint_index import remove_leftovers
 
         if not self.config.is_file():
             raise CheckpointError(f"{self.path}: holds no run (no config.yaml); start one with `facebones train`")
         with folder_lock(self.path):
             for leftover in (*self.path.glob(".*.tmp"), *self.last.parent.glob(".*.tmp")):
                 leftover.unlink()
+            for index in (self.last_index, self.best_index):
+                remove_leftovers(index)
             yield load_config(self.config, run_imports=True)
 
     def write_recipe(self, recipe: "Recipe") -> None:

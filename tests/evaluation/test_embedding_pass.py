@@ -320,7 +320,7 @@ def test_a_model_without_a_digest_stays_in_memory(source, tmp_path):
 
 def test_reading_stays_a_bounded_number_of_batches_ahead(source):
     many = Counted(EncodedImages("many", source.images * 40))
-    batches = read_batches(many, 0, 4, SIZE, workers=1)
+    batches = read_batches(many, range(0, len(many), 4), 4, SIZE, workers=1)
     next(batches)
     batches.close()
     assert len(many.reads) <= 4 * 10

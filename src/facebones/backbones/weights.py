@@ -163,10 +163,15 @@ def _file_of(model: Path) -> Path:
     from facebones.run_folder import RunFolder
 
     folder = RunFolder(model)
-    for path in (folder.weights, folder.last):
-        if path.is_file():
-            return path
-    raise CheckpointError(f"{model}: neither model.safetensors nor checkpoints/last.pt is here; has the run begun?")
+    if folder.weights.is_file():
+        return folder.weights
+    if folder.has_last:
+        from facebones.system.sharded_checkpoint import newest
+
+        return newest(folder.last, folder.last_index)
+    raise CheckpointError(
+        f"{model}: neither model.safetensors nor checkpoints/last.pt or last.json is here; has the run begun?"
+    )
 
 
 def _read_weights(path: Path) -> tuple[Any, str | None, int | None]:
@@ -191,7 +196,7 @@ def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:
     """The content of a checkpoint; only our own ones have a card, and of these the network's part is taken."""
     from facebones.system.checkpoint import load_content
 
-    content = load_content(path)
+    content = _read_index(path) if path.suffix == ".json" else load_content(path)
     if not isinstance(content, dict | list | tuple):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
     match content:
@@ -201,6 +206,13 @@ def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:
         }:
             return weights, {"backbone": name, "embedding_size": size, "training_data": Path(data).name}
     return content, {}
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    """The network in a checkpoint of several processes, and its recipe."""
+    from facebones.system.sharded_checkpoint import load_parts
+
+    return load_parts(path, ("backbone", "recipe"))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from facebones.cli.options import (
     Arguments,
     Command,
     device_option,
+    devices_option,
     json_option,
     models_option,
     not_negative,
@@ -43,6 +45,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per forward pass [128]")
     parser.add_argument("--workers", type=positive, metavar="N", help="threads that read images [one per core]")
     device_option(parser)
+    devices_option(parser)
     runtime_option(parser)
 
 
@@ -89,7 +92,7 @@ def _pairs_options(parser: argparse.ArgumentParser) -> None:
 def _evaluate_pairs(arguments: Arguments) -> None:
     from facebones.evaluation.pairs import pair_protocols
 
-    _run(arguments, pair_protocols(arguments.data, arguments.root), flip=arguments.flip)
+    _run(arguments, lambda: pair_protocols(arguments.data, arguments.root), flip=arguments.flip)
 
 
 def _sets_options(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +106,9 @@ def _sets_options(parser: argparse.ArgumentParser) -> None:
 def _evaluate_sets(arguments: Arguments) -> None:
     from facebones.evaluation.protocol import find_protocols
 
-    sets = [one for path in arguments.data for one in find_protocols(path, arguments.protocol)]
+    def sets() -> list[Any]:
+        return [one for path in arguments.data for one in find_protocols(path, arguments.protocol)]
+
     _run(arguments, sets, flip=arguments.flip)
 
 
@@ -127,7 +132,7 @@ def _evaluate_templates(arguments: Arguments) -> None:
     from facebones.evaluation.ijb_verification import IJBVerification
     from facebones.evaluation.template_scores import parse_pooling
 
-    _run(arguments, [IJBVerification(arguments.data, parse_pooling(arguments.pooling))])
+    _run(arguments, lambda: [IJBVerification(arguments.data, parse_pooling(arguments.pooling))])
 
 
 def _identification_options(parser: argparse.ArgumentParser) -> None:
@@ -146,25 +151,32 @@ def _evaluate_identification(arguments: Arguments) -> None:
     pooling, *more = parse_pooling(arguments.pooling)
     if more:
         raise ConfigError(f"--pooling {arguments.pooling}: several poolings; give one")
-    _run(arguments, [IJBIdentification(arguments.data, pooling)])
+    _run(arguments, lambda: [IJBIdentification(arguments.data, pooling)])
 
 
-def _run(arguments: Arguments, protocols: Any, **options: Any) -> None:
+def _run(arguments: Arguments, protocols: Callable[[], Any], **options: Any) -> None:
     """Evaluate sets, and draw and print the results; raises RunError if a model was left out."""
     from facebones.errors import RunError
     from facebones.evaluation.models import named_files
     from facebones.evaluation.run import run_protocols
+    from facebones.system.process_group import agreed, joined
 
     taken = ("output", "backbone", "output_name", "batch_size", "workers", "device", "runtime", "seed")
-    contents = run_protocols(
-        {label: str(path) for label, path in named_files(arguments.model, "--model").items()},  # or a backbone's name
-        protocols,
-        preprocessing=_preprocessing(arguments),
-        bootstrap=arguments.bootstrap,
-        **{name: getattr(arguments, name) for name in taken},
-        **options,
-    )
-    _show(arguments, list(contents.values()))
+    with joined(arguments.device) as world:
+        with agreed(world):
+            models = named_files(arguments.model, "--model")
+            preprocessing, sets = _preprocessing(arguments), protocols()
+        contents = run_protocols(
+            {label: str(path) for label, path in models.items()},  # or a backbone's name
+            sets,
+            preprocessing=preprocessing,
+            bootstrap=arguments.bootstrap,
+            world=world,
+            **{name: getattr(arguments, name) for name in taken},
+            **options,
+        )
+        if world.is_first:
+            _show(arguments, list(contents.values()))
     if left_out := next(iter(contents.values())).get("left_out"):
         raise RunError("; ".join(f"{name} was left out: {error}" for name, error in left_out.items()))
 

@@ -38,16 +38,17 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    status = 0
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold characters that stdout cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = _parse(argv)
-        _run(arguments)
+        status = _run(arguments, argv)
         print(end="", flush=True)
     except FaceBonesError as error:
         if "--debug" in argv:
             raise
-        _say(str(error))
+        _say(str(error), anyone=_is_of_lost_process(error))
         return error.exit_status
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         _drop_stdout()
@@ -66,16 +67,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("stopped")
         return 130
-    return 0
+    return status
 
 
-def _run(arguments: Arguments) -> None:
-    """Import the plug-ins and run the command; a signal ends it at once, but a training saves first."""
+def _run(arguments: Arguments, argv: list[str]) -> int:
+    """Import the plug-ins and run the command; a signal ends it at once, but a training saves first.
+
+    Returns:
+        The exit status: of the processes that `--devices` starts, or 0.
+    """
     tune_malloc()
+    if (count := _processes(arguments)) > 1:
+        from facebones.system.launch import run_processes
+
+        return run_processes(argv, count)
     if arguments.command_name in {"train", "resume"}:
         stop_with_parent()
         _import_and_run(arguments)
-        return
+        return 0
+    if "RANK" in os.environ:
+        stop_with_parent()
     with stop_signals() as stop, stop.at_once():
         try:
             _import_and_run(arguments)
@@ -83,6 +94,17 @@ def _run(arguments: Arguments) -> None:
             if stop.received is not None:  # a library mistook the signal for a failure of its own
                 raise Interrupted(stop.received) from None
             raise
+    return 0
+
+
+def _processes(arguments: Arguments) -> int:
+    """The processes to start; 1 for a command without `--devices`, and in a process that a launcher has started."""
+    devices = getattr(arguments, "devices", None)
+    if devices is None or "RANK" in os.environ:
+        return 1
+    from facebones.system.launch import number_of_processes
+
+    return number_of_processes(devices, arguments.device)
 
 
 def _import_and_run(arguments: Arguments) -> None:
@@ -107,10 +129,17 @@ def _report(error: OSError) -> int:
     return 1
 
 
-def _say(message: str) -> None:
-    """Print one line to stderr; control characters in names are escaped."""
+def _say(message: str, *, anyone: bool = False) -> None:
+    """Print one line to stderr; control characters in names are escaped. Of a group of processes, the first speaks."""
+    if not anyone and int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+        return
     line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
     print(f"facebones: {line}", file=sys.stderr)
+
+
+def _is_of_lost_process(error: FaceBonesError) -> bool:
+    """Whether a process of the group was lost: it may be the one that speaks."""
+    return type(error).__name__ == "LostProcessError"  # by name: torch may not be imported
 
 
 def _drop_stdout() -> None:
@@ -126,7 +155,8 @@ def _continuation(arguments: Arguments, argv: list[str]) -> str:
 
         run = RunFolder(arguments.output if name == "train" else arguments.run_folder)
         device = "" if arguments.device == "auto" else f" --device {arguments.device}"
-        return f"continue with: {run.resume_command}{device}"
+        devices = f" --devices {arguments.devices}" if arguments.devices else ""
+        return f"continue with: {run.resume_command}{device}{devices}"
     if name == "demo":
         return f"continue with: facebones demo --output {shlex.quote(str(arguments.output))}"
     if name in {"data convert", "data align"}:

@@ -108,6 +108,15 @@ def device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps [auto]")
 
 
+def devices_option(parser: argparse.ArgumentParser) -> None:
+    """--devices, of commands that several processes can do together; `main` starts them."""
+    parser.add_argument(
+        "--devices",
+        metavar="N|all",
+        help="work with N processes of this machine together; all: one for each GPU, or for each core of a CPU",
+    )
+
+
 def runtime_option(parser: argparse.ArgumentParser) -> None:
     """--runtime, of an evaluation."""
     parser.add_argument("--runtime", metavar="NAME", help=RUNTIME_HELP)

@@ -11,6 +11,7 @@ from facebones.cli.options import (
     apply_recipe_options,
     data_option,
     device_option,
+    devices_option,
     json_option,
     not_negative,
     recipe_options,
@@ -29,17 +30,21 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", metavar="N", help="short for --data.workers")
     recipe_options(parser)
     device_option(parser)
+    devices_option(parser)
 
 
 def _train(arguments: Arguments) -> None:
     from facebones.recipe import load_recipe
-
-    typed = apply_recipe_options(arguments, TRAIN_OPTIONS)
-    recipe = load_recipe(arguments.recipe, arguments.overrides, typed)
-
+    from facebones.system.process_group import agreed, joined
     from facebones.training.run import train
 
-    _print_run(arguments.output, train(recipe, arguments.output, arguments.device))
+    with joined(arguments.device) as world:
+        with agreed(world):
+            typed = apply_recipe_options(arguments, TRAIN_OPTIONS)
+            recipe = load_recipe(arguments.recipe, arguments.overrides, typed)
+        result = train(recipe, arguments.output, arguments.device)
+        if world.is_first:
+            _print_run(arguments.output, result)
 
 
 def _resume_options(parser: argparse.ArgumentParser) -> None:
@@ -47,13 +52,17 @@ def _resume_options(parser: argparse.ArgumentParser) -> None:
     data_option(parser, "new path of the training data, if it has moved")
     parser.add_argument("--workers", type=not_negative, metavar="N", help="replaces data.workers of the recipe")
     device_option(parser)
+    devices_option(parser)
 
 
 def _resume(arguments: Arguments) -> None:
+    from facebones.system.process_group import joined
     from facebones.training.run import resume
 
-    result = resume(arguments.run_folder, arguments.device, arguments.data, arguments.workers)
-    _print_run(arguments.run_folder, result)
+    with joined(arguments.device) as world:
+        result = resume(arguments.run_folder, arguments.device, arguments.data, arguments.workers)
+        if world.is_first:
+            _print_run(arguments.run_folder, result)
 
 
 def _print_run(output: Path, result: dict[str, Any]) -> None:

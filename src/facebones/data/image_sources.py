@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,17 +203,17 @@ class LooseCrops:
 
 
 def read_batches(
-    source: ImageSource, first: int, batch_size: int, size: int, workers: int
+    source: ImageSource, starts: Iterable[int], batch_size: int, size: int, workers: int
 ) -> Generator[npt.NDArray[np.uint8]]:
-    """Yield the images from number `first` on in batches; threads read a few batches ahead.
+    """Yield batches of images; threads read a few batches ahead.
 
     Threads are as fast as processes here: OpenCV decodes and warps without Python's lock. Its own threads are off until
     the generator ends or is closed.
 
     Args:
         source: N images.
-        first: the first image to read.
-        batch_size: images per batch; the last batch has the rest.
+        starts: the first image of each batch.
+        batch_size: images per batch; a batch at the end of the source has the rest.
         size: height and width, pixels.
         workers: threads.
 
@@ -233,7 +233,7 @@ def read_batches(
     ahead = 1 + -(-2 * workers * CHUNK // batch_size)  # every thread has work while the caller embeds a batch
     with single_threaded_opencv():
         try:
-            for start in range(first, len(source), batch_size):
+            for start in starts:
                 batch = np.empty((min(batch_size, len(source) - start), size, size, 3), dtype=np.uint8)
                 chunks = [range(len(batch))[place : place + CHUNK] for place in range(0, len(batch), CHUNK)]
                 waiting.append((batch, [pool.submit(read_into, batch, start, chunk) for chunk in chunks]))

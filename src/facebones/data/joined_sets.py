@@ -105,6 +105,13 @@ class JoinedSets(TrainingSet):
             if max(first, start) < min(last, end):
                 part.read_ahead(max(first, start) - start, min(last, end) - start)
 
+    def read_ahead_some(self, indices: Integers) -> None:
+        """Announce the images to the parts that hold them."""
+        cuts = np.searchsorted(indices, self._ends[:-1]).tolist()
+        for part, start, own in zip(self.parts, [0, *self._ends], np.split(indices, cuts), strict=False):
+            if len(own):
+                part.read_ahead_some(own - start)
+
     def image_sizes(self) -> Mapping[str, Integers]:
         """Sizes of the images where all parts count alike."""
         sizes = [part.image_sizes() for part in self.parts]

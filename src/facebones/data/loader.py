@@ -77,8 +77,29 @@ class BlockOrder:
         return int(np.searchsorted(self.ends, position, side="right"))
 
 
+def rows_of(batch_size: int, rank: int, processes: int) -> range:
+    """The rows of each batch that one of several processes reads: neighbours, as `numpy.array_split` divides them.
+
+    Args:
+        batch_size: B, the images of a batch over all processes.
+        rank: number of the process, from 0.
+        processes: how many there are; with more of them than images, the last ones have no row.
+
+    Raises:
+        ValueError: there is no such process.
+
+    >>> [rows_of(8, rank, 3) for rank in range(3)]
+    [range(0, 3), range(3, 6), range(6, 8)]
+    """
+    if not 0 <= rank < processes:
+        raise ValueError(f"process {rank} of {processes}: give 0 to {processes - 1}")
+    least, larger = divmod(batch_size, processes)  # the first `larger` parts have one row more
+    first = rank * least + min(rank, larger)
+    return range(first, first + least + (rank < larger))
+
+
 class EpochOrder(Sampler[list[int]]):
-    """The indices of each batch; the order of an epoch depends on seed and epoch alone.
+    """The indices of each batch, or of one process's rows of it; an epoch's order depends on seed and epoch alone.
 
     Args:
         training_set: the images; it is told which ones are read soon.
@@ -89,6 +110,10 @@ class EpochOrder(Sampler[list[int]]):
         seed: decides the order of every epoch.
         block: size of the blocks of neighbouring images, see `BlockOrder`; 0 shuffles all images.
         repeated: every epoch has the order of the first one, instead of its own.
+        part: rank of this process, and the number of processes that share each batch; see `rows_of`.
+
+    Attributes:
+        rows: the rows of each batch that this process reads.
     """
 
     def __init__(
@@ -102,9 +127,11 @@ class EpochOrder(Sampler[list[int]]):
         seed: int,
         block: int = 0,
         repeated: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.training_set, self.batch_size, self.batches_per_epoch = training_set, batch_size, batches_per_epoch
         self.first, self.last, self.seed, self.block, self.repeated = first, last, seed, block, repeated
+        self.rows = rows_of(batch_size, *part)
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -118,22 +145,44 @@ class EpochOrder(Sampler[list[int]]):
             number += end - position
 
     def _epoch(self, epoch: int, position: int, end: int) -> Iterator[list[int]]:
-        """Batches `position` to `end` - 1 of an epoch."""
+        """This process's rows of batches `position` to `end` - 1 of an epoch."""
         size = self.batch_size
         starts = range(position * size, end * size, size)
         if not self.block:
             order = full_order(len(self.training_set), self.seed, epoch)
-            yield from (order[start : start + size].tolist() for start in starts)
+            yield from (self._own(order, start) for start in starts)
             return
         blocks = BlockOrder(len(self.training_set), self.block, self.seed, epoch)
+        read = self._read_of(blocks.order, starts)
         fetched = blocks.used(starts.start) // GROUP_BLOCKS * GROUP_BLOCKS
         for start in starts:
             # Fetch all of this group, and one block of the next group for each block that is used up.
             wanted = blocks.used(start) + GROUP_BLOCKS
             for first, last in blocks.blocks[fetched:wanted].tolist():
-                self.training_set.read_ahead(first, last)
+                if read is None:
+                    self.training_set.read_ahead(first, last)
+                else:
+                    self.training_set.read_ahead_some(first + np.flatnonzero(read[first:last]))
             fetched = wanted
-            yield blocks.order[start : start + size].tolist()
+            yield self._own(blocks.order, start)
+
+    def _own(self, order: Integers, start: int) -> list[int]:
+        """This process's rows of the batch that starts at a place of the order."""
+        indices: list[int] = order[start + self.rows.start : start + self.rows.stop].tolist()
+        return indices
+
+    def _read_of(self, order: Integers, starts: range) -> npt.NDArray[np.bool_] | None:
+        """(images,) whether this process reads an image in these batches; None where it reads every row.
+
+        The processes announce disjoint images: on one machine they share its memory for files, and on several machines
+        each one fetches its part of a file rather than all of it.
+        """
+        if len(self.rows) == self.batch_size:
+            return None
+        read = np.zeros(len(order), np.bool_)
+        batches = order[starts.start : starts.stop].reshape(-1, self.batch_size)
+        read[batches[:, self.rows.start : self.rows.stop]] = True
+        return read
 
 
 Batch = tuple[Tensor, Tensor]
@@ -220,7 +269,7 @@ def training_batches(
     pin_memory: bool = False,
     replaced: Callable[[Mapping[int, str]], object] | None = None,
 ) -> Iterator[Batch]:
-    """Read, decode and yield the batches of an order.
+    """Read, decode and yield the batches of an order, or the rows of them that belong to this process.
 
     Args:
         order: the training set, and the indices of each batch.
@@ -228,18 +277,18 @@ def training_batches(
         held: batches that the caller keeps at a time.
         pin_memory: return page-locked memory, which copies to a GPU faster.
         replaced: called before a batch with the images that cannot be read, {index: reason}; the next readable image
-            replaces each of them. Without it, the first unreadable image raises.
+            replaces each of them. Without it, the first unreadable image raises. Each process is told of its own rows.
 
     Yields:
-        images (B, 112, 112, 3) uint8 RGB, and labels (B,) int64.
+        images (R, 112, 112, 3) uint8 RGB, and labels (R,) int64, of the R = len(order.rows) rows; R may be 0.
 
     Raises:
         DataError: an image cannot be read.
         RunError: a worker was killed, or the memory for batches cannot be allocated.
     """
     memory = None
-    if workers and CAN_INHERIT:
-        memory = BatchMemory(PREFETCH * workers + SPARE + held, (order.batch_size, *IMAGE_SHAPE))
+    if workers and CAN_INHERIT and order.rows:
+        memory = BatchMemory(PREFETCH * workers + SPARE + held, (len(order.rows), *IMAGE_SHAPE))
     try:
         # No variable holds the iterator: the traceback of a caught error would keep it alive, and its workers too.
         for loaded in _loaded(order, memory, workers, pin_memory, replaced is not None):

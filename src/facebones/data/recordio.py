@@ -136,6 +136,7 @@ class RecordFile:
     def __init__(self, path: str | os.PathLike[str], index_path: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path)
         self._map: mmap.mmap | None = None
+        self._sorted_offsets: Integers | None = None
         self.size = _file_size(self.path)
         beside = self.path.with_suffix(".idx")
         self.index_path = Path(index_path) if index_path is not None else beside if beside.is_file() else None
@@ -156,7 +157,7 @@ class RecordFile:
         return len(self.keys)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}
+        return {**self.__dict__, "_map": None, "_sorted_offsets": None}
 
     def where(self, position: int) -> str:
         """Name a record in an error: file, key and byte offset."""
@@ -219,14 +220,25 @@ class RecordFile:
             raise DataError(f"{self.where(position)}: {error}") from error
 
     def read_ahead(self, positions: Integers) -> None:
-        """Tell the system that these records are read soon; it fetches them in the background."""
-        if not hasattr(mmap, "MADV_WILLNEED"):
+        """Tell the system that these records are read soon; it fetches their pages in the background."""
+        if not hasattr(mmap, "MADV_WILLNEED") or not len(positions):
             return
-        offsets = np.sort(self.offsets[positions])
-        cuts = np.flatnonzero(np.diff(offsets) > READ_AHEAD_BYTES) + 1  # records elsewhere in the file
-        for part in np.split(offsets, cuts):
-            for start in range(int(part[0]) // mmap.PAGESIZE * mmap.PAGESIZE, int(part[-1]) + 1, READ_AHEAD_BYTES):
-                self._bytes.madvise(mmap.MADV_WILLNEED, start, min(READ_AHEAD_BYTES, self.size - start))
+        starts = np.sort(self.offsets[positions])
+        ends = self._ends_of(starts)
+        starts = starts // mmap.PAGESIZE * mmap.PAGESIZE
+        cuts = np.flatnonzero(starts[1:] > ends[:-1]) + 1  # what lies between is not fetched
+        for first, end in zip(starts[np.append(0, cuts)].tolist(), ends[np.append(cuts, 0) - 1].tolist(), strict=True):
+            for start in range(first, end, READ_AHEAD_BYTES):
+                self._bytes.madvise(mmap.MADV_WILLNEED, start, min(READ_AHEAD_BYTES, end - start))
+
+    def _ends_of(self, offsets: Integers) -> Integers:
+        """Where the records at these offsets end, at the latest: at the next record, or the end of the file."""
+        if self._sorted_offsets is None:
+            ascending = bool((np.diff(self.offsets) > 0).all())
+            self._sorted_offsets = self.offsets if ascending else np.sort(self.offsets)
+        following = np.searchsorted(self._sorted_offsets, offsets, side="right")
+        inside = following < len(self._sorted_offsets)
+        return np.where(inside, self._sorted_offsets.take(following, mode="clip"), self.size)
 
     def spans(self) -> Integers:
         """(N,) bytes from the start of each record to the start of the next in the file, from the offsets alone."""

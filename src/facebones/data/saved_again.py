@@ -39,6 +39,10 @@ class SavedAgain(TrainingSet):
         """Pass on to the original."""
         self.original.read_ahead(first, last)
 
+    def read_ahead_some(self, indices: Integers) -> None:
+        """Pass on to the original."""
+        self.original.read_ahead_some(indices)
+
     def describe(self, index: int) -> str:
         """The original's name of an image."""
         return self.original.describe(index)

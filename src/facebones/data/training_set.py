@@ -132,6 +132,15 @@ class TrainingSet(ABC):
         """Announce that images `first` to `last` - 1 are read soon; does nothing unless the format can use it."""
         return
 
+    def read_ahead_some(self, indices: Integers) -> None:
+        """Announce that these images are read soon, (M,) in ascending order: one process's images of a block.
+
+        By default, each run of neighbours goes to `read_ahead`.
+        """
+        for run in np.split(indices, np.flatnonzero(np.diff(indices) > 1) + 1):
+            if len(run):
+                self.read_ahead(int(run[0]), int(run[-1]) + 1)
+
     def describe(self, index: int) -> str:
         """Name an image in an error, such as "train.rec, key 17"."""
         return f"{self.path}, image {index}"

@@ -1,12 +1,11 @@
 """The embedding pass that all protocols share: images and their mirror images through one or several models."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +14,12 @@ from torch import nn
 
 from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
 from facebones.data.image_sources import DistinctImages, EncodedImages, ImageSource, distinct, read_batches
-from facebones.errors import DataError
+from facebones.errors import CheckpointError, DataError, first_line
+from facebones.evaluation.feature_array import FeatureArray
 from facebones.evaluation.models import Batch, Features, Model, Precision, states_input
+from facebones.system.apart import apart
+from facebones.system.distributed import ALONE, World, part_of
+from facebones.system.process_group import agreed, own_cores
 
 if TYPE_CHECKING:
     from facebones.evaluation.feature_store import FeatureFile
@@ -57,6 +60,7 @@ def embed(
     flip: bool = True,
     folder: Path | None = None,
     progress: bool = False,
+    world: World = ALONE,
 ) -> dict[str, Features]:
     """Embed images and their mirror images with several models; each image is decoded and aligned once.
 
@@ -69,35 +73,46 @@ def embed(
     same features; finished models are only read. Its files have one row for each place, and images that are named
     several times are embedded as often.
 
+    Several processes share the batches of one process, so that the features are the same bits; all of them call this
+    function with the same arguments. If one of them fails, all of them raise its error. With a folder, a stopped pass
+    resumes on any number of processes.
+
     Args:
         models: by name; with a folder, the names begin file names and each model needs a `weights_sha256`.
         source: N images.
         batch_size: images per forward pass; the last batch holds the rest.
-        workers: threads that read images; None uses all cores.
+        workers: threads that read images; None uses all cores, or the share of each process in them.
         image_size: height and width of the networks' input, pixels.
         flip: embed the mirror images too.
-        folder: where to write the features, as `NAME.features.npy`; None keeps them in memory.
+        folder: where to write the features, as `NAME.features.npy`; None keeps them in memory. Several processes need a
+            file system that all of them see.
         progress: show the progress on stderr.
+        world: the processes that share the work; see `process_group.joined`.
 
     Returns:
         for each model (N, 2, D) float32: [:, 0] the embeddings of the images, [:, 1] those of their mirror images;
-        (N, 1, D) without `flip`. With a folder, they are read-only memory maps.
+        (N, 1, D) without `flip`. With a folder, they are read-only memory maps. Of several processes, the first gets
+        them; the others get an empty mapping.
 
     Raises:
         DataError: there are no images, or one cannot be read; the message names it.
         ConfigError: the folder holds features with these names of other images, weights or settings.
-        RunError: the disk is full.
+        RunError: the disk is full; another process is lost.
         ValueError: `batch_size` or `workers` is below 1, or a model has no `weights_sha256`.
     """
-    workers = workers if workers is not None else os.cpu_count() or 1
+    workers = workers if workers is not None else own_cores()
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size {batch_size}, workers {workers}: give at least 1")
     if not len(source):
         raise DataError(f"{source.name}: no images to embed; check the file that the set was read from")
     images = distinct(source, batch_size) if folder is None else source
-    stores = _stores(models, images, batch_size, {"image_size": image_size, "flip": flip}, folder)
-    _fill(stores, models, images, batch_size, workers, image_size=image_size, flip=flip, progress=progress)
+    with agreed(world):
+        options: dict[str, object] = {"image_size": image_size, "flip": flip}
+        stores = _stores(models, images, batch_size, options, folder=folder, world=world)
+    _fill(stores, models, images, batch_size, workers, image_size=image_size, flip=flip, progress=progress, world=world)
     features = {name: store.features() for name, store in stores.items()}
+    if not world.is_first:
+        return {}
     if isinstance(images, DistinctImages):
         return {name: images.at_places(rows) for name, rows in features.items()}
     return features
@@ -113,22 +128,46 @@ def _fill(
     image_size: int,
     flip: bool,
     progress: bool,
+    world: World,
 ) -> None:
-    """Embed what the stores of the models lack."""
+    """Embed what the stores of the models lack: this process its part of the batches."""
     with ExitStack() as stack:
         for name, model in models.items():
-            stack.enter_context(stores[name])
             stack.enter_context(evaluation_mode(model.network))
-        first = min((store.complete for store in stores.values()), default=len(source))
-        batches = stack.enter_context(closing(read_batches(source, first, batch_size, image_size, workers)))
-        shown = _with_progress(batches, source, first, batch_size) if progress else batches
-        for start, batch in zip(range(first, len(source), batch_size), shown, strict=True):
+            stack.enter_context(stores[name])
+            stores[name].begin(partial(_shape, name, model, image_size, flip))
+        starts = range(0, len(source), batch_size)
+        lacking = [start for start in starts if any(store.lacks(start) for store in stores.values())]
+        own = [lacking[place] for place in part_of(len(lacking), world.rank, world.size)]
+        stop_if_another_failed = stack.enter_context(apart(world))
+        batches = stack.enter_context(closing(read_batches(source, own, batch_size, image_size, workers)))
+        shown = _with_progress(batches, source, own, batch_size, world) if progress and own else batches
+        for start, batch in zip(own, shown, strict=True):
+            stop_if_another_failed()
             for name, model in models.items():
-                if stores[name].complete == start:  # else an earlier pass got further with this model
-                    answers = model(batch, flip)
-                    stores[name].append(answers)
-                    if start == first and _are_alike(answers[:, 0], batch) and not states_input(model):
+                if stores[name].lacks(start):  # else an earlier pass got further with this model
+                    answers = _answers(name, model, batch, flip, world)
+                    stores[name].write(start, answers)
+                    if start == own[0] and _are_alike(answers[:, 0], batch) and not states_input(model):
                         _note_alike(name, model.path)
+        for store in stores.values():
+            store.sync()
+
+
+def _answers(name: str, model: Model, batch: Batch, flip: bool, world: World) -> Features:
+    """Features of a batch; of several processes, torch's errors get a type that all of them can raise."""
+    try:
+        return model(batch, flip)
+    except RuntimeError as error:
+        if world.size == 1:
+            raise
+        raise CheckpointError(f"{name}: {first_line(error)}") from error
+
+
+def _shape(name: str, model: Model, image_size: int, flip: bool) -> tuple[int, int]:
+    """Number of views of an image, and embedding size."""
+    _, views, size = _answers(name, model, np.zeros((1, image_size, image_size, 3), np.uint8), flip, ALONE).shape
+    return views, size
 
 
 def _are_alike(features_BxD: Features, images: Batch) -> bool:
@@ -152,47 +191,18 @@ def _note_alike(name: str, path: Path | None) -> None:
     )
 
 
-def _with_progress(batches: Iterable[Batch], source: ImageSource, first: int, batch_size: int) -> Iterable[Batch]:
+def _with_progress(
+    batches: Iterable[Batch], source: ImageSource, own: Sequence[int], batch_size: int, world: World
+) -> Iterable[Batch]:
     from facebones.system.progress import track
 
+    first, total = own[0], min(len(own) * batch_size, len(source) - own[0])
     what = f"embedding {source.name}{f', from image {first}' if first else ''}"
     if isinstance(source, DistinctImages) and len(source) < len(source.row):
         what += f" ({len(source.row)} images, equal ones once)"
-    return track(batches, what, len(source) - first, size=batch_size, unit="images")
-
-
-class FeatureArray:
-    """Features in memory.
-
-    Args:
-        images: N.
-
-    Attributes:
-        complete: number of images with features.
-    """
-
-    def __init__(self, images: int) -> None:
-        self.complete = 0
-        self._images = images
-        # One array from the start: small results between large inputs would fragment the heap (1 GB for LFW).
-        self._features = np.empty((images, 0, 0), dtype=np.float32)  # (N, V, D), known after the first batch
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def append(self, answers: Features) -> None:
-        """Store the features (B, V, D) of the next B images."""
-        if not self._features.size:
-            self._features = np.empty((self._images, *answers.shape[1:]), dtype=np.float32)
-        self._features[self.complete : self.complete + len(answers)] = answers
-        self.complete += len(answers)
-
-    def features(self) -> Features:
-        """Return all features, (N, V, D)."""
-        return self._features
+    if world.size > 1:
+        what += f", part of process 0 of {world.size}"
+    return track(batches, what, total, size=batch_size, unit="images")
 
 
 def _stores(
@@ -200,10 +210,12 @@ def _stores(
     source: ImageSource,
     batch_size: int,
     options: dict[str, object],
+    *,
     folder: Path | None,
+    world: World,
 ) -> "dict[str, FeatureArray] | dict[str, FeatureFile]":
     if folder is None:
-        return {name: FeatureArray(len(source)) for name in models}
+        return {name: FeatureArray(len(source), batch_size, world) for name in models}
     from facebones.evaluation.feature_store import FeatureFile
 
     if unknown := [name for name, model in models.items() if not model.weights_sha256]:
@@ -211,7 +223,7 @@ def _stores(
     # The batch size is among the settings: it can change the last digit of an embedding.
     options = {"source": source.fingerprint(), **options}
     return {
-        name: FeatureFile(folder, name, len(source), batch_size, options | model.settings())
+        name: FeatureFile(folder, name, len(source), batch_size, options | model.settings(), world=world)
         for name, model in models.items()
     }
 
@@ -229,6 +241,7 @@ def embed_images(
     limit_batches: int | None = None,
     flip: bool = True,
     progress: bool = False,
+    world: World = ALONE,
 ) -> ImageEmbeddings:
     """Embed encoded images in memory with one backbone, as `embed` does.
 
@@ -244,6 +257,10 @@ def embed_images(
         limit_batches: stop after this number of batches, to test that the set can be embedded.
         flip: embed the mirror images too.
         progress: show the progress on stderr.
+        world: the processes that share the work.
+
+    Returns:
+        the embeddings; in other processes than the first, those of no image.
 
     Raises:
         DataError: there are no images, or one cannot be read; the message names the set and the index of the image.
@@ -261,8 +278,9 @@ def embed_images(
         image_size=image_size,
         flip=flip,
         progress=progress,
+        world=world,
     )
-    return ImageEmbeddings.of(name, features[""])
+    return ImageEmbeddings.of(name, features.get("", np.empty((0, 1, 0), np.float32)))
 
 
 def flip_sum_normalised(embeddings: ImageEmbeddings) -> npt.NDArray[np.float64]:

@@ -18,10 +18,14 @@ from facebones.data.image_sources import ImageSource, distinct
 from facebones.data.preprocessing import Preprocessing
 from facebones.errors import CheckpointError, ConfigError, DataError, first_line
 from facebones.evaluation.embed import embed
-from facebones.evaluation.models import BATCH_SIZE, Model, open_models
+from facebones.evaluation.models import BATCH_SIZE, Model
+from facebones.evaluation.models_of_group import check_alike, open_in_all
 from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, find_protocols
 from facebones.statistics.bootstrap import REPLICATES
 from facebones.statistics.metric import Metric, MetricComparison
+from facebones.system.apart import apart
+from facebones.system.distributed import ALONE, World
+from facebones.system.process_group import agreed, gather_objects
 
 FORMAT = 2
 FEATURES_FOLDER = "features"
@@ -42,6 +46,7 @@ class Options(TypedDict, total=False):
     bootstrap: int
     seed: int
     progress: bool
+    world: World
 
 
 # Of `run_protocols`, for commands: they show the progress.
@@ -55,6 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "bootstrap": REPLICATES,
     "seed": 0,
     "progress": True,
+    "world": ALONE,
 }
 
 
@@ -79,6 +85,7 @@ def evaluate(
     bootstrap: int = REPLICATES,
     seed: int = 0,
     progress: bool = False,
+    world: World = ALONE,
 ) -> list[Metric] | list[MetricComparison]:
     """Measure one model, or compare several, on evaluation sets.
 
@@ -88,13 +95,15 @@ def evaluate(
         device: "auto", "cpu", "cuda", ...
         preprocessing: input that files from elsewhere expect, or some of its fields.
         batch_size: images per forward pass.
-        workers: threads that read images; None uses all cores.
+        workers: threads that read images; None uses all cores, or the share of each process in them.
         runtime: name of `evaluation.runtimes`; "auto" takes the fastest that embeds like PyTorch; None runs PyTorch,
             and ONNX files by ONNX Runtime.
         flip: add the embedding of the mirror image, as the published protocols do.
         bootstrap: number of bootstrap replicates.
         seed: of the bootstrap.
         progress: show the progress on stderr.
+        world: processes that share the embedding, from `process_group.joined`; all call this function alike, and all
+            get the metrics. They are those of one process.
 
     Returns:
         the metrics of one model, with values and intervals; or of several the comparison by each metric. One of several
@@ -104,9 +113,11 @@ def evaluate(
         FaceBonesError: a model or a set cannot be used; in one line.
     """
     models = model if isinstance(model, Mapping) else {"model": model}
+    with agreed(world):
+        protocols = _protocols(protocol)
     results = _measure(
         models,
-        _protocols(protocol),
+        protocols,
         {},
         device=device,
         preprocessing=preprocessing,
@@ -117,7 +128,9 @@ def evaluate(
         bootstrap=bootstrap,
         seed=seed,
         progress=progress,
+        world=world,
     )[1]
+    results = gather_objects(world, results)[0]
     if isinstance(model, Mapping):
         return [metric for result in results for metric in result.metrics]
     return [metric for result in results for metric in result.of("model")]
@@ -138,7 +151,8 @@ def run_protocols(
         models: name -> a model, or what `load_model` opens.
         protocols: the data sets, such as those of `find_protocols`.
         output: folder for the result files and the scores; protocols that keep features write them into `features`,
-            where a stopped pass resumes and a later evaluation of the same models finds them. None writes nothing.
+            where a stopped pass resumes and a later evaluation of the same models finds them. None writes nothing. Of
+            several processes, the first writes all but the features.
         backbone: backbone of a file that does not state it; with one model only.
         output_name: the output of ONNX files that is the embedding, where several may be.
         options: as for `evaluate`; the progress is shown unless `progress` is False.
@@ -150,21 +164,27 @@ def run_protocols(
     Raises:
         FaceBonesError: a model or a set cannot be used, or the output cannot be written.
     """
-    _check_sets(protocols)
-    if output is not None:
-        _check_files(output, protocols, list(models))
     given: dict[str, Any] = {**DEFAULTS, **options}
+    world: World = given["world"]
+    with agreed(world):
+        _check_sets(protocols)
+        if output is not None:
+            _check_files(output, protocols, list(models))
     left_out: dict[str, str] = {}
     opened, results = _measure(
         models, protocols, left_out, output=output, backbone=backbone, output_name=output_name, **given
     )
     recorded = {name: given[name] for name in ("flip", "bootstrap", "seed")}
-    contents = _contents([protocol.name for protocol in protocols], opened, results, recorded)
-    if left_out:
-        contents = {name: content | {"left_out": left_out} for name, content in contents.items()}
-    if output is not None:
-        _write(output, {protocol.file: contents[protocol.name] for protocol in protocols})
-    return contents
+    contents: dict[str, Any] = {}
+    with apart(world):
+        if world.is_first:
+            contents = _contents([protocol.name for protocol in protocols], opened, results, recorded)
+            if left_out:
+                contents = {name: content | {"left_out": left_out} for name, content in contents.items()}
+            if output is not None:
+                _write(output, {protocol.file: contents[protocol.name] for protocol in protocols})
+    told: dict[str, Any] = gather_objects(world, contents)[0]
+    return told
 
 
 def result_content(
@@ -218,24 +238,28 @@ def _measure(
     bootstrap: int,
     seed: int,
     progress: bool,
+    world: World,
     output: Path | None = None,
     **opening: Any,
 ) -> tuple[dict[str, Model], list[ProtocolResult]]:
     """Open the models, embed each image set once, and give its features to the protocols that measure it.
 
-    A model that cannot be used, while others can, is named in `left_out` with the reason.
+    A model that cannot be used, while others can, is named in `left_out` with the reason. Of several processes, the
+    first gets the results.
     """
     if not models or not protocols:
         raise ConfigError(f"{len(models)} models and {len(protocols)} evaluation sets; give at least one of both")
-    groups = _by_images(protocols)
-    sources = [group[0].images() for group in groups]
-    opened = open_models(models, left_out=left_out, **opening)
+    with agreed(world):
+        groups = _by_images(protocols)
+        sources = [group[0].images() for group in groups]
+    opened = open_in_all(models, left_out=left_out, world=world, **opening)
     if runtime is not None:
-        from facebones.evaluation.runtimes import with_runtime
+        from facebones.evaluation.runtimes_of_group import run_in_all
 
         embedded = [distinct(source, batch_size) for source in sources]
-        opened = with_runtime(opened, runtime, embedded, batch_size=batch_size, flip=flip, left_out=left_out)
-    results = []
+        opened = run_in_all(opened, runtime, embedded, left_out=left_out, world=world, batch_size=batch_size, flip=flip)
+    check_alike(opened, sources, world, batch_size=batch_size, flip=flip)
+    results: list[ProtocolResult] = []
     for group, source in zip(groups, sources, strict=True):
         features = _embed(
             opened,
@@ -247,19 +271,37 @@ def _measure(
             flip=flip or any(one.needs_flip for one in group),
             folder=_features_folder(output, group, groups),
             progress=progress,
+            world=world,
         )
-        for protocol in group:
-            try:
-                results += protocol.compare(features, bootstrap=bootstrap, seed=seed, output=output)
-            except DataError:
-                sound = _with_direction(features)
-                if not 0 < len(sound) < len(features):
-                    raise
-                for name in features.keys() - sound:
-                    _leave_out(name, f"{source.name}: its embedding of an image is zero or not finite", left_out)
-                features = {name: features[name] for name in features if name in sound}
-                results += protocol.compare(features, bootstrap=bootstrap, seed=seed, output=output)
+        with apart(world):  # the others wait while process 0 compares
+            if world.is_first:
+                options = {"bootstrap": bootstrap, "seed": seed, "output": output}
+                results += _compared(group, source.name, features, left_out, options)
+        left_out |= gather_objects(world, left_out)[0]
     return opened, results
+
+
+def _compared(
+    group: Sequence[Protocol],
+    images: str,
+    features: Mapping[str, Features],
+    left_out: dict[str, str],
+    options: Mapping[str, Any],
+) -> list[ProtocolResult]:
+    """What the protocols of one set of images measure; a model whose embeddings have no direction is left out."""
+    results: list[ProtocolResult] = []
+    for protocol in group:
+        try:
+            results += protocol.compare(features, **options)
+        except DataError:
+            sound = _with_direction(features)
+            if not 0 < len(sound) < len(features):
+                raise
+            for name in features.keys() - sound:
+                _leave_out(name, f"{images}: its embedding of an image is zero or not finite", left_out)
+            features = {name: features[name] for name in features if name in sound}
+            results += protocol.compare(features, **options)
+    return results
 
 
 def _embed(
@@ -274,12 +316,14 @@ def _embed(
             raise
         failure = error
     features: dict[str, Features] = {}
+    failed = []
     for name, model in sound.items():
         try:
             features |= embed({name: model}, source, **options)
         except (CheckpointError, RuntimeError) as error:
             _leave_out(name, first_line(error), left_out)
-    if not features:
+            failed.append(name)
+    if len(failed) == len(sound):
         raise failure
     return features
 

@@ -142,7 +142,7 @@ def evaluate_pair_set(
         flip=flip,
         progress=progress,
     )
-    return _verify(embeddings, pair_set, folds)
+    return verify_embeddings(embeddings, pair_set, folds)
 
 
 def verify_features(features_2PxVxD: Features, pair_set: PairSet, folds: int = 10) -> PairSetResult:
@@ -151,10 +151,11 @@ def verify_features(features_2PxVxD: Features, pair_set: PairSet, folds: int = 1
     Raises:
         DataError: the set cannot be verified, in one line that starts with its name.
     """
-    return _verify(ImageEmbeddings.of(pair_set.name, features_2PxVxD), pair_set, folds)
+    return verify_embeddings(ImageEmbeddings.of(pair_set.name, features_2PxVxD), pair_set, folds)
 
 
-def _verify(embeddings: ImageEmbeddings, pair_set: PairSet, folds: int) -> PairSetResult:
+def verify_embeddings(embeddings: ImageEmbeddings, pair_set: PairSet, folds: int = 10) -> PairSetResult:
+    """Verify a pair set by the embeddings of its images from `embed_images`; errors as `verify_features`."""
     verification = verify_pairs(flip_sum_normalised(embeddings), pair_set.is_same, folds, pair_set.name)
     return PairSetResult(pair_set.name, verification, mean_norm(embeddings))
 

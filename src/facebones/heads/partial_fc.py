@@ -18,6 +18,8 @@ from facebones.heads.cosines import cosines, sampled_cosines
 from facebones.heads.sampled_centres import SampledCentres
 
 Margin = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+INITIAL_DEVIATION = 0.01
+DRAWN_ROWS = 2048  # a multiple of 16
 SMALLEST_NORM = 1e-12  # as torch's `normalize` has it
 
 
@@ -47,6 +49,17 @@ class Head(nn.Module):
 
     def draw_sample(self, label: Tensor) -> None:
         """Prepare a step, given the labels of all its batches; most heads have nothing to do."""
+
+    def sharded_parameters(self) -> list[list[nn.Parameter]]:
+        """For each own shard, what is trained of it and is nowhere else; none where every process has all."""
+        return []
+
+    def whole_parameters(self) -> list[nn.Parameter]:
+        """The parameters that every process has, each once."""
+        return list(self.parameters())
+
+    def complete_gradients(self) -> None:
+        """Sum what the gradients of the own shards lack, after the last backward of a step."""
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor) -> HeadOutput:
         """The loss of a batch, and metrics for the log; a label of -1 has no class here."""
@@ -91,7 +104,7 @@ class PartialFC(Head):
         self.margin = margin
         self.sample_rate = sample_rate
         self.centres = nn.Parameter(torch.empty(len(self.shard), embedding_size), requires_grad=sample_rate == 1)
-        nn.init.normal_(self.centres, std=0.01)  # (C, D)
+        _draw_centres(self.centres, self.shard, num_classes)
         self.sampled = SampledCentres(self.centres) if sample_rate < 1 else None
 
     def draw_sample(self, label: Tensor) -> None:
@@ -125,13 +138,13 @@ class PartialFC(Head):
         Raises:
             ValueError: a class is not in the step's sample.
         """
-        return self._logits(*_directions(embedding_BD), label_B)
+        return self._logits(*directions(embedding_BD), label_B)
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor) -> HeadOutput:
         """Mean cross-entropy of the rows with a class; rows of label -1 add nothing. Shapes as in `logits`."""
         if len(self.shard) != self.num_classes:
             raise ValueError(f"the loss needs all {self.num_classes} classes, and this shard holds {self.shard}")
-        direction_BD, norm_B = _directions(embedding_BD)
+        direction_BD, norm_B = directions(embedding_BD)
         logits, column = self._logits(direction_BD, norm_B, label_B)
         total = functional.cross_entropy(logits, column, ignore_index=-1, reduction="sum")
         loss = total / (column >= 0).sum().clamp(min=1)
@@ -139,18 +152,26 @@ class PartialFC(Head):
             return HeadOutput(loss, self.metrics(norm_B))
 
     def _logits(self, direction_BD: Tensor, norm_B: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        cosine_BS, column_B = self.cosines(direction_BD, label_B)
+        if self.training:
+            with torch.no_grad():
+                self.update_state(cosine_BS, column_B, norm_B)
+        return self.margined(cosine_BS, column_B, norm_B), column_B
+
+    def cosines(self, direction_BD: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines (B, S) of unit vectors to the centres that take part, and the columns of `logits`."""
         column_B = torch.where(self._is_here(label_B), label_B - self.shard.start, -1)
         # In float32: times 64, half a bfloat16 step is a logit of 0.1.
         with torch.autocast(direction_BD.device.type, enabled=False):
             if self.sampled is None:
-                cosine_BS = cosines(direction_BD, self.centres)
-            else:
-                column_B = self.sampled.place(column_B)
-                cosine_BS = sampled_cosines(direction_BD, self.sampled.leaf, self.centres, self.sampled.index)
-            if self.training:
-                with torch.no_grad():
-                    self.update_state(cosine_BS, column_B, norm_B)
-            return self.margin(cosine_BS, column_B, norm_B, dict(self.named_buffers())), column_B
+                return cosines(direction_BD, self.centres), column_B
+            column_B = self.sampled.place(column_B)
+            return sampled_cosines(direction_BD, self.sampled.leaf, self.centres, self.sampled.index), column_B
+
+    def margined(self, cosine_BS: Tensor, column_B: Tensor, norm_B: Tensor) -> Tensor:
+        """The margin on cosines; it reads the buffers."""
+        with torch.autocast(cosine_BS.device.type, enabled=False):
+            return self.margin(cosine_BS, column_B, norm_B, dict(self.named_buffers()))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -162,12 +183,34 @@ class PartialFC(Head):
         return (label >= self.shard.start) & (label < self.shard.stop)
 
 
-def _directions(embedding_BD: Tensor) -> tuple[Tensor, Tensor]:
+def directions(embedding_BD: Tensor) -> tuple[Tensor, Tensor]:
     """Unit vectors (B, D), bit by bit those of torch's `normalize`, and the norms (B,), both in float32."""
     with torch.autocast(embedding_BD.device.type, enabled=False):
         embedding_BD = embedding_BD.float()
         norm_B1 = torch.linalg.vector_norm(embedding_BD, dim=1, keepdim=True)
         return embedding_BD / norm_B1.clamp_min(SMALLEST_NORM), norm_B1[:, 0]
+
+
+def _draw_centres(centres: Tensor, shard: range, num_classes: int) -> None:
+    """Fill the rows of a shard with the numbers that they have in a matrix of all classes, drawn by one call.
+
+    Torch's generator draws whole blocks of 16 numbers, so the matrix may be drawn block by block; the blocks of other
+    shards are dropped. The generator ends in the state that the whole matrix leaves.
+    """
+    if len(shard) == num_classes:
+        nn.init.normal_(centres, std=INITIAL_DEVIATION)  # (C, D)
+        return
+    size = centres.shape[1]
+    first = 0
+    while first < num_classes:
+        # The last block takes a short rest with it: its end is drawn as that of the whole matrix is.
+        last = num_classes if num_classes - first < 2 * DRAWN_ROWS else first + DRAWN_ROWS
+        block = torch.empty(last - first, size).normal_(std=INITIAL_DEVIATION)
+        start, stop = max(first, shard.start), min(last, shard.stop)
+        if start < stop:
+            with torch.no_grad():
+                centres[start - shard.start : stop - shard.start] = block[start - first : stop - first]
+        first = last
 
 
 def sample_classes(num_classes: int, rate: float, present: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def convert_logs(paths: Sequence[Path], output: Path) -> dict[str, Any]:
 def _check_output(folder: RunFolder) -> None:
     """Refuse a folder that holds anything but the files of an earlier call."""
     if _is_converted(folder.path / SOURCE_FILE):
-        for path in (folder.config, folder.environment, folder.last, folder.best, folder.weights, folder.card):
+        for path in (folder.config, folder.environment, *folder.checkpoints, folder.weights, folder.card):
             if path.exists():
                 raise ConfigError(f"{path}: already exists, because the folder holds a run; choose another --output")
     else:

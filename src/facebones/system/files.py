@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import tempfile
+import threading
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +32,7 @@ STAND_INS = {
 }
 # What NumPy raises on a damaged header, besides ValueError.
 _BAD_HEADER = (EOFError, SyntaxError, OverflowError, MemoryError, RecursionError, TokenError, TypeError, IndexError)
+_umask_lock = threading.Lock()
 
 
 @contextmanager
@@ -173,10 +176,38 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         file.write(text.encode(errors="backslashreplace") + b"\n")
 
 
+def parse_json(content: bytes) -> Any:
+    """Parse JSON from an untrusted source.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, holds NaN or infinity, says a key twice, or is nested too deeply.
+
+    >>> parse_json(b'{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    ValueError: the key 'a' stands twice
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise ValueError(f"the key {twice!r:.60} stands twice")
+        return found
+
+    def no_number(name: str) -> Any:
+        raise ValueError(f"{name} is no number of JSON")
+
+    try:
+        return json.loads(content.decode(), object_pairs_hook=unique, parse_constant=no_number)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+    with _umask_lock:  # it can be read only by setting it
+        current = os.umask(0)
+        os.umask(current)
+        return current
 
 
 def _sync_folder(folder: Path) -> None:

@@ -124,7 +124,8 @@ def signals_deferred() -> Iterator[None]:
 # --------------------------------------------------- SIGINT and SIGTERM stop a training between two steps, after a save
 
 
-PARENT_VARIABLE = "FACEBONES_PARENT"  # id of the process that started this one: stop when it is gone
+PARENT_VARIABLE = "FACEBONES_PARENT"  # id of the study that started this training: stop when it is gone
+LAUNCHER_VARIABLE = "FACEBONES_LAUNCHER"  # id of the process that started this one of several: likewise
 PARENT_SECONDS = 1.0
 
 
@@ -152,10 +153,11 @@ class StopRequest:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Record the signal; a second one ends the process without another save.
 
-        In a training of a study, a second signal changes nothing: a scheduler signals all processes, and the study
-        passes its own signal on. If the user sends a second one, the study kills its trainings.
+        In a training of a study, and in one of several processes, a second signal changes nothing: a scheduler signals
+        all processes, and the study or the launcher passes its own signal on. If the user sends a second one, they
+        kill what they have started.
         """
-        again = self.received is not None and PARENT_VARIABLE not in os.environ
+        again = self.received is not None and not os.environ.keys() & {PARENT_VARIABLE, LAUNCHER_VARIABLE}
         self.received = signal.Signals(number)
         if self._at_once or again:
             raise Interrupted(self.received)
@@ -186,7 +188,7 @@ def stop_signals() -> Iterator[StopRequest]:
 
 def stop_with_parent() -> None:
     """If the environment names a parent process, stop as on SIGTERM once it is gone."""
-    parent = os.environ.get(PARENT_VARIABLE)
+    parent = os.environ.get(LAUNCHER_VARIABLE) or os.environ.get(PARENT_VARIABLE)
     if parent is not None:
         Thread(target=_watch, args=(parent,), daemon=True).start()
 

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -11,9 +12,25 @@ PLAIN_LINE_SECONDS = 10.0
 BAR_SECONDS = 0.1
 
 
+_silent: list[bool] = []
+
+
 def say(text: str) -> None:
     """Print a line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    if not _silent:
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def silence(silent: bool = True) -> Iterator[None]:
+    """Print nothing within the block: of several processes that do the same, one speaks."""
+    if silent:
+        _silent.append(True)
+    try:
+        yield
+    finally:
+        if silent:
+            _silent.pop()
 
 
 def track(
@@ -30,6 +47,8 @@ def track(
     """
     if total is None and isinstance(items, Sized):
         total = len(items) * size
+    if _silent:
+        return iter(items)
     show = _bar if sys.stderr.isatty() else _lines
     return show(items, description, total, size, unit)
 

@@ -174,6 +174,24 @@ class MetricsLog:
             self._board.close()
 
 
+class NoLog(MetricsLog):
+    """The log of the other processes of a training: the first one writes."""
+
+    def __init__(self) -> None:
+        self.path = Path()
+
+    @property
+    def length(self) -> int:
+        """Nothing is written."""
+        return 0
+
+    def write(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
 def train_line(values: Mapping[str, Any], steps: int, epochs: int, seconds_left: float) -> str:
     """The log line of an interval, for people."""
     loss = "-" if values["loss"] is None else f"{values['loss']:.4f}"

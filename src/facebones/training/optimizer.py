@@ -24,7 +24,8 @@ def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim
     decayed. The training step sets the learning rate. A step is one fused pass over each parameter, which
     `skip_step_if_nonfinite` can skip on the device.
     """
-    sampled = [m.sampled for m in modules if isinstance(m, Head) and m.sampled is not None]
+    heads = [part for module in modules for part in module.modules() if isinstance(part, Head)]
+    sampled = [head.sampled for head in heads if head.sampled is not None]
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     parameters += [rows.leaf for rows in sampled]
     decayed = [p for p in parameters if config.decay_norm_and_prelu or p.ndim >= 2]

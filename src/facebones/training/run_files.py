@@ -2,6 +2,7 @@
 
 import json
 import platform
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,17 @@ import facebones
 from facebones.backbones.weights import save_weights
 from facebones.data.joined_sets import JoinedSets, part_name
 from facebones.data.training_set import same_data
-from facebones.errors import RunError, some
+from facebones.errors import ConfigError, RunError, some
 from facebones.run_folder import RunFolder
 from facebones.system.environment import git_revision
 from facebones.system.files import write_json
+from facebones.system.process_group import gather_objects
 from facebones.system.progress import say
 from facebones.training.logs import finite_or_none
+from facebones.training.state import CHANGEABLE_FIELDS
 from facebones.training.trainer import Trainer
+
+MOST_THREADS = 4096
 
 
 def describe_environment(trainer: Trainer) -> dict[str, Any]:
@@ -38,6 +43,38 @@ def describe_environment(trainer: Trainer) -> dict[str, Any]:
         "data": {"path": trainer.recipe.data.path, **trainer.data.fingerprint()},
         "validation": trainer.validation.fingerprint,
     }
+
+
+def saved_threads(folder: RunFolder) -> int | None:
+    """The threads that a run began with; None if it has recorded none."""
+    try:
+        threads = json.loads(folder.environment.read_bytes())["threads"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return threads if type(threads) is int and 0 < threads <= MOST_THREADS else None
+
+
+def same_training(trainer: Trainer) -> None:
+    """Compare what decides numbers with that of the first process. All processes call it together.
+
+    Raises:
+        ConfigError: another process has another version, recipe, data or number of threads; in every process.
+    """
+    if trainer.world.size == 1:
+        return
+    own = {"facebones": facebones.__version__, "torch": torch.__version__, **trainer.data.fingerprint()}
+    own |= {name: value for name, value in trainer.recipe.values().items() if name not in CHANGEABLE_FIELDS}
+    if trainer.world.canonical:
+        own["number of threads"] = torch.get_num_threads()
+    answers = gather_objects(trainer.world, {"host": socket.gethostname(), **own})
+    for rank, answer in enumerate(answers):
+        for name in own:
+            if answer.get(name) != answers[0].get(name):
+                raise ConfigError(
+                    f"process {rank} on {answer['host']} has {name} {answer.get(name)!s:.60}, and process 0 on"
+                    f" {answers[0]['host']} has {answers[0].get(name)!s:.60}; start all with the same versions,"
+                    " recipe and data"
+                )
 
 
 def note_environment(folder: RunFolder, now: Mapping[str, Any], step: int) -> None:

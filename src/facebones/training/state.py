@@ -18,6 +18,7 @@ from facebones.data.training_set import CONTENT_KEYS, LABEL_KEYS, same_data
 from facebones.errors import CheckpointError
 from facebones.recipe import Recipe, older_values
 from facebones.system.device import set_random_state
+from facebones.system.rows import Rows
 from facebones.training.logs import SHUFFLED
 from facebones.training.validation import VALIDATION_METRICS
 
@@ -144,6 +145,9 @@ def check_structure(expected: Any, found: Any, where: str) -> None:
     elif isinstance(expected, Tensor):
         if not isinstance(found, Tensor) or (found.shape, found.dtype) != (expected.shape, expected.dtype):
             _refuse(where, _describe(expected), found)
+    elif isinstance(expected, Rows):
+        if not isinstance(found, Rows) or _kind(found) != _kind(expected):
+            _refuse(where, _describe(expected), found)
     elif type(found) is not type(expected):
         _refuse(where, _describe(expected), found)
 
@@ -152,7 +156,13 @@ def _refuse(where: str, expected: str, found: Any) -> NoReturn:
     raise CheckpointError(f"{where}: holds {_describe(found)} instead of {expected:.60}; damaged: restore the file")
 
 
+def _kind(rows: Rows) -> tuple[Any, ...]:
+    return rows.shape, rows.dtype, rows.start, [block.shape for block in rows.blocks]
+
+
 def _describe(value: Any) -> str:
+    if isinstance(value, Rows):
+        return f"rows {value.start} to {value.span.stop} of {value.shape} of {value.dtype}".replace("torch.", "")
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)} of {value.dtype}".replace("torch.", "")
     return f"keys {', '.join(map(str, value))}"[:60] if isinstance(value, dict) else f"a {type(value).__name__}"

@@ -1,6 +1,7 @@
 """One training step: batches in, one update of the optimizer out, and its metrics, which are read back later."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,8 @@ def train_step(trainer: "Trainer", batches: list[Batch]) -> None:
     for group in trainer.optimizer.param_groups:
         group["lr"] = learning_rate
     trainer.backbone.train()
+    if trainer.parallel is not None:
+        trainer.parallel.begin_step(trainer.step, len(batches))
     trainer.head.draw_sample(torch.cat([label_B for _, label_B in batches]))
     loss_sum = torch.zeros((), device=trainer.device)
     head_metrics: dict[str, Tensor] = {}
@@ -40,11 +43,18 @@ def train_step(trainer: "Trainer", batches: list[Batch]) -> None:
             embedding_BD = trainer.compiled_backbone(x_B3HW)
         loss, metrics = trainer.head(embedding_BD, label_B.to(trainer.device, non_blocking=True))
         loss = loss / len(batches)
+        if trainer.parallel is not None and number + 1 == (trainer.step + 1) * len(batches):
+            trainer.parallel.last_backward_begins()
         trainer.scaler.scale(loss).backward()
         loss_sum += loss.detach()
         for name, value in metrics.items():
             head_metrics[name] = head_metrics.get(name, 0) + value.detach() / len(batches)
+    if trainer.parallel is not None:
+        trainer.parallel.sum_gradients()
+        trainer.head.complete_gradients()
     trainer.scaler.unscale_(trainer.optimizer)
+    if trainer.world.size > 1:
+        _share_overflow(trainer)
     gradient_norm = _clip_gradients(trainer)
     skip_step_if_nonfinite(trainer.optimizer, loss_sum + gradient_norm)
     trainer.scaler.step(trainer.optimizer)
@@ -88,9 +98,11 @@ def network_input(trainer: "Trainer", images_BHWC: Tensor, number: int = 0) -> T
     """
     mirror_B, data = None, trainer.recipe.data
     if data.flip:
-        count = len(images_BHWC)
+        world = trainer.world  # whose processes all draw the numbers of the whole batch
+        count = trainer.recipe.training.batch_size if world.size > 1 else len(images_BHWC)
         draw_B = torch.rand(count) if data.flip_draw == "fresh" else _repeated_draw(trainer, number, count)
-        mirror_B = to_device(draw_B < 0.5, trainer.device)
+        rows = world.rows_of(count)
+        mirror_B = to_device(draw_B[rows.start : rows.stop] < 0.5, trainer.device)
     images_BHWC = images_BHWC.to(trainer.device, non_blocking=True)
     return to_network_input(images_BHWC, trainer.channels_last, mirror_B)
 
@@ -103,8 +115,35 @@ def _repeated_draw(trainer: "Trainer", number: int, count: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([training.seed, place, 1]).random(count))
 
 
+def _share_overflow(trainer: "Trainer") -> None:
+    """Let the gradient scalers of all processes decide alike: each sees the centres of its own classes only."""
+    if trainer.scaler.is_enabled():
+        found = trainer.scaler._per_optimizer_states[id(trainer.optimizer)]["found_inf_per_device"]
+        for value in found.values():
+            value.copy_(trainer.world.largest([value]))
+
+
+def _clip_shared_gradients(trainer: "Trainer") -> Tensor:
+    """As `_clip_gradients` where the centres are shared: the squares of their gradients are summed over the shards."""
+    training = trainer.recipe.training
+    of_backbone = list(trainer.backbone.parameters())
+    backbone_norm = _gradient_norm(of_backbone)
+    square = backbone_norm.square() + _gradient_norm(trainer.head.whole_parameters()).square()
+    if squares := [_gradient_norm(own).square() for own in trainer.head.sharded_parameters()]:
+        square = square + trainer.world.total(squares)
+    norm = square.sqrt()
+    if training.clip_norm and training.clip_of == "backbone":
+        torch.nn.utils.clip_grads_with_norm_(of_backbone, training.clip_norm, backbone_norm)
+    elif training.clip_norm:
+        every = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grads_with_norm_(every, training.clip_norm, norm)
+    return norm
+
+
 def _clip_gradients(trainer: "Trainer") -> Tensor:
     """The norm of the whole gradient (backbone and head) before it is clipped as the recipe says."""
+    if not trainer.world.alone:
+        return _clip_shared_gradients(trainer)
     training = trainer.recipe.training
     clipped = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     others: list[Tensor] = []
@@ -118,5 +157,5 @@ def _clip_gradients(trainer: "Trainer") -> Tensor:
     return torch.hypot(norm, _gradient_norm(others)) if others else norm
 
 
-def _gradient_norm(parameters: list[Tensor]) -> Tensor:
+def _gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -1,6 +1,7 @@
 """The trainer: what is built from a recipe, and the state of a training that changes with each step."""
 
 from collections.abc import Callable, Generator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from facebones.backbones import Backbone, create_backbone
 from facebones.data.folders import open_training_set
 from facebones.data.joined_sets import beside
 from facebones.data.loader import Batch, EpochOrder, block_size, training_batches
-from facebones.errors import CheckpointError, DataError
-from facebones.heads import create_head
+from facebones.errors import CheckpointError, ConfigError, DataError, counted
+from facebones.heads.sharded import create_shared_head
 from facebones.recipe import Recipe
 from facebones.system.device import random_state
+from facebones.system.distributed import ALONE, World
 from facebones.system.progress import say
 from facebones.training import step as steps
+from facebones.training.data_parallel import DataParallel
+from facebones.training.logical_state import head_state, load_head_state, load_optimizer_state, optimizer_state
 from facebones.training.logs import Meter, Stopwatch, find_summary_writer
 from facebones.training.optimizer import build_optimizer, build_schedule, materialise_optimizer_state
 from facebones.training.state import check_state, restore_random_state
@@ -29,13 +33,18 @@ class Trainer:
     Args:
         recipe: everything that decides the run.
         device: where it computes.
+        world: the processes that train together.
 
     Building one seeds torch's global generators with the recipe's seed.
+
+    Raises:
+        ConfigError: the recipe cannot be trained by so many processes.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, world: World = ALONE) -> None:
         config = recipe.training
         self.recipe, self.device = recipe, device
+        self.world = shared_world(recipe, device, world)
         self.data = open_training_set(recipe.data.path)
         self.step_images = config.step_images
         self.unreadable = UnreadableImages(recipe.data.max_unreadable, len(self.data))
@@ -52,9 +61,27 @@ class Trainer:
         if self.channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # The same weights, for training steps only; never saved.
-        self.compiled_backbone = compiled(self.backbone, self.channels_last) if config.compile else self.backbone
-        self.head = create_head(
-            recipe.head.name, recipe.head.options, self.data.num_identities, recipe.backbone.embedding_size
+        compiling = partial(compiled, channels_last=self.channels_last) if config.compile else _as_it_is
+        self.parallel: DataParallel | None = None
+        if self.world.alone:
+            self.compiled_backbone = compiling(self.backbone)
+        else:
+            self.compiled_backbone = self.parallel = DataParallel(
+                self.backbone,
+                self.world,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                device=device,
+                whole_batch_norm=config.batch_norm == "whole",
+                compiled=compiling,
+            )
+        self.head = create_shared_head(
+            recipe.head.name,
+            recipe.head.options,
+            self.data.num_identities,
+            recipe.backbone.embedding_size,
+            world=self.world,
+            batch_size=config.batch_size,
         ).to(device)
         self.optimizer = build_optimizer(recipe.optimizer, self.backbone, self.head)
         self.scaler = torch.amp.GradScaler(
@@ -93,8 +120,8 @@ class Trainer:
         return {
             "recipe": self.recipe.to_dict(),
             "backbone": self.backbone.state_dict(),
-            "head": self.head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "head": head_state(self.head),
+            "optimizer": optimizer_state(self.optimizer, self.backbone, self.head),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
@@ -112,21 +139,25 @@ class Trainer:
             "validation": self.validation.fingerprint,
         }
 
+    def pattern(self) -> dict[str, Any]:
+        """The present state with everything that a later one has: what a checkpoint must look like."""
+        materialise_optimizer_state(self.optimizer)
+        return self.state_dict(0)
+
     def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
         """Restore the state of `state_dict`.
 
         Raises:
             CheckpointError: the state belongs to another recipe or other data, or is damaged.
         """
-        materialise_optimizer_state(self.optimizer)
-        check_state(self.recipe, self.state_dict(0), state, path)
+        check_state(self.recipe, self.pattern(), state, path)
         self.step = state["step"]
         place = {key: state[key] for key in ("step", "epoch", "position")}
         if place != {key: self.state_dict(0)[key] for key in place} or not 0 <= self.step <= self.total_steps:
             raise CheckpointError(f"{path}: its position in the data does not fit its config.yaml; restore both")
         self.backbone.load_state_dict(state["backbone"])
-        self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_head_state(self.head, state["head"])
+        load_optimizer_state(self.optimizer, self.backbone, self.head, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.unreadable.load(state["unreadable"], path)
         self.meter.load_state_dict(state["meter"])
@@ -151,6 +182,7 @@ class Trainer:
             seed=config.seed,
             block=block_size(data.shuffle),
             repeated=data.order == "repeated",
+            part=(self.world.rank, self.world.size),
         )
         batches = training_batches(
             order,
@@ -181,6 +213,7 @@ class UnreadableImages:
     def __init__(self, limit: int, total: int) -> None:
         self.limit, self.total = limit, total
         self.images: list[int] = []
+        self._new: dict[int, str] = {}
 
     def add(self, found: Mapping[int, str]) -> None:
         """Add images, each with what is wrong with it.
@@ -194,7 +227,13 @@ class UnreadableImages:
             if len(self.images) == self.limit:
                 raise DataError(f"{reason} (data.max_unreadable is {self.limit}, and this is one more)")
             self.images.append(index)
+            self._new[index] = reason
             say(f"note: {reason}; the next image takes its place ({len(self.images)} of {self.limit} allowed)")
+
+    def take_new(self) -> dict[int, str]:
+        """Those that were added since the last call, with what is wrong with each."""
+        new, self._new = self._new, {}
+        return new
 
     def load(self, images: Any, path: Path) -> None:
         """Restore the indices that a checkpoint holds.
@@ -205,6 +244,43 @@ class UnreadableImages:
         if not isinstance(images, list) or not all(type(i) is int and 0 <= i < self.total for i in images):
             raise CheckpointError(f"{path}: unreadable: holds no indices of images; damaged: restore the file")
         self.images = images
+
+
+def shared_world(recipe: Recipe, device: torch.device, world: World) -> World:
+    """The world of a training, with the shards that its recipe asks for.
+
+    Raises:
+        ConfigError: the batch or the canonical shards cannot be shared by so many processes, or the recipe asks for
+            equal bits where they cannot be had.
+    """
+    config, size = recipe.training, world.size
+    least = 1 if config.batch_norm == "whole" else 2
+    if size > 1 and config.batch_size < least * size:
+        raise ConfigError(
+            f"training.batch_size {config.batch_size} is too small for {size} processes: each needs"
+            f" {counted(least, 'image')}; give --batch-size {least * size} or more, or start fewer processes"
+        )
+    if size > 1 and config.choose:
+        raise ConfigError("training.choose (--autotune) measures on one process; choose there, then give its choice")
+    if not (shards := config.canonical_shards):
+        return world
+    if config.batch_size % shards:
+        raise ConfigError(
+            f"training.canonical_shards {shards} does not divide training.batch_size {config.batch_size}; give a"
+            f" --batch-size of {max(1, round(config.batch_size / shards)) * shards}"
+        )
+    if config.precision != "fp32" or config.compile or config.choose or device.type != "cpu":
+        raise ConfigError(
+            "training.canonical_shards gives equal bits on CPUs in fp32 without --training.compile and --autotune"
+            f" only; this training has {device.type}, {config.precision}, compile {config.compile}"
+        )
+    if config.batch_norm != "whole":
+        raise ConfigError("training.canonical_shards needs training.batch_norm whole")
+    return world.with_canonical(shards)
+
+
+def _as_it_is(backbone: Backbone) -> Callable[[Tensor], Tensor]:
+    return backbone
 
 
 def compiled(backbone: Backbone, channels_last: bool) -> Callable[[Tensor], Tensor]:

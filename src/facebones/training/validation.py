@@ -6,8 +6,7 @@ its metrics differ slightly after a training in bf16 or fp16.
 
 import hashlib
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,13 @@ from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.folders import find_pair_set
 from facebones.data.image_sources import EncodedImages, distinct
 from facebones.data.pair_bins import PairSet, read_pairs
-from facebones.errors import ConfigError, DataError
-from facebones.evaluation.embed import embed_images
-from facebones.evaluation.verification import check_pair_set, evaluate_pair_set, pair_set_notes
+from facebones.errors import ConfigError, DataError, some
+from facebones.evaluation.embed import ImageEmbeddings, embed_images
+from facebones.evaluation.verification import check_pair_set, pair_set_notes, verify_embeddings
 from facebones.recipe import Recipe
+from facebones.system.apart import apart
+from facebones.system.distributed import ALONE, World, part_of
+from facebones.system.process_group import gather_objects, own_cores
 from facebones.system.progress import say
 from facebones.training.logs import SHUFFLED
 
@@ -58,41 +60,59 @@ class Validation:
             pair_set.name: {"pairs": len(pair_set), "sha256": _digest(pair_set)} for pair_set in self.sets
         }
 
-    def try_out(self, backbone: Backbone, device: torch.device) -> None:
+    def try_out(self, backbone: Backbone, device: torch.device, world: World = ALONE) -> None:
         """Decode every image once and embed two batches: bad data fails in the first minute, not in the sixth hour.
 
-        Notes about the sets are said here, once.
+        Notes about the sets are said here, once. Several processes divide the images.
+
+        Raises:
+            DataError: an image cannot be read, or the sets of two processes differ; in every process.
         """
+        _check_alike(self.fingerprint, world)
         for pair_set in self.sets:
             for note in pair_set_notes(pair_set):
                 say(f"note: {note}")
-            _decode_all(pair_set)
-            self._embed_some(pair_set, backbone, device)
+            _decode_all(pair_set, world)
+            self._embed(pair_set, backbone, device, world, limit_batches=TRIED_BATCHES)
 
-    def measure(self, backbone: Backbone, device: torch.device) -> list[dict[str, Any]]:
-        """The name and the `VALIDATION_METRICS` of each set.
+    def measure(self, backbone: Backbone, device: torch.device, world: World = ALONE) -> list[dict[str, Any]]:
+        """The name and the `VALIDATION_METRICS` of each set, the same in every process that shares the work.
+
+        The processes must hold the same weights, batch normalisation included; they embed the batches of one process.
 
         If an embedding has no direction, as after an overflow in fp16, the metrics of its set are NaN, with a note. The
         training continues: its own gradients may be finite.
         """
-        return [self._measure(pair_set, backbone, device) for pair_set in self.sets]
+        rows = [self._measure(pair_set, backbone, device, world) for pair_set in self.sets]
+        return list(gather_objects(world, rows)[0])
 
-    def _measure(self, pair_set: PairSet, backbone: Backbone, device: torch.device) -> dict[str, Any]:
+    def _measure(self, pair_set: PairSet, backbone: Backbone, device: torch.device, world: World) -> dict[str, Any]:
         try:
-            result = evaluate_pair_set(backbone, pair_set, device=device, **self._options()).to_json()
+            embeddings = self._embed(pair_set, backbone, device, world)
+            if not world.is_first:
+                return {}
+            result = verify_embeddings(embeddings, pair_set).to_json()
         except DataError as error:  # the weights: images and labels were checked before the first step
             say(f"note: {error}; no metrics of this set at this step")
             result = dict.fromkeys(VALIDATION_METRICS, math.nan)
         names = [*VALIDATION_METRICS, *([SHUFFLED] if result.get(SHUFFLED) is not None else [])]
         return {"set": pair_set.name, **{name: result[name] for name in names}}
 
-    def _embed_some(self, pair_set: PairSet, backbone: Backbone, device: torch.device) -> None:
-        embed_images(
+    def _embed(
+        self,
+        pair_set: PairSet,
+        backbone: Backbone,
+        device: torch.device,
+        world: World,
+        limit_batches: int | None = None,
+    ) -> ImageEmbeddings:
+        return embed_images(
             backbone,
             pair_set.images,
             name=pair_set.name,
             device=device,
-            limit_batches=TRIED_BATCHES,
+            limit_batches=limit_batches,
+            world=world,
             **self._options(),
         )
 
@@ -105,14 +125,26 @@ class Validation:
         }
 
 
-def _decode_all(pair_set: PairSet) -> None:
+def _check_alike(fingerprint: Mapping[str, Any], world: World) -> None:
+    """Refuse other sets than those of process 0: the error is the same in every process."""
+    everyones = gather_objects(world, fingerprint)
+    for rank, other in enumerate(everyones):
+        if names := [name for name in everyones[0] if other.get(name) != everyones[0][name]]:
+            raise DataError(
+                f"validation.sets: {some(names)} of process {rank} differs from that of process 0; give all machines"
+                " the same files"
+            )
+
+
+def _decode_all(pair_set: PairSet, world: World) -> None:
     images = distinct(EncodedImages(pair_set.name, pair_set.images))
+    with apart(world) as stop_if_another_failed, ThreadPoolExecutor(own_cores()) as pool:
 
-    def check(index: int) -> None:
-        images.read(index, IMAGE_SIZE)
+        def check(index: int) -> None:
+            stop_if_another_failed()
+            images.read(index, IMAGE_SIZE)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(check, range(len(images))))
+        list(pool.map(check, part_of(len(images), world.rank, world.size)))
 
 
 def _digest(pair_set: PairSet) -> str:

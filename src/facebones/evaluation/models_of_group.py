@@ -1,0 +1,80 @@
+"""The models of an evaluation in each of its processes: the same weights and runtimes, and the same images, in all."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+import facebones
+from facebones.data.image_sources import ImageSource
+from facebones.errors import CheckpointError, ConfigError
+from facebones.evaluation.models import Model, open_models
+from facebones.system.device import random_state_kept
+from facebones.system.distributed import World
+from facebones.system.process_group import agreed, gather_objects, own_device
+
+CPU = torch.device("cpu")
+
+
+def open_in_all(
+    models: Mapping[str, Any], *, device: str, left_out: dict[str, str], world: World, **options: Any
+) -> dict[str, Model]:
+    """Open models in all processes; one that a process cannot use is left out in all.
+
+    Args:
+        models: as for `open_models`.
+        device: likewise; "auto" and "cuda" give each process a GPU of its own.
+        left_out: gets the reasons.
+        world: the processes. Random weights are those of process 0.
+        options: further ones of `open_models`.
+
+    Raises:
+        CheckpointError, ConfigError: as `open_models`; in all processes.
+    """
+    if world.size == 1:
+        return open_models(models, device=device, left_out=left_out, **options)
+    state = gather_objects(world, torch.get_rng_state())[0]
+    with agreed(world), random_state_kept(CPU):
+        torch.set_rng_state(state)
+        opened = open_models(models, device=own_device(device), left_out=left_out, **options)
+    return without_left_out(opened, left_out, world)
+
+
+def without_left_out(models: dict[str, Model], left_out: dict[str, str], world: World) -> dict[str, Model]:
+    """The models that no process leaves out; `left_out` gets the reasons of all.
+
+    Raises:
+        CheckpointError: none is left.
+    """
+    if world.size == 1:
+        return models
+    for rank, reasons in enumerate(gather_objects(world, dict(left_out))):
+        for name, reason in reasons.items():
+            left_out.setdefault(name, reason if rank == 0 else f"process {rank}: {reason}")
+    found = {name: model for name, model in models.items() if name not in left_out}
+    if not found:
+        raise CheckpointError(next(iter(left_out.values())))
+    return found
+
+
+def check_alike(models: Mapping[str, Model], sources: Sequence[ImageSource], world: World, **options: Any) -> None:
+    """Refuse processes that would compute something else than process 0.
+
+    Raises:
+        ConfigError: other versions, weights, images or options; in all processes.
+    """
+    if world.size == 1:
+        return
+    with agreed(world):
+        own = {
+            "facebones and torch": [facebones.__version__, torch.__version__],
+            "models": {name: model.settings() for name, model in models.items()},
+            "images": [source.fingerprint() for source in sources],
+            "options": options,
+        }
+    everyones = gather_objects(world, own)
+    for rank, other in enumerate(everyones):
+        if differing := [what for what, value in everyones[0].items() if other[what] != value]:
+            raise ConfigError(
+                f"process {rank} has other {' and '.join(differing)} than process 0; give all processes the same"
+            )

@@ -1,0 +1,240 @@
+"""The loop over the steps of a training, in all of its processes: it logs, validates, saves and stops.
+
+Of several processes the first one writes and prints. Where one of them may fail or be told to stop, all agree on it
+before they go on, so that they save and stop at the same step.
+"""
+
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
+from typing import Any
+
+import torch
+
+from facebones.data.loader import Batch
+from facebones.errors import FaceBonesError, counted
+from facebones.recipe import Recipe
+from facebones.run_folder import RunFolder
+from facebones.system.process_group import agreed, gather_objects
+from facebones.system.processes import Interrupted, StopRequest, stop_signals
+from facebones.system.progress import say
+from facebones.system.sharded_checkpoint import save_state
+from facebones.training.callbacks import Callback, Callbacks, RunInfo, registered_callbacks
+from facebones.training.logs import MetricsLog, NoLog, train_line, validation_line
+from facebones.training.run_files import describe_environment, note_environment, write_result
+from facebones.training.trainer import Trainer
+from facebones.training.validation import mean_accuracy
+
+
+class TrainingLoop:
+    """The loop over all steps of a run, which logs, validates and saves.
+
+    Args:
+        trainer: at the step to begin with.
+        folder: the run's.
+        callbacks: called beside the registered ones.
+    """
+
+    def __init__(self, trainer: Trainer, folder: RunFolder, callbacks: Sequence[Callback] = ()) -> None:
+        self.trainer, self.recipe, self.folder = trainer, trainer.recipe, folder
+        self.world = trainer.world
+        info = RunInfo(folder=folder.path, recipe=trainer.recipe, total_steps=trainer.total_steps)
+        self.callbacks = Callbacks([*callbacks, *registered_callbacks()], info, trainer.device)
+
+    def run(self) -> dict[str, Any]:
+        """Train from the current step to the last; returns the content of result.json."""
+        trainer, recipe = self.trainer, self.recipe
+        with agreed(self.world):
+            log = self._begin_log()
+        self._introduce()
+        with closing(log), closing(trainer.step_batches()) as steps, stop_signals() as stop:
+            self._save_beginning(log)
+            while True:
+                if self._validation_due():
+                    self._save(log)
+                    with stop.at_once() if self.world.size == 1 else nullcontext():
+                        self._validate(log)
+                if trainer.step == trainer.total_steps:
+                    break
+                trainer.stopwatch.start()
+                batches = self._next_batches(steps, log)
+                if (number := self._stop_for_all(stop)) is not None:
+                    self._save(log)
+                    raise Interrupted(number, trainer.step)
+                trainer.train_step(batches)
+                line_due = trainer.step % recipe.log.every == 0 or trainer.step == trainer.total_steps
+                if line_due:
+                    trainer.read_back_metrics()  # waits for the device, which is part of the steps' time
+                trainer.stopwatch.stop(trainer.step_images)
+                if self.world.is_first:
+                    self.callbacks.on_step(trainer.step)
+                if line_due:
+                    self._log_interval(log)
+                stopped = stop.received if self.world.size == 1 else None
+                if trainer.step % recipe.training.checkpoint_every == 0 or stopped:
+                    self._save(log)
+                if stopped:
+                    raise Interrupted(stopped, trainer.step)
+            self._save(log)
+        return self._finish()
+
+    def _introduce(self) -> None:
+        """Say what is trained, and what looks unintended."""
+        trainer, config = self.trainer, self.recipe.training
+        for note in filter(None, [*trainer.data.notes, trainer.data.aspect_note()]):
+            say(f"note: {note}")
+        if note := _ported_margins_note(self.recipe):
+            say(note)
+        if not trainer.validation.sets:
+            say("note: no validation sets: only the loss shows how the training goes (--validation.sets NAME,...)")
+        if config.precision == "fp16" and trainer.device.type == "cpu":
+            say(
+                "note: fp16 is up to 20 times as slow as fp32 on a CPU, and its scaler skips steps while it searches"
+                " its scale; they count in the schedule; give --training.precision fp32, or --autotune"
+            )
+        say(
+            f"training {trainer.backbone.name} on {len(trainer.data)} images of"
+            f" {trainer.data.num_identities} identities: {counted(config.epochs, 'epoch')} of"
+            f" {counted(trainer.steps_per_epoch, 'step')}, {config.precision}, {trainer.device}"
+        )
+
+    def _validation_due(self) -> bool:
+        trainer = self.trainer
+        due = trainer.step == trainer.total_steps or (
+            trainer.step > 0 and trainer.step % self.recipe.validation.every == 0
+        )
+        return due and trainer.validated_step != trainer.step and bool(trainer.validation.sets)
+
+    def _validate(self, log: MetricsLog) -> None:
+        trainer = self.trainer
+        if trainer.parallel is not None:
+            trainer.parallel.share_statistics()
+        rows = trainer.validation.measure(trainer.backbone, trainer.device, self.world)
+        say(f"validation at step {trainer.step}")
+        for row in rows:
+            best = max(trainer.best["sets"][row["set"]], row["accuracy"])  # in this order NaN is never the larger
+            trainer.best["sets"][row["set"]] = best
+            row |= {
+                "step": trainer.step,
+                "epoch": trainer.epoch,
+                "best_accuracy": best or (0.0 if row["accuracy"] == 0 else math.nan),
+            }
+            log.write("validation", row)
+            say(validation_line(row))
+        trainer.validated_step = trainer.step
+        if mean_accuracy(rows) > trainer.best["mean_accuracy"]:
+            trainer.best |= {"mean_accuracy": mean_accuracy(rows), "step": trainer.step}
+            save_state(self.folder.best, self.folder.best_index, trainer.state_dict(log.length), self.world)
+        if trainer.step == trainer.total_steps:
+            trainer.final = rows
+        if self.world.is_first:
+            self.callbacks.on_validation(rows)
+
+    def _log_interval(self, log: MetricsLog) -> None:
+        trainer = self.trainer
+        images_left = (trainer.total_steps - trainer.step) * trainer.step_images
+        rate, seconds_left = trainer.stopwatch.read(images_left)
+        values: dict[str, Any] = {
+            "step": trainer.step,
+            "epoch": (trainer.step - 1) // trainer.steps_per_epoch + 1,
+            "loss": trainer.meter.loss,
+            "learning_rate": trainer.latest["learning_rate"],
+            "gradient_norm": trainer.latest["gradient_norm"],
+            "gradient_scale": trainer.scaler.get_scale(),
+            "skipped_steps": trainer.meter.skipped,
+            "images_per_second": rate,
+        }
+        if head := trainer.meter.head:
+            values["head"] = head
+        log.write("train", values)
+        say(train_line(values, trainer.total_steps, self.recipe.training.epochs, seconds_left))
+        trainer.meter.reset()
+        if self.world.is_first:
+            self.callbacks.on_log(values)
+
+    def _next_batches(self, steps: Iterator[list[Batch]], log: MetricsLog) -> list[Batch]:
+        """The batches of the next step; if one process cannot read its own, all steps before are saved."""
+        error: FaceBonesError | None = None
+        batches: list[Batch] = []
+        try:
+            batches = next(steps)
+        except FaceBonesError as caught:  # an image is broken, or a worker was killed
+            error = caught
+        replaced = self.trainer.unreadable.take_new()
+        failed, news = self._largest(int(error is not None), int(bool(replaced)))
+        if news and not failed and self.world.size > 1:
+            for rank, found in enumerate(gather_objects(self.world, replaced)):
+                if rank != self.world.rank:
+                    self.trainer.unreadable.add(found)  # more than the limit in all: an error in every process
+            self.trainer.unreadable.take_new()
+        if not failed:
+            return batches
+        self._save(log)
+        command = self.folder.resume_command
+        say(f"step {self.trainer.step} is saved; fix the error below, then continue with: {command}")
+        with agreed(self.world):
+            if error is not None:
+                raise error
+        raise AssertionError("unreachable: one process has an error")
+
+    def _stop_for_all(self, stop: StopRequest) -> signal.Signals | None:
+        """The signal that one of several processes got; they stop at the same step."""
+        if self.world.size == 1:
+            return None
+        (number,) = self._largest(int(stop.received or 0))
+        return signal.Signals(number) if number else None
+
+    def _largest(self, *own: int) -> list[int]:
+        """For each number the largest one of all processes, which wait for each other on the host, not on the GPU."""
+        return list(own) if self.world.size == 1 else self.world.largest([torch.tensor(own)]).tolist()
+
+    def _begin_log(self) -> MetricsLog:
+        """The log of the first process; the others write theirs nowhere."""
+        trainer = self.trainer
+        if not self.world.is_first:
+            return NoLog()
+        self.folder.error.unlink(missing_ok=True)
+        return MetricsLog(self.folder.metrics, trainer.metrics_bytes, trainer.summary_writer)
+
+    def _save_beginning(self, log: MetricsLog) -> None:
+        """Save before the first step, so that a run folder without a checkpoint is one that has lost it.
+
+        Also if lines of metrics.jsonl are lost: the checkpoint must know its length before it grows again.
+        """
+        with agreed(self.world):
+            lost = False
+            if self.world.is_first:
+                note_environment(self.folder, describe_environment(self.trainer), self.trainer.step)
+                lost = not self.folder.has_last or log.length != self.trainer.metrics_bytes
+        (lost_in_one,) = self._largest(int(lost))
+        if lost_in_one:
+            self._save(log)
+
+    def _save(self, log: MetricsLog) -> None:
+        self.trainer.read_back_metrics()
+        if self.trainer.parallel is not None:
+            self.trainer.parallel.share_statistics()
+        save_state(self.folder.last, self.folder.last_index, self.trainer.state_dict(log.length), self.world)
+
+    def _finish(self) -> dict[str, Any]:
+        """Write what a finished run has; returns the content of result.json."""
+        result: dict[str, Any] = {}
+        with agreed(self.world):
+            if self.world.is_first:
+                result = write_result(self.folder, self.trainer)
+        if self.world.is_first:
+            self.callbacks.on_end(result)
+        return gather_objects(self.world, result)[0]  # type: ignore[no-any-return]
+
+
+def _ported_margins_note(recipe: Recipe) -> str:
+    """A note on margins that InsightFace's trainer would not combine; empty where there is none to make."""
+    head = recipe.head
+    if head.name != "combined" or not head.options.m3 or (head.options.m1, head.options.m2) == (1, 0):
+        return ""
+    m1, m2, m3 = (f"{value:g}" for value in (head.options.m1, head.options.m2, head.options.m3))
+    return (
+        f"note: head combined applies m1 {m1}, m2 {m2} and m3 {m3} together; InsightFace's margin_list [{m1}, {m2},"
+        f" {m3}] applies m3 alone: for that, set --head.m1 1 --head.m2 0"
+    )
