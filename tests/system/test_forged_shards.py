@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import time
 import tracemalloc
+from contextlib import suppress
 
 import pytest
 import torch
@@ -63,10 +65,6 @@ def replaced(content, *place, value):
         del content[last]
     else:
         content[last] = value
-
-
-def nested(depth):
-    return json.loads("[" * depth + "]" * depth) if depth < 500 else None
 
 
 INDEX = {
@@ -309,6 +307,24 @@ def test_what_differs_from_the_pattern_is_not_read_and_refused_by_its_place(inde
         wrong = pattern | {"head": pattern["head"] | {"weight": Rows([torch.zeros(n, 6) for n in blocks], start, 11)}}
         with pytest.raises(CheckpointError, match=r"head\.weight: holds rows 4 to 8 of"):
             check_structure(wrong, found, "last.json")
+
+
+def test_any_changed_byte_of_what_describes_the_tensors_is_read_or_refused(index):
+    draw = random.Random(16)
+    paths = [index, part(index, 0), part(index, 1)]
+    whole = {path: path.read_bytes() for path in paths}
+    described = {path: 8 + int.from_bytes(text[:8], "little") for path, text in whole.items()} | {index: 10**9}
+    for _ in range(300):
+        path = draw.choice(paths)
+        text = bytearray(whole[path])
+        for _ in range(draw.choice((1, 3))):
+            place = draw.randrange(min(described[path], len(text)))
+            text[place] = draw.choice(b'0123456789{}[]":,-.a$\x00\xff')
+        path.write_bytes(text)
+        with suppress(CheckpointError):
+            check_structure(blank(WHOLE), load_sharded(index, blank(WHOLE), World()), "last.json")
+        path.write_bytes(whole[path])
+    assert_same(load_sharded(index, blank(WHOLE), World()), WHOLE)
 
 
 def test_an_error_of_one_process_is_raised_in_all(index):

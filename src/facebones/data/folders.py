@@ -2,16 +2,15 @@
 
 import os
 from array import array
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
 import numpy as np
 
-from facebones.data.images import image_size
 from facebones.data.joined_sets import JoinedSets, data_roots, is_system_folder, without_data
+from facebones.data.record_shards import RecordShards, are_separate, compare_property, unused_labels
 from facebones.data.recordio import HeaderTable, RecordFile, first_label
 from facebones.data.training_set import Integers, TrainingSet, data_formats, register_data_format
 from facebones.data.training_set import same_data as same_data  # noqa: PLC0414
@@ -32,9 +31,14 @@ class RecordSet(TrainingSet):
     If the file has InsightFace's record 0 and identity records, the labels come from these and from the first image of
     each identity; otherwise from the header of every record.
 
+    Args:
+        path: the file.
+        shard: it is one of several files of a set: what the labels of all are missing is not noted for one.
+
     Attributes:
         records: the file.
         positions: (N,) position of each image in `records`.
+        complete: it has record 0 and the identity records.
 
     Raises:
         DataError: the file is missing or broken, has no image, or has a label that is not an identity.
@@ -58,14 +62,15 @@ class RecordSet(TrainingSet):
         """
         return cls(find_records(path) or path)
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, shard: bool = False) -> None:
         self.path = Path(path)
         self.notes: list[str] = []
         self.records = RecordFile(path)
-        if not self._read_identities():
+        self.complete = self._read_identities()
+        if not self.complete:
             self._read_all_headers()
-        self._compare_property()
-        self._note_unused_labels()
+        if not shard:
+            self.notes += [*compare_property(self, [self.path]), *unused_labels(self.path, self.labels)]
 
     def read(self, index: int) -> tuple[bytes, int]:
         """Read an image and its label; the label in the image's record must agree with its identity record."""
@@ -155,41 +160,6 @@ class RecordSet(TrainingSet):
             place = self.records.where(int(positions[row]))
             raise DataError(f"{place}: label {labels[row]:g}; a label is a whole number from 0 to {EXACT_FLOATS - 1}")
         return labels.astype(np.int64)
-
-    def _compare_property(self) -> None:
-        """Note if InsightFace's `property` file disagrees with the data; the data counts.
-
-        It has a line `identities,height,width`; some writers add a line with the number of images. Next to several
-        `.rec` files, it belongs to train.rec.
-        """
-        path = self.path.with_name("property")
-        if not path.is_file() or (self.path.name != "train.rec" and len(list(path.parent.glob("*.rec"))) > 1):
-            return
-        with path.open("rb") as file:
-            text = file.read(100).decode("utf-8", "replace").strip()
-        first, *more = text.splitlines() or [""]
-        fields = [*first.split(","), *more]
-        if len(first.split(",")) != 3 or len(more) > 1 or not all(field.strip().isdecimal() for field in fields):
-            self.notes.append(f"{path}: {text!r} is not 'identities,height,width'; the file is ignored")
-            return
-        identities, height, width, *images = map(int, fields)
-        said = {"identities": (identities, self.num_identities), "images": (*images[:1], len(self))}
-        for what, (*known, found) in said.items():
-            if known and known[0] != found:
-                self.notes.append(f"{path}: says {known[0]} {what}, but the data holds {found}")
-        size = None
-        with suppress(DataError):  # a broken image is named when it is read
-            size = image_size(self.records.split(int(self.positions[0]))[1])
-        if size is not None and size != (height, width):
-            found_size = f"the first image has {size[0]}x{size[1]}"
-            self.notes.append(f"{path}: says images of {height}x{width}, but {found_size} (height x width)")
-
-    def _note_unused_labels(self) -> None:
-        used = np.bincount(self.labels, minlength=self.num_identities) > 0
-        if not used.all():
-            unused = np.flatnonzero(~used)
-            count = f"{len(unused)} of the labels 0 to {self.num_identities - 1} have no image"
-            self.notes.append(f"{self.path}: {count}: {some(unused.tolist())}")
 
 
 @register_data_format
@@ -290,7 +260,8 @@ def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
     The formats are asked in this order: a `.rec` file or InsightFace folder, the formats of plug-ins, an image folder.
 
     Args:
-        path: a file or a folder; several, or a pattern, are opened as `JoinedSets` (see `data_roots`).
+        path: a file or a folder; several, or a pattern, are opened as `JoinedSets` (see `data_roots`), and record files
+            of one folder as `RecordShards`.
 
     Raises:
         DataError: nothing is there, no format recognises it, it is broken, or it holds one identity only.
@@ -303,12 +274,33 @@ def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
 
 def open_labelled_images(path: Path) -> TrainingSet:
     """Open a training set as `open_training_set` does, even if it holds one identity only."""
-    sets = [_open_one(root) for root in data_roots(path)]
+    sets = [data for roots in _by_folder(data_roots(path)) for data in _open_together(roots)]
     data = sets[0] if len(sets) == 1 else JoinedSets(path, sets)
     if idle := without_data(path):
         left_out = f"{path}: {counted(len(idle), 'folder')} without images or records left out: {some(idle)}"
         data.notes = [*data.notes, left_out]
     return data
+
+
+def _by_folder(roots: Iterable[Path]) -> list[list[Path]]:
+    """The record files of each folder together; every other place by itself."""
+    groups: dict[tuple[bool, Path], list[Path]] = {}
+    for root in roots:
+        is_records = root.suffix.lower() == ".rec" and root.is_file()
+        groups.setdefault((is_records, root.parent.resolve() if is_records else root), []).append(root)
+    return list(groups.values())
+
+
+def _open_together(roots: list[Path]) -> Sequence[TrainingSet]:
+    """Open a place, or several record files of one folder, as one set if they are shards."""
+    if len(roots) == 1:
+        return [_open_one(roots[0])]
+    parts = [RecordSet(root, shard=True) for root in roots]
+    if not are_separate(parts, [part.complete for part in parts]):
+        return [RecordShards(roots[0].parent, parts)]
+    for part in parts:
+        part.notes += [*compare_property(part, [part.path]), *unused_labels(part.path, part.labels)]
+    return parts
 
 
 def _open_one(path: Path) -> TrainingSet:
@@ -341,7 +333,10 @@ def find_records(path: Path) -> Path | None:
     if "train.rec" in records or len(records) == 1:
         return path / ("train.rec" if "train.rec" in records else records[0])
     if records:
-        raise DataError(f"{path}: {len(records)} record files ({some(records)}) and no train.rec; name one of them")
+        raise DataError(
+            f"{path}: {len(records)} record files ({some(records)}) and no train.rec; name one of them, or"
+            f" '{path}/*.rec' for all of them as the shards of one set"
+        )
     if not folders:
         _fail_unrecognised(path)
     return None

@@ -39,8 +39,57 @@ def is_system_folder(name: str) -> bool:
     return name.lower() in SYSTEM_FOLDERS
 
 
-class JoinedSets(TrainingSet):
-    """Several training sets as one, one after the other.
+class Concatenated(TrainingSet):
+    """Several training sets as one, one after the other; a subclass sets `path` and `labels`.
+
+    Args:
+        parts: the sets.
+
+    Attributes:
+        parts: the sets.
+    """
+
+    def __init__(self, parts: Sequence[TrainingSet]) -> None:
+        self.parts = parts
+        self._ends = list(accumulate(map(len, parts)))
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Read an image from its part."""
+        part, inside = self._place(index)
+        return self.parts[part].read(inside)[0], int(self.labels[index])
+
+    def read_ahead(self, first: int, last: int) -> None:
+        """Announce the images to the parts that hold them."""
+        for part, (start, end) in zip(self.parts, pairwise([0, *self._ends]), strict=True):
+            if max(first, start) < min(last, end):
+                part.read_ahead(max(first, start) - start, min(last, end) - start)
+
+    def read_ahead_some(self, indices: Integers) -> None:
+        """Announce the images to the parts that hold them."""
+        cuts = np.searchsorted(indices, self._ends[:-1]).tolist()
+        for part, start, own in zip(self.parts, [0, *self._ends], np.split(indices, cuts), strict=False):
+            if len(own):
+                part.read_ahead_some(own - start)
+
+    def image_sizes(self) -> Mapping[str, Integers]:
+        """Sizes of the images where all parts count alike."""
+        sizes = [part.image_sizes() for part in self.parts]
+        if any(one.keys() != sizes[0].keys() for one in sizes):
+            return {}
+        return {key: np.concatenate([one[key] for one in sizes]) for key in sizes[0]}
+
+    def describe(self, index: int) -> str:
+        """Name an image as its part does."""
+        part, inside = self._place(index)
+        return self.parts[part].describe(inside)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        part = bisect_right(self._ends, index)
+        return part, index - (self._ends[part - 1] if part else 0)
+
+
+class JoinedSets(Concatenated):
+    """Several training sets as one, with the people of all.
 
     A name in several image folders is one person, unless it is a number: sets that were split into parts count their
     people from 0 in each. Labels of record files are numbers, too. A note says how many names repeat.
@@ -48,16 +97,13 @@ class JoinedSets(TrainingSet):
     Args:
         path: as the user gave it.
         parts: the sets.
-
-    Attributes:
-        parts: the sets.
     """
 
     name: ClassVar[str] = "joined"
 
     def __init__(self, path: str | os.PathLike[str], parts: Sequence[TrainingSet]) -> None:
-        self.path, self.parts = Path(path), parts
-        self._ends = list(accumulate(map(len, parts)))
+        super().__init__(parts)
+        self.path = Path(path)
         self._names: list[str] = []
         self.labels = np.concatenate(self._numbered())
         self.notes = [note for part in parts for note in part.notes] + self._notes_on_names()
@@ -94,43 +140,9 @@ class JoinedSets(TrainingSet):
             if names
         ]
 
-    def read(self, index: int) -> tuple[bytes, int]:
-        """Read an image from its part."""
-        part, inside = self._place(index)
-        return self.parts[part].read(inside)[0], int(self.labels[index])
-
-    def read_ahead(self, first: int, last: int) -> None:
-        """Announce the images to the parts that hold them."""
-        for part, (start, end) in zip(self.parts, pairwise([0, *self._ends]), strict=True):
-            if max(first, start) < min(last, end):
-                part.read_ahead(max(first, start) - start, min(last, end) - start)
-
-    def read_ahead_some(self, indices: Integers) -> None:
-        """Announce the images to the parts that hold them."""
-        cuts = np.searchsorted(indices, self._ends[:-1]).tolist()
-        for part, start, own in zip(self.parts, [0, *self._ends], np.split(indices, cuts), strict=False):
-            if len(own):
-                part.read_ahead_some(own - start)
-
-    def image_sizes(self) -> Mapping[str, Integers]:
-        """Sizes of the images where all parts count alike."""
-        sizes = [part.image_sizes() for part in self.parts]
-        if any(one.keys() != sizes[0].keys() for one in sizes):
-            return {}
-        return {key: np.concatenate([one[key] for one in sizes]) for key in sizes[0]}
-
-    def describe(self, index: int) -> str:
-        """Name an image as its part does."""
-        part, inside = self._place(index)
-        return self.parts[part].describe(inside)
-
     def identity_name(self, label: int) -> str:
         """Name an identity by the part that it occurs in first, and its name there."""
         return self._names[label]
-
-    def _place(self, index: int) -> tuple[int, int]:
-        part = bisect_right(self._ends, index)
-        return part, index - (self._ends[part - 1] if part else 0)
 
 
 def data_roots(path: str | os.PathLike[str]) -> list[Path]:
@@ -296,8 +308,11 @@ def _holds_data(place: Path) -> bool:
 
 
 def part_name(part: TrainingSet) -> str:
-    """Name of a part: that of its folder."""
-    return part.path.parent.name if part.path.suffix.lower() == ".rec" else part.path.name
+    """Name of a part: that of its folder, or of its record file, unless this is train.rec."""
+    path = part.path.absolute()
+    if path.suffix.lower() != ".rec":
+        return path.name
+    return path.parent.name if path.name == "train.rec" else path.stem
 
 
 def _is_name(part: TrainingSet, identity: str) -> bool:

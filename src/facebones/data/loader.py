@@ -30,6 +30,7 @@ from facebones.data.images import decode
 from facebones.data.training_set import Integers, TrainingSet
 from facebones.errors import DataError, RunError
 from facebones.plugins import import_plugins, imported_plugins
+from facebones.system.distributed import part_of
 
 GROUP_BLOCKS = 64
 
@@ -77,27 +78,6 @@ class BlockOrder:
         return int(np.searchsorted(self.ends, position, side="right"))
 
 
-def rows_of(batch_size: int, rank: int, processes: int) -> range:
-    """The rows of each batch that one of several processes reads: neighbours, as `numpy.array_split` divides them.
-
-    Args:
-        batch_size: B, the images of a batch over all processes.
-        rank: number of the process, from 0.
-        processes: how many there are; with more of them than images, the last ones have no row.
-
-    Raises:
-        ValueError: there is no such process.
-
-    >>> [rows_of(8, rank, 3) for rank in range(3)]
-    [range(0, 3), range(3, 6), range(6, 8)]
-    """
-    if not 0 <= rank < processes:
-        raise ValueError(f"process {rank} of {processes}: give 0 to {processes - 1}")
-    least, larger = divmod(batch_size, processes)  # the first `larger` parts have one row more
-    first = rank * least + min(rank, larger)
-    return range(first, first + least + (rank < larger))
-
-
 class EpochOrder(Sampler[list[int]]):
     """The indices of each batch, or of one process's rows of it; an epoch's order depends on seed and epoch alone.
 
@@ -110,7 +90,7 @@ class EpochOrder(Sampler[list[int]]):
         seed: decides the order of every epoch.
         block: size of the blocks of neighbouring images, see `BlockOrder`; 0 shuffles all images.
         repeated: every epoch has the order of the first one, instead of its own.
-        part: rank of this process, and the number of processes that share each batch; see `rows_of`.
+        part: rank of this process, and the number of processes that share each batch.
 
     Attributes:
         rows: the rows of each batch that this process reads.
@@ -131,7 +111,7 @@ class EpochOrder(Sampler[list[int]]):
     ) -> None:
         self.training_set, self.batch_size, self.batches_per_epoch = training_set, batch_size, batches_per_epoch
         self.first, self.last, self.seed, self.block, self.repeated = first, last, seed, block, repeated
-        self.rows = rows_of(batch_size, *part)
+        self.rows = part_of(batch_size, *part)
 
     def __len__(self) -> int:
         return self.last - self.first

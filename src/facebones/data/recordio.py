@@ -6,6 +6,7 @@ several parts, so the magic at a multiple of 4 always starts a part. The text in
 `key<TAB>offset` per record.
 """
 
+import errno
 import mmap
 import os
 import struct
@@ -366,8 +367,12 @@ class RecordFile:
         if self._map is None:
             if _file_size(self.path) != self.size:
                 raise DataError(f"{self.path}: the file has changed since it was opened; start again")
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                with self.path.open("rb") as file:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # keeps a descriptor open
+            except OSError as error:
+                fix = "raise the limit (ulimit -n)" if error.errno == errno.EMFILE else "check the file"
+                raise DataError(f"{self.path}: cannot be mapped into memory: {error.strerror}; {fix}") from error
         return self._map
 
     def _fail(self, offset: int, reason: str) -> NoReturn:

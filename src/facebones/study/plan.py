@@ -26,7 +26,15 @@ from facebones.system.environment import git_revision
 from facebones.training.run import with_absolute_paths
 
 # Fields that may differ between a run and its plan: places, the amount of logging, and measurements on the way.
-FREE_FIELDS = ("data.path", "data.workers", "training.checkpoint_every", "training.choose", "validation.", "log.")
+FREE_FIELDS = (
+    "data.path",
+    "data.workers",
+    "training.checkpoint_every",
+    "training.background_saves",
+    "training.choose",
+    "validation.",
+    "log.",
+)
 DONE, UNFINISHED, TO_DO = "done", "unfinished", "to do"
 VERSIONS = ("facebones", "git_revision", "torch")
 IJB_PROTOCOLS = ("ijb_verification", "ijb_identification")

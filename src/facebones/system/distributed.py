@@ -41,6 +41,8 @@ def part_of(total: int, part: int, parts: int) -> range:
     >>> [list(part_of(5, part, 3)) for part in range(3)]
     [[0, 1], [2, 3], [4]]
     """
+    if not 0 <= part < parts:
+        raise ValueError(f"part {part} of {parts}: give 0 to {parts - 1}")
     size, larger = divmod(total, parts)
     start = part * size + min(part, larger)
     return range(start, start + size + (part < larger))

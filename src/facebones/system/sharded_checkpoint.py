@@ -177,8 +177,9 @@ class Save:
 
 def remove_sharded(index: Path) -> None:
     """Remove a sharded checkpoint."""
-    index.unlink(missing_ok=True)
-    remove_folders(index, None)
+    with suppress(OSError):  # it is older, so that nobody reads it
+        index.unlink(missing_ok=True)
+        remove_folders(index, None)
 
 
 # -------------------------------------------------------------------------------------------------------- loading

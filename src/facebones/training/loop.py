@@ -16,6 +16,7 @@ from facebones.data.loader import Batch
 from facebones.errors import FaceBonesError, counted
 from facebones.recipe import Recipe
 from facebones.run_folder import RunFolder
+from facebones.system.background_save import BackgroundSave
 from facebones.system.process_group import agreed, gather_objects
 from facebones.system.processes import Interrupted, StopRequest, stop_signals
 from facebones.system.progress import say
@@ -39,6 +40,7 @@ class TrainingLoop:
     def __init__(self, trainer: Trainer, folder: RunFolder, callbacks: Sequence[Callback] = ()) -> None:
         self.trainer, self.recipe, self.folder = trainer, trainer.recipe, folder
         self.world = trainer.world
+        self._saving = BackgroundSave(folder.last, folder.last_index, trainer.world)
         info = RunInfo(folder=folder.path, recipe=trainer.recipe, total_steps=trainer.total_steps)
         self.callbacks = Callbacks([*callbacks, *registered_callbacks()], info, trainer.device)
 
@@ -59,6 +61,7 @@ class TrainingLoop:
                     break
                 trainer.stopwatch.start()
                 batches = self._next_batches(steps, log)
+                self._commit_if_written()
                 if (number := self._stop_for_all(stop)) is not None:
                     self._save(log)
                     raise Interrupted(number, trainer.step)
@@ -72,8 +75,9 @@ class TrainingLoop:
                 if line_due:
                     self._log_interval(log)
                 stopped = stop.received if self.world.size == 1 else None
-                if trainer.step % recipe.training.checkpoint_every == 0 or stopped:
-                    self._save(log)
+                due = trainer.step % recipe.training.checkpoint_every == 0
+                if due or stopped:
+                    self._save(log, in_background=recipe.training.background_saves and not stopped)
                 if stopped:
                     raise Interrupted(stopped, trainer.step)
             self._save(log)
@@ -211,11 +215,27 @@ class TrainingLoop:
         if lost_in_one:
             self._save(log)
 
-    def _save(self, log: MetricsLog) -> None:
+    def _save(self, log: MetricsLog, *, in_background: bool = False) -> None:
         self.trainer.read_back_metrics()
         if self.trainer.parallel is not None:
             self.trainer.parallel.share_statistics()
-        save_state(self.folder.last, self.folder.last_index, self.trainer.state_dict(log.length), self.world)
+        state = self.trainer.state_dict(log.length)
+        if in_background:
+            self._saving.begin(state)
+        else:
+            self._saving.complete()
+            save_state(self.folder.last, self.folder.last_index, state, self.world)
+
+    def _commit_if_written(self) -> None:
+        """Make what was written in the background the checkpoint, once all processes have written their parts."""
+        if not self._saving.begun:
+            return
+        writes, failed = self._largest(int(not self._saving.finished), int(self._saving.failed))
+        if failed:
+            self._saving.complete()  # raises the error in every process
+        elif not writes:
+            with agreed(self.world):
+                self._saving.commit()
 
     def _finish(self) -> dict[str, Any]:
         """Write what a finished run has; returns the content of result.json."""

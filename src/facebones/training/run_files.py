@@ -14,6 +14,7 @@ import torch
 import facebones
 from facebones.backbones.weights import save_weights
 from facebones.data.joined_sets import JoinedSets, part_name
+from facebones.data.record_shards import RecordShards
 from facebones.data.training_set import same_data
 from facebones.errors import ConfigError, RunError, some
 from facebones.run_folder import RunFolder
@@ -109,6 +110,8 @@ def _data_name(trainer: Trainer) -> str:
     """Name of the training data, or of its parts."""
     if isinstance(trainer.data, JoinedSets):
         return some(map(part_name, trainer.data.parts))
+    if isinstance(trainer.data, RecordShards):
+        return part_name(trainer.data)
     return Path(trainer.recipe.data.path).name
 
 

@@ -26,7 +26,7 @@ from facebones.training.validation import VALIDATION_METRICS
 # their fingerprint shows that their content is the same.
 CHANGEABLE_FIELDS = (
     *("data.path", "data.workers", "data.max_unreadable"),
-    *("training.checkpoint_every", "validation.sets", "log.tensorboard"),
+    *("training.checkpoint_every", "training.background_saves", "validation.sets", "log.tensorboard"),
 )
 
 # Parts that are compared by value, depend on the device (the random state), or may have any length.

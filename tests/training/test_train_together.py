@@ -1,0 +1,127 @@
+"""Several processes train as one: loss, weights and centres are those of one process with the same batches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from facebones.system.processes import CAN_FORK
+
+pytestmark = pytest.mark.skipif(not CAN_FORK, reason="no fork here")
+
+PROGRAM = Path(__file__).with_name("train_together.py")
+CLIPPED = {"epochs": 2, "batch_size": 10, "channels_last": False, "clip_norm": 1.0}
+# What each case sets, by section; 4 classes, so that 5 processes are more than classes.
+SETTINGS = {
+    "sgd": {},
+    "accumulated, sampled": {"training": {"batch_size": 7, "accumulation_steps": 2}, "head": {"sample_rate": 0.4}},
+    "adamw, backbone clipped": {
+        "optimizer": {"name": "adamw", "learning_rate": 1e-4},
+        "training": {"clip_of": "backbone"},
+    },
+    "cosface, repeated flips": {"head": {"name": "cosface"}, "data": {"flip_draw": "repeated"}},
+    "bf16": {"training": {"precision": "bf16"}},
+    "fp16": {"training": {"precision": "fp16"}},
+}
+LOOSE = {"bf16": 2e-2, "fp16": 5e-3}  # half precision rounds each process's convolutions
+
+
+def recipe(data, settings):
+    sections = {
+        "backbone": {"name": "Shared", "embedding_size": 16},
+        "data": {"path": str(data), "workers": 0},
+        "training": CLIPPED,
+        "optimizer": {"learning_rate": 0.1},
+    }
+    for section, values in settings.items():
+        sections[section] = sections.get(section, {}) | values
+    return sections
+
+
+def run(cases, folder):
+    """The results of each case: those of process 0, with the centres of all processes joined."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, PROGRAM, folder / "cases.json", folder],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = []
+    for number, case in enumerate(cases):
+        parts = [torch.load(folder / f"{number}-{rank}.pt") for rank in range(case["size"])]
+        for part in parts:
+            assert torch.equal(part["measured"], parts[0]["measured"])
+            assert part["scale"] == parts[0]["scale"]
+            for name, value in part["backbone"].items():
+                assert torch.equal(value, parts[0]["backbone"][name]), name
+        joined = {key: torch.cat([part[key] for part in parts]) for key in ("centres", "momentum")}
+        results.append(parts[0] | joined)
+    return results
+
+
+def difference(one, other):
+    """The relative difference of two lists of tensors, taken as one vector each."""
+    first, second = (torch.cat([value.double().flatten() for value in values]) for values in (one, other))
+    return ((first - second).norm() / second.norm()).item()
+
+
+@pytest.fixture(scope="module")
+def trained(small_data, tmp_path_factory):
+    """Each setting in 1 to 5 processes, one step each: (setting, size) -> result."""
+    names = [(name, size) for name in SETTINGS for size in (1, 2, 3, 4, 5)]
+    cases = [{"size": size, "steps": 1, "recipe": recipe(small_data, SETTINGS[name])} for name, size in names]
+    return dict(zip(names, run(cases, tmp_path_factory.mktemp("together")), strict=True))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_one_step_is_that_of_one_process(trained, name, size):
+    found, one, bound = trained[name, size], trained[name, 1], LOOSE.get(name, 1e-6)
+    assert difference([found["measured"][:, 0]], [one["measured"][:, 0]]) < bound  # loss
+    for key in ("centres", "momentum"):
+        assert found[key].shape == one[key].shape
+        assert difference([found[key]], [one[key]]) < (bound if key == "centres" else 50 * bound), key
+    values = [list(result["backbone"].values()) for result in (found, one)]
+    assert difference(*values) < bound
+
+
+def test_a_second_step_still_agrees(trained, small_data, tmp_path):
+    """Running statistics, momentum and the order of the images go on alike."""
+    cases = [{"size": size, "steps": 4, "recipe": recipe(small_data, {})} for size in (1, 2)]
+    one, two = run(cases, tmp_path)
+    assert len(one["measured"]) == 4
+    assert difference(list(two["backbone"].values()), list(one["backbone"].values())) < 1e-4
+
+
+def test_canonical_shards_give_the_same_bits(small_data, tmp_path):
+    settings = {
+        "training": {"canonical_shards": 4, "batch_size": 8, "accumulation_steps": 1},
+        "backbone": {"dropout": 0.3},
+        "head": {"sample_rate": 0.5},
+    }
+    cases = [{"size": size, "steps": 4, "recipe": recipe(small_data, settings)} for size in (1, 2, 4)]
+    plain = {"training": {"batch_size": 8}, "head": {"sample_rate": 0.5}}
+    cases.append({"size": 1, "steps": 4, "recipe": recipe(small_data, plain)})
+    one, *others, unsharded = run(cases, tmp_path)
+    for other in others:
+        for key in ("measured", "centres", "momentum"):
+            assert torch.equal(other[key], one[key]), key
+        for name, value in one["backbone"].items():
+            assert torch.equal(other["backbone"][name], value), name
+    assert not torch.equal(one["measured"], unsharded["measured"])
+
+
+def test_own_batch_norm_normalises_each_part(small_data, tmp_path):
+    own = {"training": {"batch_norm": "own"}}
+    cases = [{"size": size, "steps": 1, "recipe": recipe(small_data, own)} for size in (1, 2)]
+    one, two = run(cases, tmp_path)
+    assert difference(list(two["backbone"].values()), list(one["backbone"].values())) > 1e-4
