@@ -3,7 +3,8 @@
 Efficiency: images/s of `facebones train --devices W` on W cores against W times those of one process on one core, each
 process with one thread. The trainings take turns; the ratio is the median of those within a turn. The batch grows with
 W (so many images a process), or stays as it is. `at once` is what the machine gives: W trainings of one process beside
-each other, which share nothing but the memory and the caches.
+each other, which share nothing but memory and caches. Where other programs use the machine too, no ratio of rates
+holds; that of the processor time of an image on one process to that on W still says what sharing costs.
 
 Bytes: what all processes of a machine send in a step, by the counter of its loopback device, of which the least of some
 steps is taken (others may use the device too), against the least that any way could send: gradients, sums of batch
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,18 @@ class Training:
         batch: images of a step, of all processes.
         cores: where it may run.
         arguments: of the command line, an argparse.Namespace.
+
+    Attributes:
+        sent: bytes over the loopback device up to the end of each step.
+        used: processor time of its processes up to the end of each step.
     """
 
     def __init__(
         self, folder: Path, processes: int, batch: int, cores: set[int], arguments: argparse.Namespace
     ) -> None:
         self.processes, self.batch, self.steps = processes, batch, arguments.steps + arguments.warm_up
+        self.sent: list[int] = []
+        self.used: list[float] = []
         self.output = Path(tempfile.mkdtemp(dir=folder)) / "run"
         data = write_data(folder, batch * self.steps)
         words = [sys.executable, "-m", "facebones", "train", "vggface2_arcface", "--data", data]
@@ -104,20 +111,17 @@ class Training:
         read = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         return [line for line in read if line["kind"] == "train"]
 
-    def wait(self, each_step: Callable[[int], object] = lambda step: None) -> "Training":
+    def wait(self) -> "Training":
         """Until it has ended.
-
-        Args:
-            each_step: called soon after each step with its number.
 
         Raises:
             NoRunError: it failed, or took too long.
         """
-        ends, seen = time.monotonic() + LONGEST, 0
+        ends = time.monotonic() + LONGEST
         while self.process.poll() is None and time.monotonic() < ends:
-            if (count := len(self.lines())) > seen:
-                seen = count
-                each_step(count)
+            if (count := len(self.lines())) > len(self.sent):
+                self.sent += [loopback_bytes()] * (count - len(self.sent))
+                self.used += [processor_seconds(self.process.pid)] * (count - len(self.used))
             time.sleep(POLL)
         if self.process.poll() != 0 or len(self.lines()) != self.steps:
             status = self.process.poll()
@@ -127,6 +131,15 @@ class Training:
             how = f"is not over after {LONGEST:.0f} s" if status is None else f"ended with status {status}"
             raise NoRunError(f"facebones train on {self.processes} processes {how}: {said}")
         return self
+
+    def seconds_per_image(self, warm_up: int) -> float:
+        """Processor time of all processes, which does not count what other programs do."""
+        last = len(self.used) - 1
+        return (self.used[last] - self.used[warm_up - 1]) / (self.batch * (last - warm_up + 1))
+
+    def bytes_per_step(self, warm_up: int) -> int:
+        """The least of the steps: other programs can only add to it."""
+        return min((after - before for before, after in pairwise(self.sent[warm_up - 1 :])), default=0)
 
     def rate(self, warm_up: int) -> float:
         """Images a second: the median over the steps after the first ones."""
@@ -176,21 +189,35 @@ def turn(folder: Path, batch: int, arguments: argparse.Namespace) -> dict[str, f
         return started[-1]
 
     try:
-        found = {"one": train(1, arguments.batch_size, cores[:1]).wait().rate(warm_up)}
-        sent: list[int] = []
-        together = train(several, batch, cores).wait(lambda step: sent.append(loopback_bytes()))
-        found["several"] = together.rate(warm_up)
-        steps = sent[warm_up - 1 :]
-        found["bytes"] = (
-            0 if arguments.device != "cpu" else min((after - before for before, after in pairwise(steps)), default=0)
-        )
+        one = train(1, arguments.batch_size, cores[:1]).wait()
+        together = train(several, batch, cores).wait()
+        found = {"one": one.rate(warm_up), "several": together.rate(warm_up)}
         if arguments.device == "cpu":
+            found |= {"bytes": together.bytes_per_step(warm_up), "one_processor": one.seconds_per_image(warm_up)}
+            found["several_processor"] = together.seconds_per_image(warm_up)
             beside = [train(1, arguments.batch_size, [core]) for core in cores]
             found["at_once"] = sum(each.wait().rate(warm_up) for each in beside)
     finally:
         for each in started:
             each.close()
     return found
+
+
+def processor_seconds(root: int) -> float:
+    """Processor time of a process and all that descend from it; 0 where the system does not say."""
+    parents, times = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()  # man 5 proc_pid_stat, from the state on
+        except OSError:  # it has ended
+            continue
+        parents[int(path.parent.name)] = int(fields[1])
+        times[int(path.parent.name)] = int(fields[11]) + int(fields[12])
+    family, size = {root}, 0
+    while size != len(family):
+        size = len(family)
+        family |= {child for child, parent in parents.items() if parent in family}
+    return sum(times.get(member, 0) for member in family) / os.sysconf("SC_CLK_TCK")
 
 
 def loopback_bytes() -> int:
@@ -242,6 +269,7 @@ def measure_efficiency(batch: int, arguments: argparse.Namespace) -> dict[str, A
     row["efficiency"] = spread([each["several"] / (several * each["one"]) for each in turns])
     if "at_once" in turns[0]:
         row["at_once"] = spread([each["at_once"] / (several * each["one"]) for each in turns])
+        row["processor"] = spread([each["one_processor"] / each["several_processor"] for each in turns])
         row["of_at_once"] = spread([each["several"] / each["at_once"] for each in turns])
     least = least_bytes(arguments.backbone, several, batch, 4 if arguments.precision == "fp32" else 2)
     row |= {"least_bytes": least, "bytes": min(each.get("bytes", 0) for each in turns)}
@@ -259,13 +287,18 @@ def say_efficiency(row: dict[str, Any]) -> None:
     several, one = (statistics.median(each[key] for each in row["turns"]) for key in ("several", "one"))
     print(f"{row['backbone']}, {row['precision']}: {row['processes']} processes, batch {row['batch']}:"
           f" {several:.1f} images/s; one, batch {row['batch_of_one']}: {one:.1f}")  # fmt: skip
-    names = {"efficiency": f"efficiency (claimed {CLAIM})", "at_once": "trainings at once", "of_at_once": "of these"}
+    names = {
+        "efficiency": f"efficiency (claimed {CLAIM})",
+        "at_once": "trainings at once",
+        "of_at_once": "of these",
+        "processor": "processor time of one, of W",
+    }
     for key, title in names.items():
         if key in row:
-            print(f"  {title:26} {row[key]['ratio']:.3f} ({row[key]['lowest']:.3f} to {row[key]['highest']:.3f})")
+            print(f"  {title:28} {row[key]['ratio']:.3f} ({row[key]['lowest']:.3f} to {row[key]['highest']:.3f})")
     least = sum(row["least_bytes"].values())
     measured = f"{row['bytes'] / 1e6:.2f} MB, {row['bytes'] / least:.3f} of it" if row["bytes"] else "not measured here"
-    print(f"  bytes of a step            at least {least / 1e6:.2f} MB; sent {measured}", flush=True)
+    print(f"  bytes of a step              at least {least / 1e6:.2f} MB; sent {measured}", flush=True)
 
 
 def main() -> None:
