@@ -4,21 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One thread for each test process: more threads than cores slow each other down.
 WORKERS ?= auto
+# `make gpu` installs nothing: it takes a Python that has torch for this GPU and the package's dependencies.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo browser test test-all bench lint types format wheel clean
+.PHONY: help demo browser test test-all bench gpu lint types format wheel clean
 
 help:
 	@echo "make demo      install, then train and compare three small backbones on synthetic faces"
 	@echo "make test      install (with a browser if there is none), then run the quick tests"
 	@echo "make test-all  run all tests"
 	@echo "make bench     run the main benchmarks of docs/performance.md; half an hour on an idle machine"
+	@echo "make gpu       on a machine with a GPU: tests and figures in eight minutes, into gpu.json and gpu.md"
 	@echo "make lint      ruff, and the order of the layers (import-linter)"
 	@echo "make types     mypy"
 	@echo "make format    let ruff rewrite the code"
 	@echo "make wheel     build the wheel, install it into an empty environment and train with it"
-	@echo "make clean     remove the environment and what demo and bench wrote"
+	@echo "make clean     remove the environment and what demo, bench and gpu wrote"
 
 demo: $(VENV)/installed
 	$(BIN)/facebones demo --output demo
@@ -41,6 +44,9 @@ bench: $(VENV)/installed-dev
 	for name in startup training_step data_path evaluation memory; do \
 	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py --output bench/$$name.json || exit 1; done
 
+gpu:
+	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu.py --output gpu.json
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -57,7 +63,7 @@ wheel: $(VENV)/installed-dev
 	PYTHON=$(CURDIR)/$(BIN)/python .ci/wheel
 
 clean:
-	rm -rf $(VENV) demo bench
+	rm -rf $(VENV) demo bench gpu.json gpu.md
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,7 @@
 """The reference of several benchmarks: training as simply as anyone of the field would write it first.
 
-Pillow and tensors image by image, torch's DataLoader, eager, fp32, contiguous, a dense ArcFace head.
+Pillow and tensors image by image, torch's DataLoader, eager, contiguous, a dense ArcFace head; fp32, or torch.autocast
+where a benchmark says so.
 """
 
 import random
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from facebones.backbones import create_backbone
+
+CPU = torch.device("cpu")
 
 
 class PlainFolder:
@@ -51,24 +54,39 @@ class PlainTraining:
         classes: number of people C.
         learning_rate: of the first steps; `optimizer` holds it.
         margin: added to the angle of the right class, radians.
+        device: where it computes.
+        autocast: number format of the network, by torch.autocast; float16 comes with a gradient scaler.
     """
 
-    def __init__(self, backbone: str, classes: int, learning_rate: float, margin: float) -> None:
-        self.margin = margin
-        self.network = create_backbone(backbone).train()
-        self.centres = torch.nn.Parameter(torch.randn(classes, 512) * 0.01)
+    def __init__(
+        self,
+        backbone: str,
+        classes: int,
+        learning_rate: float,
+        margin: float,
+        *,
+        device: torch.device = CPU,
+        autocast: torch.dtype = torch.float32,
+    ) -> None:
+        self.margin, self.device, self.autocast = margin, device, autocast
+        self.network = create_backbone(backbone).train().to(device)
+        self.centres = torch.nn.Parameter((torch.randn(classes, 512) * 0.01).to(device))
         parameters = [*self.network.parameters(), self.centres]
         self.optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=5e-4)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
 
     def step(self, x: Tensor, labels: Tensor) -> Tensor:
-        """One update by (B, 3, H, W) and (B,); returns the loss."""
-        cosine = functional.linear(functional.normalize(self.network(x)), functional.normalize(self.centres))
+        """One update by (B, 3, H, W) and (B,), on the device; returns the loss."""
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast != torch.float32):
+            embedding = self.network(x)
+        cosine = functional.linear(functional.normalize(embedding.float()), functional.normalize(self.centres))
         cosine = cosine.clamp(-1, 1)
         with torch.no_grad():
             target = torch.zeros_like(cosine).scatter(1, labels[:, None], 1.0)
             change = target * (torch.cos(torch.acos(cosine) + self.margin) - cosine)
         loss = functional.cross_entropy(64 * (cosine + change), labels)
         self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return loss.detach()

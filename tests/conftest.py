@@ -43,6 +43,13 @@ def yunet():
     return path
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Say how many tests were skipped for want of a GPU."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "gpu" in report.keywords]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests that need a GPU were skipped; `make gpu` runs them")
+
+
 @pytest.fixture(autouse=True)
 def forget_plugins():
     """Forget after each test what it registered and imported: no test depends on those before it."""
