@@ -46,17 +46,18 @@ class Group:
     Args:
         argvs: the command line of each.
         folder: for what they print.
+        wins: environment variables of all that replace what a launcher would say.
         environment: of all.
     """
 
-    def __init__(self, argvs, folder, **environment):
+    def __init__(self, argvs, folder, *, wins=None, **environment):
         self.folder = folder
         size, port = len(argvs), str(free_port())
         own = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         own = own | {"OMP_NUM_THREADS": 1, "FACEBONES_TIME_LIMIT": 30} | environment
         self.processes = []
         for rank, argv in enumerate(argvs):
-            mine = {name: str(value) for name, value in (own | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            mine = {name: str(value) for name, value in (own | {"RANK": rank, "LOCAL_RANK": rank} | (wins or {})).items()}
             process = SERVER.Process(target=be_one, args=(argv, mine, str(folder), rank), daemon=True)
             process.start()
             self.processes.append(process)
