@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FaceBonesError as error:
         if "--debug" in argv:
             raise
-        _say(str(error), anyone=_is_of_lost_process(error))
+        _say(str(error), anyone=_anyone_speaks(error))
         return error.exit_status
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         _drop_stdout()
@@ -141,15 +141,15 @@ def _report(error: OSError) -> int:
 
 def _say(message: str, *, anyone: bool = False) -> None:
     """Print one line to stderr; control characters in names are escaped. Of a group of processes, the first speaks."""
-    if not anyone and int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+    if not anyone and os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
         return
     line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
     print(f"facebones: {line}", file=sys.stderr)
 
 
-def _is_of_lost_process(error: FaceBonesError) -> bool:
-    """Whether a process of the group was lost: it may be the one that speaks."""
-    return type(error).__name__ == "LostProcessError"  # by name: torch may not be imported
+def _anyone_speaks(error: FaceBonesError) -> bool:
+    """Whether a process of the group was lost or not found: it may be the one that speaks."""
+    return type(error).__name__ in ("LostProcessError", "MeetingError")  # by name: torch may not be imported
 
 
 def _drop_stdout() -> None:

@@ -8,7 +8,9 @@ that has ended, hangs, or is behind.
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -23,10 +25,15 @@ from facebones.system.progress import silence
 
 TIME_LIMIT_VARIABLE = "FACEBONES_TIME_LIMIT"  # seconds that processes wait for each other
 TIME_LIMIT = 600.0
+LONGEST_LIMIT = 1e7
 BEAT_SECONDS = 1.0
 MISSED_BEATS = 4
 
 _joined: list[World] = []
+
+
+class MeetingError(ConfigError):
+    """This process does not find the others; each says so itself, because the first of them may not be there."""
 
 
 class LostProcessError(RunError):
@@ -34,13 +41,32 @@ class LostProcessError(RunError):
 
 
 def launched() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    """Whether a launcher started this process as one of several.
+
+    Raises:
+        MeetingError: its number, or that of all, is none.
+    """
+    return "RANK" in os.environ and place()[1] > 1
 
 
 def is_first_process() -> bool:
     """Whether this process is the one of its group that prints."""
-    return not launched() or os.environ["RANK"] == "0"
+    return not launched() or place()[0] == 0
+
+
+def place() -> tuple[int, int]:
+    """The number of this process, and that of all, as the launcher gave them.
+
+    Raises:
+        MeetingError: they are none.
+    """
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
+        if not value.isascii() or not value.isdigit():
+            raise MeetingError(f"{name}={value:.40}: is no number; torchrun or --devices N sets it")
+    if int(rank) >= int(size):
+        raise MeetingError(f"RANK={rank:.40}: give 0 to {int(size) - 1}, because WORLD_SIZE is {size:.40}")
+    return int(rank), int(size)
 
 
 def world() -> World:
@@ -104,7 +130,7 @@ def time_limit() -> float:
     """
     given = os.environ.get(TIME_LIMIT_VARIABLE, str(TIME_LIMIT))
     with suppress(ValueError):
-        if float(given) > 0:
+        if 0 < float(given) <= LONGEST_LIMIT:
             return float(given)
     raise ConfigError(f"{TIME_LIMIT_VARIABLE}={given}: give seconds, such as 600")
 
@@ -116,17 +142,49 @@ def _begin(device: torch.device) -> "_Watch":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        torch.distributed.init_process_group(backend, timeout=limit)
-        store_class = torch.distributed.TCPStore  # type: ignore[attr-defined]
-        store = store_class(address, int(port), is_master=False, wait_for_workers=False, timeout=limit)
+        store, rank, size = _within(limit.total_seconds() + 1, lambda: _met(limit))
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+        own_store = _within(limit.total_seconds() + 1, lambda: _store(address, int(port), limit))
     except (RuntimeError, ValueError, OSError) as error:  # torch's DistNetworkError is a RuntimeError
-        place = f"{address}:{port}"
+        where = f"{address}:{port}"
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
-            raise ConfigError(f"port {port} of {address} is in use; give torchrun another --master-port") from error
-        raise ConfigError(
-            f"the processes cannot meet at {place}: {first_line(error)[:200]}; check MASTER_ADDR and MASTER_PORT"
+            raise MeetingError(f"port {port} of {address} is in use; give torchrun another --master-port") from error
+        raise MeetingError(
+            f"the processes cannot meet at {where}: {first_line(error)[:200]}; check MASTER_ADDR and MASTER_PORT"
         ) from error
-    return _Watch(store, torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return _Watch(own_store, rank, size)
+
+
+def _met(limit: timedelta) -> tuple[Any, int, int]:
+    """The store at which the processes meet, the number of this one, and that of all."""
+    found: tuple[Any, int, int] = next(torch.distributed.rendezvous("env://", timeout=limit))
+    return found
+
+
+def _store(address: str, port: int, limit: timedelta) -> Any:
+    store_class = torch.distributed.TCPStore  # type: ignore[attr-defined]
+    return store_class(address, port, is_master=False, wait_for_workers=False, timeout=limit)
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
+    """What `work()` returns, if it does in time: torch waits for ever for a program that listens and says nothing.
+
+    Raises:
+        RuntimeError: it did not.
+    """
+    answer: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(work())
+        except Exception as error:  # noqa: BLE001 (raised by `result`)
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except FutureTimeoutError as error:
+        raise RuntimeError(f"no answer within {seconds:g} s") from error
 
 
 class _Watch:
