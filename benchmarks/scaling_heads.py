@@ -26,7 +26,6 @@ CLAIM = 1.1
 def build(kind: str, classes: int, world: Any) -> tuple[Any, Any]:
     """The part of a head that a process holds, and its optimizer."""
     from facebones.heads.sharded import create_shared_head
-
     from facebones.recipe import OptimizerConfig, head_config
     from facebones.training.optimizer import build_optimizer
 
@@ -52,10 +51,10 @@ def step(head: Any, optimizer: Any, world: Any) -> None:
 def child(kind: str, classes: int, rank: int, size: int) -> None:
     """Measure in this process; print the bytes."""
     import torch
-    from facebones.system.distributed import World
-    from facebones.system.process_group import joined
 
     from facebones.profiling.measurements import CLEAR_REFS, RESET_PEAK, _resident
+    from facebones.system.distributed import World
+    from facebones.system.process_group import joined
 
     torch.manual_seed(0)
     alone = World(rank=rank, size=size)

@@ -1,15 +1,12 @@
 """Processes that train together are killed at random moments and go on in another number: the bits stay the same."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from groups import PLUGIN, RECIPE, Group, wait_for_step
+from groups import RECIPE, Group
 
 from facebones.system.processes import CAN_FORK
 

@@ -4,7 +4,7 @@ import shutil
 import socket
 
 import pytest
-from groups import PLUGIN, RECIPE, Group
+from groups import RECIPE, Group
 
 from facebones.cli.main import main
 from facebones.system.processes import CAN_FORK
