@@ -243,8 +243,9 @@ class _CrossEntropy(torch.autograd.Function):
         found = []
         for column_B, exponential_BS in zip(columns, exponentials, strict=True):
             gradient_BS = exponential_BS / sum_B[:, None]
-            rows = (column_B >= 0).nonzero()[:, 0]
-            gradient_BS[rows, column_B[rows]] -= 1
+            if gradient_BS.shape[1]:
+                is_here_B1 = (column_B >= 0).to(gradient_BS.dtype)[:, None]
+                gradient_BS.scatter_add_(1, column_B.clamp(min=0)[:, None], -is_here_B1)
             found.append(gradient_BS.mul_(factor_B1))
         return None, None, None, *found
 
