@@ -159,10 +159,11 @@ def _run(arguments: Arguments, protocols: Callable[[], Any], **options: Any) -> 
     from facebones.errors import RunError
     from facebones.evaluation.models import named_files
     from facebones.evaluation.run import run_protocols
-    from facebones.system.process_group import joined
+    from facebones.system.process_group import joined, share_threads
 
     taken = ("output", "backbone", "output_name", "batch_size", "workers", "device", "runtime", "seed")
     with joined(arguments.device) as world:
+        share_threads()
         with world.agreed():
             models = named_files(arguments.model, "--model")
             preprocessing, sets = _preprocessing(arguments), protocols()
