@@ -550,9 +550,10 @@ def lost(finished, small_data, tmp_path, monkeypatch):
     sets = f"pair_sets: [tiny, {tmp_path / 'other.bin'}]\n"
     study, output = finished(profile="{seconds: 0.01, batch_size: 2}", more=sets)
 
-    def lose(*_):
+    def lose(*_, **__):
         RunFolder(tmp_path / "theirs").weights.write_bytes(b"")
         (tmp_path / "other.bin").unlink()
+        return {}
 
     monkeypatch.setattr("facebones.study.compare.train_all", lose)
     return study, output

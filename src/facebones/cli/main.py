@@ -194,7 +194,7 @@ def _parse(argv: list[str]) -> Arguments:
     if unknown and arguments.command_name in TAKES_FOLDERS:
         _refuse_side_by_side(getattr(arguments, TAKES_FOLDERS[arguments.command_name]), others, unknown[0])
     if arguments.command_name == "compare":
-        arguments.words = argv  # a launcher gives them to its workers
+        arguments.words = current_names(argv)[0]  # a launcher gives them to its workers
     arguments.overrides = _overrides(unknown) if command.takes_recipe_fields else {}
     if unknown and not command.takes_recipe_fields:
         raise ConfigError(f"unknown option or argument: {unknown[0]}; see facebones {arguments.command_name} --help")
