@@ -232,11 +232,12 @@ class _Watch:
             self._store.set(f"facebones/{self._rank}", text)
 
     def _explain(self, name: str) -> str:
-        before = self._read()
+        before = self._known()
         if before is None:
-            return self._line("the process that started the group has ended", name)
+            keeper = "the launcher" if "TORCHELASTIC_USE_AGENT_STORE" in os.environ else "process 0"
+            return self._line(f"{keeper}, which started the group, ended or does not answer", name)
         self._ended.wait(BEAT_SECONDS * MISSED_BEATS)
-        after = self._read() or before
+        after = self._known() or before
         others = [rank for rank in range(self._size) if rank != self._rank]
         silent = [rank for rank in others if before[rank][0] == after[rank][0]]
         if silent:
@@ -248,6 +249,13 @@ class _Watch:
 
     def _line(self, what: str, name: str) -> str:
         return f"process {self._rank} of {self._size}: {what} (waiting in {name})"
+
+    def _known(self) -> list[list[str]] | None:
+        """What the store knows; None if it does not say so in time."""
+        known: list[list[str]] | None = None
+        with suppress(RuntimeError):
+            known = _within(BEAT_SECONDS * MISSED_BEATS, self._read)
+        return known
 
     def _read(self) -> list[list[str]] | None:
         """Beats, collectives, process id and host of each process; None if the store has gone."""
