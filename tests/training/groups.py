@@ -57,10 +57,8 @@ class Group:
         own = own | {"OMP_NUM_THREADS": 1, "FACEBONES_TIME_LIMIT": 30} | environment
         self.processes = []
         for rank, argv in enumerate(argvs):
-            mine = {
-                name: str(value) for name, value in (own | {"RANK": rank, "LOCAL_RANK": rank} | (wins or {})).items()
-            }
-            process = SERVER.Process(target=be_one, args=(argv, mine, str(folder), rank), daemon=True)
+            mine = {name: str(value) for name, value in (own | {"RANK": rank, "LOCAL_RANK": rank} | (wins or {})).items()}
+            process = SERVER.Process(target=be_one, args=(argv, mine, str(folder), rank))
             process.start()
             self.processes.append(process)
 
@@ -77,12 +75,13 @@ class Group:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.processes[rank].pid, number)
 
-    def wait(self, seconds=SECONDS):
-        """The exit status of each, in at most so many seconds; None for one that has not ended."""
+    def wait(self, seconds=SECONDS, *ranks):
+        """The exit status of each, or of these, in at most so many seconds; None for one that has not ended."""
         end = time.monotonic() + seconds
-        for process in self.processes:
+        waited = [self.processes[rank] for rank in ranks or range(len(self.processes))]
+        for process in waited:
             process.join(max(0.0, end - time.monotonic()))
-        return [process.exitcode for process in self.processes]
+        return [process.exitcode for process in waited]
 
     @property
     def running(self):

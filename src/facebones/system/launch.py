@@ -69,12 +69,12 @@ def run_processes(argv: Sequence[str], count: int) -> int:
                 if any(process.returncode for process in processes):
                     break
                 time.sleep(POLL_SECONDS)
-            _wait_for_rest(processes)
+            _wait_for_rest(processes, stop.received)
         finally:  # also after a second signal
             for process in processes:
                 process.kill()
                 process.wait()
-    return _status(processes)
+    return _status(processes, stop.received)
 
 
 def _start(argv: Sequence[str], rank: int, count: int, port: int) -> "subprocess.Popen[bytes]":
@@ -92,10 +92,10 @@ def _start(argv: Sequence[str], rank: int, count: int, port: int) -> "subprocess
     )
 
 
-def _wait_for_rest(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
-    """Wait for the others once one has failed; say which one was killed."""
+def _wait_for_rest(processes: "Sequence[subprocess.Popen[bytes]]", passed_on: signal.Signals | None) -> None:
+    """Wait for the others once one has failed; say which one was killed, if not by the signal that was passed on."""
     for rank, process in enumerate(processes):
-        if process.returncode is not None and process.returncode < 0:
+        if process.returncode is not None and process.returncode < 0 and -process.returncode != passed_on:
             name = signal.Signals(-process.returncode).name
             say(f"process {rank} of {len(processes)} was killed by {name}; the others end")
     end = time.monotonic() + PATIENCE_SECONDS
@@ -103,8 +103,12 @@ def _wait_for_rest(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _status(processes: "Sequence[subprocess.Popen[bytes]]") -> int:
+def _status(processes: "Sequence[subprocess.Popen[bytes]]", passed_on: signal.Signals | None) -> int:
     """A status that a process chose is preferred to the death of another."""
     statuses = [process.returncode for process in processes if process.returncode]
-    chosen = [status for status in statuses if status > 0]
-    return chosen[0] if chosen else 1 if statuses else 0
+    if chosen := [status for status in statuses if status > 0]:
+        return chosen[0]
+    if statuses and passed_on is not None:  # before they could save anything
+        say(f"facebones: stopped by {passed_on.name}")
+        return 128 + passed_on
+    return 1 if statuses else 0

@@ -28,6 +28,7 @@ TIME_LIMIT = 600.0
 LONGEST_LIMIT = 1e7
 BEAT_SECONDS = 1.0
 MISSED_BEATS = 4
+LOST = "facebones/lost"  # key in the store: which process is missing
 
 _joined: list[World] = []
 
@@ -238,31 +239,59 @@ class _Watch:
             self._store.set(f"facebones/{self._rank}", text)
 
     def _explain(self, name: str) -> str:
-        before = self._read()
-        if before is None:
-            return self._line("the process that started the group has ended", name)
-        self._ended.wait(BEAT_SECONDS * MISSED_BEATS)
-        after = self._read() or before
+        """The line about the process that is missing. The first one to know tells the others, before it ends itself."""
+        before = self._known()
+        if before is not None and not self._told_by_another():
+            self._ended.wait(BEAT_SECONDS * MISSED_BEATS)
+            if (after := self._known()) is not None:
+                self._tell_others(self._missing(before, after))
+        if found := self._told_by_another():
+            return self._line(found, name)
+        keeper = "the launcher" if "TORCHELASTIC_USE_AGENT_STORE" in os.environ else "process 0"
+        return self._line(f"{keeper}, which started the group, ended or does not answer", name)
+
+    def _missing(self, before: list[list[str]], after: list[list[str]]) -> str:
         others = [rank for rank in range(self._size) if rank != self._rank]
-        silent = [rank for rank in others if before[rank][0] == after[rank][0]]
-        if silent:
-            return self._line(f"{_named(silent, after)} ended or does not answer", name)
-        behind = [rank for rank in others if int(after[rank][1]) < self._entered]
-        if behind:
-            return self._line(f"{_named(behind, after)} did not come within {time_limit():g} s", name)
-        return self._line("the connection between the processes broke", name)
+        if silent := [rank for rank in others if before[rank][0] == after[rank][0]]:
+            return f"{_named(silent, after)} ended or does not answer"
+        if behind := [rank for rank in others if int(after[rank][1]) < self._entered]:
+            return f"{_named(behind, after)} did not come within {time_limit():g} s"
+        return "the connection between the processes broke"
+
+    def _told_by_another(self) -> str:
+        """What the first process to know has found; empty if none has yet."""
+
+        def ask() -> str:
+            with self._lock:
+                return self._store.get(LOST).decode() if self._store.check([LOST]) else ""
+
+        return self._in_time(ask) or ""
+
+    def _tell_others(self, found: str) -> None:
+        def tell() -> None:
+            with self._lock:
+                self._store.compare_set(LOST, "", found)
+
+        self._in_time(tell)
 
     def _line(self, what: str, name: str) -> str:
         return f"process {self._rank} of {self._size}: {what} (waiting in {name})"
 
-    def _read(self) -> list[list[str]] | None:
+    def _known(self) -> list[list[str]] | None:
         """Beats, collectives, process id and host of each process; None if the store has gone."""
-        try:
-            with self._lock:
-                keys = [f"facebones/{rank}" for rank in range(self._size)]
-                found = [self._store.get(key).decode() if self._store.check([key]) else "0 0 ? ?" for key in keys]
-        except RuntimeError:
-            return None
+        known: list[list[str]] | None = self._in_time(self._read)
+        return known
+
+    def _in_time(self, ask: Callable[[], Any]) -> Any:
+        """An answer of the store; None if it has gone, or does not give one."""
+        with suppress(RuntimeError):
+            return _within(BEAT_SECONDS * MISSED_BEATS, ask)
+        return None
+
+    def _read(self) -> list[list[str]]:
+        with self._lock:
+            keys = [f"facebones/{rank}" for rank in range(self._size)]
+            found = [self._store.get(key).decode() if self._store.check([key]) else "0 0 ? ?" for key in keys]
         return [text.split(" ", 3) for text in found]
 
 
