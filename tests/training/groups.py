@@ -57,7 +57,9 @@ class Group:
         own = own | {"OMP_NUM_THREADS": 1, "FACEBONES_TIME_LIMIT": 30} | environment
         self.processes = []
         for rank, argv in enumerate(argvs):
-            mine = {name: str(value) for name, value in (own | {"RANK": rank, "LOCAL_RANK": rank} | (wins or {})).items()}
+            mine = {
+                name: str(value) for name, value in (own | {"RANK": rank, "LOCAL_RANK": rank} | (wins or {})).items()
+            }
             process = SERVER.Process(target=be_one, args=(argv, mine, str(folder), rank))
             process.start()
             self.processes.append(process)

@@ -79,7 +79,7 @@ def _run(arguments: Arguments, argv: list[str]) -> int:
     """
     tune_malloc()
     if (count := _processes(arguments)) > 1:
-        from facebones.system.launch import run_processes
+        from facebones.system.start_processes import run_processes
 
         return run_processes(argv, count)
     if "RANK" in os.environ or arguments.command_name in {"train", "resume", "compare"}:
@@ -103,7 +103,7 @@ def _processes(arguments: Arguments) -> int:
     devices = getattr(arguments, "devices", None)
     if devices is None or "RANK" in os.environ:
         return 1
-    from facebones.system.launch import number_of_processes
+    from facebones.system.start_processes import number_of_processes
 
     return number_of_processes(devices, arguments.device)
 
