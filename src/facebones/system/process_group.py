@@ -164,7 +164,8 @@ def _begin(device: torch.device) -> "_Watch":
 
 def _met(limit: timedelta) -> tuple[Any, int, int]:
     """The store at which the processes meet, the number of this one, and that of all."""
-    found: tuple[Any, int, int] = next(torch.distributed.rendezvous("env://", timeout=limit))
+    rendezvous = torch.distributed.rendezvous  # type: ignore[attr-defined]
+    found: tuple[Any, int, int] = next(rendezvous("env://", timeout=limit))
     return found
 
 
