@@ -6,6 +6,9 @@ W (so many images a process), or stays as it is. `at once` is what the machine g
 each other, which share nothing but memory and caches. Where other programs use the machine too, no ratio of rates
 holds; that of the processor time of an image on one process to that on W still says what sharing costs.
 
+Canonical shards: W processes with W shards against W processes without, by the rate and by the processor time of an
+image; and one process with W shards against one without.
+
 Bytes: what all processes of a machine send in a step, by the counter of its loopback device, of which the least of some
 steps is taken (others may use the device too), against the least that any way could send: gradients, sums of batch
 normalisation, embeddings and their gradients, labels, and three numbers a row for the softmax.
@@ -14,7 +17,7 @@ Heads: the most resident memory of a process while it builds its part of a head 
 all W processes, takes steps; against 1/W of the centres and momentum of the whole. Where these do not fit into the
 memory, that is said.
 
-    python benchmarks/scaling.py [--processes 2] [--turns 3] [--parts efficiency heads] [--output FILE.json]
+    python benchmarks/scaling.py [--processes 2] [--turns 3] [--parts efficiency canonical heads] [--output FILE.json]
 """
 
 import argparse
@@ -38,6 +41,7 @@ LONGEST = 1800.0  # seconds of a training
 ENDING = 30.0  # seconds that it has to end after SIGTERM
 POLL = 0.01
 CLAIM = 0.85
+PARTS = ("efficiency", "canonical", "heads")
 
 
 class NoRunError(Exception):
@@ -71,6 +75,7 @@ class Training:
         processes: W.
         batch: images of a step, of all processes.
         cores: where it may run.
+        shards: canonical shards; 0: none.
         arguments: of the command line, an argparse.Namespace.
 
     Attributes:
@@ -79,7 +84,7 @@ class Training:
     """
 
     def __init__(
-        self, folder: Path, processes: int, batch: int, cores: set[int], arguments: argparse.Namespace
+        self, folder: Path, processes: int, batch: int, cores: set[int], shards: int, arguments: argparse.Namespace
     ) -> None:
         self.processes, self.batch, self.steps = processes, batch, arguments.steps + arguments.warm_up
         self.sent: list[int] = []
@@ -90,7 +95,7 @@ class Training:
         words += ["--backbone", arguments.backbone, "--output", self.output, "--device", arguments.device]
         fields = {
             **{"training.batch_size": batch, "training.epochs": 1, "training.precision": arguments.precision},
-            **{"training.clip_norm": 0, "validation.sets": "", "log.every": 1},
+            **{"training.canonical_shards": shards, "training.clip_norm": 0, "validation.sets": "", "log.every": 1},
             "data.workers": 0 if arguments.device == "cpu" else min(8, (os.cpu_count() or 1) // processes),
             **{"optimizer.learning_rate": 0.001, "training.checkpoint_every": 1_000_000},
         }
@@ -184,14 +189,19 @@ def turn(folder: Path, batch: int, arguments: argparse.Namespace) -> dict[str, f
     cores = own_cores(several, arguments.device)
     started: list[Training] = []
 
-    def train(processes: int, images: int, on: Sequence[int]) -> Training:
-        started.append(Training(folder, processes, images, set(on), arguments))
+    def train(processes: int, images: int, on: Sequence[int], shards: int = 0) -> Training:
+        started.append(Training(folder, processes, images, set(on), shards, arguments))
         return started[-1]
 
     try:
         one = train(1, arguments.batch_size, cores[:1]).wait()
         together = train(several, batch, cores).wait()
         found = {"one": one.rate(warm_up), "several": together.rate(warm_up)}
+        if "canonical" in arguments.parts:
+            canonical = train(several, batch, cores, several).wait()
+            found |= {"canonical": canonical.rate(warm_up), "canonical_processor": canonical.seconds_per_image(warm_up)}
+            found["canonical_one"] = train(1, batch, cores[:1], several).wait().seconds_per_image(warm_up)
+            found["one_of_batch"] = train(1, batch, cores[:1]).wait().seconds_per_image(warm_up)
         if arguments.device == "cpu":
             found |= {"bytes": together.bytes_per_step(warm_up), "one_processor": one.seconds_per_image(warm_up)}
             found["several_processor"] = together.seconds_per_image(warm_up)
@@ -271,6 +281,10 @@ def measure_efficiency(batch: int, arguments: argparse.Namespace) -> dict[str, A
         row["at_once"] = spread([each["at_once"] / (several * each["one"]) for each in turns])
         row["processor"] = spread([each["one_processor"] / each["several_processor"] for each in turns])
         row["of_at_once"] = spread([each["several"] / each["at_once"] for each in turns])
+    if "canonical" in turns[0]:
+        row["canonical"] = spread([each["several"] / each["canonical"] for each in turns])
+        row["canonical_processor"] = spread([each["canonical_processor"] / each["several_processor"] for each in turns])
+        row["canonical_one"] = spread([each["canonical_one"] / each["one_of_batch"] for each in turns])
     least = least_bytes(arguments.backbone, several, batch, 4 if arguments.precision == "fp32" else 2)
     row |= {"least_bytes": least, "bytes": min(each.get("bytes", 0) for each in turns)}
     say_efficiency(row)
@@ -292,6 +306,9 @@ def say_efficiency(row: dict[str, Any]) -> None:
         "at_once": "trainings at once",
         "of_at_once": "of these",
         "processor": "processor time of one, of W",
+        "canonical": "time with canonical shards",
+        "canonical_processor": "  processor time",
+        "canonical_one": "  processor time, one process",
     }
     for key, title in names.items():
         if key in row:
@@ -304,7 +321,7 @@ def say_efficiency(row: dict[str, Any]) -> None:
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--parts", nargs="+", choices=("efficiency", "heads"), default=("efficiency", "heads"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--backbone", default="mobilefacenet_wide")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64, help="of one process")
@@ -320,7 +337,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[str, Any] = {"machine": platform.platform(), "host_cores": os.cpu_count()}
     try:
-        if "efficiency" in arguments.parts:
+        if {"efficiency", "canonical"} & set(arguments.parts):
             batch = arguments.batch_size * (1 if arguments.same_batch else arguments.processes)
             found["efficiency"] = measure_efficiency(batch, arguments)
         if "heads" in arguments.parts:
