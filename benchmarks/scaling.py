@@ -84,7 +84,7 @@ class Training:
     """
 
     def __init__(
-        self, folder: Path, processes: int, batch: int, cores: set[int], shards: int, arguments: argparse.Namespace
+        self, folder: Path, processes: int, batch: int, cores: set[int], *, shards: int, arguments: argparse.Namespace
     ) -> None:
         self.processes, self.batch, self.steps = processes, batch, arguments.steps + arguments.warm_up
         self.sent: list[int] = []
@@ -190,7 +190,7 @@ def turn(folder: Path, batch: int, arguments: argparse.Namespace) -> dict[str, f
     started: list[Training] = []
 
     def train(processes: int, images: int, on: Sequence[int], shards: int = 0) -> Training:
-        started.append(Training(folder, processes, images, set(on), shards, arguments))
+        started.append(Training(folder, processes, images, set(on), shards=shards, arguments=arguments))
         return started[-1]
 
     try:
