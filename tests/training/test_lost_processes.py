@@ -1,6 +1,6 @@
 """A process of a training is killed, hangs, is told to stop or cannot read: the others say so and end together."""
 
-import os
+import json
 import re
 import signal
 import time
@@ -89,20 +89,6 @@ def test_a_signal_to_any_stops_all_at_one_step(run, tmp_path, number, ranks):
     assert step == int((folder.path / "step").read_text()) and line.endswith(f"continue with: {folder.resume_command}")
 
 
-def break_record(path, place):
-    content = bytearray(path.read_bytes())
-    kept = bytes(content[place + 32 : place + 48])
-    content[place + 32 : place + 48] = bytes(16)
-    path.write_bytes(content)
-    return kept
-
-
-def mend_record(path, place, kept):
-    content = bytearray(path.read_bytes())
-    content[place + 32 : place + 48] = kept
-    path.write_bytes(content)
-
-
 def test_an_image_that_only_one_process_cannot_read(run, tmp_path, break_images, small_data):
     folder, argv = run
     data, place = break_images(3)
@@ -119,8 +105,6 @@ def test_an_image_that_only_one_process_cannot_read(run, tmp_path, break_images,
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_is_replaced_is_noted_and_counted_once(run, tmp_path, break_images, workers):
-    import json
-
     folder, argv = run
     data, place = break_images(3)
     argv[argv.index("--data") + 1] = str(data)
@@ -141,4 +125,3 @@ def test_one_more_than_allowed_in_all_ends_it_saved(run, tmp_path, break_images)
     assert "data.max_unreadable is 2, and this is one more" in line
     folder.config.write_text(folder.config.read_text().replace("max_unreadable: 2", "max_unreadable: 3"))
     resumed(folder, tmp_path, 2)
-    assert os.path.getsize(folder.result)

@@ -158,7 +158,7 @@ def _begin(device: torch.device) -> "_Watch":
 
 def _met(limit: timedelta) -> tuple[Any, int, int]:
     """The store at which the processes meet, the number of this one, and that of all."""
-    found: tuple[Any, int, int] = next(torch.distributed.rendezvous("env://", timeout=limit))
+    found: tuple[Any, int, int] = next(torch.distributed.rendezvous("env://", timeout=limit))  # type: ignore[attr-defined]
     return found
 
 
