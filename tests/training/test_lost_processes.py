@@ -59,7 +59,7 @@ def test_a_killed_first_process_is_named(run, tmp_path):
         assert "process 1 of 2: process 0, which started the group, ended or does not answer" in line
 
 
-@pytest.mark.parametrize("hung", [0, 1])
+@pytest.mark.parametrize("hung", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_hangs_ends_the_others_at_the_time_limit(run, tmp_path, hung):
     """Process 0 holds the store, where no launcher does: then it does not answer either."""
     folder, argv = run
@@ -75,8 +75,11 @@ def test_a_process_that_hangs_ends_the_others_at_the_time_limit(run, tmp_path, h
         assert re.search(rf"process {1 - hung} of 2: process {hung}{named}.* ended or does not answer", line)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("ranks", [(0,), (1,), (0, 1)], ids=["first", "second", "both"])
+@pytest.mark.parametrize(
+    ("number", "ranks"),
+    [(signal.SIGTERM, (1,)), (signal.SIGINT, (0, 1)), pytest.param(signal.SIGTERM, (0,), marks=pytest.mark.slow)],
+    ids=["second", "both", "first"],
+)
 def test_a_signal_to_any_stops_all_at_one_step(run, tmp_path, number, ranks):
     folder, argv = run
     with Group([argv] * 2, tmp_path, **SLOW) as group:
@@ -103,7 +106,7 @@ def test_an_image_that_only_one_process_cannot_read(run, tmp_path, break_images,
     resumed(folder, tmp_path, 2)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_an_image_that_is_replaced_is_noted_and_counted_once(run, tmp_path, break_images, workers):
     folder, argv = run
     data, place = break_images(3)
@@ -115,6 +118,7 @@ def test_an_image_that_is_replaced_is_noted_and_counted_once(run, tmp_path, brea
     assert json.loads(folder.result.read_text())["unreadable_images"] == 1
 
 
+@pytest.mark.slow
 def test_one_more_than_allowed_in_all_ends_it_saved(run, tmp_path, break_images):
     folder, argv = run
     data, _ = break_images(3, 12, 20)

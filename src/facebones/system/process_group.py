@@ -47,7 +47,7 @@ def launched() -> bool:
     Raises:
         MeetingError: its number, or that of all, is none.
     """
-    return "RANK" in os.environ and place()[1] > 1
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1" and place()[1] > 1
 
 
 def is_first_process() -> bool:
