@@ -1,12 +1,11 @@
 """Processes that train together are killed at random moments and go on in another number: the bits stay the same."""
 
-import json
 import random
 import signal
 import time
 
 import pytest
-from groups import RECIPE, Group
+from groups import RECIPE, Group, outcome
 
 from facebones.system.processes import CAN_FORK
 
@@ -19,14 +18,6 @@ SIZES = [1, 2, 4]
 def train_line(recipe, output, data, *more):
     canonical = ["--training.canonical_shards", str(SHARDS)]
     return ["train", str(recipe), "--output", str(output), "--data", str(data), *canonical, *more]
-
-
-def outcome(run):
-    """The weights and the metrics without the speed, as bytes."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("images_per_second", None)
-    return (run / "model.safetensors").read_bytes(), json.dumps(lines)
 
 
 def next_line(recipe, run, data, *more):

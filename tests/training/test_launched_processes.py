@@ -1,15 +1,18 @@
 """The launchers themselves, `--devices` and torchrun: what they say and leave when one of their processes dies."""
 
+import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from groups import RECIPE, Group
+from groups import RECIPE, Group, outcome
 
 from facebones.run_folder import RunFolder
 from facebones.system.processes import CAN_FORK
@@ -36,30 +39,28 @@ class Launched:
 
     def __exit__(self, *_):
         for pid in [self.process.pid, *self.left()]:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         self.process.wait(10)
 
     def left(self):
         """The processes of its session that are still there."""
         found = []
-        for name in filter(str.isdigit, os.listdir("/proc")):
+        for status in Path("/proc").glob("[0-9]*/stat"):
             try:
-                fields = open(f"/proc/{name}/stat").read().rpartition(")")[2].split()
+                fields = status.read_text().rpartition(")")[2].split()
             except OSError:
                 continue
             if fields[3] == str(self.process.pid) and fields[0] != "Z":
-                found.append(int(name))
+                found.append(int(status.parent.name))
         return found
 
     def rank(self, number):
         """The process id of one of those that train."""
         for pid in self.left():
             try:
-                environment = open(f"/proc/{pid}/environ").read().split("\0")
-                parent = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1]
+                environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+                parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
             except OSError:
                 continue
             if f"RANK={number}" in environment and parent == str(self.process.pid):
@@ -69,14 +70,23 @@ class Launched:
     def wait_for_step(self, folder, step):
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 if int((folder.path / "step").read_text()) >= step:
                     return
-            except (OSError, ValueError):
-                pass
             assert self.process.poll() is None, self.text()
             time.sleep(0.05)
         raise AssertionError(self.text())
+
+    def wait_for_rest(self, seconds=20):
+        """The processes of a launcher that was killed end by themselves."""
+        end = time.monotonic() + seconds
+        while self.left() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not self.left(), self.text()
+
+    @property
+    def pid(self):
+        return self.process.pid
 
     def text(self):
         return self.output.read_text()
@@ -167,10 +177,7 @@ def test_devices_a_killed_launcher_takes_all_with_it_and_they_save(run, tmp_path
         launched.wait_for_step(folder, 3)
         launched.process.kill()
         launched.process.wait(5)
-        end = time.monotonic() + 20
-        while launched.left() and time.monotonic() < end:
-            time.sleep(0.1)
-        assert not launched.left()
+        launched.wait_for_rest()
         assert "Traceback" not in launched.text()
 
 
@@ -212,3 +219,34 @@ def test_torchrun_a_signal_saves_and_ends(run, tmp_path):
         (line,) = launched.lines()
         assert re.search(r"stopped by SIGTERM after step \d+, which is saved", line)
         assert not launched.left()
+
+
+def test_devices_random_kills_change_no_bit(run, tmp_path):
+    """Of the launcher or of one of its processes, between 1, 2 and 4 of them."""
+    folder, argv = run
+    argv += ["--training.canonical_shards", "4", "--epochs", "6"]
+    undisturbed(argv, tmp_path, 1)
+    draw, done = random.Random(5), []
+    while len(done) < 6:
+        begun = folder.config.exists()
+        size = draw.choice([1, 2, 4])
+        command = [*FACEBONES, *(["resume", str(folder.path)] if begun else argv), "--devices", str(size)]
+        with Launched(command, tmp_path / "said") as launched:
+            (folder.path / "step").unlink(missing_ok=True)
+            launched.wait_for_step(folder, 1)
+            time.sleep(draw.uniform(0, 0.8))
+            what = draw.choice(["launcher killed", "launcher stopped", "process killed"])
+            if what == "launcher stopped":
+                launched.process.terminate()
+            else:
+                os.kill(launched.rank(draw.randrange(size)) if what[0] == "p" and size > 1 else launched.pid, 9)
+            launched.process.wait(30)
+            launched.wait_for_rest()
+            done.append((what, size))
+            assert "Traceback" not in launched.text(), done
+            if folder.result.exists():
+                break
+    if not folder.result.exists():
+        with Group([["resume", str(folder.path)]], tmp_path) as group:
+            assert group.wait() == [0]
+    assert outcome(folder.path) == outcome(tmp_path / "whole"), done

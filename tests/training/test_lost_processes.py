@@ -1,6 +1,6 @@
 """A process of a training is killed, hangs, is told to stop or cannot read: the others say so and end together."""
 
-import os
+import json
 import re
 import signal
 import time
@@ -59,7 +59,7 @@ def test_a_killed_first_process_is_named(run, tmp_path):
         assert "process 1 of 2: process 0, which started the group, ended or does not answer" in line
 
 
-@pytest.mark.parametrize("hung", [0, 1])
+@pytest.mark.parametrize("hung", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_hangs_ends_the_others_at_the_time_limit(run, tmp_path, hung):
     """Process 0 holds the store, where no launcher does: then it does not answer either."""
     folder, argv = run
@@ -75,8 +75,11 @@ def test_a_process_that_hangs_ends_the_others_at_the_time_limit(run, tmp_path, h
         assert re.search(rf"process {1 - hung} of 2: process {hung}{named}.* ended or does not answer", line)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("ranks", [(0,), (1,), (0, 1)], ids=["first", "second", "both"])
+@pytest.mark.parametrize(
+    ("number", "ranks"),
+    [(signal.SIGTERM, (1,)), (signal.SIGINT, (0, 1)), pytest.param(signal.SIGTERM, (0,), marks=pytest.mark.slow)],
+    ids=["second", "both", "first"],
+)
 def test_a_signal_to_any_stops_all_at_one_step(run, tmp_path, number, ranks):
     folder, argv = run
     with Group([argv] * 2, tmp_path, **SLOW) as group:
@@ -87,20 +90,6 @@ def test_a_signal_to_any_stops_all_at_one_step(run, tmp_path, number, ranks):
         assert group.said(1) == []
     step = int(re.fullmatch(rf".*stopped by {number.name} after step (\d+), which is saved; .*", line)[1])
     assert step == int((folder.path / "step").read_text()) and line.endswith(f"continue with: {folder.resume_command}")
-
-
-def break_record(path, place):
-    content = bytearray(path.read_bytes())
-    kept = bytes(content[place + 32 : place + 48])
-    content[place + 32 : place + 48] = bytes(16)
-    path.write_bytes(content)
-    return kept
-
-
-def mend_record(path, place, kept):
-    content = bytearray(path.read_bytes())
-    content[place + 32 : place + 48] = kept
-    path.write_bytes(content)
 
 
 def test_an_image_that_only_one_process_cannot_read(run, tmp_path, break_images, small_data):
@@ -117,10 +106,8 @@ def test_an_image_that_only_one_process_cannot_read(run, tmp_path, break_images,
     resumed(folder, tmp_path, 2)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_an_image_that_is_replaced_is_noted_and_counted_once(run, tmp_path, break_images, workers):
-    import json
-
     folder, argv = run
     data, place = break_images(3)
     argv[argv.index("--data") + 1] = str(data)
@@ -131,6 +118,7 @@ def test_an_image_that_is_replaced_is_noted_and_counted_once(run, tmp_path, brea
     assert json.loads(folder.result.read_text())["unreadable_images"] == 1
 
 
+@pytest.mark.slow
 def test_one_more_than_allowed_in_all_ends_it_saved(run, tmp_path, break_images):
     folder, argv = run
     data, _ = break_images(3, 12, 20)
@@ -141,4 +129,3 @@ def test_one_more_than_allowed_in_all_ends_it_saved(run, tmp_path, break_images)
     assert "data.max_unreadable is 2, and this is one more" in line
     folder.config.write_text(folder.config.read_text().replace("max_unreadable: 2", "max_unreadable: 3"))
     resumed(folder, tmp_path, 2)
-    assert os.path.getsize(folder.result)

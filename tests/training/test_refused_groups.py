@@ -1,6 +1,5 @@
 """What several processes cannot train: one line from the first of them, status 2, and none waits for the others."""
 
-import shutil
 import socket
 
 import pytest
@@ -80,14 +79,10 @@ def test_a_process_with_another_recipe(option, value, expected, recipe, small_da
 
 
 def test_a_process_with_other_data(recipe, small_data, break_images, tmp_path):
-    other = tmp_path / "other" / "faces"
-    shutil.copytree(small_data, other)
-    index = (other / "train.idx").read_text().splitlines()
     argvs = [
         ["train", str(recipe), "--output", str(tmp_path / "run"), "--data", str(data)]
         for data in (small_data, break_images(3)[0])
     ]
-    assert index
     line = refusal(argvs, tmp_path)
     assert "process 1" in line and "start all with the same versions, recipe and data" in line
 
@@ -115,7 +110,7 @@ def test_a_port_in_use(recipe, small_data, tmp_path):
     assert f"cannot meet at 127.0.0.1:{port}: no answer within 5 s" in line
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "nan", "soon", "inf"])
+@pytest.mark.parametrize("limit", ["0", "nan", "inf"])
 def test_a_time_limit_that_is_none(limit, recipe, small_data, tmp_path):
     argv = ["train", str(recipe), "--output", str(tmp_path / "run"), "--data", str(small_data)]
     assert f"FACEBONES_TIME_LIMIT={limit}: give seconds" in refusal([argv] * 2, tmp_path, FACEBONES_TIME_LIMIT=limit)

@@ -47,7 +47,7 @@ def launched() -> bool:
     Raises:
         MeetingError: its number, or that of all, is none.
     """
-    return "RANK" in os.environ and place()[1] > 1
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1" and place()[1] > 1
 
 
 def is_first_process() -> bool:
@@ -123,12 +123,6 @@ def own_cores() -> int:
     return max(1, (os.cpu_count() or 1) // max(1, int(here)))
 
 
-def share_threads() -> None:
-    """Compute with the own share of the cores, where the launcher has not said with how many threads."""
-    if launched() and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(own_cores())
-
-
 def time_limit() -> float:
     """Seconds that the processes wait for each other.
 
@@ -164,8 +158,7 @@ def _begin(device: torch.device) -> "_Watch":
 
 def _met(limit: timedelta) -> tuple[Any, int, int]:
     """The store at which the processes meet, the number of this one, and that of all."""
-    rendezvous = torch.distributed.rendezvous  # type: ignore[attr-defined]
-    found: tuple[Any, int, int] = next(rendezvous("env://", timeout=limit))
+    found: tuple[Any, int, int] = next(torch.distributed.rendezvous("env://", timeout=limit))  # type: ignore[attr-defined]
     return found
 
 
