@@ -123,6 +123,12 @@ def own_cores() -> int:
     return max(1, (os.cpu_count() or 1) // max(1, int(here)))
 
 
+def share_threads() -> None:
+    """Compute with the own share of the cores, where the launcher has not said with how many threads."""
+    if launched() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(own_cores())
+
+
 def time_limit() -> float:
     """Seconds that the processes wait for each other.
 
