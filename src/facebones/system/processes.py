@@ -128,6 +128,7 @@ def signals_deferred() -> Iterator[None]:
 
 PARENT_VARIABLE = "FACEBONES_PARENT"  # id of the study that started this training: stop when it is gone
 LAUNCHER_VARIABLE = "FACEBONES_LAUNCHER"  # id of the process that started this one of several: likewise
+TORCHRUN_VARIABLE = "TORCHELASTIC_RUN_ID"  # in the processes that torchrun starts
 PARENT_SECONDS = 1.0
 
 
@@ -189,8 +190,9 @@ def stop_signals() -> Iterator[StopRequest]:
 
 
 def stop_with_parent() -> None:
-    """If the environment names a parent process, stop as on SIGTERM once it is gone."""
-    parent = os.environ.get(LAUNCHER_VARIABLE) or os.environ.get(PARENT_VARIABLE)
+    """If the environment names a parent process, or torchrun is the parent, stop as on SIGTERM once it is gone."""
+    torchrun = str(os.getppid()) if TORCHRUN_VARIABLE in os.environ else None
+    parent = torchrun or os.environ.get(LAUNCHER_VARIABLE) or os.environ.get(PARENT_VARIABLE)
     if parent is not None:
         Thread(target=_watch, args=(parent,), daemon=True).start()
 

@@ -17,7 +17,7 @@ from facebones.run_folder import RunFolder
 from facebones.system.device import device_settings, random_state_kept, select_device
 from facebones.system.distributed import World
 from facebones.system.process_group import agreed, gather_objects, joined, own_device
-from facebones.system.processes import PARENT_VARIABLE
+from facebones.system.processes import PARENT_VARIABLE, TORCHRUN_VARIABLE
 from facebones.system.progress import say
 from facebones.system.sharded_checkpoint import load_state, newest
 from facebones.training.callbacks import Callback
@@ -59,7 +59,7 @@ def train(
         with agreed(world):
             recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
             computing = select_device(own_device(device))
-            restarted = "TORCHELASTIC_RUN_ID" in os.environ and _holds(folder, recipe)
+            restarted = TORCHRUN_VARIABLE in os.environ and _holds(folder, recipe)
         if restarted:
             return resume(output, device, callbacks=callbacks)
         with device_settings(computing), random_state_kept(computing), _threads_of(recipe, folder):
