@@ -224,8 +224,10 @@ class _Watch:
         beats = 0
         while not self._ended.wait(BEAT_SECONDS):
             beats += 1
-            with suppress(RuntimeError):  # the store has gone with its process
+            try:
                 self._tell(beats)
+            except RuntimeError:  # the store has gone with its process; torch prints a stack each time
+                return
 
     def _tell(self, beats: int) -> None:
         with self._lock:
