@@ -9,8 +9,6 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -21,6 +19,7 @@ import facebones.errors
 from facebones.errors import ConfigError, FaceBonesError, RunError, first_line
 from facebones.system.device import select_device
 from facebones.system.distributed import ALONE, World
+from facebones.system.meeting import own_part, within
 from facebones.system.progress import silence
 
 TIME_LIMIT_VARIABLE = "FACEBONES_TIME_LIMIT"  # seconds that processes wait for each other
@@ -149,9 +148,10 @@ def _begin(device: torch.device) -> "_Watch":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        store, rank, size = _within(limit.total_seconds() + 1, lambda: _met(limit))
+        store, rank, size = within(limit.total_seconds() + 1, lambda: _met(limit))
+        store = own_part(store, rank, size, limit.total_seconds())
         torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-        own_store = _within(limit.total_seconds() + 1, lambda: _store(address, int(port), limit))
+        own_store = store.clone()  # a connection of its own: others may block
     except (RuntimeError, ValueError, OSError) as error:  # torch's DistNetworkError is a RuntimeError
         where = f"{address}:{port}"
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
@@ -166,32 +166,6 @@ def _met(limit: timedelta) -> tuple[Any, int, int]:
     """The store at which the processes meet, the number of this one, and that of all."""
     found: tuple[Any, int, int] = next(torch.distributed.rendezvous("env://", timeout=limit))  # type: ignore[attr-defined]
     return found
-
-
-def _store(address: str, port: int, limit: timedelta) -> Any:
-    store_class = torch.distributed.TCPStore  # type: ignore[attr-defined]
-    return store_class(address, port, is_master=False, wait_for_workers=False, timeout=limit)
-
-
-def _within(seconds: float, work: Callable[[], Any]) -> Any:
-    """What `work()` returns, if it does in time: torch waits for ever for a program that listens and says nothing.
-
-    Raises:
-        RuntimeError: it did not.
-    """
-    answer: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            answer.set_result(work())
-        except Exception as error:  # noqa: BLE001 (raised by `result`)
-            answer.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return answer.result(seconds)
-    except FutureTimeoutError as error:
-        raise RuntimeError(f"no answer within {seconds:g} s") from error
 
 
 class _Watch:
@@ -230,8 +204,10 @@ class _Watch:
         beats = 0
         while not self._ended.wait(BEAT_SECONDS):
             beats += 1
-            with suppress(RuntimeError):  # the store has gone with its process
+            try:
                 self._tell(beats)
+            except RuntimeError:  # the store has gone with its process; torch prints a stack each time
+                return
 
     def _tell(self, beats: int) -> None:
         with self._lock:
@@ -285,7 +261,7 @@ class _Watch:
     def _in_time(self, ask: Callable[[], Any]) -> Any:
         """An answer of the store; None if it has gone, or does not give one."""
         with suppress(RuntimeError):
-            return _within(BEAT_SECONDS * MISSED_BEATS, ask)
+            return within(BEAT_SECONDS * MISSED_BEATS, ask)
         return None
 
     def _read(self) -> list[list[str]]:

@@ -20,7 +20,8 @@ from facebones.system.processes import LAUNCHER_VARIABLE, stop_signals
 from facebones.system.progress import say
 
 POLL_SECONDS = 0.1
-PATIENCE_SECONDS = 60.0  # for the others, once one has died
+PATIENCE_SECONDS = 20.0  # for the others, once one has died: one that hangs is killed then
+SAVING_SECONDS = 60.0  # after a signal
 MOST_PROCESSES = 4096
 
 
@@ -98,7 +99,7 @@ def _wait_for_rest(processes: "Sequence[subprocess.Popen[bytes]]", passed_on: si
         if process.returncode is not None and process.returncode < 0 and -process.returncode != passed_on:
             name = signal.Signals(-process.returncode).name
             say(f"process {rank} of {len(processes)} was killed by {name}; the others end")
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + (PATIENCE_SECONDS if passed_on is None else SAVING_SECONDS)
     while time.monotonic() < end and any(process.poll() is None for process in processes):
         time.sleep(POLL_SECONDS)
 
