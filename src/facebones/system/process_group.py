@@ -110,9 +110,13 @@ def own_device(name: str) -> str:
     """
     if not launched() or name not in ("auto", "cuda") or not torch.cuda.is_available():
         return name
-    rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if rank >= gpus:
-        raise ConfigError(f"process {rank} has no GPU: this machine has {gpus}; start one process for each")
+    rank, gpus = os.environ.get("LOCAL_RANK", "0"), torch.cuda.device_count()
+    here = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+    if int(here) > gpus:  # all processes of the machine end, and one of them says why
+        kind = MeetingError if rank == "0" else ConfigError
+        raise kind(
+            f"{socket.gethostname()}: {here} processes for {gpus} GPUs; start one for each, or give --device cpu"
+        )
     return f"cuda:{rank}"
 
 
