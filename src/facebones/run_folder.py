@@ -14,7 +14,6 @@ from typing import IO, TYPE_CHECKING, Any
 import facebones
 from facebones.errors import CheckpointError, ConfigError, DataError, FaceBonesError, first_line
 from facebones.system.files import atomic_write, write_json
-from facebones.system.processes import PARENT_VARIABLE
 
 if TYPE_CHECKING:
     from facebones.recipe import Recipe
@@ -206,6 +205,8 @@ def folder_lock(path: Path, work: str = "trains") -> Iterator[None]:
     Raises:
         ConfigError: the folder cannot be made, or another process works here.
     """
+    from facebones.system.processes import PARENT_VARIABLE  # here: a report only reads the folder
+
     try:
         path.mkdir(parents=True, exist_ok=True)
         file = (path / ".lock").open("ab")
