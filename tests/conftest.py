@@ -24,6 +24,9 @@ from facebones.training import callbacks
 ROOT = Path(__file__).parents[1]
 REAL_FACES = ROOT.parent / "shared" / "faces"
 
+# Plug-ins and programs of tests, which register what they hold: pytest must not import them to look for doctests.
+collect_ignore = ["training/slow_tiny_network.py", "training/train_together.py"]
+
 torch.set_num_threads(1)  # two test processes on two cores
 
 

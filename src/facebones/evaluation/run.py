@@ -44,7 +44,7 @@ class Options(TypedDict, total=False):
     bootstrap: int
     seed: int
     progress: bool
-    world: World
+    world: World | None
 
 
 # Of `run_protocols`, for commands: they show the progress.
@@ -83,7 +83,7 @@ def evaluate(
     bootstrap: int = REPLICATES,
     seed: int = 0,
     progress: bool = False,
-    world: World = ALONE,
+    world: World | None = None,
 ) -> list[Metric] | list[MetricComparison]:
     """Measure one model, or compare several, on evaluation sets.
 
@@ -101,7 +101,7 @@ def evaluate(
         seed: of the bootstrap.
         progress: show the progress on stderr.
         world: processes that share the embedding, from `process_group.joined`; all call this function alike, and all
-            get the metrics. They are those of one process.
+            get the metrics. They are those of one process. None: this process alone.
 
     Returns:
         the metrics of one model, with values and intervals; or of several the comparison by each metric. One of several
@@ -110,7 +110,7 @@ def evaluate(
     Raises:
         FaceBonesError: a model or a set cannot be used; in one line.
     """
-    models = model if isinstance(model, Mapping) else {"model": model}
+    models, world = model if isinstance(model, Mapping) else {"model": model}, world or ALONE
     with world.agreed():
         protocols = _protocols(protocol)
     results = _measure(

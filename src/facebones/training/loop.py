@@ -47,9 +47,9 @@ class TrainingLoop:
     def run(self) -> dict[str, Any]:
         """Train from the current step to the last; returns the content of result.json."""
         trainer, recipe = self.trainer, self.recipe
+        self._introduce()
         with agreed(self.world):
             log = self._begin_log()
-        self._introduce()
         with closing(log), closing(trainer.step_batches()) as steps, stop_signals() as stop:
             self._save_beginning(log)
             while True:
