@@ -19,7 +19,7 @@ from facebones.recipe import recipe_from_dict
 from facebones.system.process_group import joined
 from facebones.training.trainer import Trainer
 
-SECONDS = 120
+SECONDS = 240
 
 
 class Shared(Backbone):
