@@ -119,6 +119,12 @@ def test_slurm_gets_what_the_options_say():
     assert "#SBATCH --array=0-2%3\n" in text and parameters["mem_gb"] == 32 and parameters["cpus_per_task"] == 8
 
 
+@pytest.mark.parametrize("more", [["--worker"], ["--only", "shufflefacenet_0_5_seed0"]])
+def test_print_is_not_told_which_worker_takes_what(study, tmp_path, capsys, more):
+    said = refused(["compare", study, "--output", str(tmp_path / "out"), "--launcher", "print", *more], capsys)
+    assert more[0] in said and "leave one of them out" in said
+
+
 def test_print_gives_a_shell_line_for_each_training(study, tmp_path, capsys):
     output = tmp_path / "my out"
     words = [
