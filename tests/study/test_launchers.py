@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from facebones.cli.main import main
+from facebones.study.launch import watch
 from facebones.study.launchers.options import read_launcher
 from facebones.study.launchers.slurm import _parameters
 from facebones.study.launchers.worker_job import WorkerJob
@@ -150,6 +151,20 @@ def test_print_gives_a_shell_line_for_each_training(study, tmp_path, capsys):
 
 def states(study, output):
     return [run.state for run in make_plan(load_study(study), output).runs]
+
+
+def test_watch_says_that_no_worker_is_there(study, tmp_path, capsys):
+    class Enough(Exception):
+        pass
+
+    def wait(_):
+        raise Enough
+
+    with pytest.raises(Enough):
+        watch(load_study(study), tmp_path / "out", wait)
+    said = capsys.readouterr().err
+    assert said == f"note: no worker trains in {tmp_path / 'out'} now; the same command without --watch starts one\n"
+    assert not (tmp_path / "out").exists()
 
 
 def run_facebones(*words):
