@@ -154,13 +154,13 @@ def states(study, output):
 
 
 def test_watch_says_that_no_worker_is_there(study, tmp_path, capsys):
-    class Enough(Exception):
+    class EnoughError(Exception):
         pass
 
     def wait(_):
-        raise Enough
+        raise EnoughError
 
-    with pytest.raises(Enough):
+    with pytest.raises(EnoughError):
         watch(load_study(study), tmp_path / "out", wait)
     said = capsys.readouterr().err
     assert said == f"note: no worker trains in {tmp_path / 'out'} now; the same command without --watch starts one\n"
