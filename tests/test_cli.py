@@ -24,6 +24,8 @@ from facebones.cli.main import COMMANDS, main
 from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.run_folder import RunFolder
 from facebones.system.checkpoint import load_checkpoint
+from facebones.system.processes import Interrupted
+from facebones.training import run
 from facebones.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -506,6 +508,17 @@ def test_evaluate_pairs_agrees_with_the_run_and_writes_its_files(trained, small_
     assert (tmp_path / "out" / "roc.png").read_bytes().startswith(b"\x89PNG")
     with np.load(tmp_path / "out" / "run_tiny_scores.npz") as scores:
         assert len(scores["distance"]) == len(scores["is_same"]) == 20
+
+
+def test_a_signal_before_the_run_exists_names_no_run_to_resume(train_words, tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(run, "_begin", stop)
+    assert main([str(word) for word in train_words()]) == 143
+    assert not (tmp_path / "run").exists()
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "facebones: stopped by SIGTERM; there is no run to continue; run the same command again"
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from facebones.cli.main import main
+from facebones.study.launch import watch
 from facebones.study.launchers.options import read_launcher
 from facebones.study.launchers.slurm import _parameters
 from facebones.study.launchers.worker_job import WorkerJob
@@ -119,6 +120,12 @@ def test_slurm_gets_what_the_options_say():
     assert "#SBATCH --array=0-2%3\n" in text and parameters["mem_gb"] == 32 and parameters["cpus_per_task"] == 8
 
 
+@pytest.mark.parametrize("more", [["--worker"], ["--only", "shufflefacenet_0_5_seed0"]])
+def test_print_is_not_told_which_worker_takes_what(study, tmp_path, capsys, more):
+    said = refused(["compare", study, "--output", str(tmp_path / "out"), "--launcher", "print", *more], capsys)
+    assert more[0] in said and "leave one of them out" in said
+
+
 def test_print_gives_a_shell_line_for_each_training(study, tmp_path, capsys):
     output = tmp_path / "my out"
     words = [
@@ -144,6 +151,20 @@ def test_print_gives_a_shell_line_for_each_training(study, tmp_path, capsys):
 
 def states(study, output):
     return [run.state for run in make_plan(load_study(study), output).runs]
+
+
+def test_watch_says_that_no_worker_is_there(study, tmp_path, capsys):
+    class EnoughError(Exception):
+        pass
+
+    def wait(_):
+        raise EnoughError
+
+    with pytest.raises(EnoughError):
+        watch(load_study(study), tmp_path / "out", wait)
+    said = capsys.readouterr().err
+    assert said == f"note: no worker trains in {tmp_path / 'out'} now; the same command without --watch starts one\n"
+    assert not (tmp_path / "out").exists()
 
 
 def run_facebones(*words):

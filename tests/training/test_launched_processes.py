@@ -115,8 +115,9 @@ def test_devices_a_killed_process_ends_the_others_and_resume_goes_on(run, tmp_pa
         os.kill(killed, signal.SIGKILL)
         assert launched.process.wait(15) == 1
         assert not launched.left()
-        (line,) = launched.lines()
+        line, last = launched.lines()
         assert f"process 1 ({os.uname().nodename}, id {killed}) ended or does not answer" in line
+        assert last == f"facebones: continue with: {folder.resume_command} --devices 2"
         assert "Traceback" not in launched.text()
     with Launched([*FACEBONES, "resume", str(folder.path), "--devices", "2"], tmp_path / "said") as launched:
         assert launched.process.wait(START_SECONDS) == 0, launched.text()
@@ -161,8 +162,9 @@ def test_devices_a_process_that_hangs_is_named_and_killed(run, tmp_path):
         stopped = launched.rank(1)
         os.kill(stopped, signal.SIGSTOP)
         assert launched.process.wait(60) == 1
-        (line,) = launched.lines()
+        line, last = launched.lines()
         assert f"id {stopped}) ended or does not answer" in line
+        assert last.startswith(f"facebones: continue with: {folder.resume_command}")
         assert not launched.left()
 
 

@@ -19,6 +19,7 @@ from facebones.errors import RunError
 from facebones.recipe import OptimizerConfig
 from facebones.reporting.plots.report_plots import report_plots
 from facebones.run_folder import RunFolder, read_metrics
+from facebones.training.callbacks import Callback
 from facebones.training.logs import Meter, validation_line
 from facebones.training.optimizer import build_optimizer
 from facebones.training.run import TrainingLoop, resume, train
@@ -349,3 +350,16 @@ def test_a_log_rounds_as_the_tables_do():
     values = dict.fromkeys(("accuracy", "accuracy_std", "best_accuracy", "tar_at_far_1e3"), 533 / 800)
     line = validation_line({"set": "lfw", **values, "auc": 0.5, "xnorm": 1.0})
     assert line.startswith("  lfw: accuracy 66.63 % ± 66.63 (best 66.63 %)  TAR@FAR=1e-3 66.63 %  AUC")
+
+
+def test_a_run_folder_that_is_removed_ends_the_training_at_the_next_save(tiny_recipe, tmp_path):
+    """A save would make the folder again, without the recipe that `resume` needs."""
+
+    class Remover(Callback):
+        def on_step(self, run, step):
+            if step == 2:
+                shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(RunError, match="run: the run folder was removed while its training went on"):
+        train(tiny_recipe(), tmp_path / "run", "cpu", callbacks=[Remover()])
+    assert not (tmp_path / "run").exists()

@@ -32,7 +32,11 @@ CANONICAL = "--training.canonical_shards"
 WRONG = [
     (3, ["--batch-size", "2"], "training.batch_size 2 is too small for 3 processes: each needs 1 image"),
     (3, ["--batch-size", "5", "--training.batch_norm", "own"], "is too small for 3 processes: each needs 2 images"),
-    (2, [CANONICAL, "3", "--batch-size", "9"], f"{CANONICAL[2:]} 3 cannot be shared by 2 processes; start 1, 3"),
+    (
+        2,
+        [CANONICAL, "3", "--batch-size", "9"],
+        f"{CANONICAL[2:]} 3 cannot be shared by 2 processes; start 1 or 3 of them",
+    ),
     (2, [CANONICAL, "4", "--batch-size", "10"], "4 does not divide training.batch_size 10; give a --batch-size of 8"),
     (2, [CANONICAL, "2", "--training.precision", "bf16"], "gives equal bits on CPUs in fp32"),
     (2, [CANONICAL, "0.5"], "canonical_shards"),

@@ -81,7 +81,7 @@ def _run(arguments: Arguments, argv: list[str]) -> int:
     if (count := _processes(arguments)) > 1:
         from facebones.system.start_processes import run_processes
 
-        return run_processes(argv, count)
+        return run_processes(argv, count, lambda: _continuation(arguments, argv))
     if "RANK" in os.environ or arguments.command_name in {"train", "resume", "compare"}:
         stop_with_parent()
     if arguments.command_name in {"train", "resume"}:
@@ -164,6 +164,8 @@ def _continuation(arguments: Arguments, argv: list[str]) -> str:
         from facebones.run_folder import RunFolder
 
         run = RunFolder(arguments.output if name == "train" else arguments.run_folder)
+        if not run.config.is_file():
+            return "there is no run to continue; run the same command again"
         device = "" if arguments.device == "auto" else f" --device {arguments.device}"
         devices = f" --devices {arguments.devices}" if arguments.devices else ""
         return f"continue with: {run.resume_command}{device}{devices}"

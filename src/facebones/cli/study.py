@@ -17,6 +17,7 @@ from facebones.cli.options import (
     recipe_options,
     runtime_option,
 )
+from facebones.errors import ConfigError
 
 if TYPE_CHECKING:
     from facebones.study.compare import Worker
@@ -116,6 +117,10 @@ def _launch(arguments: Arguments, study: "Study", launched: "LauncherOptions", o
     """Start workers elsewhere by the same command, and print what there is to know."""
     from facebones.study.launch import launch, result_of
 
+    if arguments.worker:
+        raise ConfigError(f"--worker: --launcher {arguments.launcher} starts the workers; leave one of them out")
+    if arguments.only and arguments.launcher == "print":
+        raise ConfigError("--only: --launcher print gives a line for each training; leave one of them out")
     for line in launch(study, arguments.output, arguments.launcher, launched, arguments.words, **options):
         print(line)
     if arguments.launcher == "ray":

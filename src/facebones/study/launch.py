@@ -109,6 +109,11 @@ class Progress:
         self._display.show([], self._leases.errors(), elsewhere)
         return bool(elsewhere or self._leases.waiting())
 
+    @property
+    def has_worker(self) -> bool:
+        """Whether a worker held a training at the last look."""
+        return bool(self._leases.elsewhere())
+
     def close(self) -> None:
         """Remove the table."""
         self._display.close()
@@ -121,6 +126,8 @@ def watch(study: Study, output: Path, wait: Callable[[float], object] = time.sle
         FaceBonesError: the study cannot be used.
     """
     with closing(Progress(make_plan(study, output))) as progress:
+        if progress.show() and not progress.has_worker:
+            say(f"note: no worker trains in {output} now; the same command without --watch starts one")
         while progress.show():
             wait(LOOK_SECONDS)
     say(f"all trainings have ended; the report: {output / REPORT_FOLDER / PAGE}")

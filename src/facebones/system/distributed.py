@@ -95,7 +95,7 @@ class World:
             divisors = [n for n in range(1, shards + 1) if shards % n == 0]
             raise ConfigError(
                 f"training.canonical_shards {shards} cannot be shared by {self.size} processes; start"
-                f" {', '.join(map(str, divisors))} of them"
+                f" {', '.join(map(str, divisors[:-1]))} or {shards} of them"
             )
         return replace(self, canonical=shards)
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -44,12 +44,13 @@ def number_of_processes(devices: str, device: str) -> int:
     return int(devices)
 
 
-def run_processes(argv: Sequence[str], count: int) -> int:
+def run_processes(argv: Sequence[str], count: int, continuation: Callable[[], str]) -> int:
     """Run `facebones ARGV` in several processes.
 
     Args:
         argv: the command line, with `--devices`, which the processes ignore.
         count: number of processes.
+        continuation: how to continue; printed at the end if a process was killed or hung.
 
     Returns:
         The exit status: 0 if all have ended well, else that of the first one that has not.
@@ -75,6 +76,8 @@ def run_processes(argv: Sequence[str], count: int) -> int:
             for process in processes:
                 process.kill()
                 process.wait()
+    if stop.received is None and any(process.returncode < 0 for process in processes):
+        say(f"facebones: {continuation()}")
     return _status(processes, stop.received)
 
 

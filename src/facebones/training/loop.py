@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from facebones.data.loader import Batch
-from facebones.errors import FaceBonesError, counted
+from facebones.errors import FaceBonesError, RunError, counted
 from facebones.recipe import Recipe
 from facebones.run_folder import RunFolder
 from facebones.system.background_save import BackgroundSave
@@ -216,6 +216,12 @@ class TrainingLoop:
             self._save(log)
 
     def _save(self, log: MetricsLog, *, in_background: bool = False) -> None:
+        with agreed(self.world):  # a save would make the folder again, without what `resume` needs
+            if self.world.is_first and not self.folder.path.is_dir():
+                raise RunError(
+                    f"{self.folder.path}: the run folder was removed while its training went on, which ends at step"
+                    f" {self.trainer.step}; start a new run"
+                )
         self.trainer.read_back_metrics()
         if self.trainer.parallel is not None:
             self.trainer.parallel.share_statistics()

@@ -214,7 +214,8 @@ def _errors_noted(
     try:
         yield
     except Exception as error:
-        if world.is_first and (not only_in_study or PARENT_VARIABLE in os.environ):
+        there = trainer is None or folder.path.is_dir()  # a folder that was removed is not made again
+        if world.is_first and there and (not only_in_study or PARENT_VARIABLE in os.environ):
             with suppress(FaceBonesError, OSError):  # a full disk: the error itself says more
                 folder.write_error(error, trainer.step if trainer else 0)
         raise
