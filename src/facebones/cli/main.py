@@ -22,7 +22,7 @@ from facebones.cli.options import Arguments, Command, current_names, import_opti
 from facebones.errors import ConfigError, FaceBonesError, RunError, first_line
 from facebones.plugins import import_plugins, raised_in_plugin
 from facebones.system.malloc import tune_malloc
-from facebones.system.processes import Interrupted, stop_signals, stop_with_parent
+from facebones.system.processes import TORCHRUN_VARIABLE, Interrupted, stop_signals, stop_with_parent
 
 GROUPS = {"evaluate": "measure a trained backbone", "data": "inspect, convert, align and synthesize faces"}
 # In the order of the help.
@@ -166,6 +166,8 @@ def _continuation(arguments: Arguments, argv: list[str]) -> str:
         run = RunFolder(arguments.output if name == "train" else arguments.run_folder)
         if not run.config.is_file():
             return "there is no run to continue; run the same command again"
+        if TORCHRUN_VARIABLE in os.environ:
+            return "continue with the same torchrun command"
         device = "" if arguments.device == "auto" else f" --device {arguments.device}"
         devices = f" --devices {arguments.devices}" if arguments.devices else ""
         return f"continue with: {run.resume_command}{device}{devices}"

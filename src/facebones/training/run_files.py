@@ -63,13 +63,15 @@ def same_training(trainer: Trainer) -> None:
     """
     if trainer.world.size == 1:
         return
-    own = {"facebones": facebones.__version__, "torch": torch.__version__, **trainer.data.fingerprint()}
+    own: dict[str, Any] = {"facebones": facebones.__version__, "torch": torch.__version__}
+    own |= {f"training data of {name}": value for name, value in trainer.data.fingerprint().items()}
     own |= {name: value for name, value in trainer.recipe.values().items() if name not in CHANGEABLE_FIELDS}
     if trainer.world.canonical:
         own["number of threads"] = torch.get_num_threads()
     answers = gather_objects(trainer.world, {"host": socket.gethostname(), **own})
+    names = dict.fromkeys(name for answer in answers for name in answer if name != "host")
     for rank, answer in enumerate(answers):
-        for name in own:
+        for name in names:
             if answer.get(name) != answers[0].get(name):
                 raise ConfigError(
                     f"process {rank} on {answer['host']} has {name} {answer.get(name)!s:.60}, and process 0 on"
