@@ -253,7 +253,7 @@ def test_of_200_trainings_none_is_lost_or_doubled_whichever_worker_dies(study, w
     deadline = time.monotonic() + 3600
     while any(process.poll() is None for process in workers):
         assert time.monotonic() < deadline
-        time.sleep(chance.uniform(1, 8))
+        time.sleep(chance.uniform(0.3, 2))
         place = chance.randrange(4)
         if workers[place].poll() is None and children(workers[place].pid) and kills < 24:
             kill(workers[place], training=chance.random() < 0.5)
