@@ -1,6 +1,5 @@
 """Rows that the processes of a group have computed, brought together."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -41,5 +40,5 @@ def _in_pieces(own: World, rows: Tensor, rank: int, *, sends: bool) -> None:
     each = PIECE_BYTES // flat.element_size()
     move = torch.distributed.send if sends else torch.distributed.recv
     for start in range(0, len(flat), each):
-        with own.guard("the gathering of features") if own.guard is not None else nullcontext():
+        with own.guarded("the gathering of features"):
             move(flat[start : start + each], rank)

@@ -49,11 +49,6 @@ def launched() -> bool:
     return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1" and place()[1] > 1
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one of its group that prints."""
-    return not launched() or place()[0] == 0
-
-
 def place() -> tuple[int, int]:
     """The number of this process, and that of all, as the launcher gave them.
 
@@ -304,7 +299,11 @@ def agreed(own: World) -> Iterator[None]:
         yield
     except Exception as caught:  # noqa: BLE001 (raised again below)
         error = caught
-    told = None if error is None else (type(error).__name__, str(error) or type(error).__name__, _is_expected(error))
+    told = (
+        None
+        if error is None
+        else (type(error).__name__, str(error) or type(error).__name__, isinstance(error, FaceBonesError))
+    )
     answers = gather_objects(own, told)
     rank = next((rank for rank, answer in enumerate(answers) if answer is not None), None)
     if rank is None:
@@ -324,10 +323,6 @@ def gather_objects(own: World, value: Any) -> list[Any]:
     with own.guarded("all_gather_object"):
         torch.distributed.all_gather_object(found, value)
     return found
-
-
-def _is_expected(error: Exception) -> bool:
-    return isinstance(error, FaceBonesError)
 
 
 def _error_class(name: str) -> type[FaceBonesError]:

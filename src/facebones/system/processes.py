@@ -6,10 +6,12 @@ ahead of a time limit, often to all processes of a job.
 
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread, current_thread, main_thread
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
@@ -124,6 +126,15 @@ def signals_deferred() -> Iterator[None]:
 
 
 # --------------------------------------------------- SIGINT and SIGTERM stop a training between two steps, after a save
+
+
+def facebones_command(words: Sequence[object]) -> list[str]:
+    """The command line that runs facebones with these words by this Python, as it runs here.
+
+    The current folder, which may hold a code.py, is kept out of the search path unless it is in ours.
+    """
+    safe_path = [] if sys.path[0] in ("", str(Path.cwd())) else ["-P"]
+    return [sys.executable, *safe_path, "-m", "facebones", *map(str, words)]
 
 
 PARENT_VARIABLE = "FACEBONES_PARENT"  # id of the study that started this training: stop when it is gone

@@ -7,16 +7,14 @@ them dies, the others notice it and end; this process says which one it was.
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 
 from facebones.errors import ConfigError
-from facebones.system.processes import LAUNCHER_VARIABLE, stop_signals
+from facebones.system.processes import LAUNCHER_VARIABLE, facebones_command, stop_signals
 from facebones.system.progress import say
 
 POLL_SECONDS = 0.1
@@ -87,9 +85,8 @@ def _start(argv: Sequence[str], rank: int, count: int, port: int) -> "subprocess
     environment |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     environment[LAUNCHER_VARIABLE] = str(os.getpid())
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    safe_path = [] if sys.path[0] in ("", str(Path.cwd())) else ["-P"]  # the folder may hold a code.py
     return subprocess.Popen(  # noqa: S603 (our own command line)
-        [sys.executable, *safe_path, "-m", "facebones", *argv],
+        facebones_command(argv),
         stdin=subprocess.DEVNULL,
         env=environment,
         process_group=0,  # Ctrl-C on a terminal reaches the launcher only, which passes it on once

@@ -102,7 +102,8 @@ class DataParallel:
         """Give every process the running statistics of the first one, where each keeps its own."""
         if self.world.size > 1 and not self._whole_batch_norm:
             for buffer in self._backbone.buffers():
-                torch.distributed.broadcast(buffer, 0)
+                with self.world.guarded("broadcast"):
+                    torch.distributed.broadcast(buffer, 0)
 
     # ------------------------------------------------------------------------------------- several shards, in turns
 
@@ -241,7 +242,8 @@ class _OverlappedSums:
     def begin(self) -> None:
         """The gradients of the next backward are the last of the step."""
         if self._group is None:  # its collectives do not wait for those of batch normalisation
-            self._group = torch.distributed.new_group()
+            with self._world.guarded("new_group"):
+                self._group = torch.distributed.new_group()
         self._missing, self._sent = [len(bucket) for bucket in self._buckets], []
 
     def finish(self) -> None:

@@ -6,9 +6,9 @@ before they go on, so that they save and stop at the same step.
 
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -42,7 +42,8 @@ class TrainingLoop:
         self.world = trainer.world
         self._saving = BackgroundSave(folder.last, folder.last_index, trainer.world)
         info = RunInfo(folder=folder.path, recipe=trainer.recipe, total_steps=trainer.total_steps)
-        self.callbacks = Callbacks([*callbacks, *registered_callbacks()], info, trainer.device)
+        every = [*callbacks, *registered_callbacks()] if self.world.is_first else []
+        self.callbacks = Callbacks(every, info, trainer.device)
 
     def run(self) -> dict[str, Any]:
         """Train from the current step to the last; returns the content of result.json."""
@@ -60,18 +61,13 @@ class TrainingLoop:
                 if trainer.step == trainer.total_steps:
                     break
                 trainer.stopwatch.start()
-                batches = self._next_batches(steps, log)
-                self._commit_if_written()
-                if (number := self._stop_for_all(stop)) is not None:
-                    self._save(log)
-                    raise Interrupted(number, trainer.step)
+                batches = self._next_batches(steps, log, stop)
                 trainer.train_step(batches)
                 line_due = trainer.step % recipe.log.every == 0 or trainer.step == trainer.total_steps
                 if line_due:
                     trainer.read_back_metrics()  # waits for the device, which is part of the steps' time
                 trainer.stopwatch.stop(trainer.step_images)
-                if self.world.is_first:
-                    self.callbacks.on_step(trainer.step)
+                self.callbacks.on_step(trainer.step)
                 if line_due:
                     self._log_interval(log)
                 stopped = stop.received if self.world.size == 1 else None
@@ -132,8 +128,7 @@ class TrainingLoop:
             save_state(self.folder.best, self.folder.best_index, trainer.state_dict(log.length), self.world)
         if trainer.step == trainer.total_steps:
             trainer.final = rows
-        if self.world.is_first:
-            self.callbacks.on_validation(rows)
+        self.callbacks.on_validation(rows)
 
     def _log_interval(self, log: MetricsLog) -> None:
         trainer = self.trainer
@@ -154,11 +149,15 @@ class TrainingLoop:
         log.write("train", values)
         say(train_line(values, trainer.total_steps, self.recipe.training.epochs, seconds_left))
         trainer.meter.reset()
-        if self.world.is_first:
-            self.callbacks.on_log(values)
+        self.callbacks.on_log(values)
 
-    def _next_batches(self, steps: Iterator[list[Batch]], log: MetricsLog) -> list[Batch]:
-        """The batches of the next step; if one process cannot read its own, all steps before are saved."""
+    def _next_batches(self, steps: Iterator[list[Batch]], log: MetricsLog, stop: StopRequest) -> list[Batch]:
+        """The batches of the next step, on which all processes agree: none failed to read, and none is to stop.
+
+        Raises:
+            FaceBonesError: one process cannot read its batches, or write what it saves in the background.
+            Interrupted: one of several processes got a signal. All steps before are saved, as they are before an error.
+        """
         error: FaceBonesError | None = None
         batches: list[Batch] = []
         try:
@@ -166,14 +165,34 @@ class TrainingLoop:
         except FaceBonesError as caught:  # an image is broken, or a worker was killed
             error = caught
         replaced = self.trainer.unreadable.take_new()
-        failed, news = self._largest(int(error is not None), int(bool(replaced)))
-        if news and not failed and self.world.size > 1:
-            for rank, found in enumerate(gather_objects(self.world, replaced)):
-                if rank != self.world.rank:
-                    self.trainer.unreadable.add(found)  # more than the limit in all: an error in every process
-            self.trainer.unreadable.take_new()
-        if not failed:
-            return batches
+        several = self.world.size > 1  # one process alone stops after a step
+        failed, news, writes, unwritten, number = self._largest(
+            int(error is not None),
+            int(bool(replaced)),
+            int(not self._saving.finished),
+            int(self._saving.failed),
+            int((several and stop.received) or 0),
+        )
+        if news and several and not failed:
+            self._merge_replaced(replaced)
+        if failed:
+            self._end_by(error, log)
+        if self._saving.begun:
+            self._commit_written(writes=bool(writes), failed=bool(unwritten))
+        if number:
+            self._save(log)
+            raise Interrupted(signal.Signals(number), self.trainer.step)
+        return batches
+
+    def _merge_replaced(self, own: Mapping[int, str]) -> None:
+        """Count the images that any process has replaced; more than the limit in all is an error in every process."""
+        for rank, found in enumerate(gather_objects(self.world, own)):
+            if rank != self.world.rank:
+                self.trainer.unreadable.add(found)
+        self.trainer.unreadable.take_new()
+
+    def _end_by(self, error: FaceBonesError | None, log: MetricsLog) -> NoReturn:
+        """Save, and raise the error of the process that has one in all of them."""
         self._save(log)
         command = self.folder.resume_command
         say(f"step {self.trainer.step} is saved; fix the error below, then continue with: {command}")
@@ -181,13 +200,6 @@ class TrainingLoop:
             if error is not None:
                 raise error
         raise AssertionError("unreachable: one process has an error")
-
-    def _stop_for_all(self, stop: StopRequest) -> signal.Signals | None:
-        """The signal that one of several processes got; they stop at the same step."""
-        if self.world.size == 1:
-            return None
-        (number,) = self._largest(int(stop.received or 0))
-        return signal.Signals(number) if number else None
 
     def _largest(self, *own: int) -> list[int]:
         """For each number the largest one of all processes, which wait for each other on the host, not on the GPU."""
@@ -232,11 +244,8 @@ class TrainingLoop:
             self._saving.complete()
             save_state(self.folder.last, self.folder.last_index, state, self.world)
 
-    def _commit_if_written(self) -> None:
-        """Make what was written in the background the checkpoint, once all processes have written their parts."""
-        if not self._saving.begun:
-            return
-        writes, failed = self._largest(int(not self._saving.finished), int(self._saving.failed))
+    def _commit_written(self, *, writes: bool, failed: bool) -> None:
+        """Make what was written in the background the checkpoint, once no process writes any more."""
         if failed:
             self._saving.complete()  # raises the error in every process
         elif not writes:
@@ -249,8 +258,7 @@ class TrainingLoop:
         with agreed(self.world):
             if self.world.is_first:
                 result = write_result(self.folder, self.trainer)
-        if self.world.is_first:
-            self.callbacks.on_end(result)
+        self.callbacks.on_end(result)
         return gather_objects(self.world, result)[0]  # type: ignore[no-any-return]
 
 

@@ -6,7 +6,6 @@ Other workers, here or on other machines, may train runs of the same study at th
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -25,7 +24,7 @@ from facebones.study.plan import DONE, TO_DO, UNFINISHED, Plan, PlannedRun
 from facebones.study.training_lease import LEASE_VARIABLE, lease_words
 from facebones.system.files import atomic_write
 from facebones.system.lease import Lease, Seen
-from facebones.system.processes import PARENT_VARIABLE, Interrupted, stop_signals
+from facebones.system.processes import PARENT_VARIABLE, Interrupted, facebones_command, stop_signals
 from facebones.system.progress import say
 
 POLL_SECONDS = 0.2
@@ -255,7 +254,7 @@ def start_child(run: PlannedRun, lease: Lease, slot: int, jobs: int, device: str
     with _open_log(run.log) as log:
         run.folder.error.unlink(missing_ok=True)  # of an earlier attempt
         process = subprocess.Popen(  # noqa: S603 (our own command line)
-            [sys.executable, *_safe_path(), "-m", "facebones", *words, "--device", device],
+            facebones_command([*words, "--device", device]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -277,11 +276,6 @@ def child_environment(slot: int, jobs: int, device: str) -> dict[str, str]:
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         environment["CUDA_VISIBLE_DEVICES"] = (visible or [str(number) for number in range(gpus)])[slot % gpus]
     return environment
-
-
-def _safe_path() -> list[str]:
-    """Keep the current folder, which may hold a code.py, out of the child's search path unless it is in ours."""
-    return [] if sys.path[0] in ("", str(Path.cwd())) else ["-P"]
 
 
 def _open_log(path: Path) -> IO[bytes]:

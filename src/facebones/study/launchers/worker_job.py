@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from facebones.errors import RunError
 from facebones.study.leases import ROUND_VARIABLE
-from facebones.system.processes import PARENT_VARIABLE, STOP_SIGNALS
+from facebones.system.processes import PARENT_VARIABLE, STOP_SIGNALS, facebones_command
 
 SAVE_SECONDS = 100.0  # for a training to save; Slurm signals two minutes ahead of its limit
 KILLED_SECONDS = 600.0
@@ -40,7 +39,7 @@ class WorkerJob:
         """
         own = {PARENT_VARIABLE: str(os.getpid()), ROUND_VARIABLE: self.launch}
         self._process = subprocess.Popen(  # noqa: S603 (our own command line)
-            [sys.executable, "-m", "facebones", *self.words],
+            facebones_command(self.words),
             cwd=self.folder,
             env=os.environ | own,
             stdin=subprocess.DEVNULL,
