@@ -4,10 +4,10 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from groups import wait_for
 
 from facebones.cli.main import main
 from facebones.study.launch import watch
@@ -192,14 +192,6 @@ def test_the_printed_lines_train_and_the_last_one_reports(study, tmp_path):
     said = run_facebones(*shlex.split(second.partition(" && facebones ")[2]))
     assert said.splitlines()[-1] == f"report: {output / 'report' / 'report.html'}"
     assert states(study, output) == [DONE, DONE]
-
-
-def wait_for(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "too slow"
-        time.sleep(0.1)
-    return found
 
 
 @pytest.mark.slow

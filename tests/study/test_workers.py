@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from groups import wait_for
 
 from facebones.run_folder import RunFolder, read_metrics
 from facebones.study.plan import DONE, make_plan
@@ -169,14 +170,6 @@ def children(pid):
     with suppress(OSError):
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
-
-
-def wait_for(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "too slow"
-        time.sleep(0.02)
-    return found
 
 
 def ended_well(process, seconds):

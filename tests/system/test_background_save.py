@@ -1,4 +1,4 @@
-"""Saves that a thread writes while the training goes on."""
+"""Saves that a thread writes during the training."""
 
 import threading
 

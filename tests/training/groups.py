@@ -35,6 +35,25 @@ log: {{every: 2}}
 """
 
 
+def training_command(folder, data):
+    """A run folder in `folder`, and the command line that trains in it by RECIPE."""
+    from facebones.run_folder import RunFolder
+
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    run = RunFolder(folder / "run")
+    return run, ["train", str(recipe), "--output", str(run.path), "--data", str(data)]
+
+
+def wait_for(condition, seconds):
+    """The first true value of a condition."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "too slow"
+        time.sleep(0.02)
+    return found
+
+
 def free_port():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))

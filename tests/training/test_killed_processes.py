@@ -1,4 +1,4 @@
-"""Processes that train together are killed at random moments and go on in another number: the bits stay the same."""
+"""Processes that train together are killed at random moments and continue in another number: the bits stay the same."""
 
 import random
 import signal

@@ -12,9 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from groups import RECIPE, Group, outcome
+from groups import Group, outcome, training_command
 
-from facebones.run_folder import RunFolder
 from facebones.system.processes import CAN_FORK
 
 pytestmark = [pytest.mark.skipif(not CAN_FORK, reason="no fork here"), pytest.mark.slow]
@@ -92,10 +91,7 @@ class Launched:
 
 @pytest.fixture
 def run(tmp_path, small_data):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE)
-    folder = RunFolder(tmp_path / "run")
-    return folder, ["train", str(recipe), "--output", str(folder.path), "--data", str(small_data)]
+    return training_command(tmp_path, small_data)
 
 
 def undisturbed(argv, tmp_path, size):

@@ -6,9 +6,8 @@ import signal
 import time
 
 import pytest
-from groups import RECIPE, Group, wait_for_step
+from groups import Group, training_command, wait_for_step
 
-from facebones.run_folder import RunFolder
 from facebones.system.processes import CAN_FORK
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="no fork here")
@@ -19,10 +18,7 @@ SLOW = {"STEP_SECONDS": "0.2"}
 @pytest.fixture
 def run(tmp_path, small_data):
     """A folder, and the command line that trains in it."""
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE)
-    folder = RunFolder(tmp_path / "run")
-    return folder, ["train", str(recipe), "--output", str(folder.path), "--data", str(small_data)]
+    return training_command(tmp_path, small_data)
 
 
 def resumed(folder, output, size):

@@ -99,7 +99,7 @@ def test_one_step_is_that_of_one_process(trained, name, size):
 
 
 def test_a_second_step_still_agrees(trained, small_data, tmp_path):
-    """Running statistics, momentum and the order of the images go on alike."""
+    """Running statistics, momentum and the order of the images continue alike."""
     cases = [{"size": size, "steps": 4, "recipe": recipe(small_data, {})} for size in (1, 2)]
     one, two = run(cases, tmp_path)
     assert len(one["measured"]) == 4

@@ -55,6 +55,43 @@ def without_left_out(models: dict[str, Model], left_out: dict[str, str], world: 
     return found
 
 
+def run_in_all(
+    models: Mapping[str, Model],
+    runtime: str,
+    sources: Sequence[ImageSource],
+    *,
+    left_out: dict[str, str],
+    world: World,
+    **options: Any,
+) -> dict[str, Model]:
+    """The models computed by a runtime in all processes; "auto" is decided in process 0.
+
+    Args:
+        models: as for `with_runtime`, and so are the next two.
+        runtime: its name.
+        sources: the images that will be embedded.
+        left_out: gets the reasons of models that the runtime fails to compute.
+        world: the processes.
+        options: `batch_size` and `flip` of `with_runtime`, whose errors are raised in all processes.
+    """
+    from facebones.evaluation.runtimes import AUTO, with_runtime  # here: few evaluations name a runtime
+
+    if world.size == 1 or runtime != AUTO:
+        with world.apart():
+            prepared = with_runtime(models, runtime, sources, left_out=left_out, **options)
+        return without_left_out(prepared, left_out, world)
+    prepared = {}
+    with world.apart():
+        if world.is_first:
+            prepared = with_runtime(models, runtime, sources, **options)
+    chosen = world.gather_objects({name: model.runtime for name, model in prepared.items()})[0]
+    with world.apart():
+        if not world.is_first:
+            for name, model in models.items():
+                prepared |= with_runtime({name: model}, chosen[name], sources, **options)
+    return prepared
+
+
 def check_alike(models: Mapping[str, Model], sources: Sequence[ImageSource], world: World, **options: Any) -> None:
     """Refuse processes that would compute something else than process 0.
 

@@ -58,7 +58,7 @@ DEFAULTS: dict[str, Any] = {
     "bootstrap": REPLICATES,
     "seed": 0,
     "progress": True,
-    "world": ALONE,
+    "world": None,
 }
 
 
@@ -163,7 +163,7 @@ def run_protocols(
         FaceBonesError: a model or a set cannot be used, or the output cannot be written.
     """
     given: dict[str, Any] = {**DEFAULTS, **options}
-    world: World = given["world"]
+    given["world"] = world = given["world"] or ALONE
     with world.agreed():
         _check_sets(protocols)
         if output is not None:
@@ -252,7 +252,7 @@ def _measure(
         sources = [group[0].images() for group in groups]
     opened = _opened(models, left_out, world, **opening)
     if runtime is not None:
-        from facebones.evaluation.runtimes_of_group import run_in_all
+        from facebones.evaluation.models_of_group import run_in_all
 
         embedded = [distinct(source, batch_size) for source in sources]
         opened = run_in_all(opened, runtime, embedded, left_out=left_out, world=world, batch_size=batch_size, flip=flip)

@@ -78,7 +78,7 @@ def compare(
     Returns:
         The content of study.json, with the sentences of the report ("answer") and the path of its page ("report").
         A run or measurement that failed has its error there; `raise_failures` turns that into a RunError. Where another
-        process goes on with the study, "elsewhere" says which and what it does, and "answer" and "report" are None.
+        process continues the study, "elsewhere" says which and what it does, and "answer" and "report" are None.
 
     Raises:
         FaceBonesError: input that cannot be used, or `output` holds runs of another study.

@@ -144,4 +144,4 @@ def result_of(output: Path) -> dict[str, Any]:
         results = json.loads((output / REPORT_FOLDER / RESULTS).read_bytes())
         return {**content, "answer": list(results["answer"]), "report": str(output / REPORT_FOLDER / PAGE)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{output}: its workers have ended without a report; the same command goes on") from error
+        raise RunError(f"{output}: its workers have ended without a report; the same command continues") from error

@@ -12,13 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
-from typing import Any
-
-import torch
 
 from facebones.system.distributed import World
-from facebones.system.process_group import LostProcessError, agreed, gather_objects, time_limit
+from facebones.system.process_group import LostProcessError, agreed, gather_objects, own_store
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 15.0  # after which a process counts as lost
@@ -74,7 +70,7 @@ class _Others:
     def __init__(self, own: World) -> None:
         self._own = own
         with agreed(own):
-            self._store = _store()
+            self._store = own_store()
         self._name = f"facebones/apart/{gather_objects(own, secrets.token_hex(8))[0]}"
         self._ended, self._lock = threading.Event(), threading.Lock()
         self._tell(_WORKS, 0)
@@ -134,11 +130,3 @@ class _Others:
     def _tell(self, state: str, beats: int) -> None:
         with suppress(RuntimeError), self._lock:  # the store has gone with its process
             self._store.set(f"{self._name}/{self._own.rank}", f"{state} {beats}")
-
-
-def _store() -> Any:
-    """A connection of its own to the store of the group, which `process_group.joined` joined."""
-    address, port = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
-    limit = timedelta(seconds=time_limit())
-    store = torch.distributed.TCPStore  # type: ignore[attr-defined]
-    return store(address, port, is_master=False, wait_for_workers=False, timeout=limit)

@@ -29,7 +29,7 @@ BEAT_SECONDS = 1.0
 MISSED_BEATS = 4
 LOST = "facebones/lost"  # key in the store: which process is missing
 
-_joined: list[World] = []
+_joined: list[tuple[World, Any]] = []  # with the group's part of the store
 
 
 class MeetingError(ConfigError):
@@ -37,7 +37,7 @@ class MeetingError(ConfigError):
 
 
 class LostProcessError(RunError):
-    """A process of the group has ended, hangs or is behind: the others cannot go on."""
+    """A process of the group has ended, hangs or is behind: the others cannot continue."""
 
 
 def launched() -> bool:
@@ -66,7 +66,12 @@ def place() -> tuple[int, int]:
 
 def world() -> World:
     """The world that this process has joined; `ALONE` if there is none."""
-    return _joined[-1] if _joined else ALONE
+    return _joined[-1][0] if _joined else ALONE
+
+
+def own_store() -> Any:
+    """A connection of its own to what the joined processes share: a call through another one may block."""
+    return _joined[-1][1].clone()
 
 
 @contextmanager
@@ -84,14 +89,14 @@ def joined(device: str = "auto") -> Iterator[World]:
         yield world()
         return
     where = select_device(own_device(device))
-    watch = _begin(where)
+    watch, store = _begin(where)
     own = World(rank=torch.distributed.get_rank(), size=torch.distributed.get_world_size(), guard=watch.guard)
-    _joined.append(own)
+    _joined.append((own, store))
     try:
         with silence(not own.is_first):
             yield own
     finally:
-        _joined.remove(own)
+        _joined.pop()
         watch.stop()
         with suppress(RuntimeError):
             torch.distributed.destroy_process_group()
@@ -140,7 +145,7 @@ def time_limit() -> float:
     raise ConfigError(f"{TIME_LIMIT_VARIABLE}={given}: give seconds, such as 600")
 
 
-def _begin(device: torch.device) -> "_Watch":
+def _begin(device: torch.device) -> "tuple[_Watch, Any]":
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     limit = timedelta(seconds=time_limit())
     if device.type == "cuda":
@@ -150,7 +155,7 @@ def _begin(device: torch.device) -> "_Watch":
         store, rank, size = within(limit.total_seconds() + 1, lambda: _met(limit))
         store = own_part(store, rank, size, limit.total_seconds())
         torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-        own_store = store.clone()  # a connection of its own: others may block
+        watched = store.clone()  # others may block the first connection
     except (RuntimeError, ValueError, OSError) as error:  # torch's DistNetworkError is a RuntimeError
         where = f"{address}:{port}"
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
@@ -158,7 +163,7 @@ def _begin(device: torch.device) -> "_Watch":
         raise MeetingError(
             f"the processes cannot meet at {where}: {first_line(error)[:200]}; check MASTER_ADDR and MASTER_PORT"
         ) from error
-    return _Watch(own_store, rank, size)
+    return _Watch(watched, rank, size), store
 
 
 def _met(limit: timedelta) -> tuple[Any, int, int]:
@@ -299,11 +304,8 @@ def agreed(own: World) -> Iterator[None]:
         yield
     except Exception as caught:  # noqa: BLE001 (raised again below)
         error = caught
-    told = (
-        None
-        if error is None
-        else (type(error).__name__, str(error) or type(error).__name__, isinstance(error, FaceBonesError))
-    )
+    name = type(error).__name__
+    told = None if error is None else (name, str(error) or name, isinstance(error, FaceBonesError))
     answers = gather_objects(own, told)
     rank = next((rank for rank, answer in enumerate(answers) if answer is not None), None)
     if rank is None:

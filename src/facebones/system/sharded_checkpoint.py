@@ -2,7 +2,7 @@
 
 Each process writes its rows of the large matrices (class centres, and their momentum) to a safetensors file of its own;
 process 0 writes everything else, and the index last. Read, each process takes the rows that it needs, from whichever
-files hold them. So a training goes on with another number of processes, or of shards, to the bit.
+files hold them. So a training continues with another number of processes, or of shards, to the bit.
 """
 
 import secrets

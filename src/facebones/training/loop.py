@@ -1,7 +1,7 @@
 """The loop over the steps of a training, in all of its processes: it logs, validates, saves and stops.
 
 Of several processes the first one writes and prints. Where one of them may fail or be told to stop, all agree on it
-before they go on, so that they save and stop at the same step.
+before they continue, so that they save and stop at the same step.
 """
 
 import math

@@ -173,7 +173,7 @@ def _holds(folder: RunFolder, recipe: Recipe) -> bool:
 
 @contextmanager
 def _in_first(world: World, block: AbstractContextManager[Any]) -> Iterator[Any]:
-    """Enter a block in the first process, before any other goes on; the others get None."""
+    """Enter a block in the first process, before any other continues; the others get None."""
     with ExitStack() as stack:
         value = None
         with agreed(world):
