@@ -22,12 +22,13 @@ def scaling(monkeypatch):
 
 def test_the_least_bytes_of_a_step(scaling):
     parameters = sum(p.numel() for p in create_backbone("mobilefacenet", 512, 0.0).parameters())
-    two, four = (scaling.least_bytes("mobilefacenet", processes, 64, 2) for processes in (2, 4))
+    two, four = (scaling.least_bytes("mobilefacenet", processes, 64, 2, "whole") for processes in (2, 4))
     assert two["gradients"] == 2 * 4 * parameters
     assert two["embeddings"] == 64 * 512 * 2 and two["embedding_gradients"] == 64 * 512 * 4
     assert two["softmax"] == 2 * 3 * 64 * 4 and two["labels"] == 64 * 8
     assert four == {name: 3 * size for name, size in two.items()}
-    assert not any(scaling.least_bytes("mobilefacenet", 1, 64, 2).values())
+    assert not any(scaling.least_bytes("mobilefacenet", 1, 64, 2, "whole").values())
+    assert scaling.least_bytes("mobilefacenet", 2, 64, 2, "own") == two | {"batch_norm": 0} and two["batch_norm"] > 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts these bytes")

@@ -66,7 +66,7 @@ def killed_until(kills, draw, recipe, data, folder, epochs):
 
 
 @pytest.mark.parametrize(
-    ("kills", "epochs"), [(2, 3), pytest.param(40, 13, marks=pytest.mark.slow)], ids=["two", "forty"]
+    ("kills", "epochs"), [(1, 2), pytest.param(40, 13, marks=pytest.mark.slow)], ids=["one", "forty"]
 )
 def test_random_kills_and_changes_of_the_number_change_no_bit(small_data, tmp_path, kills, epochs):
     recipe = tmp_path / "recipe.yaml"

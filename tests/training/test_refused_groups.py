@@ -49,7 +49,13 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("size", "options", "expected"), WRONG, ids=[row[2][:30] for row in WRONG])
+QUICK = 5  # each case starts its processes
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "expected"),
+    [pytest.param(*row, id=row[2][:30], marks=[pytest.mark.slow] * (k >= QUICK)) for k, row in enumerate(WRONG)],
+)
 def test_one_line_of_the_first_process(size, options, expected, recipe, small_data, tmp_path):
     data = [] if "--data" in options else ["--data", str(small_data)]
     argv = ["train", str(recipe), "--output", str(tmp_path / "run"), *data, *options]
@@ -70,9 +76,9 @@ def test_a_run_that_is_not_there(tmp_path):
     ("option", "value", "expected"),
     [
         ("--lr", "0.3", "has optimizer.learning_rate 0.3, and process 0"),
-        ("--seed", "7", "has training.seed 7, and process 0"),
-        ("--training.canonical_shards", "2", "canonical_shards"),
-        ("--batch-size", "6", "has training.batch_size 6, and process 0"),
+        pytest.param("--seed", "7", "has training.seed 7, and process 0", marks=pytest.mark.slow),
+        pytest.param("--training.canonical_shards", "2", "canonical_shards", marks=pytest.mark.slow),
+        pytest.param("--batch-size", "6", "has training.batch_size 6, and process 0", marks=pytest.mark.slow),
         ("--no-such-option", "1", "no-such-option"),
     ],
 )

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from facebones.data.images import ImageArray, single_threaded_opencv
 from facebones.data.preprocessing import five_of_68
 from facebones.errors import CheckpointError, ConfigError, DataError
+from facebones.system.files import read_at_most
 
 POINTS = (5, 68)
 FIELDS = tuple(1 + 2 * points for points in POINTS)
@@ -252,7 +253,7 @@ class FaceDetector:
 def _read_model(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            content = read_at_most(file, MOST_BYTES + 1)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}; {RIGHT_FILE}") from error
     model = np.frombuffer(content, dtype=np.uint8)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from facebones.errors import CheckpointError
-from facebones.system.files import atomic_write, parse_json
+from facebones.system.files import atomic_write, parse_json, read_at_most
 
 FORMAT, VERSION = "facebones sharded checkpoint", 1
 LARGEST_INDEX = 2**26  # bytes
@@ -167,7 +167,7 @@ def read_index(path: Path) -> Index:
 
     with open_regular(path) as file:
         try:
-            text = file.read(LARGEST_INDEX + 1)
+            text = read_at_most(file, LARGEST_INDEX + 1)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if len(text) > LARGEST_INDEX:

@@ -123,6 +123,11 @@ def stand_in(path: str | os.PathLike[str]) -> str | None:
     return next((what for what, beginnings in STAND_INS.items() if start.startswith(beginnings)), None)
 
 
+def read_at_most(file: IO[bytes], most: int) -> bytes:
+    """Read up to `most` bytes of a regular file; memory is set aside for its size, not for all of them."""
+    return file.read(min(most, os.fstat(file.fileno()).st_size + 1))
+
+
 def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     """Map the array of a `.npy` file from an untrusted source into memory, without unpickling.
 

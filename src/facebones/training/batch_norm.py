@@ -4,6 +4,7 @@ Each shard adds its sums to those of the others, in forward and in backward. Tor
 GPUs only and without a fixed order.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+CACHED_VALUES = 2**17
 
 Meet = Callable[[Tensor], Tensor]  # a value of one shard -> the sum over all shards
 
@@ -70,18 +73,16 @@ class _SharedNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_C, mean_C, variance_C, count = ctx.saved_tensors
-        # As in evaluation, where mean and variance are constants; their own part is added below.
-        gradient_x, gradient_weight_C, gradient_bias_C = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight_C, mean_C, variance_C, None, None, False, ctx.eps, [True, True, True]
+        _, gradient_weight_C, gradient_bias_C = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight_C, mean_C, variance_C, None, None, False, ctx.eps, [False, True, True]
         )
         sums = ctx.meet(torch.cat([gradient_weight_C, gradient_bias_C]).double())
         of_weight_C, of_bias_C = (sums / count).to(mean_C.dtype).chunk(2)
         inverse_C = (variance_C + ctx.eps).rsqrt()
-        slope_C = -inverse_C if weight_C is None else -weight_C * inverse_C
-        factor_C = slope_C * inverse_C * of_weight_C
-        offset_C = slope_C * of_bias_C - mean_C * factor_C
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        gradient_x.add_(torch.addcmul(offset_C.view(shape), x, factor_C.view(shape)).to(gradient_x.dtype))
+        slope_C = inverse_C if weight_C is None else weight_C * inverse_C
+        of_x_C = -slope_C * inverse_C * of_weight_C  # mean and variance depend on x, too
+        offset_C = -slope_C * of_bias_C - mean_C * of_x_C
+        gradient_x = _weighted_sum(gradient, slope_C, x, of_x_C, offset_C)
         return (
             gradient_x,
             None if weight_C is None else gradient_weight_C,
@@ -89,6 +90,19 @@ class _SharedNorm(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _weighted_sum(one: Tensor, factor_C: Tensor, other: Tensor, other_factor_C: Tensor, offset_C: Tensor) -> Tensor:
+    """`one * factor + other * other_factor + offset`, in the layout of `other`."""
+    shape = (1, -1, *[1] * (other.ndim - 2))
+    factor, other_factor, offset = (values_C.view(shape) for values_C in (factor_C, other_factor_C, offset_C))
+    result = torch.empty_like(other)
+    # Torch has no one operation for it: of a few images at a time, the second finds all in the cache of the processor.
+    images = len(other) if other.is_cuda else max(1, CACHED_VALUES // max(1, math.prod(other.shape[1:])))
+    parts = (torch.split(values, images) for values in (result, one, other))
+    for part, one_part, other_part in zip(*parts, strict=True):
+        torch.addcmul(offset, one_part, factor, out=part).addcmul_(other_part, other_factor)
+    return result
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
