@@ -29,7 +29,7 @@ BEAT_SECONDS = 1.0
 MISSED_BEATS = 4
 LOST = "facebones/lost"  # key in the store: which process is missing
 
-_joined: list[tuple[World, Any]] = []  # with the group's part of the store
+_joined: list[tuple[World, Any]] = []  # with a connection to the store
 
 
 class MeetingError(ConfigError):
@@ -70,8 +70,11 @@ def world() -> World:
 
 
 def own_store() -> Any:
-    """A connection of its own to what the joined processes share: a call through another one may block."""
-    return _joined[-1][1].clone()
+    """A connection to what the joined processes share that nothing else uses: a call through another one may block.
+
+    It was made when they met, because nobody can connect once the process that keeps the store has ended.
+    """
+    return _joined[-1][1]
 
 
 @contextmanager
@@ -155,7 +158,7 @@ def _begin(device: torch.device) -> "tuple[_Watch, Any]":
         store, rank, size = within(limit.total_seconds() + 1, lambda: _met(limit))
         store = own_part(store, rank, size, limit.total_seconds())
         torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-        watched = store.clone()  # others may block the first connection
+        watched, own = store.clone(), store.clone()  # others may block the first connection
     except (RuntimeError, ValueError, OSError) as error:  # torch's DistNetworkError is a RuntimeError
         where = f"{address}:{port}"
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
@@ -163,7 +166,7 @@ def _begin(device: torch.device) -> "tuple[_Watch, Any]":
         raise MeetingError(
             f"the processes cannot meet at {where}: {first_line(error)[:200]}; check MASTER_ADDR and MASTER_PORT"
         ) from error
-    return _Watch(watched, rank, size), store
+    return _Watch(watched, rank, size), own
 
 
 def _met(limit: timedelta) -> tuple[Any, int, int]:
