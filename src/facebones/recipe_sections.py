@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from facebones.errors import ConfigError
-from facebones.heads.registry import DEFAULT_HEAD, CombinedOptions
+from facebones.heads.shipped import DEFAULT_HEAD, CombinedOptions
 from facebones.strict_yaml import setting
 
 CHOOSABLE = ("precision", "compile")  # training settings that `training.choose` may name

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from facebones.errors import CheckpointError
+from facebones.heads import list_heads
 from facebones.run_folder import RunFolder, read_metrics
 from facebones.system.checkpoint import load_checkpoint
 from facebones.system.processes import Interrupted
@@ -82,6 +83,8 @@ OPTIONS = {
         **{"data.order": "repeated", "data.flip_draw": "repeated", "data.jpeg_quality": 75, "data.workers": 1},
         **{"schedule.one_step_ahead": True, "training.clip_norm": 1, "training.clip_of": "backbone"},
     },
+    **{f"head {name}": {"head.name": name, "training.batch_size": 2} for name in list_heads()[3:]},
+    "elasticface plus": {"head.name": "elasticface", "head.plus": True, "head.sample_rate": 0.3},
     "fp16": {"training.precision": "fp16"},
     "bf16": {"training.precision": "bf16"},
 }

@@ -24,6 +24,13 @@ SETTINGS = {
         "training": {"clip_of": "backbone"},
     },
     "cosface, repeated flips": {"head": {"name": "cosface"}, "data": {"flip_draw": "repeated"}},
+    "adaface, sampled": {"head": {"name": "adaface", "sample_rate": 0.4}},
+    "magface": {"head": {"name": "magface", "lower_norm": 1.0}},
+    "curricularface, sampled": {"head": {"name": "curricularface", "sample_rate": 0.4, "margin": 0.1}},
+    "elasticface plus": {"head": {"name": "elasticface", "plus": True}},
+    "uce, sampled": {"head": {"name": "uce", "sample_rate": 0.4}},
+    "sphereface2": {"head": {"name": "sphereface2"}},
+    "subcenter": {"head": {"name": "subcenter_arcface"}},
     "bf16": {"training": {"precision": "bf16"}},
     "fp16": {"training": {"precision": "fp16"}},
 }
@@ -96,6 +103,9 @@ def test_one_step_is_that_of_one_process(trained, name, size):
         assert difference([found[key]], [one[key]]) < (bound if key == "centres" else 50 * bound), key
     values = [list(result["backbone"].values()) for result in (found, one)]
     assert difference(*values) < bound
+    assert found["head"].keys() == one["head"].keys()
+    for key, value in one["head"].items():
+        assert difference([found["head"][key]], [value]) < bound, key
 
 
 def test_a_second_step_still_agrees(trained, small_data, tmp_path):

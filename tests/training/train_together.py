@@ -79,6 +79,7 @@ def _be(case, rank, port, path):
                 {
                     "measured": torch.tensor(measured, dtype=torch.float64),
                     "backbone": trainer.backbone.state_dict(),
+                    "head": {name: value for name, value in state["head"].items() if name != "centres"},
                     "centres": torch.cat(list(centres)),
                     "momentum": torch.cat(momentum, dim=1),
                     "scale": trainer.scaler.get_scale(),

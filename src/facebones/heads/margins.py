@@ -16,8 +16,10 @@ from torch import Tensor
 
 Gradient = Literal["straight_through", "exact"]
 
-# The exact slope of arccos at an angle of 0 is infinite; the sine is clamped to at least this.
-SMALLEST_SINE = 1e-4
+
+def smallest_sine(kind: torch.dtype) -> float:
+    """The exact slope of arccos at an angle of 0 is infinite; the sine is clamped to at least this."""
+    return 1e-8 if kind == torch.float64 else 1e-4
 
 
 def combined_margin(
@@ -64,7 +66,7 @@ def combined_margin(
         margined = angle.cos() - m3
         slope = torch.ones_like(target)
         if gradient == "exact":
-            slope = m1 * angle.sin() / theta.sin().clamp(min=SMALLEST_SINE)
+            slope = m1 * angle.sin() / theta.sin().clamp(min=smallest_sine(theta.dtype))
     # Value `margined`, derivative `slope`: the difference is 0 and carries the gradient.
     target_margined = torch.where(has_class, margined + slope * (target - target.detach()), target)
     others = cosine_BC

@@ -70,7 +70,7 @@ class PartialFC(Head):
     """Softmax over margined cosines to class centres, of which a random sample of the negatives takes part.
 
     For a margin that needs norms or state, derive a class: register buffers, write them in `update_state`, and read
-    both in the margin.
+    both in the margin. For a loss that is a sum over classes instead of a softmax, override `terms`.
 
     Args:
         num_classes: C, the number of classes in all.
@@ -81,11 +81,17 @@ class PartialFC(Head):
             `sampled.leaf` (no parameter of this module) instead of `centres`.
         shard: the classes whose centres are held here; None: all.
 
+    Attributes:
+        needs_target: the margin reads `state["target_cosine"]` (B, 1), the cosine of each row's true class, on every
+            shard; NaN for a row without a class.
+
     >>> from facebones.heads.margins import arcface
     >>> head = PartialFC(10, 4, arcface)
     >>> head(torch.ones(2, 4), torch.tensor([3, 7])).loss.shape
     torch.Size([])
     """
+
+    needs_target = False
 
     def __init__(
         self,
@@ -125,9 +131,22 @@ class PartialFC(Head):
         is passed: `cosine_BC` is (B, 1), and `column_B` is 0, or -1 without a class. All processes get the same values.
         """
 
+    def margin_state(self, target_B1: Tensor | None) -> Mapping[str, Tensor]:
+        """What the margin reads beside cosines and norms: the buffers, and the target's cosine if it is needed."""
+        target = {} if target_B1 is None else {"target_cosine": target_B1}
+        return dict(self.named_buffers()) | target
+
+    def terms(self, logits_BS: Tensor, column_B: Tensor) -> Tensor | None:
+        """For a loss that is a sum over classes, what those of this shard add to each row (B,); None: a softmax."""
+        return None
+
+    def regulariser(self, norm_B: Tensor, has_class_B: Tensor) -> Tensor | None:
+        """What the norms of a batch add to its loss."""
+        return None
+
     def metrics(self, norm_B: Tensor) -> Mapping[str, Tensor]:
-        """Scalars of a batch for the training log; none here. Called without gradients."""
-        return {}
+        """Scalars of a batch for the training log; called without gradients."""
+        return {"norm": norm_B.mean(), "norm_deviation": norm_B.std(correction=0)}
 
     def logits(self, embedding_BD: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Margined logits over the centres that take part, and each row's column among them.
@@ -145,13 +164,19 @@ class PartialFC(Head):
         return self._logits(*directions(embedding_BD), label_B)
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor) -> HeadOutput:
-        """Mean cross-entropy of the rows with a class; rows of label -1 add nothing. Shapes as in `logits`."""
+        """Mean loss of the rows with a class; rows of label -1 add nothing. Shapes as in `logits`."""
         if len(self.shard) != self.num_classes:
             raise ValueError(f"the loss needs all {self.num_classes} classes, and this shard holds {self.shard}")
         direction_BD, norm_B = directions(embedding_BD)
         logits, column = self._logits(direction_BD, norm_B, label_B)
-        total = functional.cross_entropy(logits, column, ignore_index=-1, reduction="sum")
-        loss = total / (column >= 0).sum().clamp(min=1)
+        has_class_B = column >= 0
+        if (term_B := self.terms(logits, column)) is None:
+            total = functional.cross_entropy(logits, column, ignore_index=-1, reduction="sum")
+        else:
+            total = torch.where(has_class_B, term_B, 0).sum()
+        loss = total / has_class_B.sum().clamp(min=1)
+        if (added := self.regulariser(norm_B, has_class_B)) is not None:
+            loss = loss + added
         with torch.no_grad():
             return HeadOutput(loss, self.metrics(norm_B))
 
@@ -160,7 +185,11 @@ class PartialFC(Head):
         if self.training:
             with torch.no_grad():
                 self.update_state(cosine_BS, column_B, norm_B)
-        return self.margined(cosine_BS, column_B, norm_B), column_B
+        target_B1 = None
+        if self.needs_target:
+            target_B = torch.where(column_B >= 0, target_values(cosine_BS.detach(), column_B), math.nan)
+            target_B1 = target_B[:, None]
+        return self.margined(cosine_BS, column_B, norm_B, target_B1), column_B
 
     def cosines(self, direction_BD: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines (B, S) of unit vectors to the centres that take part, and the columns of `logits`."""
@@ -172,10 +201,10 @@ class PartialFC(Head):
             column_B = self.sampled.place(column_B)
             return sampled_cosines(direction_BD, self.sampled.leaf, self.centres, self.sampled.index), column_B
 
-    def margined(self, cosine_BS: Tensor, column_B: Tensor, norm_B: Tensor) -> Tensor:
-        """The margin on cosines; it reads the buffers."""
+    def margined(self, cosine_BS: Tensor, column_B: Tensor, norm_B: Tensor, target_B1: Tensor | None = None) -> Tensor:
+        """The margin on cosines."""
         with torch.autocast(cosine_BS.device.type, enabled=False):
-            return self.margin(cosine_BS, column_B, norm_B, dict(self.named_buffers()))
+            return self.margin(cosine_BS, column_B, norm_B, self.margin_state(target_B1))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -188,11 +217,19 @@ class PartialFC(Head):
 
 
 def directions(embedding_BD: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors (B, D), bit by bit those of torch's `normalize`, and the norms (B,), both in float32."""
+    """Unit vectors (B, D), bit by bit those of torch's `normalize`, and the norms (B,); both in float32, or float64."""
     with torch.autocast(embedding_BD.device.type, enabled=False):
-        embedding_BD = embedding_BD.float()
+        embedding_BD = embedding_BD if embedding_BD.dtype == torch.float64 else embedding_BD.float()
         norm_B1 = torch.linalg.vector_norm(embedding_BD, dim=1, keepdim=True)
         return embedding_BD / norm_B1.clamp_min(SMALLEST_NORM), norm_B1[:, 0]
+
+
+def target_values(values_BS: Tensor, column_B: Tensor) -> Tensor:
+    """The value of each row's column (B,); 0 where the class is elsewhere."""
+    if not values_BS.shape[1]:
+        return values_BS.new_zeros(len(values_BS))
+    found_B = values_BS.gather(1, column_B.clamp(min=0)[:, None])[:, 0]
+    return torch.where(column_B >= 0, found_B, 0)
 
 
 def _draw_centres(centres: Tensor, shard: range, num_classes: int) -> None:

@@ -4,8 +4,8 @@ A head turns embeddings and labels into a loss while a backbone trains. A recipe
 margin: 0.5}`. Another head is a class in a module of the user's, under `@register_head`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from facebones.errors import ConfigError, UnknownNameError
@@ -15,7 +15,6 @@ from facebones.strict_yaml import ADMITTED_KINDS, setting
 if TYPE_CHECKING:
     from facebones.heads.partial_fc import Head
 
-DEFAULT_HEAD = "combined"  # of a recipe that names none
 Build = TypeVar("Build", bound=Callable[..., Any])
 
 
@@ -25,51 +24,6 @@ class HeadOptions:
 
     scale: float = setting(64.0, "factor on all cosines", above=0)
     sample_rate: float = setting(1.0, "share of the class centres that takes part in a step", above=0, maximum=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MarginOptions(HeadOptions):
-    """Options of every head with a fixed margin."""
-
-    interclass_filter: float = setting(0.0, "other classes' cosines above this are ignored; 0 is off", minimum=0)
-    gradient: str = setting(
-        "straight_through", "how the margin is differentiated", choices=("straight_through", "exact")
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CombinedOptions(MarginOptions):
-    """scale (cos(m1 angle + m2) - m3)."""
-
-    m1: float = setting(1.0, "factor on the angle (SphereFace)", above=0)
-    m2: float = setting(0.5, "added to the angle, radians (ArcFace)", minimum=0)
-    m3: float = setting(0.0, "subtracted from the cosine (CosFace)", minimum=0)
-
-    def combined(self) -> "CombinedOptions":
-        """These options."""
-        return self
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArcFaceOptions(MarginOptions):
-    """scale cos(angle + margin)."""
-
-    margin: float = setting(0.5, "added to the angle, radians", minimum=0, renamed=("m2",))
-
-    def combined(self) -> CombinedOptions:
-        """The same margin as options of `combined`."""
-        return CombinedOptions(m2=self.margin, **_shared(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class CosFaceOptions(MarginOptions):
-    """scale (cos(angle) - margin)."""
-
-    margin: float = setting(0.4, "subtracted from the cosine", minimum=0, renamed=("m3",))
-
-    def combined(self) -> CombinedOptions:
-        """The same margin as options of `combined`."""
-        return CombinedOptions(m2=0.0, m3=self.margin, **_shared(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +88,8 @@ def lookup_head(name: str, where: str = "") -> HeadEntry:
     Raises:
         UnknownNameError: no head of that name; the message offers the nearest.
 
-    >>> [item.name for item in fields(lookup_head("arcface").options)][-1]
-    'margin'
+    >>> lookup_head("arcface").options().margin
+    0.5
     """
     if name not in _REGISTRY:
         import_entry_points()
@@ -179,34 +133,3 @@ def _check_options(name: str, options: type[Any]) -> None:
             kinds = ", ".join(getattr(kind, "__name__", str(kind)) for kind in ADMITTED_KINDS)
             raise ValueError(f"head {name}: option {field_name} is {kind}; a recipe holds {kinds}")
     options()  # each option needs a default
-
-
-def _shared(options: MarginOptions) -> Mapping[str, Any]:
-    values = asdict(options)
-    return {item.name: values[item.name] for item in fields(MarginOptions)}
-
-
-@register_head("combined", CombinedOptions)
-def _build_combined(options: Any, num_classes: int, embedding_size: int, *, shard: range | None = None) -> Any:
-    """Softmax over scale (cos(m1 angle + m2) - m3): all three margins (arXiv 1801.07698, equation 4)."""
-    from functools import partial
-
-    from facebones.heads.margins import combined_margin
-    from facebones.heads.partial_fc import PartialFC
-
-    values = asdict(options.combined())
-    sample_rate = values.pop("sample_rate")
-    margin = partial(combined_margin, **values)
-    return PartialFC(num_classes, embedding_size, margin, sample_rate=sample_rate, shard=shard)
-
-
-@register_head("arcface", ArcFaceOptions)
-def _build_arcface(*arguments: Any, **options: Any) -> Any:
-    """ArcFace: softmax over scale cos(angle + margin) (arXiv 1801.07698)."""
-    return _build_combined(*arguments, **options)
-
-
-@register_head("cosface", CosFaceOptions)
-def _build_cosface(*arguments: Any, **options: Any) -> Any:
-    """CosFace: softmax over scale (cos(angle) - margin) (arXiv 1801.09414)."""
-    return _build_combined(*arguments, **options)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from facebones.heads.partial_fc import Head, HeadOutput, PartialFC, directions, sample_classes
+from facebones.heads.partial_fc import Head, HeadOutput, PartialFC, directions, sample_classes, target_values
 from facebones.heads.registry import create_head
 from facebones.system.distributed import World
 
@@ -172,23 +172,42 @@ class ShardedHead(_SharedHead):
             for head, (direction_BD, _) in zip(self.heads, pairs, strict=True)
         ]
         columns = [column_B for _, column_B in cosines]
-        if self.training and type(self.heads[0]).update_state is not PartialFC.update_state:
-            self._update_state([cosine_BS for cosine_BS, _ in cosines], columns, label, norm_B)
+        has_class_B = label >= 0
+        target_B1 = self._prepare_margin([cosine_BS for cosine_BS, _ in cosines], columns, has_class_B, norm_B)
         logits = [
-            head.margined(cosine_BS, column_B, own_norm_B) if cosine_BS.shape[1] else cosine_BS
+            head.margined(cosine_BS, column_B, own_norm_B, target_B1) if cosine_BS.shape[1] else cosine_BS
             for head, (cosine_BS, column_B), (_, own_norm_B) in zip(self.heads, cosines, pairs, strict=True)
         ]
-        loss = _CrossEntropy.apply(self.world, label >= 0, columns, *logits)  # type: ignore[no-untyped-call]
+        loss = self._loss(logits, columns, has_class_B)
+        if (added := self.heads[0].regulariser(norm_B, has_class_B)) is not None:
+            # The gradients of all shards with respect to the rows are summed: the first shard has that of this part.
+            loss = loss + (added if self.world.own_shards.start == 0 else added.detach())
         with torch.no_grad():
             return HeadOutput(loss, self.heads[0].metrics(norm_B))
 
+    def _loss(self, logits: list[Tensor], columns: list[Tensor], has_class_B: Tensor) -> Tensor:
+        """Mean over the rows with a class: of the cross-entropy over all shards, or of the sum of their terms."""
+        terms = [head.terms(one, column) for head, one, column in zip(self.heads, logits, columns, strict=True)]
+        parts = [torch.where(has_class_B, term_B, 0).sum() for term_B in terms if term_B is not None]
+        if not parts:
+            return _CrossEntropy.apply(self.world, has_class_B, columns, *logits)  # type: ignore[no-untyped-call,no-any-return]
+        return _Total.apply(self.world, *parts) / has_class_B.sum().clamp(min=1)  # type: ignore[no-untyped-call,no-any-return]
+
     @torch.no_grad()
-    def _update_state(self, cosines: list[Tensor], columns: list[Tensor], label_B: Tensor, norm_B: Tensor) -> None:
-        """Update the buffers of every shard alike, from the cosine of each row's true class, (B, 1)."""
-        target_B = self.world.total([_targets(one, column) for one, column in zip(cosines, columns, strict=True)])
-        column_B = torch.where(label_B >= 0, 0, -1)
-        for head in self.heads:
-            head.update_state(target_B[:, None], column_B, norm_B)
+    def _prepare_margin(
+        self, cosines: list[Tensor], columns: list[Tensor], has_class_B: Tensor, norm_B: Tensor
+    ) -> Tensor | None:
+        """Update the buffers of all shards alike; the cosine (B, 1) of each true class, if the margin reads it."""
+        first = self.heads[0]
+        updates = self.training and type(first).update_state is not PartialFC.update_state
+        if not (updates or first.needs_target):
+            return None
+        target_B = self.world.total([target_values(one, column) for one, column in zip(cosines, columns, strict=True)])
+        if updates:
+            column_B = torch.where(has_class_B, 0, -1)
+            for head in self.heads:
+                head.update_state(target_B[:, None], column_B, norm_B)
+        return torch.where(has_class_B, target_B, math.nan)[:, None] if first.needs_target else None
 
 
 class _GatherRows(torch.autograd.Function):
@@ -217,6 +236,20 @@ class _GatherRows(torch.autograd.Function):
         return own.to(ctx.kind), None, None, None
 
 
+class _Total(torch.autograd.Function):
+    """The sum of a number of each shard, the same in each process; each gets its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, world: World, *parts: Tensor) -> Tensor:
+        ctx.count = len(parts)
+        return world.total(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *[gradient] * ctx.count
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of rows whose logits are cut into shards; a row without a class adds nothing."""
 
@@ -225,7 +258,7 @@ class _CrossEntropy(torch.autograd.Function):
         largest_B = world.largest([_row_maxima(one) for one in logits])
         exponentials = [(one - largest_B[:, None]).exp_() for one in logits]
         parts = [
-            torch.stack([exponential.sum(dim=1), _targets(one, column)])
+            torch.stack([exponential.sum(dim=1), target_values(one, column)])
             for exponential, one, column in zip(exponentials, logits, columns, strict=True)
         ]
         sum_B, target_B = world.total(parts)
@@ -252,11 +285,3 @@ class _CrossEntropy(torch.autograd.Function):
 
 def _row_maxima(logits_BS: Tensor) -> Tensor:
     return logits_BS.amax(dim=1) if logits_BS.shape[1] else logits_BS.new_full((len(logits_BS),), -math.inf)
-
-
-def _targets(values_BS: Tensor, column_B: Tensor) -> Tensor:
-    """The value of each row's column; 0 where the class is elsewhere."""
-    if not values_BS.shape[1]:
-        return values_BS.new_zeros(len(values_BS))
-    found_B = values_BS.gather(1, column_B.clamp(min=0)[:, None])[:, 0]
-    return torch.where(column_B >= 0, found_B, 0)
