@@ -83,7 +83,10 @@ OPTIONS = {
         **{"data.order": "repeated", "data.flip_draw": "repeated", "data.jpeg_quality": 75, "data.workers": 1},
         **{"schedule.one_step_ahead": True, "training.clip_norm": 1, "training.clip_of": "backbone"},
     },
-    **{f"head {name}": {"head.name": name, "training.batch_size": 2} for name in list_heads()[3:]},
+    **{
+        f"head {name}": {"head.name": name, "head.sample_rate": 1.0, "training.batch_size": 2}
+        for name in list_heads()[3:]
+    },
     "elasticface plus": {"head.name": "elasticface", "head.plus": True, "head.sample_rate": 0.3},
     "fp16": {"training.precision": "fp16"},
     "bf16": {"training.precision": "bf16"},
