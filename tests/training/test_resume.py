@@ -83,17 +83,24 @@ OPTIONS = {
         **{"data.order": "repeated", "data.flip_draw": "repeated", "data.jpeg_quality": 75, "data.workers": 1},
         **{"schedule.one_step_ahead": True, "training.clip_norm": 1, "training.clip_of": "backbone"},
     },
-    **{
-        f"head {name}": {"head.name": name, "head.sample_rate": 1.0, "training.batch_size": 2}
-        for name in list_heads()[3:]
-    },
     "elasticface plus": {"head.name": "elasticface", "head.plus": True, "head.sample_rate": 0.3},
     "fp16": {"training.precision": "fp16"},
     "bf16": {"training.precision": "bf16"},
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+OF_HEADS = {
+    f"head {name}": {"head.name": name, "head.sample_rate": 1.0, "training.batch_size": 2} for name in list_heads()[3:]
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(pytest.param(options, id=name) for name, options in OPTIONS.items()),
+        *(pytest.param(options, id=name, marks=pytest.mark.slow) for name, options in OF_HEADS.items()),
+    ],
+)
 def test_resumed_run_equals_the_uninterrupted_one(tmp_path, tiny_recipe, monkeypatch, options):
     recipe = tiny_recipe(**options)
     train(recipe, tmp_path / "whole", "cpu")
