@@ -259,6 +259,7 @@ def test_features_of_one_runtime_are_not_taken_for_those_of_another(models, ijb,
     assert run_json(capsys, [*words, "--runtime", "bf16"]) == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_pass_goes_on_and_gives_equal_scores(ijb, tmp_path, number):
     # A real backbone: a registered one that the child process knows as well.

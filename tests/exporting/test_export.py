@@ -119,6 +119,7 @@ def test_folded_preprocessing_takes_pixels(trained, tiny_backbone, tmp_path):
         np.testing.assert_allclose(found, plain(scaled(pixels)).numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_network_of_another_input_is_exported_with_ours(tmp_path, golden_tensor):
     """MagFace's files expect BGR from 0 to 1; the exported file states our input, and must take it."""
     state = {key: golden_tensor(key, one.shape) for key, one in create_backbone("iresnet18", 64).state_dict().items()}
@@ -131,6 +132,7 @@ def test_a_network_of_another_input_is_exported_with_ours(tmp_path, golden_tenso
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.linalg.norm(expected, axis=1).max())
 
 
+@pytest.mark.slow
 def test_parity_on_real_faces(trained, real_faces, tmp_path):
     run, _ = trained("shufflefacenet_0_5")
     result = export(run, tmp_path / "out.onnx", data=[real_faces / "celeba_cfp" / "lfw.bin"])

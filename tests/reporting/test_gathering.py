@@ -86,6 +86,7 @@ def test_a_study_gives_runs_costs_metrics_curves_and_its_command(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_report_runs_no_plug_in_of_the_folders_that_it_reads(tmp_path, capsys):
     """A stranger's study, run or entry of study.json may name plug-ins that exist; none of them is imported."""
     ran, plug = tmp_path / "ran", tmp_path / "plug.py"

@@ -452,6 +452,7 @@ def finished(write, tmp_path):
     return build
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_measured_once_and_again_where_it_has_changed(finished, small_data, monkeypatch):
     monkeypatch.setattr(PROFILE, "measure_peak_memory", lambda *_: 1)
     study, output = finished(profile="{seconds: 0.01, batch_size: 2}")
@@ -478,6 +479,7 @@ def test_what_is_finished_is_measured_once_and_again_where_it_has_changed(finish
     }
 
 
+@pytest.mark.slow
 def test_a_measurement_of_an_older_version_stands_until_something_that_decides_it_changes(finished, monkeypatch):
     """The digest of 0.2.0.dev0 had the version in front; `evaluation` was a mapping."""
     study, output = finished()
@@ -510,6 +512,7 @@ def signature(path):
     return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
 
 
+@pytest.mark.slow
 def test_another_runtime_measures_anew_and_is_told(finished):
     study, output = finished()
     told = []
@@ -594,6 +597,7 @@ def test_the_report_says_what_was_left_out(lost):
     assert "model.safetensors: no safetensors file" in (output / "report" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_run_whose_weights_are_lost_is_left_out_and_the_rest_is_measured_once(finished, tmp_path):
     study, output = finished()
     weights = RunFolder(output / "runs" / SMALL / "seed0").weights

@@ -32,6 +32,7 @@ def digests(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_an_older_study_is_completed_and_its_finished_run_is_not_trained_again(older, capsys):
     done, unfinished = (older / "study" / "runs" / name / "seed0" for name in (DONE, UNFINISHED))
     before, steps_before = digests(done), read_metrics(unfinished / "metrics.jsonl")
