@@ -1,5 +1,7 @@
-"""Claims: W processes hold 1/W of the head each, and two train at least 1.7 times as fast as one where each normalises
-its own part of the batch (`--batch-norm own`, as DistributedDataParallel does); over the whole batch: not reached yet.
+"""Claims: W processes hold 1/W of the head each, and two train at least 1.7 times as fast as one.
+
+The second holds where each normalises its own part of the batch (`--batch-norm own`, as DistributedDataParallel does);
+over the whole batch it is not reached yet.
 
 Efficiency: images/s of `facebones train --devices W` on W cores against W times those of one process on one core, each
 process with one thread. The trainings take turns; the ratio is the median of those within a turn. The batch grows with

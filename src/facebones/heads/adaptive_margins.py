@@ -14,30 +14,12 @@ import torch
 from torch import Tensor
 
 from facebones.heads.margins import smallest_sine
-from facebones.heads.partial_fc import PartialFC
-from facebones.heads.registry import HeadOptions
+from facebones.heads.partial_fc import OptionsHead, target_values
 from facebones.heads.shipped import AdaFaceOptions, CurricularFaceOptions, ElasticFaceOptions, MagFaceOptions
 
 
-class MarginedHead(PartialFC):
-    """A head whose margin is a method, `margined_target`.
-
-    Args:
-        options: of the head; they have `scale` and `sample_rate`.
-        num_classes: C, the number of classes in all.
-        embedding_size: D.
-        shard: the classes whose centres are held here; None: all.
-    """
-
-    options: HeadOptions
-
-    def __init__(
-        self, options: HeadOptions, num_classes: int, embedding_size: int, *, shard: range | None = None
-    ) -> None:
-        super().__init__(
-            num_classes, embedding_size, self.margined_logits, sample_rate=options.sample_rate, shard=shard
-        )
-        self.options = options
+class MarginedHead(OptionsHead):
+    """A softmax in which `margined_target` replaces the cosine of the true class, and `others` those of the others."""
 
     def margined_target(self, target_B1: Tensor, norm_B: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """What replaces the cosine (B, 1) of the true class; differentiable."""
@@ -50,13 +32,13 @@ class MarginedHead(PartialFC):
     def margined_logits(
         self, cosine_BC: Tensor, column_B: Tensor, norm_B: Tensor, state: Mapping[str, Tensor]
     ) -> Tensor:
-        """Logits (B, C); a margin as in `facebones.heads.margins`."""
+        """Logits (B, C) with the replaced cosines."""
         has_class_B1, column_B1 = (column_B >= 0)[:, None], column_B.clamp(min=0)[:, None]
         others = self.others(cosine_BC, state)
         target_B1 = self.margined_target(cosine_BC.gather(1, column_B1), norm_B, state)
         replaced_B1 = torch.where(has_class_B1, target_B1, others.gather(1, column_B1))
         scale = self.options.scale
-        return (scale * others).scatter(1, column_B1, scale * replaced_B1)
+        return (scale * others).scatter_(1, column_B1, scale * replaced_B1)  # in place: one (B, C) copy less
 
 
 def turned(target_B1: Tensor, margin: Tensor | float) -> Tensor:
@@ -148,7 +130,7 @@ class MagFace(MarginedHead):
 
 
 class CurricularFace(MarginedHead):
-    """CurricularFace: ArcFace in which negatives above the margined target count more as the training goes on.
+    """CurricularFace: ArcFace in which negatives above the margined target count more as the training progresses.
 
     `progress`, the running mean of the true classes' cosines, decides how much.
     """
@@ -166,8 +148,7 @@ class CurricularFace(MarginedHead):
     def update_state(self, cosine_BC: Tensor, column_B: Tensor, norm_B: Tensor) -> None:
         """Move the running mean towards the mean cosine of the true classes of the batch."""
         has_class_B = column_B >= 0
-        target_B = cosine_BC.gather(1, column_B.clamp(min=0)[:, None])[:, 0]
-        mean = torch.where(has_class_B, target_B, 0).sum() / has_class_B.sum().clamp(min=1)
+        mean = target_values(cosine_BC, column_B).sum() / has_class_B.sum().clamp(min=1)
         moved = self.progress.lerp(mean.to(self.progress.dtype), self.options.momentum)
         self.progress.copy_(torch.where(has_class_B.any(), moved, self.progress))
 
@@ -185,7 +166,7 @@ class CurricularFace(MarginedHead):
 
 
 class ElasticFace(MarginedHead):
-    """ElasticFace: the margin of each image is drawn anew in each step.
+    """ElasticFace: the margin of each image is drawn at random in each step.
 
     The generator is part of the state, so a resumed training draws the same margins; every shard draws those of the
     whole batch.

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facebones.heads.margins import cosface
-from facebones.heads.partial_fc import PartialFC, target_values
+from facebones.heads.partial_fc import OptionsHead, target_values
 from facebones.heads.registry import HeadOptions
 from facebones.heads.shipped import SphereFace2Options, UnifiedCrossEntropyOptions
 
 
-class BinaryHead(PartialFC):
+class BinaryHead(OptionsHead):
     """Sums softplus(-logit) of the true class and softplus(logit) of the others, each with a weight.
 
     Args:
-        options: of the head; they have `scale` and `sample_rate`.
+        options: of the head.
         num_classes: C, the number of classes in all.
         embedding_size: D.
         shard: the classes whose centres are held here; None: all.
@@ -41,24 +41,17 @@ class BinaryHead(PartialFC):
         other: float,
         bias: float,
     ) -> None:
-        super().__init__(
-            num_classes, embedding_size, self.margined_logits, sample_rate=options.sample_rate, shard=shard
-        )
-        self.options, self.own, self.other = options, own, other
+        super().__init__(options, num_classes, embedding_size, shard=shard)
+        self.own, self.other = own, other
         self.bias = nn.Parameter(torch.tensor([bias]))
-
-    def margined_logits(
-        self, cosine_BC: Tensor, column_B: Tensor, norm_B: Tensor, state: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Logits (B, C); a margin as in `facebones.heads.margins`."""
-        raise NotImplementedError
 
     def terms(self, logits_BS: Tensor, column_B: Tensor) -> Tensor:
         """The weighted sum (B,) over the classes of this shard."""
         column_B1 = column_B.clamp(min=0)[:, None]
         if not logits_BS.shape[1]:
             return logits_BS.sum(dim=1)
-        own_B1 = torch.where(column_B[:, None] >= 0, -logits_BS.gather(1, column_B1), logits_BS.gather(1, column_B1))
+        target_B1 = logits_BS.gather(1, column_B1)
+        own_B1 = torch.where(column_B[:, None] >= 0, -target_B1, target_B1)
         # softplus; torch's own is an approximation above 20.
         answers = -functional.logsigmoid(-logits_BS.scatter(1, column_B1, own_B1))
         return self.other * answers.sum(dim=1) + (self.own - self.other) * target_values(answers, column_B)
@@ -88,7 +81,7 @@ class UnifiedCrossEntropy(BinaryHead):
 
 
 class SphereFace2(BinaryHead):
-    """A binary classification for each class on a similarity that is flat where the classes are easy to tell apart.
+    """A binary classification for each class on a similarity that is flat where the classes are easy to distinguish.
 
     The similarity is applied without being differentiated, as in the authors' code. They also normalise the stored
     centres in every step; here they are normalised where they are used.

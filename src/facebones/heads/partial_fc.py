@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facebones.heads.cosines import cosines, sampled_cosines
+from facebones.heads.registry import HeadOptions
 from facebones.heads.sampled_centres import SampledCentres
 
 Margin = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
@@ -214,6 +215,31 @@ class PartialFC(Head):
 
     def _is_here(self, label: Tensor) -> Tensor:
         return (label >= self.shard.start) & (label < self.shard.stop)
+
+
+class OptionsHead(PartialFC):
+    """Base of heads that are built from options and whose margin is a method.
+
+    Args:
+        options: of the head.
+        num_classes: C, the number of classes in all.
+        embedding_size: D.
+        shard: the classes whose centres are held here; None: all.
+    """
+
+    def __init__(
+        self, options: HeadOptions, num_classes: int, embedding_size: int, *, shard: range | None = None
+    ) -> None:
+        super().__init__(
+            num_classes, embedding_size, self.margined_logits, sample_rate=options.sample_rate, shard=shard
+        )
+        self.options = options
+
+    def margined_logits(
+        self, cosine_BC: Tensor, column_B: Tensor, norm_B: Tensor, state: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Logits (B, C); a margin as in `facebones.heads.margins`."""
+        raise NotImplementedError
 
 
 def directions(embedding_BD: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,7 @@ class CurricularFaceOptions(HeadOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticFaceOptions(HeadOptions):
-    """A margin that is drawn anew for each image of each step."""
+    """A margin that is drawn at random for each image in each step."""
 
     kind: str = setting("arc", "arc: added to the angle; cos: subtracted from the cosine", choices=("arc", "cos"))
     margin: float = setting(0.5, "mean of the margins (the authors take 0.35 with cos)", minimum=0)
@@ -179,7 +179,7 @@ def _build_magface(options: Any, *arguments: Any, **others: Any) -> Any:
 
 @register_head("curricularface", CurricularFaceOptions)
 def _build_curricularface(*arguments: Any, **options: Any) -> Any:
-    """CurricularFace: hard negatives count more as the training goes on (arXiv 2004.00288)."""
+    """CurricularFace: hard negatives count more as the training progresses (arXiv 2004.00288)."""
     from facebones.heads.adaptive_margins import CurricularFace
 
     return CurricularFace(*arguments, **options)

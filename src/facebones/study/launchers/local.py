@@ -101,7 +101,7 @@ class LocalWorker:
         self._running: list[Child] = []
         self._own_errors: Errors = {}
         self._next_look = 0.0
-        self._first_changes: dict[str, int] = {}  # changes of others' leases when this worker first had nothing to take
+        self._first_changes: dict[str, int] = {}  # changes of others' leases when this worker first had no run to train
 
     @property
     def errors(self) -> Errors:
@@ -166,7 +166,7 @@ class LocalWorker:
         return bool(held) and (wait or not self._all_give_signs(held))
 
     def _all_give_signs(self, held: Mapping[str, Seen]) -> bool:
-        """Whether each training of other workers has shown a sign of life since this worker had nothing to take."""
+        """Whether each training of other workers has shown a sign of life since this worker had no run to train."""
         for name, seen in held.items():
             self._first_changes.setdefault(name, seen.changes)
         return all(seen.changes > self._first_changes[name] for name, seen in held.items())
