@@ -18,8 +18,7 @@ from typing import Any
 import yaml
 
 from facebones.errors import ConfigError, FaceBonesError, UnknownNameError
-from facebones.heads.registry import list_heads, lookup_head
-from facebones.heads.shipped import DEFAULT_HEAD, CombinedOptions
+from facebones.heads.registry import DEFAULT_HEAD, CombinedOptions, list_heads, lookup_head
 from facebones.plugins import import_plugins
 from facebones.recipe_sections import (
     SECTIONS,

@@ -3,7 +3,6 @@
 Importing this package does not import torch: the registry knows names and options, and builds a head on demand.
 """
 
-from facebones.heads import shipped as shipped  # registers its heads
 from facebones.heads.registry import HeadOptions, create_head, list_heads, lookup_head, register_head
 
 __all__ = ["HeadOptions", "create_head", "list_heads", "lookup_head", "register_head"]

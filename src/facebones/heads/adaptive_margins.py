@@ -13,9 +13,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from facebones.errors import ConfigError
 from facebones.heads.margins import smallest_sine
 from facebones.heads.partial_fc import OptionsHead, target_values
-from facebones.heads.shipped import AdaFaceOptions, CurricularFaceOptions, ElasticFaceOptions, MagFaceOptions
+from facebones.heads.registry import AdaFaceOptions, CurricularFaceOptions, ElasticFaceOptions, MagFaceOptions
 
 
 class MarginedHead(OptionsHead):
@@ -108,6 +109,15 @@ class MagFace(MarginedHead):
     """
 
     options: MagFaceOptions
+
+    def __init__(
+        self, options: MagFaceOptions, num_classes: int, embedding_size: int, *, shard: range | None = None
+    ) -> None:
+        if options.lower_norm >= options.upper_norm:
+            raise ConfigError(
+                f"head magface: lower_norm {options.lower_norm:g} is not below upper_norm {options.upper_norm:g}"
+            )
+        super().__init__(options, num_classes, embedding_size, shard=shard)
 
     def margined_target(self, target_B1: Tensor, norm_B: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """cos(angle + margin of the norm); where the cosine is negative, or past the turn, as `easy_margin` says."""

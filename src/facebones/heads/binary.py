@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from facebones.heads.margins import cosface
 from facebones.heads.partial_fc import OptionsHead, target_values
-from facebones.heads.registry import HeadOptions
-from facebones.heads.shipped import SphereFace2Options, UnifiedCrossEntropyOptions
+from facebones.heads.registry import HeadOptions, SphereFace2Options, UnifiedCrossEntropyOptions
 
 
 class BinaryHead(OptionsHead):

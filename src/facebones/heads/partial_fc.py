@@ -146,8 +146,8 @@ class PartialFC(Head):
         return None
 
     def metrics(self, norm_B: Tensor) -> Mapping[str, Tensor]:
-        """Scalars of a batch for the training log; called without gradients."""
-        return {"norm": norm_B.mean(), "norm_deviation": norm_B.std(correction=0)}
+        """Scalars of a batch for the training log; none here. Called without gradients."""
+        return {}
 
     def logits(self, embedding_BD: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Margined logits over the centres that take part, and each row's column among them.
@@ -240,6 +240,10 @@ class OptionsHead(PartialFC):
     ) -> Tensor:
         """Logits (B, C); a margin as in `facebones.heads.margins`."""
         raise NotImplementedError
+
+    def metrics(self, norm_B: Tensor) -> Mapping[str, Tensor]:
+        """Mean and deviation of the norms of a batch."""
+        return {"norm": norm_B.mean(), "norm_deviation": norm_B.std(correction=0)}
 
 
 def directions(embedding_BD: Tensor) -> tuple[Tensor, Tensor]:

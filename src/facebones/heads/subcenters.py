@@ -4,19 +4,19 @@ Source: ECCV 2020 (paper 123570715). The centres of a class are one row of K D n
 stepped like the one centre of another head.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from facebones.heads.cosines import cosines
 from facebones.heads.margins import combined_margin
-from facebones.heads.partial_fc import PartialFC
-from facebones.heads.shipped import SubcenterArcFaceOptions
+from facebones.heads.partial_fc import OptionsHead
+from facebones.heads.registry import SubcenterArcFaceOptions
 
 
-class SubcenterArcFace(PartialFC):
+class SubcenterArcFace(OptionsHead):
     """Softmax over the largest cosine of each class's centres, with the margin of ArcFace.
 
     Args:
@@ -29,12 +29,10 @@ class SubcenterArcFace(PartialFC):
     def __init__(
         self, options: SubcenterArcFaceOptions, num_classes: int, embedding_size: int, *, shard: range | None = None
     ) -> None:
-        values = asdict(options.combined())
-        values.pop("sample_rate")
-        super().__init__(
-            num_classes, options.subcenters * embedding_size, partial(combined_margin, **values), shard=shard
-        )
+        super().__init__(options, num_classes, options.subcenters * embedding_size, shard=shard)
         self.subcenters = options.subcenters
+        self.arcface = asdict(options.combined())
+        del self.arcface["sample_rate"]
 
     def cosines(self, direction_BD: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """The largest cosine (B, S) of each class, and the columns."""
@@ -42,3 +40,9 @@ class SubcenterArcFace(PartialFC):
         with torch.autocast(direction_BD.device.type, enabled=False):
             each = cosines(direction_BD, self.centres.view(-1, direction_BD.shape[1]))
             return each.view(len(each), -1, self.subcenters).max(dim=2).values, column_B
+
+    def margined_logits(
+        self, cosine_BC: Tensor, column_B: Tensor, norm_B: Tensor, state: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The logits of ArcFace."""
+        return combined_margin(cosine_BC, column_B, **self.arcface)
