@@ -147,7 +147,7 @@ class TrainingConfig:
     seed: int = setting(0, "seed of weights, order, flips and sampled centres", minimum=0)
     checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
     background_saves: bool = setting(
-        False, "write checkpoints while the training goes on, from a copy in memory of all that is saved"
+        False, "write checkpoints during the training, from a copy in memory of all that is saved"
     )
 
     @property
