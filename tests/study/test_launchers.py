@@ -98,6 +98,22 @@ def test_a_machine_without_slurm_is_one_line(study, tmp_path, capsys, monkeypatc
     assert "there is no sbatch here" in said and not (tmp_path / "out").exists()
 
 
+def test_submitting_leaves_the_log_handlers_of_the_process_open():
+    pytest.importorskip("submitit")
+    code = (
+        "import logging, os\n"
+        "class Handler(logging.Handler):\n"
+        "    def close(self):\n"
+        "        print('closed', flush=True)\n"
+        "handler = Handler()\n"
+        "from facebones.study.launchers.slurm import _import_submitit\n"
+        "print(_import_submitit().__name__, os.environ.get('SUBMITIT_LOG_LEVEL'), flush=True)\n"
+        "os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "submitit None\n"
+
+
 @pytest.mark.parametrize("words", [["--worker"], ["--launcher", "slurm", "--launcher.cluster", "local"]])
 def test_a_file_system_that_workers_cannot_share_is_refused(study, tmp_path, capsys, monkeypatch, words):
     monkeypatch.setattr(lease, "_link", lambda *_: None)

@@ -1,5 +1,6 @@
 """Workers on a Slurm cluster: one array job, through submitit. The jobs are queued again when they are pre-empted."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from facebones.study.launchers.options import LauncherOptions
 from facebones.study.launchers.worker_job import WorkerJob
 
 FOLDER = "slurm"
+LOG_VARIABLE = "SUBMITIT_LOG_LEVEL"
 SIGNAL_SECONDS = 120  # ahead of the time limit
 MOST_TIMEOUTS = 10_000
 
@@ -20,10 +22,7 @@ def check_slurm(options: LauncherOptions) -> None:
         MissingExtraError: submitit is not installed.
         ConfigError: there is no Slurm here.
     """
-    try:
-        import submitit  # noqa: F401 (whether it is there)
-    except ImportError as error:
-        raise MissingExtraError("slurm") from error
+    _import_submitit()
     missing = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
     if options.cluster == "slurm" and missing:
         raise ConfigError(f"--launcher slurm: there is no {missing[0]} here; run it where jobs are submitted")
@@ -35,8 +34,7 @@ def submit(job: WorkerJob, workers: int, output: Path, options: LauncherOptions)
     Raises:
         ConfigError: the cluster has refused it.
     """
-    import submitit
-
+    submitit = _import_submitit()
     folder = (output / FOLDER / "%j").absolute()
     try:
         executor = submitit.AutoExecutor(folder, cluster=options.cluster, slurm_max_num_timeout=MOST_TIMEOUTS)
@@ -45,6 +43,27 @@ def submit(job: WorkerJob, workers: int, output: Path, options: LauncherOptions)
     except (RuntimeError, OSError, ValueError, NameError, submitit.core.utils.FailedJobError) as error:
         raise ConfigError(f"--launcher slurm: the job was refused: {first_line(error)}") from error
     return str(jobs[0].job_id).partition("_")[0]
+
+
+def _import_submitit() -> Any:
+    """The module, imported so that the log handlers of this process stay open.
+
+    By itself it would configure logging anew, which closes every handler, and with those of absl their stream.
+
+    Raises:
+        MissingExtraError: submitit is not installed.
+    """
+    before = os.environ.get(LOG_VARIABLE)
+    os.environ[LOG_VARIABLE] = "NOCONFIG"
+    try:
+        import submitit
+    except ImportError as error:
+        raise MissingExtraError("slurm") from error
+    finally:
+        del os.environ[LOG_VARIABLE]
+        if before is not None:
+            os.environ[LOG_VARIABLE] = before
+    return submitit
 
 
 def _parameters(options: LauncherOptions) -> dict[str, Any]:
