@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facebones.recipe import load_recipe
-from facebones.training.step import network_input
+from facebones.training.step import draw_mirrored, network_input
 from facebones.training.trainer import Trainer
 
 
@@ -58,8 +58,8 @@ class StudyRule:
 def losses(trainer: Trainer, rule: StudyRule, steps: int) -> Iterator[tuple[float, float]]:
     """The loss of ours and of the rule, step by step."""
     for number, batches in zip(range(steps), trainer.step_batches(), strict=False):
-        ((images, labels),) = batches
-        theirs = rule.step(network_input(trainer, images, number), labels)
+        ((images, labels, _),) = batches
+        theirs = rule.step(network_input(trainer, images, draw_mirrored(trainer, len(images), number)), labels)
         trainer.train_step(batches)
         trainer.read_back_metrics()
         yield trainer.meter.loss or float("nan"), theirs

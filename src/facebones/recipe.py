@@ -24,6 +24,7 @@ from facebones.recipe_sections import (
     SECTIONS,
     BackboneConfig,
     DataConfig,
+    DistillationConfig,
     HeadConfig,
     LogConfig,
     OptimizerConfig,
@@ -55,6 +56,7 @@ class Recipe:
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -50,6 +50,28 @@ class HeadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """A teacher, whose embeddings of the training images were computed before."""
+
+    embeddings: str = setting(
+        "",
+        "the teacher's embeddings, made by `facebones data embed`: a name beside the data, or a path; none: no teacher",
+    )
+    loss: str = setting(
+        "embedding_cosine",
+        "what draws the student to the teacher",
+        choices=("embedding_cosine", "embedding_mse", "relational", "frozen_centres", "adadistill"),
+    )
+    alone: bool = setting(False, "without a head: then images of people without labels will do, in one folder")
+    weight: float = setting(1.0, "factor on this loss; the head's has 1", above=0)
+    scale: float = setting(64.0, "frozen_centres, adadistill: factor on all cosines", above=0)
+    margin: float = setting(0.45, "frozen_centres, adadistill: the margin", minimum=0)
+    kind: str = setting(
+        "arc", "frozen_centres, adadistill: margin added to the angle, or taken from the cosine", choices=("arc", "cos")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The training images."""
 
@@ -191,6 +213,7 @@ class LogConfig:
 
 
 SECTIONS: dict[str, type[Any]] = {
-    **{"backbone": BackboneConfig, "head": HeadConfig, "data": DataConfig, "optimizer": OptimizerConfig},
+    **{"backbone": BackboneConfig, "head": HeadConfig, "distillation": DistillationConfig},
+    **{"data": DataConfig, "optimizer": OptimizerConfig},
     **{"schedule": ScheduleConfig, "training": TrainingConfig, "validation": ValidationConfig, "log": LogConfig},
 }

@@ -23,7 +23,7 @@ from facebones.training.callbacks import Callback
 from facebones.training.logs import Meter, validation_line
 from facebones.training.optimizer import build_optimizer
 from facebones.training.run import TrainingLoop, resume, train
-from facebones.training.step import network_input
+from facebones.training.step import draw_mirrored, network_input
 from facebones.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -81,8 +81,9 @@ def test_clipping_bounds_the_step(tiny_recipe, clip_norm):
 def test_flip_mirrors_about_half_of_the_images(tiny_recipe):
     built = trainer(tiny_recipe())
     images = torch.randint(0, 256, (400, 8, 8, 3), dtype=torch.uint8)
-    found = network_input(built, images)
-    plain = network_input(trainer(tiny_recipe(**{"data.flip": False})), images)
+    found = network_input(built, images, draw_mirrored(built, len(images), 0))
+    assert draw_mirrored(trainer(tiny_recipe(**{"data.flip": False})), len(images), 0) is None
+    plain = network_input(built, images, None)
     mirrored = torch.tensor([torch.equal(a, b.flip(2)) for a, b in zip(found, plain, strict=True)])
     same = torch.tensor([torch.equal(a, b) for a, b in zip(found, plain, strict=True)])
     assert (mirrored ^ same).all() and 150 < mirrored.sum() < 250

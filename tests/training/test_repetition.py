@@ -9,9 +9,9 @@ import torch
 
 from facebones.data.folders import open_training_set
 from facebones.data.images import decode
-from facebones.data.saved_again import SavedAgain
+from facebones.data.wrapped_sets import SavedAgain
 from facebones.errors import DataError
-from facebones.training.step import network_input
+from facebones.training.step import draw_mirrored, network_input
 from facebones.training.trainer import Trainer
 
 
@@ -20,7 +20,7 @@ def flips(recipe, numbers):
     built = Trainer(recipe, torch.device("cpu"))
     images = torch.arange(50 * 4, dtype=torch.uint8)[:, None].expand(-1, 3).reshape(50, 1, 4, 3).contiguous()
     plain = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    found = [network_input(built, images, number) for number in numbers]
+    found = [network_input(built, images, draw_mirrored(built, len(images), number)) for number in numbers]
     return [[not torch.allclose(a, b, atol=1e-3) for a, b in zip(x, plain, strict=True)] for x in found]
 
 
@@ -40,7 +40,10 @@ def test_repeated_flips_depend_on_seed_and_place_in_the_epoch_alone(tiny_recipe)
 def test_a_repeated_epoch_shows_the_network_the_same_batches(tiny_recipe):
     options = {"data.order": "repeated", "data.flip_draw": "repeated"}
     built = Trainer(tiny_recipe(**options), torch.device("cpu"))
-    shown = [network_input(built, batch[0][0], number) for number, batch in enumerate(built.step_batches())]
+    shown = [
+        network_input(built, batch[0][0], draw_mirrored(built, len(batch[0][0]), number))
+        for number, batch in enumerate(built.step_batches())
+    ]
     assert len(shown) == 28
     assert all(torch.equal(shown[index], shown[index % 7]) for index in range(28))
 
@@ -62,7 +65,9 @@ def test_images_are_saved_as_pillow_saves_jpeg_by_default(small_data):
 
 def test_a_training_sees_the_images_saved_again_and_knows_its_data_all_the_same(tiny_recipe):
     plain, again = (Trainer(tiny_recipe(**{"data.jpeg_quality": quality}), torch.device("cpu")) for quality in (0, 75))
-    ((images, labels),), ((images_again, labels_again),) = (next(built.step_batches()) for built in (plain, again))
+    ((images, labels, _),), ((images_again, labels_again, _),) = (
+        next(built.step_batches()) for built in (plain, again)
+    )
     assert torch.equal(labels, labels_again) and not torch.equal(images, images_again)
     assert plain.data.fingerprint() == again.data.fingerprint()
 

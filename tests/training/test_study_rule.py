@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from facebones.recipe import load_recipe
-from facebones.training.step import network_input
+from facebones.training.step import draw_mirrored, network_input
 from facebones.training.trainer import Trainer
 
 STEPS = 10
@@ -88,8 +88,8 @@ def test_ten_steps_of_ours_are_ten_steps_of_the_rule(backbone, small_data):
     rule = StudyRule(ours.backbone, ours.head.centres, ours.total_steps)
     norms = []
     for number, batches in zip(range(STEPS), ours.step_batches(), strict=False):
-        ((images, label),) = batches
-        theirs, norm = rule.train(network_input(ours, images, number), label)
+        ((images, label, _),) = batches
+        theirs, norm = rule.train(network_input(ours, images, draw_mirrored(ours, len(images), number)), label)
         norms.append(norm)
         ours.train_step(batches)
         ours.read_back_metrics()

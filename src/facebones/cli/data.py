@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from facebones.cli.options import Arguments, Command, json_option, not_negative, positive, share, whole
+from facebones.cli.evaluation import embedding_options, foreign_model_options, given_preprocessing
+from facebones.cli.options import MODEL_HELP, Arguments, Command, json_option, not_negative, positive, share, whole
 from facebones.errors import ConfigError
 
 
@@ -145,6 +146,45 @@ def _synthesize(arguments: Arguments) -> None:
     print(summary)
 
 
+def _embed_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", metavar="DATA", type=Path, help="the training set (several: a:b, or 'parts/*'), or a folder of faces"
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="[NAME=]RUN|FILE",
+        help=f"the teacher: {MODEL_HELP}",
+    )
+    foreign_model_options(parser)
+    embedding_options(parser)
+    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not embed the mirror images")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write the embeddings here [beside the data]")
+
+
+def _embed(arguments: Arguments) -> None:
+    from facebones.evaluation.models import named_files
+    from facebones.evaluation.teacher_embeddings import embed_training_set
+    from facebones.system.process_group import joined, share_threads
+
+    taken = ("backbone", "output_name", "runtime", "flip", "batch_size", "workers", "device")
+    ((name, model),) = named_files([arguments.model], "--model").items()
+    preprocessing = given_preprocessing(arguments)
+    with joined(arguments.device) as world:
+        share_threads()
+        path = embed_training_set(
+            arguments.path,
+            str(model),
+            name,
+            folder=arguments.output,
+            preprocessing=preprocessing,
+            world=world,
+            **{key: getattr(arguments, key) for key in taken},
+        )
+        if world.is_first:
+            print(f"wrote {path}; train with --distillation.embeddings {path if arguments.output else name}")
+
+
 COMMANDS = {
     "data inspect": Command(
         "count, check and show the images of a data set",
@@ -171,6 +211,12 @@ COMMANDS = {
         "facebones data convert faces_vgg_112x112 vgg_images",
         _convert_options,
         _convert,
+    ),
+    "data embed": Command(
+        "embed all images of a training set with a teacher, for distillation",
+        "facebones data embed faces_vgg_112x112 --model r100=glint360k_r100.onnx",
+        _embed_options,
+        _embed,
     ),
     "data synthesize": Command(
         "draw faces of people who do not exist, in the field's own formats",

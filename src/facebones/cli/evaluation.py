@@ -33,6 +33,12 @@ def _finite(text: str) -> float:
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
     models_option(parser)
+    foreign_model_options(parser)
+    embedding_options(parser)
+
+
+def foreign_model_options(parser: argparse.ArgumentParser) -> None:
+    """What a file of weights from elsewhere may not say of itself."""
     parser.add_argument("--backbone", metavar="NAME", help="the backbone, if the file does not name it")
     parser.add_argument(
         "--mean", type=_finite, metavar="X", help="a foreign model's input is (x - mean) / scale [127.5]"
@@ -42,6 +48,10 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-name", metavar="NAME", help="the output of an ONNX file that is the embedding, if several may be"
     )
+
+
+def embedding_options(parser: argparse.ArgumentParser) -> None:
+    """How images are embedded."""
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per forward pass [128]")
     parser.add_argument("--workers", type=positive, metavar="N", help="threads that read images [one per core]")
     device_option(parser)
@@ -65,7 +75,7 @@ def _bootstrap(text: str) -> int:
     return number
 
 
-def _preprocessing(arguments: Arguments) -> dict[str, Any] | None:
+def given_preprocessing(arguments: Arguments) -> dict[str, Any] | None:
     """The fields of the preprocessing that are given; each model keeps its own for the others."""
     from facebones.data.preprocessing import Preprocessing
 
@@ -166,7 +176,7 @@ def _run(arguments: Arguments, protocols: Callable[[], Any], **options: Any) -> 
         share_threads()
         with world.agreed():
             models = named_files(arguments.model, "--model")
-            preprocessing, sets = _preprocessing(arguments), protocols()
+            preprocessing, sets = given_preprocessing(arguments), protocols()
         contents = run_protocols(
             {label: str(path) for label, path in models.items()},  # or a backbone's name
             sets,

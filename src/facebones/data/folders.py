@@ -16,6 +16,7 @@ from facebones.data.training_set import Integers, TrainingSet, data_formats, reg
 from facebones.data.training_set import same_data as same_data  # noqa: PLC0414
 from facebones.errors import DataError, counted, some
 
+THIS = "."  # the one identity of a folder without folders
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 # InsightFace stores keys as float32, which holds every whole number below this one.
 EXACT_FLOATS = 2**24
@@ -166,19 +167,24 @@ class RecordSet(TrainingSet):
 class ImageFolder(TrainingSet):
     """Images in `root/<identity>/`; the identities are numbered in the order of their names.
 
+    A folder that holds images and no folder is one identity: enough for what needs no labels.
+
     Attributes:
         identities: folder name of each label.
 
     Raises:
-        DataError: the folder is missing, or no folder in it holds an image.
+        DataError: the folder is missing, or neither it nor a folder in it holds an image.
     """
 
     name: ClassVar[str] = "folder"
 
     @classmethod
     def find(cls, path: Path) -> bool:
-        """Whether the path is a folder with folders in it."""
-        return path.is_dir() and bool(_listing(path)[0])
+        """Whether the path is a folder with folders or images in it."""
+        if not path.is_dir():
+            return False
+        folders, files = _listing(path)
+        return bool(folders) or any(map(is_image_name, files))
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -192,11 +198,13 @@ class ImageFolder(TrainingSet):
         self._note("system folder", "system folders", [name for name in folders if is_system_folder(name)])
         folders = [name for name in folders if not is_system_folder(name)]
         stray = [name for name in outside if is_image_name(name)]
+        if stray and not folders:
+            folders, stray = [THIS], []
         empty: list[str] = []
         for folder in folders:
             inner, files = _listing(self.path / folder)
             images = [name for name in files if is_image_name(name)]
-            if inner or len(images) < len(files):
+            if folder != THIS and (inner or len(images) < len(files)):
                 stray += [f"{folder}/{name}" for name in sorted({*inner, *files}.difference(images))]
             if not images:
                 empty.append(folder)
@@ -268,7 +276,10 @@ def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
     """
     data = open_labelled_images(Path(path))
     if len(np.unique(data.labels)) == 1:
-        raise DataError(f"{path}: {counted(len(data), 'image')}, all of one identity; training needs two or more")
+        raise DataError(
+            f"{path}: {counted(len(data), 'image')}, all of one identity; training needs two or more (without labels:"
+            " --distillation.alone true)"
+        )
     return data
 
 

@@ -57,6 +57,7 @@ def embed(
     image_size: int = IMAGE_SIZE,
     flip: bool = True,
     folder: Path | None = None,
+    half: bool = False,
     progress: bool = False,
     world: World = ALONE,
 ) -> dict[str, Features]:
@@ -84,6 +85,7 @@ def embed(
         flip: embed the mirror images too.
         folder: where to write the features, as `NAME.features.npy`; None keeps them in memory. Several processes need a
             file system that all of them see.
+        half: store float16 in the folder.
         progress: show the progress on stderr.
         world: the processes that share the work; see `process_group.joined`.
 
@@ -105,7 +107,7 @@ def embed(
         raise DataError(f"{source.name}: no images to embed; check the file that the set was read from")
     images = distinct(source, batch_size) if folder is None else source
     with world.agreed():
-        options: dict[str, object] = {"image_size": image_size, "flip": flip}
+        options: dict[str, object] = {"image_size": image_size, "flip": flip} | ({"dtype": "float16"} if half else {})
         stores = _stores(models, images, batch_size, options, folder=folder, world=world)
     _fill(stores, models, images, batch_size, workers, image_size=image_size, flip=flip, progress=progress, world=world)
     features = {name: store.features() for name, store in stores.items()}

@@ -39,7 +39,7 @@ class FeatureFile:
         name: beginning of their names.
         images: N.
         batch_size: images per call of `write`; the last batch has the rest.
-        settings: what else decides the features, as plain values.
+        settings: what else decides the features, as plain values; with "dtype": "float16" they are stored as such.
         world: the processes that share the pass; entering, `begin` and `features` are collectives.
 
     Attributes:
@@ -67,6 +67,7 @@ class FeatureFile:
         self._world = world
         self._record_path = self.path.with_suffix(".json")
         self._record: dict[str, Any] = {"images": images, "batch_size": batch_size, **settings}
+        self._kind = np.dtype(settings.get("dtype", "float32"))
         self._found: Ranges = []  # complete when the pass began
         self._written: Ranges = []  # by this process
         self._pass = ""  # identifies the records of a pass of several processes
@@ -119,7 +120,12 @@ class FeatureFile:
             self._create((self._shape[0], *answers.shape[1:]))
         if answers.shape[1:] != self._shape[1:]:
             self._refuse(f"holds features of shape {self._shape[1:]}, not {answers.shape[1:]}")
-        self._write(self._offset + start * answers[0].nbytes, answers.tobytes())
+        with np.errstate(over="ignore"):
+            stored = answers.astype(self._kind, copy=False)
+        if self._kind == np.float16 and not np.isfinite(stored).all():
+            place = start + int(np.flatnonzero(~np.isfinite(stored).all(axis=(1, 2)))[0])
+            self._refuse(f"cannot hold the embedding of image {place}, which is no finite number of float16", advice="")
+        self._write(self._offset + start * stored[0].nbytes, stored.tobytes())
         self._written = merged([*self._written, (start, start + len(answers))])
         self._unsynced = True
         if time.monotonic() - self._synced_at >= SYNC_SECONDS:
@@ -215,10 +221,10 @@ class FeatureFile:
         write_json(self._record_path, self._record | {"complete": 0})
         self._remove_parts()
         header = io.BytesIO()
-        kind = np.lib.format.dtype_to_descr(np.dtype(np.float32))
+        kind = np.lib.format.dtype_to_descr(self._kind)
         np.lib.format.write_array_header_1_0(header, {"descr": kind, "fortran_order": False, "shape": shape})
         self._shape, self._offset = shape, header.tell()
-        self._reserve(self._offset + 4 * math.prod(shape))
+        self._reserve(self._offset + self._kind.itemsize * math.prod(shape))
         self._write(0, header.getvalue())
 
     def _begin_parts(self) -> None:
@@ -312,7 +318,7 @@ class FeatureFile:
             features = map_array(self.path)
         except (OSError, ValueError) as error:
             self._refuse(f"cannot be read ({error!s:.80})".replace("\n", " "))
-        fits = isinstance(features, np.memmap) and features.dtype == np.float32 and features.flags.c_contiguous
+        fits = isinstance(features, np.memmap) and features.dtype == self._kind and features.flags.c_contiguous
         if not fits or features.ndim != 3 or len(features) != self._shape[0]:
             self._refuse(f"does not hold the features of {self._shape[0]} images")
         return features

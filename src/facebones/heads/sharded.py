@@ -95,8 +95,8 @@ class ReplicatedHead(_SharedHead):
 
     def forward(self, embedding_BD: Tensor, label_B: Tensor) -> HeadOutput:
         """The loss of the whole batch, the same in each process."""
-        (gathered,) = _GatherRows.apply(embedding_BD, self.world, self.batch_size, REPLICATED)  # type: ignore[no-untyped-call]
-        output: HeadOutput = self.head(gathered, self.next_labels(label_B))
+        gathered_BD = gather_embeddings(embedding_BD, self.world, self.batch_size)
+        output: HeadOutput = self.head(gathered_BD, self.next_labels(label_B))
         return output
 
 
@@ -208,6 +208,14 @@ class ShardedHead(_SharedHead):
             for head in self.heads:
                 head.update_state(target_B[:, None], column_B, norm_B)
         return torch.where(has_class_B, target_B, math.nan)[:, None] if first.needs_target else None
+
+
+def gather_embeddings(embedding_BD: Tensor, world: World, batch_size: int) -> Tensor:
+    """The embeddings of all processes in float32, for a loss that each of them computes as a whole."""
+    if world.alone:
+        return embedding_BD if embedding_BD.dtype == torch.float64 else embedding_BD.float()
+    (gathered_BD,) = _GatherRows.apply(embedding_BD, world, batch_size, REPLICATED)  # type: ignore[no-untyped-call]
+    return gathered_BD  # type: ignore[no-any-return]
 
 
 class _GatherRows(torch.autograd.Function):

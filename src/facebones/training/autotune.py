@@ -166,7 +166,7 @@ def measure(recipe: Recipe, device: torch.device) -> Trial:
 def _conditions(recipe: Recipe, device: torch.device) -> str:
     """Everything that decides what is fastest, except the seed: all seeds of a backbone choose alike."""
     sections = recipe.to_dict()
-    sections = {name: sections[name] for name in ("backbone", "head", "optimizer", "training")}
+    sections = {name: sections[name] for name in ("backbone", "head", "distillation", "optimizer", "training")}
     for free in ("seed", "checkpoint_every"):
         del sections["training"][free]
     sections["data"] = open_training_set(recipe.data.path).fingerprint()

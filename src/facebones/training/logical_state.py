@@ -38,12 +38,18 @@ def load_head_state(head: Head, state: Mapping[str, Any]) -> None:
         head.load_state_dict(state)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, backbone: nn.Module, head: Head) -> dict[str, Any]:
-    """The optimizer's `state_dict` as in one process."""
+def optimizer_state(optimizer: torch.optim.Optimizer, whole: Mapping[str, nn.Module], head: Head) -> dict[str, Any]:
+    """The optimizer's `state_dict` as in one process.
+
+    Args:
+        optimizer: of the training.
+        whole: what is trained beside the head and every process has, by name.
+        head: the head.
+    """
     own = optimizer.state_dict()
     if not isinstance(head, ShardedHead):
         return own
-    groups, copies = _numbered(optimizer, backbone, head)
+    groups, copies = _numbered(optimizer, whole, head)
     state = {}
     for number, indices in copies.items():
         entries = [own["state"][index] for index in indices if index in own["state"]]
@@ -56,14 +62,14 @@ def optimizer_state(optimizer: torch.optim.Optimizer, backbone: nn.Module, head:
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, backbone: nn.Module, head: Head, state: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer, whole: Mapping[str, nn.Module], head: Head, state: Mapping[str, Any]
 ) -> None:
     """Restore what `optimizer_state` returned."""
     if not isinstance(head, ShardedHead):
         optimizer.load_state_dict(dict(state))
         return
     own = optimizer.state_dict()
-    _, copies = _numbered(optimizer, backbone, head)
+    _, copies = _numbered(optimizer, whole, head)
     entries: dict[int, Any] = {}
     for number, entry in state["state"].items():
         for place, index in enumerate(copies[number]):
@@ -78,10 +84,10 @@ def load_optimizer_state(
 
 
 def _numbered(
-    optimizer: torch.optim.Optimizer, backbone: nn.Module, head: ShardedHead
+    optimizer: torch.optim.Optimizer, whole: Mapping[str, nn.Module], head: ShardedHead
 ) -> tuple[list[list[int]], dict[int, list[int]]]:
     """The numbers that the parameters of each group have in one process, and for each number the own indices."""
-    names = dict(_names(backbone, head))
+    names = dict(_names(whole, head))
     numbers: dict[str, int] = {}
     copies: dict[int, list[int]] = {}
     groups, index = [], 0
@@ -96,10 +102,11 @@ def _numbered(
     return groups, copies
 
 
-def _names(backbone: nn.Module, head: ShardedHead) -> Iterator[tuple[Tensor, str]]:
+def _names(whole: Mapping[str, nn.Module], head: ShardedHead) -> Iterator[tuple[Tensor, str]]:
     """Each parameter with its name in one process; the copies of a parameter have one name."""
-    for name, parameter in backbone.named_parameters():
-        yield parameter, f"backbone.{name}"
+    for place, module in whole.items():
+        for name, parameter in module.named_parameters():
+            yield parameter, f"{place}.{name}"
     for one in head.heads:
         for name, parameter in one.named_parameters():
             yield parameter, f"head.{name}"

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import torch
 
-from facebones.data.loader import Batch
 from facebones.errors import FaceBonesError, RunError, counted
 from facebones.recipe import Recipe
 from facebones.run_folder import RunFolder
@@ -24,6 +23,7 @@ from facebones.system.sharded_checkpoint import save_state
 from facebones.training.callbacks import Callback, Callbacks, RunInfo, registered_callbacks
 from facebones.training.logs import MetricsLog, NoLog, train_line, validation_line
 from facebones.training.run_files import describe_environment, note_environment, write_result
+from facebones.training.step import Batch
 from facebones.training.trainer import Trainer
 from facebones.training.validation import mean_accuracy
 

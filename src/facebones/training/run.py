@@ -116,8 +116,12 @@ def resume(
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with paths that hold in any working folder; pair sets named beside the data keep their names."""
     sets = [str(Path(name).absolute()) if Path(name).is_file() else name for name in recipe.validation.sets]
+    taught = recipe.distillation
+    if Path(taught.embeddings).is_file():
+        taught = replace(taught, embeddings=str(Path(taught.embeddings).absolute()))
     return replace(
         recipe,
+        distillation=taught,
         data=replace(recipe.data, path=absolute(recipe.data.path)),
         validation=replace(recipe.validation, sets=sets),
     )

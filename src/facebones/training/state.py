@@ -22,10 +22,10 @@ from facebones.system.rows import Rows
 from facebones.training.logs import SHUFFLED
 from facebones.training.validation import VALIDATION_METRICS
 
-# Fields that may change between a run and its continuation, because they change no number. Validation sets may move;
-# their fingerprint shows that their content is the same.
+# Fields that may change between a run and its continuation, because they change no number. Validation sets and a
+# teacher's embeddings may move; their fingerprints show that their content is the same.
 CHANGEABLE_FIELDS = (
-    *("data.path", "data.workers", "data.max_unreadable"),
+    *("data.path", "data.workers", "data.max_unreadable", "distillation.embeddings"),
     *("training.checkpoint_every", "training.background_saves", "validation.sets", "log.tensorboard"),
 )
 

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from facebones.data.loader import Batch
 from facebones.data.preprocessing import to_network_input
 from facebones.errors import RunError
 from facebones.evaluation.models import AUTOCAST_TYPE
@@ -22,7 +21,21 @@ if TYPE_CHECKING:
 SMALLEST_GRADIENT_SCALE = 1.0
 
 
-def train_step(trainer: "Trainer", batches: list[Batch]) -> None:
+class Batch(NamedTuple):
+    """The rows of a batch that this process computes.
+
+    Attributes:
+        images: (B, 112, 112, 3) uint8 RGB.
+        labels: (B,) int64.
+        numbers: (B,) int64 of each image in the training set; only a training with a teacher has them.
+    """
+
+    images: Tensor
+    labels: Tensor
+    numbers: Tensor | None = None
+
+
+def train_step(trainer: "Trainer", batches: Sequence[Batch]) -> None:
     """Update the weights once from `accumulation_steps` batches; a gradient that is not finite is not applied.
 
     Does not wait for the device, except to draw the sample of a sampled head: `read_back_metrics` reads the results.
@@ -33,15 +46,20 @@ def train_step(trainer: "Trainer", batches: list[Batch]) -> None:
     trainer.backbone.train()
     if trainer.parallel is not None:
         trainer.parallel.begin_step(trainer.step, len(batches))
-    trainer.head.draw_sample(torch.cat([label_B for _, label_B in batches]))
+    trainer.head.draw_sample(torch.cat([batch.labels for batch in batches]))
     loss_sum = torch.zeros((), device=trainer.device)
     head_metrics: dict[str, Tensor] = {}
     precision = trainer.recipe.training.precision
-    for number, (images_BHWC, label_B) in enumerate(batches, start=trainer.step * len(batches)):
-        x_B3HW = network_input(trainer, images_BHWC, number)
+    for number, batch in enumerate(batches, start=trainer.step * len(batches)):
+        mirror_B = draw_mirrored(trainer, len(batch.labels), number)
+        x_B3HW = network_input(trainer, batch.images, mirror_B)
         with torch.autocast(trainer.device.type, dtype=AUTOCAST_TYPE[precision], enabled=precision != "fp32"):
             embedding_BD = trainer.compiled_backbone(x_B3HW)
-        loss, metrics = trainer.head(embedding_BD, label_B.to(trainer.device, non_blocking=True))
+        label_B = batch.labels.to(trainer.device, non_blocking=True)
+        loss, metrics = trainer.head(embedding_BD, label_B)
+        if trainer.teaching is not None and batch.numbers is not None:
+            taught = trainer.teaching.loss(embedding_BD, trainer.teaching.rows(batch.numbers, mirror_B), label_B)
+            loss, metrics = loss + taught.loss, {**metrics, **taught.metrics}
         loss = loss / len(batches)
         if trainer.parallel is not None and number + 1 == (trainer.step + 1) * len(batches):
             trainer.parallel.last_backward_begins()
@@ -88,21 +106,26 @@ def read_back_metrics(trainer: "Trainer") -> None:
         )
 
 
-def network_input(trainer: "Trainer", images_BHWC: Tensor, number: int = 0) -> Tensor:
-    """The images on the device as network input (B, 3, H, W), a random half of them mirrored if the recipe says so.
+def draw_mirrored(trainer: "Trainer", rows: int, number: int) -> Tensor | None:
+    """Draw which of the own rows of a batch are mirrored, (rows,) bool; None if the recipe mirrors none.
 
     Args:
-        trainer: knows recipe and device.
-        images_BHWC: a batch.
+        trainer: knows the recipe.
+        rows: of this process.
         number: of the batch, counted from the start of the training; repeated flips depend on its place in the epoch.
     """
-    mirror_B, data = None, trainer.recipe.data
-    if data.flip:
-        world = trainer.world  # whose processes all draw the numbers of the whole batch
-        count = trainer.recipe.training.batch_size if world.size > 1 else len(images_BHWC)
-        draw_B = torch.rand(count) if data.flip_draw == "fresh" else _repeated_draw(trainer, number, count)
-        rows = world.rows_of(count)
-        mirror_B = to_device(draw_B[rows.start : rows.stop] < 0.5, trainer.device)
+    data, world = trainer.recipe.data, trainer.world
+    if not data.flip:
+        return None
+    count = trainer.recipe.training.batch_size if world.size > 1 else rows  # all draw those of the whole batch
+    draw_B = torch.rand(count) if data.flip_draw == "fresh" else _repeated_draw(trainer, number, count)
+    own = world.rows_of(count)
+    return draw_B[own.start : own.stop] < 0.5
+
+
+def network_input(trainer: "Trainer", images_BHWC: Tensor, mirror_B: Tensor | None) -> Tensor:
+    """The images on the device as network input (B, 3, H, W), mirrored where `mirror_B` is true."""
+    mirror_B = None if mirror_B is None else to_device(mirror_B, trainer.device)
     images_BHWC = images_BHWC.to(trainer.device, non_blocking=True)
     return to_network_input(images_BHWC, trainer.channels_last, mirror_B)
 
@@ -128,7 +151,8 @@ def _clip_shared_gradients(trainer: "Trainer") -> Tensor:
     training = trainer.recipe.training
     of_backbone = list(trainer.backbone.parameters())
     backbone_norm = _gradient_norm(of_backbone)
-    square = backbone_norm.square() + _gradient_norm(trainer.head.whole_parameters()).square()
+    whole = [*trainer.head.whole_parameters(), *(trainer.teaching.loss.parameters() if trainer.teaching else ())]
+    square = backbone_norm.square() + _gradient_norm(whole).square()
     if squares := [_gradient_norm(own).square() for own in trainer.head.sharded_parameters()]:
         square = square + trainer.world.total(squares)
     norm = square.sqrt()

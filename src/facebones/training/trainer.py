@@ -1,18 +1,20 @@
 """The trainer: what is built from a recipe, and the state of a training that changes with each step."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facebones.backbones import Backbone, create_backbone
-from facebones.data.folders import open_training_set
 from facebones.data.joined_sets import beside
-from facebones.data.loader import Batch, EpochOrder, block_size, training_batches
+from facebones.data.loader import EpochOrder, block_size, training_batches
+from facebones.data.wrapped_sets import NumberedImages, SavedAgain
 from facebones.errors import CheckpointError, ConfigError, DataError, counted
+from facebones.heads.distillation import NoHead
+from facebones.heads.partial_fc import Head
 from facebones.heads.sharded import create_shared_head
 from facebones.recipe import Recipe
 from facebones.system.device import random_state
@@ -24,6 +26,7 @@ from facebones.training.logical_state import head_state, load_head_state, load_o
 from facebones.training.logs import Meter, Stopwatch, find_summary_writer
 from facebones.training.optimizer import build_optimizer, build_schedule, materialise_optimizer_state
 from facebones.training.state import check_state, restore_random_state
+from facebones.training.teaching import Teaching, open_training_data
 from facebones.training.validation import Validation
 
 
@@ -45,7 +48,7 @@ class Trainer:
         config = recipe.training
         self.recipe, self.device = recipe, device
         self.world = shared_world(recipe, device, world)
-        self.data = open_training_set(recipe.data.path)
+        self.data = open_training_data(recipe)
         self.step_images = config.step_images
         self.unreadable = UnreadableImages(recipe.data.max_unreadable, len(self.data))
         self.steps_per_epoch = config.steps_per_epoch(len(self.data), self.data.path)
@@ -75,15 +78,11 @@ class Trainer:
                 whole_batch_norm=config.batch_norm == "whole",
                 compiled=compiling,
             )
-        self.head = create_shared_head(
-            recipe.head.name,
-            recipe.head.options,
-            self.data.num_identities,
-            recipe.backbone.embedding_size,
-            world=self.world,
-            batch_size=config.batch_size,
-        ).to(device)
-        self.optimizer = build_optimizer(recipe.optimizer, self.backbone, self.head)
+        self.head = self._create_head().to(device)
+        self.teaching: Teaching | None = None
+        if recipe.distillation.embeddings:
+            self.teaching = Teaching(recipe, self.data, device, self.world)
+        self.optimizer = build_optimizer(recipe.optimizer, *self._modules.values(), self.head)
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=config.precision == "fp16", growth_interval=config.growth_interval
         )
@@ -102,7 +101,26 @@ class Trainer:
         self.meter = Meter()
         self.stopwatch = Stopwatch()
 
-    def train_step(self, batches: list[Batch]) -> None:
+    def _create_head(self) -> Head:
+        recipe = self.recipe
+        if recipe.distillation.alone:
+            return NoHead()
+        return create_shared_head(
+            recipe.head.name,
+            recipe.head.options,
+            self.data.num_identities,
+            recipe.backbone.embedding_size,
+            world=self.world,
+            batch_size=recipe.training.batch_size,
+        )
+
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        """What is trained beside the head, and is whole in every process."""
+        taught = {} if self.teaching is None else {"distillation": self.teaching.loss}
+        return {"backbone": self.backbone, **taught}
+
+    def train_step(self, batches: Sequence[steps.Batch]) -> None:
         """One update of the weights; see `step.train_step`."""
         steps.train_step(self, batches)
 
@@ -121,7 +139,7 @@ class Trainer:
             "recipe": self.recipe.to_dict(),
             "backbone": self.backbone.state_dict(),
             "head": head_state(self.head),
-            "optimizer": optimizer_state(self.optimizer, self.backbone, self.head),
+            "optimizer": optimizer_state(self.optimizer, self._modules, self.head),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
@@ -137,6 +155,7 @@ class Trainer:
             "metrics_bytes": metrics_bytes,
             "data": self.data.fingerprint(),
             "validation": self.validation.fingerprint,
+            **({} if self.teaching is None else {"distillation": self.teaching.state_dict()}),
         }
 
     def pattern(self) -> dict[str, Any]:
@@ -157,7 +176,9 @@ class Trainer:
             raise CheckpointError(f"{path}: its position in the data does not fit its config.yaml; restore both")
         self.backbone.load_state_dict(state["backbone"])
         load_head_state(self.head, state["head"])
-        load_optimizer_state(self.optimizer, self.backbone, self.head, state["optimizer"])
+        load_optimizer_state(self.optimizer, self._modules, self.head, state["optimizer"])
+        if self.teaching is not None:
+            self.teaching.load_state_dict(state["distillation"], path)
         self.scaler.load_state_dict(state["scaler"])
         self.unreadable.load(state["unreadable"], path)
         self.meter.load_state_dict(state["meter"])
@@ -166,13 +187,13 @@ class Trainer:
         self.metrics_bytes = max(0, state["metrics_bytes"])
         restore_random_state(state["rng"], self.device, path)
 
-    def step_batches(self) -> Generator[list[Batch]]:
+    def step_batches(self) -> Generator[list[steps.Batch]]:
         """The batches of each step, from the current one to the last."""
         config, data, images = self.recipe.training, self.recipe.data, self.data
         if data.jpeg_quality:
-            from facebones.data.saved_again import SavedAgain  # here: few recipes ask for it
-
             images = SavedAgain(images, data.jpeg_quality)
+        if self.teaching is not None:
+            images = NumberedImages(images)
         order = EpochOrder(
             images,
             batch_size=config.batch_size,
@@ -191,8 +212,12 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
             replaced=self.unreadable.add if self.unreadable.limit else None,
         )
-        gathered: list[Batch] = []
-        for batch in batches:
+        label_N = torch.from_numpy(self.data.labels)
+        gathered: list[steps.Batch] = []
+        for pixels_BHWC, label_B in batches:
+            batch = steps.Batch(pixels_BHWC, label_B)
+            if self.teaching is not None:  # the images have numbers instead of labels
+                batch = steps.Batch(pixels_BHWC, label_N[label_B], numbers=label_B)
             gathered.append(batch)
             if len(gathered) == config.accumulation_steps:
                 yield gathered

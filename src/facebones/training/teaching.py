@@ -1,0 +1,102 @@
+"""The teacher of a training: its embeddings of the training images, and the loss that draws the student to them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facebones.data.folders import open_labelled_images, open_training_set
+from facebones.data.training_set import TrainingSet
+from facebones.errors import CheckpointError, ConfigError
+from facebones.evaluation.teacher_embeddings import TeacherEmbeddings
+from facebones.heads.distillation import TEACHER_LOSSES, Distillation, Teacher
+from facebones.recipe import Recipe
+from facebones.system.device import to_device
+from facebones.system.distributed import World
+
+WITH_CLASSES = ("frozen_centres", "adadistill")
+
+
+class Teaching:
+    """A teacher in a training.
+
+    Args:
+        recipe: with a section `distillation` that names embeddings.
+        data: the training set.
+        device: of the training.
+        world: the processes that train together.
+
+    Attributes:
+        loss: the module; its parameters are trained, its state belongs to the checkpoint.
+        fingerprint: of the embeddings.
+
+    Building one may draw from torch's global generator.
+
+    Raises:
+        DataError: the embeddings are missing, broken, or of other images.
+        ConfigError: mirror images are trained on, and not embedded.
+    """
+
+    def __init__(self, recipe: Recipe, data: TrainingSet, device: torch.device, world: World) -> None:
+        config = recipe.distillation
+        self._embeddings = TeacherEmbeddings(config.embeddings, data)
+        if recipe.data.flip and not self._embeddings.mirrored:
+            raise ConfigError(
+                f"{self._embeddings.path}: has no embeddings of mirror images; make them again without --no-flip, or"
+                " give --data.flip false"
+            )
+        self.fingerprint, self._device = self._embeddings.fingerprint, device
+        teacher = Teacher(
+            size=self._embeddings.size,
+            num_classes=data.num_identities,
+            class_means=lambda: self._embeddings.class_means(data.labels, data.num_identities),
+        )
+        options = {"scale": config.scale, "margin": config.margin, "kind": config.kind}
+        self.loss = Distillation(
+            TEACHER_LOSSES[config.loss](teacher, options),
+            recipe.backbone.embedding_size,
+            teacher.size,
+            weight=config.weight,
+            world=world,
+            batch_size=recipe.training.batch_size,
+        ).to(device)
+
+    def rows(self, number_B: Tensor, mirror_B: Tensor | None) -> Tensor:
+        """The teacher's embeddings (B, D) of images by number, mirrored where `mirror_B` is true, on the device."""
+        return to_device(self._embeddings.rows(number_B, mirror_B), self._device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes during training, and the fingerprint of the embeddings."""
+        return {"loss": self.loss.state_dict(), "teacher": self.fingerprint}
+
+    def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            CheckpointError: the embeddings are not those that the run was trained with.
+        """
+        if state["teacher"] != self.fingerprint:
+            raise CheckpointError(
+                f"{path}: was trained with other embeddings than {self._embeddings.path} holds; restore that file, or"
+                " its place in config.yaml (distillation.embeddings)"
+            )
+        self.loss.load_state_dict(state["loss"])
+
+
+def open_training_data(recipe: Recipe) -> TrainingSet:
+    """The training set of a recipe; one without labels will do where only the teacher's embeddings are used.
+
+    Raises:
+        DataError: as `open_training_set`.
+        ConfigError: neither head nor teacher.
+    """
+    config = recipe.distillation
+    if config.alone and not config.embeddings:
+        raise ConfigError(
+            "distillation.alone: there is no teacher; give --distillation.embeddings, made by `facebones data embed`"
+        )
+    if config.alone and config.loss not in WITH_CLASSES:
+        return open_labelled_images(Path(recipe.data.path))
+    return open_training_set(recipe.data.path)
