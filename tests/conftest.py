@@ -142,6 +142,14 @@ def break_images(small_data, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def teacher(small_data, tmp_path_factory):
+    """The path of a teacher's embeddings of the small data: 24 random numbers for each view of an image."""
+    from teachers import write_teacher
+
+    return write_teacher(tmp_path_factory.mktemp("teacher"), small_data)
+
+
+@pytest.fixture(scope="session")
 def tiny_backbone():
     """The name of a registered backbone that trains in a moment."""
     if "tiny_for_tests" not in list_backbones():

@@ -84,6 +84,8 @@ OPTIONS = {
         **{"schedule.one_step_ahead": True, "training.clip_norm": 1, "training.clip_of": "backbone"},
     },
     "elasticface plus": {"head.name": "elasticface", "head.plus": True, "head.sample_rate": 0.3},
+    "teacher": {"distillation.loss": "embedding_cosine", "data.workers": 1},
+    "adadistill, no head": {"distillation.loss": "adadistill", "distillation.alone": True},
     "fp16": {"training.precision": "fp16"},
     "bf16": {"training.precision": "bf16"},
 }
@@ -101,8 +103,9 @@ OF_HEADS = {
         *(pytest.param(options, id=name, marks=pytest.mark.slow) for name, options in OF_HEADS.items()),
     ],
 )
-def test_resumed_run_equals_the_uninterrupted_one(tmp_path, tiny_recipe, monkeypatch, options):
-    recipe = tiny_recipe(**options)
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, tiny_recipe, teacher, monkeypatch, options):
+    taught = {"distillation.embeddings": teacher} if "distillation.loss" in options else {}
+    recipe = tiny_recipe(**options, **taught)
     train(recipe, tmp_path / "whole", "cpu")
     for steps in (4, 5, 9, 13):  # in mid-interval, at a validation, in mid-epoch
         stopped_after(monkeypatch, steps)

@@ -31,6 +31,9 @@ SETTINGS = {
     "uce, sampled": {"head": {"name": "uce", "sample_rate": 0.4}},
     "sphereface2": {"head": {"name": "sphereface2"}},
     "subcenter": {"head": {"name": "subcenter_arcface"}},
+    "teacher": {"distillation": {"loss": "embedding_cosine", "weight": 3.0}},
+    "adadistill": {"distillation": {"loss": "adadistill"}, "head": {"sample_rate": 0.4}},
+    "relational, no head": {"distillation": {"loss": "relational", "alone": True}},
     "bf16": {"training": {"precision": "bf16"}},
     "fp16": {"training": {"precision": "fp16"}},
 }
@@ -43,7 +46,10 @@ SIZES = {"sgd": (1, 2, 3, 4, 5)}
 COMPARED = [(name, size) for name in SETTINGS for size in SIZES.get(name, (1, 2, 5))]
 
 
-def recipe(data, settings):
+def recipe(data, settings, teacher=""):
+    settings = dict(settings)
+    if "distillation" in settings:
+        settings["distillation"] = settings["distillation"] | {"embeddings": teacher}
     sections = {
         "backbone": {"name": "Shared", "embedding_size": 16},
         "data": {"path": str(data), "workers": 0},
@@ -88,9 +94,11 @@ def difference(one, other):
 
 
 @pytest.fixture(scope="module")
-def trained(small_data, tmp_path_factory):
+def trained(small_data, teacher, tmp_path_factory):
     """Each setting in several numbers of processes, one step each: (setting, size) -> result."""
-    cases = [{"size": size, "steps": 1, "recipe": recipe(small_data, SETTINGS[name])} for name, size in COMPARED]
+    cases = [
+        {"size": size, "steps": 1, "recipe": recipe(small_data, SETTINGS[name], teacher)} for name, size in COMPARED
+    ]
     return dict(zip(COMPARED, run(cases, tmp_path_factory.mktemp("together")), strict=True))
 
 
@@ -106,6 +114,9 @@ def test_one_step_is_that_of_one_process(trained, name, size):
     assert found["head"].keys() == one["head"].keys()
     for key, value in one["head"].items():
         assert difference([found["head"][key]], [value]) < bound, key
+    assert found["distillation"].keys() == one["distillation"].keys()
+    for key, value in one["distillation"].items():
+        assert difference([found["distillation"][key]], [value]) < bound, key
 
 
 def test_a_second_step_still_agrees(trained, small_data, tmp_path):

@@ -73,15 +73,17 @@ def _be(case, rank, port, path):
             if trainer.parallel is not None:
                 trainer.parallel.share_statistics()
             state = trainer.state_dict(0)
-            centres = getattr(state["head"]["centres"], "blocks", [state["head"]["centres"]])
-            momentum = [torch.cat(list(getattr(value, "blocks", [value]))) for value in _momentum(state)]
+            own = state["head"].get("centres", torch.empty(0, 0))  # without a head there are none
+            centres = torch.cat(list(getattr(own, "blocks", [own])))
+            momentum = [torch.cat(list(getattr(value, "blocks", [value]))) for value in _momentum(state, own)]
             torch.save(
                 {
                     "measured": torch.tensor(measured, dtype=torch.float64),
                     "backbone": trainer.backbone.state_dict(),
                     "head": {name: value for name, value in state["head"].items() if name != "centres"},
-                    "centres": torch.cat(list(centres)),
-                    "momentum": torch.cat(momentum, dim=1),
+                    "distillation": state.get("distillation", {}).get("loss", {}),
+                    "centres": centres,
+                    "momentum": torch.cat([torch.empty(len(centres), 0), *momentum], dim=1),
                     "scale": trainer.scaler.get_scale(),
                 },
                 path,
@@ -91,9 +93,9 @@ def _be(case, rank, port, path):
         os._exit(status)
 
 
-def _momentum(state):
+def _momentum(state, centres):
     """What the optimizer keeps for the centres of this process."""
-    shape = tuple(state["head"]["centres"].shape)
+    shape = tuple(centres.shape)
     values = [value for entry in state["optimizer"]["state"].values() for value in entry.values()]
     return [value for value in values if getattr(value, "shape", None) is not None and tuple(value.shape) == shape]
 

@@ -136,12 +136,9 @@ def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
         ValueError: it is not a `.npy` file, or is cut short.
     """
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode="r")
     except _BAD_HEADER as error:
         raise ValueError("no .npy file") from error
-    if not isinstance(found, np.ndarray):
-        raise ValueError("an archive of several arrays")
-    return found
 
 
 def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
