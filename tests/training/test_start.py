@@ -1,6 +1,7 @@
 """A training that begins with given weights: what it takes, what it refuses, and what it records."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from facebones.backbones import create_backbone, state_dicts, timm_models
 from facebones.backbones.weights import METADATA_KEY
 from facebones.cli.main import main
+from facebones.errors import CheckpointError
 from facebones.run_folder import RunFolder
 from facebones.system.checkpoint import load_checkpoint
 from facebones.training import run as runs
 from facebones.training.run import resume, train
+from facebones.training.trainer import Trainer
 
 SIZE = 16
 
@@ -226,3 +229,86 @@ def test_timm_has_no_weights_or_cannot_load_them(tiny_recipe, tmp_path, monkeypa
     with pytest.raises(Exception, match=r"timm's pretrained weights cannot be loaded: no route; check"):
         train(tiny_recipe(**{"backbone.weights": "timm", "backbone.name": TIMM}), tmp_path / "run", "cpu")
     assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------- frozen stages, lower rates
+
+
+def steps_of(recipe, count):
+    """A trainer after some steps, and the state of its backbone before them."""
+    trainer = Trainer(recipe, torch.device("cpu"))
+    before = {name: value.clone() for name, value in trainer.backbone.state_dict().items()}
+    with closing(trainer.step_batches()) as batches:
+        for _ in range(count):
+            trainer.train_step(next(batches))
+    return trainer, before
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_frozen_stages_do_not_change_at_all(tiny_recipe, optimizer):
+    trainer, before = steps_of(tiny_recipe(**{"backbone.frozen": 1, "optimizer.name": optimizer}), 5)
+    frozen = ("conv.", "norm2d.", "prelu.")
+    for name, value in trainer.backbone.state_dict().items():
+        if name.startswith(frozen):
+            assert torch.equal(value, before[name]), name
+        elif not name.startswith("unused."):
+            assert not torch.equal(value, before[name]), name
+    stepped = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    held = {name for name, p in trainer.backbone.named_parameters() if any(p is one for one in stepped)}
+    assert held == {name for name in before if name.startswith(("linear.", "unused.", "norm."))} - {
+        *("norm.running_mean", "norm.running_var", "norm.num_batches_tracked"),
+    }
+
+
+@pytest.mark.parametrize("clip_of", ["all", "backbone"])
+def test_frozen_stages_count_in_no_gradient_norm(tiny_recipe, clip_of):
+    recipe = tiny_recipe(**{"backbone.frozen": 2, "training.clip_norm": 0.5, "training.clip_of": clip_of})
+    trainer, _ = steps_of(recipe, 2)
+    assert all(p.grad is None for p in trainer.backbone.parameters())
+    assert all(norm > 0 for _, norm in trainer.meter.read_back())
+
+
+def test_a_step_of_each_stage_is_shorter_by_its_factor(tiny_recipe):
+    options = {"optimizer.momentum": 0.0, "optimizer.weight_decay": 0.0, "backbone.dropout": 0.0}
+    plain, before = steps_of(tiny_recipe(**options), 1)
+    decayed, _ = steps_of(tiny_recipe(**options, **{"optimizer.layer_decay": 0.25}), 1)
+    factors = {"conv.weight": 1 / 16, "prelu.weight": 1 / 16, "linear.weight": 1 / 4, "norm.weight": 1}
+    own, others = decayed.backbone.state_dict(), plain.backbone.state_dict()
+    for name, factor in factors.items():
+        assert (others[name] - before[name]).abs().max() > 0
+        assert torch.allclose(own[name] - before[name], factor * (others[name] - before[name]), rtol=1e-3, atol=1e-7)
+    assert torch.equal(decayed.head.centres, plain.head.centres)
+    assert decayed.latest["learning_rate"] == plain.latest["learning_rate"]
+
+
+def test_groups_are_as_before_where_nothing_is_frozen_or_slowed(tiny_recipe):
+    for decay_norm in (True, False):
+        trainer, _ = steps_of(tiny_recipe(**{"optimizer.decay_norm_and_prelu": decay_norm}), 0)
+        groups = trainer.optimizer.param_groups
+        assert len(groups) == (1 if decay_norm else 2) and all("lr_factor" not in group for group in groups)
+        parameters = [*trainer.backbone.parameters(), trainer.head.sampled.leaf]
+        expected = [[p for p in parameters if decay_norm or p.ndim >= 2], [p for p in parameters if p.ndim < 2]]
+        for group, wanted in zip(groups, expected, strict=False):
+            assert len(group["params"]) == len(wanted)
+            assert all(one is other for one, other in zip(group["params"], wanted, strict=True))
+
+
+def test_another_layer_decay_or_number_of_frozen_stages_is_another_run(finished, tiny_recipe, tmp_path, monkeypatch):
+    weights = {"backbone.weights": str(finished.path), "backbone.frozen": 1, "optimizer.layer_decay": 0.5}
+    first_state(tiny_recipe(**weights), tmp_path / "run", monkeypatch)
+    config = RunFolder(tmp_path / "run").config
+    text = config.read_text()
+    for then, now in (("frozen: 1", "frozen: 0"), ("layer_decay: 0.5", "layer_decay: 1.0")):
+        config.write_text(text.replace(then, now))
+        with pytest.raises(CheckpointError, match=r"was made with \S+ \S+, and config\.yaml says"):
+            resume(tmp_path / "run", "cpu")
+
+
+@pytest.mark.slow
+def test_frozen_stages_train_compiled(tiny_recipe):
+    options = {"backbone.frozen": 1, "backbone.dropout": 0.0, "optimizer.layer_decay": 0.5}
+    plain, before = steps_of(tiny_recipe(**options), 3)
+    compiled, _ = steps_of(tiny_recipe(**options, **{"training.compile": True}), 3)
+    for name, value in compiled.backbone.state_dict().items():
+        assert torch.allclose(value, plain.backbone.state_dict()[name], rtol=1e-4, atol=1e-5), name
+    assert torch.equal(compiled.backbone.norm2d.running_mean, before["norm2d.running_mean"])

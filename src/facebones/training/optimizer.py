@@ -18,7 +18,6 @@ from facebones.heads.partial_fc import Head
 from facebones.heads.sampled_centres import SampledCentres, lazy_zeros
 from facebones.recipe_sections import OptimizerConfig, ScheduleConfig
 
-
 RATE_FACTOR = "lr_factor"  # of a parameter group whose learning rate is another than the schedule's
 
 
@@ -26,8 +25,9 @@ def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim
     """SGD or AdamW over the trainable parameters of the modules, and over the sampled centres of a head.
 
     With `decay_norm_and_prelu` off, parameters of fewer than two dimensions (normalisation, PReLU, biases) are not
-    decayed. With `layer_decay`, each stage of the first module, the backbone, has groups of its own. The training step sets the learning rate. A step is one fused pass over each parameter, which
-    `skip_step_if_nonfinite` can skip on the device.
+    decayed. With `layer_decay`, each stage of the first module, the backbone, has a rate of its own. The training step
+    sets the learning rate. A step is one fused pass over each parameter, which `skip_step_if_nonfinite` can skip on the
+    device.
     """
     heads = [part for module in modules for part in module.modules() if isinstance(part, Head)]
     sampled = [head.sampled for head in heads if head.sampled is not None]

@@ -63,7 +63,7 @@ def read_start(recipe: Recipe) -> StartWeights | None:
             )
         if decay != 1:
             say(
-                f"note: optimizer.layer_decay {decay:g} slows down random weights: give --backbone.weights RUN|FILE|timm"
+                f"note: optimizer.layer_decay {decay:g} slows random weights down; give --backbone.weights RUN|FILE|timm"
             )
         return None
     path, tensors = _read_timm(recipe) if config.weights == TIMM_WEIGHTS else _read_file(recipe)
@@ -107,7 +107,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
