@@ -35,9 +35,9 @@ def stages_of(network: nn.Module) -> list[Stage]:
     """The stages of a network, the first one first.
 
     >>> from torch import nn
-    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 4))
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4))
     >>> [(stage.name, len(stage.parameters)) for stage in stages_of(network)]
-    [('1', 4), ('3', 2), ('embedding', 2)]
+    [('2', 4), ('embedding', 2)]
     """
     ends = [*_stage_ends(network)]
     groups = _cut(network, ends)

@@ -62,9 +62,7 @@ def read_start(recipe: Recipe) -> StartWeights | None:
                 f"backbone.frozen {config.frozen} would keep random weights; give --backbone.weights RUN|FILE|timm too"
             )
         if decay != 1:
-            say(
-                f"note: optimizer.layer_decay {decay:g} slows random weights down; give --backbone.weights RUN|FILE|timm"
-            )
+            say(f"note: optimizer.layer_decay {decay:g} without --backbone.weights slows random weights down")
         return None
     path, tensors = _read_timm(recipe) if config.weights == TIMM_WEIGHTS else _read_file(recipe)
     for name, tensor in tensors.items():
