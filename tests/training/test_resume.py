@@ -88,6 +88,10 @@ OPTIONS = {
     "teacher": {"distillation.loss": "embedding_cosine", "data.workers": 1},
     "adadistill, no head": {"distillation.loss": "adadistill", "distillation.alone": True},
     "from weights": {"backbone.weights": "first.pth", "backbone.frozen": 1, "optimizer.layer_decay": 0.5},
+    "from weights, teacher": {
+        **{"backbone.weights": "first.pth", "backbone.frozen": 1, "optimizer.layer_decay": 0.5},
+        **{"distillation.loss": "adadistill", "optimizer.name": "adamw"},
+    },
     "fp16": {"training.precision": "fp16"},
     "bf16": {"training.precision": "bf16"},
 }
