@@ -13,6 +13,7 @@ from facebones.heads.registry import DEFAULT_HEAD, CombinedOptions
 from facebones.strict_yaml import setting
 
 CHOOSABLE = ("precision", "compile")  # training settings that `training.choose` may name
+TIMM_WEIGHTS = "timm"  # a value of backbone.weights that is no path
 REPETITION = ("fresh", "repeated")  # random draws of an epoch: new ones, or those of the first epoch
 
 
@@ -23,6 +24,10 @@ class BackboneConfig:
     name: str = setting("shufflefacenet_1_0", "backbone, one of `facebones backbones`")
     embedding_size: int = setting(512, "length of the embedding", minimum=1)
     dropout: float = setting(0.0, "dropout before the last linear layer", minimum=0, maximum=0.95)
+    weights: str = setting(
+        "", "weights to begin with: a run, a checkpoint or file of weights, or timm, which has some for timm:NAME"
+    )
+    frozen: int = setting(0, "how many of the first stages keep these weights (docs/training.md)", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +121,9 @@ class OptimizerConfig:
     beta2: float = setting(0.999, "decay of adamw's mean square", minimum=0, maximum=0.999999)
     weight_decay: float = setting(5e-4, "weight decay", minimum=0)
     decay_norm_and_prelu: bool = setting(True, "weight decay on normalisation, PReLU and biases too")
+    layer_decay: float = setting(
+        1.0, "learning rate of each earlier stage of the backbone, relative to the stage after it", above=0, maximum=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,20 @@ TEST_PEOPLE = 40  # of 120
 
 
 def commands():
-    block = re.search(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL).group(1)
-    return [shlex.split(line)[1:] for line in block.splitlines()]
+    """The commands of the first block: from photos to a report."""
+    return _blocks()[0]
+
+
+def _blocks():
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return [[shlex.split(line)[1:] for line in block.splitlines()] for block in blocks]
+
+
+def fine_tuning(base):
+    """The commands of the second block, from the weights of a run, and short."""
+    train, evaluate = ([word.replace("runs/base", base) for word in words] for words in _blocks()[1])
+    short = ["--batch-size", "32", "--epochs", "2", "--backbone", "shufflefacenet_0_5", "--device", "cpu"]
+    return [[*train, *short], evaluate]
 
 
 def subjects(meta):
@@ -57,8 +69,13 @@ def test_the_page_leads_from_photos_to_a_measured_model(real_faces, yunet, tmp_p
     assert len(models) == 4
     assert max(model["accuracy"] for model in models.values()) > 0.55
     assert "shufflefacenet_0_5" in Path("comparisons/own/report/report.html").read_text()
+    for words in fine_tuning("comparisons/own/runs/shufflefacenet_0_5/seed0"):
+        assert main(words) == 0, (words, capsys.readouterr().err)
+    models = json.loads(Path("results/tuned/pairs.json").read_text())["results"][0]["details"]
+    assert {*models} == {"before", "after"} and models["after"]["accuracy"] > 0.55
 
 
 def test_the_page_has_the_commands_of_the_way():
     names = ["data align", "data pairs", "data convert", "data inspect", "compare small_data"]
     assert [" ".join(words[:2]) for words in commands()] == names
+    assert [" ".join(words[:2]) for words in fine_tuning("x")] == ["train fine_tune", "evaluate pairs"]

@@ -3,9 +3,14 @@
 import socket
 
 import pytest
-from groups import RECIPE, Group
+import torch
+from groups import PLUGIN, RECIPE, Group
+from safetensors.torch import load_file
 
+from facebones.backbones import create_backbone
 from facebones.cli.main import main
+from facebones.plugins import import_plugins
+from facebones.run_folder import RunFolder
 from facebones.system.processes import CAN_FORK
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="no fork here")
@@ -144,3 +149,38 @@ def test_an_environment_that_no_launcher_makes(name, value, recipe, small_data, 
         assert group.wait(40) == [2], group.all_said(0)
     lines = group.all_said(0)
     assert "Traceback" not in "\n".join(lines) and len([line for line in lines if "facebones: " in line]) == 1, lines
+
+
+@pytest.fixture
+def state_dicts(tmp_path):
+    """Two files of weights of the recipe's network."""
+    import_plugins([str(PLUGIN)], "import")
+    for name in ("one.pth", "other.pth"):
+        torch.save(create_backbone("slow_tiny", 16).state_dict(), tmp_path / name)
+    return tmp_path / "one.pth", tmp_path / "other.pth"
+
+
+def test_processes_that_read_other_weights(recipe, small_data, tmp_path, state_dicts):
+    argv = ["train", str(recipe), "--output", str(tmp_path / "run"), "--data", str(small_data), "--backbone.weights"]
+    line = refusal([[*argv, str(path)] for path in state_dicts], tmp_path)
+    assert "process 1" in line and "has read other backbone.weights than process 0" in line
+    line = refusal([[*argv, str(state_dicts[0])], [*argv, str(tmp_path / "none.pth")]], tmp_path)
+    assert "process 1: backbone.weights" in line and "no such run or file" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_begin_with_the_same_weights_and_train_as_one(recipe, small_data, tmp_path, state_dicts):
+    argv = ["train", str(recipe), "--data", str(small_data), "--backbone.weights", str(state_dicts[0])]
+    argv += ["--backbone.frozen", "1", "--optimizer.layer_decay", "0.5", "--backbone.dropout", "0", "--epochs", "1"]
+    weights = []
+    for size in (1, 2):
+        run = RunFolder(tmp_path / f"run{size}")
+        with Group([[*argv, "--output", str(run.path)]] * size, tmp_path) as group:
+            assert group.wait() == [0] * size, group.all_said(0)
+        weights.append(load_file(run.weights))
+    one, two = weights
+    first = torch.load(state_dicts[0])
+    for name, value in one.items():
+        assert torch.allclose(two[name], value, rtol=1e-4, atol=1e-5), name
+        frozen = name.startswith(("conv.", "norm2d.", "prelu."))
+        assert torch.equal(value, first[name]) == (frozen or name.startswith("unused.")), name

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from facebones.backbones import create_backbone
 from facebones.errors import CheckpointError
 from facebones.heads import list_heads
 from facebones.run_folder import RunFolder, read_metrics
@@ -86,6 +87,11 @@ OPTIONS = {
     "elasticface plus": {"head.name": "elasticface", "head.plus": True, "head.sample_rate": 0.3},
     "teacher": {"distillation.loss": "embedding_cosine", "data.workers": 1},
     "adadistill, no head": {"distillation.loss": "adadistill", "distillation.alone": True},
+    "from weights": {"backbone.weights": "first.pth", "backbone.frozen": 1, "optimizer.layer_decay": 0.5},
+    "from weights, teacher": {
+        **{"backbone.weights": "first.pth", "backbone.frozen": 1, "optimizer.layer_decay": 0.5},
+        **{"distillation.loss": "adadistill", "optimizer.name": "adamw"},
+    },
     "fp16": {"training.precision": "fp16"},
     "bf16": {"training.precision": "bf16"},
 }
@@ -106,6 +112,8 @@ OF_HEADS = {
 def test_resumed_run_equals_the_uninterrupted_one(tmp_path, tiny_recipe, teacher, monkeypatch, options):
     taught = {"distillation.embeddings": teacher} if "distillation.loss" in options else {}
     recipe = tiny_recipe(**options, **taught)
+    monkeypatch.chdir(tmp_path)
+    torch.save(create_backbone(recipe.backbone.name, recipe.backbone.embedding_size).state_dict(), "first.pth")
     train(recipe, tmp_path / "whole", "cpu")
     for steps in (4, 5, 9, 13):  # in mid-interval, at a validation, in mid-epoch
         stopped_after(monkeypatch, steps)

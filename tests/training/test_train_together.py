@@ -34,6 +34,11 @@ SETTINGS = {
     "teacher": {"distillation": {"loss": "embedding_cosine", "weight": 3.0}},
     "adadistill": {"distillation": {"loss": "adadistill"}, "head": {"sample_rate": 0.4}},
     "relational, no head": {"distillation": {"loss": "relational", "alone": True}},
+    "frozen, layer decay": {
+        "backbone": {"frozen": 1, "dropout": 0.0},
+        "optimizer": {"layer_decay": 0.5, "decay_norm_and_prelu": False},
+        "head": {"sample_rate": 0.4},
+    },
     "bf16": {"training": {"precision": "bf16"}},
     "fp16": {"training": {"precision": "fp16"}},
 }
@@ -143,6 +148,20 @@ def test_canonical_shards_give_the_same_bits(small_data, tmp_path):
         for name, value in one["backbone"].items():
             assert torch.equal(other["backbone"][name], value), name
     assert not torch.equal(one["measured"], unsharded["measured"])
+
+
+def test_canonical_shards_with_frozen_stages_give_the_same_bits(small_data, tmp_path):
+    settings = {
+        "training": {"canonical_shards": 2, "batch_size": 8},
+        "backbone": {"frozen": 1, "dropout": 0.3},
+        "optimizer": {"layer_decay": 0.5},
+    }
+    one, two = run([{"size": size, "steps": 3, "recipe": recipe(small_data, settings)} for size in (1, 2)], tmp_path)
+    for key in ("measured", "centres", "momentum"):
+        assert torch.equal(two[key], one[key]), key
+    for name, value in one["backbone"].items():
+        assert torch.equal(two["backbone"][name], value), name
+    assert one["backbone"]["norm2d.num_batches_tracked"] == 0 and one["backbone"]["norm.num_batches_tracked"] == 3
 
 
 def test_own_batch_norm_normalises_each_part(small_data, tmp_path):

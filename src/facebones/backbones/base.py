@@ -1,7 +1,7 @@
 """What a backbone is: its input and output, its base class, and its row in the registry."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,12 @@ class Backbone(nn.Module):
         embedding_size: D, the length of an embedding.
         known_input: another input that its weights were trained with, known from the form of their file: "mean",
             "scale" and "colour" of a `Preprocessing`.
+        stage_ends: the module that ends each stage but the last (`stages.stages_of`), by name and in order.
     """
 
     name: str = ""
     known_input: Mapping[str, Any] | None = None
+    stage_ends: Sequence[str] = ()
     embedding_size: int
 
     def forward(self, x_B3HW: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from facebones.backbones.base import Backbone
 from facebones.backbones.registry import register_backbone
-from facebones.backbones.timm_models import create_timm_model
+from facebones.backbones.timm_models import create_timm_model, feature_ends
 
 
 class LowRankLinear(nn.Module):
@@ -46,6 +46,7 @@ class EdgeFace(Backbone):
         super().__init__()
         self.embedding_size = embedding_size
         self.model = cast(Any, create_timm_model(model, num_classes=embedding_size, drop_rate=dropout))
+        self.stage_ends = feature_ends(self.model, "model")
         if rank_ratio is not None:
             _factor_linear_layers(self.model, rank_ratio)
 

@@ -44,6 +44,7 @@ class IResNet(Backbone):
         dropout: probability before the last linear layer.
     """
 
+    stage_ends = ("prelu", "layer1", "layer2", "layer3", "layer4")
     layer1: nn.Sequential
     layer2: nn.Sequential
     layer3: nn.Sequential

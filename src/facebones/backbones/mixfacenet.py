@@ -162,6 +162,11 @@ class MixFaceNet(Backbone):
         init_shuffle: shuffle after the first unit; the authors' code does so in all variants.
     """
 
+    stage_ends = (
+        *("features.init_block", "features.stage1", "features.stage2", "features.stage3", "features.stage4"),
+        "feautre_layer.dw_conv",
+    )
+
     def __init__(
         self,
         *,

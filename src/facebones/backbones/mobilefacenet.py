@@ -29,6 +29,8 @@ def bottleneck(in_channels: int, mid: int, out_channels: int, stride: int) -> li
 class MobileFaceNet(Backbone):
     """The network of the paper, whose embedding has 128 elements."""
 
+    stage_ends = ("stem", "blocks.4", "blocks.11", "blocks.14", "pool")  # 56, 28, 14, 7 pixels, 1
+
     def __init__(self, embedding_size: int, dropout: float) -> None:
         super().__init__()
         self.embedding_size = embedding_size
@@ -87,6 +89,8 @@ class WideMobileFaceNet(Backbone):
         embedding_size: D.
         dropout: probability before the last linear layer.
     """
+
+    stage_ends = ("layers.1", "layers.3", "layers.5", "layers.7", "features.layers.0")  # 56, 28, 14, 7 pixels, 1
 
     def __init__(self, scale: int, repeats: tuple[int, int, int, int], embedding_size: int, dropout: float) -> None:
         super().__init__()

@@ -62,6 +62,8 @@ class ShuffleFaceNet(Backbone):
         shared_prelu: one PReLU parameter per layer instead of one per channel.
     """
 
+    stage_ends = ("stem", "stages.0", "stages.1", "stages.2", "pool")
+
     def __init__(
         self, stage_widths: tuple[int, int, int], embedding_size: int, dropout: float, shared_prelu: bool = False
     ) -> None:

@@ -72,6 +72,7 @@ class StudyShuffleFaceNet(Backbone):
         dropout: probability before the last linear layer.
     """
 
+    stage_ends = ("conv1", "stage2", "stage3", "stage4", "gdc")
     stage2: nn.Sequential
     stage3: nn.Sequential
     stage4: nn.Sequential
@@ -223,6 +224,8 @@ class StudyMixFaceNet(Backbone):
         embedding_size: D.
         dropout: probability before the last convolution.
     """
+
+    stage_ends = ("head", *(f"stages.stage{number}" for number in range(1, 7)))
 
     def __init__(
         self, widths: tuple[int, ...], mixed: tuple[bool, ...], shuffle: bool, embedding_size: int, dropout: float

@@ -84,6 +84,7 @@ class TimmBackbone(Backbone):
         super().__init__()
         self.embedding_size = embedding_size
         self.body = create_timm_model(model, num_classes=0)
+        self.stage_ends = feature_ends(self.body, "body")
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(_feature_size(self.body, model), embedding_size, bias=False)
         self.norm = nn.BatchNorm1d(embedding_size)
@@ -93,8 +94,8 @@ class TimmBackbone(Backbone):
         return self.norm(self.linear(x)).float()  # type: ignore[no-any-return]  # (B, D)
 
 
-def create_timm_model(model: str, **options: Any) -> nn.Module:
-    """A model of timm with random weights, for 112x112 images.
+def create_timm_model(model: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
+    """A model of timm for 112x112 images, with random weights or with those that timm downloads.
 
     Raises:
         ConfigError: it cannot be built for this size or with these options.
@@ -103,9 +104,38 @@ def create_timm_model(model: str, **options: Any) -> nn.Module:
     if timm.get_pretrained_cfg(model).fixed_input_size:  # most transformers; other models take any size
         options["img_size"] = IMAGE_SIZE
     try:
-        return timm.create_model(model, pretrained=False, **options)  # type: ignore[no-any-return]
+        return timm.create_model(model, pretrained=pretrained, **options)  # type: ignore[no-any-return]
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise _unfit(model, first_line(error)) from error
+
+
+def pretrained_weights(model: str) -> dict[str, Tensor]:
+    """The state dict of the `body` of a `TimmBackbone` with timm's pretrained weights, which timm downloads and keeps.
+
+    Raises:
+        ConfigError: there are none, or they cannot be loaded.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return create_timm_model(model, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # of the network, of the cache of timm or of its file
+        raise ConfigError(
+            f"{TIMM_PREFIX}{model}: timm's pretrained weights cannot be loaded: {first_line(error)}; check the network,"
+            " or give a file of weights"
+        ) from error
+
+
+def feature_ends(body: nn.Module, place: str) -> tuple[str, ...]:
+    """The modules that end the stages of a model: its stem, and those whose feature maps timm lists.
+
+    Args:
+        body: the model.
+        place: its name in the network.
+    """
+    known = {name for name, _ in body.named_modules()}
+    rows = getattr(body, "feature_info", None) or ()
+    ends = ["stem", "patch_embed", *(row.get("module") for row in rows if isinstance(row, dict))]
+    return tuple(dict.fromkeys(f"{place}.{end}" for end in ends if end in known))
 
 
 def _feature_size(body: nn.Module, model: str) -> int:

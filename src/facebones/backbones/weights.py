@@ -102,7 +102,7 @@ def _agreed_name(path: Path, given: str | None, stated: str | None) -> str | Non
     except UnknownNameError as error:
         raise CheckpointError(f"{path}: {error}; if a plug-in registers it, name the plug-in by --import") from error
     if wanted not in (None, held):
-        raise CheckpointError(f"{path}: holds {held}, not {given}; leave --backbone out or give the right one")
+        raise CheckpointError(f"{path}: holds {held}, not {given}; give --backbone {held}")
     return held
 
 

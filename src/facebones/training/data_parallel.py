@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from facebones.backbones.stages import TrainingMode
 from facebones.system.device import random_state_kept
 from facebones.system.distributed import World
 from facebones.training.batch_norm import share_batch_norm
@@ -36,6 +37,7 @@ class DataParallel:
         seed: of dropout: each shard of each forward pass draws numbers of its own.
         device: where the backbone is.
         whole_batch_norm: normalise over the batch of all processes, not over the own part.
+        frozen: how many stages of the network are frozen.
         compiled: what makes the network that computes from a network.
     """
 
@@ -48,6 +50,7 @@ class DataParallel:
         seed: int,
         device: torch.device,
         whole_batch_norm: bool = True,
+        frozen: int = 0,
         compiled: Callable[[Any], Network] = lambda network: network,
     ) -> None:
         self.world, self.batch_size = world, batch_size
@@ -58,6 +61,7 @@ class DataParallel:
         for index, copy in enumerate(self._copies):
             if whole_batch_norm:
                 share_batch_norm(copy, self._lockstep.meet(index), keeps_statistics=index == 0)
+        self._modes = [TrainingMode(copy, frozen) for copy in self._copies]
         self._networks = [compiled(copy) for copy in self._copies]
         self._sums = _OverlappedSums(self._copies[0], world) if world.size > 1 and not world.canonical else None
         self._forwards = 0
@@ -65,8 +69,8 @@ class DataParallel:
     def begin_step(self, step: int, forwards: int) -> None:
         """Prepare a step of several forward passes."""
         self._forwards = step * forwards
-        for copy in self._copies:
-            copy.train()
+        for mode in self._modes:
+            mode.begin()
 
     def __call__(self, x_B3HW: Tensor) -> Tensor:
         """Embeddings (B, D) of the own rows."""

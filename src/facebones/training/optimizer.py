@@ -6,33 +6,36 @@ A step is one update of the optimizer, over all its accumulated forward passes.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from facebones.backbones.stages import layer_factors
 from facebones.errors import ConfigError
 from facebones.heads.partial_fc import Head
 from facebones.heads.sampled_centres import SampledCentres, lazy_zeros
 from facebones.recipe_sections import OptimizerConfig, ScheduleConfig
+
+RATE_FACTOR = "lr_factor"  # of a parameter group whose learning rate is another than the schedule's
 
 
 def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim.Optimizer:
     """SGD or AdamW over the trainable parameters of the modules, and over the sampled centres of a head.
 
     With `decay_norm_and_prelu` off, parameters of fewer than two dimensions (normalisation, PReLU, biases) are not
-    decayed. The training step sets the learning rate. A step is one fused pass over each parameter, which
-    `skip_step_if_nonfinite` can skip on the device.
+    decayed. With `layer_decay`, each stage of the first module, the backbone, has a rate of its own. The training step
+    sets the learning rate. A step is one fused pass over each parameter, which `skip_step_if_nonfinite` can skip on the
+    device.
     """
     heads = [part for module in modules for part in module.modules() if isinstance(part, Head)]
     sampled = [head.sampled for head in heads if head.sampled is not None]
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     parameters += [rows.leaf for rows in sampled]
-    decayed = [p for p in parameters if config.decay_norm_and_prelu or p.ndim >= 2]
-    others = [p for p in parameters if not config.decay_norm_and_prelu and p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}]
-    if others:
-        groups.append({"params": others, "weight_decay": 0.0})
+    groups = _groups(
+        config, parameters, layer_factors(modules[0], config.layer_decay) if config.layer_decay < 1 else {}
+    )
     # Only fused optimizers can skip a step without the host reading a value.
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
     optimizer: torch.optim.Optimizer
@@ -44,6 +47,21 @@ def build_optimizer(config: OptimizerConfig, *modules: nn.Module) -> torch.optim
     for rows in sampled:
         rows.follow(optimizer)
     return optimizer
+
+
+def _groups(
+    config: OptimizerConfig, parameters: Sequence[Tensor], factors: Mapping[Any, float]
+) -> list[dict[str, Any]]:
+    """Parameters by the factor of their learning rate, 1 where none is given, and by whether they are decayed."""
+    by_group: dict[tuple[float, bool], list[Tensor]] = {}
+    for parameter in parameters:
+        decayed = config.decay_norm_and_prelu or parameter.ndim >= 2
+        by_group.setdefault((factors.get(parameter, 1.0), decayed), []).append(parameter)
+    return [
+        {"params": found, "weight_decay": config.weight_decay if decayed else 0.0}
+        | ({RATE_FACTOR: factor} if factors else {})
+        for (factor, decayed), found in sorted(by_group.items(), key=lambda item: (item[0][0], not item[0][1]))
+    ]
 
 
 def skip_step_if_nonfinite(optimizer: torch.optim.Optimizer, value: Tensor) -> None:

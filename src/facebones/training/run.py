@@ -23,6 +23,7 @@ from facebones.system.sharded_checkpoint import load_state, newest
 from facebones.training.callbacks import Callback
 from facebones.training.loop import TrainingLoop
 from facebones.training.run_files import same_training, saved_threads
+from facebones.training.start import read_start, same_start, with_absolute_weights
 from facebones.training.state import CHANGEABLE_FIELDS
 from facebones.training.trainer import Trainer
 
@@ -115,6 +116,7 @@ def resume(
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with paths that hold in any working folder; pair sets named beside the data keep their names."""
+    recipe = with_absolute_weights(recipe)
     sets = [str(Path(name).absolute()) if Path(name).is_file() else name for name in recipe.validation.sets]
     taught = recipe.distillation
     if Path(taught.embeddings).is_file():
@@ -134,12 +136,15 @@ def _begin(recipe: Recipe, device: torch.device, world: World) -> Trainer:
             raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
         import_plugins(recipe.imports, "import")
         recipe = replace(with_absolute_paths(recipe), imports=_all_imports(recipe))
+        start = read_start(recipe)
+    same_start(start, world)
     trainer = _build(recipe, device, world)
     if recipe.training.choose:
         from facebones.training.autotune import choose_settings
 
         del trainer  # one at a time: a head may take most of the memory
         trainer = Trainer(choose_settings(recipe, device), device)
+    trainer.start_from(start)
     return trainer
 
 
@@ -148,13 +153,18 @@ def _restore(folder: RunFolder, recipe: Recipe, device: torch.device, world: Wor
     with agreed(world):
         if not recipe.data.path:
             raise CheckpointError(f"{folder.config}: names no data (data.path); restore it, or start a new run")
+    saved = any(gather_objects(world, folder.has_last))
+    if not saved and folder.begun:
+        raise CheckpointError(f"{folder.last}: is gone, though the run had begun; restore it, or start a new run")
+    with agreed(world):
+        start = None if saved else read_start(recipe)  # it ended before its first save
+    same_start(start, world)
     trainer = _build(recipe, device, world)
-    if any(gather_objects(world, folder.has_last)):
+    trainer.start_from(start)
+    if saved:
         state = load_state(folder.last, folder.last_index, trainer.pattern(), world)
         with agreed(world):
             trainer.load_state_dict(state, newest(folder.last, folder.last_index))
-    elif folder.begun:
-        raise CheckpointError(f"{folder.last}: is gone, though the run had begun; restore it, or start a new run")
     return trainer
 
 
@@ -171,8 +181,9 @@ def _holds(folder: RunFolder, recipe: Recipe) -> bool:
     """Whether a folder holds a run of this recipe, as far as the recipe decides numbers."""
     if not folder.config.is_file():
         return False
-    then, now = load_config(folder.config, run_imports=True).values(), recipe.values()
-    return all(then.get(name) == value for name, value in now.items() if name not in CHANGEABLE_FIELDS)
+    then, now = load_config(folder.config, run_imports=True).values(), with_absolute_weights(recipe).values()
+    deciding = {*now} - {*CHANGEABLE_FIELDS} | {"backbone.weights"}  # which decides how a run begins
+    return all(then.get(name) == now[name] for name in deciding)
 
 
 @contextmanager

@@ -30,8 +30,9 @@ MOST_THREADS = 4096
 
 
 def describe_environment(trainer: Trainer) -> dict[str, Any]:
-    """Versions, device and data of a run."""
-    return {
+    """Versions, device and data of a run, and the weights that it has been given in this process."""
+    started = {"weights": trainer.started_from} if trainer.started_from else {}
+    return started | {
         "facebones": facebones.__version__,
         "commit": git_revision(),
         "python": platform.python_version(),

@@ -23,9 +23,10 @@ from facebones.training.logs import SHUFFLED
 from facebones.training.validation import VALIDATION_METRICS
 
 # Fields that may change between a run and its continuation, because they change no number. Validation sets and a
-# teacher's embeddings may move; their fingerprints show that their content is the same.
+# teacher's embeddings may move; their fingerprints show that their content is the same. The checkpoint holds what
+# became of `backbone.weights`.
 CHANGEABLE_FIELDS = (
-    *("data.path", "data.workers", "data.max_unreadable", "distillation.embeddings"),
+    *("data.path", "data.workers", "data.max_unreadable", "distillation.embeddings", "backbone.weights"),
     *("training.checkpoint_every", "training.background_saves", "validation.sets", "log.tensorboard"),
 )
 

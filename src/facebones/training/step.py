@@ -12,7 +12,7 @@ from facebones.data.preprocessing import to_network_input
 from facebones.errors import RunError
 from facebones.evaluation.models import AUTOCAST_TYPE
 from facebones.system.device import to_device
-from facebones.training.optimizer import skip_step_if_nonfinite
+from facebones.training.optimizer import RATE_FACTOR, skip_step_if_nonfinite
 
 if TYPE_CHECKING:
     from facebones.training.trainer import Trainer
@@ -42,8 +42,8 @@ def train_step(trainer: "Trainer", batches: Sequence[Batch]) -> None:
     """
     learning_rate = trainer.schedule(trainer.step)
     for group in trainer.optimizer.param_groups:
-        group["lr"] = learning_rate
-    trainer.backbone.train()
+        group["lr"] = learning_rate * group.get(RATE_FACTOR, 1.0)
+    trainer.training_mode.begin()
     if trainer.parallel is not None:
         trainer.parallel.begin_step(trainer.step, len(batches))
     trainer.head.draw_sample(torch.cat([batch.labels for batch in batches]))

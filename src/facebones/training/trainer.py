@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from facebones.backbones import Backbone, create_backbone
+from facebones.backbones.stages import TrainingMode, freeze
 from facebones.data.joined_sets import beside
 from facebones.data.loader import EpochOrder, block_size, training_batches
 from facebones.data.wrapped_sets import NumberedImages, SavedAgain
@@ -25,6 +26,7 @@ from facebones.training.data_parallel import DataParallel
 from facebones.training.logical_state import head_state, load_head_state, load_optimizer_state, optimizer_state
 from facebones.training.logs import Meter, Stopwatch, find_summary_writer
 from facebones.training.optimizer import build_optimizer, build_schedule, materialise_optimizer_state
+from facebones.training.start import StartWeights
 from facebones.training.state import check_state, restore_random_state
 from facebones.training.teaching import Teaching, open_training_data
 from facebones.training.validation import Validation
@@ -58,6 +60,9 @@ class Trainer:
 
         torch.manual_seed(config.seed)
         self.backbone = create_backbone(recipe.backbone.name, recipe.backbone.embedding_size, recipe.backbone.dropout)
+        freeze(self.backbone, recipe.backbone.frozen)
+        self.training_mode = TrainingMode(self.backbone, recipe.backbone.frozen)
+        self.started_from: dict[str, str] | None = None
         self.backbone.to(device)
         # On MPS the gradient of BatchNorm2d is wrong in this layout (github.com/pytorch/pytorch/issues/175189).
         self.channels_last = config.channels_last and device.type != "mps"
@@ -76,6 +81,7 @@ class Trainer:
                 seed=config.seed,
                 device=device,
                 whole_batch_norm=config.batch_norm == "whole",
+                frozen=recipe.backbone.frozen,
                 compiled=compiling,
             )
         self.head = self._create_head().to(device)
@@ -119,6 +125,12 @@ class Trainer:
         """What is trained beside the head, and is whole in every process."""
         taught = {} if self.teaching is None else {"distillation": self.teaching.loss}
         return {"backbone": self.backbone, **taught}
+
+    def start_from(self, start: StartWeights | None) -> None:
+        """Begin with these weights instead of random ones."""
+        if start is not None:
+            start.fill(self.backbone)
+            self.started_from = start.record
 
     def train_step(self, batches: Sequence[steps.Batch]) -> None:
         """One update of the weights; see `step.train_step`."""
