@@ -7,6 +7,8 @@ in which run folders differ. A variant's runs differ only in their seed.
 from collections.abc import Iterable, Mapping
 
 Levels = Mapping[str, str]  # factor to level
+BACKBONE = "backbone"  # the factor that every comparison has
+TRUTHS = ("true", "false", "yes", "no", "none", "null", "on", "off")
 
 
 def level_words(factor: str, level: str) -> str:
@@ -20,9 +22,6 @@ def level_words(factor: str, level: str) -> str:
 
 def _speaks_for_itself(level: str) -> bool:
     return any(letter.isalpha() for letter in level) and not _is_number(level) and level.lower() not in TRUTHS
-
-
-TRUTHS = ("true", "false", "yes", "no", "none", "null", "on", "off")
 
 
 def _is_number(text: str) -> bool:
