@@ -29,8 +29,8 @@ from facebones.errors import ConfigError, DataError, FaceBonesError
 from facebones.importers.run_from_logs import convert_logs
 from facebones.reporting.load import load_results
 from facebones.reporting.results import EvaluatedSet, Run
-from facebones.reporting.factors import different_recipes, with_factors
 from facebones.reporting.tables import report_tables
+from facebones.reporting.variants import different_recipes, with_factors
 from facebones.run_folder import RunFolder
 from facebones.study.study import load_study
 
@@ -230,7 +230,12 @@ def test_runs_by_other_recipes_or_on_other_data_are_other_backbones_and_their_se
     results = load_results(*(tmp_path / name for name in ("a0", "a1", "b0", "c0")))
     labels = [run.variant for run in results.runs]
     plain = f"{SMALL} (learning_rate 0.1, that of a0)"
-    assert labels == [plain, plain, f"{SMALL} (learning_rate 0.5, that of a0)", f"{SMALL} (learning_rate 0.1, that of c0)"]
+    assert labels == [
+        plain,
+        plain,
+        f"{SMALL} (learning_rate 0.5, that of a0)",
+        f"{SMALL} (learning_rate 0.1, that of c0)",
+    ]
     assert results.factors == ["optimizer.learning_rate", "the training data"] and results.backbones == [SMALL]
     assert list(results.costs) == results.variants and results.notes == []
     assert "learning_rate" not in results.recipe["optimizer"] and "momentum" in results.recipe["optimizer"]

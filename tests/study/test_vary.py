@@ -7,8 +7,7 @@ import pytest
 
 from facebones.cli.main import main
 from facebones.errors import FaceBonesError
-from facebones.reporting.load import load_results
-from facebones.study.compare import compare, plan_rows
+from facebones.study.compare import plan_rows
 from facebones.study.display import study_table
 from facebones.study.launchers.local import next_run
 from facebones.study.plan import make_plan
@@ -72,8 +71,8 @@ def test_each_training_is_a_backbone_with_its_levels_and_a_seed(write, tmp_path)
 
 def test_factors_cross_and_a_list_is_short_for_levels_of_one_field(write, tmp_path):
     more = (
-        "vary: {head.name: [arcface, cosface], optimizer.learning_rate: [0.01, 0.03], size: {a/b: {training.batch_size: 28}, 'Ü x': "
-        + ("{training.batch_size: 14}}}")
+        "vary: {head.name: [arcface, cosface], optimizer.learning_rate: [0.01, 0.03],"
+        " size: {a/b: {training.batch_size: 28}, 'Ü x': {training.batch_size: 14}}}"
     )
     runs = plan_of(write(more, without="training.batch_size"), tmp_path / "out").runs
     assert [run.name for run in runs][:4] == [
@@ -93,7 +92,7 @@ def test_without_factors_names_records_and_fields_are_as_before(write, tmp_path)
     study = load_study(write("", f"{SMALL}, {LARGE}", "0, 1"))
     plan = make_plan(study, tmp_path / "out")
     assert [run.name for run in plan.runs] == [f"{name}_seed{seed}" for name in (SMALL, LARGE) for seed in (0, 1)]
-    assert [str(run.folder.path) for run in plan.runs][0] == str(tmp_path / "out" / "runs" / SMALL / "seed0")
+    assert plan.runs[0].folder.path == tmp_path / "out" / "runs" / SMALL / "seed0"
     assert [run.variant for run in plan.runs] == [SMALL, SMALL, LARGE, LARGE]
     written = json.dumps([describe(plan, {}, []), plan_rows(plan)])
     assert "vary" not in written and "levels" not in written
@@ -132,7 +131,7 @@ REFUSED = {
     'vary: {loss: {"a\\nb": {}}}': r"vary\.loss: 'a\\nb' is no name for a level",
     "vary: {backbone: {a: {}}}": r"vary\.backbone: no name for a factor",
     "vary: {head.name: [arcface, arcface]}": r"vary\.head\.name: arcface is listed twice",
-    "vary: {head.name: [arcface, arcfaces]}": r"mine\.yaml: vary\.head\.name: unknown .*'arcfaces'; did you mean 'arcface'",
+    "vary: {head.name: [arcface, arcfaces]}": r"mine\.yaml: vary\.head\.name: unknown .*; did you mean 'arcface'",
     "vary: {head.nam: [arcface, cosface]}": r"vary\.head\.nam: ",
     "vary: {heads: [arcface, cosface]}": r"vary\.heads: unknown field 'heads'",
     "vary: {trainin.epochs: [1, 2]}": r"unknown field 'trainin\.epochs'; did you mean 'training\.epochs'",

@@ -17,9 +17,7 @@ BEST_RULE = (
     "The best {noun} has the best mean over its seeds. {Noun}s are compared by the main metric of each evaluated"
     " set, which the protocol defines; here: {metrics}."
 )
-VARIANT_RULE = (
-    "A variant is a backbone with its level of each factor: {factors}. Its runs differ only in the seed."
-)
+VARIANT_RULE = "A variant is a backbone with its level of each factor: {factors}. Its runs differ only in the seed."
 VARIANT_TEST_RULE = (
     "Two variants differ significantly if every run of one differs from every run of the other, always in the same"
     " direction, and the largest p-value of these tests is at most 0.05 after Holm's correction over all pairs of"

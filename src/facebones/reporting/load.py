@@ -16,7 +16,6 @@ from facebones.reporting.evaluations import (
     read_evaluation,
     read_roc,
 )
-from facebones.reporting.factors import different_recipes, repeated_seeds, with_factors
 from facebones.reporting.results import Cost, EvaluatedSet, MetricResult, Results, Run
 from facebones.reporting.runs import (
     OTHER_SHAPE,
@@ -32,7 +31,7 @@ from facebones.reporting.runs import (
     text,
     unexpected,
 )
-from facebones.reporting.variants import variant_name
+from facebones.reporting.variants import different_recipes, repeated_seeds, variant_name, with_factors
 from facebones.reporting.words import listed, set_words
 from facebones.run_folder import RunFolder
 from facebones.strict_yaml import find_shipped

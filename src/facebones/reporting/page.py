@@ -20,9 +20,8 @@ import numpy as np
 from facebones.reporting.answer import Answer
 from facebones.reporting.plots.curves import thin_steps
 from facebones.reporting.plots.heat_map import heat_tables
-from facebones.reporting.plots.looks import side_by_side, variant_styles
 from facebones.reporting.plots.style import COLOURS as PLOT_COLOURS
-from facebones.reporting.plots.style import DASHES, MARKERS, Style
+from facebones.reporting.plots.style import DASHES, MARKERS, Style, side_by_side, variant_styles
 from facebones.reporting.results import MetricResult, Results, Run
 from facebones.reporting.tables import Cell, Table
 from facebones.reporting.words import set_words

@@ -77,8 +77,8 @@ def results_json(results: Results) -> dict[str, Any]:
 
         - "conditions": of the measured costs;
         - "backbones": of each variant, as `Results.numbers` has them: costs, main metrics, seeds done and planned;
-        - "runs": of each its name, backbone, levels if there are factors, seed, folder, source, state, error, versions, steps, final_loss, and
-          "accuracy": set to final and best validation accuracy;
+        - "runs": of each its name, backbone, levels if there are factors, seed, folder, source, state, error, versions,
+          steps, final_loss, and "accuracy": set to final and best validation accuracy;
         - "metrics": of each its "title", the fields of `MetricResult`, "backbones": the spread of each variant over its
           seeds, the best first, and "tests" of every two variants;
         - "cmc": set to run to the hit rates at ranks 1, 2, ...

@@ -10,6 +10,7 @@ from typing import Any
 from facebones.errors import DataError, FaceBonesError
 from facebones.recipe import load_config
 from facebones.reporting.results import Cost, Run
+from facebones.reporting.variants import fields_of
 from facebones.run_folder import RunFolder, read_metrics
 
 OTHER_SHAPE = (KeyError, TypeError, AttributeError, ValueError, IndexError)  # raised by content of another shape
@@ -251,8 +252,3 @@ def counted_cost(run: Run) -> Cost:
         return Cost()
     row = network_costs(name, size)
     return Cost(parameters=row["parameters"], macs=row["macs"])
-
-
-def fields_of(section: Any) -> Mapping[str, Any]:
-    """The fields of a recipe's section; a top-level list such as `imports` has none."""
-    return section if isinstance(section, Mapping) else {}

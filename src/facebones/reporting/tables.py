@@ -201,7 +201,9 @@ def _metrics_note(results: Results, metrics: Sequence[MetricResult]) -> str:
     several = [metric for metric in metrics if len(results.ranking(metric)) > 1]
     untested = [metric.title for metric in several if not set(results.ranking(metric)) <= _tested(results, metric)]
     marks = f"{MARKS[0].upper()}{MARKS[1:]}." if several else ""
-    missing = f"Not every {results.noun} was tested, so a missing * means nothing: {', '.join(untested)}." if untested else ""
+    missing = (
+        f"Not every {results.noun} was tested, so a missing * means nothing: {', '.join(untested)}." if untested else ""
+    )
     return _sentences(HOW_METRICS, marks, missing)
 
 

@@ -130,7 +130,7 @@ def _summary(plan: Plan, runs: Sequence[Mapping[str, Any]], evaluation: Sequence
         first, own = planned[0], [described[run.name] for run in planned]
         errors = [row["error"] or left_out.get(row["name"]) for row in own]
         done = [row["name"] for row in own if row["state"] == DONE]
-        row = {"backbone": first.backbone} | ({"levels": dict(first.levels)} if first.levels else {})
+        row: Entry = {"backbone": first.backbone} | ({"levels": dict(first.levels)} if first.levels else {})
         row |= network_costs(first.backbone, first.recipe.backbone.embedding_size)
         row |= {"latency_ms": latency.get(first.network), "planned": len(own), "done": len(done)}
         rows.append(row | {"metrics": _over_seeds(measured, done), "errors": list(dict.fromkeys(filter(None, errors)))})

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from facebones.reporting.plots.labels import draw_names, fix_layout, label_log_axis
-from facebones.reporting.plots.looks import side_by_side, variant_styles
 from facebones.reporting.plots.style import (
     FloatArray,
     Style,
@@ -17,6 +16,8 @@ from facebones.reporting.plots.style import (
     legend_below,
     marker_only,
     new_figure,
+    side_by_side,
+    variant_styles,
 )
 from facebones.reporting.results import MetricResult, Results, Spread, pareto_front
 

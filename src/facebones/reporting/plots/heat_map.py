@@ -211,5 +211,7 @@ def _caption(results: Results, metric: MetricResult) -> str:
     best = results.ranking(metric)[0]
     spread, alike = results.spread(metric, best), results.not_different_from(metric, best)
     value = f" ({percent(spread.mean)})" if spread else ""
-    others = f"not significantly different: {', '.join(alike)}" if alike else f"every other tested {results.noun} differs"
+    others = (
+        f"not significantly different: {', '.join(alike)}" if alike else f"every other tested {results.noun} differs"
+    )
     return f"{metric.title}: best is {best}{value}; {others}."

@@ -16,7 +16,6 @@ from facebones.errors import DataError
 from facebones.reporting.plots.cost import cost_plots
 from facebones.reporting.plots.curves import cmc_figure, roc_bands, roc_figure
 from facebones.reporting.plots.heat_map import heat_map_plots
-from facebones.reporting.plots.looks import variant_styles
 from facebones.reporting.plots.style import (
     FloatArray,
     Style,
@@ -27,6 +26,7 @@ from facebones.reporting.plots.style import (
     line_only,
     plot_paths,
     save_plot,
+    variant_styles,
 )
 from facebones.reporting.results import EvaluatedSet, Line, Results, Run
 from facebones.reporting.words import set_words
