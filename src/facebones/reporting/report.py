@@ -14,9 +14,10 @@ from facebones.reporting.answer import answer
 from facebones.reporting.load import load_results
 from facebones.reporting.page import cautions, page_text, save_page
 from facebones.reporting.plots.report_plots import PLOT_KINDS, plot_files, write_plots
-from facebones.reporting.results import MetricResult, Results, Run, VariantTest
+from facebones.reporting.results import MetricResult, Results, Run
 from facebones.reporting.table_files import Beginning, save_tables, table_texts
 from facebones.reporting.tables import report_tables
+from facebones.reporting.variants import VariantTest
 from facebones.reporting.words import set_words
 from facebones.system.files import write_json
 from facebones.system.progress import say

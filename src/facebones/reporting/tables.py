@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from facebones.reporting.results import Contrast, EvaluatedSet, MetricResult, Results, Run, VariantTest
-from facebones.reporting.variants import BACKBONE
+from facebones.reporting.results import EvaluatedSet, MetricResult, Results, Run
+from facebones.reporting.variants import BACKBONE, Contrast, VariantTest
 from facebones.reporting.words import MARKS, mark_best, set_words, spread_words
 from facebones.statistics.significance import over_seeds
 from facebones.system.number_format import decimal, p_words, percent, points

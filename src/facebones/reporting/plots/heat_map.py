@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from facebones.reporting.plots.labels import shortened
 from facebones.reporting.plots.style import new_figure, set_text
-from facebones.reporting.results import MetricResult, Results, VariantTest
+from facebones.reporting.results import MetricResult, Results
+from facebones.reporting.variants import VariantTest
 from facebones.system.number_format import MINUS, p_words, percent, points
 
 if TYPE_CHECKING:
