@@ -7,7 +7,8 @@ import pytest
 
 from facebones.cli.main import main
 from facebones.errors import FaceBonesError
-from facebones.study.compare import plan_rows
+from facebones.reporting.load import load_results
+from facebones.study.compare import compare, plan_rows
 from facebones.study.display import study_table
 from facebones.study.launchers.local import next_run
 from facebones.study.plan import make_plan
@@ -203,3 +204,38 @@ def test_too_many_combinations_are_refused_before_any_recipe_is_read(write):
 def test_read_factors_refuses_what_is_not_text():
     with pytest.raises(FaceBonesError, match="no name for a level"):
         read_factors({"loss": {3: {}}}, "vary")
+
+
+# ----------------------------------------------------------------------------------------------------- the whole
+
+
+def test_the_launchers_and_only_know_the_trainings(write, tmp_path, capsys):
+    study, output = write(LOSSES, SMALL, "0, 1"), tmp_path / "out"
+    names = [f"{SMALL}_{loss}_seed{seed}" for loss in ("arcface", "cosface") for seed in (0, 1)]
+    assert main(["compare", study, "--output", str(output), "--device", "cpu", "--launcher", "print"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("--only ")[1].split()[0] for line in lines] == names
+    assert main(["compare", study, "--output", str(output), "--device", "cpu", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)
+    assert main(["compare", study, "--output", str(output), "--device", "cpu", "--only", f"{SMALL}_seed0"]) == 2
+    assert "unknown training" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_study_of_two_levels_is_trained_measured_reported_and_resumed(write, tmp_path):
+    study, output = write(LOSSES, SMALL, "0, 1"), tmp_path / "out"
+    content = compare(study, output, device="cpu")
+    assert [run["state"] for run in content["runs"]] == ["done"] * 4
+    assert [row["levels"] for row in content["summary"]] == [{"loss": "arcface"}, {"loss": "cosface"}]
+    assert all(row["done"] == 2 and row["metrics"] for row in content["summary"])
+    results = load_results(output)
+    assert results.variants == [f"{SMALL} (arcface)", f"{SMALL} (cosface)"] and results.notes == []
+    page = (output / "report" / "report.html").read_text()
+    assert f"{SMALL} (cosface)" in page and "arcface - cosface" in page
+    times = {path: path.stat().st_mtime_ns for path in (output / "runs").rglob("model.safetensors")}
+    assert len(times) == 4
+    compare(study, output, device="cpu")
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    columns, rows = study_table(content)
+    assert columns[:2] == ("backbone", "loss") and [row[1] for row in rows] == ["arcface", "cosface"]

@@ -144,7 +144,7 @@
 
   function frontTrace(front) {
     return {
-      x: front.map((point) => point.cost), y: front.map((point) => 100 * point.mean), mode: "lines", hoverinfo: "skip",
+      x: front.map((point) => point.x), y: front.map((point) => 100 * point.mean), mode: "lines", hoverinfo: "skip",
       line: { color: colour("control"), width: 1.5, dash: "dot", shape: "hv" }, cliponaxis: false,
     };
   }

@@ -65,7 +65,7 @@ def _cost_figure(results: Results, metric: MetricResult, cost: str) -> "Figure":
     low, high = _shown([spread for _, spread in points.values()])
     front = _front(metric, points)
     places = _side_by_side(results, points)
-    axes.plot([points[name][0] for name in front], [points[name][1].mean for name in front], **FRONT)
+    axes.plot([places[name] for name in front], [points[name][1].mean for name in front], **FRONT)
     for name, (_, spread) in points.items():
         _draw_point(axes, places[name], spread, looks[name], (low, high))
     _scale_axes(axes, list(places.values()), (low, high))
@@ -144,11 +144,10 @@ def _title(results: Results, metric: MetricResult, cost: str, points: Mapping[st
         marks.append("bars: 95 % intervals, cut off at arrows")
     if any(len(spread.values) > 1 for spread in spreads):
         marks.append("dots: seeds")
-    if results.factors:
-        marks.append("levels of a backbone, of equal cost, side by side")
     if missing := len(results.ranking(metric)) - len(points):
         marks.append(f"{missing} not shown: {COSTS[cost]} unknown")
-    return f"{metric.title} against {COSTS[cost]}", "; ".join(marks)
+    beside = ["levels of a backbone cost the same and are side by side"] if results.factors else []
+    return f"{metric.title} against {COSTS[cost]}", "; ".join(marks), *beside
 
 
 def _cost_label(results: Results, cost: str) -> str:
