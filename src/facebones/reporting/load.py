@@ -314,7 +314,8 @@ class _Reader:
             else:
                 self.notes.append(f"{path}: measured under other conditions; its latency and memory are left out")
             for row in content["networks"]:
-                costs[_profiled_name(row)] = _profiled_cost(row, comparable)
+                name = text(row["name"])  # in a study, of a variant; a level may hold a "/"
+                costs[name if name in costs else _profiled_name(row)] = _profiled_cost(row, comparable)
         except OTHER_SHAPE as error:
             raise unexpected(path, error) from error
 

@@ -146,7 +146,7 @@ def _title(results: Results, metric: MetricResult, cost: str, points: Mapping[st
         marks.append("dots: seeds")
     if missing := len(results.ranking(metric)) - len(points):
         marks.append(f"{missing} not shown: {COSTS[cost]} unknown")
-    beside = ["levels of a backbone cost the same and are side by side"] if results.factors else []
+    beside = ["the levels of a backbone are moved side by side"] if results.factors else []
     return f"{metric.title} against {COSTS[cost]}", "; ".join(marks), *beside
 
 
