@@ -120,7 +120,7 @@ def test_tests_are_in_the_order_of_the_backbones_whatever_the_order_of_the_evalu
     write_pairs(tmp_path / "e", {"lfw": [metric_json("accuracy", {"c": 0.7, "b": 0.8, "a": 0.9})]})
     results = load_results(*(tmp_path / name for name in "abce"))
     tests = results.tests(results.metric("lfw", "accuracy"))
-    names = [f"{SMALL} ({name})" for name in "abc"]
+    names = [f"{SMALL} (learning_rate {rate})" for rate in (0.1, 1.1, 2.1)]
     assert [(test.first, test.second) for test in tests] == [
         (names[0], names[1]),
         (names[0], names[2]),

@@ -29,8 +29,8 @@ from facebones.errors import ConfigError, DataError, FaceBonesError
 from facebones.importers.run_from_logs import convert_logs
 from facebones.reporting.load import load_results
 from facebones.reporting.results import EvaluatedSet, Run
-from facebones.reporting.runs import different_recipes, split_by_recipe
 from facebones.reporting.tables import report_tables
+from facebones.reporting.variants import different_recipes, with_factors
 from facebones.run_folder import RunFolder
 from facebones.study.study import load_study
 
@@ -228,11 +228,16 @@ def test_runs_by_other_recipes_or_on_other_data_are_other_backbones_and_their_se
     make_run(tmp_path / "b0", seed=0, optimizer__learning_rate=0.5)
     make_run(tmp_path / "c0", seed=0, data="b")
     results = load_results(*(tmp_path / name for name in ("a0", "a1", "b0", "c0")))
-    labels = [run.backbone for run in results.runs]
-    assert labels == [f"{SMALL} (a0)", f"{SMALL} (a0)", f"{SMALL} (b0)", f"{SMALL} (c0)"]
-    assert list(results.costs) == results.backbones
-    (note,) = results.notes
-    assert "differ in optimizer.learning_rate, the training data;" in note
+    labels = [run.variant for run in results.runs]
+    plain = f"{SMALL} (learning_rate 0.1, that of a0)"
+    assert labels == [
+        plain,
+        plain,
+        f"{SMALL} (learning_rate 0.5, that of a0)",
+        f"{SMALL} (learning_rate 0.1, that of c0)",
+    ]
+    assert results.factors == ["optimizer.learning_rate", "the training data"] and results.backbones == [SMALL]
+    assert list(results.costs) == results.variants and results.notes == []
     assert "learning_rate" not in results.recipe["optimizer"] and "momentum" in results.recipe["optimizer"]
 
 
@@ -289,7 +294,7 @@ def test_a_log_that_is_called_as_a_backbone_is_no_seed_of_it(tmp_path):
     theirs = make_run(tmp_path / SMALL)
     (theirs / "config.yaml").unlink()
     (theirs / "source.json").write_text("{}")
-    assert load_results(tmp_path / "ours", theirs).backbones == [f"{SMALL} (ours)", f"{SMALL} ({SMALL})"]
+    assert load_results(tmp_path / "ours", theirs).variants == [f"{SMALL} (ours)", f"{SMALL} ({SMALL})"]
 
 
 # ------------------------------------------------------------------------------------- lone evaluations, profiles
@@ -573,8 +578,8 @@ def test_runs_of_one_set_stay_together_though_versions_recorded_different_keys(t
         Run(name=name, backbone="net", folder=tmp_path, recipe=recipe, environment={"data": found})
         for name, found in data.items()
     ]
-    split = split_by_recipe(runs)
-    assert [run.backbone for run in split] == ["net (older)"] * 4 + ["net (other)"]
+    split = with_factors(runs)
+    assert [run.variant for run in split] == ["net (that of older)"] * 4 + ["net (that of other)"]
     assert [run.environment for run in split] == [run.environment for run in runs]
     assert different_recipes(runs[:4]) == []
     assert "the training data" in different_recipes(runs)[0]

@@ -215,7 +215,7 @@ def test_gradient_scales_are_drawn_where_they_are_used(page_results):
 
 def test_a_model_has_the_dash_and_marker_that_it_has_in_the_other_plots():
     names = [f"backbone_{number}" for number in range(30)]
-    for look, style in zip(model_looks(names), model_styles(names).values(), strict=True):
+    for look, style in zip(model_looks(model_styles(names)), model_styles(names).values(), strict=True):
         assert look["dash"] == DASH_NAMES[style["linestyle"]]
         assert look["marker"] == MARKER_NAMES[style["marker"]]
 

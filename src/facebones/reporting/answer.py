@@ -1,19 +1,27 @@
-"""The answer in words: which backbone for which budget, and which others are not significantly different."""
+"""The answer in words: which backbone or level for which budget, and which are not significantly different."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from facebones.reporting.results import MetricResult, Results
+from facebones.reporting.variants import variant_name
 from facebones.reporting.words import MOST_LISTED, listed, spread_words
 from facebones.system.number_format import short_number
 
 MACS_BUDGETS = tuple(1e6 * value for value in (10, 50, 150, 500, 1e3, 5e3, 20e3))
 LATENCY_BUDGETS = (2.0, 5.0, 20.0, 100.0, 500.0)
+MOST_GROUPS = 4  # sentences for a factor by one metric
 
 BEST_RULE = (
-    "The best backbone has the best mean over its seeds. Backbones are compared by the main metric of each evaluated"
+    "The best {noun} has the best mean over its seeds. {Noun}s are compared by the main metric of each evaluated"
     " set, which the protocol defines; here: {metrics}."
+)
+VARIANT_RULE = "A variant is a backbone with its level of each factor: {factors}. Its runs differ only in the seed."
+VARIANT_TEST_RULE = (
+    "Two variants differ significantly if every run of one differs from every run of the other, always in the same"
+    " direction, and the largest p-value of these tests is at most 0.05 after Holm's correction over all pairs of"
+    " variants. Not significantly different does not mean equal."
 )
 TEST_RULE = (
     "Two backbones differ significantly if every run of one differs from every run of the other (p <= 0.05 after Holm's"
@@ -26,7 +34,7 @@ SPREAD_RULE = (
 )
 BUDGET_RULE = (
     "The overall best is named with its cost. Smaller budgets are 10, 50, 150 and 500 M, 1, 5 and 20 G MACs: each"
-    " further best backbone is named with the largest budget at which it is best, if at least two backbones fit that"
+    " further best {noun} is named with the largest budget at which it is best, if at least two {noun}s fit that"
     " budget. Budgets of latency (2, 5, 20, 100 and 500 ms for one image) use the first metric only."
 )
 CHEAPEST_RULE = (
@@ -54,17 +62,25 @@ def answer(results: Results) -> Answer:
     if metrics:
         sentences += _by_latency(results, metrics[0])
     if not sentences:
-        sentences = ["Nothing has been measured yet, so no backbone can be recommended."]
-    best_rule = BEST_RULE.format(metrics=", ".join(metric.title for metric in metrics))
-    rules = [best_rule, TEST_RULE, SPREAD_RULE, BUDGET_RULE, CHEAPEST_RULE] if metrics else []
+        sentences = [f"Nothing has been measured yet, so no {results.noun} can be recommended."]
+    rules = _rules(results, metrics) if metrics else []
     return Answer(sentences=[*sentences, *_reservations(results, metrics)], rules=rules)
+
+
+def _rules(results: Results, metrics: Sequence[MetricResult]) -> list[str]:
+    named = ", ".join(metric.title for metric in metrics)
+    best_rule = BEST_RULE.format(metrics=named, noun=results.noun, Noun=results.noun.capitalize())
+    rules = [best_rule, TEST_RULE, SPREAD_RULE, BUDGET_RULE.format(noun=results.noun), CHEAPEST_RULE]
+    if results.factors:
+        rules[:2] = [VARIANT_RULE.format(factors=", ".join(results.factors)), best_rule, VARIANT_TEST_RULE]
+    return rules
 
 
 def _by_metric(results: Results, metric: MetricResult) -> list[str]:
     ranking = results.ranking(metric)
     if _all_guess(metric):
         chance = f"{100 * (metric.chance or 0):g} %"
-        return [f"By {metric.title}, no backbone is better than guessing ({chance}); no conclusion is possible."]
+        return [f"By {metric.title}, no {results.noun} is better than guessing ({chance}); no conclusion is possible."]
     if not ranking:
         return []
     if len(ranking) == 1:
@@ -77,7 +93,33 @@ def _by_metric(results: Results, metric: MetricResult) -> list[str]:
     if unknown and costs:
         them = "it" if len(unknown) == 1 else "them"
         sentences.append(f"The MACs of {listed(unknown)} are unknown, so no budget includes {them}.")
-    return sentences + _cheapest(results, metric, ranking)
+    return sentences + _cheapest(results, metric, ranking) + _by_factor(results, metric, ranking)
+
+
+def _by_factor(results: Results, metric: MetricResult, ranking: Sequence[str]) -> list[str]:
+    """Which level of each factor is best, with everything else equal; the verdict on all says it if nothing else is."""
+    sentences = []
+    for factor in results.factors:
+        groups = [(within, group) for within, group in _alike(results, factor, ranking) if len(group) > 1]
+        if len(groups) == 1 and len(groups[0][1]) == len(ranking):
+            continue
+        for within, group in groups[:MOST_GROUPS]:
+            called = {name: results.first_run(name).levels.get(factor, f"no {factor}") for name in group}
+            sentences.append(_verdict(results, metric, group, lead=f"With {within}, ", called=called))
+        if (more := len(groups) - MOST_GROUPS) > 0:
+            sentences.append(f"The table of differences compares {factor} in {more} more settings.")
+    return sentences
+
+
+def _alike(results: Results, factor: str, ranking: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The variants that differ in one factor only, the best first, with what they have in common in words."""
+    groups: dict[str, list[str]] = {}
+    for name in results.variants:
+        run = results.first_run(name)
+        others = {key: level for key, level in run.levels.items() if key in results.factors and key != factor}
+        if name in ranking:
+            groups.setdefault(variant_name(run.backbone, others), []).append(name)
+    return [(within, sorted(group, key=ranking.index)) for within, group in groups.items()]
 
 
 def _by_latency(results: Results, metric: MetricResult) -> list[str]:
@@ -106,8 +148,29 @@ def _by_budget(
     return sentences
 
 
-def _verdict(results: Results, metric: MetricResult, ranking: Sequence[str], *, lead: str = "", place: str = "") -> str:
-    """Which of these backbones, the best first, is best, and what the tests say about the others."""
+def _verdict(
+    results: Results,
+    metric: MetricResult,
+    ranking: Sequence[str],
+    *,
+    lead: str = "",
+    place: str = "",
+    called: Mapping[str, str] | None = None,
+) -> str:
+    """Which of these variants, the best first, is best, and what the tests say about the others.
+
+    Args:
+        results: of the report.
+        metric: that decides.
+        ranking: the variants.
+        lead: before the sentence.
+        place: after the best.
+        called: their names in the sentence; by default their own.
+    """
+
+    def named(names: Sequence[str]) -> str:
+        return listed([called[name] if called else name for name in names])
+
     means = {name: spread.mean for name in ranking if (spread := results.spread(metric, name)) is not None}
     best, ties = ranking[0], [name for name in ranking if means[name] == means[ranking[0]]]
     others = [name for name in ranking if name not in ties]
@@ -117,13 +180,13 @@ def _verdict(results: Results, metric: MetricResult, ranking: Sequence[str], *, 
     worse = [name for name in others if name in tested and name not in alike]
     untested = [name for name in others if name not in tested]
     level = "is best" if len(ties) == 1 else "tie for best"
-    parts = [f"{lead}{listed(ties)}{place} {level} by {metric.title}: {_value(results, metric, best)}"]
+    parts = [f"{lead}{named(ties)}{place} {level} by {metric.title}: {_value(results, metric, best)}"]
     if alike:
-        parts.append(f"{listed(alike)} {_is(alike)} not significantly different")
+        parts.append(f"{named(alike)} {_is(alike)} not significantly different")
     if worse:
-        parts.append(f"{listed(worse)} {_is(worse)} significantly worse")
+        parts.append(f"{named(worse)} {_is(worse)} significantly worse")
     if untested:
-        parts.append(f"{listed(untested)} {_is(untested)} worse, but no test confirms it")
+        parts.append(f"{named(untested)} {_is(untested)} worse, but no test confirms it")
     return "; ".join(parts) + "."
 
 
@@ -131,14 +194,14 @@ def _cheapest(results: Results, metric: MetricResult, ranking: Sequence[str]) ->
     best = ranking[0]
     candidates = {
         name: macs
-        for name in (best, *results.not_different_from(metric, best))
+        for name in sorted((best, *results.not_different_from(metric, best)), key=ranking.index)
         if (macs := results.costs[name].macs) is not None and not _guesses(results, metric, name)
     }
     cheapest = min(candidates, key=lambda name: candidates[name], default=best)
     if cheapest == best or best not in candidates:
         return []
     return [
-        f"The cheapest backbone that is not significantly different from the best, {best}, is {cheapest}:"
+        f"The cheapest {results.noun} that is not significantly different from the best, {best}, is {cheapest}:"
         f" {short_number(candidates[cheapest])} MACs instead of {short_number(candidates[best])}, and"
         f" {_value(results, metric, cheapest)}."
     ]
@@ -156,9 +219,9 @@ def _reservations(results: Results, metrics: Sequence[MetricResult]) -> list[str
     still = {name for metric in metrics for name in metric.values}.intersection(unfinished)
     if still:
         sentences.append(f"The metrics include an earlier evaluation of {listed(sorted(still))}.")
-    single = [name for name in results.backbones if sum(run.state == "done" for run in results.runs_of(name)) == 1]
-    if len(single) == len(results.backbones) > 0:
-        sentences.append("Each backbone has one seed, so the variation between seeds is unknown.")
+    single = [name for name in results.variants if sum(run.state == "done" for run in results.runs_of(name)) == 1]
+    if len(single) == len(results.variants) > 0:
+        sentences.append(f"Each {results.noun} has one seed, so the variation between seeds is unknown.")
     elif single:
         verb = "has" if len(single) == 1 else "have"
         sentences.append(f"{listed(single)} {verb} one seed only, so the variation between seeds is unknown.")
@@ -171,7 +234,7 @@ def _all_guess(metric: MetricResult) -> bool:
 
 
 def _guesses(results: Results, metric: MetricResult, backbone: str) -> bool:
-    """Whether the intervals of all runs of a backbone reach what guessing reaches."""
+    """Whether the intervals of all runs of a variant reach what guessing reaches."""
     names = [run.name for run in results.runs_of(backbone)]
     return _reach_chance(metric, [metric.intervals[name] for name in names if name in metric.intervals])
 

@@ -19,20 +19,19 @@ from facebones.reporting.evaluations import (
 from facebones.reporting.results import Cost, EvaluatedSet, MetricResult, Results, Run
 from facebones.reporting.runs import (
     OTHER_SHAPE,
+    checked_levels,
     counted_cost,
-    different_recipes,
     is_run,
     known_versions,
     number,
     read_json,
     read_run,
     read_study_run,
-    repeated_seeds,
     shared_recipe,
-    split_by_recipe,
     text,
     unexpected,
 )
+from facebones.reporting.variants import different_recipes, repeated_seeds, variant_name, with_factors
 from facebones.reporting.words import listed, set_words
 from facebones.run_folder import RunFolder
 from facebones.strict_yaml import find_shipped
@@ -74,7 +73,7 @@ class _Reader:
     Attributes:
         names: models of the current folder: their names there, to their names in the report.
         others: models without a run, by name; they follow all runs.
-        costs: as studies tell them, by backbone.
+        costs: as studies tell them, by variant.
         profiled: as separate profiles tell them, by the name or file that was profiled.
         versions: what each result was made with: label of the result, and its versions.
     """
@@ -122,11 +121,11 @@ class _Reader:
         """Everything that was read, with the notes on it."""
         taken = {run.name for run in self.runs}
         found = [*self.runs, *(run for run in self.others.values() if run.name not in taken)]
-        runs = split_by_recipe(found)
+        runs = with_factors(found)
         costs: dict[str, Cost] = {}
         for before, run in zip(found, runs, strict=True):
-            if run.backbone not in costs:
-                costs[run.backbone] = self._cost(before.backbone, run)
+            if run.variant not in costs:
+                costs[run.variant] = self._cost(before.variant, run)
         return Results(
             title=", ".join(self.titles),
             folders=folders,
@@ -201,7 +200,7 @@ class _Reader:
             self._add_run(run, label)
         for row in content["summary"]:
             cost = Cost(parameters=_whole(row["parameters"]), macs=_whole(row["macs"]))
-            self.costs[text(row["backbone"])] = cost
+            self.costs[variant_name(text(row["backbone"]), checked_levels(row))] = cost
         entries = content["evaluation"]
         if not isinstance(entries, list):
             raise TypeError("'evaluation' is not a list")
@@ -213,8 +212,17 @@ class _Reader:
         for entry in entries:
             if entry["kind"] != "model_left_out" or entry["name"] in left_out:
                 self._read_entry(folder, entry)
+        self._share_profiles(content["summary"])
         self.commands.append(_study_command(content["study"], folder, content.get("plugins", ())))
         self.titles.append(text(content["study"]["name"]))
+
+    def _share_profiles(self, summary: Sequence[Mapping[str, Any]]) -> None:
+        """Give the profile of a backbone to its variants, unless levels change the network itself."""
+        for row in summary:
+            name, levels = text(row["backbone"]), checked_levels(row)
+            variant, profiled = variant_name(name, levels), self.costs.get(name)
+            if levels and profiled is not None and profiled.parameters == self.costs[variant].parameters:
+                self.costs[variant] = profiled
 
     def _read_entry(self, folder: Path, entry: Mapping[str, Any]) -> None:
         """One entry of a study's evaluation; an error becomes a note."""
@@ -306,21 +314,27 @@ class _Reader:
             else:
                 self.notes.append(f"{path}: measured under other conditions; its latency and memory are left out")
             for row in content["networks"]:
-                costs[_profiled_name(row)] = _profiled_cost(row, comparable)
+                name = text(row["name"])  # in a study, of a variant; a level may hold a "/"
+                costs[name if name in costs else _profiled_name(row)] = _profiled_cost(row, comparable)
         except OTHER_SHAPE as error:
             raise unexpected(path, error) from error
 
-    def _cost(self, backbone: str, run: Run) -> Cost:
-        """The cost of a backbone; measured values count only if the measured network has the same size."""
-        known = self.costs.get(backbone)
-        if known is not None and known.parameters is not None and run.backbone == backbone:
+    def _cost(self, variant: str, run: Run) -> Cost:
+        """The cost of a variant; measured values count only if the measured network has the same size.
+
+        Args:
+            variant: its name before runs were told apart by their recipes.
+            run: its first.
+        """
+        known = self.costs.get(variant)
+        if known is not None and known.parameters is not None and run.variant == variant:
             return known
-        known, built = known or self.profiled.get(backbone) or self.profiled.get(run.name), counted_cost(run)
+        known, built = known or self.profiled.get(run.backbone) or self.profiled.get(run.name), counted_cost(run)
         if known is None or known.parameters is None or built.parameters is None:
             return _completed(known or Cost(), built)
         if known.parameters != built.parameters:
             self.notes.append(
-                f"{run.backbone}: has {built.parameters:,} parameters, but {known.parameters:,} in the profile"
+                f"{run.variant}: has {built.parameters:,} parameters, but {known.parameters:,} in the profile"
                 " (another embedding size?); its latency and memory are left out"
             )
             return built

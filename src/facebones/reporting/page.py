@@ -20,7 +20,8 @@ import numpy as np
 from facebones.reporting.answer import Answer
 from facebones.reporting.plots.curves import thin_steps
 from facebones.reporting.plots.heat_map import heat_tables
-from facebones.reporting.plots.style import DASHES, MARKERS
+from facebones.reporting.plots.style import COLOURS as PLOT_COLOURS
+from facebones.reporting.plots.style import DASHES, MARKERS, Style, side_by_side, variant_styles
 from facebones.reporting.results import MetricResult, Results, Run
 from facebones.reporting.tables import Cell, Table
 from facebones.reporting.words import set_words
@@ -162,9 +163,9 @@ def _plain(value: Any) -> str:
 
 
 def _shown(results: Results, table: Table) -> dict[str, Any]:
-    """A table with what the page needs: which columns are numbers, and the backbones of each row."""
-    places = {name: place for place, name in enumerate(results.backbones)}
-    owners = {run.name: places[run.backbone] for run in results.runs} | places
+    """A table with what the page needs: which columns are numbers, and the variants of each row."""
+    places = {name: place for place, name in enumerate(results.variants)}
+    owners = {run.name: places[run.variant] for run in results.runs} | places
     return {
         "key": table.key,
         "title": table.title,
@@ -181,8 +182,8 @@ def _is_numeric(cells: Iterable[Cell]) -> bool:
 
 
 def _models(row: Iterable[Cell], owners: Mapping[str, int]) -> list[int]:
-    """Indices of the backbones that the cells name, directly or by a run."""
-    names = [name for cell in row for name in (cell.text, cell.value) if isinstance(name, str)]
+    """Indices of the variants that the cells are about or name, directly or by a run."""
+    names = [name for cell in row for name in (cell.text, cell.value, *cell.about) if isinstance(name, str)]
     return sorted({owners[name] for name in names if name in owners})
 
 
@@ -218,7 +219,7 @@ class LinePlot:
         percent: whether y are rates, shown in percent.
         log: whether the x axis is logarithmic.
         steps: whether y is constant from its x to the next.
-        lines: "model" is the index of the backbone, "run" the name of its run; "x", "y" and "value".
+        lines: "model" is the index of the variant, "run" the name of its run; "x", "y" and "value".
     """
 
     key: str
@@ -237,25 +238,29 @@ class LinePlot:
 def page_data(results: Results) -> dict[str, Any]:
     """All data that the page's script draws; every number is finite or None."""
     return {
-        "models": model_looks(results.backbones),
+        "noun": results.noun,
+        "models": [
+            look | {"shift": shift}
+            for look, shift in zip(model_looks(variant_styles(results)), side_by_side(results).values(), strict=True)
+        ],
         "costs": _costs(results),
         "metrics": [_metric(results, metric) for metric in results.main_metrics()],
         "plots": [asdict(plot) for plot in line_plots(results)],
     }
 
 
-def model_looks(names: Sequence[str]) -> list[dict[str, str]]:
-    """Name, colours, dash and marker of each backbone, as `plots.style.model_styles` gives them."""
-    dashes, markers = list(DASH_NAMES.values()), list(MARKER_NAMES.values())
+def model_looks(styles: Mapping[str, Style]) -> list[dict[str, Any]]:
+    """Name, colours, dash and marker of each variant, from its style in the other plots."""
+    colours = dict(zip(PLOT_COLOURS, COLOURS, strict=True))
     return [
         {
             "name": name,
-            "light": COLOURS[index % len(COLOURS)][0],
-            "dark": COLOURS[index % len(COLOURS)][1],
-            "dash": dashes[index % len(dashes)],
-            "marker": markers[index % len(markers)],
+            "light": colours[style["color"]][0],
+            "dark": colours[style["color"]][1],
+            "dash": DASH_NAMES[style["linestyle"]],
+            "marker": MARKER_NAMES[style["marker"]],
         }
-        for index, name in enumerate(names)
+        for name, style in styles.items()
     ]
 
 
@@ -266,17 +271,17 @@ def line_plots(results: Results) -> list[LinePlot]:
 
 
 def _costs(results: Results) -> list[dict[str, Any]]:
-    """Each cost that is known for some backbone."""
+    """Each cost that is known for some variant."""
     found = []
     for name, title in COSTS.items():
-        values = [getattr(results.costs.get(backbone), name, None) for backbone in results.backbones]
+        values = [getattr(results.costs.get(variant), name, None) for variant in results.variants]
         if any(value is not None for value in values):
             found.append({"name": name, "title": title, "values": values})
     return found
 
 
 def _metric(results: Results, metric: MetricResult) -> dict[str, Any]:
-    spreads = [results.spread(metric, backbone) for backbone in results.backbones]
+    spreads = [results.spread(metric, variant) for variant in results.variants]
     return {
         "title": metric.title,
         "higher_is_better": metric.higher_is_better,
@@ -394,9 +399,9 @@ def _over_steps(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] |
 
 
 def _lines(results: Results, line_of: Callable[[Run], dict[str, Any] | None]) -> list[dict[str, Any]]:
-    places = {name: place for place, name in enumerate(results.backbones)}
+    places = {name: place for place, name in enumerate(results.variants)}
     return [
-        {"model": places[run.backbone], "run": run.name} | line
+        {"model": places[run.variant], "run": run.name} | line
         for run in results.runs
         if (line := line_of(run)) is not None
     ]

@@ -17,6 +17,7 @@ from facebones.reporting.plots.report_plots import PLOT_KINDS, plot_files, write
 from facebones.reporting.results import MetricResult, Results, Run
 from facebones.reporting.table_files import Beginning, save_tables, table_texts
 from facebones.reporting.tables import report_tables
+from facebones.reporting.variants import VariantTest
 from facebones.reporting.words import set_words
 from facebones.system.files import write_json
 from facebones.system.progress import say
@@ -76,11 +77,11 @@ def results_json(results: Results) -> dict[str, Any]:
         "facebones" (version), "title", "folders", "command", "notes" and "recipe" as in `Results`; and
 
         - "conditions": of the measured costs;
-        - "backbones": of each, as `Results.numbers` has them: costs, main metrics, seeds done and planned;
-        - "runs": of each its name, backbone, seed, folder, source, state, error, versions, steps, final_loss, and
-          "accuracy": set to final and best validation accuracy;
-        - "metrics": of each its "title", the fields of `MetricResult`, "backbones": the spread of each over its seeds,
-          the best first, and "tests" of every two backbones;
+        - "backbones": of each variant, as `Results.numbers` has them: costs, main metrics, seeds done and planned;
+        - "runs": of each its name, backbone, levels if there are factors, seed, folder, source, state, error, versions,
+          steps, final_loss, and "accuracy": set to final and best validation accuracy;
+        - "metrics": of each its "title", the fields of `MetricResult`, "backbones": the spread of each variant over its
+          seeds, the best first, and "tests" of every two variants;
         - "cmc": set to run to the hit rates at ranks 1, 2, ...
 
         None stands for an unknown value. NaN and infinities become None, because JSON lacks them.
@@ -105,14 +106,20 @@ def results_json(results: Results) -> dict[str, Any]:
 def _run(run: Run, sets: Sequence[str]) -> dict[str, Any]:
     kept = ("name", "backbone", "seed", "folder", "source", "state", "error", "versions", "steps", "final_loss")
     accuracy = {name: {"final": run.final_accuracy(name), "best": run.best_accuracy(name)} for name in sets}
-    return {key: getattr(run, key) for key in kept} | {"accuracy": accuracy}
+    levels = {"levels": run.levels} if run.levels else {}
+    return {key: getattr(run, key) for key in kept} | levels | {"accuracy": accuracy}
 
 
 def _metric(results: Results, metric: MetricResult) -> dict[str, Any]:
     fields = {key: value for key, value in vars(metric).items() if key != "comparisons"}
     spreads = {name: vars(results.spread(metric, name)) for name in results.ranking(metric)}
-    tests = [{**vars(test), "significant": test.significant} for test in results.tests(metric)]
+    tests = [_test(results, test) for test in results.tests(metric)]
     return {"title": metric.title, **fields, "backbones": spreads, "tests": tests}
+
+
+def _test(results: Results, test: VariantTest) -> dict[str, Any]:
+    hidden = () if results.factors else ("low", "high")
+    return {key: value for key, value in vars(test).items() if key not in hidden} | {"significant": test.significant}
 
 
 def _plain(content: Any) -> Any:

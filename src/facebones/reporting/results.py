@@ -1,4 +1,7 @@
-"""The content of a report: runs, costs and metrics, and what they say about each backbone over its seeds."""
+"""The content of a report: runs, costs and metrics, and what they say about each variant over its seeds.
+
+A variant is a backbone, or a backbone at its level of each factor (`reporting.variants`).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,8 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from facebones.errors import UnknownNameError
+from facebones.reporting.variants import (
+    BACKBONE,
+    Contrast,
+    Levels,
+    VariantTest,
+    level_words,
+    several_levels,
+    variant_name,
+    variant_tests,
+)
 from facebones.reporting.words import metric_title, metric_words
-from facebones.statistics.significance import SIGNIFICANT, outcomes_interval, over_seeds
+from facebones.statistics.significance import holm, outcomes_interval, over_seeds
 
 Line = Mapping[str, Any]
 
@@ -33,7 +46,8 @@ class Run:
 
     Attributes:
         name: of the model in evaluations; unique in a report.
-        backbone: what is compared. The runs of one backbone differ only in their seeds.
+        backbone: name of the network.
+        levels: factor to level, where recipes of one backbone differ.
         seed: None if unknown.
         folder: where it was read from.
         source: "run", "log" (imported by `facebones logs`), or "file" (an ONNX file or weights).
@@ -48,6 +62,7 @@ class Run:
 
     name: str
     backbone: str
+    levels: Levels = field(default_factory=dict)
     seed: int | None = None
     folder: Path
     source: str = "run"
@@ -58,6 +73,11 @@ class Run:
     versions: Mapping[str, Any] = field(default_factory=dict)
     lines: Sequence[Line] = ()
     result: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def variant(self) -> str:
+        """What is compared: the backbone with its levels. The runs of one variant differ only in their seeds."""
+        return variant_name(self.backbone, self.levels)
 
     def of_kind(self, kind: str) -> list[Line]:
         """Its lines of one kind, "train" or "validation"."""
@@ -101,7 +121,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a backbone costs; None if unknown or not measured.
+    """What a variant costs; None if unknown or not measured.
 
     Attributes:
         parameters: all of them.
@@ -128,7 +148,7 @@ class MetricResult:
         rule: how it is counted, such as "strict"; may be empty.
         higher_is_better: whether a large value is good.
         chance: what guessing reaches; None if that is not defined.
-        main: whether backbones are chosen by it.
+        main: whether variants are chosen by it.
         protocol: see `EvaluatedSet`.
         set: see `EvaluatedSet`.
         setting: see `EvaluatedSet`.
@@ -175,7 +195,7 @@ class MetricResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A metric of a backbone over its seeds.
+    """A metric of a variant over its seeds.
 
     Attributes:
         mean: over the seeds.
@@ -194,32 +214,6 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneTest:
-    """Two backbones compared by one metric, over all pairs of their runs.
-
-    This is an intersection-union test: p is the largest p-value of the tests of a run of one against a run of the
-    other, each after Holm's correction, and 1 if these disagree about which is better. A difference therefore counts
-    only if it holds for every pair of seeds. (R. L. Berger, Technometrics 24, 1982.)
-
-    Attributes:
-        first: a backbone.
-        second: another.
-        difference: mean over the pairs of runs of the first's value minus the second's.
-        p_value: as above.
-    """
-
-    first: str
-    second: str
-    difference: float
-    p_value: float
-
-    @property
-    def significant(self) -> bool:
-        """At 5 %."""
-        return self.p_value <= SIGNIFICANT
-
-
-@dataclass(frozen=True, kw_only=True)
 class Results:
     """Everything that a report tells.
 
@@ -227,7 +221,7 @@ class Results:
         title: the study's name, or those of the folders.
         folders: what was read.
         runs: in the order of the folders.
-        costs: of each backbone.
+        costs: of each variant.
         metrics: in the order of the evaluations.
         curves: evaluated set to model to its ROC: a `statistics.curves.RocCurve`.
         cmc: evaluated set to model to the hit rates at ranks 1, 2, ...
@@ -250,9 +244,32 @@ class Results:
     command: str
 
     @cached_property
-    def backbones(self) -> list[str]:
+    def variants(self) -> list[str]:
         """In the order of the runs."""
+        return list(dict.fromkeys(run.variant for run in self.runs))
+
+    @cached_property
+    def backbones(self) -> list[str]:
+        """In the order of the runs; without factors these are the variants."""
         return list(dict.fromkeys(run.backbone for run in self.runs))
+
+    @cached_property
+    def factors(self) -> list[str]:
+        """Those that have more than one level."""
+        return several_levels([run.levels for run in self.runs])
+
+    @property
+    def noun(self) -> str:
+        """What a variant is called."""
+        return "variant" if self.factors else "backbone"
+
+    def first_run(self, variant: str) -> Run:
+        """The first run of a variant: its backbone and levels are those of all."""
+        return self._first_runs[variant]
+
+    @cached_property
+    def _first_runs(self) -> dict[str, Run]:
+        return {run.variant: run for run in reversed(self.runs)}
 
     @cached_property
     def validated_sets(self) -> list[str]:
@@ -266,9 +283,9 @@ class Results:
         """Whether a run was trained in fp16 with scaled gradients."""
         return any(line.get("gradient_scale") not in (None, 1) for run in self.runs for line in run.of_kind("train"))
 
-    def runs_of(self, backbone: str) -> list[Run]:
-        """The seeds of a backbone."""
-        return [run for run in self.runs if run.backbone == backbone]
+    def runs_of(self, variant: str) -> list[Run]:
+        """The seeds of a variant."""
+        return [run for run in self.runs if run.variant == variant]
 
     def metric(self, set: str, name: str, *, protocol: str | None = None, **at: float) -> MetricResult:
         """A metric among `known_metrics`, for example `results.metric("IJBC", "tar", far=1e-4)`.
@@ -317,12 +334,12 @@ class Results:
         )
 
     def main_metrics(self) -> list[MetricResult]:
-        """The measured metrics by which backbones are chosen; each protocol says which ones these are."""
+        """The measured metrics by which variants are chosen; each protocol says which ones these are."""
         return [metric for metric in self.known_metrics if metric.main and metric.values]
 
-    def spread(self, metric: MetricResult, backbone: str) -> Spread | None:
-        """A backbone's metric over its seeds; None if it was not measured."""
-        values = {run.name: metric.values[run.name] for run in self.runs_of(backbone) if run.name in metric.values}
+    def spread(self, metric: MetricResult, variant: str) -> Spread | None:
+        """A variant's metric over its seeds; None if it was not measured."""
+        values = {run.name: metric.values[run.name] for run in self.runs_of(variant) if run.name in metric.values}
         if not values:
             return None
         found = over_seeds(list(values.values()))
@@ -335,58 +352,85 @@ class Results:
         low, high = (None, None) if interval is None else (interval["low"], interval["high"])
         return Spread(mean=found.mean, deviation=found.deviation, low=low, high=high, values=values)
 
-    def tests(self, metric: MetricResult) -> list[BackboneTest]:
-        """Every two backbones by one metric, in the order of the backbones; empty if nothing was tested."""
-        owner = {run.name: run.backbone for run in self.runs}
-        order = {name: place for place, name in enumerate(self.backbones)}
-        cells: dict[tuple[str, str], list[tuple[float, float]]] = {}
-        for test in metric.comparisons:
-            first, second = owner.get(test["first"]), owner.get(test["second"])
-            if first is None or second is None or first == second:
-                continue
-            sign = 1 if order[first] < order[second] else -1
-            pair = (first, second) if sign == 1 else (second, first)
-            cells.setdefault(pair, []).append((sign * test["difference"], test["adjusted"]))
-        pairs = sorted(cells, key=lambda pair: (order[pair[0]], order[pair[1]]))
-        return [_backbone_test(pair, cells[pair]) for pair in pairs]
+    def tests(self, metric: MetricResult) -> list[VariantTest]:
+        """Every two variants by one metric, in the order of the variants; empty if nothing was tested."""
+        owner = {run.name: run.variant for run in self.runs}
+        tests = variant_tests(metric.comparisons, owner, self.variants, "p_value" if self.factors else "adjusted")
+        if not self.factors:
+            return tests
+        adjusted = holm([test.p_value for test in tests]).tolist()
+        return [replace(test, p_value=p_value) for test, p_value in zip(tests, adjusted, strict=True)]
+
+    def contrasts(self, metric: MetricResult) -> list[Contrast]:
+        """The tests of two levels of one factor, and of two backbones, with everything else equal."""
+        found = []
+        for test in self.tests(metric):
+            first, second = (self._sides(name) for name in (test.first, test.second))
+            if len(differing := [name for name in first if first[name] != second[name]]) == 1:
+                (factor,) = differing
+                within = [level_words(name, level) for name, level in first.items() if name != factor and level]
+                found.append(
+                    Contrast(
+                        factor=factor,
+                        within=", ".join(within),
+                        levels=(first[factor] or "-", second[factor] or "-"),
+                        test=test,
+                    )
+                )
+        order = {name: place for place, name in enumerate([*self.factors, BACKBONE])}
+        return sorted(found, key=lambda contrast: order[contrast.factor])
+
+    def _sides(self, variant: str) -> dict[str, str]:
+        """The backbone and its level of each factor that has several; empty for none."""
+        run = self.first_run(variant)
+        return {BACKBONE: run.backbone, **{factor: run.levels.get(factor, "") for factor in self.factors}}
 
     def ranking(self, metric: MetricResult) -> list[str]:
-        """The backbones that have the metric, the best first."""
-        means = {name: spread.mean for name in self.backbones if (spread := self.spread(metric, name)) is not None}
+        """The variants that have the metric, the best first."""
+        means = {name: spread.mean for name in self.variants if (spread := self.spread(metric, name)) is not None}
         return sorted(means, key=lambda name: means[name], reverse=metric.higher_is_better)
 
-    def not_different_from(self, metric: MetricResult, backbone: str) -> list[str]:
-        """The backbones that were tested against this one and do not differ from it significantly."""
+    def not_different_from(self, metric: MetricResult, variant: str) -> list[str]:
+        """The variants that were tested against this one and do not differ from it significantly."""
         return [
-            test.second if test.first == backbone else test.first
+            test.second if test.first == variant else test.first
             for test in self.tests(metric)
-            if backbone in (test.first, test.second) and not test.significant
+            if variant in (test.first, test.second) and not test.significant
         ]
 
     def numbers(self) -> list[dict[str, Any]]:
-        """The overview: of each backbone its costs, its main metrics over its seeds, and its seeds; None is unknown.
+        """The overview: of each variant its costs, its main metrics over its seeds, and its seeds; None is unknown.
 
-        The keys are "backbone", the attributes of `Cost`, of each main metric its title (the mean) and the title with
-        " deviation", " low" and " high" (see `Spread`), "seeds_done" and "seeds_planned".
+        The keys are "backbone", with factors "variant" (its name) and "levels", the attributes of `Cost`, of each main
+        metric its title (the mean) and the title with " deviation", " low" and " high" (see `Spread`), "seeds_done" and
+        "seeds_planned".
         """
         rows = []
         metrics = self.main_metrics()
-        for backbone in self.backbones:
-            row = {"backbone": backbone, **vars(self.costs.get(backbone, Cost()))}
+        for variant in self.variants:
+            first = self.first_run(variant)
+            row: dict[str, Any] = {"backbone": first.backbone}
+            if self.factors:
+                row |= {"variant": variant, "levels": {factor: first.levels.get(factor) for factor in self.factors}}
+            row |= vars(self.costs.get(variant, Cost()))
             for metric in metrics:
-                row |= _spread_numbers(metric.title, self.spread(metric, backbone))
-            runs = self.runs_of(backbone)
+                row |= _spread_numbers(metric.title, self.spread(metric, variant))
+            runs = self.runs_of(variant)
             row |= {"seeds_done": sum(run.state == "done" for run in runs), "seeds_planned": len(runs)}
             rows.append(row)
         return rows
 
     def table(self) -> Any:
-        """The overview for notebooks: `numbers` as a pandas DataFrame, or as they are if pandas is not installed."""
+        """The overview for notebooks: `numbers` as a pandas DataFrame, or as they are if pandas is not installed.
+
+        Each factor is a column.
+        """
+        rows = [{**row, **row.pop("levels", {})} for row in self.numbers()]
         try:
             import pandas
         except ImportError:
-            return self.numbers()
-        return pandas.DataFrame(self.numbers())
+            return rows
+        return pandas.DataFrame(rows)
 
 
 def _completed(metric: MetricResult, validated: MetricResult) -> MetricResult:
@@ -411,14 +455,3 @@ def pareto_front(costs: Mapping[str, float], values: Mapping[str, float]) -> lis
 def _spread_numbers(title: str, spread: Spread | None) -> dict[str, float | None]:
     names = {"": "mean", " deviation": "deviation", " low": "low", " high": "high"}
     return {f"{title}{ending}": getattr(spread, name, None) for ending, name in names.items()}
-
-
-def _backbone_test(pair: tuple[str, str], outcomes: Sequence[tuple[float, float]]) -> BackboneTest:
-    differences = [difference for difference, _ in outcomes]
-    agree = all(value > 0 for value in differences) or all(value < 0 for value in differences)
-    return BackboneTest(
-        first=pair[0],
-        second=pair[1],
-        difference=sum(differences) / len(differences),
-        p_value=max(p for _, p in outcomes) if agree else 1.0,
-    )

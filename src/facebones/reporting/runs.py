@@ -1,4 +1,4 @@
-"""Run folders as `Run` records, checked on reading; and which runs are seeds of one backbone."""
+"""Run folders as `Run` records, checked on reading; and what their recipes have in common."""
 
 import json
 import math
@@ -7,21 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facebones.errors import DataError, FaceBonesError, some
+from facebones.errors import DataError, FaceBonesError
 from facebones.recipe import load_config
 from facebones.reporting.results import Cost, Run
+from facebones.reporting.variants import fields_of
 from facebones.run_folder import RunFolder, read_metrics
 
 OTHER_SHAPE = (KeyError, TypeError, AttributeError, ValueError, IndexError)  # raised by content of another shape
 NUMBERS = ("step", "epoch", "loss", "learning_rate", "accuracy", "accuracy_std", "best_accuracy", "auc", "eer", "xnorm")
 VERSIONS = ("facebones", "git_revision", "torch")
 
-# Runs of one backbone that differ only in these recipe fields are its seeds.
-NOT_COMPARED = {"backbone": ("name",), "training": ("seed", "checkpoint_every"), "data": ("path", "workers")}
 NOT_SHARED = {"backbone": ("name",), "training": ("seed",)}
-NOT_TRAINING = ("validation", "log")  # sections that do not change the weights
-DATA = "the training data"
-MOST_SHOWN = 6  # fields in which recipes differ
 
 
 # -------------------------------------------------------------------------------------------------------- checks
@@ -124,11 +120,21 @@ def read_study_run(folder: Path, row: Mapping[str, Any]) -> Run:
     return replace(
         run,
         backbone=text(row["backbone"]),
+        levels=checked_levels(row),
         seed=None if row["seed"] is None else int(number(row["seed"])),
         state="failed" if error else state,
         error=error or run.error,
         versions=known_versions(row.get("versions") or {}) or run.versions,
     )
+
+
+def checked_levels(row: Mapping[str, Any]) -> dict[str, str]:
+    """The levels of a row of study.json; none without factors.
+
+    Raises:
+        TypeError: they are not factors with a level each.
+    """
+    return {text(factor): text(level) for factor, level in dict(row.get("levels") or {}).items()}
 
 
 def _read_failed_or_not(folder: Path, row: Mapping[str, Any]) -> Run:
@@ -220,49 +226,6 @@ def _checked_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------ grouping
-
-
-def split_by_recipe(runs: Sequence[Run]) -> list[Run]:
-    """The runs, with those of one backbone but different recipes or training data as different backbones.
-
-    Such a backbone is named after its first run: "mobilefacenet (long)".
-    """
-    kinds: dict[str, dict[str, str]] = {}
-    compared = _with_equal_fingerprints(runs)
-    for run in compared:
-        if (kind := _kind(run)) is not None:
-            kinds.setdefault(run.backbone, {}).setdefault(kind, run.name)
-    labels = [_label(run, kinds.get(run.backbone, {})) for run in compared]
-    return [replace(run, backbone=label) for run, label in zip(runs, labels, strict=True)]
-
-
-def repeated_seeds(runs: Sequence[Run]) -> list[str]:
-    """A note on each run that repeats another one's training: it tells nothing about the spread over seeds."""
-    notes: list[str] = []
-    seen: dict[tuple[str, int], str] = {}
-    for run in runs:
-        if run.seed is None:
-            continue
-        if other := seen.get((run.backbone, run.seed)):
-            notes.append(f"{run.name} and {other} have the same recipe and seed, but count as two seeds")
-        seen.setdefault((run.backbone, run.seed), run.name)
-    return notes
-
-
-def different_recipes(runs: Sequence[Run]) -> list[str]:
-    """A note if the recipes differ, because then more than the backbones is compared."""
-    found = [_compared(run) for run in _with_equal_fingerprints(runs) if run.recipe]
-    names = list(dict.fromkeys(name for fields in found for name in fields))
-    names = [name for name in names if any(fields.get(name) != found[0].get(name) for fields in found)]
-    if not names:
-        return []
-    return [
-        f"the runs were trained with different settings: they differ in {some(names, MOST_SHOWN)}; a better"
-        " result may come from the recipe instead of the backbone"
-    ]
-
-
 def shared_recipe(runs: Sequence[Run]) -> dict[str, Any]:
     """Section to field to value of what all recipes have in common, without backbone and seed."""
     recipes = [run.recipe for run in runs if run.recipe]
@@ -270,9 +233,9 @@ def shared_recipe(runs: Sequence[Run]) -> dict[str, Any]:
     for section, values in recipes[0].items() if recipes else ():
         kept = {
             key: value
-            for key, value in _fields(values).items()
+            for key, value in fields_of(values).items()
             if key not in NOT_SHARED.get(section, ())
-            and all(_fields(recipe.get(section)).get(key) == value for recipe in recipes)
+            and all(fields_of(recipe.get(section)).get(key) == value for recipe in recipes)
         }
         if kept:
             shared[section] = kept
@@ -289,60 +252,3 @@ def counted_cost(run: Run) -> Cost:
         return Cost()
     row = network_costs(name, size)
     return Cost(parameters=row["parameters"], macs=row["macs"])
-
-
-def _kind(run: Run) -> str | None:
-    """Equal for runs that are seeds of one backbone; None for a run that has not begun."""
-    if not run.recipe:
-        return None if run.source == "run" else f"{run.source} {run.name}"
-    return json.dumps(_compared(run), sort_keys=True)
-
-
-def _with_equal_fingerprints(runs: Sequence[Run]) -> list[Run]:
-    """The runs, each with the fingerprint of the first run on the same data: versions know different keys."""
-    found = [data for run in runs if isinstance(data := run.environment.get("data"), dict)]
-    if all(data == found[0] for data in found):
-        return list(runs)
-    from facebones.data.training_set import CONTENT_KEYS, same_data  # with OpenCV
-
-    known: list[Mapping[str, Any]] = []
-
-    def first_equal(data: Mapping[str, Any]) -> Mapping[str, Any]:
-        for other in known:
-            if not {*same_data(data, other)} & {*CONTENT_KEYS}:
-                return other
-        known.append(data)
-        return data
-
-    return [
-        replace(run, environment={**run.environment, "data": first_equal(data)}) if isinstance(data, dict) else run
-        for run in runs
-        for data in [run.environment.get("data")]
-    ]
-
-
-def _compared(run: Run) -> dict[str, Any]:
-    """What runs should have in common, by name: fields of the recipe, and the fingerprint of the training data."""
-    fields = {
-        f"{section}.{key}": value
-        for section, values in run.recipe.items()
-        if section not in NOT_TRAINING
-        for key, value in _fields(values).items()
-        if key not in NOT_COMPARED.get(section, ())
-    }
-    data = run.environment.get("data")
-    fingerprint = {key: value for key, value in data.items() if key != "path"} if isinstance(data, dict) else None
-    return fields | {DATA: fingerprint}
-
-
-def _fields(section: Any) -> Mapping[str, Any]:
-    """The fields of a recipe's section; a top-level list such as `imports` has none."""
-    return section if isinstance(section, Mapping) else {}
-
-
-def _label(run: Run, kinds: dict[str, str]) -> str:
-    if len(kinds) < 2:
-        return run.backbone
-    kind = _kind(run)
-    first = next(iter(kinds.values())) if kind is None else kinds[kind]
-    return f"{run.backbone} ({first})"

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from facebones.reporting.results import BackboneTest, EvaluatedSet, MetricResult, Results, Run
+from facebones.reporting.results import EvaluatedSet, MetricResult, Results, Run
+from facebones.reporting.variants import BACKBONE, Contrast, VariantTest
 from facebones.reporting.words import MARKS, mark_best, set_words, spread_words
 from facebones.statistics.significance import over_seeds
 from facebones.system.number_format import decimal, p_words, percent, points
@@ -14,6 +15,12 @@ HOW_METRICS = "Mean ± standard deviation over the seeds; for one seed, the valu
 HOW_TESTS = (
     "Each run of one backbone is tested against each run of the other. p is the largest p-value after Holm's"
     " correction, or 1 if the tests disagree about which is better. Significant: p <= 0.05."
+)
+HOW_CONTRASTS = (
+    "Each row compares two levels of a factor, or two backbones, with everything else equal. Each run of one is tested"
+    " against each run of the other. p is the largest p-value, or 1 if the tests disagree about which is better, after"
+    " Holm's correction over all pairs of variants. Significant: p <= 0.05. The interval contains the 95 % intervals of"
+    " all pairs of runs, without that correction."
 )
 HOW_TRAINING = (
     "Validation during training; mean ± standard deviation over the finished seeds. The best accuracy is selected on"
@@ -36,10 +43,12 @@ class Cell:
     Attributes:
         text: for people.
         value: unrounded, for sorting and CSV; None if there is none.
+        about: variants that the cell is about, if it does not name them.
     """
 
     text: str
     value: float | str | None = None
+    about: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +90,8 @@ def report_tables(results: Results) -> list[Table]:
 
 
 def _overview(results: Results) -> Table:
-    metrics, numbers = results.main_metrics(), results.numbers()
-    names = [row["backbone"] for row in numbers]
-    columns, cells = ["backbone"], [[_text(name) for name in names]]
+    metrics, numbers, names = results.main_metrics(), results.numbers(), results.variants
+    columns, cells = list(_named(results)), list(_named(results).values())
     costs = {
         heading: [cost_cell(row[key], unit, form) for row in numbers]
         for heading, key, unit, form in COSTS
@@ -133,14 +141,34 @@ def _conditions_note(results: Results) -> str:
     return f"Latency (one image), images/s and peak memory (in batches): {said}."
 
 
+def _named(results: Results, variants: Sequence[str] | None = None) -> dict[str, list[Cell]]:
+    """The first columns of a table with a row for each variant: its backbone and its levels."""
+    names = results.variants if variants is None else variants
+    rows = [name_cells(results, name) for name in names]
+    return {name: [row[place] for row in rows] for place, name in enumerate(name_columns(results))}
+
+
+def name_columns(results: Results) -> list[str]:
+    """Headings of the columns that name a variant."""
+    return [BACKBONE, *results.factors]
+
+
+def name_cells(results: Results, variant: str) -> list[Cell]:
+    """The cells that name a variant."""
+    run = results.first_run(variant)
+    levels = [_text(run.levels[name]) if name in run.levels else NOTHING for name in results.factors]
+    return [replace(_text(run.backbone), about=(variant,)), *levels]
+
+
 # ------------------------------------------------------------------------------------------------ evaluated sets
 
 
 def _evaluated(results: Results, where: EvaluatedSet) -> Table:
-    """All metrics of a set, of each backbone that was measured on it."""
+    """All metrics of a set, of each variant that was measured on it."""
     metrics = [metric for metric in results.known_metrics if metric.evaluated_set == where]
-    measured = [name for name in results.backbones if any(results.spread(metric, name) for metric in metrics)]
-    names = measured or results.backbones
+    measured = [name for name in results.variants if any(results.spread(metric, name) for metric in metrics)]
+    names = measured or results.variants
+    named = _named(results, names)
     return Table(
         key=_key(f"{where.protocol}_{where.set}_{where.setting}"),
         title=set_words(where),
@@ -148,15 +176,13 @@ def _evaluated(results: Results, where: EvaluatedSet) -> Table:
             _metrics_note(results, metrics),
             *(f"{metric.words}: not measured, because {metric.reason}." for metric in metrics if metric.reason),
         ),
-        columns=["backbone", *(metric.words for metric in metrics)],
-        rows=_transposed(
-            [[_text(name) for name in names], *(_metric_column(results, metric, names) for metric in metrics)]
-        ),
+        columns=[*named, *(metric.words for metric in metrics)],
+        rows=_transposed([*named.values(), *(_metric_column(results, metric, names) for metric in metrics)]),
     )
 
 
 def _metric_column(results: Results, metric: MetricResult, names: Sequence[str]) -> list[Cell]:
-    """A metric of the backbones; of several, the best is marked, and those not significantly different from it."""
+    """A metric of the variants; of several, the best is marked, and those not significantly different from it."""
     spreads = [results.spread(metric, name) for name in names]
     cells = [NOTHING if spread is None else Cell(text=spread_words(spread), value=spread.mean) for spread in spreads]
     if sum(spread is not None for spread in spreads) < 2:
@@ -175,7 +201,9 @@ def _metrics_note(results: Results, metrics: Sequence[MetricResult]) -> str:
     several = [metric for metric in metrics if len(results.ranking(metric)) > 1]
     untested = [metric.title for metric in several if not set(results.ranking(metric)) <= _tested(results, metric)]
     marks = f"{MARKS[0].upper()}{MARKS[1:]}." if several else ""
-    missing = f"Not every backbone was tested, so a missing * means nothing: {', '.join(untested)}." if untested else ""
+    missing = (
+        f"Not every {results.noun} was tested, so a missing * means nothing: {', '.join(untested)}." if untested else ""
+    )
     return _sentences(HOW_METRICS, marks, missing)
 
 
@@ -187,6 +215,14 @@ def _tested(results: Results, metric: MetricResult) -> set[str]:
 
 
 def _tests(results: Results, metric: MetricResult) -> Table:
+    if results.factors:
+        return Table(
+            key=_key(f"tests_{metric.title}"),
+            title=f"{metric.title}: differences",
+            note=HOW_CONTRASTS,
+            columns=("factor", "with", "levels", "difference in points", "95 % interval", "p", "verdict"),
+            rows=[_contrast_row(one, metric.higher_is_better) for one in results.contrasts(metric)],
+        )
     return Table(
         key=_key(f"tests_{metric.title}"),
         title=f"{metric.title}: differences",
@@ -196,7 +232,22 @@ def _tests(results: Results, metric: MetricResult) -> Table:
     )
 
 
-def _test_row(test: BackboneTest, higher_is_better: bool) -> list[Cell]:
+def _contrast_row(contrast: Contrast, higher_is_better: bool) -> list[Cell]:
+    test = contrast.test
+    better = contrast.levels[(test.difference > 0) != higher_is_better]
+    interval = "-" if test.low is None or test.high is None else f"[{points(test.low)}, {points(test.high)}]"
+    return [
+        replace(_text(contrast.factor), about=(test.first, test.second)),
+        _text(contrast.within),
+        _text(f"{contrast.levels[0]} - {contrast.levels[1]}"),
+        Cell(text=points(test.difference), value=100 * test.difference),
+        _text(interval),
+        Cell(text=p_words(test.p_value), value=test.p_value),
+        _text(f"{better} is better" if test.significant else "not significantly different"),
+    ]
+
+
+def _test_row(test: VariantTest, higher_is_better: bool) -> list[Cell]:
     better = test.first if (test.difference > 0) == higher_is_better else test.second
     return [
         _text(f"{test.first} - {test.second}"),
@@ -210,18 +261,18 @@ def _test_row(test: BackboneTest, higher_is_better: bool) -> list[Cell]:
 
 
 def _training(results: Results) -> Table:
-    """A row for each trained backbone and set; a backbone without a finished run has a row of dashes."""
-    rows = []
-    for backbone in results.backbones:
-        runs = [run for run in results.runs_of(backbone) if run.source != "file"]
+    """A row for each trained variant and set; a variant without a finished run has a row of dashes."""
+    rows: list[Sequence[Cell]] = []
+    for variant in results.variants:
+        runs = [run for run in results.runs_of(variant) if run.source != "file"]
         done = [run for run in runs if run.state == "done"]
         sets = [name for name in results.validated_sets if any(_is_validated(run, name) for run in runs)]
-        rows += [_training_row(backbone, name, done) for name in sets]
+        rows += [[*name_cells(results, variant), *_training_row(name, done)] for name in sets]
     return Table(
         key="training",
         title="Training",
         note=HOW_TRAINING,
-        columns=("backbone", "set", "final accuracy", "best accuracy", "final loss", "steps"),
+        columns=(*name_columns(results), "set", "final accuracy", "best accuracy", "final loss", "steps"),
         rows=rows,
     )
 
@@ -230,9 +281,8 @@ def _is_validated(run: Run, pair_set: str) -> bool:
     return run.final_accuracy(pair_set) is not None or run.best_accuracy(pair_set) is not None
 
 
-def _training_row(backbone: str, pair_set: str, runs: Sequence[Run]) -> list[Cell]:
+def _training_row(pair_set: str, runs: Sequence[Run]) -> list[Cell]:
     return [
-        _text(backbone),
         _text(pair_set),
         _over_runs((run.final_accuracy(pair_set) for run in runs), percent),
         _over_runs((run.best_accuracy(pair_set) for run in runs), percent),
@@ -273,7 +323,7 @@ def _runs(results: Results) -> Table:
         ),
         columns=(
             "run",
-            "backbone",
+            *name_columns(results),
             "seed",
             "source",
             "state",
@@ -282,14 +332,17 @@ def _runs(results: Results) -> Table:
             *(f"{name} accuracy" for name in sets),
             *(["error"] if any(run.error for run in results.runs) else []),
         ),
-        rows=[_run_row(run, sets, any(other.error for other in results.runs)) for run in results.runs],
+        rows=[
+            _run_row(run, name_cells(results, run.variant), sets, any(other.error for other in results.runs))
+            for run in results.runs
+        ],
     )
 
 
-def _run_row(run: Run, sets: Sequence[str], has_errors: bool) -> list[Cell]:
+def _run_row(run: Run, named: Sequence[Cell], sets: Sequence[str], has_errors: bool) -> list[Cell]:
     return [
         _text(run.name),
-        _text(run.backbone),
+        *named,
         NOTHING if run.seed is None else Cell(text=str(run.seed), value=run.seed),
         _text(run.source),
         Cell(text="FAILED" if run.state == "failed" else run.state, value=run.state),

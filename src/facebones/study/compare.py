@@ -58,7 +58,7 @@ def compare(
     accept_version: bool = False,
     worker: Worker | None = None,
 ) -> dict[str, Any]:
-    """Train every backbone from every seed by one recipe, measure all models, and write a report.
+    """Train every backbone, at every level and from every seed, by one recipe, measure all models, and write a report.
 
     Work that is done already is kept: the same call resumes a study that was stopped, also after an upgrade. Several
     processes, on any machines that share `output`, may make the same call at a time: each takes the next training, and
@@ -206,18 +206,24 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     """A row for each run: its network's cost, how far it is, and the hours left.
 
     "worker" is the process that has the run's lease.
-    The hours follow from the last rate of a run of the same backbone in the study's folder; None if there is none.
+    The hours follow from the last rate of a run of the same backbone, at best of its levels too, in the study's folder;
+    None if there is none.
     """
     progress = {run.name: run.progress() for run in plan.runs}
     held = StudyLeases(plan.runs).elsewhere()
-    rates = {run.backbone: rate for run in plan.runs if (rate := progress[run.name]["images_per_second"])}
+    known = [(run, rate) for run in plan.runs if (rate := progress[run.name]["images_per_second"])]
+    rates = {run.backbone: rate for run, rate in known} | {run.variant: rate for run, rate in known}
     rows = []
     for run in plan.runs:
         step = run.steps if run.state == DONE else progress[run.name]["step"]
-        left, rate = run.images * (run.steps - step) / max(run.steps, 1), rates.get(run.backbone)
+        left, rate = (
+            run.images * (run.steps - step) / max(run.steps, 1),
+            rates.get(run.variant, rates.get(run.backbone)),
+        )
         rows.append(
             {
                 "name": run.name,
+                **({"levels": dict(run.levels)} if run.levels else {}),
                 **network_costs(run.backbone, run.recipe.backbone.embedding_size),
                 "images": run.images,
                 "steps": run.steps,

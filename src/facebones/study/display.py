@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from facebones.reporting.tables import COSTS, FIRST_COSTS, cost_cell
+from facebones.reporting.variants import several_levels
 from facebones.reporting.words import metric_words, set_words
 from facebones.study.plan import UNFINISHED, PlannedRun
+from facebones.study.vary import sets_section
 from facebones.system.number_format import percent
 from facebones.system.progress import format_seconds, say
 
@@ -146,11 +148,12 @@ def _plan_cells(row: Mapping[str, Any]) -> Sequence[str]:
 
 
 def study_table(content: Mapping[str, Any]) -> Table:
-    """The summary of study.json as a table: a row for each backbone, a column for each main metric over the seeds.
+    """The summary of study.json as a table: a row for each variant, a column for each main metric over the seeds.
 
     Costs are those of the report's overview that are known; errors have a column if there are any.
     """
     summary = content["summary"]
+    factors = several_levels([row.get("levels", {}) for row in summary])
     titles = list(dict.fromkeys(_title(metric) for row in summary for metric in row["metrics"]))
     costs = [one for one in COSTS if one[0] in FIRST_COSTS and any(row.get(one[1]) is not None for row in summary)]
     failed = any(row["errors"] for row in summary)
@@ -160,15 +163,17 @@ def study_table(content: Mapping[str, Any]) -> Table:
         measured = {_title(metric): percent(metric["mean"], metric["deviation"]) for metric in row["metrics"]}
         cells = [measured.get(title, "-") for title in titles]
         errors = ["; ".join(row["errors"])] if failed else []
-        rows.append((row["backbone"], *cost, *cells, f"{row['done']}/{row['planned']}", *errors))
-    return ("backbone", *(cost[0] for cost in costs), *titles, "seeds", *(["error"] if failed else [])), rows
+        levels = [row.get("levels", {}).get(factor, "-") for factor in factors]
+        rows.append((row["backbone"], *levels, *cost, *cells, f"{row['done']}/{row['planned']}", *errors))
+    return ("backbone", *factors, *(cost[0] for cost in costs), *titles, "seeds", *(["error"] if failed else [])), rows
 
 
 def study_title(content: Mapping[str, Any]) -> str:
     """The title of `study_table`: the study, what its numbers are, and the size of embeddings that it trained."""
     title = f"{content['study']['name']}: mean over seeds ± standard deviation"
     trained = {run["backbone"] for run in content["runs"]}
-    if any(row["backbone"] not in trained for row in content["summary"]):
+    varied = sets_section(content["study"].get("vary", {}), "backbone")
+    if varied or any(row["backbone"] not in trained for row in content["summary"]):
         return title
     return f"{title}; embeddings of {content['recipe']['backbone']['embedding_size']} dimensions"
 

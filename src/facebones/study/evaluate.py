@@ -275,11 +275,11 @@ def _plugin_digests() -> list[Any]:
 
 
 def profile_networks(plan: Plan, models: Mapping[str, Path], device: str) -> dict[str, Any]:
-    """Profile each backbone once, whatever its seeds, and each model that was trained elsewhere."""
+    """Profile each network once, whatever its seeds and head, and each model that was trained elsewhere."""
     words: dict[str, Path] = {}
-    backbones = {run.name: run.backbone for run in plan.runs}
+    networks = {run.name: run.network for run in plan.runs}
     for name, path in models.items():
-        words.setdefault(backbones.get(name, name), path)
+        words.setdefault(networks.get(name, name), path)
     # An absolute path is never the name of a backbone.
     result = profile([str(path.absolute()) for path in words.values()], _conditions(plan.study.profile, device))
     for name, row in zip(words, result["networks"], strict=True):

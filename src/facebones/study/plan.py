@@ -1,6 +1,7 @@
 """The runs of a study and how far each one is, read from the run folders: nothing else records their state."""
 
 import hashlib
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -20,25 +21,18 @@ from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
 from facebones.profiling.networks import Source, find_sources
 from facebones.recipe import Recipe, is_older_meaning, lacking_fields, load_config
+from facebones.reporting.variants import level_words, variant_name
 from facebones.run_folder import RunFolder
 from facebones.study.study import Study
+from facebones.study.vary import FREE_FIELDS, sets_section
 from facebones.system.environment import git_revision
 from facebones.training.run import with_absolute_paths
 
-# Fields that may differ between a run and its plan: places, the amount of logging, and measurements on the way.
-FREE_FIELDS = (
-    "data.path",
-    "data.workers",
-    "training.checkpoint_every",
-    "training.background_saves",
-    "training.choose",
-    "validation.",
-    "log.",
-)
 DONE, UNFINISHED, TO_DO = "done", "unfinished", "to do"
 VERSIONS = ("facebones", "git_revision", "torch")
 IJB_PROTOCOLS = ("ijb_verification", "ijb_identification")
 TAIL_BYTES = 2**16
+LONGEST_NAME = 200  # letters; file systems take 255, endings included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +40,10 @@ class PlannedRun:
     """One training of the study.
 
     Attributes:
-        name: name of its model: the backbone, with the seed if there are several.
+        name: name of its model: the backbone and its levels, with the seed if there are several.
         backbone: name in the registry, or timm:NAME.
+        levels: its level of each factor of the study.
+        builds_another: whether a factor sets fields of `backbone`, so that levels may be different networks.
         seed: seed of the training.
         folder: where the run is, or will be.
         recipe: the resolved recipe.
@@ -64,7 +60,19 @@ class PlannedRun:
     recipe: Recipe
     data: Mapping[str, Any]
     steps: int
+    levels: Mapping[str, str] = field(default_factory=dict)
+    builds_another: bool = False
     accept_version: bool = False
+
+    @property
+    def variant(self) -> str:
+        """What it is a seed of: the backbone with its levels."""
+        return variant_name(self.backbone, self.levels)
+
+    @property
+    def network(self) -> str:
+        """What is profiled once: the backbone, or the variant if its levels change the network itself."""
+        return self.variant if self.builds_another else self.backbone
 
     @property
     def recipe_file(self) -> Path:
@@ -96,7 +104,7 @@ class PlannedRun:
         return hashlib.sha256(json.dumps([self.fields, self.data], sort_keys=True).encode()).hexdigest()
 
     def first_recipe(self) -> Recipe:
-        """The recipe to start with; another seed of the backbone may have autotuned its open settings already."""
+        """The recipe to start with; another seed of the variant may have autotuned its open settings already."""
         for config in sorted(self.folder.path.parent.glob("seed*/config.yaml")) if self.recipe.training.choose else ():
             known = load_config(config).training
             chosen: dict[str, Any] = {name: getattr(known, name) for name in self.recipe.training.choose}
@@ -184,7 +192,7 @@ class Plan:
     Attributes:
         study: what the user asked for.
         output: the study's folder.
-        runs: the trainings, backbone by backbone.
+        runs: the trainings, backbone by backbone and level by level.
         trained: models that are already trained, by name.
         protocols: the data sets that all models are measured on.
         unusable: why some of `trained` cannot be used, by name.
@@ -231,7 +239,7 @@ def make_plan(study: Study, output: Path, *, accept_version: bool = False) -> Pl
                 " name that file by `import` or --import"
             )
     recipe = study.resolved_recipe()
-    runs = _plan_runs(study, recipe, networks, output, accept_version) if networks else []
+    runs = _plan_runs(study, networks, output, accept_version) if networks else []
     for run in runs:
         run.refuse_another()
     trained = _trained_models([source for source in sources if source.path is not None], [run.name for run in runs])
@@ -310,32 +318,50 @@ def folder_name(backbone: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", backbone)
 
 
-def _plan_runs(
-    study: Study, recipe: Recipe, networks: Sequence[str], output: Path, accept_version: bool
-) -> list[PlannedRun]:
-    if not recipe.data.path:
+def _plan_runs(study: Study, networks: Sequence[str], output: Path, accept_version: bool) -> list[PlannedRun]:
+    if not study.data:
         raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
-    data = open_training_set(recipe.data.path)
-    steps = recipe.training.steps_per_epoch(len(data), data.path) * recipe.training.epochs
-    recipe, fingerprint = with_absolute_paths(recipe), data.fingerprint()
-    return [
-        PlannedRun(
-            name=folder_name(backbone) + (f"_seed{seed}" if len(study.seeds) > 1 else ""),
-            backbone=backbone,
-            seed=seed,
-            folder=RunFolder(output / "runs" / folder_name(backbone) / f"seed{seed}"),
-            recipe=replace(
-                recipe,
-                backbone=replace(recipe.backbone, name=backbone),
-                training=replace(recipe.training, seed=seed),
-            ),
-            data=fingerprint,
-            steps=steps,
-            accept_version=accept_version,
-        )
-        for backbone in networks
-        for seed in study.seeds
-    ]
+    data = open_training_set(study.data)
+    fingerprint, varies_networks, runs = data.fingerprint(), sets_section(study.vary, "backbone"), []
+    recipes = [(levels, with_absolute_paths(recipe)) for levels, recipe in study.recipes()]
+    for backbone, (levels, recipe) in itertools.product(networks, recipes):
+        try:
+            steps = recipe.training.steps_per_epoch(len(data), data.path) * recipe.training.epochs
+        except ConfigError as error:
+            raise ConfigError(f"vary: {variant_name(backbone, levels)}: {error}" if levels else str(error)) from error
+        stem = folder_name("_".join([backbone, *(level_words(factor, level) for factor, level in levels.items())]))
+        runs += [
+            PlannedRun(
+                name=stem + (f"_seed{seed}" if len(study.seeds) > 1 else ""),
+                backbone=backbone,
+                seed=seed,
+                folder=RunFolder(output / "runs" / stem / f"seed{seed}"),
+                recipe=replace(
+                    recipe,
+                    backbone=replace(recipe.backbone, name=backbone),
+                    training=replace(recipe.training, seed=seed),
+                ),
+                data=fingerprint,
+                steps=steps,
+                levels=levels,
+                builds_another=varies_networks,
+                accept_version=accept_version,
+            )
+            for seed in study.seeds
+        ]
+    if study.vary:
+        _check_names(runs)
+    return runs
+
+
+def _check_names(runs: Sequence[PlannedRun]) -> None:
+    """Refuse levels whose trainings cannot have folders of their own, also where letters have one case."""
+    known: dict[str, PlannedRun] = {}
+    for run in runs:
+        if len(run.name) > LONGEST_NAME:
+            raise ConfigError(f"vary: {run.name:.60}... is too long for the name of a folder; shorten the levels")
+        if (other := known.setdefault(run.name.lower(), run)) is not run:
+            raise ConfigError(f"vary: {other.variant} and {run.variant} would share a folder; rename a level")
 
 
 def _trained_models(sources: Sequence[Source], taken: Sequence[str]) -> dict[str, Path]:

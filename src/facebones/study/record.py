@@ -102,6 +102,7 @@ def _run_row(plan: Plan, run: PlannedRun, error: str | None) -> dict[str, Any]:
     return {
         "name": run.name,
         "backbone": run.backbone,
+        **({"levels": dict(run.levels)} if run.levels else {}),
         "seed": run.seed,
         "folder": str(run.folder.path.relative_to(plan.output)),
         "log": str(run.log.relative_to(plan.output)),
@@ -116,18 +117,22 @@ def _run_row(plan: Plan, run: PlannedRun, error: str | None) -> dict[str, Any]:
 
 
 def _summary(plan: Plan, runs: Sequence[Mapping[str, Any]], evaluation: Sequence[Entry]) -> list[dict[str, Any]]:
-    """For each backbone: its cost, its main metrics over the seeds, and its errors."""
+    """For each backbone, at each of its levels: its cost, its main metrics over the seeds, and its errors."""
     measured = list(_main_metrics(plan.output, evaluation))
     left_out = {entry["name"]: entry["error"] for entry in evaluation if entry["kind"] == MODEL_LEFT_OUT}
-    size = plan.study.resolved_recipe().backbone.embedding_size
     latency = _latencies(plan.output, evaluation)
+    variants: dict[str, list[PlannedRun]] = {}
+    for run in plan.runs:
+        variants.setdefault(run.variant, []).append(run)
+    described = {row["name"]: row for row in runs}
     rows = []
-    for backbone in dict.fromkeys(run["backbone"] for run in runs):
-        own = [run for run in runs if run["backbone"] == backbone]
-        errors = [run["error"] or left_out.get(run["name"]) for run in own]
-        done = [run["name"] for run in own if run["state"] == DONE]
-        row = {"backbone": backbone, **network_costs(backbone, size), "latency_ms": latency.get(backbone)}
-        row |= {"planned": len(own), "done": len(done)}
+    for planned in variants.values():
+        first, own = planned[0], [described[run.name] for run in planned]
+        errors = [row["error"] or left_out.get(row["name"]) for row in own]
+        done = [row["name"] for row in own if row["state"] == DONE]
+        row: Entry = {"backbone": first.backbone} | ({"levels": dict(first.levels)} if first.levels else {})
+        row |= network_costs(first.backbone, first.recipe.backbone.embedding_size)
+        row |= {"latency_ms": latency.get(first.network), "planned": len(own), "done": len(done)}
         rows.append(row | {"metrics": _over_seeds(measured, done), "errors": list(dict.fromkeys(filter(None, errors)))})
     for name in plan.trained:
         row = {"backbone": name, "parameters": None, "macs": None, "problem": None}

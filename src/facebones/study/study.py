@@ -1,4 +1,4 @@
-"""A study: one recipe, several backbones and seeds, and the protocols that measure them; read from a short YAML file.
+"""A study: one recipe, several backbones, levels and seeds, and what measures them; read from a short YAML file.
 
 Loading is as strict as for a recipe. Paths are relative to the current folder, except plug-ins (`import:`), which are
 relative to the file.
@@ -14,9 +14,16 @@ from facebones.errors import ConfigError, UnknownNameError
 from facebones.plugins import import_plugins
 from facebones.recipe import Recipe, load_recipe
 from facebones.strict_yaml import check_value, find_shipped, read_yaml, setting
-
-# Fields of the recipe that a study sets with a key of its own.
-OWN_FIELDS = {"backbone.name": "backbones", "training.seed": "seeds", "data.path": "data"}
+from facebones.study.vary import (
+    FREE_FIELDS,
+    OWN_FIELDS,
+    Factors,
+    check_factors,
+    combinations,
+    field_texts,
+    places,
+    read_factors,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +39,12 @@ class ProfileSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A comparison of backbones.
+    """A comparison of backbones, and of levels of recipe fields.
 
     Attributes:
         name: name of the file without its ending.
         overrides: "section.field" of the recipe to its value's text.
+        vary: factor to level to the fields that it sets, as in `overrides`; every combination is trained.
         evaluate: what the models are measured on: names beside the data, paths, or PROTOCOL=PATH.
         pair_sets: short for pair sets in `evaluate`; the trainings validate on them too.
         ijb: short for IJB-B and IJB-C folders in `evaluate`.
@@ -47,6 +55,7 @@ class Study:
     name: str = setting("", "")
     recipe: str = setting("", "name or file of a recipe")
     overrides: Mapping[str, str] = field(default_factory=dict)
+    vary: Factors = field(default_factory=dict)
     backbones: list[str] = setting([], "names, shell patterns, timm:NAME; or trained models: runs and ONNX files")
     seeds: list[int] = setting([0], "one training for each", minimum=0)
     data: str = setting("", "the training data; --data sets it")
@@ -56,11 +65,14 @@ class Study:
     profile: ProfileSettings = field(default_factory=ProfileSettings)
     imports: list[str] = setting([], "plug-ins: modules, or Python files relative to the study's file")
 
-    def resolved_recipe(self, where: Mapping[str, str] | None = None) -> Recipe:
+    def resolved_recipe(
+        self, where: Mapping[str, str] | None = None, varied: Mapping[str, str] | None = None
+    ) -> Recipe:
         """The recipe that all runs share, with the study's overrides, data and pair sets for validation.
 
         Args:
             where: names of overrides in an error, if they do not come from the command line.
+            varied: fields that levels set.
 
         Raises:
             ConfigError: the recipe cannot be used.
@@ -71,16 +83,43 @@ class Study:
                 place = where.get(name, f"--{name}")
                 raise ConfigError(f"{place}: a study sets it by --{own}, or by `{own}` in the file")
         validated = {"validation.sets": ",".join(self.pair_sets)} if self.pair_sets else {}
-        recipe = load_recipe(self.recipe, validated | dict(self.overrides), where)
+        recipe = load_recipe(self.recipe, validated | dict(self.overrides) | dict(varied or {}), where)
         return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=self.data))
 
+    def recipes(self, where: Mapping[str, str] | None = None) -> list[tuple[dict[str, str], Recipe]]:
+        """The recipe of each combination of levels; without `vary`, the one recipe under no levels.
+
+        Args:
+            where: as for `resolved_recipe`; "vary" names the place of the factors.
+
+        Raises:
+            ConfigError: a recipe cannot be used, a field is set twice, or two combinations train the same network.
+        """
+        where = where or {}
+        place = where.get("vary", "vary")
+        check_factors(self.vary, [*self.overrides], place)
+        found: list[tuple[dict[str, str], Recipe]] = []
+        known: dict[str, str] = {}
+        for levels, fields in combinations(self.vary):
+            recipe = self.resolved_recipe({**where, **places(self.vary, levels, place)}, fields)
+            words = ", ".join(f"{factor} {level}" for factor, level in levels.items())
+            if (other := known.setdefault(_decisive(recipe), words)) != words:
+                raise ConfigError(f"{place}: {other} and {words} are the same recipe; remove one of them")
+            found.append((levels, recipe))
+        return found
+
     def to_json(self) -> dict[str, Any]:
-        """All fields as plain values.
+        """All fields as plain values; `vary` only if there is a factor.
 
         >>> Study(recipe="demo", backbones=["iresnet18"]).to_json()["seeds"]
         [0]
         """
-        return dataclasses.asdict(self)
+        return {key: value for key, value in dataclasses.asdict(self).items() if value or key != "vary"}
+
+
+def _decisive(recipe: Recipe) -> str:
+    """Equal for recipes that train the same network."""
+    return repr(sorted((key, value) for key, value in recipe.values().items() if not key.startswith(FREE_FIELDS)))
 
 
 def load_study(
@@ -141,14 +180,17 @@ def _build(
     }
     if "profile" in values:
         checked["profile"] = _profile_settings(values["profile"], where["profile"])
-    own = _texts(values.get("overrides", {}), where["overrides"])
+    own = field_texts(values.get("overrides", {}), where["overrides"])
     if where["pair_sets"].startswith("--"):  # the file's validation sets belong to its own pair sets
         own.pop("validation.sets", None)
-    study = Study(name=file.stem, overrides=own | dict(overrides), **checked)
+    factors = read_factors(values.get("vary", {}), where["vary"])
+    study = Study(name=file.stem, overrides=own | dict(overrides), vary=factors, **checked)
     _check_complete(study, where)
-    # Refuse overrides that the recipe does not know.
-    places = {key: f"{where['overrides']}.{key}" for key in own if key not in overrides}
-    study.resolved_recipe({**places, **typed})
+    # Refuse overrides and levels that the recipe does not know.
+    of_file = {key: f"{where['overrides']}.{key}" for key in own if key not in overrides}
+    study.resolved_recipe(named := {"vary": where["vary"], **of_file, **typed})
+    if study.vary:
+        study.recipes(named)
     return study
 
 
@@ -180,19 +222,6 @@ def _check_complete(study: Study, where: Mapping[str, str]) -> None:
 def _refuse_twice(items: Sequence[Any], where: str) -> None:
     if twice := [item for number, item in enumerate(items) if item in items[:number]]:
         raise ConfigError(f"{where}: {twice[0]} is listed twice; remove one")
-
-
-def _texts(values: Any, where: str) -> dict[str, str]:
-    """Overrides of the recipe, each as its text on the command line; a list is joined by commas."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: must be a mapping of section.field to value, such as training.epochs: 2")
-    texts = {}
-    for key, value in values.items():
-        plain = ",".join(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
-        if not isinstance(plain, str):
-            raise ConfigError(f"{where}.{key}: must be one value or a list, under a key of the form section.field")
-        texts[key] = plain
-    return texts
 
 
 def _profile_settings(value: Any, where: str) -> ProfileSettings:

@@ -6,7 +6,7 @@
   const MOST_NAMES = 8;
 
   const data = JSON.parse(document.getElementById("data").textContent);
-  const off = new Set(); // indices of the backbones that are switched off
+  const off = new Set(); // indices of the variants that are switched off
   const root = document.documentElement;
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const byId = (id) => document.getElementById(id);
@@ -102,6 +102,7 @@
     const log = byId("cost-log").checked;
     const width = isPrinting() ? PRINT_SIZE.width : plot.clientWidth;
     const isNamed = width >= ROOM_FOR_NAMES && points.length <= MOST_NAMES;
+    sideBySide(points, log);
     const side = (point) => (isNamed ? nameSide(point, points, log) : "");
     const traces = [frontTrace(front), ...points.map((point) => pointTrace(point, metric, cost, side(point)))];
     const ticks = log ? logTicks(points, width) : { type: "linear", rangemode: "tozero", nticks: 7 };
@@ -110,6 +111,16 @@
     const unknown = data.models.filter((model, place) => isOn(place) && !isKnown(place)).map((model) => model.name);
     const key = [metric.title, cost.name, log].join("|");
     show(plot, traces, layout(key, x, axis(`${metric.title} (%)`)), costWords(metric, cost, points, front, unknown));
+  }
+
+  // Levels of one backbone cost the same; their marks stand beside each other, as in plots/cost.py.
+  function sideBySide(points, log) {
+    const costs = points.map((point) => point.cost);
+    const [first, last] = [Math.min(...costs), Math.max(...costs)];
+    for (const point of points) {
+      const { shift } = data.models[point.model];
+      point.x = log ? point.cost * ((1.7 * last) / first) ** (0.025 * shift) : point.cost + 0.025 * last * shift;
+    }
   }
 
   // 1, 2 and 5 in each decade, or fewer if there is no room.
@@ -133,7 +144,7 @@
 
   function frontTrace(front) {
     return {
-      x: front.map((point) => point.cost), y: front.map((point) => 100 * point.mean), mode: "lines", hoverinfo: "skip",
+      x: front.map((point) => point.x), y: front.map((point) => 100 * point.mean), mode: "lines", hoverinfo: "skip",
       line: { color: colour("control"), width: 1.5, dash: "dot", shape: "hv" }, cliponaxis: false,
     };
   }
@@ -145,7 +156,7 @@
     const interval = isBar ? ` [${rounded(100 * point.low)}, ${rounded(100 * point.high)}]` : "";
     const runs = point.runs > 1 ? `<br>mean of ${point.runs} runs` : "";
     return {
-      x: [point.cost], y: [100 * point.mean], meta: point.model, mode: nameSide ? "markers+text" : "markers",
+      x: [point.x], y: [100 * point.mean], meta: point.model, mode: nameSide ? "markers+text" : "markers",
       text: [`  ${name}  `], textposition: nameSide || "top right", textfont: { size: 12 }, cliponaxis: false,
       marker: { color: shade, size: 12, symbol: data.models[point.model].marker, line: { color: colour("surface"), width: 1 } },
       error_y: {
@@ -159,10 +170,10 @@
 
   function costWords(metric, cost, points, front, unknown) {
     const missing = unknown.length ? ` Not shown, because one of the two is unknown: ${unknown.join(", ")}.` : "";
-    if (!points.length) return `${metric.title} against ${cost.title}: no backbone to show.${missing}`;
+    if (!points.length) return `${metric.title} against ${cost.title}: no ${data.noun} to show.${missing}`;
     const best = front.at(-1);
     const names = front.map((point) => data.models[point.model].name).join(", ");
-    return `${metric.title} against ${cost.title} of ${points.length} backbones. Best is ${data.models[best.model].name} with `
+    return `${metric.title} against ${cost.title} of ${points.length} ${data.noun}s. Best is ${data.models[best.model].name} with `
       + `${percent(best.mean)} at ${short(best.cost)}. Pareto front: ${names}.${missing}`;
   }
 
@@ -194,8 +205,8 @@
     const isSame = chart.title.toLowerCase() === chart.y;
     const what = `${chart.title}${isSame ? "" : `: ${chart.y}`} against ${chart.x}`;
     const models = [...new Set(lines.map((line) => line.model))];
-    if (!models.length) return `${what}: no backbone to show.`;
-    const count = `${models.length} ${models.length === 1 ? "backbone" : "backbones"}`;
+    if (!models.length) return `${what}: no ${data.noun} to show.`;
+    const count = `${models.length} ${data.noun}${models.length === 1 ? "" : "s"}`;
     const means = models.map((model) => [model, mean(lines.filter((line) => line.model === model))]).filter((pair) => pair[1] !== null);
     if (!chart.best || !means.length) return `${what}, of ${count}.`;
     means.sort((a, b) => (chart.best === "highest" ? b[1] - a[1] : a[1] - b[1]));
@@ -216,7 +227,7 @@
       if (on) off.delete(model); else off.add(model);
     }
     const left = data.models.length - off.size;
-    const who = models.length === 1 ? data.models[models[0]].name : "All backbones";
+    const who = models.length === 1 ? data.models[models[0]].name : `All ${data.noun}s`;
     byId("status").textContent = `${who} switched ${on ? "on" : "off"}; ${left} of ${data.models.length} are shown.`;
     draw();
   }
@@ -235,7 +246,7 @@
     const isEmpty = all("tbody tr", map).every((row) => row.hidden);
     const caption = map.querySelector("figcaption");
     map.querySelector(".scroll").hidden = isEmpty;
-    caption.textContent = isEmpty ? "No backbone is switched on." : caption.dataset.words;
+    caption.textContent = isEmpty ? `No ${data.noun} is switched on.` : caption.dataset.words;
   }
 
   function showHeatMap() {

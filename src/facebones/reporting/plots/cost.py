@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from facebones.reporting.plots.labels import draw_names, fix_layout, label_log_axis
-from facebones.reporting.plots.style import FloatArray, Style, in_percent, label_axes, model_styles, new_figure
+from facebones.reporting.plots.style import (
+    FloatArray,
+    Style,
+    in_percent,
+    label_axes,
+    legend_below,
+    marker_only,
+    new_figure,
+    side_by_side,
+    variant_styles,
+)
 from facebones.reporting.results import MetricResult, Results, Spread, pareto_front
 
 if TYPE_CHECKING:
@@ -20,6 +30,7 @@ NAMES = {"macs": "macs", "parameters": "parameters", "latency_ms": "latency"}
 SIZE = (7.6, 5.2)  # inches
 MARKER_SIZE = 6.0
 SEED_SIZE = 2.5
+SHIFT = 0.025  # of the width, between marks of equal cost
 LEAST_SPAN = 0.004  # of the rates that are shown
 FRONT: Style = {"color": "#888888", "linewidth": 1.1, "drawstyle": "steps-post", "zorder": 1.5}
 FRONT_WIDTH = 2.0  # pixels on either side that names keep away
@@ -37,10 +48,10 @@ def cost_plots(results: Results) -> dict[tuple[str, ...], Callable[[], "Figure"]
 
 
 def _points(results: Results, metric: MetricResult, cost: str) -> dict[str, tuple[float, Spread]]:
-    """Cost and metric of the backbones that have both."""
+    """Cost and metric of the variants that have both."""
     return {
         name: (float(price), spread)
-        for name in results.backbones
+        for name in results.variants
         if (price := getattr(results.costs.get(name), cost, None))
         and (spread := results.spread(metric, name)) is not None
     }
@@ -48,19 +59,31 @@ def _points(results: Results, metric: MetricResult, cost: str) -> dict[str, tupl
 
 def _cost_figure(results: Results, metric: MetricResult, cost: str) -> "Figure":
     points = _points(results, metric, cost)
-    looks = model_styles(results.backbones)
+    looks = variant_styles(results)
     figure = new_figure(*SIZE)
     axes = figure.add_subplot()
     low, high = _shown([spread for _, spread in points.values()])
     front = _front(metric, points)
-    axes.plot([points[name][0] for name in front], [points[name][1].mean for name in front], **FRONT)
-    for name, (price, spread) in points.items():
-        _draw_point(axes, price, spread, looks[name], (low, high))
-    _scale_axes(axes, [price for price, _ in points.values()], (low, high))
+    places = _side_by_side(results, points)
+    axes.plot([places[name] for name in front], [points[name][1].mean for name in front], **FRONT)
+    for name, (_, spread) in points.items():
+        _draw_point(axes, places[name], spread, looks[name], (low, high))
+    _scale_axes(axes, list(places.values()), (low, high))
     label_axes(axes, _title(results, metric, cost, points), _cost_label(results, cost), f"{metric.words} (%)")
+    if results.factors:  # as many names as levels would hide one another
+        legend_below(figure, list(points), [marker_only(looks[name]) for name in points])
+        return figure
     fix_layout(figure)
     _name_points(axes, points, front, looks)
     return figure
+
+
+def _side_by_side(results: Results, points: Mapping[str, tuple[float, Spread]]) -> dict[str, float]:
+    """The place of each mark on the axis: levels of one backbone, which cost the same, are set side by side."""
+    prices = [price for price, _ in points.values()]
+    step = (max(prices) / min(prices) * 1.7) ** SHIFT
+    shifts = side_by_side(results)
+    return {name: price * step ** shifts[name] for name, (price, _) in points.items()}
 
 
 def _front(metric: MetricResult, points: Mapping[str, tuple[float, Spread]]) -> list[str]:
@@ -123,7 +146,8 @@ def _title(results: Results, metric: MetricResult, cost: str, points: Mapping[st
         marks.append("dots: seeds")
     if missing := len(results.ranking(metric)) - len(points):
         marks.append(f"{missing} not shown: {COSTS[cost]} unknown")
-    return f"{metric.title} against {COSTS[cost]}", "; ".join(marks)
+    beside = ["the levels of a backbone are moved side by side"] if results.factors else []
+    return f"{metric.title} against {COSTS[cost]}", "; ".join(marks), *beside
 
 
 def _cost_label(results: Results, cost: str) -> str:

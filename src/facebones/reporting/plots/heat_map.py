@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from facebones.reporting.plots.labels import shortened
 from facebones.reporting.plots.style import new_figure, set_text
-from facebones.reporting.results import BackboneTest, MetricResult, Results
+from facebones.reporting.results import MetricResult, Results
+from facebones.reporting.variants import VariantTest
 from facebones.system.number_format import MINUS, p_words, percent, points
 
 if TYPE_CHECKING:
@@ -170,9 +171,9 @@ def heat_tables(results: Results) -> list[HeatTable]:
     ]
 
 
-def _heat_table(results: Results, metric: MetricResult, tests: Sequence[BackboneTest]) -> HeatTable:
+def _heat_table(results: Results, metric: MetricResult, tests: Sequence[VariantTest]) -> HeatTable:
     ranking = results.ranking(metric)
-    places = {name: place for place, name in enumerate(results.backbones)}
+    places = {name: place for place, name in enumerate(results.variants)}
     both_ways = {(test.first, test.second): (test.difference, test) for test in tests}
     both_ways |= {(test.second, test.first): (-test.difference, test) for test in tests}
     widest = max((abs(test.difference) for test in tests if test.significant), default=1.0)
@@ -186,7 +187,7 @@ def _heat_table(results: Results, metric: MetricResult, tests: Sequence[Backbone
 def _cell(
     row: str,
     column_at: tuple[str, int],
-    tests: Mapping[tuple[str, str], tuple[float, BackboneTest]],
+    tests: Mapping[tuple[str, str], tuple[float, VariantTest]],
     scale: tuple[float, bool],
 ) -> HeatCell:
     (column, place), (widest, higher_is_better) = column_at, scale
@@ -211,5 +212,7 @@ def _caption(results: Results, metric: MetricResult) -> str:
     best = results.ranking(metric)[0]
     spread, alike = results.spread(metric, best), results.not_different_from(metric, best)
     value = f" ({percent(spread.mean)})" if spread else ""
-    others = f"not significantly different: {', '.join(alike)}" if alike else "every other tested backbone differs"
+    others = (
+        f"not significantly different: {', '.join(alike)}" if alike else f"every other tested {results.noun} differs"
+    )
     return f"{metric.title}: best is {best}{value}; {others}."

@@ -24,9 +24,9 @@ from facebones.reporting.plots.style import (
     label_axes,
     legend_below,
     line_only,
-    model_styles,
     plot_paths,
     save_plot,
+    variant_styles,
 )
 from facebones.reporting.results import EvaluatedSet, Line, Results, Run
 from facebones.reporting.words import set_words
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Series = tuple[FloatArray, FloatArray]  # steps and values, each (N,)
-Curves = Mapping[str, Sequence[Series]]  # of a backbone, one per run that has any
+Curves = Mapping[str, Sequence[Series]]  # of a variant, one per run that has any
 
 PLOT_KINDS = ("png", "pdf", "svg")
 LONGEST_PART = 60  # letters of a part of a file name
@@ -147,7 +147,7 @@ def _roc_figure(results: Results, where: EvaluatedSet) -> "Figure":
     title = _title(results, f"{set_words(where)}: ROC", curves)
     figure = roc_figure(curves, title, styles=_looks(results, curves), bands=bands)
     areas = {name: area_under_curve(curve) for name, curve in curves.items()}
-    _name_backbones(figure, results, areas, lambda area: f"AUC {decimal(area)}")
+    _name_variants(figure, results, areas, lambda area: f"AUC {decimal(area)}")
     return figure
 
 
@@ -155,37 +155,37 @@ def _cmc_figure(results: Results, where: EvaluatedSet) -> "Figure":
     rates = results.cmc[where]
     figure = cmc_figure(rates, _title(results, f"{set_words(where)}: CMC", rates), styles=_looks(results, rates))
     first = {name: one[0] for name, one in rates.items()}
-    _name_backbones(figure, results, first, lambda rate: f"rank 1: {percent(rate)}")
+    _name_variants(figure, results, first, lambda rate: f"rank 1: {percent(rate)}")
     return figure
 
 
 def _title(results: Results, title: str, names: Iterable[str]) -> str:
-    several = any(len(runs) > 1 for runs in _by_backbone(results, names).values())
+    several = any(len(runs) > 1 for runs in _by_variant(results, names).values())
     return f"{title}, one line per run" if several else title
 
 
-def _by_backbone(results: Results, names: Iterable[str]) -> dict[str, list[str]]:
-    """Backbone to those of its runs that are among the names, in the order of the report."""
-    found = {name: [run.name for run in results.runs_of(name) if run.name in set(names)] for name in results.backbones}
+def _by_variant(results: Results, names: Iterable[str]) -> dict[str, list[str]]:
+    """Variant to those of its runs that are among the names, in the order of the report."""
+    found = {name: [run.name for run in results.runs_of(name) if run.name in set(names)] for name in results.variants}
     return {backbone: runs for backbone, runs in found.items() if runs}
 
 
 def _looks(results: Results, names: Iterable[str]) -> dict[str, Style]:
-    """The look of each run: that of its backbone, thinner with several seeds."""
-    looks = model_styles(results.backbones)
+    """The look of each run: that of its variant, thinner with several seeds."""
+    looks = variant_styles(results)
     return {
         run: looks[backbone] | (ONE_OF_SEVERAL if len(runs) > 1 else {})
-        for backbone, runs in _by_backbone(results, names).items()
+        for backbone, runs in _by_variant(results, names).items()
         for run in runs
     }
 
 
-def _name_backbones(
+def _name_variants(
     figure: "Figure", results: Results, values: Mapping[str, float], words: Callable[[float], str]
 ) -> None:
-    """Add the legend: each backbone with the mean of a value over its seeds."""
-    looks = model_styles(results.backbones)
-    runs = _by_backbone(results, values)
+    """Add the legend: each variant with the mean of a value over its seeds."""
+    looks = variant_styles(results)
+    runs = _by_variant(results, values)
     mean = "mean " if any(len(names) > 1 for names in runs.values()) else ""
     labels = [f"{name} ({mean}{words(fmean(values[run] for run in runs[name]))})" for name in runs]
     legend_below(figure, labels, [looks[name] for name in runs])
@@ -227,7 +227,7 @@ def _accuracy(run: Run, pair_set: str) -> Series | None:
 def _curves_of(results: Results, series: Callable[[Run], Series | None]) -> Curves:
     found = {
         backbone: [one for run in results.runs_of(backbone) if (one := series(run)) is not None]
-        for backbone in results.backbones
+        for backbone in results.variants
     }
     return {backbone: runs for backbone, runs in found.items() if runs}
 
@@ -243,9 +243,9 @@ def _accuracy_figure(results: Results, pair_set: str, curves: Curves) -> "Figure
 
 
 def _means_figure(results: Results, curves: Curves, title: str, y: str, *, smooth: bool) -> "Figure":
-    """Draw the mean over the seeds of each backbone, in front of its runs, which are thin lines."""
+    """Draw the mean over the seeds of each variant, in front of its runs, which are thin lines."""
     figure, axes = curve_axes()
-    looks = model_styles(results.backbones)
+    looks = variant_styles(results)
     for backbone, runs in curves.items():
         _draw_mean(axes, runs, looks[backbone], smooth)
     several = any(len(runs) > 1 for runs in curves.values())
@@ -255,7 +255,7 @@ def _means_figure(results: Results, curves: Curves, title: str, y: str, *, smoot
 
 
 def _draw_mean(axes: "Axes", runs: Sequence[Series], look: Style, smooth: bool) -> None:
-    """Draw one backbone; the mean covers the steps that all runs have, and without such steps only runs are drawn."""
+    """Draw one variant; the mean covers the steps that all runs have, and without such steps only runs are drawn."""
     mean = _mean(runs)
     behind = THIN if mean[0].size else ONE_OF_SEVERAL
     thin = (runs if len(runs) > 1 or smooth else []) if mean[0].size else runs
@@ -294,14 +294,14 @@ def _scale_figure(results: Results, curves: Curves) -> "Figure":
 
 
 def _runs_figure(results: Results, curves: Curves, title: str, **more: Any) -> "Figure":
-    """Draw a line per run, in the look of its backbone and thinner with several seeds; equal lines are drawn once."""
+    """Draw a line per run, in the look of its variant and thinner with several seeds; equal lines are drawn once."""
     figure, axes = curve_axes()
     everything = [series for runs in curves.values() for series in runs]
     if len(everything) > 1 and all(_equal(series, everything[0]) for series in everything):
         axes.plot(*everything[0], **SHARED, **more)
         _finish(figure, title, title, {f"all {len(everything)} runs": SHARED})
         return figure
-    looks = {name: line_only(look) for name, look in model_styles(results.backbones).items()}
+    looks = {name: line_only(look) for name, look in variant_styles(results).items()}
     for backbone, runs in curves.items():
         for step, value in runs:
             axes.plot(step, value, **looks[backbone] | (ONE_OF_SEVERAL if len(runs) > 1 else {}), **more)

@@ -78,9 +78,9 @@ def train_all(
 
 
 def next_run(waiting: Sequence[PlannedRun], running: Sequence[PlannedRun]) -> PlannedRun | None:
-    """The first run that can start; other seeds of a backbone wait while the first one autotunes for all of them."""
-    choosing = {run.backbone for run in running if run.recipe.training.choose and run.state == TO_DO}
-    return next((run for run in waiting if run.backbone not in choosing), None)
+    """The first run that can start; other seeds of a variant wait while the first one autotunes for all of them."""
+    choosing = {run.variant for run in running if run.recipe.training.choose and run.state == TO_DO}
+    return next((run for run in waiting if run.variant not in choosing), None)
 
 
 class LocalWorker:
