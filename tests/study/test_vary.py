@@ -239,3 +239,25 @@ def test_a_study_of_two_levels_is_trained_measured_reported_and_resumed(write, t
     assert times == {path: path.stat().st_mtime_ns for path in times}
     columns, rows = study_table(content)
     assert columns[:2] == ("backbone", "loss") and [row[1] for row in rows] == ["arcface", "cosface"]
+
+
+# --------------------------------------------------------------------------------------------------- a teacher
+
+TAUGHT = """
+vary:
+  teacher:
+    none: {{}}
+    alone: {{distillation.embeddings: {embeddings}, distillation.alone: true}}
+"""
+
+
+def test_a_teacher_is_a_level_whose_embeddings_are_checked_before_anything_starts(write, teacher, tmp_path, capsys):
+    plan = plan_of(write(TAUGHT.format(embeddings=teacher)), tmp_path / "out")
+    assert [run.recipe.distillation.embeddings for run in plan.runs] == ["", teacher]
+    refused = ["compare", write(TAUGHT.format(embeddings="nothing")), "--output", str(tmp_path / "out")]
+    assert main(refused) == 2
+    assert "distillation.embeddings nothing: no such embeddings" in capsys.readouterr().err
+    refused = ["compare", write(), "--output", str(tmp_path / "out"), "--distillation.alone", "true"]
+    assert main(refused) == 2
+    assert "there is no teacher" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

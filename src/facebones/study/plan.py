@@ -15,7 +15,7 @@ import torch
 import facebones
 from facebones.backbones import lookup_backbone
 from facebones.data import joined_sets
-from facebones.data.folders import find_pair_set, open_training_set
+from facebones.data.folders import find_pair_set
 from facebones.data.training_set import CONTENT_KEYS, same_data
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
@@ -27,6 +27,7 @@ from facebones.study.study import Study
 from facebones.study.vary import FREE_FIELDS, sets_section
 from facebones.system.environment import git_revision
 from facebones.training.run import with_absolute_paths
+from facebones.training.teaching import check_teachers, open_training_data
 
 DONE, UNFINISHED, TO_DO = "done", "unfinished", "to do"
 VERSIONS = ("facebones", "git_revision", "torch")
@@ -321,9 +322,10 @@ def folder_name(backbone: str) -> str:
 def _plan_runs(study: Study, networks: Sequence[str], output: Path, accept_version: bool) -> list[PlannedRun]:
     if not study.data:
         raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
-    data = open_training_set(study.data)
-    fingerprint, varies_networks, runs = data.fingerprint(), sets_section(study.vary, "backbone"), []
     recipes = [(levels, with_absolute_paths(recipe)) for levels, recipe in study.recipes()]
+    data = open_training_data(*(recipe for _, recipe in recipes))
+    check_teachers((recipe for _, recipe in recipes), data)
+    fingerprint, varies_networks, runs = data.fingerprint(), sets_section(study.vary, "backbone"), []
     for backbone, (levels, recipe) in itertools.product(networks, recipes):
         try:
             steps = recipe.training.steps_per_epoch(len(data), data.path) * recipe.training.epochs

@@ -1,6 +1,6 @@
 """The teacher of a training: its embeddings of the training images, and the loss that draws the student to them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +85,33 @@ class Teaching:
         self.loss.load_state_dict(state["loss"])
 
 
-def open_training_data(recipe: Recipe) -> TrainingSet:
-    """The training set of a recipe; one without labels will do where only the teacher's embeddings are used.
+def open_training_data(recipe: Recipe, *others: Recipe) -> TrainingSet:
+    """The training set of recipes; one without labels will do where only the teacher's embeddings are used.
 
     Raises:
         DataError: as `open_training_set`.
         ConfigError: neither head nor teacher.
     """
+    if all(map(_without_labels, (recipe, *others))):
+        return open_labelled_images(Path(recipe.data.path))
+    return open_training_set(recipe.data.path)
+
+
+def _without_labels(recipe: Recipe) -> bool:
     config = recipe.distillation
     if config.alone and not config.embeddings:
         raise ConfigError(
             "distillation.alone: there is no teacher; give --distillation.embeddings, made by `facebones data embed`"
         )
-    if config.alone and config.loss not in WITH_CLASSES:
-        return open_labelled_images(Path(recipe.data.path))
-    return open_training_set(recipe.data.path)
+    return config.alone and config.loss not in WITH_CLASSES
+
+
+def check_teachers(recipes: Iterable[Recipe], data: TrainingSet) -> None:
+    """Open the embeddings that recipes name once.
+
+    Raises:
+        DataError: they are missing, broken, or of other images.
+    """
+    for embeddings in {recipe.distillation.embeddings: None for recipe in recipes}:
+        if embeddings:
+            TeacherEmbeddings(embeddings, data)
