@@ -88,11 +88,12 @@ def test_erasing_fills_one_rectangle_with_random_pixels():
         result = changed_by(erase, image, seed)
         height, width, _ = box(result.any(2))
         areas.append(height * width / 112**2)
-        aspects.append(width / height)
+        aspects.append(height / width)
         assert (result.any(2)).sum() > 0.99 * height * width
         assert np.ptp(result.reshape(-1, 3), axis=0).min() > 200
     assert 0.015 < min(areas) < 0.05 and 0.3 < max(areas) < 0.42
     assert 0.25 < min(aspects) < 0.5 and 2 < max(aspects) < 3.6
+    assert 1.3 < np.median(aspects) < 2.2, "uniform, so most rectangles are tall"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,8 +22,8 @@ LOW_RESOLUTION = (0.2, 1.0)  # of the side
 INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
 PHOTOMETRIC_FACTOR = (0.5, 1.5)  # of brightness, contrast and saturation
 ERASED_AREA, ERASED_ASPECT, ERASING_TRIES = (0.02, 0.4), (0.3, 1 / 0.3), 100
-# The last number of a seed; keeps these draws apart from those of the order of the images and of repeated flips.
-STREAM = 2
+# The ends of seeds [seed, batch, ...]; they keep these draws apart from each other and from those of order and flips.
+CHOICE, CHANGE = (0, 2), 3
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,15 @@ class Augmentation:
             number: of the batch, counted from the start of the training.
             first_row: row of the first image in the whole batch.
         """
-        for row, image in enumerate(images, start=first_row):
-            random = np.random.default_rng([self.seed, number, row, STREAM])
-            # The draws come first, so that one probability does not decide which images another one takes.
-            crop, low_resolution, photometric, erasing = random.random(4).tolist()
-            if crop < self.crop:
-                crop_in_place(image, random)
-            if low_resolution < self.low_resolution:
-                lower_resolution(image, random)
-            if photometric < self.photometric:
-                change_colours(image, random)
-            if erasing < self.erasing:
-                erase(image, random)
+        # Drawn apart, so that one probability does not decide which images another one takes.
+        draw_R4 = np.random.default_rng([self.seed, number, *CHOICE]).random((first_row + len(images), 4))[first_row:]
+        chosen_R4 = draw_R4 < (self.crop, self.low_resolution, self.photometric, self.erasing)
+        changes = (crop_in_place, lower_resolution, change_colours, erase)
+        for row in np.flatnonzero(chosen_R4.any(axis=1)).tolist():
+            random = np.random.default_rng([self.seed, number, first_row + row, CHANGE])
+            for change, chosen in zip(changes, chosen_R4[row].tolist(), strict=True):
+                if chosen:
+                    change(images[row], random)
 
     @property
     def changes_something(self) -> bool:
@@ -115,8 +112,8 @@ def change_colours(image: Pixels, random: np.random.Generator) -> None:
 def erase(image: Pixels, random: np.random.Generator) -> None:
     """Replace a random rectangle by random pixels."""
     for _ in range(ERASING_TRIES):
-        aspect = random.uniform(*ERASED_ASPECT)
-        if (inside := _rectangle(image, random.uniform(*ERASED_AREA), aspect, random)) is not None:
+        aspect = random.uniform(*ERASED_ASPECT)  # height to width
+        if (inside := _rectangle(image, random.uniform(*ERASED_AREA), 1 / aspect, random)) is not None:
             image[inside] = random.integers(256, size=image[inside].shape, dtype=np.uint8)
             return
 
