@@ -12,9 +12,8 @@ from facebones.data.preprocessing import to_network_input
 from facebones.errors import RunError
 from facebones.evaluation.models import AUTOCAST_TYPE
 from facebones.system.device import to_device
-from facebones.training.optimizer import RATE_FACTOR, skip_step_if_nonfinite
 from facebones.training.advice import norm_sharpness_correlation
-from facebones.training.optimizer import skip_step_if_nonfinite
+from facebones.training.optimizer import RATE_FACTOR, skip_step_if_nonfinite
 
 if TYPE_CHECKING:
     from facebones.training.trainer import Trainer
