@@ -90,6 +90,18 @@ class DataConfig:
         "fresh: each epoch draws its own flips; repeated: the same flips by position in every epoch",
         choices=REPETITION,
     )
+    crop: float = setting(
+        0.0, "probability of a random crop (20-100 % of the image): the rest becomes black", minimum=0, maximum=1
+    )
+    low_resolution: float = setting(
+        0.0, "probability of resizing an image to 20-100 % of its side and back", minimum=0, maximum=1
+    )
+    photometric: float = setting(
+        0.0, "probability of changing brightness, contrast and saturation by 0.5-1.5", minimum=0, maximum=1
+    )
+    erasing: float = setting(
+        0.0, "probability of filling a rectangle (2-40 % of the image) with random pixels", minimum=0, maximum=1
+    )
     jpeg_quality: int = setting(
         0, "save each image as JPEG of this quality again before it is used; 0: do not", minimum=0, maximum=100
     )

@@ -84,6 +84,10 @@ OPTIONS = {
         **{"data.order": "repeated", "data.flip_draw": "repeated", "data.jpeg_quality": 75, "data.workers": 1},
         **{"schedule.one_step_ahead": True, "training.clip_norm": 1, "training.clip_of": "backbone"},
     },
+    "augmentations": {
+        **{"data.crop": 0.5, "data.low_resolution": 0.5, "data.photometric": 0.5, "data.erasing": 0.5},
+        **{"training.accumulation_steps": 2, "training.batch_size": 3, "data.workers": 1},
+    },
     "elasticface plus": {"head.name": "elasticface", "head.plus": True, "head.sample_rate": 0.3},
     "teacher": {"distillation.loss": "embedding_cosine", "data.workers": 1},
     "adadistill, no head": {"distillation.loss": "adadistill", "distillation.alone": True},

@@ -137,9 +137,10 @@ def test_canonical_shards_give_the_same_bits(small_data, tmp_path):
         "training": {"canonical_shards": 4, "batch_size": 8, "accumulation_steps": 1},
         "backbone": {"dropout": 0.3},
         "head": {"sample_rate": 0.5},
+        "data": {"crop": 0.5, "low_resolution": 0.5, "photometric": 0.5, "erasing": 0.5},
     }
     cases = [{"size": size, "steps": 4, "recipe": recipe(small_data, settings)} for size in (1, 2, 4)]
-    plain = {"training": {"batch_size": 8}, "head": {"sample_rate": 0.5}}
+    plain = {"training": {"batch_size": 8}, "head": {"sample_rate": 0.5}, "data": settings["data"]}
     cases.append({"size": 1, "steps": 4, "recipe": recipe(small_data, plain)})
     one, *others, unsharded = run(cases, tmp_path)
     for other in others:

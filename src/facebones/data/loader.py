@@ -168,6 +168,7 @@ class EpochOrder(Sampler[list[int]]):
 Batch = tuple[Tensor, Tensor]
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
+Augment = Callable[[Images, int, int], object]  # rows of a batch, changed in place; its number; the first row
 
 IMAGE_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 PREFETCH = 4  # batches that each worker is ahead
@@ -248,6 +249,7 @@ def training_batches(
     held: int = 1,
     pin_memory: bool = False,
     replaced: Callable[[Mapping[int, str]], object] | None = None,
+    augment: Augment | None = None,
 ) -> Iterator[Batch]:
     """Read, decode and yield the batches of an order, or the rows of them that belong to this process.
 
@@ -258,6 +260,8 @@ def training_batches(
         pin_memory: return page-locked memory, which copies to a GPU faster.
         replaced: called before a batch with the images that cannot be read, {index: reason}; the next readable image
             replaces each of them. Without it, the first unreadable image raises. Each process is told of its own rows.
+        augment: changes the images in place, given the number of the batch and the row of the first one in it. It runs
+            in the worker, and is pickled where workers do not fork.
 
     Yields:
         images (R, 112, 112, 3) uint8 RGB, and labels (R,) int64, of the R = len(order.rows) rows; R may be 0.
@@ -271,7 +275,8 @@ def training_batches(
         memory = BatchMemory(PREFETCH * workers + SPARE + held, (len(order.rows), *IMAGE_SHAPE))
     try:
         # No variable holds the iterator: the traceback of a caught error would keep it alive, and its workers too.
-        for loaded in _loaded(order, memory, workers, pin_memory, replaced is not None):
+        images = _DecodedImages(order.training_set, memory, replaced is not None, augment)
+        for loaded in _loaded(order, images, workers, pin_memory):
             if isinstance(loaded, DataError):
                 raise loaded
             if isinstance(loaded, _WithReplaced):
@@ -286,16 +291,14 @@ def training_batches(
         raise RunError("a data worker was killed, perhaps for lack of memory; resume with fewer --workers") from error
 
 
-def _loaded(
-    order: EpochOrder, memory: BatchMemory | None, workers: int, pin_memory: bool, replace: bool
-) -> Iterator[Any]:
+def _loaded(order: EpochOrder, images: "_DecodedImages", workers: int, pin_memory: bool) -> Iterator[Any]:
     """Batches and errors from the workers, in the order of the requests."""
     with warnings.catch_warnings():
         # More workers than cores do no harm: they mostly wait for the training.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         loader = DataLoader(
-            _DecodedImages(order.training_set, memory, replace),
-            sampler=_Requests(order, memory),
+            images,
+            sampler=_Requests(order, images.memory),
             batch_size=None,  # a request is a whole batch
             num_workers=workers,
             collate_fn=_as_it_is,
@@ -310,10 +313,12 @@ def _loaded(
 
 
 class _Request(NamedTuple):
-    """Indices of a batch, and the place in shared memory for its images."""
+    """Indices of a batch, the place in shared memory for its images, its number, and its first row here."""
 
     indices: list[int]
     place: int | None
+    number: int
+    first_row: int
 
 
 class _Requests(Sampler[_Request]):
@@ -326,8 +331,9 @@ class _Requests(Sampler[_Request]):
         return len(self.order)
 
     def __iter__(self) -> Iterator[_Request]:
-        for indices in self.order:
-            yield _Request(indices, self.memory.take() if self.memory else None)
+        first_row = self.order.rows.start
+        for number, indices in enumerate(self.order, start=self.order.first):
+            yield _Request(indices, self.memory.take() if self.memory else None, number, first_row)
 
 
 class _WithReplaced(NamedTuple):
@@ -344,11 +350,14 @@ class _DecodedImages(Dataset[Batch | FilledPlace | _WithReplaced | DataError]):
     worker that starts without a fork imports the plug-ins of this process first: they may define the training set.
     """
 
-    def __init__(self, training_set: TrainingSet, memory: BatchMemory | None, replace: bool) -> None:
-        self.training_set, self.memory, self.replace = training_set, memory, replace
+    def __init__(
+        self, training_set: TrainingSet, memory: BatchMemory | None, replace: bool, augment: Augment | None
+    ) -> None:
+        self.training_set, self.memory, self.replace, self.augment = training_set, memory, replace, augment
 
     def __reduce__(self) -> tuple[Callable[..., "_DecodedImages"], tuple[Any, ...]]:
-        return _unpickled, (imported_plugins(), pickle.dumps(self.training_set), self.memory, self.replace)
+        others = (self.memory, self.replace, self.augment)
+        return _unpickled, (imported_plugins(), pickle.dumps(self.training_set), *others)
 
     def __getitem__(self, request: _Request) -> Batch | FilledPlace | _WithReplaced | DataError:
         unreadable: dict[int, str] = {}
@@ -359,11 +368,18 @@ class _DecodedImages(Dataset[Batch | FilledPlace | _WithReplaced | DataError]):
         return _WithReplaced(batch, unreadable) if unreadable else batch
 
     def _read(self, request: _Request, unreadable: dict[int, str]) -> Batch | FilledPlace:
-        indices, place = request
+        count, place = len(request.indices), request.place
         if self.memory is None or place is None:
-            images = np.empty((len(indices), *IMAGE_SHAPE), np.uint8)
-            return torch.from_numpy(images), torch.from_numpy(self._decode(indices, images, unreadable))
-        return self.memory.filled(place, self._decode(indices, self.memory.images(place, len(indices)), unreadable))
+            images = np.empty((count, *IMAGE_SHAPE), np.uint8)
+            return torch.from_numpy(images), torch.from_numpy(self._fill(images, request, unreadable))
+        return self.memory.filled(place, self._fill(self.memory.images(place, count), request, unreadable))
+
+    def _fill(self, images: Images, request: _Request, unreadable: dict[int, str]) -> Labels:
+        """Decode and augment the images of a request into an array (B, 112, 112, 3); returns the labels (B,)."""
+        labels = self._decode(request.indices, images, unreadable)
+        if self.augment is not None:
+            self.augment(images, request.number, request.first_row)
+        return labels
 
     def _decode(self, indices: list[int], images: Images, unreadable: dict[int, str]) -> Labels:
         """Decode images into an array (B, 112, 112, 3), note replaced ones, and return the labels (B,)."""
@@ -392,9 +408,11 @@ class _DecodedImages(Dataset[Batch | FilledPlace | _WithReplaced | DataError]):
         raise DataError("no image of the training set can be read; restore it")
 
 
-def _unpickled(plugins: list[str], training_set: bytes, memory: BatchMemory | None, replace: bool) -> _DecodedImages:
+def _unpickled(
+    plugins: list[str], training_set: bytes, memory: BatchMemory | None, replace: bool, augment: Augment | None
+) -> _DecodedImages:
     import_plugins(plugins)
-    return _DecodedImages(pickle.loads(training_set), memory, replace)  # noqa: S301 (from the parent process)
+    return _DecodedImages(pickle.loads(training_set), memory, replace, augment)  # noqa: S301 (from the parent process)
 
 
 def _as_it_is(batch: Any) -> Any:

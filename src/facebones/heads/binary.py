@@ -55,6 +55,11 @@ class BinaryHead(OptionsHead):
         answers = -functional.logsigmoid(-logits_BS.scatter(1, column_B1, own_B1))
         return self.other * answers.sum(dim=1) + (self.own - self.other) * target_values(answers, column_B)
 
+    def own_part(self, logits_BS: Tensor, column_B: Tensor) -> Tensor:
+        """The weighted sum over the rows whose class is on this shard."""
+        own_B = -functional.logsigmoid(target_values(logits_BS, column_B))
+        return self.own * torch.where(column_B >= 0, own_B, 0).sum()
+
 
 class UnifiedCrossEntropy(BinaryHead):
     """One learned threshold between own cosines, less a margin, and other cosines.

@@ -141,6 +141,10 @@ class PartialFC(Head):
         """For a loss that is a sum over classes, what those of this shard add to each row (B,); None: a softmax."""
         return None
 
+    def own_part(self, logits_BS: Tensor, column_B: Tensor) -> Tensor | None:
+        """For a loss that is a sum over classes, what the true classes of this shard add to all rows; for the log."""
+        return None
+
     def regulariser(self, norm_B: Tensor, has_class_B: Tensor) -> Tensor | None:
         """What the norms of a batch add to its loss."""
         return None
@@ -175,11 +179,15 @@ class PartialFC(Head):
             total = functional.cross_entropy(logits, column, ignore_index=-1, reduction="sum")
         else:
             total = torch.where(has_class_B, term_B, 0).sum()
-        loss = total / has_class_B.sum().clamp(min=1)
+        count = has_class_B.sum().clamp(min=1)
+        loss = total / count
+        with torch.no_grad():
+            own = self.own_part(logits, column)
+            balance = {} if own is None else balance_metrics(loss, own / count)
         if (added := self.regulariser(norm_B, has_class_B)) is not None:
             loss = loss + added
         with torch.no_grad():
-            return HeadOutput(loss, self.metrics(norm_B))
+            return HeadOutput(loss, {**self.metrics(norm_B), **balance})
 
     def _logits(self, direction_BD: Tensor, norm_B: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         cosine_BS, column_B = self.cosines(direction_BD, label_B)
@@ -244,6 +252,11 @@ class OptionsHead(PartialFC):
     def metrics(self, norm_B: Tensor) -> Mapping[str, Tensor]:
         """Mean and deviation of the norms of a batch."""
         return {"norm": norm_B.mean(), "norm_deviation": norm_B.std(correction=0)}
+
+
+def balance_metrics(loss: Tensor, own: Tensor) -> dict[str, Tensor]:
+    """The two parts of a mean loss that is a sum over classes."""
+    return {"own_class": own, "other_classes": (loss.detach() - own).clamp(min=0)}
 
 
 def directions(embedding_BD: Tensor) -> tuple[Tensor, Tensor]:

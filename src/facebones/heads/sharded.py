@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from facebones.heads.partial_fc import Head, HeadOutput, PartialFC, directions, sample_classes, target_values
+from facebones.heads.partial_fc import (
+    Head,
+    HeadOutput,
+    PartialFC,
+    balance_metrics,
+    directions,
+    sample_classes,
+    target_values,
+)
 from facebones.heads.registry import create_head
 from facebones.system.distributed import World
 
@@ -179,11 +187,21 @@ class ShardedHead(_SharedHead):
             for head, (cosine_BS, column_B), (_, own_norm_B) in zip(self.heads, cosines, pairs, strict=True)
         ]
         loss = self._loss(logits, columns, has_class_B)
+        balance = self._balance(loss, logits, columns, has_class_B)
         if (added := self.heads[0].regulariser(norm_B, has_class_B)) is not None:
             # The gradients of all shards with respect to the rows are summed: the first shard has that of this part.
             loss = loss + (added if self.world.own_shards.start == 0 else added.detach())
         with torch.no_grad():
-            return HeadOutput(loss, self.heads[0].metrics(norm_B))
+            return HeadOutput(loss, {**self.heads[0].metrics(norm_B), **balance})
+
+    @torch.no_grad()
+    def _balance(
+        self, loss: Tensor, logits: list[Tensor], columns: list[Tensor], has_class_B: Tensor
+    ) -> dict[str, Tensor]:
+        """The parts of a loss that is a sum over classes, of all shards; none of a softmax."""
+        own = [head.own_part(one, column) for head, one, column in zip(self.heads, logits, columns, strict=True)]
+        parts = [one for one in own if one is not None]
+        return balance_metrics(loss, self.world.total(parts) / has_class_B.sum().clamp(min=1)) if parts else {}
 
     def _loss(self, logits: list[Tensor], columns: list[Tensor], has_class_B: Tensor) -> Tensor:
         """Mean over the rows with a class: of the cross-entropy over all shards, or of the sum of their terms."""

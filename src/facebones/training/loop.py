@@ -20,6 +20,7 @@ from facebones.system.process_group import agreed, gather_objects
 from facebones.system.processes import Interrupted, StopRequest, stop_signals
 from facebones.system.progress import say
 from facebones.system.sharded_checkpoint import save_state
+from facebones.training.advice import Advice
 from facebones.training.callbacks import Callback, Callbacks, RunInfo, registered_callbacks
 from facebones.training.logs import MetricsLog, NoLog, train_line, validation_line
 from facebones.training.run_files import describe_environment, note_environment, write_result
@@ -40,6 +41,7 @@ class TrainingLoop:
     def __init__(self, trainer: Trainer, folder: RunFolder, callbacks: Sequence[Callback] = ()) -> None:
         self.trainer, self.recipe, self.folder = trainer, trainer.recipe, folder
         self.world = trainer.world
+        self._advice = Advice()
         self._saving = BackgroundSave(folder.last, folder.last_index, trainer.world)
         info = RunInfo(folder=folder.path, recipe=trainer.recipe, total_steps=trainer.total_steps)
         every = [*callbacks, *registered_callbacks()] if self.world.is_first else []
@@ -148,6 +150,8 @@ class TrainingLoop:
             values["head"] = head
         log.write("train", values)
         say(train_line(values, trainer.total_steps, self.recipe.training.epochs, seconds_left))
+        for note in self._advice.notes(trainer.meter.head, trainer.meter.counted * trainer.step_images):
+            say(note)
         trainer.meter.reset()
         self.callbacks.on_log(values)
 

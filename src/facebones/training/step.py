@@ -12,6 +12,7 @@ from facebones.data.preprocessing import to_network_input
 from facebones.errors import RunError
 from facebones.evaluation.models import AUTOCAST_TYPE
 from facebones.system.device import to_device
+from facebones.training.advice import norm_sharpness_correlation
 from facebones.training.optimizer import RATE_FACTOR, skip_step_if_nonfinite
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ def train_step(trainer: "Trainer", batches: Sequence[Batch]) -> None:
             embedding_BD = trainer.compiled_backbone(x_B3HW)
         label_B = batch.labels.to(trainer.device, non_blocking=True)
         loss, metrics = trainer.head(embedding_BD, label_B)
+        if trainer.recipe.head.name == "adaface" and not trainer.recipe.distillation.alone:
+            measured = norm_sharpness_correlation(
+                embedding_BD, x_B3HW, trainer.world, trainer.recipe.training.batch_size
+            )
+            metrics = {**metrics, **measured}
         if trainer.teaching is not None and batch.numbers is not None:
             taught = trainer.teaching.loss(embedding_BD, trainer.teaching.rows(batch.numbers, mirror_B), label_B)
             loss, metrics = loss + taught.loss, {**metrics, **taught.metrics}

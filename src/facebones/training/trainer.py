@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from facebones.backbones import Backbone, create_backbone
 from facebones.backbones.stages import TrainingMode, freeze
+from facebones.data.augmentations import Augmentation
 from facebones.data.joined_sets import beside
 from facebones.data.loader import EpochOrder, block_size, training_batches
 from facebones.data.wrapped_sets import NumberedImages, SavedAgain
@@ -217,12 +218,14 @@ class Trainer:
             repeated=data.order == "repeated",
             part=(self.world.rank, self.world.size),
         )
+        augmentation = Augmentation(data.crop, data.low_resolution, data.photometric, data.erasing, config.seed)
         batches = training_batches(
             order,
             workers=data.workers,
             held=config.accumulation_steps,
             pin_memory=self.device.type == "cuda",
             replaced=self.unreadable.add if self.unreadable.limit else None,
+            augment=augmentation if augmentation.changes_something else None,
         )
         label_N = torch.from_numpy(self.data.labels)
         gathered: list[steps.Batch] = []
