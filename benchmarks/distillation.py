@@ -3,7 +3,7 @@
 Two trainings of one recipe, one with a teacher, take their steps in turn on their own images, loading included; the
 ratio is that of neighbouring steps' processor time.
 
-    python benchmarks/distillation.py [--backbone shufflefacenet_1_0] [--batch-size 64] [--steps 7] [--output FILE.json]
+    python benchmarks/distillation.py [--backbone NAME] [--losses NAME ...] [--steps 7] [--output FILE.json]
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main(arguments: argparse.Namespace) -> None:
         }
         taught = plain | {"distillation.embeddings": str(write_teacher(folder))}
         found = {}
-        for loss in TEACHER_LOSSES:
+        for loss in arguments.losses:
             for alone in ("false", "true"):
                 options = {"distillation.loss": loss, "distillation.alone": alone}
                 ratios = compare(plain, taught | options, arguments.steps)
@@ -80,6 +80,7 @@ def compare(plain: dict[str, str], taught: dict[str, str], steps: int) -> list[f
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="shufflefacenet_1_0")
+    parser.add_argument("--losses", nargs="+", default=[*TEACHER_LOSSES], choices=TEACHER_LOSSES, metavar="NAME")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--output", type=Path)
