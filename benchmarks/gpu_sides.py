@@ -24,6 +24,7 @@ from facebones.evaluation.models import AUTOCAST_TYPE, load_model
 from facebones.evaluation.runtimes import run_by
 from facebones.recipe import load_recipe
 from facebones.system.device import device_settings
+from facebones.training.step import Batch
 from facebones.training.trainer import Trainer
 
 WARM_UP = 3  # steps before the first round
@@ -262,7 +263,7 @@ def our_side(
             **{"optimizer.learning_rate": "0.001"},
         }
         trainer = Trainer(load_recipe("vggface2_arcface", all_fields | fields), bench.device)
-        return lambda: trainer.train_step([batch])
+        return lambda: trainer.train_step([Batch(*batch)])
 
     return Side(build=build, settings=partial(device_settings, bench.device))
 

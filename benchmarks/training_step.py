@@ -69,6 +69,7 @@ def our_step(backbone: str, data: Path, setting: str) -> Callable[[], None]:
 
     from facebones.recipe import load_recipe
     from facebones.system.malloc import tune_malloc
+    from facebones.training.step import Batch
     from facebones.training.trainer import Trainer
 
     tune_malloc()
@@ -78,8 +79,8 @@ def our_step(backbone: str, data: Path, setting: str) -> Callable[[], None]:
     recipe = replace(recipe, training=replace(recipe.training, **SETTINGS[setting]))
     trainer = Trainer(recipe, torch.device("cpu"))
     images = torch.randint(0, 256, (BATCH_SIZE, 112, 112, 3), dtype=torch.uint8)
-    batch = [(images, torch.arange(BATCH_SIZE))]
-    return lambda: trainer.train_step(batch)
+    batches = [Batch(images, torch.arange(BATCH_SIZE))]
+    return lambda: trainer.train_step(batches)
 
 
 def step_of(backbone: str, side: str, data: Path) -> Callable[[], None]:

@@ -218,7 +218,7 @@ def test_two_seeds_in_lone_folders_are_one_backbone_with_a_spread(tmp_path):
     assert [line.split()[2] for line in results.command.splitlines()] == [f"{run}/config.yaml" for run in runs]
     counted = sum(weight.numel() for weight in create_backbone(SMALL, 16).parameters())
     assert results.costs[SMALL].parameters == counted
-    assert results.recipe["backbone"] == {"embedding_size": 16, "dropout": 0.0}
+    assert results.recipe["backbone"] == {"embedding_size": 16, "dropout": 0.0, "weights": "", "frozen": 0}
     assert "seed" not in results.recipe["training"] and results.recipe["training"]["batch_size"] == 8
 
 

@@ -10,7 +10,15 @@ import torch
 
 from facebones import recipe as recipes
 from facebones.errors import CheckpointError, ConfigError
-from facebones.recipe import Recipe, TrainingConfig, head_config, load_config, load_recipe, older_values
+from facebones.recipe import (
+    Recipe,
+    TrainingConfig,
+    _note_defaults,
+    head_config,
+    load_config,
+    load_recipe,
+    older_values,
+)
 from facebones.run_folder import RunFolder, read_metrics
 from facebones.strict_yaml import setting
 from facebones.system.checkpoint import load_checkpoint, save_checkpoint
@@ -102,6 +110,7 @@ def test_the_earlier_name_of_a_field_is_accepted_with_a_note(tmp_path, capsys):
 
 
 def test_another_head_on_the_command_line_starts_from_its_own_defaults(capsys):
+    _note_defaults.cache_clear()  # it is said once in a process
     recipe = load_recipe("demo", {"head.name": "cosface", "head.sample_rate": "0.5"})
     assert recipe.head == head_config("cosface", sample_rate=0.5)
     assert "without arcface's scale 32, margin 0.2" in capsys.readouterr().err

@@ -351,7 +351,7 @@ class _DecodedImages(Dataset[Batch | FilledPlace | _WithReplaced | DataError]):
     """
 
     def __init__(
-        self, training_set: TrainingSet, memory: BatchMemory | None, replace: bool, augment: Augment | None
+        self, training_set: TrainingSet, memory: BatchMemory | None, replace: bool, augment: Augment | None = None
     ) -> None:
         self.training_set, self.memory, self.replace, self.augment = training_set, memory, replace, augment
 
