@@ -25,9 +25,8 @@ def test_stages_partition_the_parameters_in_the_order_of_computing(name):
     assert [p for stage in stages for p in stage.parameters] == list(network.parameters())
     modules = [module for stage in stages for module in stage.modules]
     assert len(modules) == len(set(modules)) and {*network.modules()} - {*modules} == set()
-    if not name.startswith("timm:"):
-        assert [stage.name for stage in stages] == [*network.stage_ends, LAST]
-    assert len(stages) >= 5
+    if network.stage_ends:  # a new family may leave them to the rule
+        assert [stage.name for stage in stages] == [*network.stage_ends, LAST] and len(stages) >= 5
 
     number_of = {module: number for number, stage in enumerate(stages) for module in stage.modules}
     order = []
