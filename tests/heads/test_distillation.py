@@ -1,5 +1,6 @@
 """Losses of distillation: values and gradients of the authors' code where it is right, and our definitions."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from facebones.heads.distillation import (
     Relational,
     Teacher,
 )
+from facebones.recipe_sections import DistillationConfig
+from facebones.strict_yaml import limits_of
 from facebones.system.distributed import ALONE
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "losses.npz")
@@ -134,7 +137,7 @@ def test_frozen_centres_are_a_softmax_over_them():
 def test_sizes_may_differ(name):
     torch.manual_seed(0)
     teacher = Teacher(size=6, num_classes=3, class_means=lambda: torch.randn(3, 6))
-    loss = TEACHER_LOSSES[name](teacher, OPTIONS)
+    loss = TEACHER_LOSSES[name].build(teacher, OPTIONS)
     built = Distillation(loss, 4, 6, weight=2.0, world=ALONE, batch_size=5)
     embedding = torch.randn(5, 4, requires_grad=True)
     output = built(embedding.bfloat16(), torch.randn(5, 6), torch.tensor([0, 1, 2, 1, 0]))
@@ -150,9 +153,14 @@ def test_sizes_may_differ(name):
 def test_student_equal_to_its_teacher_has_finite_gradients(name):
     vectors = torch.eye(4).repeat(2, 1).requires_grad_()
     teacher = Teacher(size=4, num_classes=4, class_means=lambda: torch.eye(4))
-    built = Distillation(TEACHER_LOSSES[name](teacher, OPTIONS), 4, 4, weight=1.0, world=ALONE, batch_size=8)
+    built = Distillation(TEACHER_LOSSES[name].build(teacher, OPTIONS), 4, 4, weight=1.0, world=ALONE, batch_size=8)
     output = built(vectors, torch.eye(4).repeat(2, 1), torch.arange(8) % 4)
     output.loss.backward()
     assert output.loss.isfinite() and vectors.grad.isfinite().all()
     if name in ("embedding_cosine", "embedding_mse", "relational"):
         assert output.loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_recipe_offers_the_losses_that_there_are():
+    (choices,) = (limits_of(item)["choices"] for item in fields(DistillationConfig) if item.name == "loss")
+    assert list(choices) == list(TEACHER_LOSSES)

@@ -61,6 +61,7 @@ class AdaFace(MarginedHead):
     The mean and the deviation of the norms are running averages over the batches of all processes.
     """
 
+    norm_is_quality = True
     options: AdaFaceOptions
     LEAST_NORM, MOST_NORM = 1e-3, 100.0
     EDGE = 1e-3  # of cosines and of angles

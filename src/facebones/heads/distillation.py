@@ -8,7 +8,7 @@ export holds it.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,41 @@ from facebones.system.distributed import World
 LEAST_ALPHA = 1e-6
 
 
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """What a loss may know of the teacher.
+
+    Attributes:
+        size: D of its embeddings.
+        num_classes: C of the training set.
+        class_means: computes the means (C, D) of its unit embeddings of each class.
+    """
+
+    size: int
+    num_classes: int
+    class_means: Callable[[], Tensor]
+
+
 class TeacherLoss(nn.Module):
     """Base of all losses between embeddings of a student and of its teacher.
 
     Attributes:
         same_space: the loss compares vectors of one size; else any two sizes will do.
+        needs_labels: the loss reads the classes of the rows.
     """
 
     same_space = True
+    needs_labels = False
+
+    @classmethod
+    def build(cls, teacher: Teacher, options: Mapping[str, Any]) -> Self:
+        """The loss for a teacher.
+
+        Args:
+            teacher: what may be known of it.
+            options: scale, margin and kind, of the losses that have them.
+        """
+        return cls()
 
     def forward(self, student_BD: Tensor, teacher_BD: Tensor, label_B: Tensor) -> Tensor:
         """The mean loss of a batch, a scalar.
@@ -85,6 +112,7 @@ class FrozenCentres(TeacherLoss):
         moves: whether the centres move, and belong to the checkpoint; else they can be computed again.
     """
 
+    needs_labels = True
     moves = False
 
     def __init__(self, centres_CD: Tensor, scale: float, margin: float, kind: str) -> None:
@@ -92,6 +120,11 @@ class FrozenCentres(TeacherLoss):
         self.register_buffer("centres", centres_CD, persistent=self.moves)
         m2, m3 = (margin, 0.0) if kind == "arc" else (0.0, margin)
         self.margin = partial(combined_margin, scale=scale, m2=m2, m3=m3, gradient="exact")
+
+    @classmethod
+    def build(cls, teacher: Teacher, options: Mapping[str, Any]) -> Self:
+        """See `TeacherLoss`."""
+        return cls(teacher.class_means(), **options)
 
     def forward(self, student_BD: Tensor, teacher_BD: Tensor, label_B: Tensor) -> Tensor:
         """See `TeacherLoss`; rows without a class add nothing."""
@@ -114,6 +147,12 @@ class AdaDistill(FrozenCentres):
     """
 
     moves = True
+
+    @classmethod
+    def build(cls, teacher: Teacher, options: Mapping[str, Any]) -> Self:
+        """See `TeacherLoss`; the centres begin at random."""
+        centres_CD = torch.empty(teacher.num_classes, teacher.size).normal_(std=INITIAL_DEVIATION)
+        return cls(centres_CD, **options)
 
     def forward(self, student_BD: Tensor, teacher_BD: Tensor, label_B: Tensor) -> Tensor:
         """See `TeacherLoss`; in training, the centres move first."""
@@ -138,37 +177,13 @@ class AdaDistill(FrozenCentres):
         stored_CD[present] = (share_SB / share_SB.sum(dim=1, keepdim=True)) @ wanted_BD
 
 
-@dataclass(frozen=True, kw_only=True)
-class Teacher:
-    """What a loss may know of the teacher.
-
-    Attributes:
-        size: D of its embeddings.
-        num_classes: C of the training set.
-        class_means: computes the means (C, D) of its unit embeddings of each class.
-    """
-
-    size: int
-    num_classes: int
-    class_means: Callable[[], Tensor]
-
-
-def _frozen_centres(teacher: Teacher, options: Mapping[str, Any]) -> TeacherLoss:
-    return FrozenCentres(teacher.class_means(), **options)
-
-
-def _adadistill(teacher: Teacher, options: Mapping[str, Any]) -> TeacherLoss:
-    centres_CD = torch.empty(teacher.num_classes, teacher.size).normal_(std=INITIAL_DEVIATION)
-    return AdaDistill(centres_CD, **options)
-
-
-# By name of `distillation.loss`: a builder, from the teacher and the options scale, margin, kind.
-TEACHER_LOSSES: dict[str, Callable[[Teacher, Mapping[str, Any]], TeacherLoss]] = {
-    "embedding_cosine": lambda teacher, options: EmbeddingCosine(),
-    "embedding_mse": lambda teacher, options: EmbeddingMSE(),
-    "relational": lambda teacher, options: Relational(),
-    "frozen_centres": _frozen_centres,
-    "adadistill": _adadistill,
+# By name of `distillation.loss`.
+TEACHER_LOSSES: dict[str, type[TeacherLoss]] = {
+    "embedding_cosine": EmbeddingCosine,
+    "embedding_mse": EmbeddingMSE,
+    "relational": Relational,
+    "frozen_centres": FrozenCentres,
+    "adadistill": AdaDistill,
 }
 
 

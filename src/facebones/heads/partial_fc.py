@@ -44,9 +44,11 @@ class Head(nn.Module):
 
     Attributes:
         sampled: the centres of a step, where the head trains a sample of them only.
+        norm_is_quality: the head takes the norm of an embedding for the quality of its image.
     """
 
     sampled: SampledCentres | None = None
+    norm_is_quality = False
 
     def draw_sample(self, label: Tensor) -> None:
         """Prepare a step, given the labels of all its batches; most heads have nothing to do."""
@@ -202,7 +204,7 @@ class PartialFC(Head):
 
     def cosines(self, direction_BD: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines (B, S) of unit vectors to the centres that take part, and the columns of `logits`."""
-        column_B = torch.where(self._is_here(label_B), label_B - self.shard.start, -1)
+        column_B = self._columns(label_B)
         # In float32: times 64, half a bfloat16 step is a logit of 0.1.
         with torch.autocast(direction_BD.device.type, enabled=False):
             if self.sampled is None:
@@ -223,6 +225,10 @@ class PartialFC(Head):
 
     def _is_here(self, label: Tensor) -> Tensor:
         return (label >= self.shard.start) & (label < self.shard.stop)
+
+    def _columns(self, label_B: Tensor) -> Tensor:
+        """The row of each class among the own centres (B,), -1 where it is elsewhere."""
+        return torch.where(self._is_here(label_B), label_B - self.shard.start, -1)
 
 
 class OptionsHead(PartialFC):

@@ -95,6 +95,7 @@ class ReplicatedHead(_SharedHead):
     def __init__(self, head: Head, world: World, batch_size: int) -> None:
         super().__init__(world, batch_size)
         self.head = head
+        self.norm_is_quality = head.norm_is_quality
 
     def draw_sample(self, label: Tensor) -> None:
         """Gather the labels; the head itself may draw."""
@@ -121,6 +122,7 @@ class ShardedHead(_SharedHead):
         super().__init__(world, batch_size)
         self.shards = nn.ModuleList(heads)
         self.num_classes = heads[0].num_classes
+        self.norm_is_quality = heads[0].norm_is_quality
 
     @property
     def heads(self) -> list[PartialFC]:

@@ -36,10 +36,9 @@ class SubcenterArcFace(OptionsHead):
 
     def cosines(self, direction_BD: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """The largest cosine (B, S) of each class, and the columns."""
-        column_B = torch.where(self._is_here(label_B), label_B - self.shard.start, -1)
         with torch.autocast(direction_BD.device.type, enabled=False):
             each = cosines(direction_BD, self.centres.view(-1, direction_BD.shape[1]))
-            return each.view(len(each), -1, self.subcenters).max(dim=2).values, column_B
+            return each.view(len(each), -1, self.subcenters).max(dim=2).values, self._columns(label_B)
 
     def margined_logits(
         self, cosine_BC: Tensor, column_B: Tensor, norm_B: Tensor, state: Mapping[str, Tensor]

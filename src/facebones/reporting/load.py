@@ -323,7 +323,7 @@ class _Reader:
         """The cost of a variant; measured values count only if the measured network has the same size.
 
         Args:
-            variant: its name before runs were told apart by their recipes.
+            variant: its name, without the factors that are found in recipes.
             run: its first.
         """
         known = self.costs.get(variant)

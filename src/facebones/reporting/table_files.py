@@ -10,6 +10,7 @@ from pathlib import Path
 from facebones.reporting.tables import Cell, Table
 from facebones.reporting.words import markdown_table
 from facebones.system.files import atomic_write
+from facebones.system.number_format import is_number
 
 CSV_COLUMNS = ("table", "row", "column", "value", "text")
 FORMULA_BEGINS = ("=", "+", "-", "@")
@@ -202,12 +203,4 @@ def _guarded(part: float | str) -> float | str:
     if not isinstance(part, str):
         return part
     text = one_line(part)
-    return f"'{text}" if text.lstrip().startswith(FORMULA_BEGINS) and text != "-" and not _is_number(text) else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return f"'{text}" if text.lstrip().startswith(FORMULA_BEGINS) and text != "-" and not is_number(text) else text

@@ -1,8 +1,8 @@
 """What is compared: a variant is a backbone and, where recipes differ, its level of each factor.
 
 A variant's runs differ only in their seed. A study names its factors and levels (`vary:`). Runs of one backbone that
-still differ are told apart by factors found here: the fields of their recipes, seeds and places excluded, that are
-enough to distinguish them.
+still differ get factors that are found here: the fewest fields of their recipes, seeds and places excluded, in which
+the recipes differ.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from facebones.errors import some
 from facebones.statistics.significance import SIGNIFICANT
+from facebones.system.number_format import is_number
 
 if TYPE_CHECKING:
     from facebones.reporting.results import Run
@@ -46,15 +47,7 @@ def level_words(factor: str, level: str) -> str:
 
 
 def _speaks_for_itself(level: str) -> bool:
-    return any(letter.isalpha() for letter in level) and not _is_number(level) and level.lower() not in TRUTHS
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return any(letter.isalpha() for letter in level) and not is_number(level) and level.lower() not in TRUTHS
 
 
 def variant_name(backbone: str, levels: Levels) -> str:

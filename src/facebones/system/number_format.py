@@ -8,6 +8,19 @@ MINUS = "\N{MINUS SIGN}"
 SI_PREFIXES = ((1e9, " G"), (1e6, " M"), (1e3, " k"))
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a number to Python.
+
+    >>> is_number("1e-3"), is_number("1.0.0")
+    (True, False)
+    """
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def rounded(value: float, decimals: int = FEWEST_DECIMALS) -> str:
     """A number with this many decimals; the half is rounded away from zero, as on the page of the report.
 

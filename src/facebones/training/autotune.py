@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.nn import functional
 
 import facebones
-from facebones.data.folders import open_training_set
 from facebones.errors import first_line
 from facebones.recipe import Recipe
 from facebones.system.autotune_cache import load_measurement, save_measurement, warn_unusable
 from facebones.system.environment import git_revision, processor_model
 from facebones.system.progress import format_seconds, say
+from facebones.training.teaching import open_training_data
 from facebones.training.trainer import Trainer
 
 AGREEMENT = 0.8  # smallest cosine between the gradients of the backbone
@@ -169,7 +169,7 @@ def _conditions(recipe: Recipe, device: torch.device) -> str:
     sections = {name: sections[name] for name in ("backbone", "head", "distillation", "optimizer", "training")}
     for free in ("seed", "checkpoint_every"):
         del sections["training"][free]
-    sections["data"] = open_training_set(recipe.data.path).fingerprint()
+    sections["data"] = open_training_data(recipe).fingerprint()
     digest = hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
     computes = f"{device.type} {processor_model(device)}, threads {torch.get_num_threads()}"
     versions = f"torch {torch.__version__}, {facebones.__version__}, commit {git_revision()}"

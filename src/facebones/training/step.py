@@ -58,7 +58,7 @@ def train_step(trainer: "Trainer", batches: Sequence[Batch]) -> None:
             embedding_BD = trainer.compiled_backbone(x_B3HW)
         label_B = batch.labels.to(trainer.device, non_blocking=True)
         loss, metrics = trainer.head(embedding_BD, label_B)
-        if trainer.recipe.head.name == "adaface" and not trainer.recipe.distillation.alone:
+        if trainer.head.norm_is_quality:
             measured = norm_sharpness_correlation(
                 embedding_BD, x_B3HW, trainer.world, trainer.recipe.training.batch_size
             )

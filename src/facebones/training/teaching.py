@@ -16,8 +16,6 @@ from facebones.recipe import Recipe
 from facebones.system.device import to_device
 from facebones.system.distributed import World
 
-WITH_CLASSES = ("frozen_centres", "adadistill")
-
 
 class Teaching:
     """A teacher in a training.
@@ -55,7 +53,7 @@ class Teaching:
         )
         options = {"scale": config.scale, "margin": config.margin, "kind": config.kind}
         self.loss = Distillation(
-            TEACHER_LOSSES[config.loss](teacher, options),
+            TEACHER_LOSSES[config.loss].build(teacher, options),
             recipe.backbone.embedding_size,
             teacher.size,
             weight=config.weight,
@@ -103,7 +101,7 @@ def _without_labels(recipe: Recipe) -> bool:
         raise ConfigError(
             "distillation.alone: there is no teacher; give --distillation.embeddings, made by `facebones data embed`"
         )
-    return config.alone and config.loss not in WITH_CLASSES
+    return config.alone and not TEACHER_LOSSES[config.loss].needs_labels
 
 
 def check_teachers(recipes: Iterable[Recipe], data: TrainingSet) -> None:

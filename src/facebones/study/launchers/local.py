@@ -101,7 +101,7 @@ class LocalWorker:
         self._running: list[Child] = []
         self._own_errors: Errors = {}
         self._next_look = 0.0
-        self._first_changes: dict[str, int] = {}  # changes of others' leases when this worker first had no run to train
+        self._first_changes: dict[str, int] = {}  # of others' leases, when this worker found no run to train
 
     @property
     def errors(self) -> Errors:

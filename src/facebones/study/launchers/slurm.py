@@ -48,7 +48,7 @@ def submit(job: WorkerJob, workers: int, output: Path, options: LauncherOptions)
 def _import_submitit() -> Any:
     """The module, imported so that the log handlers of this process stay open.
 
-    By itself it would configure logging anew, which closes every handler, and with those of absl their stream.
+    By default submitit configures logging, which closes every handler, and absl's handlers close their stream.
 
     Raises:
         MissingExtraError: submitit is not installed.
