@@ -32,7 +32,8 @@ from facebones.study.compare import compare, plan_rows, raise_failures
 from facebones.study.display import Display, plan_table, study_table, study_title
 from facebones.study.evaluate import check_evaluation
 from facebones.study.launchers.local import child_environment
-from facebones.study.plan import find_sets, make_plan, versions_here
+from facebones.study.plan import find_sets, make_plan
+from facebones.study.planned_run import versions_here
 from facebones.study.record import entry_title
 from facebones.study.study import load_study
 from facebones.synthetic.dataset import synthesize

@@ -14,7 +14,8 @@ from facebones.study.launch import watch
 from facebones.study.launchers.options import read_launcher
 from facebones.study.launchers.slurm import _parameters
 from facebones.study.launchers.worker_job import WorkerJob
-from facebones.study.plan import DONE, make_plan
+from facebones.study.plan import make_plan
+from facebones.study.planned_run import DONE
 from facebones.study.study import load_study
 from facebones.system import lease
 

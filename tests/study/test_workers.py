@@ -15,7 +15,8 @@ import pytest
 from groups import wait_for
 
 from facebones.run_folder import RunFolder, read_metrics
-from facebones.study.plan import DONE, make_plan
+from facebones.study.plan import make_plan
+from facebones.study.planned_run import DONE
 from facebones.study.study import load_study
 from facebones.training.run import train
 

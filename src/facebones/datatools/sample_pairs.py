@@ -92,20 +92,40 @@ def sample_pairs(labels_N: Integers, pairs: int, seed: int, what: str) -> list[S
     """
     if not 2 * FOLDS <= pairs <= MOST_PAIRS or pairs % (2 * FOLDS):
         raise ConfigError(f"pairs: {pairs} is not a multiple of {2 * FOLDS} from {2 * FOLDS} to {MOST_PAIRS}")
-    people, counts = np.unique(labels_N, return_counts=True)
-    if len(people) < LEAST_PEOPLE:
-        raise DataError(f"{what}: {len(people)} people; {FOLDS} folds without a common person need {LEAST_PEOPLE}")
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(people))
-    order = order[np.argsort(-counts[order], kind="stable")]
-    images = {int(person): np.flatnonzero(labels_N == person) for person in people}
-    folds = [[images[int(people[place])] for place in order[_dealt(len(order), fold)]] for fold in range(FOLDS)]
-    most = 2 * FOLDS * min(min(_genuine_count(fold), _impostor_count(fold)) for fold in folds)
-    if pairs > most:
+    folds = _folds(labels_N, rng, what)
+    if pairs > (most := _most(folds)):
         fix = f"give --pairs {most} or less" if most else f"{FOLDS} people or more must have two images"
         raise ConfigError(f"{what}: {pairs} pairs are more than its people give in {FOLDS} folds; {fix}")
     half = pairs // (2 * FOLDS)
     return [pair for fold in folds for pair in (*_genuine(fold, half, rng), *_impostor(fold, half, rng))]
+
+
+def most_pairs(labels_N: Integers, seed: int, what: str) -> int:
+    """The largest number of pairs that `sample_pairs` can sample; 0 where fewer than ten people have two images.
+
+    Raises:
+        DataError: there are fewer than 20 people.
+
+    >>> most_pairs(np.arange(60) // 2, seed=0, what="faces")
+    60
+    """
+    return min(_most(_folds(labels_N, np.random.default_rng(seed), what)), MOST_PAIRS)
+
+
+def _folds(labels_N: Integers, rng: np.random.Generator, what: str) -> list[list[Integers]]:
+    """The images of each person of each fold."""
+    people, counts = np.unique(labels_N, return_counts=True)
+    if len(people) < LEAST_PEOPLE:
+        raise DataError(f"{what}: {len(people)} people; {FOLDS} folds without a common person need {LEAST_PEOPLE}")
+    order = rng.permutation(len(people))
+    order = order[np.argsort(-counts[order], kind="stable")]
+    images = {int(person): np.flatnonzero(labels_N == person) for person in people}
+    return [[images[int(people[place])] for place in order[_dealt(len(order), fold)]] for fold in range(FOLDS)]
+
+
+def _most(folds: Sequence[Sequence[Integers]]) -> int:
+    return 2 * FOLDS * min(min(_genuine_count(fold), _impostor_count(fold)) for fold in folds)
 
 
 def _dealt(people: int, fold: int) -> list[int]:

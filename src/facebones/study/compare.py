@@ -16,9 +16,12 @@ from facebones.reporting.report import PAGE, write_report
 from facebones.study.evaluate import check_evaluation, evaluate_all
 from facebones.study.launchers.local import LOOK_SECONDS, train_all
 from facebones.study.leases import StudyLeases, check_leases, unfinished
-from facebones.study.plan import DONE, Plan, make_plan
+from facebones.study.plan import Plan, make_plan
+from facebones.study.planned_run import DONE, TO_DO
+from facebones.study.proposals import import_optuna
 from facebones.study.record import STUDY_FILE, describe, entry_title, read_entries, write_record
 from facebones.study.study import Study, load_study
+from facebones.study.trials import is_vain
 from facebones.system.device import select_device
 from facebones.system.heartbeat import Heartbeat
 from facebones.system.lease import EXPIRY_SECONDS, Lease, LeaseName, Watch, take
@@ -90,11 +93,11 @@ def compare(
     for note in plan.notes():
         say(f"note: {note}")
     check_leases(output / STUDY_FILE, shared=worker.shared)
-    leases = StudyLeases(plan.runs, expiry=worker.expiry, shared=worker.shared)
     if not (output / STUDY_FILE).exists():
-        write_record(plan, leases.errors(), [])
+        write_record(plan, {}, [])
+    plan = _tune(plan, worker, device, accept_version=accept_version)
+    leases = StudyLeases(plan.runs, expiry=worker.expiry, shared=worker.shared)
     errors = train_all(
-        plan,
         leases,
         lambda errors: write_record(plan, errors, read_entries(output / STUDY_FILE)),
         jobs=worker.jobs,
@@ -112,9 +115,33 @@ def compare(
     return {**content, "answer": answer, "report": str(output / REPORT_FOLDER / PAGE)}
 
 
+def _tune(plan: Plan, worker: Worker, device: str, *, accept_version: bool) -> Plan:
+    """Train the trials that have not ended, all backbones' in turn; returns the plan with what they have chosen.
+
+    All workers wait for each other's trials, for each depends on those before. A trial that has failed is tried again
+    by the next call, until a training that its tuning decides has begun.
+    """
+    tuned = [run for run in plan.runs if any(tuning.decides(run) for tuning in plan.tunings)]
+    begun = [run for run in tuned if run.state != TO_DO]
+    tunings = [tuning for tuning in plan.tunings if not any(map(tuning.decides, begun))]
+    failed = dict[str, str]()
+    while runs := [run for tuning in tunings if (run := tuning.next_run(failed)) is not None]:
+        tunings[0].held_out.write()
+        leases = StudyLeases(runs, expiry=worker.expiry, shared=worker.shared)
+        failed |= train_all(
+            leases,
+            lambda _: write_record(plan, {}, read_entries(plan.output / STUDY_FILE)),
+            jobs=worker.jobs,
+            device=device,
+        )
+    if not tunings:
+        return plan
+    return replace(make_plan(plan.study, plan.output, accept_version=accept_version), unusable=plan.unusable)
+
+
 def _refuse_unknown(names: Sequence[str], plan: Plan) -> None:
     for name in names:
-        if name not in (known := [run.name for run in plan.runs]):
+        if name not in (known := [run.name for run in [*plan.runs, *plan.ahead]]):
             raise UnknownNameError("training", name, known, "--only")
 
 
@@ -188,12 +215,17 @@ def checked_plan(
     plan = make_plan(study, output, accept_version=accept_version)
     if ahead := [run.recipe for run in plan.runs if run.state != DONE]:
         Validation(ahead[0], beside(ahead[0].data.path))  # reads the sets, which are the same for all trainings
+    if plan.ahead:
+        import_optuna()
     return replace(plan, unusable=check_evaluation(plan, device, runtime))
 
 
 def raise_failures(content: Mapping[str, Any]) -> None:
     """Raise RunError if a run or a measurement of the study has failed; the rest of the results is complete."""
     failed = [run["name"] for run in content["runs"] if run["error"]]
+    failed += [
+        f"all trials of {tuned['name']}" for tuned in content.get("tuning", {}).get("backbones", ()) if is_vain(tuned)
+    ]
     failed += [entry_title(entry) for entry in content["evaluation"] if entry["error"]]
     if failed:
         raise RunError(
@@ -209,12 +241,13 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     The hours follow from the last rate of a run of the same backbone, at best of its levels too, in the study's folder;
     None if there is none.
     """
-    progress = {run.name: run.progress() for run in plan.runs}
-    held = StudyLeases(plan.runs).elsewhere()
-    known = [(run, rate) for run in plan.runs if (rate := progress[run.name]["images_per_second"])]
+    runs = plan.all_runs
+    progress = {run.name: run.progress() for run in runs}
+    held = StudyLeases(runs).elsewhere()
+    known = [(run, rate) for run in runs if (rate := progress[run.name]["images_per_second"])]
     rates = {run.backbone: rate for run, rate in known} | {run.variant: rate for run, rate in known}
     rows = []
-    for run in plan.runs:
+    for run in runs:
         step = run.steps if run.state == DONE else progress[run.name]["step"]
         left, rate = (
             run.images * (run.steps - step) / max(run.steps, 1),

@@ -8,7 +8,7 @@ from typing import Any
 from facebones.reporting.tables import COSTS, FIRST_COSTS, cost_cell
 from facebones.reporting.variants import several_levels
 from facebones.reporting.words import metric_words, set_words
-from facebones.study.plan import UNFINISHED, PlannedRun
+from facebones.study.planned_run import UNFINISHED, PlannedRun
 from facebones.study.vary import sets_section
 from facebones.system.number_format import percent
 from facebones.system.progress import format_seconds, say

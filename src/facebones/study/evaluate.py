@@ -20,7 +20,8 @@ from facebones.profiling.profile import profile, write_profile
 from facebones.reporting.evaluation_plots import write_evaluation_plots
 from facebones.reporting.plots.profile import write_profile_plots
 from facebones.run_folder import RunFolder
-from facebones.study.plan import Plan, versions_here
+from facebones.study.plan import Plan
+from facebones.study.planned_run import versions_here
 from facebones.study.record import MODEL_LEFT_OUT, PROFILE, PROTOCOL, SET_LEFT_OUT, Entry, entry_title, finished_models
 from facebones.study.study import ProfileSettings
 from facebones.system.device import select_device

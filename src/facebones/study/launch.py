@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from facebones.errors import RunError
+from facebones.errors import ConfigError, RunError
 from facebones.reporting.report import PAGE, RESULTS
 from facebones.study.compare import REPORT_FOLDER, checked_plan
 from facebones.study.display import Display
@@ -19,7 +19,8 @@ from facebones.study.launchers.ray_tasks import check_ray, run_on_ray
 from facebones.study.launchers.slurm import FOLDER, check_slurm, submit
 from facebones.study.launchers.worker_job import WorkerJob
 from facebones.study.leases import StudyLeases, check_leases
-from facebones.study.plan import DONE, Plan, make_plan
+from facebones.study.plan import Plan, make_plan
+from facebones.study.planned_run import DONE
 from facebones.study.record import STUDY_FILE
 from facebones.study.study import Study
 from facebones.system.lease import EXPIRY_SECONDS
@@ -59,7 +60,9 @@ def launch(
     """
     {"slurm": lambda: check_slurm(options), "ray": check_ray}.get(launcher, lambda: None)()
     plan = checked_plan(study, output, device, runtime, accept_version=accept_version)
-    todo = [run.name for run in plan.runs if run.state != DONE]
+    if plan.ahead and launcher == "print":
+        raise ConfigError("--launcher print: trials depend on each other (tune); use another launcher, or --jobs")
+    todo = [run.name for run in [*plan.runs, *plan.ahead] if run.state != DONE]
     expiry = [] if options.expiry == EXPIRY_SECONDS else [f"--{PREFIX}expiry", f"{options.expiry:g}"]
     own = [*without_launcher(words), "--worker", *expiry]
     if launcher == "print":
@@ -100,7 +103,7 @@ class Progress:
     """Shows trainings that other processes do, from the files in the study's folder."""
 
     def __init__(self, plan: Plan) -> None:
-        self._leases, self._display = StudyLeases(plan.runs, watching=True), Display(plan.runs)
+        self._leases, self._display = StudyLeases(plan.all_runs, watching=True), Display(plan.all_runs)
 
     def show(self) -> bool:
         """Look and show; returns whether a training is not done and has not failed."""

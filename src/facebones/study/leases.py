@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from facebones.errors import ConfigError, counted, some
-from facebones.study.plan import DONE, PlannedRun
+from facebones.study.planned_run import DONE, PlannedRun
 from facebones.system.lease import EXPIRY_SECONDS, Lease, LeaseName, Seen, Watch, leases_in, links_work, take
 from facebones.system.progress import say
 

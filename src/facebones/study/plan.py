@@ -1,189 +1,30 @@
-"""The runs of a study and how far each one is, read from the run folders: nothing else records their state."""
+"""Everything that a study is to do: its trainings, its trained models and its data sets."""
 
-import hashlib
 import itertools
-import json
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import facebones
 from facebones.backbones import lookup_backbone
 from facebones.data import joined_sets
 from facebones.data.folders import find_pair_set
-from facebones.data.training_set import CONTENT_KEYS, same_data
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
 from facebones.profiling.networks import Source, find_sources
-from facebones.recipe import Recipe, is_older_meaning, lacking_fields, load_config
+from facebones.recipe import Recipe
 from facebones.reporting.variants import level_words, variant_name
 from facebones.run_folder import RunFolder
+from facebones.study.planned_run import PlannedRun, folder_name, versions_here
 from facebones.study.study import Study
-from facebones.study.vary import FREE_FIELDS, sets_section
-from facebones.system.environment import git_revision
+from facebones.study.trials import FOLDER as TRIALS
+from facebones.study.trials import HeldOut, Tuning
+from facebones.study.tuning import DEFAULT, FACTOR, TUNED, read_space
 from facebones.training.run import with_absolute_paths
 from facebones.training.teaching import check_teachers, open_training_data
 
-DONE, UNFINISHED, TO_DO = "done", "unfinished", "to do"
-VERSIONS = ("facebones", "git_revision", "torch")
 IJB_PROTOCOLS = ("ijb_verification", "ijb_identification")
-TAIL_BYTES = 2**16
 LONGEST_NAME = 200  # letters; file systems take 255, endings included
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedRun:
-    """One training of the study.
-
-    Attributes:
-        name: name of its model: the backbone and its levels, with the seed if there are several.
-        backbone: name in the registry, or timm:NAME.
-        levels: its level of each factor of the study.
-        builds_another: whether a factor sets fields of `backbone`, so that levels may be different networks.
-        seed: seed of the training.
-        folder: where the run is, or will be.
-        recipe: the resolved recipe.
-        data: fingerprint of the training data.
-        steps: steps of the whole run.
-        accept_version: accept a run in the folder that an older version made, when a field that decides numbers did
-            not exist.
-    """
-
-    name: str
-    backbone: str
-    seed: int
-    folder: RunFolder
-    recipe: Recipe
-    data: Mapping[str, Any]
-    steps: int
-    levels: Mapping[str, str] = field(default_factory=dict)
-    builds_another: bool = False
-    accept_version: bool = False
-
-    @property
-    def variant(self) -> str:
-        """What it is a seed of: the backbone with its levels."""
-        return variant_name(self.backbone, self.levels)
-
-    @property
-    def network(self) -> str:
-        """What is profiled once: the backbone, or the variant if its levels change the network itself."""
-        return self.variant if self.builds_another else self.backbone
-
-    @property
-    def recipe_file(self) -> Path:
-        """The resolved recipe that the run starts from."""
-        return self.folder.path.with_name(f"{self.folder.path.name}.yaml")
-
-    @property
-    def log(self) -> Path:
-        """Output of the run's processes, appended at each start."""
-        return self.folder.path.with_name(f"{self.folder.path.name}.log")
-
-    @property
-    def state(self) -> str:
-        """DONE, UNFINISHED or TO_DO, from its folder."""
-        if self.folder.result.is_file():
-            return DONE
-        return UNFINISHED if self.folder.config.is_file() else TO_DO
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """Fields of the recipe that decide the weights, by "section.field"; without those that the run autotunes."""
-        chosen = [f"training.{name}" for name in self.recipe.training.choose]
-        fields = self.recipe.values().items()
-        return {name: value for name, value in fields if not name.startswith(FREE_FIELDS) and name not in chosen}
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of what decides the weights: `fields` and `data`, but not the version of the package."""
-        return hashlib.sha256(json.dumps([self.fields, self.data], sort_keys=True).encode()).hexdigest()
-
-    def first_recipe(self) -> Recipe:
-        """The recipe to start with; another seed of the variant may have autotuned its open settings already."""
-        for config in sorted(self.folder.path.parent.glob("seed*/config.yaml")) if self.recipe.training.choose else ():
-            known = load_config(config).training
-            chosen: dict[str, Any] = {name: getattr(known, name) for name in self.recipe.training.choose}
-            return replace(self.recipe, training=replace(self.recipe.training, choose=[], **chosen))
-        return self.recipe
-
-    def refuse_another(self) -> None:
-        """Raise ConfigError if the folder holds a run that this plan would not have made."""
-        if self.state == TO_DO:
-            return
-        lacking = lacking_fields(self.folder.config)
-        found = load_config(self.folder.config).values() | lacking
-        for name, value in self.fields.items():
-            if name not in found or found[name] == value:
-                continue
-            if self.accept_version and (name in lacking or is_older_meaning(name, found[name])):
-                continue
-            was = f"{found[name]!s:.60}"
-            if name in lacking:
-                raise ConfigError(
-                    f"{self.folder.path}: holds a run from before {name} existed, when runs did what {was} does, and"
-                    f" the study says {value!s:.60}; set {name} to {was}, accept the older run by --accept-version, or"
-                    " choose another --output"
-                )
-            raise ConfigError(
-                f"{self.folder.path}: holds a run with {name} {was}, and the study says {value!s:.60};"
-                f" set {name} to {was}, or choose another --output"
-            )
-        self._refuse_other_data()
-
-    def _refuse_other_data(self) -> None:
-        """As `resume` does: labels and sampled images must agree; a run that was killed early has recorded none."""
-        data = read_environment(self.folder).get("data", {})
-        for name in same_data(self.data, data) if data else ():
-            if name in CONTENT_KEYS:
-                known = str(data.get("path", ""))
-                differing = joined_sets.differing_parts(self.recipe.data.path, known) or "give --data"
-                raise ConfigError(
-                    f"{self.folder.path}: holds a run with data of {name} {data.get(name)!s:.60}, and"
-                    f" {self.recipe.data.path} has {name} {self.data.get(name)!s:.60}; {differing}, or choose another"
-                    " --output"
-                )
-
-    def write_lacking_fields(self) -> None:
-        """Complete the config.yaml of an older run, so that it continues as it began and not by today's defaults."""
-        recipe, sections = load_config(self.folder.config), defaultdict[str, dict[str, Any]](dict)
-        for name, value in lacking_fields(self.folder.config).items():
-            section, _, key = name.partition(".")
-            if getattr(getattr(recipe, section), key) != value:
-                sections[section][key] = value
-        changed: dict[str, Any] = {name: replace(getattr(recipe, name), **part) for name, part in sections.items()}
-        if changed:
-            self.folder.write_recipe(replace(recipe, **changed))
-
-    def versions(self) -> dict[str, str | None]:
-        """Versions of facebones, its checkout and torch that last worked on the run; empty before it has started."""
-        environment = read_environment(self.folder)
-        for change in environment.get("resumed", {}).values():
-            environment = environment | change
-        found = {"git_revision": environment.get("commit")} | environment  # its name until 0.2.0.dev0
-        return {name: found.get(name) for name in VERSIONS} if environment else {}
-
-    def progress(self) -> dict[str, Any]:
-        """Step, loss, rate and last accuracy from metrics.jsonl."""
-        found: dict[str, Any] = {"step": 0, "loss": None, "images_per_second": None, "accuracy": None}
-        for line in _last_lines(self.folder.metrics):
-            if line.get("kind") == "train":
-                found |= {key: line.get(key) for key in ("step", "loss", "images_per_second")}
-            elif line.get("kind") == "validation":
-                # Over shuffled folds, if those of the set hold one kind of pair.
-                accuracy = line.get("accuracy_shuffled", line.get("accuracy"))
-                found |= {"accuracy": accuracy, "step": max(found["step"], line.get("step") or 0)}
-        return found
-
-    @property
-    def images(self) -> int:
-        """Number of images that the whole run reads."""
-        return self.steps * self.recipe.training.step_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +38,8 @@ class Plan:
         trained: models that are already trained, by name.
         protocols: the data sets that all models are measured on.
         unusable: why some of `trained` cannot be used, by name.
+        tunings: the trials of each backbone at each of its levels, if the study tunes.
+        ahead: trainings whose recipes are known after these trials, here with the recipe as it is.
     """
 
     study: Study
@@ -205,6 +48,13 @@ class Plan:
     trained: Mapping[str, Path]
     protocols: Sequence[Protocol]
     unusable: Mapping[str, str] = field(default_factory=dict)
+    tunings: Sequence[Tuning] = ()
+    ahead: Sequence[PlannedRun] = ()
+
+    @property
+    def all_runs(self) -> list[PlannedRun]:
+        """Trials, then `runs`, then `ahead`."""
+        return [*(run for tuning in self.tunings for run in tuning.runs()), *self.runs, *self.ahead]
 
     def notes(self) -> list[str]:
         """A line for each other version of facebones or torch that has worked on runs in the study's folder."""
@@ -240,11 +90,15 @@ def make_plan(study: Study, output: Path, *, accept_version: bool = False) -> Pl
                 " name that file by `import` or --import"
             )
     recipe = study.resolved_recipe()
-    runs = _plan_runs(study, networks, output, accept_version) if networks else []
+    runs, tunings = _plan_runs(study, networks, output, accept_version) if networks else ([], [])
+    ahead = [run for run in runs if any(tuning.decides(run) and tuning.chosen() is None for tuning in tunings)]
+    names = [run.name for run in runs]
+    runs = [run for run in runs if run not in ahead]
     for run in runs:
         run.refuse_another()
-    trained = _trained_models([source for source in sources if source.path is not None], [run.name for run in runs])
-    return Plan(study=study, output=output, runs=runs, trained=trained, protocols=find_sets(study, recipe))
+    trained = _trained_models([source for source in sources if source.path is not None], names)
+    sets = find_sets(study, recipe)
+    return Plan(study=study, output=output, runs=runs, trained=trained, protocols=sets, tunings=tunings, ahead=ahead)
 
 
 def find_sets(study: Study, recipe: Recipe) -> list[Protocol]:
@@ -290,54 +144,29 @@ def _ijb_folder(path: str) -> Path:
     return Path(path)
 
 
-def versions_here() -> dict[str, str | None]:
-    """Versions of facebones, its checkout and torch in this process."""
-    return {"facebones": facebones.__version__, "git_revision": git_revision(), "torch": str(torch.__version__)}
-
-
-def read_environment(folder: RunFolder) -> dict[str, Any]:
-    """The content of a run's environment.json; empty if there is none yet.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
-    try:
-        content = json.loads(folder.environment.read_bytes())
-        return {**content, "data": dict(content["data"]), "resumed": dict(content.get("resumed", {}))}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{folder.environment}: cannot be read; restore it, or choose another --output") from error
-
-
-def folder_name(backbone: str) -> str:
-    """A backbone's name with only the characters that every file system accepts.
-
-    >>> folder_name("timm:mobilenetv3_small_050.lamb_in1k")
-    'timm_mobilenetv3_small_050.lamb_in1k'
-    """
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", backbone)
-
-
-def _plan_runs(study: Study, networks: Sequence[str], output: Path, accept_version: bool) -> list[PlannedRun]:
+def _plan_runs(
+    study: Study, networks: Sequence[str], output: Path, accept_version: bool
+) -> tuple[list[PlannedRun], list[Tuning]]:
+    """All trainings that are reported, and the tunings, which decide the recipes of some of them."""
     if not study.data:
         raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
     recipes = [(levels, with_absolute_paths(recipe)) for levels, recipe in study.recipes()]
     data = open_training_data(*(recipe for _, recipe in recipes))
     check_teachers((recipe for _, recipe in recipes), data)
-    fingerprint, varies_networks, runs = data.fingerprint(), sets_section(study.vary, "backbone"), []
-    for backbone, (levels, recipe) in itertools.product(networks, recipes):
+    fingerprint, runs, tunings = data.fingerprint(), list[PlannedRun](), list[Tuning]()
+
+    def planned(backbone: str, levels: Mapping[str, str], recipe: Recipe) -> list[PlannedRun]:
+        """A training from each seed."""
         try:
             steps = recipe.training.steps_per_epoch(len(data), data.path) * recipe.training.epochs
         except ConfigError as error:
             raise ConfigError(f"vary: {variant_name(backbone, levels)}: {error}" if levels else str(error)) from error
-        stem = folder_name("_".join([backbone, *(level_words(factor, level) for factor, level in levels.items())]))
-        runs += [
+        return [
             PlannedRun(
-                name=stem + (f"_seed{seed}" if len(study.seeds) > 1 else ""),
+                name=_stem(backbone, levels) + (f"_seed{seed}" if len(study.seeds) > 1 else ""),
                 backbone=backbone,
                 seed=seed,
-                folder=RunFolder(output / "runs" / stem / f"seed{seed}"),
+                folder=RunFolder(output / "runs" / _stem(backbone, levels) / f"seed{seed}"),
                 recipe=replace(
                     recipe,
                     backbone=replace(recipe.backbone, name=backbone),
@@ -346,14 +175,36 @@ def _plan_runs(study: Study, networks: Sequence[str], output: Path, accept_versi
                 data=fingerprint,
                 steps=steps,
                 levels=levels,
-                builds_another=varies_networks,
+                builds_another=study.builds_others,
                 accept_version=accept_version,
             )
             for seed in study.seeds
         ]
-    if study.vary:
+
+    if study.tune is not None:
+        held_out = HeldOut(data=data, share=study.tune.held_out, pairs=study.tune.pairs, folder=output / TRIALS)
+    for backbone, (levels, recipe) in itertools.product(networks, recipes):
+        if study.tune is None:
+            runs += planned(backbone, levels, recipe)
+            continue
+        tuning = Tuning(
+            stem=_stem(backbone, levels),
+            settings=study.tune,
+            space=read_space(study.tune, recipe, study.vary, "tune"),
+            held_out=held_out,
+            default=planned(backbone, levels, recipe)[0],
+        )
+        tunings.append(tuning)
+        runs += planned(backbone, {**levels, FACTOR: DEFAULT}, recipe)
+        runs += planned(backbone, {**levels, FACTOR: TUNED}, tuning.tuned(recipe))
+    if study.vary or study.tune:
         _check_names(runs)
-    return runs
+    return runs, tunings
+
+
+def _stem(backbone: str, levels: Mapping[str, str]) -> str:
+    """What names of files begin with."""
+    return folder_name("_".join([backbone, *(level_words(factor, level) for factor, level in levels.items())]))
 
 
 def _check_names(runs: Sequence[PlannedRun]) -> None:
@@ -375,23 +226,3 @@ def _trained_models(sources: Sequence[Source], taken: Sequence[str]) -> dict[str
             raise ConfigError(f"backbones: two models are called {name}; rename the folder or file {path}")
         models[name] = path
     return models
-
-
-def _last_lines(path: Path) -> list[dict[str, Any]]:
-    """The last complete lines of a metrics.jsonl; another process may be writing it."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return []
-    found = []
-    for line in lines[:-1]:
-        try:
-            content = json.loads(line)
-        except ValueError:  # the first line is incomplete
-            continue
-        if isinstance(content, dict):
-            found.append(content)
-    return found

@@ -11,7 +11,8 @@ from facebones.reporting.evaluations import read_evaluation
 from facebones.reporting.format1 import translate_study
 from facebones.reporting.runs import read_json
 from facebones.statistics.significance import over_seeds
-from facebones.study.plan import DONE, Plan, PlannedRun, versions_here
+from facebones.study.plan import Plan
+from facebones.study.planned_run import DONE, PlannedRun, versions_here
 from facebones.system.files import write_json
 
 STUDY_FILE = "study.json"
@@ -50,6 +51,7 @@ def describe(plan: Plan, errors: Mapping[str, str], evaluation: Sequence[Entry])
         "plugins": imported_plugins(),
         "recipe": plan.study.resolved_recipe().to_dict(),
         "models": {name: str(path) for name, path in finished_models(plan).items()},
+        **({"tuning": _tuning(plan)} if plan.tunings else {}),
         "runs": runs,
         "evaluation": list(evaluation),
         "summary": _summary(plan, runs, evaluation),
@@ -113,6 +115,15 @@ def _run_row(plan: Plan, run: PlannedRun, error: str | None) -> dict[str, Any]:
         "steps": run.steps,
         "step": run.steps if done else run.progress()["step"],
         "final": json.loads(run.folder.result.read_bytes())["final"] if done else [],
+    }
+
+
+def _tuning(plan: Plan) -> dict[str, Any]:
+    held_out = plan.tunings[0].held_out
+    return {
+        "people": held_out.data.num_identities - held_out.trained.num_identities,
+        "pairs": held_out.count,
+        "backbones": [tuning.to_json() for tuning in plan.tunings],
     }
 
 

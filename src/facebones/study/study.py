@@ -14,6 +14,7 @@ from facebones.errors import ConfigError, UnknownNameError
 from facebones.plugins import import_plugins
 from facebones.recipe import Recipe, load_recipe
 from facebones.strict_yaml import check_value, find_shipped, read_yaml, setting
+from facebones.study.tuning import TuneSettings, read_space, read_tuning
 from facebones.study.vary import (
     FREE_FIELDS,
     OWN_FIELDS,
@@ -23,6 +24,7 @@ from facebones.study.vary import (
     field_texts,
     places,
     read_factors,
+    sets_section,
 )
 
 
@@ -45,6 +47,7 @@ class Study:
         name: name of the file without its ending.
         overrides: "section.field" of the recipe to its value's text.
         vary: factor to level to the fields that it sets, as in `overrides`; every combination is trained.
+        tune: how each backbone gets fields of its own; None: not at all.
         evaluate: what the models are measured on: names beside the data, paths, or PROTOCOL=PATH.
         pair_sets: short for pair sets in `evaluate`; the trainings validate on them too.
         ijb: short for IJB-B and IJB-C folders in `evaluate`.
@@ -56,6 +59,7 @@ class Study:
     recipe: str = setting("", "name or file of a recipe")
     overrides: Mapping[str, str] = field(default_factory=dict)
     vary: Factors = field(default_factory=dict)
+    tune: TuneSettings | None = None
     backbones: list[str] = setting([], "names, shell patterns, timm:NAME; or trained models: runs and ONNX files")
     seeds: list[int] = setting([0], "one training for each", minimum=0)
     data: str = setting("", "the training data; --data sets it")
@@ -108,13 +112,19 @@ class Study:
             found.append((levels, recipe))
         return found
 
+    @property
+    def builds_others(self) -> bool:
+        """Whether a factor or the tuning sets fields of the section `backbone`, so that levels differ as networks."""
+        tuned = any(name.startswith("backbone.") for name in (self.tune.space if self.tune else ()))
+        return tuned or sets_section(self.vary, "backbone")
+
     def to_json(self) -> dict[str, Any]:
-        """All fields as plain values; `vary` only if there is a factor.
+        """All fields as plain values; `vary` and `tune` only where they are used.
 
         >>> Study(recipe="demo", backbones=["iresnet18"]).to_json()["seeds"]
         [0]
         """
-        return {key: value for key, value in dataclasses.asdict(self).items() if value or key != "vary"}
+        return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in ("vary", "tune")}
 
 
 def _decisive(recipe: Recipe) -> str:
@@ -184,13 +194,15 @@ def _build(
     if where["pair_sets"].startswith("--"):  # the file's validation sets belong to its own pair sets
         own.pop("validation.sets", None)
     factors = read_factors(values.get("vary", {}), where["vary"])
-    study = Study(name=file.stem, overrides=own | dict(overrides), vary=factors, **checked)
+    tune = read_tuning(values.get("tune", {}), where["tune"])
+    study = Study(name=file.stem, overrides=own | dict(overrides), vary=factors, tune=tune, **checked)
     _check_complete(study, where)
     # Refuse overrides and levels that the recipe does not know.
     of_file = {key: f"{where['overrides']}.{key}" for key in own if key not in overrides}
     study.resolved_recipe(named := {"vary": where["vary"], **of_file, **typed})
-    if study.vary:
-        study.recipes(named)
+    for _, recipe in study.recipes(named):
+        if study.tune is not None:
+            read_space(study.tune, recipe, study.vary, where["tune"])
     return study
 
 

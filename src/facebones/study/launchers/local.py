@@ -20,7 +20,7 @@ from facebones.plugins import imported_plugins
 from facebones.recipe import dump_recipe
 from facebones.study.display import Display
 from facebones.study.leases import FAILED, STOPPED, TRAINED, StudyLeases
-from facebones.study.plan import DONE, TO_DO, UNFINISHED, Plan, PlannedRun
+from facebones.study.planned_run import DONE, TO_DO, UNFINISHED, PlannedRun
 from facebones.study.training_lease import LEASE_VARIABLE, lease_words
 from facebones.system.files import atomic_write
 from facebones.system.lease import Lease, Seen
@@ -35,7 +35,6 @@ Errors = dict[str, str]
 
 
 def train_all(
-    plan: Plan,
     leases: StudyLeases,
     note: Callable[[dict[str, str]], object],
     *,
@@ -47,8 +46,7 @@ def train_all(
     """Train every run that is not done and that no other worker has; a run that fails does not stop the others.
 
     Args:
-        plan: the runs.
-        leases: theirs.
+        leases: those of the runs.
         note: called with the errors so far whenever a run of this worker has ended.
         jobs: number of trainings at a time.
         device: device of each training, as for `facebones train`.
@@ -63,7 +61,7 @@ def train_all(
         Interrupted: SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 arrived; the trainings have saved and ended. A second signal
             kills them, and their last checkpoints remain.
     """
-    with stop_signals() as stop, closing(Display(plan.runs)) as display:
+    with stop_signals() as stop, closing(Display(leases.runs)) as display:
         worker = LocalWorker(leases, note, display, jobs=jobs, device=device, only=only)
         try:
             while stop.received is None and worker.work(wait=wait):
