@@ -110,6 +110,12 @@ class DataConfig:
         "order of an epoch: full, or block:N, which reads N neighbouring images together (slow disks)",
         form=(r"full|block:[1-9][0-9]{0,8}", "full or block:N, such as block:1024"),
     )
+    held_out: float = setting(
+        0.0,
+        "share of the people that are not trained on, always the same ones (docs/training.md)",
+        minimum=0,
+        maximum=0.9,
+    )
     max_unreadable: int = setting(
         0,
         "replace up to this many unreadable images by their successors; fail on the next one (0: fail at once)",

@@ -16,7 +16,8 @@ import facebones
 from facebones.backbones import lookup_backbone
 from facebones.data import joined_sets
 from facebones.data.folders import find_pair_set
-from facebones.data.training_set import CONTENT_KEYS, same_data
+from facebones.data.training_set import CONTENT_KEYS, TrainingSet, same_data
+from facebones.data.wrapped_sets import without_held_out
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
 from facebones.profiling.networks import Source, find_sources
@@ -27,7 +28,7 @@ from facebones.study.study import Study
 from facebones.study.vary import FREE_FIELDS, sets_section
 from facebones.system.environment import git_revision
 from facebones.training.run import with_absolute_paths
-from facebones.training.teaching import check_teachers, open_training_data
+from facebones.training.teaching import check_teachers, open_all_people
 
 DONE, UNFINISHED, TO_DO = "done", "unfinished", "to do"
 VERSIONS = ("facebones", "git_revision", "torch")
@@ -323,11 +324,15 @@ def _plan_runs(study: Study, networks: Sequence[str], output: Path, accept_versi
     if not study.data:
         raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
     recipes = [(levels, with_absolute_paths(recipe)) for levels, recipe in study.recipes()]
-    data = open_training_data(*(recipe for _, recipe in recipes))
-    check_teachers((recipe for _, recipe in recipes), data)
-    fingerprint, varies_networks, runs = data.fingerprint(), sets_section(study.vary, "backbone"), []
+    whole = open_all_people(*(recipe for _, recipe in recipes))
+    check_teachers((recipe for _, recipe in recipes), whole)
+    varies_networks, runs = sets_section(study.vary, "backbone"), []
+    trained_on: dict[float, TrainingSet] = {}  # by the share that is held out
     for backbone, (levels, recipe) in itertools.product(networks, recipes):
         try:
+            if (share := recipe.data.held_out) not in trained_on:
+                trained_on[share] = without_held_out(whole, share)
+            data = trained_on[share]
             steps = recipe.training.steps_per_epoch(len(data), data.path) * recipe.training.epochs
         except ConfigError as error:
             raise ConfigError(f"vary: {variant_name(backbone, levels)}: {error}" if levels else str(error)) from error
@@ -343,7 +348,7 @@ def _plan_runs(study: Study, networks: Sequence[str], output: Path, accept_versi
                     backbone=replace(recipe.backbone, name=backbone),
                     training=replace(recipe.training, seed=seed),
                 ),
-                data=fingerprint,
+                data=data.fingerprint(),
                 steps=steps,
                 levels=levels,
                 builds_another=varies_networks,
