@@ -114,6 +114,7 @@ def test_plain_text_in_a_recipe_is_taken_as_it_stands(write):
         ("head: {margin: 0.4}", "head combined has no option 'margin'; `head.name: arcface` has it"),
         ("import: {a: b}", "import: {'a': 'b'} is not text"),
         ("import: no_such_plug_in", "import no_such_plug_in: cannot be imported"),
+        ("data: {held_out: 0.95}", "data.held_out: 0.95 is out of range; it must be at least 0 and at most 0.9"),
         ("data: {flip: 1}", "data.flip: '1' is not true or false"),
         ('data: {path: "a\\0b"}', "data.path: 'a\\x00b' is not text"),
         ("data: {path: [a]}", "data.path: ['a'] is not text"),

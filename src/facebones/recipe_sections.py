@@ -110,6 +110,12 @@ class DataConfig:
         "order of an epoch: full, or block:N, which reads N neighbouring images together (slow disks)",
         form=(r"full|block:[1-9][0-9]{0,8}", "full or block:N, such as block:1024"),
     )
+    held_out: float = setting(
+        0.0,
+        "share of the people that are not trained on, always the same ones (docs/training.md)",
+        minimum=0,
+        maximum=0.9,
+    )
     max_unreadable: int = setting(
         0,
         "replace up to this many unreadable images by their successors; fail on the next one (0: fail at once)",
@@ -162,6 +168,7 @@ class TrainingConfig:
     precision: str = setting("fp32", "number format of the backbone", choices=("fp32", "bf16", "fp16"))
     channels_last: bool = setting(True, "channels-last memory layout: faster convolutions on most devices")
     compile: bool = setting(False, "compile the backbone with torch.compile: slower to start, then faster")
+    stop_below: list[float] = setting([], "PLACEHOLDER", minimum=0, maximum=1)
     choose: list[str] = setting(
         [], "settings to choose by timing the first steps; --autotune sets it", choices=CHOOSABLE
     )

@@ -15,6 +15,7 @@ from facebones.study.plan import make_plan
 from facebones.study.record import describe
 from facebones.study.study import load_study
 from facebones.study.vary import read_factors
+from facebones.training.run import train
 
 SMALL, LARGE = "shufflefacenet_0_5", "shufflefacenet_1_0"
 STUDY = """
@@ -87,6 +88,18 @@ def test_factors_cross_and_a_list_is_short_for_levels_of_one_field(write, tmp_pa
     assert rates == [0.01, 0.01, 0.03, 0.03] * 2
     assert {run.recipe.training.batch_size for run in runs[1::2]} == {14} and runs[1].steps > runs[0].steps
     assert runs[0].variant == f"{SMALL} (arcface, learning_rate 0.01, a/b)"
+
+
+def test_levels_that_hold_out_other_people_train_on_other_data(write, tmp_path):
+    runs = _, _, half = plan_of(write("vary: {data.held_out: [0, 0.25, 0.5]}"), tmp_path / "out").runs
+    assert [(run.data["images"], run.data["identities"]) for run in runs] == [(28, 4), (21, 3), (14, 2)]
+    assert [run.steps for run in runs] == [2, 1, 1]
+    assert train(half.recipe, half.folder.path, "cpu")["training_images"] == 14
+    half.refuse_another()
+    with pytest.raises(
+        FaceBonesError, match=r"vary: .*held_out 0.9\)?: data.held_out 0.9: of 4 people, 0 would remain"
+    ):
+        plan_of(write("vary: {data.held_out: [0, 0.9]}"), tmp_path / "out")
 
 
 def test_without_factors_names_records_and_fields_are_as_before(write, tmp_path):

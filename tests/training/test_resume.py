@@ -74,7 +74,7 @@ def stopped_after(monkeypatch, steps, number=signal.SIGTERM):
 
 OPTIONS = {
     "plain": {},
-    "workers": {"data.workers": 2},
+    "workers, held out": {"data.workers": 2, "data.held_out": 0.25},
     "blocks": {"data.shuffle": "block:3", "data.workers": 1},
     "accumulation": {"training.accumulation_steps": 3, "training.batch_size": 2},
     "adamw cosine": {"optimizer.name": "adamw", "schedule.name": "cosine", "schedule.warmup_epochs": 1},
@@ -90,7 +90,9 @@ OPTIONS = {
     },
     "elasticface plus": {"head.name": "elasticface", "head.plus": True, "head.sample_rate": 0.3},
     "teacher": {"distillation.loss": "embedding_cosine", "data.workers": 1},
-    "adadistill, no head": {"distillation.loss": "adadistill", "distillation.alone": True},
+    "adadistill, no head, held out": {
+        **{"distillation.loss": "adadistill", "distillation.alone": True, "data.held_out": 0.25},
+    },
     "from weights": {"backbone.weights": "first.pth", "backbone.frozen": 1, "optimizer.layer_decay": 0.5},
     "from weights, teacher": {
         **{"backbone.weights": "first.pth", "backbone.frozen": 1, "optimizer.layer_decay": 0.5},

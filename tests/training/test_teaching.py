@@ -11,6 +11,7 @@ from teachers import write_teacher
 from facebones.backbones.weights import load_backbone
 from facebones.cli.main import main
 from facebones.data.folders import open_training_set
+from facebones.data.images import decode
 from facebones.errors import CheckpointError, ConfigError, DataError
 from facebones.evaluation.models import load_model
 from facebones.evaluation.teacher_embeddings import TeacherEmbeddings, embed_training_set
@@ -68,6 +69,23 @@ def test_class_means_are_means_of_directions(copied, tmp_path):
     for label in range(4):
         assert np.allclose(means[label], rows[data.labels == label].mean(axis=(0, 1)), atol=1e-6)
     assert not means[4].any()
+
+
+def test_without_held_out_people_embeddings_still_belong_to_each_image(tiny_recipe, copied, tmp_path):
+    """The file has those of all people, by their numbers in the whole set."""
+    whole, path = open_training_set(copied), write_teacher(tmp_path, copied)
+    options = {"data.path": str(copied), "distillation.embeddings": path, "data.held_out": 0.25}
+    built = Trainer(tiny_recipe(**options), CPU)
+    place = {decode(whole.read(index)[0], str).tobytes(): index for index in range(len(whole))}
+    stored, seen = np.load(path).astype(np.float32), set()
+    for ((images, labels, number),) in built.step_batches():
+        places = [place[image.tobytes()] for image in images.numpy()]
+        assert torch.equal(built.teaching.rows(number, None), torch.from_numpy(stored[places, 0]))
+        assert [whole.labels[index] for index in places] == [built.data.people[label] for label in labels.tolist()]
+        seen |= {*places}
+    assert len(seen) == 21 and built.data.people.tolist() == [0, 1, 3]
+    means = TeacherEmbeddings(path, built.data).class_means(built.data.labels, 3)
+    assert torch.equal(means, TeacherEmbeddings(path, whole).class_means(whole.labels, 4)[[0, 1, 3]])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -136,6 +154,8 @@ def test_without_labels_one_folder_of_images_will_do(tiny_recipe, small_data, tm
     for options in ({}, {"distillation.alone": True, "distillation.loss": "frozen_centres"}):
         with pytest.raises(DataError, match=r"all of one identity; .*--distillation.alone true"):
             train(tiny_recipe(**taught, **options), tmp_path / "other", "cpu")
+    with pytest.raises(ConfigError, match=r"^data.held_out 0.5: of 1 person, 0 would remain, .* or 0$"):
+        train(tiny_recipe(**taught, **{"distillation.alone": True, "data.held_out": 0.5}), tmp_path / "other", "cpu")
     assert not (tmp_path / "other").exists()
 
 

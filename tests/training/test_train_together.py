@@ -32,7 +32,9 @@ SETTINGS = {
     "sphereface2": {"head": {"name": "sphereface2"}},
     "subcenter": {"head": {"name": "subcenter_arcface"}},
     "teacher": {"distillation": {"loss": "embedding_cosine", "weight": 3.0}},
-    "adadistill": {"distillation": {"loss": "adadistill"}, "head": {"sample_rate": 0.4}},
+    "adadistill, held out": {
+        **{"distillation": {"loss": "adadistill"}, "head": {"sample_rate": 0.4}, "data": {"held_out": 0.25}},
+    },
     "relational, no head": {"distillation": {"loss": "relational", "alone": True}},
     "frozen, layer decay": {
         "backbone": {"frozen": 1, "dropout": 0.0},

@@ -20,6 +20,7 @@ from facebones.data.folders import open_labelled_images
 from facebones.data.images import ImageArray, decode
 from facebones.data.joined_sets import beside
 from facebones.data.training_set import Integers, TrainingSet, evenly, same_data
+from facebones.data.wrapped_sets import SomePeople
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.embed import embed
 from facebones.evaluation.feature_record import read_record
@@ -123,7 +124,8 @@ class TeacherEmbeddings:
 
     Args:
         name_or_path: a name beside the data, or a path.
-        data: the training set.
+        data: the training set, whose images are looked up by their numbers in it. Of `SomePeople`, the embeddings are
+            those of the original, as the file is: its record tells whether they are of the same images.
 
     Attributes:
         size: D.
@@ -136,26 +138,32 @@ class TeacherEmbeddings:
 
     def __init__(self, name_or_path: str, data: TrainingSet) -> None:
         self.path = _find(name_or_path, beside(data.path))
-        self._rows: Any = self._open(len(data))
+        self._kept: Integers | None = data.kept if isinstance(data, SomePeople) else None
+        whole = data.original if isinstance(data, SomePeople) else data
+        self._rows: Any = self._open(len(whole))
         record = self._read_record()
-        self._check(record, data)
+        self._check(record, whole)
         self.size, self.mirrored = self._rows.shape[2], self._rows.shape[1] == 2
         self.fingerprint = self._fingerprint(record)
 
     def rows(self, image_B: Tensor, mirror_B: Tensor | None) -> Tensor:
         """The embeddings (B, D) float32 of images by number, or of their mirror images where `mirror_B` is true."""
         view = np.zeros(len(image_B), np.int64) if mirror_B is None else mirror_B.numpy().astype(np.int64)
-        return torch.from_numpy(self._rows[image_B.numpy(), view].astype(np.float32))
+        return torch.from_numpy(self._rows[self._places(image_B.numpy()), view].astype(np.float32))
 
     def class_means(self, labels: Integers, num_classes: int) -> Tensor:
         """The means (C, D) of the unit embeddings of each class, float32; 0 for a class without an image."""
         label_N = torch.from_numpy(np.asarray(labels, np.int64))
         sum_CD = torch.zeros(num_classes, self.size, dtype=torch.float64)
         for start in range(0, len(label_N), READ_ROWS):
-            rows = torch.from_numpy(self._rows[start : start + READ_ROWS].astype(np.float64))
+            rows = torch.from_numpy(self._rows[self._places(slice(start, start + READ_ROWS))].astype(np.float64))
             sum_CD.index_add_(0, label_N[start : start + READ_ROWS], functional.normalize(rows, dim=2).mean(dim=1))
         counts = torch.bincount(label_N, minlength=num_classes)
         return (sum_CD / counts.clamp(min=1)[:, None]).float()
+
+    def _places(self, images: Any) -> Any:
+        """Rows of the file of images by number."""
+        return images if self._kept is None else self._kept[images]
 
     def _open(self, images: int) -> Any:
         try:

@@ -9,6 +9,8 @@ from pathlib import Path
 from facebones.backbones import lookup_backbone
 from facebones.data import joined_sets
 from facebones.data.folders import find_pair_set
+from facebones.data.training_set import TrainingSet
+from facebones.data.wrapped_sets import without_held_out
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
 from facebones.profiling.networks import Source, find_sources
@@ -21,7 +23,7 @@ from facebones.study.trials import FOLDER as TRIALS
 from facebones.study.trials import HeldOut, Tuning
 from facebones.study.tuning import DEFAULT, FACTOR, TUNED, read_space
 from facebones.training.run import with_absolute_paths
-from facebones.training.teaching import check_teachers, open_training_data
+from facebones.training.teaching import check_teachers, open_all_people
 
 IJB_PROTOCOLS = ("ijb_verification", "ijb_identification")
 LONGEST_NAME = 200  # letters; file systems take 255, endings included
@@ -151,13 +153,17 @@ def _plan_runs(
     if not study.data:
         raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
     recipes = [(levels, with_absolute_paths(recipe)) for levels, recipe in study.recipes()]
-    data = open_training_data(*(recipe for _, recipe in recipes))
-    check_teachers((recipe for _, recipe in recipes), data)
-    fingerprint, runs, tunings = data.fingerprint(), list[PlannedRun](), list[Tuning]()
+    whole = open_all_people(*(recipe for _, recipe in recipes))
+    check_teachers((recipe for _, recipe in recipes), whole)
+    runs, tunings = list[PlannedRun](), list[Tuning]()
+    trained_on: dict[float, TrainingSet] = {}  # by the share of people that is held out
 
     def planned(backbone: str, levels: Mapping[str, str], recipe: Recipe) -> list[PlannedRun]:
         """A training from each seed."""
         try:
+            if (share := recipe.data.held_out) not in trained_on:
+                trained_on[share] = without_held_out(whole, share)
+            data = trained_on[share]
             steps = recipe.training.steps_per_epoch(len(data), data.path) * recipe.training.epochs
         except ConfigError as error:
             raise ConfigError(f"vary: {variant_name(backbone, levels)}: {error}" if levels else str(error)) from error
@@ -172,7 +178,7 @@ def _plan_runs(
                     backbone=replace(recipe.backbone, name=backbone),
                     training=replace(recipe.training, seed=seed),
                 ),
-                data=fingerprint,
+                data=data.fingerprint(),
                 steps=steps,
                 levels=levels,
                 builds_another=study.builds_others,
@@ -182,7 +188,7 @@ def _plan_runs(
         ]
 
     if study.tune is not None:
-        held_out = HeldOut(data=data, share=study.tune.held_out, pairs=study.tune.pairs, folder=output / TRIALS)
+        held_out = HeldOut(data=whole, share=study.tune.held_out, pairs=study.tune.pairs, folder=output / TRIALS)
     for backbone, (levels, recipe) in itertools.product(networks, recipes):
         if study.tune is None:
             runs += planned(backbone, levels, recipe)

@@ -16,6 +16,7 @@ from facebones.backbones.weights import save_weights
 from facebones.data.joined_sets import JoinedSets, part_name
 from facebones.data.record_shards import RecordShards
 from facebones.data.training_set import same_data
+from facebones.data.wrapped_sets import SomePeople
 from facebones.errors import ConfigError, RunError, some
 from facebones.run_folder import RunFolder
 from facebones.system.environment import git_revision
@@ -111,10 +112,11 @@ def _differs(key: str, now: Any, then: Any) -> bool:
 
 def _data_name(trainer: Trainer) -> str:
     """Name of the training data, or of its parts."""
-    if isinstance(trainer.data, JoinedSets):
-        return some(map(part_name, trainer.data.parts))
-    if isinstance(trainer.data, RecordShards):
-        return part_name(trainer.data)
+    data = trainer.data.original if isinstance(trainer.data, SomePeople) else trainer.data
+    if isinstance(data, JoinedSets):
+        return some(map(part_name, data.parts))
+    if isinstance(data, RecordShards):
+        return part_name(data)
     return Path(trainer.recipe.data.path).name
 
 

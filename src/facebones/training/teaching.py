@@ -9,6 +9,7 @@ from torch import Tensor
 
 from facebones.data.folders import open_labelled_images, open_training_set
 from facebones.data.training_set import TrainingSet
+from facebones.data.wrapped_sets import without_held_out
 from facebones.errors import CheckpointError, ConfigError
 from facebones.evaluation.teacher_embeddings import TeacherEmbeddings
 from facebones.heads.distillation import TEACHER_LOSSES, Distillation, Teacher
@@ -83,8 +84,18 @@ class Teaching:
         self.loss.load_state_dict(state["loss"])
 
 
-def open_training_data(recipe: Recipe, *others: Recipe) -> TrainingSet:
-    """The training set of recipes; one without labels will do where only the teacher's embeddings are used.
+def open_training_data(recipe: Recipe) -> TrainingSet:
+    """The training set of a recipe, without the people that it holds out.
+
+    Raises:
+        DataError: as `open_all_people`.
+        ConfigError: as `open_all_people`; or `data.held_out` leaves too few people.
+    """
+    return without_held_out(open_all_people(recipe), recipe.data.held_out)
+
+
+def open_all_people(recipe: Recipe, *others: Recipe) -> TrainingSet:
+    """The whole training set of recipes; one without labels will do where only the teacher's embeddings are used.
 
     Raises:
         DataError: as `open_training_set`.
