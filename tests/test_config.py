@@ -115,6 +115,8 @@ def test_plain_text_in_a_recipe_is_taken_as_it_stands(write):
         ("import: {a: b}", "import: {'a': 'b'} is not text"),
         ("import: no_such_plug_in", "import no_such_plug_in: cannot be imported"),
         ("data: {held_out: 0.95}", "data.held_out: 0.95 is out of range; it must be at least 0 and at most 0.9"),
+        ("training: {stop_below: [0.5, 1.5]}", "stop_below: 1.5 is out of range; it must be at least 0 and at most 1"),
+        ("training: {stop_below: [0.5, .nan]}", "training.stop_below: '.nan' is not a finite number"),
         ("data: {flip: 1}", "data.flip: '1' is not true or false"),
         ('data: {path: "a\\0b"}', "data.path: 'a\\x00b' is not text"),
         ("data: {path: [a]}", "data.path: ['a'] is not text"),

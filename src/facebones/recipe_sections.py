@@ -194,6 +194,13 @@ class TrainingConfig:
         maximum=1024,
     )
     seed: int = setting(0, "seed of weights, order, flips and sampled centres", minimum=0)
+    stop_below: list[float] = setting(
+        [],
+        "end at the first validation, if the best mean accuracy so far is below the first number, at the second one, if"
+        " below the second, ... (docs/training.md)",
+        minimum=0,
+        maximum=1,
+    )
     checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
     background_saves: bool = setting(
         False, "write checkpoints during the training, from a copy in memory of all that is saved"

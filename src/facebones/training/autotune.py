@@ -164,10 +164,10 @@ def measure(recipe: Recipe, device: torch.device) -> Trial:
 
 
 def _conditions(recipe: Recipe, device: torch.device) -> str:
-    """Everything that decides what is fastest, except the seed: all seeds of a backbone choose alike."""
+    """Everything that decides what is fastest, except seed and early stop: all seeds of a backbone choose alike."""
     sections = recipe.to_dict()
     sections = {name: sections[name] for name in ("backbone", "head", "distillation", "optimizer", "training")}
-    for free in ("seed", "checkpoint_every"):
+    for free in ("seed", "checkpoint_every", "stop_below"):
         del sections["training"][free]
     sections["data"] = open_training_data(recipe).fingerprint()
     digest = hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()

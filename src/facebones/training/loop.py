@@ -48,7 +48,7 @@ class TrainingLoop:
         self.callbacks = Callbacks(every, info, trainer.device)
 
     def run(self) -> dict[str, Any]:
-        """Train from the current step to the last; returns the content of result.json."""
+        """Train from the current step to the last, or to where the recipe stops it; returns what result.json holds."""
         trainer, recipe = self.trainer, self.recipe
         self._introduce()
         with agreed(self.world):
@@ -60,7 +60,9 @@ class TrainingLoop:
                     self._save(log)
                     with stop.at_once() if self.world.size == 1 else nullcontext():
                         self._validate(log)
-                if trainer.step == trainer.total_steps:
+                if trainer.stopped_early:
+                    self._say_stopped()
+                if trainer.stopped_early or trainer.step == trainer.total_steps:
                     break
                 trainer.stopwatch.start()
                 batches = self._next_batches(steps, log, stop)
@@ -128,9 +130,17 @@ class TrainingLoop:
         if mean_accuracy(rows) > trainer.best["mean_accuracy"]:
             trainer.best |= {"mean_accuracy": mean_accuracy(rows), "step": trainer.step}
             save_state(self.folder.best, self.folder.best_index, trainer.state_dict(log.length), self.world)
-        if trainer.step == trainer.total_steps:
+        if trainer.step == trainer.total_steps or trainer.stopped_early:
             trainer.final = rows
         self.callbacks.on_validation(rows)
+
+    def _say_stopped(self) -> None:
+        trainer, number = self.trainer, self.trainer.step // self.recipe.validation.every
+        best, limit = trainer.best["mean_accuracy"], self.recipe.training.stop_below[number - 1]
+        say(
+            f"stopped early at step {trainer.step} of {trainer.total_steps}: at validation {number} the best mean"
+            f" accuracy, {100 * best:.2f} %, is below {100 * limit:.2f} % (training.stop_below)"
+        )
 
     def _log_interval(self, log: MetricsLog) -> None:
         trainer = self.trainer

@@ -134,6 +134,10 @@ def _begin(recipe: Recipe, device: torch.device, world: World) -> Trainer:
     with agreed(world):
         if not recipe.data.path:
             raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
+        if recipe.training.stop_below and not recipe.validation.sets:
+            raise ConfigError(
+                "training.stop_below: nothing is validated; give --validation.sets NAME,..., or leave it out"
+            )
         import_plugins(recipe.imports, "import")
         recipe = replace(with_absolute_paths(recipe), imports=_all_imports(recipe))
         start = read_start(recipe)

@@ -145,6 +145,7 @@ def write_result(folder: RunFolder, trainer: Trainer) -> dict[str, Any]:
     result = {
         **card,
         "steps": trainer.step,
+        **({"stopped_early": True} if trainer.stopped_early else {}),
         "skipped_steps": trainer.skipped_steps,
         "unreadable_images": len(trainer.unreadable.images),
         "final": [finite_or_none(row) for row in trainer.final],

@@ -146,6 +146,14 @@ class Trainer:
         """Epochs finished."""
         return self.step // self.steps_per_epoch
 
+    @property
+    def stopped_early(self) -> bool:
+        """Whether `training.stop_below` ends the training at this step, whose validation is over."""
+        if self.validated_step != self.step or self.step == self.total_steps:
+            return False
+        number = self.step // self.recipe.validation.every  # of this validation, from 1
+        return any(self.best["mean_accuracy"] < limit for limit in self.recipe.training.stop_below[number - 1 : number])
+
     def state_dict(self, metrics_bytes: int) -> dict[str, Any]:
         """Everything that changes during training, as tensors and plain values."""
         return {
