@@ -102,6 +102,24 @@ def small_data(tmp_path_factory):
     return root / "faces"
 
 
+@pytest.fixture(scope="session")
+def many_people(tmp_path_factory):
+    """A folder of 176 images of 44 people, with the pair set tiny.bin of others beside them."""
+    from facebones.data.pair_bins import write_pairs
+
+    root = tmp_path_factory.mktemp("many") / "faces"
+    for identity in range(44):
+        (root / f"person{identity:02d}").mkdir(parents=True)
+        for number in range(4):
+            (root / f"person{identity:02d}" / f"{number}.jpg").write_bytes(noisy_image(identity, number))
+    same = [pair % 2 == 0 for pair in range(PAIRS)]
+    people = [(100 + pair, 100 + pair if same[pair] else 500 + pair) for pair in range(PAIRS)]
+    write_pairs(
+        root / "tiny.bin", [noisy_image(who, number) for pair in people for number, who in enumerate(pair)], same
+    )
+    return root
+
+
 class TinyBackbone(Backbone):
     """A network that trains in a moment, and has what makes saving state hard.
 

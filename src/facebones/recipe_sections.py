@@ -168,7 +168,6 @@ class TrainingConfig:
     precision: str = setting("fp32", "number format of the backbone", choices=("fp32", "bf16", "fp16"))
     channels_last: bool = setting(True, "channels-last memory layout: faster convolutions on most devices")
     compile: bool = setting(False, "compile the backbone with torch.compile: slower to start, then faster")
-    stop_below: list[float] = setting([], "PLACEHOLDER", minimum=0, maximum=1)
     choose: list[str] = setting(
         [], "settings to choose by timing the first steps; --autotune sets it", choices=CHOOSABLE
     )

@@ -44,7 +44,7 @@ def test_a_run_of_the_version_before_resumes_to_the_same_losses(older_run):
     for ours, theirs in zip(found, expected, strict=True):
         assert {**ours, "images_per_second": 0}.keys() == {**theirs, "images_per_second": 0}.keys()
         numbers = {key for key in ("loss", "gradient_norm", "xnorm", "accuracy") if key in theirs}
-        assert {key: ours[key] for key in numbers} == pytest.approx({key: theirs[key] for key in numbers}, rel=1e-6)
+        assert {key: ours[key] for key in numbers} == pytest.approx({key: theirs[key] for key in numbers}, rel=1e-5)
     whole = json.loads((OLDER / "whole/result.json").read_text())
     assert result["steps"] == whole["steps"] and result["best"] == whole["best"]
     kept = load_config(older_run.config)

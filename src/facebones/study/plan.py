@@ -189,6 +189,7 @@ def _plan_runs(
 
     if study.tune is not None:
         held_out = HeldOut(data=whole, share=study.tune.held_out, pairs=study.tune.pairs, folder=output / TRIALS)
+        _ = held_out.count  # refuses too few people
     for backbone, (levels, recipe) in itertools.product(networks, recipes):
         if study.tune is None:
             runs += planned(backbone, levels, recipe)

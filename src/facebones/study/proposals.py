@@ -1,5 +1,6 @@
 """What the trials of a tuning try, when one is stopped, and which is best; the samplers are Optuna's."""
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -52,8 +53,10 @@ def propose(space: Mapping[str, Dimension], history: Sequence[Trial], seed: int)
     for again in range(REDRAWS):
         fields = _draw(space, history, [seed, len(history), again])
         if fields not in tried:
-            break
-    return fields
+            return fields
+    # What the sampler likes best is tried already: take what is left, if all values are listed.
+    listed = itertools.product(*(one.choices for one in space.values()))
+    return next((left for texts in listed if (left := dict(zip(space, texts, strict=True))) not in tried), fields)
 
 
 def _complete(fields: Fields, space: Mapping[str, Dimension]) -> dict[str, str]:

@@ -198,10 +198,11 @@ class Tuning:
             return None
         recipe = load_config(file)
         run = self.planned(number, self._fields_of(recipe, file) if number else {}, recipe.training.stop_below)
-        if [Path(name).name for name in recipe.validation.sets] != [self.held_out.path.name]:
+        if _looks(recipe) != _looks(run.recipe):
             raise ConfigError(
-                f"{file}: a trial on {', '.join(recipe.validation.sets)}, and the study says {self.held_out.path};"
-                " give tune.pairs as it was, or choose another --output"
+                f"{file}: a trial that is validated on {' '.join(_looks(recipe))} steps, and the study says"
+                f" {' '.join(_looks(run.recipe))} steps; give tune.pairs and tune.validations as they were, or choose"
+                " another --output"
             )
         run.refuse_another()
         return run
@@ -234,6 +235,11 @@ class Tuning:
 def is_vain(tuned: Mapping[str, Any]) -> bool:
     """Whether all trials of a tuning, as `to_json` describes it, have failed."""
     return all(trial["state"] == FAILED for trial in tuned["trials"])
+
+
+def _looks(recipe: Recipe) -> list[str]:
+    """When and on what a trial is validated; its pairs are in the study's folder, wherever that is."""
+    return [*(Path(name).name for name in recipe.validation.sets), "every", str(recipe.validation.every)]
 
 
 def _error(run: PlannedRun) -> str | None:

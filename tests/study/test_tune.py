@@ -1,0 +1,300 @@
+"""Tuning: every backbone gets the same number of equal trials, people held out of them decide, and nothing else."""
+
+import json
+import shutil
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from facebones.cli.main import main
+from facebones.data.folders import open_training_set
+from facebones.data.pair_bins import read_pairs
+from facebones.data.wrapped_sets import held_out_only
+from facebones.errors import ConfigError, FaceBonesError
+from facebones.recipe import Recipe
+from facebones.study.compare import compare, plan_rows, preview, raise_failures
+from facebones.study.launch import launch
+from facebones.study.plan import make_plan
+from facebones.study.proposals import ENDED, FAILED, STOPPED, Trial, best_trial, propose, thresholds
+from facebones.study.study import load_study
+from facebones.study.tuning import TuneSettings, read_space, with_fields
+
+SMALL, LARGE = "shufflefacenet_0_5", "shufflefacenet_1_0"
+STUDY = """
+recipe: demo
+overrides:
+  backbone.embedding_size: 16
+  data.workers: 0
+  training.batch_size: 16
+  training.epochs: 2
+  validation.sets: tiny
+backbones: [{backbones}]
+tune:
+  space:
+    {space}
+  trials: {trials}
+  held_out: 0.5
+  pairs: 90
+  {more}
+seeds: [{seeds}]
+data: {data}
+profile: false
+"""
+RATES = "optimizer.learning_rate: {low: 0.001, high: 0.5, log: true}"
+
+
+@pytest.fixture
+def write(tmp_path, many_people):
+    def write_study(space=RATES, backbones=SMALL, trials=3, seeds="0", more="seed: 0", extra=""):
+        path = tmp_path / "mine.yaml"
+        text = STUDY.format(backbones=backbones, space=space, trials=trials, seeds=seeds, data=many_people, more=more)
+        path.write_text(text + extra)
+        return str(path)
+
+    return write_study
+
+
+# ------------------------------------------------------------------------------------------------- what is tried
+
+
+def space_of(**values):
+    names = {name.replace("__", "."): value for name, value in values.items()}
+    return read_space(TuneSettings(trials=2, space=names), Recipe(), {}, "tune")
+
+
+SPACE = {
+    "optimizer__learning_rate": {"low": "0.001", "high": "0.5", "log": "true"},
+    "schedule__name": ["polynomial", "cosine"],
+    "training__batch_size": {"low": "64", "high": "256"},
+}
+
+
+def test_trial_0_is_the_recipe_and_the_others_are_drawn_from_the_space_the_same_in_every_process():
+    space, history = space_of(**SPACE), []
+    for number in range(12):
+        fields = propose(space, history, seed=3)
+        assert fields == propose(space, history, seed=3)
+        recipe = with_fields(Recipe(), fields)
+        assert (fields == {}) == (number == 0)
+        assert 0.001 <= recipe.optimizer.learning_rate <= 0.5 and 64 <= recipe.training.batch_size <= 256
+        assert recipe.schedule.name in ("polynomial", "cosine")
+        history.append(Trial(number, fields, [0.5, 0.6 + 0.01 * number]))
+    drawn = [tuple(trial.fields.items()) for trial in history]
+    assert len(set(drawn)) == 12, "no trial repeats another"
+    assert propose(space, history[:5], seed=4) != propose(space, history[:5], seed=3)
+    assert all(len(trial.fields["optimizer.learning_rate"].strip("0.")) <= 3 for trial in history[1:]), "readable"
+
+
+def test_the_sampler_learns_from_the_trials():
+    """Rates near 0.1 are good: later draws lie nearer to it than the first ones, which are random."""
+    space, history = space_of(optimizer__learning_rate=SPACE["optimizer__learning_rate"]), []
+    for number in range(40):
+        fields = propose(space, history, seed=0)
+        rate = with_fields(Recipe(), fields).optimizer.learning_rate
+        history.append(Trial(number, fields, [1 - abs(np.log10(rate) + 1) / 4]))
+    distance = [abs(np.log10(float(trial.fields["optimizer.learning_rate"])) + 1) for trial in history[1:]]
+    assert np.median(distance[-20:]) < 0.5 * np.median(distance[:6])
+
+
+def test_all_combinations_of_a_small_space_are_tried_before_one_is_tried_twice():
+    space, history = space_of(schedule__name=["polynomial", "cosine"], optimizer__momentum=["0.9", "0.8", "0.5"]), []
+    for number in range(6):
+        history.append(Trial(number, propose(space, history, seed=1), [0.5]))
+    recipes = [with_fields(Recipe(), trial.fields) for trial in history]
+    assert len({(recipe.schedule.name, recipe.optimizer.momentum) for recipe in recipes}) == 6
+
+
+@pytest.mark.parametrize("finished", [3, 4, 5, 8, 9])
+def test_the_thresholds_stop_what_optunas_median_pruner_stops(finished):
+    generator = np.random.default_rng(finished)
+    history = [Trial(k, {}, generator.uniform(0.5, 1, 3).tolist()) for k in range(finished)]
+    history += [Trial(finished, {}, [0.1], STOPPED), Trial(finished + 1, {}, [], FAILED)]
+    limits = thresholds(history, 3)
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner())
+    for trial in history[:-1]:
+        done = trial.state == ENDED
+        values = {"state": TrialState.COMPLETE, "value": trial.accuracies[-1]} if done else {"state": TrialState.PRUNED}
+        study.add_trial(optuna.trial.create_trial(**values, intermediate_values=dict(enumerate(trial.accuracies))))
+    for accuracies in generator.uniform(0.5, 1, (20, 2)):
+        asked, best = study.ask(), 0.0
+        for place, accuracy in enumerate(accuracies):
+            asked.report(accuracy, place)
+            best = max(best, accuracy)
+            assert asked.should_prune() == (best < limits[place] if limits else False)
+        study.tell(asked, state=TrialState.FAIL)
+
+
+def test_the_best_trial_has_finished_and_is_the_first_of_equal_ones():
+    trials = [Trial(0, {}, [0.7]), Trial(1, {}, [0.6, 0.8]), Trial(2, {}, [0.8]), Trial(3, {}, [0.9], STOPPED)]
+    assert best_trial(trials).number == 1
+    assert best_trial([Trial(0, {}, [0.7], FAILED)]) is None
+
+
+# ---------------------------------------------------------------------------------------------------------- plans
+
+
+def test_the_plan_lists_trials_and_both_levels_before_anything_is_known(write, tmp_path, many_people):
+    plan = make_plan(load_study(write(backbones=f"{SMALL}, {LARGE}", seeds="4, 5")), tmp_path / "out")
+    names = [row["name"] for row in plan_rows(plan)]
+    trials = [f"{name}_trial{k}" for name in (SMALL, LARGE) for k in range(3)]
+    runs = [
+        f"{name}_{level}_seed{seed}" for level in ("default", "tuned") for name in (SMALL, LARGE) for seed in (4, 5)
+    ]
+    assert names == trials + runs
+    rows = {row["name"]: row for row in plan_rows(plan)}
+    assert rows[trials[0]]["steps"] == 2 * (88 // 16) and rows[runs[0]]["steps"] == 2 * (176 // 16)
+    assert not (tmp_path / "out").exists()
+    trial = plan.tunings[0].next_run([])
+    assert trial.seed == 4 and trial.recipe.data.held_out == 0.5 and trial.recipe.training.seed == 4
+    assert trial.recipe.validation.every == 3, "ten steps, four validations"
+
+
+def test_the_pairs_that_decide_are_of_people_on_whom_no_trial_trains(write, tmp_path, many_people):
+    held_out = make_plan(load_study(write()), tmp_path / "out").tunings[0].held_out
+    held_out.write()
+    pairs = read_pairs(held_out.path)
+    data = open_training_set(many_people)
+    trained = {held_out.trained.read(index)[0] for index in range(len(held_out.trained))}
+    others = held_out_only(data, 0.5)
+    assert len(pairs) == 80 and pairs.is_same.sum() == 40, "90 are rounded down to a multiple of 20"
+    assert not trained & set(pairs.images)
+    assert set(pairs.images) <= {others.read(index)[0] for index in range(len(others))}
+
+
+def test_with_vary_each_backbone_is_tuned_at_every_level(write, tmp_path):
+    study = load_study(write(extra="vary: {head.name: [arcface, cosface]}"))
+    plan = make_plan(study, tmp_path / "out")
+    assert [tuning.stem for tuning in plan.tunings] == [f"{SMALL}_arcface", f"{SMALL}_cosface"]
+    assert [run.levels for run in plan.ahead] == [
+        {"head.name": head, "tuning": "tuned"} for head in ("arcface", "cosface")
+    ]
+
+
+def test_settings_of_the_backbone_section_make_other_networks(write, tmp_path):
+    space = "backbone.dropout: [0, 0.2, 0.4]"
+    plan = make_plan(load_study(write(space)), tmp_path / "out")
+    assert plan.runs[0].network != plan.ahead[0].network
+
+
+BAD = {
+    "optimizer.learning_rat: [1, 2]": "did you mean 'optimizer.learning_rate'",
+    "training.epochs: [1, 2]": "training.epochs: is the budget",
+    "backbone.name: [a, b]": "a study sets it by `backbones`",
+    "validation.every: [1, 2]": "does not change the trained network",
+    "head.name: [arcface, cosface]": "is compared by `vary`",
+    "optimizer.learning_rate: [0.1, 0.2]": "must include the recipe's own value",
+    "optimizer.learning_rate: {low: 0.1, high: 0.2}": "must include the recipe's own value",
+    "optimizer.learning_rate: {low: 0.2, high: 0.001}": "low must be below high",
+    "optimizer.learning_rate: {low: 0.001, high: 0.2, log: maybe}": "log true or false",
+    "optimizer.learning_rate: {low: 0.001, high: 0.2, step: 1}": "a list of values, or a range",
+    "optimizer.learning_rate: {low: 0.001}": "a list of values, or a range",
+    "optimizer.learning_rate: 0.1": "a list of values, or a range",
+    "optimizer.weight_decay: {low: 0, high: 0.2, log: true}": "low above 0",
+    "optimizer.learning_rate: [much, 0.1]": "'much' is not a finite number",
+    "optimizer.learning_rate: {low: -1, high: 0.2}": "must be above 0",
+    "schedule.name: {low: 1, high: 2}": "must be a list of values",
+    "schedule.name: [polynomial, cosine, polynomial]": "listed twice",
+    "schedule.name: [polynomial, cosine]": "the space has 2 combinations; give trials: 2",
+    "schedule.name: []": "must be a list of values",
+}
+
+
+@pytest.mark.parametrize("space", BAD)
+def test_a_space_that_cannot_be_tried_is_one_line(write, space):
+    with pytest.raises(FaceBonesError, match="tune") as caught:
+        load_study(write(space))
+    assert BAD[space] in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("trial: 3", "tune.trial"),
+        ("stop_early: perhaps", "tune.stop_early: 'perhaps'"),
+        ("held_out: 0.5", "stands twice"),
+        ("validations: 0", "tune.validations: 0 is out of range"),
+    ],
+)
+def test_a_setting_that_is_none_is_one_line(write, more, message):
+    with pytest.raises(FaceBonesError, match=message):
+        load_study(write(more=more))
+
+
+def test_tuning_needs_people_and_room_for_its_factor(write, tmp_path, small_data):
+    with pytest.raises(ConfigError, match="its factor is called tuning"):
+        load_study(write(extra="vary: {tuning: {a: {head.name: arcface}, b: {head.name: cosface}}}"))
+    with pytest.raises(ConfigError, match="is in vary too"):
+        load_study(write(extra="vary: {optimizer.learning_rate: [0.1, 0.2]}"))
+    with pytest.raises(FaceBonesError, match=r"tune.held_out.*2 people; 10 folds"):
+        make_plan(load_study(write(), data=str(small_data)), tmp_path / "out")
+
+
+def test_without_optuna_the_first_second_says_what_to_install(write, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    assert main(["compare", write(), "--output", str(tmp_path / "out")]) == 2
+    assert "pip install 'facebones[tune]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_print_has_no_lines_for_trials_that_depend_on_each_other(write, tmp_path):
+    from facebones.study.launchers.options import read_launcher
+
+    with pytest.raises(ConfigError, match="trials depend on each other"):
+        launch(load_study(write()), tmp_path / "out", "print", read_launcher("print", {}), ["compare"])
+
+
+# --------------------------------------------------------------------------------------------------- whole studies
+
+
+@pytest.mark.slow
+def test_a_tuned_study_trains_reports_and_continues_as_it_began(write, tmp_path):
+    path, out = write(trials=3), tmp_path / "out"
+    content = compare(path, out, device="cpu")
+    (tuned,) = content["tuning"]["backbones"]
+    assert content["tuning"]["people"] == 22 and content["tuning"]["pairs"] == 80
+    assert [trial["state"] for trial in tuned["trials"]] == ["done"] * 3
+    accuracies = [trial["accuracy"] for trial in tuned["trials"]]
+    assert accuracies[tuned["chosen"]] == max(accuracies)
+    chosen = tuned["trials"][tuned["chosen"]]["fields"]
+    runs = make_plan(load_study(path), out).runs
+    assert [run.levels["tuning"] for run in runs] == ["default", "tuned"]
+    base = load_study(path).resolved_recipe()
+    assert runs[1].recipe.optimizer == with_fields(base, chosen).optimizer and runs[1].recipe.data.held_out == 0
+    results = json.loads((out / "report" / "results.json").read_bytes())
+    assert [row["levels"]["tuning"] for row in results["runs"]] == ["default", "tuned"]
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")}
+    assert len(before) == 5
+    again = compare(path, out, device="cpu")
+    assert before == {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")}, "nothing is trained twice"
+    assert again["tuning"] == content["tuning"]
+    # A trial that is lost is trained again, to the same numbers; the trainings that the tuning decided stay.
+    for run in runs:
+        shutil.rmtree(run.folder.path)
+    shutil.rmtree(out / "tuning" / SMALL / "trial2")
+    assert {row["state"] for row in preview(path, out) if "trial" in row["name"]} == {"done", "to do"}
+    assert compare(path, out, device="cpu")["tuning"] == content["tuning"]
+    for change, message in (
+        ({"space": "schedule.name: [polynomial, step, cosine]"}, "which the study's space does not have"),
+        ({"more": "validations: 2"}, "give tune.pairs and tune.validations as they were"),
+    ):
+        other = {"space": "optimizer.learning_rate: {low: 0.0059, high: 0.0061}"} if "space" in change else change
+        with pytest.raises(ConfigError, match=message):
+            make_plan(load_study(write(**other)), out)
+
+
+@pytest.mark.slow
+def test_a_trial_that_diverges_is_not_chosen_and_trials_that_all_fail_are_an_error(write, tmp_path):
+    space = "optimizer.learning_rate: [0.006, 1.0e+25]"
+    content = compare(write(space, trials=2), tmp_path / "out", device="cpu")
+    trials = content["tuning"]["backbones"][0]["trials"]
+    assert [trial["state"] for trial in trials] == ["done", "failed"] and "loss" in trials[1]["error"]
+    assert content["tuning"]["backbones"][0]["chosen"] == 0
+    raise_failures(content)
+    space = "optimizer.learning_rate: [1.0e+25, 1.0e+26]"
+    study = load_study(write(space, trials=2), overrides={"optimizer.learning_rate": "1e25"})
+    content = compare(study, tmp_path / "vain", device="cpu")
+    with pytest.raises(FaceBonesError, match=f"{SMALL}_default, all trials of {SMALL}"):
+        raise_failures(content)
+    assert [run["name"] for run in content["runs"]] == [f"{SMALL}_default"]
