@@ -292,6 +292,10 @@ def test_a_trial_that_diverges_is_not_chosen_and_trials_that_all_fail_are_an_err
     assert [trial["state"] for trial in trials] == ["done", "failed"] and "loss" in trials[1]["error"]
     assert content["tuning"]["backbones"][0]["chosen"] == 0
     raise_failures(content)
+    default, tuned = content["runs"]
+    assert tuned["folder"] == default["folder"] and tuned["state"] == "done", "the same recipe is trained once"
+    first, second = content["summary"]
+    assert first["metrics"][0]["values"] == second["metrics"][0]["values"] and len(first["metrics"][0]["values"]) == 1
     space = "optimizer.learning_rate: [1.0e+25, 1.0e+26]"
     study = load_study(write(space, trials=2), overrides={"optimizer.learning_rate": "1e25"})
     content = compare(study, tmp_path / "vain", device="cpu")

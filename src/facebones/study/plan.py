@@ -202,8 +202,11 @@ def _plan_runs(
             default=planned(backbone, levels, recipe)[0],
         )
         tunings.append(tuning)
-        runs += planned(backbone, {**levels, FACTOR: DEFAULT}, recipe)
-        runs += planned(backbone, {**levels, FACTOR: TUNED}, tuning.tuned(recipe))
+        defaults = planned(backbone, {**levels, FACTOR: DEFAULT}, recipe)
+        tuned = planned(backbone, {**levels, FACTOR: TUNED}, tuning.tuned(recipe))
+        if (chosen := tuning.chosen()) is not None and not chosen.fields:  # the same recipe is trained once
+            tuned = [replace(run, folder=default.folder) for run, default in zip(tuned, defaults, strict=True)]
+        runs += [*defaults, *tuned]
     if study.vary or study.tune:
         _check_names(runs)
     return runs, tunings
