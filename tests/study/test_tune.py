@@ -94,8 +94,20 @@ def test_the_sampler_learns_from_the_trials():
         fields = propose(space, history, seed=0)
         rate = with_fields(Recipe(), fields).optimizer.learning_rate
         history.append(Trial(number, fields, [1 - abs(np.log10(rate) + 1) / 4]))
-    distance = [abs(np.log10(float(trial.fields["optimizer.learning_rate"])) + 1) for trial in history[1:]]
-    assert np.median(distance[-20:]) < 0.5 * np.median(distance[:6])
+    distance = np.array([abs(np.log10(float(trial.fields["optimizer.learning_rate"])) + 1) for trial in history[1:]])
+    assert (distance[-20:] < 0.5).mean() > 0.6, "at random, 0.37"
+
+
+def test_what_fails_is_drawn_less_and_less():
+    """Rates above 0.05 diverge."""
+    space, history = space_of(optimizer__learning_rate=SPACE["optimizer__learning_rate"]), []
+    history.append(Trial(0, {"optimizer.learning_rate": "0.01"}, [0.7]))
+    for number in range(1, 40):
+        fields = propose(space, history, seed=0)
+        rate = float(fields["optimizer.learning_rate"])
+        history.append(Trial(number, fields, *(([0.9], FAILED) if rate > 0.05 else ([0.9 - rate], ENDED))))
+    failed = [trial.state == FAILED for trial in history[1:]]
+    assert sum(failed[-20:]) <= 3, "at random, 7"
 
 
 def test_all_combinations_of_a_small_space_are_tried_before_one_is_tried_twice():

@@ -4,11 +4,13 @@ import json
 import re
 
 import pytest
+import torch
 
+from facebones.backbones import create_backbone
 from facebones.cli.main import main
 from facebones.errors import FaceBonesError
 from facebones.reporting.load import load_results
-from facebones.study.compare import compare, plan_rows
+from facebones.study.compare import compare, plan_rows, preview
 from facebones.study.display import study_table
 from facebones.study.launchers.local import next_run
 from facebones.study.plan import make_plan
@@ -100,6 +102,15 @@ def test_levels_that_hold_out_other_people_train_on_other_data(write, tmp_path):
         FaceBonesError, match=r"vary: .*held_out 0.9\)?: data.held_out 0.9: of 4 people, 0 would remain"
     ):
         plan_of(write("vary: {data.held_out: [0, 0.9]}"), tmp_path / "out")
+
+
+def test_weights_to_begin_with_are_tried_on_every_backbone_before_the_first_training(write, tmp_path):
+    torch.save(create_backbone(SMALL, 16).state_dict(), tmp_path / "weights.pt")
+    given = {"backbone.weights": str(tmp_path / "weights.pt")}
+    preview(load_study(write("", SMALL), overrides=given), tmp_path / "out")
+    with pytest.raises(FaceBonesError, match=r"weights\.pt: .*" + LARGE) as caught:
+        preview(load_study(write("", f"{SMALL}, {LARGE}"), overrides=given), tmp_path / "out")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_without_factors_names_records_and_fields_are_as_before(write, tmp_path):

@@ -11,7 +11,7 @@ from facebones.data.joined_sets import beside
 from facebones.errors import RunError, UnknownNameError
 from facebones.plugins import import_plugins
 from facebones.profiling.cost import network_costs
-from facebones.recipe_sections import CHOOSABLE
+from facebones.recipe_sections import CHOOSABLE, TIMM_WEIGHTS
 from facebones.reporting.report import PAGE, write_report
 from facebones.study.evaluate import check_evaluation, evaluate_all
 from facebones.study.launchers.local import LOOK_SECONDS, train_all
@@ -26,6 +26,7 @@ from facebones.system.device import select_device
 from facebones.system.heartbeat import Heartbeat
 from facebones.system.lease import EXPIRY_SECONDS, Lease, LeaseName, Watch, take
 from facebones.system.progress import say
+from facebones.training.start import read_start
 from facebones.training.validation import Validation
 
 REPORT_FOLDER = "report"
@@ -215,6 +216,9 @@ def checked_plan(
     plan = make_plan(study, output, accept_version=accept_version)
     if ahead := [run.recipe for run in plan.runs if run.state != DONE]:
         Validation(ahead[0], beside(ahead[0].data.path))  # reads the sets, which are the same for all trainings
+    for begun in {run.recipe.backbone: run.recipe for run in plan.runs if run.state == TO_DO}.values():
+        if begun.backbone.weights != TIMM_WEIGHTS:  # those may have to be downloaded first
+            read_start(begun)
     if plan.ahead:
         import_optuna()
     return replace(plan, unusable=check_evaluation(plan, device, runtime))

@@ -13,7 +13,7 @@ from facebones.study.vary import Fields
 
 DIGITS = 3  # of a number that a trial draws
 REDRAWS = 50  # until a trial differs from all before
-RANDOM_TRIALS = 4  # before the sampler learns from them
+RANDOM_TRIALS = 5  # before the sampler learns from them, trial 0 included
 FIRST_FINISHED = 5  # trials, before one is stopped early
 ENDED, STOPPED, FAILED = "done", "stopped early", "failed"
 
@@ -80,8 +80,6 @@ def _draw(space: Mapping[str, Dimension], history: Sequence[Trial], seeds: Seque
     study = optuna.create_study(direction="maximize", sampler=sampler)
     state = optuna.trial.TrialState
     for trial in history:
-        if not trial.accuracies:
-            continue  # nothing is known about it
         texts = _complete(trial.fields, space)
         study.add_trial(
             optuna.trial.create_trial(
@@ -89,7 +87,8 @@ def _draw(space: Mapping[str, Dimension], history: Sequence[Trial], seeds: Seque
                 value=trial.accuracies[-1] if trial.state == ENDED else None,
                 params={name: text if space[name].choices else float(text) for name, text in texts.items()},
                 distributions=distributions,
-                intermediate_values=dict(enumerate(trial.accuracies)),
+                # One without values is the worst to the sampler: what fails is not drawn again and again.
+                intermediate_values=dict(enumerate(() if trial.state == FAILED else trial.accuracies)),
             )
         )
     drawn = study.ask(distributions).params

@@ -4,7 +4,7 @@ Trials train without a share of the people, and pairs of these people decide; no
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -149,7 +149,7 @@ def _dimension(values: Any, own: Any, meaning: Callable[[Any], Any], place: str)
     if isinstance(values, list) and values:
         texts = [",".join(map(str, value)) if isinstance(value, list) else value for value in values]
         choices = {text: meaning(text) for text in texts}
-        if len(choices) < len(texts) or any(one in rest for one, *rest in _tails([*choices.values()])):
+        if len({*map(repr, choices.values())}) < len(texts):
             raise ConfigError(f"{place}: a value is listed twice; remove one")
         return Dimension(default=own, choices=choices)
     number = isinstance(own, int | float) and not isinstance(own, bool)
@@ -159,10 +159,6 @@ def _dimension(values: Any, own: Any, meaning: Callable[[Any], Any], place: str)
     if not low < high or log not in ("true", "false") or (log == "true" and low <= 0):
         raise ConfigError(f"{place}: low must be below high, log true or false, and low above 0 if log is true")
     return Dimension(default=own, low=low, high=high, log=log == "true", whole=isinstance(own, int))
-
-
-def _tails(values: Sequence[Any]) -> list[Sequence[Any]]:
-    return [values[start:] for start in range(len(values))]
 
 
 def with_fields(recipe: Recipe, fields: Fields, where: Mapping[str, str] | None = None) -> Recipe:
