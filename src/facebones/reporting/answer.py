@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from facebones.reporting.results import MetricResult, Results
+from facebones.reporting.tuning_order import ORDER_RULE, order_sentences
 from facebones.reporting.variants import variant_name
 from facebones.reporting.words import MOST_LISTED, listed, spread_words
 from facebones.system.number_format import short_number
@@ -73,6 +74,8 @@ def _rules(results: Results, metrics: Sequence[MetricResult]) -> list[str]:
     rules = [best_rule, TEST_RULE, SPREAD_RULE, BUDGET_RULE.format(noun=results.noun), CHEAPEST_RULE]
     if results.factors:
         rules[:2] = [VARIANT_RULE.format(factors=", ".join(results.factors)), best_rule, VARIANT_TEST_RULE]
+    if any(order_sentences(results, metric) for metric in metrics):
+        rules.append(ORDER_RULE)
     return rules
 
 
@@ -93,7 +96,8 @@ def _by_metric(results: Results, metric: MetricResult) -> list[str]:
     if unknown and costs:
         them = "it" if len(unknown) == 1 else "them"
         sentences.append(f"The MACs of {listed(unknown)} are unknown, so no budget includes {them}.")
-    return sentences + _cheapest(results, metric, ranking) + _by_factor(results, metric, ranking)
+    sentences += _cheapest(results, metric, ranking) + _by_factor(results, metric, ranking)
+    return sentences + order_sentences(results, metric)[:MOST_GROUPS]
 
 
 def _by_factor(results: Results, metric: MetricResult, ranking: Sequence[str]) -> list[str]:

@@ -31,6 +31,7 @@ from facebones.reporting.runs import (
     text,
     unexpected,
 )
+from facebones.reporting.tuning import FACTOR, TUNED, Tuning, read_tuning
 from facebones.reporting.variants import different_recipes, repeated_seeds, variant_name, with_factors
 from facebones.reporting.words import listed, set_words
 from facebones.run_folder import RunFolder
@@ -91,6 +92,7 @@ class _Reader:
     notes: list[str] = field(default_factory=list)
     titles: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+    tunings: list[Tuning] = field(default_factory=list)
 
     def read(self, folder: Path) -> None:
         """Read all that a folder holds.
@@ -144,6 +146,7 @@ class _Reader:
                 *different_versions([*((run.name, run.versions) for run in runs), *self.versions]),
             ],
             command="\n".join(self.commands),
+            tunings=self.tunings,
         )
 
     # ------------------------------------------------------------------------------------------ runs and studies
@@ -193,8 +196,12 @@ class _Reader:
 
     def _read_study_content(self, folder: Path, content: Mapping[str, Any]) -> None:
         label = folder.resolve().name
+        if tuning := read_tuning(content):
+            self.tunings.append(tuning)
         for row in content["runs"]:
             run = read_study_run(folder, row)
+            if tuning and run.levels.get(FACTOR) == TUNED:
+                run = replace(run, tuned=list(tuning.own))
             if run.state == "done" and not run.folder.is_dir():
                 self.notes.append(f"{run.name}: {run.folder} is missing; only its final accuracy is known")
             self._add_run(run, label)

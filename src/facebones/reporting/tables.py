@@ -1,15 +1,17 @@
 """The tables of a report, independent of their file format."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from facebones.reporting.results import EvaluatedSet, MetricResult, Results, Run
+from facebones.reporting.tuning import DONE, FAILED, STOPPED, Trial, TunedBackbone, Tuning, same_value
 from facebones.reporting.variants import BACKBONE, Contrast, VariantTest
 from facebones.reporting.words import MARKS, mark_best, set_words, spread_words
 from facebones.statistics.significance import over_seeds
-from facebones.system.number_format import decimal, p_words, percent, points
+from facebones.system.number_format import decimal, is_number, p_words, percent, points
 
 HOW_METRICS = "Mean ± standard deviation over the seeds; for one seed, the value [95 % interval]."
 HOW_TESTS = (
@@ -25,6 +27,10 @@ HOW_CONTRASTS = (
 HOW_TRAINING = (
     "Validation during training; mean ± standard deviation over the finished seeds. The best accuracy is selected on"
     " the set that it is reported on and therefore optimistic; compare backbones by the final accuracy."
+)
+HOW_TUNING = (
+    "A field shows the recipe's value -> the chosen one, or one value if they are equal. Trial 0 is the recipe as it"
+    " is."
 )
 COSTS: tuple[tuple[str, str, float, str], ...] = (  # heading, attribute of Cost, its unit, and how it is printed
     ("parameters", "parameters", 1, "{:,.0f}"),
@@ -61,6 +67,8 @@ class Table:
         note: how to read it; a sentence or two.
         columns: their headings.
         rows: a cell for each column.
+        section: of the page, "tables" or "tuning"; the overview has its own.
+        folded: whether the page shows it on demand only.
     """
 
     key: str
@@ -68,6 +76,8 @@ class Table:
     note: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    section: str = "tables"
+    folded: bool = False
 
 
 NOTHING = Cell(text="-")
@@ -80,6 +90,7 @@ def report_tables(results: Results) -> list[Table]:
         _overview(results),
         *(_evaluated(results, where) for where in sets),
         *(_tests(results, metric) for metric in results.main_metrics()),
+        *(table for tuning in results.tunings for table in (_tuning(results, tuning), _trials(results, tuning))),
         _training(results),
         _runs(results),
     ]
@@ -255,6 +266,134 @@ def _test_row(test: VariantTest, higher_is_better: bool) -> list[Cell]:
         Cell(text=p_words(test.p_value), value=test.p_value),
         _text(f"{better} is better" if test.significant else "not significantly different"),
     ]
+
+
+# ------------------------------------------------------------------------------------------------------- tuning
+
+
+def _tuning(results: Results, tuning: Tuning) -> Table:
+    """What the trials of each backbone chose."""
+    left = any(tuned.count(DONE, STOPPED, FAILED) < len(tuned.trials) for tuned in tuning.backbones)
+    states = {DONE: "done", STOPPED: "stopped early", FAILED: "failed"}
+    return Table(
+        key="tuning",
+        title="Tuning" if len(results.tunings) == 1 else f"Tuning of {tuning.study}",
+        note=_sentences(_what_decided(tuning), HOW_TUNING),
+        columns=[
+            BACKBONE,
+            *tuning.factors,
+            "chosen trial",
+            *tuning.own,
+            "accuracy of trial 0",
+            "accuracy of the chosen",
+            *(f"trials {words}" for words in states.values()),
+            *(["trials left"] if left else []),
+        ],
+        rows=[
+            [
+                *_tuned_cells(results, tuning, tuned),
+                _chosen(tuned),
+                *(
+                    _field_cell(own, tuned.chosen.fields.get(name) if tuned.chosen else None)
+                    for name, own in tuning.own.items()
+                ),
+                _accuracy(tuned.trials[0] if tuned.trials else None),
+                _accuracy(tuned.chosen),
+                *(_count(tuned.count(state)) for state in states),
+                *([_count(len(tuned.trials) - tuned.count(*states))] if left else []),
+            ]
+            for tuned in tuning.backbones
+        ],
+        section="tuning",
+    )
+
+
+def _what_decided(tuning: Tuning) -> str:
+    most = max((len(tuned.trials) for tuned in tuning.backbones), default=0)
+    return (
+        f"What decided is the accuracy on {tuning.pairs:,} pairs of {tuning.people:,} people on whom no trial trained;"
+        f" no reported set took part. The best of {most} trials looks better there than it is: what tuning gains is the"
+        " difference between the levels default and tuned."
+    )
+
+
+def _trials(results: Results, tuning: Tuning) -> Table:
+    """Every trial."""
+    pairs = [(tuned, trial) for tuned in tuning.backbones for trial in tuned.trials]
+    has_errors = any(trial.error for _, trial in pairs)
+    return Table(
+        key="tuning_trials",
+        title="All trials" if len(results.tunings) == 1 else f"All trials of {tuning.study}",
+        note="The accuracy is that of the last validation on the pairs of held-out people; steps are done / planned.",
+        columns=[
+            BACKBONE,
+            *tuning.factors,
+            "trial",
+            *tuning.own,
+            "accuracy",
+            "state",
+            "steps",
+            *(["error"] if has_errors else []),
+        ],
+        rows=[
+            [
+                *_tuned_cells(results, tuning, tuned),
+                Cell(text=f"{trial.number}{' chosen' if trial == tuned.chosen else ''}", value=trial.number),
+                *(_drawn(trial, name, own) for name, own in tuning.own.items()),
+                _accuracy(trial),
+                Cell(text="FAILED" if trial.state == FAILED else trial.state, value=trial.state),
+                Cell(text=f"{trial.step:,} / {trial.steps:,}", value=trial.step),
+                *([_text(trial.error or "")] if has_errors else []),
+            ]
+            for tuned, trial in pairs
+        ],
+        section="tuning",
+        folded=True,
+    )
+
+
+def _tuned_cells(results: Results, tuning: Tuning, tuned: TunedBackbone) -> list[Cell]:
+    """The cells that name a tuned backbone; they are about its variants."""
+    about = [
+        run.variant
+        for run in results.runs
+        if run.backbone == tuned.backbone and tuned.levels.items() <= run.levels.items()
+    ]
+    levels = [_text(tuned.levels[name]) if name in tuned.levels else NOTHING for name in tuning.factors]
+    return [replace(_text(tuned.backbone), about=tuple(dict.fromkeys(about))), *levels]
+
+
+def _chosen(tuned: TunedBackbone) -> Cell:
+    if tuned.chosen is None:
+        return _text("none: all failed" if tuned.count(FAILED) == len(tuned.trials) else "none yet")
+    number = tuned.chosen.number
+    return Cell(text=str(number) if number else "0, the recipe as it is", value=number)
+
+
+def _field_cell(own: str, chosen: str | None) -> Cell:
+    """A field of the space: from the recipe's value to the chosen one."""
+    if chosen is None or same_value(own, chosen):
+        return _setting(own)
+    return replace(_setting(chosen), text=f"{own} -> {chosen}")
+
+
+def _drawn(trial: Trial, name: str, own: str) -> Cell:
+    """A field of a trial; unknown before it is drawn."""
+    return _setting(own) if trial.number == 0 else _setting(trial.fields[name]) if name in trial.fields else NOTHING
+
+
+def _setting(text: str) -> Cell:
+    return Cell(text=text, value=float(text) if is_number(text) and math.isfinite(float(text)) else text)
+
+
+def _accuracy(trial: Trial | None) -> Cell:
+    if trial is None or trial.accuracy is None:
+        return NOTHING
+    return Cell(text=percent(trial.accuracy), value=trial.accuracy)
+
+
+def _count(count: int) -> Cell:
+    return Cell(text=str(count), value=count)
 
 
 # ----------------------------------------------------------------------------------------------------- training
