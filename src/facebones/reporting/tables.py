@@ -338,10 +338,10 @@ def _trials(results: Results, tuning: Tuning) -> Table:
         rows=[
             [
                 *_tuned_cells(results, tuning, tuned),
-                Cell(text=f"{trial.number}{' chosen' if trial == tuned.chosen else ''}", value=trial.number),
+                Cell(text=str(trial.number), value=trial.number),
                 *(_drawn(trial, name, own) for name, own in tuning.own.items()),
                 _accuracy(trial),
-                Cell(text="FAILED" if trial.state == FAILED else trial.state, value=trial.state),
+                _state(trial, tuned),
                 Cell(text=f"{trial.step:,} / {trial.steps:,}", value=trial.step),
                 *([_text(trial.error or "")] if has_errors else []),
             ]
@@ -365,7 +365,7 @@ def _tuned_cells(results: Results, tuning: Tuning, tuned: TunedBackbone) -> list
 
 def _chosen(tuned: TunedBackbone) -> Cell:
     if tuned.chosen is None:
-        return _text("none: all failed" if tuned.count(FAILED) == len(tuned.trials) else "none yet")
+        return _text("none: all failed" if 0 < tuned.count(FAILED) == len(tuned.trials) else "none yet")
     number = tuned.chosen.number
     return Cell(text=str(number) if number else "0, the recipe as it is", value=number)
 
@@ -380,6 +380,11 @@ def _field_cell(own: str, chosen: str | None) -> Cell:
 def _drawn(trial: Trial, name: str, own: str) -> Cell:
     """A field of a trial; unknown before it is drawn."""
     return _setting(own) if trial.number == 0 else _setting(trial.fields[name]) if name in trial.fields else NOTHING
+
+
+def _state(trial: Trial, tuned: TunedBackbone) -> Cell:
+    words = "FAILED" if trial.state == FAILED else trial.state
+    return Cell(text=f"{words}, chosen" if trial == tuned.chosen else words, value=trial.state)
 
 
 def _setting(text: str) -> Cell:
