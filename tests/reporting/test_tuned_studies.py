@@ -9,14 +9,14 @@ from synthetic_study import MIDDLE, SMALL, make_run, make_study, metric_json, wr
 
 from facebones.errors import DataError
 from facebones.reporting import tuning as reported
-from facebones.reporting.answer import answer
+from facebones.reporting.answer import ORDER_RULE, answer
 from facebones.reporting.load import load_results
 from facebones.reporting.page import page_text
 from facebones.reporting.report import results_json
 from facebones.reporting.results import Cost, MetricResult, Results, Run
 from facebones.reporting.table_files import csv_text
 from facebones.reporting.tables import report_tables
-from facebones.reporting.tuning_order import ORDER_RULE, order_sentences
+from facebones.reporting.tuning_order import order_sentences
 from facebones.study import proposals, tuning
 
 LEVELS = ("default", "tuned")
@@ -255,7 +255,8 @@ def make_results(values, alike=(), tested=True, higher_is_better=True):
     )
     given = {"title": "s", "folders": [], "runs": list(runs.values()), "metrics": [metric], "curves": {}, "cmc": {}}
     empty = {"conditions": {}, "recipe": {}, "notes": [], "command": ""}
-    return Results(**given, **empty, costs={run.variant: Cost() for run in runs.values()})
+    tuned = reported.Tuning(study="s", people=2, pairs=20, own={}, backbones=[], content={})
+    return Results(**given, **empty, costs={run.variant: Cost() for run in runs.values()}, tunings=[tuned])
 
 
 def at_levels(**accuracies):

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from facebones.reporting.results import MetricResult, Results
-from facebones.reporting.tuning_order import ORDER_RULE, order_sentences
 from facebones.reporting.variants import variant_name
 from facebones.reporting.words import MOST_LISTED, listed, spread_words
 from facebones.system.number_format import short_number
@@ -37,6 +36,10 @@ BUDGET_RULE = (
     "The overall best is named with its cost. Smaller budgets are 10, 50, 150 and 500 M, 1, 5 and 20 G MACs: each"
     " further best {noun} is named with the largest budget at which it is best, if at least two {noun}s fit that"
     " budget. Budgets of latency (2, 5, 20, 100 and 500 ms for one image) use the first metric only."
+)
+ORDER_RULE = (
+    "Two backbones change places if the better one by the mean over the seeds at default is not the better one at"
+    " tuned, with everything else equal."
 )
 CHEAPEST_RULE = (
     "The cheapest is the one with the fewest MACs among the best and those not significantly different from it."
@@ -74,7 +77,7 @@ def _rules(results: Results, metrics: Sequence[MetricResult]) -> list[str]:
     rules = [best_rule, TEST_RULE, SPREAD_RULE, BUDGET_RULE.format(noun=results.noun), CHEAPEST_RULE]
     if results.factors:
         rules[:2] = [VARIANT_RULE.format(factors=", ".join(results.factors)), best_rule, VARIANT_TEST_RULE]
-    if any(order_sentences(results, metric) for metric in metrics):
+    if any(_by_tuning(results, metric) for metric in metrics):
         rules.append(ORDER_RULE)
     return rules
 
@@ -97,7 +100,7 @@ def _by_metric(results: Results, metric: MetricResult) -> list[str]:
         them = "it" if len(unknown) == 1 else "them"
         sentences.append(f"The MACs of {listed(unknown)} are unknown, so no budget includes {them}.")
     sentences += _cheapest(results, metric, ranking) + _by_factor(results, metric, ranking)
-    return sentences + order_sentences(results, metric)[:MOST_GROUPS]
+    return sentences + _by_tuning(results, metric)
 
 
 def _by_factor(results: Results, metric: MetricResult, ranking: Sequence[str]) -> list[str]:
@@ -113,6 +116,15 @@ def _by_factor(results: Results, metric: MetricResult, ranking: Sequence[str]) -
         if (more := len(groups) - MOST_GROUPS) > 0:
             sentences.append(f"The table of differences compares {factor} in {more} more settings.")
     return sentences
+
+
+def _by_tuning(results: Results, metric: MetricResult) -> list[str]:
+    """Whether tuning changes the order of the backbones."""
+    if not results.tunings:
+        return []
+    from facebones.reporting.tuning_order import order_sentences  # few studies are tuned
+
+    return order_sentences(results, metric)[:MOST_GROUPS]
 
 
 def _alike(results: Results, factor: str, ranking: Sequence[str]) -> list[tuple[str, list[str]]]:

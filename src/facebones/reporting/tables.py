@@ -1,17 +1,15 @@
 """The tables of a report, independent of their file format."""
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from facebones.reporting.results import EvaluatedSet, MetricResult, Results, Run
-from facebones.reporting.tuning import DONE, FAILED, STOPPED, Trial, TunedBackbone, Tuning, same_value
 from facebones.reporting.variants import BACKBONE, Contrast, VariantTest
 from facebones.reporting.words import MARKS, mark_best, set_words, spread_words
 from facebones.statistics.significance import over_seeds
-from facebones.system.number_format import decimal, is_number, p_words, percent, points
+from facebones.system.number_format import decimal, p_words, percent, points
 
 HOW_METRICS = "Mean ± standard deviation over the seeds; for one seed, the value [95 % interval]."
 HOW_TESTS = (
@@ -27,10 +25,6 @@ HOW_CONTRASTS = (
 HOW_TRAINING = (
     "Validation during training; mean ± standard deviation over the finished seeds. The best accuracy is selected on"
     " the set that it is reported on and therefore optimistic; compare backbones by the final accuracy."
-)
-HOW_TUNING = (
-    "A field shows the recipe's value -> the chosen one, or one value if they are equal. Trial 0 is the recipe as it"
-    " is."
 )
 COSTS: tuple[tuple[str, str, float, str], ...] = (  # heading, attribute of Cost, its unit, and how it is printed
     ("parameters", "parameters", 1, "{:,.0f}"),
@@ -90,7 +84,7 @@ def report_tables(results: Results) -> list[Table]:
         _overview(results),
         *(_evaluated(results, where) for where in sets),
         *(_tests(results, metric) for metric in results.main_metrics()),
-        *(table for tuning in results.tunings for table in (_tuning(results, tuning), _trials(results, tuning))),
+        *_tuning(results),
         _training(results),
         _runs(results),
     ]
@@ -167,8 +161,8 @@ def name_columns(results: Results) -> list[str]:
 def name_cells(results: Results, variant: str) -> list[Cell]:
     """The cells that name a variant."""
     run = results.first_run(variant)
-    levels = [_text(run.levels[name]) if name in run.levels else NOTHING for name in results.factors]
-    return [replace(_text(run.backbone), about=(variant,)), *levels]
+    levels = [text_cell(run.levels[name]) if name in run.levels else NOTHING for name in results.factors]
+    return [replace(text_cell(run.backbone), about=(variant,)), *levels]
 
 
 # ------------------------------------------------------------------------------------------------ evaluated sets
@@ -248,160 +242,35 @@ def _contrast_row(contrast: Contrast, higher_is_better: bool) -> list[Cell]:
     better = contrast.levels[(test.difference > 0) != higher_is_better]
     interval = "-" if test.low is None or test.high is None else f"[{points(test.low)}, {points(test.high)}]"
     return [
-        replace(_text(contrast.factor), about=(test.first, test.second)),
-        _text(contrast.within),
-        _text(f"{contrast.levels[0]} - {contrast.levels[1]}"),
+        replace(text_cell(contrast.factor), about=(test.first, test.second)),
+        text_cell(contrast.within),
+        text_cell(f"{contrast.levels[0]} - {contrast.levels[1]}"),
         Cell(text=points(test.difference), value=100 * test.difference),
-        _text(interval),
+        text_cell(interval),
         Cell(text=p_words(test.p_value), value=test.p_value),
-        _text(f"{better} is better" if test.significant else "not significantly different"),
+        text_cell(f"{better} is better" if test.significant else "not significantly different"),
     ]
 
 
 def _test_row(test: VariantTest, higher_is_better: bool) -> list[Cell]:
     better = test.first if (test.difference > 0) == higher_is_better else test.second
     return [
-        _text(f"{test.first} - {test.second}"),
+        text_cell(f"{test.first} - {test.second}"),
         Cell(text=points(test.difference), value=100 * test.difference),
         Cell(text=p_words(test.p_value), value=test.p_value),
-        _text(f"{better} is better" if test.significant else "not significantly different"),
+        text_cell(f"{better} is better" if test.significant else "not significantly different"),
     ]
-
-
-# ------------------------------------------------------------------------------------------------------- tuning
-
-
-def _tuning(results: Results, tuning: Tuning) -> Table:
-    """What the trials of each backbone chose."""
-    left = any(tuned.count(DONE, STOPPED, FAILED) < len(tuned.trials) for tuned in tuning.backbones)
-    states = {DONE: "done", STOPPED: "stopped early", FAILED: "failed"}
-    return Table(
-        key="tuning",
-        title="Tuning" if len(results.tunings) == 1 else f"Tuning of {tuning.study}",
-        note=_sentences(_what_decided(tuning), HOW_TUNING),
-        columns=[
-            BACKBONE,
-            *tuning.factors,
-            "chosen trial",
-            *tuning.own,
-            "accuracy of trial 0",
-            "accuracy of the chosen",
-            *(f"trials {words}" for words in states.values()),
-            *(["trials left"] if left else []),
-        ],
-        rows=[
-            [
-                *_tuned_cells(results, tuning, tuned),
-                _chosen(tuned),
-                *(
-                    _field_cell(own, tuned.chosen.fields.get(name) if tuned.chosen else None)
-                    for name, own in tuning.own.items()
-                ),
-                _accuracy(tuned.trials[0] if tuned.trials else None),
-                _accuracy(tuned.chosen),
-                *(_count(tuned.count(state)) for state in states),
-                *([_count(len(tuned.trials) - tuned.count(*states))] if left else []),
-            ]
-            for tuned in tuning.backbones
-        ],
-        section="tuning",
-    )
-
-
-def _what_decided(tuning: Tuning) -> str:
-    most = max((len(tuned.trials) for tuned in tuning.backbones), default=0)
-    return (
-        f"What decided is the accuracy on {tuning.pairs:,} pairs of {tuning.people:,} people on whom no trial trained;"
-        f" no reported set took part. The best of {most} trials looks better there than it is: what tuning gains is the"
-        " difference between the levels default and tuned."
-    )
-
-
-def _trials(results: Results, tuning: Tuning) -> Table:
-    """Every trial."""
-    pairs = [(tuned, trial) for tuned in tuning.backbones for trial in tuned.trials]
-    has_errors = any(trial.error for _, trial in pairs)
-    return Table(
-        key="tuning_trials",
-        title="All trials" if len(results.tunings) == 1 else f"All trials of {tuning.study}",
-        note="The accuracy is that of the last validation on the pairs of held-out people; steps are done / planned.",
-        columns=[
-            BACKBONE,
-            *tuning.factors,
-            "trial",
-            *tuning.own,
-            "accuracy",
-            "state",
-            "steps",
-            *(["error"] if has_errors else []),
-        ],
-        rows=[
-            [
-                *_tuned_cells(results, tuning, tuned),
-                Cell(text=str(trial.number), value=trial.number),
-                *(_drawn(trial, name, own) for name, own in tuning.own.items()),
-                _accuracy(trial),
-                _state(trial, tuned),
-                Cell(text=f"{trial.step:,} / {trial.steps:,}", value=trial.step),
-                *([_text(trial.error or "")] if has_errors else []),
-            ]
-            for tuned, trial in pairs
-        ],
-        section="tuning",
-        folded=True,
-    )
-
-
-def _tuned_cells(results: Results, tuning: Tuning, tuned: TunedBackbone) -> list[Cell]:
-    """The cells that name a tuned backbone; they are about its variants."""
-    about = [
-        run.variant
-        for run in results.runs
-        if run.backbone == tuned.backbone and tuned.levels.items() <= run.levels.items()
-    ]
-    levels = [_text(tuned.levels[name]) if name in tuned.levels else NOTHING for name in tuning.factors]
-    return [replace(_text(tuned.backbone), about=tuple(dict.fromkeys(about))), *levels]
-
-
-def _chosen(tuned: TunedBackbone) -> Cell:
-    if tuned.chosen is None:
-        return _text("none: all failed" if 0 < tuned.count(FAILED) == len(tuned.trials) else "none yet")
-    number = tuned.chosen.number
-    return Cell(text=str(number) if number else "0, the recipe as it is", value=number)
-
-
-def _field_cell(own: str, chosen: str | None) -> Cell:
-    """A field of the space: from the recipe's value to the chosen one."""
-    if chosen is None or same_value(own, chosen):
-        return _setting(own)
-    return replace(_setting(chosen), text=f"{own} -> {chosen}")
-
-
-def _drawn(trial: Trial, name: str, own: str) -> Cell:
-    """A field of a trial; unknown before it is drawn."""
-    return _setting(own) if trial.number == 0 else _setting(trial.fields[name]) if name in trial.fields else NOTHING
-
-
-def _state(trial: Trial, tuned: TunedBackbone) -> Cell:
-    words = "FAILED" if trial.state == FAILED else trial.state
-    return Cell(text=f"{words}, chosen" if trial == tuned.chosen else words, value=trial.state)
-
-
-def _setting(text: str) -> Cell:
-    return Cell(text=text, value=float(text) if is_number(text) and math.isfinite(float(text)) else text)
-
-
-def _accuracy(trial: Trial | None) -> Cell:
-    if trial is None or trial.accuracy is None:
-        return NOTHING
-    return Cell(text=percent(trial.accuracy), value=trial.accuracy)
-
-
-def _count(count: int) -> Cell:
-    return Cell(text=str(count), value=count)
 
 
 # ----------------------------------------------------------------------------------------------------- training
+
+
+def _tuning(results: Results) -> list[Table]:
+    if not results.tunings:
+        return []
+    from facebones.reporting.tuning_tables import tuning_tables  # which imports this module
+
+    return tuning_tables(results)
 
 
 def _training(results: Results) -> Table:
@@ -427,7 +296,7 @@ def _is_validated(run: Run, pair_set: str) -> bool:
 
 def _training_row(pair_set: str, runs: Sequence[Run]) -> list[Cell]:
     return [
-        _text(pair_set),
+        text_cell(pair_set),
         _over_runs((run.final_accuracy(pair_set) for run in runs), percent),
         _over_runs((run.best_accuracy(pair_set) for run in runs), percent),
         _over_runs((run.final_loss for run in runs), decimal),
@@ -485,22 +354,23 @@ def _runs(results: Results) -> Table:
 
 def _run_row(run: Run, named: Sequence[Cell], sets: Sequence[str], has_errors: bool) -> list[Cell]:
     return [
-        _text(run.name),
+        text_cell(run.name),
         *named,
         NOTHING if run.seed is None else Cell(text=str(run.seed), value=run.seed),
-        _text(run.source),
+        text_cell(run.source),
         Cell(text="FAILED" if run.state == "failed" else run.state, value=run.state),
         NOTHING if run.steps is None else Cell(text=f"{run.steps:,}", value=run.steps),
         _over_runs([run.final_loss], decimal),
         *(_over_runs([run.final_accuracy(name)], percent) for name in sets),
-        *([_text(run.error or "")] if has_errors else []),
+        *([text_cell(run.error or "")] if has_errors else []),
     ]
 
 
 # -------------------------------------------------------------------------------------------------------- texts
 
 
-def _text(text: str) -> Cell:
+def text_cell(text: str) -> Cell:
+    """A cell of a text; it has no value if the text is empty."""
     return Cell(text=text, value=text or None)
 
 

@@ -82,9 +82,13 @@ class Tuning:
         """The other factors of the study."""
         return list(dict.fromkeys(factor for tuned in self.backbones for factor in tuned.levels))
 
+    def fields_of(self, levels: Levels) -> list[str]:
+        """The recipe fields that trials chose for a run with these levels."""
+        return list(self.own) if levels.get(FACTOR) == TUNED else []
 
-def read_tuning(content: Mapping[str, Any]) -> Tuning | None:
-    """The tuning of a study, checked; None if it has none.
+
+def read_tuning(content: Mapping[str, Any]) -> Tuning:
+    """The tuning of a study, checked.
 
     Args:
         content: of study.json.
@@ -92,8 +96,6 @@ def read_tuning(content: Mapping[str, Any]) -> Tuning | None:
     Raises:
         KeyError: or another of `runs.OTHER_SHAPE`, if it has another shape.
     """
-    if "tuning" not in content:
-        return None
     tuning, study, recipe = content["tuning"], content["study"], content["recipe"]
     own = {}
     for name in study["tune"]["space"]:

@@ -8,10 +8,6 @@ from facebones.reporting.tuning import DEFAULT, FACTOR, TUNED
 from facebones.reporting.variants import level_words
 from facebones.reporting.words import MOST_LISTED, listed
 
-ORDER_RULE = (
-    "Two backbones change places if the better one by the mean over the seeds at default is not the better one at"
-    " tuned, with everything else equal."
-)
 OUTCOMES = {True: "significant", False: "not significant", None: "not tested"}
 AT_BOTH = {True: "significant at both levels", False: "not significant at either level", None: "not tested"}
 
