@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from importlib import resources
 
 import pytest
@@ -82,7 +83,10 @@ def address(page_results, page_tables, tmp_path_factory):
     results = page_results(["alpha", "beta", "<b>%{x}</b>", *(f"backbone_{number}" for number in range(4))])
     path = tmp_path_factory.mktemp("page") / "report.html"
     answer = Answer(sentences=["Take alpha."], rules=["At 5 %."])
-    save_page(page_text(results, page_tables(results), answer), path)
+    overview, runs = page_tables(results)
+    tuning = replace(runs, key="tuning", title="Tuning", section="tuning")
+    trials = replace(runs, key="tuning_trials", title="All trials", section="tuning", folded=True)
+    save_page(page_text(results, [overview, runs, tuning, trials], answer), path)
     return path.as_uri()
 
 
@@ -159,7 +163,7 @@ def test_switch_and_click_hide_a_model_everywhere(visit):
     assert all(shown == everyone for shown in page.evaluate(SHOWN))
     switches.nth(1).click()
     assert all(shown == [0, *everyone[2:]] for shown in page.evaluate(SHOWN))
-    assert page.locator("tr.off").count() == 3  # in the overview, and its two runs
+    assert page.locator("tr.off").count() == 7  # in the overview, and its two runs in three tables
     assert page.locator(".heat [data-model='1']:visible").count() == 0
     for key, model in (("cost", 3), ("roc0", 4)):
         plot = page.locator(f".plot[data-key={key}]")
@@ -215,6 +219,16 @@ def test_tables_sort_up_and_down_with_empty_cells_last(visit):
     for _ in range(2):
         runs.locator("th button").nth(1).click()
         assert runs.locator("td:nth-child(2)").last.get_attribute("data-value") is None
+
+
+def test_all_trials_of_a_tuning_are_folded_until_asked_for(visit):
+    page = visit()
+    shown, folded = page.locator("#tuning > .scroll"), page.locator("#tuning details .scroll")
+    expect(shown).to_be_visible()
+    expect(folded).to_be_hidden()
+    page.locator("#tuning summary").click()
+    expect(folded).to_be_visible()
+    assert page.locator("#tables .sortable").count() == 1
 
 
 @pytest.mark.parametrize("system", ["light", "dark"])

@@ -37,6 +37,10 @@ BUDGET_RULE = (
     " further best {noun} is named with the largest budget at which it is best, if at least two {noun}s fit that"
     " budget. Budgets of latency (2, 5, 20, 100 and 500 ms for one image) use the first metric only."
 )
+ORDER_RULE = (
+    "Two backbones change places if the better one by the mean over the seeds at default is not the better one at"
+    " tuned, with everything else equal."
+)
 CHEAPEST_RULE = (
     "The cheapest is the one with the fewest MACs among the best and those not significantly different from it."
 )
@@ -73,6 +77,8 @@ def _rules(results: Results, metrics: Sequence[MetricResult]) -> list[str]:
     rules = [best_rule, TEST_RULE, SPREAD_RULE, BUDGET_RULE.format(noun=results.noun), CHEAPEST_RULE]
     if results.factors:
         rules[:2] = [VARIANT_RULE.format(factors=", ".join(results.factors)), best_rule, VARIANT_TEST_RULE]
+    if any(_by_tuning(results, metric) for metric in metrics):
+        rules.append(ORDER_RULE)
     return rules
 
 
@@ -93,7 +99,8 @@ def _by_metric(results: Results, metric: MetricResult) -> list[str]:
     if unknown and costs:
         them = "it" if len(unknown) == 1 else "them"
         sentences.append(f"The MACs of {listed(unknown)} are unknown, so no budget includes {them}.")
-    return sentences + _cheapest(results, metric, ranking) + _by_factor(results, metric, ranking)
+    sentences += _cheapest(results, metric, ranking) + _by_factor(results, metric, ranking)
+    return sentences + _by_tuning(results, metric)
 
 
 def _by_factor(results: Results, metric: MetricResult, ranking: Sequence[str]) -> list[str]:
@@ -109,6 +116,15 @@ def _by_factor(results: Results, metric: MetricResult, ranking: Sequence[str]) -
         if (more := len(groups) - MOST_GROUPS) > 0:
             sentences.append(f"The table of differences compares {factor} in {more} more settings.")
     return sentences
+
+
+def _by_tuning(results: Results, metric: MetricResult) -> list[str]:
+    """Whether tuning changes the order of the backbones."""
+    if not results.tunings:
+        return []
+    from facebones.reporting.tuning_order import order_sentences  # few studies are tuned
+
+    return order_sentences(results, metric)[:MOST_GROUPS]
 
 
 def _alike(results: Results, factor: str, ranking: Sequence[str]) -> list[tuple[str, list[str]]]:

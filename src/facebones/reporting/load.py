@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facebones.errors import ConfigError, FaceBonesError
 from facebones.reporting.evaluations import (
@@ -35,6 +35,9 @@ from facebones.reporting.variants import different_recipes, repeated_seeds, vari
 from facebones.reporting.words import listed, set_words
 from facebones.run_folder import RunFolder
 from facebones.strict_yaml import find_shipped
+
+if TYPE_CHECKING:
+    from facebones.reporting.tuning import Tuning
 
 STUDY_FILE, PROFILE_FILE = "study.json", "profile.json"
 STUDY_FIELDS = ("recipe", "data", "backbones", "seeds", "evaluate", "pair_sets", "ijb")
@@ -91,6 +94,7 @@ class _Reader:
     notes: list[str] = field(default_factory=list)
     titles: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+    tunings: list["Tuning"] = field(default_factory=list)
 
     def read(self, folder: Path) -> None:
         """Read all that a folder holds.
@@ -144,6 +148,7 @@ class _Reader:
                 *different_versions([*((run.name, run.versions) for run in runs), *self.versions]),
             ],
             command="\n".join(self.commands),
+            tunings=self.tunings,
         )
 
     # ------------------------------------------------------------------------------------------ runs and studies
@@ -193,8 +198,13 @@ class _Reader:
 
     def _read_study_content(self, folder: Path, content: Mapping[str, Any]) -> None:
         label = folder.resolve().name
+        tuning = _tuning(content)
+        if tuning is not None:
+            self.tunings.append(tuning)
         for row in content["runs"]:
             run = read_study_run(folder, row)
+            if tuning is not None:
+                run = replace(run, tuned=tuning.fields_of(run.levels))
             if run.state == "done" and not run.folder.is_dir():
                 self.notes.append(f"{run.name}: {run.folder} is missing; only its final accuracy is known")
             self._add_run(run, label)
@@ -403,6 +413,15 @@ def _models(section: Mapping[str, Any]) -> list[str]:
     """The models of an evaluated set, also if nothing could be measured."""
     measured = [model for metric in section["metrics"] for model in metric["values"]]
     return list(dict.fromkeys([*section.get("details", {}), *measured]))
+
+
+def _tuning(content: Mapping[str, Any]) -> "Tuning | None":
+    """The tuning of a study; None if it has none."""
+    if "tuning" not in content:
+        return None
+    from facebones.reporting.tuning import read_tuning  # few studies are tuned
+
+    return read_tuning(content)
 
 
 def _entry_words(entry: Mapping[str, Any]) -> str:

@@ -76,7 +76,8 @@ def page_text(results: Results, tables: Sequence[Table], answer: Answer) -> str:
         data=data,
         json=Markup(script_json(data)),  # noqa: S704 - escaped by script_json
         overview=[_shown(results, table) for table in tables[:1]],
-        tables=[_shown(results, table) for table in tables[1:]],
+        tables=[_shown(results, table) for table in tables[1:] if table.section == "tables"],
+        tuning=[_shown(results, table) for table in tables[1:] if table.section == "tuning"],
         heat_tables=heat_tables(results),
         recipe=sections(results.recipe),
         conditions=sections(results.conditions),
@@ -170,6 +171,7 @@ def _shown(results: Results, table: Table) -> dict[str, Any]:
         "key": table.key,
         "title": table.title,
         "note": table.note,
+        "folded": table.folded,
         "columns": table.columns,
         "numeric": [_is_numeric(row[number] for row in table.rows) for number in range(len(table.columns))],
         "rows": [{"cells": row, "models": _models(row, owners)} for row in table.rows],

@@ -83,6 +83,9 @@ def results_json(results: Results) -> dict[str, Any]:
         - "metrics": of each its "title", the fields of `MetricResult`, "backbones": the spread of each variant over its
           seeds, the best first, and "tests" of every two variants;
         - "cmc": set to run to the hit rates at ranks 1, 2, ...
+        - "tuning": of each study with `tune:`, what its study.json says of it: "people" on whom no trial trained,
+          "pairs" of them, and "backbones", each with "levels" (of other factors), the number of the "chosen" trial and
+          all "trials": "fields", "state", "accuracy", "steps", "step" and "error".
 
         None stands for an unknown value. NaN and infinities become None, because JSON lacks them.
     """
@@ -98,6 +101,7 @@ def results_json(results: Results) -> dict[str, Any]:
         "runs": [_run(run, results.validated_sets) for run in results.runs],
         "metrics": [_metric(results, metric) for metric in results.known_metrics],
         "cmc": {set_words(where): rates for where, rates in results.cmc.items()},
+        "tuning": [tuning.content for tuning in results.tunings],
     }
     plain: dict[str, Any] = _plain(content)
     return plain

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from facebones.errors import UnknownNameError
 from facebones.reporting.variants import (
@@ -22,6 +22,9 @@ from facebones.reporting.variants import (
 )
 from facebones.reporting.words import metric_title, metric_words
 from facebones.statistics.significance import holm, outcomes_interval, over_seeds
+
+if TYPE_CHECKING:
+    from facebones.reporting.tuning import Tuning
 
 Line = Mapping[str, Any]
 
@@ -48,6 +51,7 @@ class Run:
         name: of the model in evaluations; unique in a report.
         backbone: name of the network.
         levels: factor to level, where recipes of one backbone differ.
+        tuned: recipe fields, "section.field", that its study's trials chose for it.
         seed: None if unknown.
         folder: where it was read from.
         source: "run", "log" (imported by `facebones logs`), or "file" (an ONNX file or weights).
@@ -63,6 +67,7 @@ class Run:
     name: str
     backbone: str
     levels: Levels = field(default_factory=dict)
+    tuned: Sequence[str] = ()
     seed: int | None = None
     folder: Path
     source: str = "run"
@@ -229,6 +234,7 @@ class Results:
         recipe: what all runs share, without backbone and seed.
         notes: what could not be read or does not fit together; a line each.
         command: reproduces the study, or the runs.
+        tunings: of the studies that have one.
     """
 
     title: str
@@ -242,6 +248,7 @@ class Results:
     recipe: Mapping[str, Any]
     notes: Sequence[str]
     command: str
+    tunings: Sequence["Tuning"] = ()
 
     @cached_property
     def variants(self) -> list[str]:

@@ -178,7 +178,7 @@ def _latex_cell(text: str) -> str:
 
 
 def csv_text(tables: Sequence[Table]) -> str:
-    """One line per cell: key of its table, row (the first cell, or the first two), column, value, text."""
+    """One line per cell: key of its table, row (as few of its first cells as name it alone), column, value, text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -194,8 +194,11 @@ def _row_names(table: Table) -> list[str]:
     def named(row: Sequence[Cell], cells: int) -> str:
         return ", ".join(cell.text for cell in row[:cells])
 
-    names = [named(row, 1) for row in table.rows]
-    return names if len(set(names)) == len(names) else [named(row, 2) for row in table.rows]
+    for cells in range(1, len(table.columns)):
+        names = [named(row, cells) for row in table.rows]
+        if len(set(names)) == len(names):
+            return names
+    return [named(row, 2) for row in table.rows]
 
 
 def _guarded(part: float | str) -> float | str:

@@ -61,6 +61,8 @@ class Table:
         note: how to read it; a sentence or two.
         columns: their headings.
         rows: a cell for each column.
+        section: of the page, "tables" or "tuning"; the overview has its own.
+        folded: whether the page shows it on demand only.
     """
 
     key: str
@@ -68,6 +70,8 @@ class Table:
     note: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    section: str = "tables"
+    folded: bool = False
 
 
 NOTHING = Cell(text="-")
@@ -80,6 +84,7 @@ def report_tables(results: Results) -> list[Table]:
         _overview(results),
         *(_evaluated(results, where) for where in sets),
         *(_tests(results, metric) for metric in results.main_metrics()),
+        *_tuning(results),
         _training(results),
         _runs(results),
     ]
@@ -156,8 +161,8 @@ def name_columns(results: Results) -> list[str]:
 def name_cells(results: Results, variant: str) -> list[Cell]:
     """The cells that name a variant."""
     run = results.first_run(variant)
-    levels = [_text(run.levels[name]) if name in run.levels else NOTHING for name in results.factors]
-    return [replace(_text(run.backbone), about=(variant,)), *levels]
+    levels = [text_cell(run.levels[name]) if name in run.levels else NOTHING for name in results.factors]
+    return [replace(text_cell(run.backbone), about=(variant,)), *levels]
 
 
 # ------------------------------------------------------------------------------------------------ evaluated sets
@@ -237,27 +242,35 @@ def _contrast_row(contrast: Contrast, higher_is_better: bool) -> list[Cell]:
     better = contrast.levels[(test.difference > 0) != higher_is_better]
     interval = "-" if test.low is None or test.high is None else f"[{points(test.low)}, {points(test.high)}]"
     return [
-        replace(_text(contrast.factor), about=(test.first, test.second)),
-        _text(contrast.within),
-        _text(f"{contrast.levels[0]} - {contrast.levels[1]}"),
+        replace(text_cell(contrast.factor), about=(test.first, test.second)),
+        text_cell(contrast.within),
+        text_cell(f"{contrast.levels[0]} - {contrast.levels[1]}"),
         Cell(text=points(test.difference), value=100 * test.difference),
-        _text(interval),
+        text_cell(interval),
         Cell(text=p_words(test.p_value), value=test.p_value),
-        _text(f"{better} is better" if test.significant else "not significantly different"),
+        text_cell(f"{better} is better" if test.significant else "not significantly different"),
     ]
 
 
 def _test_row(test: VariantTest, higher_is_better: bool) -> list[Cell]:
     better = test.first if (test.difference > 0) == higher_is_better else test.second
     return [
-        _text(f"{test.first} - {test.second}"),
+        text_cell(f"{test.first} - {test.second}"),
         Cell(text=points(test.difference), value=100 * test.difference),
         Cell(text=p_words(test.p_value), value=test.p_value),
-        _text(f"{better} is better" if test.significant else "not significantly different"),
+        text_cell(f"{better} is better" if test.significant else "not significantly different"),
     ]
 
 
 # ----------------------------------------------------------------------------------------------------- training
+
+
+def _tuning(results: Results) -> list[Table]:
+    if not results.tunings:
+        return []
+    from facebones.reporting.tuning_tables import tuning_tables  # which imports this module
+
+    return tuning_tables(results)
 
 
 def _training(results: Results) -> Table:
@@ -283,7 +296,7 @@ def _is_validated(run: Run, pair_set: str) -> bool:
 
 def _training_row(pair_set: str, runs: Sequence[Run]) -> list[Cell]:
     return [
-        _text(pair_set),
+        text_cell(pair_set),
         _over_runs((run.final_accuracy(pair_set) for run in runs), percent),
         _over_runs((run.best_accuracy(pair_set) for run in runs), percent),
         _over_runs((run.final_loss for run in runs), decimal),
@@ -341,22 +354,23 @@ def _runs(results: Results) -> Table:
 
 def _run_row(run: Run, named: Sequence[Cell], sets: Sequence[str], has_errors: bool) -> list[Cell]:
     return [
-        _text(run.name),
+        text_cell(run.name),
         *named,
         NOTHING if run.seed is None else Cell(text=str(run.seed), value=run.seed),
-        _text(run.source),
+        text_cell(run.source),
         Cell(text="FAILED" if run.state == "failed" else run.state, value=run.state),
         NOTHING if run.steps is None else Cell(text=f"{run.steps:,}", value=run.steps),
         _over_runs([run.final_loss], decimal),
         *(_over_runs([run.final_accuracy(name)], percent) for name in sets),
-        *([_text(run.error or "")] if has_errors else []),
+        *([text_cell(run.error or "")] if has_errors else []),
     ]
 
 
 # -------------------------------------------------------------------------------------------------------- texts
 
 
-def _text(text: str) -> Cell:
+def text_cell(text: str) -> Cell:
+    """A cell of a text; it has no value if the text is empty."""
     return Cell(text=text, value=text or None)
 
 

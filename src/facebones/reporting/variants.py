@@ -304,10 +304,10 @@ def repeated_seeds(runs: "Sequence[Run]") -> list[str]:
 def different_recipes(runs: "Sequence[Run]") -> list[str]:
     """Notes if recipes differ in more than backbones and levels: then more than these is compared."""
     compared = [run for run in _with_equal_fingerprints(runs) if run.recipe]
-    of_levels: dict[Any, list[Kind]] = {}
+    of_levels: dict[Any, list[Run]] = {}
     for run in compared:
-        of_levels.setdefault(tuple(sorted(run.levels.items())), []).append(_compared(run))
-    names = dict.fromkeys(name for kinds in of_levels.values() for name in _differing(kinds))
+        of_levels.setdefault(tuple(sorted(run.levels.items())), []).append(run)
+    names = dict.fromkeys(name for alike in of_levels.values() for name in _untuned_differences(alike))
     notes = []
     if names:
         notes.append(
@@ -315,6 +315,16 @@ def different_recipes(runs: "Sequence[Run]") -> list[str]:
             " result may come from the recipe instead of the backbone"
         )
     return notes + _confounded(compared, names)
+
+
+def _untuned_differences(runs: "Sequence[Run]") -> list[str]:
+    """Fields in which runs differ that no trials chose; where trials chose, runs differ by design."""
+    kinds = [_compared(run) for run in runs]
+    return [
+        name
+        for name in _differing(kinds)
+        if _differing([{name: kind.get(name)} for run, kind in zip(runs, kinds, strict=True) if name not in run.tuned])
+    ]
 
 
 def _confounded(runs: "Sequence[Run]", noted: Iterable[str]) -> list[str]:
