@@ -72,9 +72,10 @@ def _draw(space: Mapping[str, Dimension], history: Sequence[Trial], seeds: Seque
     for name, one in space.items():
         if one.choices:
             distributions[name] = CategoricalDistribution([*one.choices])
+        elif one.whole:
+            distributions[name] = IntDistribution(int(one.low), int(one.high), log=one.log)
         else:
-            kind = IntDistribution if one.whole else FloatDistribution
-            distributions[name] = kind(one.low, one.high, log=one.log)
+            distributions[name] = FloatDistribution(one.low, one.high, log=one.log)
     seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
     study = optuna.create_study(direction="maximize", sampler=sampler)
