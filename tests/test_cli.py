@@ -542,6 +542,34 @@ def test_a_signal_saves_and_says_how_to_go_on(train_words, tmp_path, capsys, mon
     assert main(["resume", str(tmp_path / "run"), "--device", "cpu"]) == 0
 
 
+def test_a_second_signal_while_saving_keeps_the_checkpoint_before_and_is_one_line(
+    train_words, tmp_path, capsys, monkeypatch
+):
+    original, save = Trainer.train_step, torch.save
+
+    def step(self, batches):
+        original(self, batches)
+        if self.step == 3:
+            monkeypatch.setattr(torch, "save", interrupted)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def interrupted(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        except BaseException as error:  # as the writer of torch's archives does
+            raise RuntimeError("unexpected pos 64 vs 0") from error
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    assert main([str(word) for word in train_words()]) == 143
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"facebones: stopped by SIGTERM; continue with: facebones resume {tmp_path}/run --device cpu"
+    monkeypatch.setattr(torch, "save", save)
+    assert load_checkpoint(RunFolder(tmp_path / "run").last)["step"] == 0
+    monkeypatch.undo()
+    assert main(["resume", str(tmp_path / "run"), "--device", "cpu"]) == 0
+
+
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")))
 def test_every_recipe_trains(recipe, train_words, tmp_path, capsys):
     # In fp16 the first steps go to finding a scale for the gradients.

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from facebones.backbones import create_backbone
-from facebones.errors import CheckpointError
+from facebones.errors import CheckpointError, RunError
 from facebones.heads import list_heads
 from facebones.run_folder import RunFolder, read_metrics
 from facebones.system.checkpoint import load_checkpoint
@@ -70,6 +71,33 @@ def stopped_after(monkeypatch, steps, number=signal.SIGTERM):
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Trainer, "train_step", step)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS], ids=lambda number: number.name)
+@pytest.mark.parametrize("killed", [1, 2], ids=["one worker", "both workers"])
+def test_a_dead_data_worker_ends_the_training_between_two_steps_after_a_save(
+    tmp_path, tiny_recipe, monkeypatch, capsys, number, killed
+):
+    """torch's own handler raises in whatever runs when a worker dies, such as the update of the weights."""
+    recipe = tiny_recipe(**{"data.workers": 2, "training.batch_size": 2})
+    train(recipe, tmp_path / "whole", "cpu")
+    original = Trainer.train_step
+
+    def step(self, batches):
+        if self.step == 2:
+            for worker in multiprocessing.active_children()[:killed]:
+                os.kill(worker.pid, number)
+                worker.join(10)
+        original(self, batches)  # a handler of SIGCHLD has run by its first line
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    with pytest.raises(RunError, match="a data worker was killed, perhaps for lack of memory"):
+        train(recipe, tmp_path / "parts", "cpu")
+    monkeypatch.undo()
+    (saved,) = re.findall(r"step (\d+) is saved; fix the error below, then continue with: ", capsys.readouterr().err)
+    assert int(saved) >= 3 and load_checkpoint(RunFolder(tmp_path / "parts").last)["step"] == int(saved)
+    resume(tmp_path / "parts", "cpu")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 OPTIONS = {

@@ -13,9 +13,10 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
+from threading import current_thread, main_thread
 from typing import Any, NamedTuple, cast
 
 import cv2
@@ -309,7 +310,25 @@ def _loaded(order: EpochOrder, images: "_DecodedImages", workers: int, pin_memor
             prefetch_factor=PREFETCH if workers else None,
             multiprocessing_context="fork" if workers and CAN_INHERIT else None,
         )
-        return iter(loader)
+        with _dead_workers_found_by_the_next_batch():
+            return iter(loader)
+
+
+@contextmanager
+def _dead_workers_found_by_the_next_batch() -> Iterator[None]:
+    """Undo torch's handler of SIGCHLD, which it sets where workers start.
+
+    It raises for a dead worker wherever this process is, such as in the middle of a step, whose weights would then be
+    half-updated. Without it, the wait for the next batch finds the death within five seconds, between two steps.
+    """
+    if current_thread() is not main_thread():  # torch sets none there
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 class _Request(NamedTuple):

@@ -162,6 +162,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.raised: Interrupted | None = None
         self._at_once = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -174,7 +175,8 @@ class StopRequest:
         again = self.received is not None and not os.environ.keys() & {PARENT_VARIABLE, LAUNCHER_VARIABLE}
         self.received = signal.Signals(number)
         if self._at_once or again:
-            raise Interrupted(self.received)
+            self.raised = Interrupted(self.received)
+            raise self.raised
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -195,6 +197,10 @@ def stop_signals() -> Iterator[StopRequest]:
     before = {number: signal.signal(number, request.handle) for number in STOP_SIGNALS}
     try:
         yield request
+    except Exception as error:
+        if request.raised is None:
+            raise
+        raise request.raised from error  # a library has made an error of its own of it
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
