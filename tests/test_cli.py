@@ -22,6 +22,7 @@ import torch
 from facebones.backbones import create_backbone
 from facebones.cli.main import COMMANDS, main
 from facebones.data.pair_bins import read_pairs, write_pairs
+from facebones.recipe import load_recipe
 from facebones.run_folder import RunFolder
 from facebones.system.checkpoint import load_checkpoint
 from facebones.system.processes import Interrupted
@@ -571,9 +572,11 @@ def test_a_second_signal_while_saving_keeps_the_checkpoint_before_and_is_one_lin
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")))
-def test_every_recipe_trains(recipe, train_words, tmp_path, capsys):
+def test_every_recipe_trains(recipe, train_words, tmp_path, capsys, teacher):
     # In fp16 the first steps go to finding a scale for the gradients.
     more = ("--training.accumulation_steps", "1", "--training.epochs", "4")
+    if load_recipe(recipe).distillation.alone:
+        more += ("--distillation.embeddings", str(teacher))
     words = [recipe if word == "demo" else str(word) for word in train_words(*more)]
     assert main(words) == 0
     assert "tiny: accuracy" in capsys.readouterr().out
