@@ -1,4 +1,6 @@
+import errno
 import gc
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -94,6 +96,27 @@ def test_a_place_is_free_again_once_no_tensor_uses_it():
     del part
     gc.collect()
     assert memory.take() == place
+
+
+@pytest.mark.parametrize("started", [0, 2], ids=["none", "two"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.EAGAIN], ids=errno.errorcode.get)
+def test_workers_that_cannot_be_started_are_one_line_and_leave_no_process(
+    small_data, monkeypatch, capfd, number, started
+):
+    """No room in /dev/shm, too few file descriptors, too many processes."""
+    start, count = multiprocessing.context.ForkProcess.start, itertools.count()
+
+    def limited(self):
+        if next(count) == started:
+            raise OSError(number, os.strerror(number))
+        start(self)
+
+    monkeypatch.setattr(multiprocessing.context.ForkProcess, "start", limited)
+    with pytest.raises(RunError, match=rf"^4 data workers cannot be started: {os.strerror(number)}; give fewer"):
+        collect(small_data, workers=4)
+    assert multiprocessing.active_children() == []
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 def test_too_much_shared_memory_is_refused_in_one_line():

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
+from multiprocessing import active_children
 from threading import current_thread, main_thread
 from typing import Any, NamedTuple, cast
 
@@ -311,7 +312,28 @@ def _loaded(order: EpochOrder, images: "_DecodedImages", workers: int, pin_memor
             multiprocessing_context="fork" if workers and CAN_INHERIT else None,
         )
         with _dead_workers_found_by_the_next_batch():
-            return iter(loader)
+            return _started(loader)
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The iterator of a loader, whose workers have started.
+
+    Raises:
+        RunError: the system has no more processes, files or memory for them; those that have started are gone.
+    """
+    before = active_children()
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # torch's half-built iterator fails in its __del__
+    try:
+        return iter(loader)
+    except OSError as error:
+        reason = error.strerror
+    finally:
+        sys.unraisablehook = hook
+    for worker in active_children():
+        if worker not in before:
+            worker.kill()  # they ignore the signal by which Python would end them, and wait for them
+            worker.join()
+    raise RunError(f"{loader.num_workers} data workers cannot be started: {reason}; give fewer --workers, or 0")
 
 
 @contextmanager
