@@ -241,4 +241,4 @@ def evenly(values: Sequence[Item], most: int) -> list[Item]:
 
 
 def _digest(values: Integers) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values, dtype="<i8").tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<i8").data).hexdigest()
