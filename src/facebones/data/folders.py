@@ -160,7 +160,9 @@ class RecordSet(TrainingSet):
             positions = by_key.at(np.arange(block.start, min(block.stop, total)))
             table = self.records.headers(positions)
             is_image[block] = image = (table.flags != 2) | (table.sizes > 0)
-            own = self._labels(HeaderTable(*(column[image] for column in table)), positions[image])
+            if not image.all():
+                table, positions = HeaderTable(*(column[image] for column in table)), positions[image]
+            own = self._labels(table, positions)
             labels[images : images + len(own)] = own
             images += len(own)
         if images < total:
@@ -297,7 +299,7 @@ def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
         DataError: nothing is there, no format recognises it, it is broken, or it holds one identity only.
     """
     data = open_labelled_images(Path(path))
-    if len(np.unique(data.labels)) == 1:
+    if data.labels.min() == data.labels.max():
         raise DataError(
             f"{path}: {counted(len(data), 'image')}, all of one identity; training needs two or more (without labels:"
             " --distillation.alone true)"

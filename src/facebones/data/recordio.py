@@ -248,11 +248,13 @@ class RecordFile:
 
     def spans(self) -> Integers:
         """(N,) bytes from the start of each record to the start of the next in the file, from the offsets alone."""
+        order = None if self._in_file_order() else np.argsort(self.offsets, kind="stable")
+        ascending = self.offsets if order is None else self.offsets[order]
         spans = np.empty(len(self), np.int64)
-        order = slice(None) if self._in_file_order() else np.argsort(self.offsets, kind="stable")
-        ascending = self.offsets[order]
-        spans[order] = np.append(ascending[1:], self.size)
-        spans[order] -= ascending
+        np.subtract(ascending[1:], ascending[:-1], out=spans[:-1])
+        spans[-1] = self.size - ascending[-1]
+        if order is not None:
+            spans[order] = spans.copy()
         return spans
 
     def _in_file_order(self) -> bool:
