@@ -153,29 +153,29 @@ class RecordSet(TrainingSet):
 
     def _read_all_headers(self) -> None:
         """Read the label of every record, except InsightFace's identity records: these have two labels and no image."""
-        by_key, total = self.records.key_runs.by_number(), len(self.records)
-        is_image, labels = np.empty(total, np.bool_), np.empty(total, np.int64)
-        images = 0
-        for block in blocks(total):
-            positions = by_key.at(np.arange(block.start, min(block.stop, total)))
+        total = len(self.records)
+        is_image, labels = np.zeros(total, np.bool_), np.zeros(total, np.int64)
+        for block in blocks(total):  # in the order of the index, which is that of the file: a disk is fast in it
+            positions = np.arange(block.start, min(block.stop, total))
             table = self.records.headers(positions)
-            is_image[block] = image = (table.flags != 2) | (table.sizes > 0)
+            image = (table.flags != 2) | (table.sizes > 0)
             if not image.all():
                 table, positions = HeaderTable(*(column[image] for column in table)), positions[image]
-            own = self._labels(table, positions)
-            labels[images : images + len(own)] = own
-            images += len(own)
+            is_image[positions] = True
+            labels[positions] = self._labels(table, positions)
+        images = np.count_nonzero(is_image)
         if images < total:
             reason = "record 0 and the identity records do not fit the images; the labels come from the images alone"
             self.notes.append(f"{self.path}: {reason}")
         if not images:
             raise DataError(f"{self.path}: {total} records, but no image; restore the file from its source")
-        first = int(is_image.argmax())
-        if is_image[first : first + images].all():
-            self._places = by_key.between(first, first + images)
+        by_key = self.records.key_runs.by_number().between(0, total)
+        if isinstance(by_key, range) and images == total:
+            self._places, self.labels = by_key, labels
         else:
-            self._places = by_key.at(np.flatnonzero(is_image))
-        self.labels = labels[:images]
+            places = np.arange(total) if isinstance(by_key, range) else by_key
+            self._places = places[is_image[places]]
+            self.labels = labels[self._places]
 
     def _labels(self, table: HeaderTable, positions: Integers) -> Integers:
         labels = table.labels[:, 0]

@@ -4,6 +4,7 @@ A line is `key<TAB>offset`. Keys usually count up in one or a few runs, so only 
 """
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from facebones.errors import DataError
 
 BLOCK_BYTES = 2**18  # the arrays of a block fit in the processor's cache
+BLOCK_NUMBERS = 2**15
 MOST_DIGITS = 18  # of a number that surely fits in int64
 LONGEST = 100  # digits, with zeros in front
 LARGEST = 2**63 - 1
@@ -36,8 +38,12 @@ class Runs:
 
     def __init__(self, edges: AnyIntegers, firsts: AnyIntegers) -> None:
         self.edges, self.firsts = edges, firsts
-        ascending = bool((firsts[1:] > firsts[:-1]).all())
-        self._order = slice(None) if ascending else _narrow(np.argsort(firsts, kind="stable"))
+
+    @cached_property
+    def _order(self) -> slice | AnyIntegers:
+        """The runs in the order of their first numbers."""
+        ascending = bool((self.firsts[1:] > self.firsts[:-1]).all())
+        return slice(None) if ascending else _narrow(np.argsort(self.firsts, kind="stable"))
 
     @classmethod
     def of(cls, blocks: Iterable[Integers]) -> "Runs":
@@ -61,11 +67,17 @@ class Runs:
         run = np.searchsorted(self.edges, wanted, side="right") - 1
         return np.asarray(self.firsts[run] + (wanted - self.edges[run]))
 
-    def between(self, first: int, end: int) -> range | Integers:
+    def between(self, first: int, end: int) -> range | AnyIntegers:
         """The numbers at places `first` to `end` - 1; a range if they are consecutive."""
         one, other = np.searchsorted(self.edges, [first, end - 1], side="right")
-        start = int(self.at(first))
-        return range(start, start + end - first) if one == other else self.at(np.arange(first, end))
+        if one == other:
+            start = int(self.at(first))
+            return range(start, start + end - first)
+        numbers = np.empty(end - first, self.firsts.dtype)
+        for start in range(first, end, BLOCK_NUMBERS):  # the steps in between take five times the memory
+            own = np.arange(start, min(start + BLOCK_NUMBERS, end))
+            numbers[own - first] = self.at(own)
+        return numbers
 
     def find(self, numbers: npt.ArrayLike) -> Integers:
         """The places of these numbers, -1 for one that is not there; same shape as `numbers`."""
@@ -78,20 +90,22 @@ class Runs:
     def by_number(self) -> "Runs":
         """The places of all numbers from the smallest to the largest, as runs."""
         firsts, lengths = self.edges[:-1][self._order], np.diff(self.edges)[self._order]
-        ends = np.cumsum(lengths)
         new = np.append(True, firsts[1:] != firsts[:-1] + lengths[:-1])
-        return Runs(_narrow(np.append((ends - lengths)[new], len(self))), firsts[new])
+        starts = np.cumsum(lengths, dtype=lengths.dtype)
+        starts -= lengths
+        return Runs(np.append(starts[new], self.edges[-1]), firsts[new])
 
     def repeated(self) -> int | None:
         """The smallest number that is there more than once; None if there is none."""
-        firsts, lasts = self.firsts[self._order], (self.firsts + np.int64(-1) + np.diff(self.edges))[self._order]
-        again = firsts[1:] <= np.maximum.accumulate(lasts)[:-1]
+        firsts, lasts = self.firsts[self._order], np.diff(self.edges)[self._order]
+        lasts = lasts + (firsts - 1)
+        again = firsts[1:] <= np.maximum.accumulate(lasts, out=lasts)[:-1]
         return int(firsts[1:][again][0]) if again.any() else None
 
 
 def _narrow(numbers: Integers) -> AnyIntegers:
-    """The numbers in half of the memory, if they fit."""
-    return numbers.astype(np.int32) if numbers.max(initial=0) < 2**31 else numbers
+    """The numbers in half of the memory, if the sum of two of them fits as well."""
+    return numbers.astype(np.int32) if numbers.max(initial=0) < 2**30 else numbers
 
 
 def read_index(path: Path, records: Path, size: int) -> tuple[Runs, Integers]:
