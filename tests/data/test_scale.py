@@ -1,4 +1,4 @@
-"""Ten million records, 200,000 files, 15 million pairs: memory is bounded, and the arrays are those of plain readers."""
+"""Ten million records, 200,000 files, 15 million pairs: memory is bounded, and arrays are as read line by line."""
 
 import os
 from unittest.mock import patch
@@ -12,7 +12,7 @@ from facebones.data import record_index, recordio
 from facebones.data.folders import RecordSet
 from facebones.data.record_index import Runs, read_index
 from facebones.data.record_writer import RecordWriter
-from facebones.data.recordio import MAGIC, Header, RecordFile, pack
+from facebones.data.recordio import MAGIC, Header, pack
 from facebones.errors import DataError
 
 RECORDS, PEOPLE = 10_000_000, 100_000

@@ -1,4 +1,4 @@
-"""Which lines of a metrics.jsonl a report reads: all of a short file; first, last, extremes, validations of a long one."""
+"""Lines of a metrics.jsonl in a report: all of a short file; first, last, extremes and validations of a long one."""
 
 import json
 
@@ -8,9 +8,8 @@ import pytest
 from facebones.errors import DataError
 from facebones.reporting import run_lines as module
 from facebones.reporting.runs import read_run
-from facebones.run_folder import read_metrics
+from facebones.run_folder import RunFolder, read_metrics
 from facebones.study.trials import _accuracies
-from facebones.run_folder import RunFolder
 
 COUNT = 1000
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from facebones.data.joined_sets import JoinedSets, data_roots, is_system_folder, without_data
 from facebones.data.record_shards import RecordShards, are_separate, compare_property, unused_labels
-from facebones.data.record_index import Runs
 from facebones.data.recordio import HeaderTable, RecordFile, blocks, first_label
 from facebones.data.training_set import Integers, TrainingSet, data_formats, register_data_format
 from facebones.data.training_set import same_data as same_data  # noqa: PLC0414

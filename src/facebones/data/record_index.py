@@ -50,9 +50,9 @@ class Runs:
         """Runs of the numbers in these blocks, one after the other; there is at least one number."""
         edges: list[AnyIntegers] = []
         firsts: list[AnyIntegers] = []
-        count = 0
+        count, last = 0, np.int64(-2)
         for numbers in blocks:
-            cuts = np.flatnonzero(np.diff(numbers, prepend=last if count else numbers[0]) != 1)
+            cuts = np.flatnonzero(np.diff(numbers, prepend=last) != 1)
             edges.append(_narrow(count + cuts))
             firsts.append(_narrow(numbers[cuts]))
             count, last = count + len(numbers), numbers[-1]
@@ -126,7 +126,12 @@ def read_index(path: Path, records: Path, size: int) -> tuple[Runs, Integers]:
             filled = 0
             for number, lines in _blocks(path):
                 block, own = _parse(path, number, lines)
-                _check_offsets(path, number, block, own, records, size)
+                wrong = (own % 4 != 0) | (own > size - 8)
+                if wrong.any():
+                    row = int(wrong.argmax())
+                    reason = "outside the file" if own[row] > size - 8 else "not a multiple of 4"
+                    what = f"key {block[row]}: byte offset {own[row]} is {reason}; {records.name} has {size} bytes"
+                    raise DataError(f"{path}, line {number + row}: {what}; restore both files from one source")
                 if filled + len(own) > len(offsets):
                     raise DataError(f"{path}: has grown while it was read; start again")
                 offsets[filled : filled + len(own)] = own
@@ -191,16 +196,6 @@ def _numbers(digits: Bytes, ends: Integers, lengths: Integers) -> Integers:
         field = digits[ends[row] - lengths[row] : ends[row]] + np.uint8(ord("0"))
         numbers[row] = min(int(field.tobytes()), LARGEST)
     return numbers
-
-
-def _check_offsets(path: Path, number: int, keys: Integers, offsets: Integers, records: Path, size: int) -> None:
-    wrong = (offsets % 4 != 0) | (offsets > size - 8)
-    if wrong.any():
-        row = int(wrong.argmax())
-        reason = "outside the file" if offsets[row] > size - 8 else "not a multiple of 4"
-        fix = f"{records.name} has {size} bytes; restore both files from one source"
-        what = f"key {keys[row]}: byte offset {offsets[row]} is {reason}"
-        raise DataError(f"{path}, line {number + row}: {what}; {fix}")
 
 
 def fail_at_line(path: Path, first: int, lines: bytes) -> NoReturn:

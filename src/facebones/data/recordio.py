@@ -370,8 +370,9 @@ class RecordFile:
         last = int(self.offsets.argmax())
         _, end = self._record(int(self.offsets[last]))
         if end < self.size:
-            known = f"its last record, key {self.key_runs.at(last)}, ends at byte {end}, but {self.path} has {self.size} bytes"
-            raise DataError(f"{index}: cut short: {known}; restore the index, or remove it to have the .rec scanned")
+            known = f"its last record, key {self.key_runs.at(last)}, ends at byte {end}"
+            fix = "restore the index, or remove it to have the .rec scanned"
+            raise DataError(f"{index}: cut short: {known}, but {self.path} has {self.size} bytes; {fix}")
 
     @property
     def _bytes(self) -> mmap.mmap:

@@ -86,7 +86,7 @@ def _fewer(validations: Sequence[Numbered]) -> list[Numbered]:
     """Half of MOST_VALIDATIONS, in the order of the sets."""
     sets: dict[str, list[Numbered]] = {}
     for line in validations:
-        sets.setdefault(line[2]["set"], []).append(line)  # type: ignore[index, call-overload] # a row
+        sets.setdefault(line[2]["set"], []).append(line)  # type: ignore[call-overload] # a row
     each = max(1, MOST_VALIDATIONS // (8 * len(sets)))  # buckets of a set
     return [line for own in sets.values() for bucket in _cut(own, each) for line in course(bucket)]
 

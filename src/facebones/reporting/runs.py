@@ -195,7 +195,6 @@ def checked_result(content: Mapping[str, Any]) -> dict[str, Any]:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that are shown, checked."""
 
-
     def checked(number: int, line: Any) -> dict[str, Any]:
         try:
             return _checked_line(line)
