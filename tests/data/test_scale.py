@@ -169,3 +169,27 @@ def test_fifty_thousand_folders(tmp_path, added_memory):
         for image in range(4):
             os.close(os.open(folder / f"{person:05d}_{image:04d}.jpg", os.O_CREAT | os.O_WRONLY))
     assert added_memory(OPEN, tmp_path, 200_000, 50_000) <= 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "millions", "read"),
+    [
+        ("{0} {1} {2}\n", 15, "ijb_pairs import read_pair_labels as read"),
+        ("{0}.jpg {1}.jpg {2}\n", 3, "pair_lists import read_pair_set as read"),
+        (
+            "{0}.jpg {2}\n{1}.jpg {2}\n",
+            1,
+            "pair_lists import read_pair_set as read",
+        ),
+    ],
+)
+def test_millions_of_pairs_take_a_small_multiple_of_the_list(tmp_path, added_memory, line, millions, read):
+    for image in range(100, 200):
+        (tmp_path / f"{image}.jpg").write_bytes(b"an image")
+    block = "".join(line.format(100 + pair % 97, 100 + pair % 89, pair % 2) for pair in range(100_000))
+    with (path := tmp_path / "pairs.txt").open("w") as file:
+        for _ in range(10 * millions):
+            file.write(block)
+    code = f"from facebones.data.{read}; data = read(sys.argv[1]); assert len(data) == {millions * 10**6}"
+    assert added_memory(code, path) <= 3.5 * path.stat().st_size / 2**20
