@@ -1,6 +1,7 @@
 """Small data sets and runs that many tests share."""
 
 import shutil
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -35,6 +36,37 @@ def real_faces():
     if not REAL_FACES.is_dir():
         pytest.skip(f"the real faces are not here: {REAL_FACES}")
     return REAL_FACES
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import cv2, numpy
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+before = peak()
+{code}
+print(peak() - before)
+"""
+
+
+@pytest.fixture(scope="session")
+def added_memory():
+    """Run code in a process of its own; returns the highest memory that it takes beyond the start, in MiB.
+
+    Not from `ru_maxrss`, which begins with the size of the process that started it.
+    """
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("memory is read from /proc")
+
+    def measure(code, *arguments):
+        command = [sys.executable, "-c", PEAK.format(code=code), *map(str, arguments)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
+
+    return measure
 
 
 @pytest.fixture(scope="session")

@@ -18,24 +18,49 @@ from facebones.system.files import atomic_write, write_json
 if TYPE_CHECKING:
     from facebones.recipe import Recipe
 
+TRAIN_LINE = b'{"kind": "train", '  # how most lines of a metrics.jsonl begin
 LOCK_SECONDS = 150.0  # an NFS 4 server frees the locks of a dead client after 90 seconds
 
 
-def read_metrics(path: Path) -> list[Any]:
+def read_metrics(path: Path, *, without: bytes | None = None) -> list[Any]:
     """The lines of a metrics.jsonl, in order. A killed run may leave a half-written last line, which is dropped.
+
+    Args:
+        path: the file.
+        without: lines that begin so are left out, without being parsed.
 
     Raises:
         DataError: the file cannot be read, or a line is not JSON.
     """
-    lines: list[Any] = []
+    lines = metrics_lines(path)
+    return [parsed_line(path, *line) for line in lines if without is None or not line[1].startswith(without)]
+
+
+def metrics_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number, from 1, and bytes of each complete line of a metrics.jsonl; no more than one is in memory.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            lines.append(json.loads(line))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}, line {len(lines) + 1}: not JSON ({first_line(error)}); restore the file") from error
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):
+                    yield number, line
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
-    return lines
+
+
+def parsed_line(path: Path, number: int, line: bytes) -> Any:
+    """The content of a line of a metrics.jsonl.
+
+    Raises:
+        DataError: it is not JSON.
+    """
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}, line {number}: not JSON ({first_line(error)}); restore the file") from error
 
 
 @dataclass(frozen=True)

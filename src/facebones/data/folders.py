@@ -11,7 +11,7 @@ import numpy as np
 
 from facebones.data.joined_sets import JoinedSets, data_roots, is_system_folder, without_data
 from facebones.data.record_shards import RecordShards, are_separate, compare_property, unused_labels
-from facebones.data.recordio import HeaderTable, RecordFile, first_label
+from facebones.data.recordio import HeaderTable, RecordFile, blocks, first_label
 from facebones.data.training_set import Integers, TrainingSet, data_formats, register_data_format
 from facebones.data.training_set import same_data as same_data  # noqa: PLC0414
 from facebones.errors import DataError, counted, some
@@ -38,7 +38,6 @@ class RecordSet(TrainingSet):
 
     Attributes:
         records: the file.
-        positions: (N,) position of each image in `records`.
         complete: it has record 0 and the identity records.
 
     Raises:
@@ -80,7 +79,7 @@ class RecordSet(TrainingSet):
 
     def read_record(self, index: int) -> tuple[bytes, bytes, int]:
         """Read header, image and label; errors as in `read`."""
-        head, image = self.records.split(int(self.positions[index]))
+        head, image = self.records.split(int(self._places[index]))
         label = first_label(head)
         if label != (known := int(self.labels[index])):
             found = f"the image has label {label:g}, but its identity record says {known}"
@@ -89,19 +88,30 @@ class RecordSet(TrainingSet):
 
     def read_ahead(self, first: int, last: int) -> None:
         """Have the system fetch a part of the file, in one piece if the images are neighbours in it."""
-        self.records.read_ahead(self.positions[first:last])
+        self.records.read_ahead(self._at(np.arange(first, min(last, len(self)))))
 
     def read_ahead_some(self, indices: Integers) -> None:
         """Have the system fetch these images, without what lies between them."""
-        self.records.read_ahead(self.positions[indices])
+        self.records.read_ahead(self._at(indices))
 
     def image_sizes(self) -> Mapping[str, Integers]:
         """(N,) bytes of each image's record, from the index alone: sizes rounded up to 4, with the record's header."""
-        return {"record_sizes_sha256": self.records.spans()[self.positions]}
+        spans, places = self.records.spans(), self._places
+        own = spans[places.start : places.stop] if isinstance(places, range) else spans[places]
+        return {"record_sizes_sha256": own}
+
+    @property
+    def positions(self) -> Integers:
+        """(N,) position of each image in `records`; the array is made at each access."""
+        return self._at(np.arange(len(self)))
+
+    def _at(self, indices: Integers) -> Integers:
+        """Positions of these images."""
+        return self._places.start + indices if isinstance(self._places, range) else self._places[indices]
 
     def describe(self, index: int) -> str:
         """Name an image by file, key and byte offset."""
-        return self.records.where(int(self.positions[index]))
+        return self.records.where(int(self._places[index]))
 
     def identity_name(self, label: int) -> str:
         """Name an identity by its label."""
@@ -113,10 +123,10 @@ class RecordSet(TrainingSet):
         if limits is None:
             return False
         first_identity, end = limits
-        places = self.records.positions_of(np.arange(end))  # keys from 0: record 0, images, identities
-        if (places < 0).any():
-            return False
-        table = self.records.headers(places[first_identity:])
+        by_key = self.records.key_runs.by_number()
+        if self.records.key_runs.at(by_key.at([0, end - 1])).tolist() != [0, end - 1]:
+            return False  # keys from 0: record 0, images, identities
+        table = self.records.headers(by_key.at(np.arange(first_identity, end)))
         if (table.flags != 2).any() or (table.sizes != 0).any() or not np.isfinite(table.labels).all():
             return False
         ranges = table.labels.astype(np.int64)  # (identities, 2): first image key, last + 1
@@ -124,8 +134,8 @@ class RecordSet(TrainingSet):
         edges = np.append(ranges[:, 0], first_identity)
         if edges[0] != 1 or (ranges[:, 1] != edges[1:]).any() or (ranges[:, 0] >= ranges[:, 1]).any():
             return False
-        self.positions = places[1:first_identity]
-        first_images = self.positions[ranges[:, 0] - 1]
+        self._places = by_key.between(1, first_identity)
+        first_images = by_key.at(ranges[:, 0])
         identities = self._labels(self.records.headers(first_images), first_images)
         self.labels = np.repeat(identities, ranges[:, 1] - ranges[:, 0])
         return True
@@ -142,16 +152,29 @@ class RecordSet(TrainingSet):
 
     def _read_all_headers(self) -> None:
         """Read the label of every record, except InsightFace's identity records: these have two labels and no image."""
-        everything = np.argsort(self.records.keys, kind="stable")
-        table = self.records.headers(everything)
-        image = (table.flags != 2) | (table.sizes > 0)
-        if not image.all():
+        total = len(self.records)
+        is_image, labels = np.zeros(total, np.bool_), np.zeros(total, np.int64)
+        for block in blocks(total):  # in the order of the index, which is that of the file: a disk is fast in it
+            positions = np.arange(block.start, min(block.stop, total))
+            table = self.records.headers(positions)
+            image = (table.flags != 2) | (table.sizes > 0)
+            if not image.all():
+                table, positions = HeaderTable(*(column[image] for column in table)), positions[image]
+            is_image[positions] = True
+            labels[positions] = self._labels(table, positions)
+        images = np.count_nonzero(is_image)
+        if images < total:
             reason = "record 0 and the identity records do not fit the images; the labels come from the images alone"
             self.notes.append(f"{self.path}: {reason}")
-        if not image.any():
-            raise DataError(f"{self.path}: {len(everything)} records, but no image; restore the file from its source")
-        self.positions = everything[image]
-        self.labels = self._labels(HeaderTable(*(column[image] for column in table)), self.positions)
+        if not images:
+            raise DataError(f"{self.path}: {total} records, but no image; restore the file from its source")
+        by_key = self.records.key_runs.by_number().between(0, total)
+        if isinstance(by_key, range) and images == total:
+            self._places, self.labels = by_key, labels
+        else:
+            places = np.arange(total) if isinstance(by_key, range) else by_key
+            self._places = places[is_image[places]]
+            self.labels = labels[self._places]
 
     def _labels(self, table: HeaderTable, positions: Integers) -> Integers:
         labels = table.labels[:, 0]
@@ -275,7 +298,7 @@ def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
         DataError: nothing is there, no format recognises it, it is broken, or it holds one identity only.
     """
     data = open_labelled_images(Path(path))
-    if len(np.unique(data.labels)) == 1:
+    if data.labels.min() == data.labels.max():
         raise DataError(
             f"{path}: {counted(len(data), 'image')}, all of one identity; training needs two or more (without labels:"
             " --distillation.alone true)"

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from facebones.data.training_set import Integers, TrainingSet
+from facebones.data.training_set import Integers, TrainingSet, used_labels
 from facebones.errors import DataError, some
 
 PATTERN = frozenset("*?[")
@@ -113,7 +113,7 @@ class JoinedSets(Concatenated):
         numbers: dict[tuple[int, str], int] = {}
         labels = []
         for place, part in enumerate(self.parts):
-            used, positions = np.unique(part.labels, return_inverse=True)  # a label may be as large as 16 million
+            used = used_labels(part.labels)  # a label may be as large as 16 million
             own = []
             for name in map(part.identity_name, used.tolist()):
                 # The key of a person: the name alone, or with the part that it is in.
@@ -121,7 +121,7 @@ class JoinedSets(Concatenated):
                 if number == len(self._names):
                     self._names.append(f"{part_name(part)}/{name}")
                 own.append(number)
-            labels.append(np.array(own, dtype=np.int64)[positions])
+            labels.append(np.array(own, dtype=np.int64)[np.searchsorted(used, part.labels)])
         return labels
 
     def _notes_on_names(self) -> list[str]:
@@ -129,7 +129,7 @@ class JoinedSets(Concatenated):
         repeated: dict[bool, dict[str, None]] = {True: {}, False: {}}
         seen: set[str] = set()
         for part in self.parts:
-            names = set(map(part.identity_name, np.unique(part.labels).tolist()))
+            names = set(map(part.identity_name, used_labels(part.labels).tolist()))
             for name in sorted(names & seen):
                 repeated[_is_name(part, name)][name] = None
             seen |= names

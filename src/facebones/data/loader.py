@@ -68,8 +68,10 @@ class BlockOrder:
         inner = np.arange(random.integers(1, block, endpoint=True), images, block)
         edges = np.concatenate([[0], inner, [images]])
         self.blocks = random.permutation(np.column_stack([edges[:-1], edges[1:]]))
-        self.ends = (self.blocks[:, 1] - self.blocks[:, 0]).cumsum()
-        self.order = np.concatenate([np.arange(first, end) for first, end in self.blocks.tolist()])
+        lengths = self.blocks[:, 1] - self.blocks[:, 0]
+        self.ends = lengths.cumsum()
+        self.order = np.repeat(self.blocks[:, 0] - (self.ends - lengths), lengths)
+        self.order += np.arange(images)
         start = 0
         for end in [*self.ends[GROUP_BLOCKS - 1 :: GROUP_BLOCKS].tolist(), images]:
             self.order[start:end] = random.permutation(self.order[start:end])

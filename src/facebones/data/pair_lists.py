@@ -9,11 +9,14 @@ import codecs
 import csv
 import os
 import re
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
 from facebones.data.folders import IMAGE_SUFFIXES, is_image_name
 from facebones.data.pair_bins import PairSet, read_pairs
@@ -29,7 +32,12 @@ LABELS = frozenset({"label", "same", "is_same", "issame", "same_person", "mark",
 
 _QUOTED = re.compile(r'"[^"]*"')
 
+BLOCK = 2**16  # images that are looked up at once
+IN_ITS_ORDER = slice(None)
+
 Line = tuple[int, list[str]]  # the line's number, from 1, and its fields
+Integers = npt.NDArray[np.intp]
+Order = Integers | slice  # of pairs
 
 
 class ListedPair(NamedTuple):
@@ -39,13 +47,58 @@ class ListedPair(NamedTuple):
         line: number of its last line.
         first: path of the first image inside the folder of images.
         second: path of the second image.
-        same: whether the pair is genuine.
+        mark: above 0 for a genuine pair.
     """
 
     line: int
     first: str
     second: str
-    same: bool
+    mark: int
+
+
+class _Pairs(NamedTuple):
+    """P pairs in 16 bytes each, and the M paths that they name.
+
+    Attributes:
+        names: the paths, (M,).
+        rows: (P, 4) int32: line, numbers of both paths, mark.
+    """
+
+    names: list[str]
+    rows: npt.NDArray[np.int32]
+
+    @classmethod
+    def of(cls, pairs: Iterable[ListedPair]) -> "_Pairs":
+        numbers: dict[str, int] = {}
+        rows = array("i")
+        for line, first, second, mark in pairs:
+            one, other = numbers.setdefault(first, len(numbers)), numbers.setdefault(second, len(numbers))
+            rows.extend((line, one, other, mark))
+        return cls(list(numbers), np.frombuffer(rows, np.int32).reshape(-1, 4))
+
+    @property
+    def same(self) -> npt.NDArray[np.bool_]:
+        """(P,) whether a pair is genuine."""
+        return self.rows[:, 3] > 0
+
+
+class _Lines:
+    """The lines of a list, read anew in each pass: as Python objects, millions would take 25 times the file.
+
+    Args:
+        lines: of a list that is not changed.
+        skip: lines at the beginning that are left out.
+        columns: places of the fields that are kept, or a slice of them.
+    """
+
+    def __init__(self, lines: Iterable[Line], skip: int = 0, columns: Sequence[int] | slice = slice(None)) -> None:
+        self.lines, self.skip, self.columns = lines, skip, columns
+
+    def __iter__(self) -> Iterator[Line]:
+        rows, columns = islice(self.lines, self.skip, None), self.columns
+        if isinstance(columns, slice):
+            return ((number, fields[columns]) for number, fields in rows)
+        return ((number, [fields[place] for place in columns]) for number, fields in rows)
 
 
 def read_pair_set(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> PairSet:
@@ -95,79 +148,101 @@ def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -
         DataError: the list is missing, empty or broken, or an image is missing; names the line.
     """
     path, root = Path(path), Path(root)
-    pairs, notes = _pairs(path, root)
-    seen: dict[str, bytes] = {}
-    images = []
-    for pair in pairs:
-        for name in (pair.first, pair.second):
-            if name not in seen:
-                seen[name] = _read_image(path, pair.line, root, name)
-            images.append(seen[name])
-    return PairSet(path.stem, images, np.array([pair.same for pair in pairs], dtype=np.bool_), path, tuple(notes))
+    pairs, order, notes = _pairs(path, root)
+    places = np.ascontiguousarray(pairs.rows[order, 1:3]).reshape(-1)  # (2P,)
+    images = _read_images(path, root, pairs, order, places)
+    listed: list[bytes] = []
+    for start in range(0, len(places), BLOCK):
+        listed += [images[place] for place in places[start : start + BLOCK].tolist()]
+    return PairSet(path.stem, listed, pairs.same[order], path, tuple(notes))
 
 
-def _pairs(path: Path, root: Path) -> tuple[list[ListedPair], list[str]]:
-    """The pairs in the order of their folds, and notes for the user."""
-    lines, left_out = _without_heading(_lines(path))
-    if not lines:
+def _read_images(path: Path, root: Path, pairs: _Pairs, order: Order, places: npt.NDArray[np.int32]) -> Sequence[bytes]:
+    """The image of each name, (M,), read in the order of their places; an error names the first line with the image."""
+    first = np.full(len(pairs.names), -1)
+    first[places[::-1]] = np.arange(len(places))[::-1]
+    lines = pairs.rows[order, 0][first // 2]
+    images = [b""] * len(pairs.names)
+    for number in np.argsort(first).tolist():
+        images[number] = _read_image(path, int(lines[number]), root, pairs.names[number])
+    return images
+
+
+def _pairs(path: Path, root: Path) -> tuple[_Pairs, Order, list[str]]:
+    """The pairs, their order by folds, and notes for the user."""
+    lines, left_out = _without_heading(_Lines(_File(path)))
+    top = next(iter(lines), None)
+    if top is None:
         raise DataError(f"{path}: holds no pair; a line is 'image image 0|1'")
-    first = lines[0][1]
+    first = top[1]
     if all(_is_number(field) for field in first) and len(first) <= 2:
-        _check_count(path, *lines[0], len(lines) - 1)
-        pairs = [_lfw_pair(path, number, fields, root) for number, fields in lines[1:]]
-        return _in_stated_folds(path, pairs, int(first[0])) if len(first) == 2 else _in_folds(path, pairs)
+        rows = _Lines(lines, skip=1)
+        _check_count(path, *top, sum(1 for _ in rows))
+        pairs = _Pairs.of(_lfw_pair(path, number, fields, root) for number, fields in rows)
+        return pairs, *(_in_stated_folds(path, pairs, int(first[0])) if len(first) == 2 else _in_folds(path, pairs))
     if len(first) == 2:
-        return _marked_pairs(path, lines), []
+        pairs = _Pairs.of(_marked_pairs(path, lines))
+        genuine, impostor = _by_kind(pairs)
+        return pairs, _dealt(genuine[np.argsort(pairs.rows[genuine, 3], kind="stable")], impostor), []
     if _is_lfw_line(first):
-        return _in_folds(path, [_lfw_pair(path, number, fields, root) for number, fields in lines])
-    pairs, notes = _in_folds(path, _plain_pairs(path, lines))
-    return pairs, [*([f"{path}: columns that are not read: {', '.join(left_out)}"] if left_out else []), *notes]
+        pairs = _Pairs.of(_lfw_pair(path, number, fields, root) for number, fields in lines)
+        return pairs, *_in_folds(path, pairs)
+    pairs = _Pairs.of(_plain_pairs(path, first, lines))
+    order, notes = _in_folds(path, pairs)
+    return pairs, order, [*([f"{path}: columns that are not read: {', '.join(left_out)}"] if left_out else []), *notes]
 
 
-def _lines(path: Path) -> list[Line]:
-    """The lines that are not blank."""
-    lines = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        try:
-            fields = _fields(line)
-        except csv.Error as error:
-            raise DataError(f"{path}, line {number}: {error}; correct the line") from error
-        if fields:
-            lines.append((number, fields))
-    return lines
+class _File:
+    """The lines of a file that are not blank."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[Line]:
+        for number, line in enumerate(_text_lines(self.path), 1):
+            try:
+                fields = _fields(line)
+            except csv.Error as error:
+                raise DataError(f"{self.path}, line {number}: {error}; correct the line") from error
+            if fields:
+                yield number, fields
 
 
-def _without_heading(lines: list[Line]) -> tuple[list[Line], list[str]]:
+def _without_heading(lines: Iterable[Line]) -> tuple[_Lines, list[str]]:
     """Leave out a first line of column names, a column of row numbers, and columns that are no part of a pair.
 
     Returns:
         The lines, and the names of the columns that are no part of a pair.
 
-    >>> _without_heading([(1, ["", "first", "second", "same"]), (2, ["0", "a.jpg", "b.jpg", "1"])])
+    >>> lines, left_out = _without_heading([(1, ["", "one", "two", "same"]), (2, ["0", "a.jpg", "b.jpg", "1"])])
+    >>> list(lines), left_out
     ([(2, ['a.jpg', 'b.jpg', '1'])], [])
-    >>> _without_heading([(1, ["label", "score", "one", "two"]), (2, ["1", "0.5", "a.jpg", "b.jpg"])])
+    >>> lines, left_out = _without_heading([(1, ["label", "score", "one", "two"]), (2, ["1", "0.5", "a.jpg", "b.jpg"])])
+    >>> list(lines), left_out
     ([(2, ['a.jpg', 'b.jpg', '1'])], ['score'])
     """
-    if len(lines) < 2:
-        return lines, []
-    heading, rows = lines[0][1], lines[1:]
-    if len(heading) < 3 and len(heading) != len(rows[0][1]):  # a line that was cut short, rather
-        return lines, []
+    top = [fields for _, fields in islice(lines, 2)]
+    if len(top) < 2:
+        return _Lines(lines), []
+    heading, row = top
+    if len(heading) < 3 and len(heading) != len(row):  # a line that was cut short, rather
+        return _Lines(lines), []
     names = [name for name in heading if name.lower() not in ROW_NUMBERS]
-    if any(map(_is_value, names)) or not any(map(_is_value, rows[0][1])):
-        return lines, []
+    if any(map(_is_value, names)) or not any(map(_is_value, row)):
+        return _Lines(lines), []
+    rows = _Lines(lines, skip=1)
     first = 0
     if heading[0].lower() in ROW_NUMBERS and (not heading[0] or all(_is_number(fields[0]) for _, fields in rows)):
         first = 1
-    rows = [(number, fields[first:]) for number, fields in rows]
+    rows = _Lines(lines, skip=1, columns=slice(first, None))
     columns = _pair_columns(heading[first:], rows)
     if not columns:
         return rows, []
     left_out = [name for place, name in enumerate(heading[first:]) if place not in columns]
-    return [(number, [fields[place] for place in columns]) for number, fields in rows], left_out
+    return _Lines(rows, columns=columns), left_out
 
 
-def _pair_columns(heading: list[str], rows: list[Line]) -> list[int]:
+def _pair_columns(heading: list[str], rows: Iterable[Line]) -> list[int]:
     """Places of both images and the label among more than three columns; none where these cannot be told safely."""
     if len(heading) <= 3 or any(len(fields) != len(heading) for _, fields in rows):
         return []
@@ -186,25 +261,24 @@ def _is_lfw_line(fields: Sequence[str]) -> bool:
     return len(fields) in (3, 4) and _is_number(fields[1]) and _is_number(fields[-1]) and not is_image_name(fields[0])
 
 
-def _in_stated_folds(path: Path, pairs: list[ListedPair], folds: int) -> tuple[list[ListedPair], list[str]]:
+def _in_stated_folds(path: Path, pairs: _Pairs, folds: int) -> tuple[Order, list[str]]:
     """Deal the pairs of a list of another number of folds: its own order would cut these into folds of one kind."""
     if folds == FOLDS:
-        return pairs, []
+        return IN_ITS_ORDER, []
     genuine, impostor = _by_kind(pairs)
     enough = min(len(genuine), len(impostor)) >= FOLDS
     order = "both kinds are dealt over these, each" if enough else "these are taken"
     stated = "1 fold" if folds == 1 else f"{folds} folds"
     note = f"{path}: the first line states {stated}, but the evaluation takes {FOLDS}: {order} in the order of the list"
-    return _dealt(genuine, impostor) if enough else pairs, [note]
+    return _dealt(genuine, impostor) if enough else IN_ITS_ORDER, [note]
 
 
-def _in_folds(path: Path, pairs: list[ListedPair]) -> tuple[list[ListedPair], list[str]]:
+def _in_folds(path: Path, pairs: _Pairs) -> tuple[Order, list[str]]:
     """Deal pairs over ten folds if a fold of the list's own order would hold one kind of pair only."""
-    same = np.array([pair.same for pair in pairs], dtype=np.bool_)
-    alike = sum(fold.all() or not fold.any() for fold in np.array_split(same, FOLDS))
+    alike = sum(fold.all() or not fold.any() for fold in np.array_split(pairs.same, FOLDS))
     genuine, impostor = _by_kind(pairs)
     if not alike or min(len(genuine), len(impostor)) < FOLDS:  # too few for both kinds in each fold
-        return pairs, []
+        return IN_ITS_ORDER, []
     note = (
         f"{path}: the list names no folds, and in its order {alike} of {FOLDS} would hold pairs of one kind only; both"
         " kinds are dealt over the folds, each in the order of the list"
@@ -212,26 +286,39 @@ def _in_folds(path: Path, pairs: list[ListedPair]) -> tuple[list[ListedPair], li
     return _dealt(genuine, impostor), [note]
 
 
-def _by_kind(pairs: Sequence[ListedPair]) -> tuple[list[ListedPair], list[ListedPair]]:
-    """The genuine pairs and the impostor pairs."""
-    return [pair for pair in pairs if pair.same], [pair for pair in pairs if not pair.same]
+def _by_kind(pairs: _Pairs) -> tuple[Integers, Integers]:
+    """Places of the genuine pairs and of the impostor pairs."""
+    return np.flatnonzero(pairs.same), np.flatnonzero(~pairs.same)
 
 
-def _dealt(genuine: Sequence[ListedPair], impostor: Sequence[ListedPair]) -> list[ListedPair]:
+def _dealt(genuine: Integers, impostor: Integers) -> Integers:
     """For each fold a tenth of the genuine pairs, then a tenth of the impostor pairs."""
-    return [pair for fold in range(FOLDS) for kind in (genuine, impostor) for pair in _share(kind, fold)]
+    return np.concatenate([_share(kind, fold) for fold in range(FOLDS) for kind in (genuine, impostor)])
 
 
-def _text(path: Path) -> str:
+def _text_lines(path: Path) -> Iterator[str]:
     encoding = "UTF-8"
     try:
-        content = path.read_bytes()
-        encoding = "UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else encoding
-        return content.decode("utf-8-sig" if encoding == "UTF-8" else encoding)
+        with path.open("rb") as file:
+            encoding = "UTF-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else encoding
+        codec = "utf-8-sig" if encoding == "UTF-8" else encoding
+        with path.open(encoding=codec) as lines:
+            for line in lines:
+                yield from line.splitlines()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, byte {error.start}: not {encoding} text; a pair list is a text file") from error
+        place = _undecodable(path, codec, error)
+        raise DataError(f"{path}, byte {place}: not {encoding} text; a pair list is a text file") from error
+
+
+def _undecodable(path: Path, codec: str, error: UnicodeDecodeError) -> int:
+    """The byte of a file that cannot be decoded; the error counts from the part that was being read."""
+    try:
+        path.read_bytes().decode(codec)
+    except UnicodeDecodeError as whole:
+        return whole.start
+    return error.start
 
 
 def _fields(line: str) -> list[str]:
@@ -274,7 +361,7 @@ def _lfw_pair(path: Path, number: int, fields: list[str], root: Path) -> ListedP
     if len(fields) not in (3, 4) or not (_is_number(fields[1]) and _is_number(fields[-1])):
         _fail_line(path, number, fields, "'name n m' or 'name n other m'")
     first, second = (fields[0], fields[1]), (fields[-2] if len(fields) == 4 else fields[0], fields[-1])
-    return ListedPair(number, _lfw_image(root, *first), _lfw_image(root, *second), len(fields) == 3)
+    return ListedPair(number, _lfw_image(root, *first), _lfw_image(root, *second), int(len(fields) == 3))
 
 
 def _lfw_image(root: Path, name: str, number: str) -> str:
@@ -285,44 +372,45 @@ def _lfw_image(root: Path, name: str, number: str) -> str:
     return next((place for place in places if (root / place).is_file()), places[0])
 
 
-def _marked_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:
-    """Join every two lines to a pair, and spread both kinds of pairs over the folds."""
-    for number, fields in lines:
-        if len(fields) != 2 or not (_is_number(fields[1]) or fields[1] == "-1"):
-            _fail_line(path, number, fields, "'image mark', where the mark is 0 or -1, or the number of a fold")
-    if len(lines) % 2:
-        raise DataError(f"{path}, line {lines[-1][0]}: an image without a second one; two lines make a pair")
-    marks: dict[ListedPair, int] = {}
+def _marked_pairs(path: Path, lines: Iterable[Line]) -> Iterator[ListedPair]:
+    """Join every two lines to a pair."""
+    begun: tuple[str, int] | None = None
     impostor_mark: int | None = None
-    for (_, (first, mark)), (number, (second, other)) in zip(lines[::2], lines[1::2], strict=True):
-        if int(mark) != int(other):
+    number = 0
+    for number, (*names, mark) in lines:
+        if len(names) != 1 or not (_is_number(mark) or mark == "-1"):
+            _fail_line(path, number, [*names, mark], "'image mark', where the mark is 0 or -1, or the number of a fold")
+        if begun is None:
+            begun = names[0], int(mark)
+            continue
+        first, other = begun
+        begun = None
+        if int(mark) != other:
             raise DataError(
-                f"{path}, line {number}: mark {other}, but its pair began with mark {mark}; correct the list"
+                f"{path}, line {number}: mark {mark}, but its pair began with mark {other}; correct the list"
             )
-        if int(mark) < 1 and impostor_mark not in (None, int(mark)):
+        if other < 1 and impostor_mark not in (None, other):
             raise DataError(
                 f"{path}, line {number}: impostor pairs are marked 0 or -1, and this list has both; correct the list"
             )
-        impostor_mark = int(mark) if int(mark) < 1 else impostor_mark
-        marks[ListedPair(number, first, second, int(mark) > 0)] = int(mark)
-    genuine, impostor = _by_kind(list(marks))
-    return _dealt(sorted(genuine, key=marks.__getitem__), impostor)
+        impostor_mark = other if other < 1 else impostor_mark
+        yield ListedPair(number, first, names[0], other)
+    if begun is not None:
+        raise DataError(f"{path}, line {number}: an image without a second one; two lines make a pair")
 
 
-def _share(pairs: Sequence[ListedPair], fold: int) -> Sequence[ListedPair]:
+def _share(pairs: Integers, fold: int) -> Integers:
     return pairs[fold * len(pairs) // FOLDS : (fold + 1) * len(pairs) // FOLDS]
 
 
-def _plain_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:
+def _plain_pairs(path: Path, first: Sequence[str], lines: Iterable[Line]) -> Iterator[ListedPair]:
     """Pairs with a mark in the last field, or in the first; the first line decides."""
-    first = lines[0][1]
     mark = 0 if first[0].lower() in MARKS and first[-1].lower() not in MARKS else -1
     wanted = "'image image 0|1'" if mark else "'0|1 image image'"
     if len(first) > 3:
         wanted += (
             "; if the list has more columns, name the columns in a first line: two of image files and one named label"
         )
-    pairs: list[ListedPair] = []
     impostor_marks: set[int] = set()
     for number, fields in lines:
         if len(fields) != 3 or (value := MARKS.get(fields[mark].lower())) is None:
@@ -332,8 +420,7 @@ def _plain_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:
         if len(impostor_marks) > 1:
             _fail_line(path, number, fields, f"{wanted}: impostor pairs are marked 0 or -1, and this list has both")
         one, other = fields[1:] if mark == 0 else fields[:2]
-        pairs.append(ListedPair(number, one, other, value == 1))
-    return pairs
+        yield ListedPair(number, one, other, value)
 
 
 def _fail_line(path: Path, number: int, fields: list[str], wanted: str) -> NoReturn:

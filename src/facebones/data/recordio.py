@@ -11,12 +11,14 @@ import mmap
 import os
 import struct
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from facebones.data.record_index import Integers, Runs, read_index
 from facebones.errors import DataError
 
 MAGIC = 0xCED7230A
@@ -24,7 +26,7 @@ MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 LENGTH_BITS = 29
 LENGTH_MASK = 2**LENGTH_BITS - 1
-HEADER_BLOCK = 2**18
+HEADER_BLOCK = 2**15  # the arrays of a block fit in the processor's cache
 READ_AHEAD_BYTES = 2**17  # Linux may fetch only the beginning of a larger request
 
 FRAME = struct.Struct("<II")
@@ -32,8 +34,6 @@ _HEADER = struct.Struct("<IfQQ")
 _LABEL = struct.Struct("<f")
 WORD = np.dtype("<u4")
 _NO_FLAG = bytes(4)
-
-Integers = npt.NDArray[np.int64]
 
 
 class Header(NamedTuple):
@@ -126,7 +126,7 @@ class RecordFile:
     Attributes:
         path: the `.rec` file.
         index_path: the `.idx` file, or None if the file was scanned.
-        keys: (N,) key of each record, in the order of the index.
+        key_runs: the keys of the records, in the order of the index.
         offsets: (N,) byte offset of each record.
         size: size of the file in bytes.
 
@@ -141,37 +141,42 @@ class RecordFile:
         self.size = _file_size(self.path)
         beside = self.path.with_suffix(".idx")
         self.index_path = Path(index_path) if index_path is not None else beside if beside.is_file() else None
-        self.keys = np.zeros(0, dtype=np.int64)
+        self.key_runs = Runs(np.zeros(1, np.int64), np.zeros(0, np.int64))
         if self.index_path is not None:
-            self.keys, self.offsets = _read_index(self.index_path, self.path, self.size)
+            self.key_runs, self.offsets = read_index(self.index_path, self.path, self.size)
         else:
             self.offsets = self._scan()
-            self.keys = self.headers(np.arange(len(self.offsets))).ids.astype(np.int64)
-            if (self.keys < 0).any():
-                self._fail(int(self.offsets[np.argmin(self.keys)]), "an id too large for a key")
-        self._order = None if (np.diff(self.keys) > 0).all() else np.argsort(self.keys, kind="stable")
+            self.key_runs = Runs.of(map(self._ids, blocks(len(self.offsets))))
         self._refuse_duplicates()
         if self.index_path is not None:
             self._refuse_short_index(self.index_path)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.offsets)
+
+    @property
+    def keys(self) -> Integers:
+        """(N,) key of each record, in the order of the index; the array is made at each access."""
+        return self.key_runs.at(np.arange(len(self)))
+
+    def _ids(self, block: slice) -> Integers:
+        """The ids in the headers of a block, as keys."""
+        ids = self.headers(np.arange(block.start, min(block.stop, len(self)))).ids.astype(np.int64)
+        if (ids < 0).any():
+            self._fail(int(self.offsets[block][np.argmin(ids)]), "an id too large for a key")
+        return ids
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_map": None, "_sorted_offsets": None}
 
     def where(self, position: int) -> str:
         """Name a record in an error: file, key and byte offset."""
-        key = f", key {self.keys[position]}" if len(self.keys) else ""
+        key = f", key {self.key_runs.at(position)}" if len(self.key_runs) else ""
         return f"{self.path}{key}, byte {self.offsets[position]}"
 
     def positions_of(self, keys: npt.ArrayLike) -> Integers:
         """Positions of keys, -1 for an unknown key; same shape as `keys`."""
-        wanted = np.asarray(keys, dtype=np.int64)
-        ordered = self.keys if self._order is None else self.keys[self._order]
-        places = np.searchsorted(ordered, wanted).clip(max=len(ordered) - 1)
-        positions = places if self._order is None else self._order[places]
-        return np.where(ordered[places] == wanted, positions, -1)
+        return self.key_runs.find(keys)
 
     def read_key(self, key: int) -> bytes:
         """Read the record with this key.
@@ -181,7 +186,8 @@ class RecordFile:
         """
         position = int(self.positions_of(key))
         if position < 0:
-            raise DataError(f"{self.path}: no record has key {key}; keys are {self.keys.min()} to {self.keys.max()}")
+            lowest, highest = self.key_runs.at(self.key_runs.by_number().at([0, len(self) - 1]))
+            raise DataError(f"{self.path}: no record has key {key}; keys are {lowest} to {highest}")
         return self.read(position)
 
     def read(self, position: int) -> bytes:
@@ -235,18 +241,24 @@ class RecordFile:
     def _ends_of(self, offsets: Integers) -> Integers:
         """Where the records at these offsets end, at the latest: at the next record, or the end of the file."""
         if self._sorted_offsets is None:
-            ascending = bool((np.diff(self.offsets) > 0).all())
-            self._sorted_offsets = self.offsets if ascending else np.sort(self.offsets)
+            self._sorted_offsets = self.offsets if self._in_file_order() else np.sort(self.offsets)
         following = np.searchsorted(self._sorted_offsets, offsets, side="right")
         inside = following < len(self._sorted_offsets)
         return np.where(inside, self._sorted_offsets.take(following, mode="clip"), self.size)
 
     def spans(self) -> Integers:
         """(N,) bytes from the start of each record to the start of the next in the file, from the offsets alone."""
-        order = np.argsort(self.offsets, kind="stable")
+        order = None if self._in_file_order() else np.argsort(self.offsets, kind="stable")
+        ascending = self.offsets if order is None else self.offsets[order]
         spans = np.empty(len(self), np.int64)
-        spans[order] = np.diff(self.offsets[order], append=self.size)
+        np.subtract(ascending[1:], ascending[:-1], out=spans[:-1])
+        spans[-1] = self.size - ascending[-1]
+        if order is not None:
+            spans[order] = spans.copy()
         return spans
+
+    def _in_file_order(self) -> bool:
+        return bool((self.offsets[1:] > self.offsets[:-1]).all())
 
     def headers(self, positions: Integers) -> HeaderTable:
         """Read the headers of many records at once, without their images.
@@ -257,9 +269,8 @@ class RecordFile:
         Raises:
             DataError: a record is broken; names file and byte offset.
         """
-        blocks = [positions[start : start + HEADER_BLOCK] for start in range(0, max(len(positions), 1), HEADER_BLOCK)]
-        columns = zip(*map(self._header_block, blocks), strict=True)
-        return HeaderTable(*map(np.concatenate, columns))
+        tables = (self._header_block(positions[block]) for block in blocks(max(len(positions), 1)))
+        return HeaderTable(*map(np.concatenate, zip(*tables, strict=True)))
 
     def _header_block(self, positions: Integers) -> HeaderTable:
         offsets = self.offsets[positions]
@@ -274,6 +285,8 @@ class RecordFile:
         table = HeaderTable(flags, labels, ids, lengths - _HEADER.size - 4 * flags)
         for row in np.flatnonzero((kinds != WHOLE) | (table.sizes < 0)):
             self._fill_row(table, int(row), int(positions[row]))
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._bytes.madvise(mmap.MADV_DONTNEED)  # the pages stay in the system's cache; here they count as memory
         return table
 
     def _fill_row(self, table: HeaderTable, row: int, position: int) -> None:
@@ -336,14 +349,12 @@ class RecordFile:
         self._fail(offset, f"a part of kind {kind} out of its order")
 
     def _refuse_duplicates(self) -> None:
-        if self._order is None:
-            return
-        repeated = np.flatnonzero(np.diff(self.keys[self._order]) == 0)
-        if repeated.size:
-            first, second = self._order[repeated[0] : repeated[0] + 2]
+        key = self.key_runs.repeated()
+        if key is not None:
+            first, second = np.flatnonzero(self.keys == key)[:2].tolist()
             place = f"{self.index_path}, line {second + 1}" if self.index_path else self.where(second)
             other = f"byte {self.offsets[first]} has it too"
-            raise DataError(f"{place}: key {self.keys[second]} a second time, {other}; {self._way_on()}")
+            raise DataError(f"{place}: key {key} a second time, {other}; {self._way_on()}")
 
     def _way_on(self) -> str:
         """What to do about doubled keys: scan the file without its index, if its records have different ids."""
@@ -359,8 +370,9 @@ class RecordFile:
         last = int(self.offsets.argmax())
         _, end = self._record(int(self.offsets[last]))
         if end < self.size:
-            known = f"its last record, key {self.keys[last]}, ends at byte {end}, but {self.path} has {self.size} bytes"
-            raise DataError(f"{index}: cut short: {known}; restore the index, or remove it to have the .rec scanned")
+            known = f"its last record, key {self.key_runs.at(last)}, ends at byte {end}"
+            fix = "restore the index, or remove it to have the .rec scanned"
+            raise DataError(f"{index}: cut short: {known}, but {self.path} has {self.size} bytes; {fix}")
 
     @property
     def _bytes(self) -> mmap.mmap:
@@ -377,6 +389,11 @@ class RecordFile:
 
     def _fail(self, offset: int, reason: str) -> NoReturn:
         raise DataError(f"{self.path}, byte {offset}: {reason}; restore the file from its source")
+
+
+def blocks(count: int) -> Iterator[slice]:
+    """Cut `count` records into blocks whose headers are read at once."""
+    return (slice(start, start + HEADER_BLOCK) for start in range(0, count, HEADER_BLOCK))
 
 
 def _file_size(path: Path) -> int:
@@ -401,38 +418,3 @@ def _refuse_stand_in(path: Path) -> None:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     if instead:
         raise DataError(f"{path}: {instead}")
-
-
-def _read_index(path: Path, records: Path, size: int) -> tuple[Integers, Integers]:
-    """Keys and offsets of an index; each line is checked against the size of the record file."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
-    text = text.replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n"
-    lines = text.count(b"\n")
-    # A valid index without its digits repeats tab and line end; this check is far faster than a loop over lines.
-    if text.translate(None, b"0123456789") != b"\t\n" * lines or _has_empty_field(text):
-        _fail_at_line(path, text)
-    keys, offsets = np.fromstring(text.decode("ascii"), dtype=np.int64, sep=" ").reshape(lines, 2).T.copy()
-    wrong = (offsets % 4 != 0) | (offsets > size - 8)
-    if wrong.any():
-        line = int(wrong.argmax())
-        reason = "outside the file" if offsets[line] > size - 8 else "not a multiple of 4"
-        fix = f"{records.name} has {size} bytes; restore both files from one source"
-        raise DataError(f"{path}, line {line + 1}: key {keys[line]}: byte offset {offsets[line]} is {reason}; {fix}")
-    return keys, offsets
-
-
-def _has_empty_field(text: bytes) -> bool:
-    return text[:1] == b"\t" or b"\n\t" in text or b"\t\n" in text
-
-
-def _fail_at_line(path: Path, text: bytes) -> NoReturn:
-    _refuse_stand_in(path)
-    for number, line in enumerate(text.split(b"\n"), start=1):
-        fields = line.split(b"\t")
-        if len(fields) != 2 or not all(field.isdigit() for field in fields):
-            shown = line[:40].decode("utf-8", "replace")
-            raise DataError(f"{path}, line {number}: {shown!r} is not 'key<TAB>offset'; restore the index or remove it")
-    raise AssertionError("a valid index")

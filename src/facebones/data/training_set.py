@@ -21,6 +21,7 @@ from facebones.plugins import import_entry_points
 Integers = npt.NDArray[np.int64]
 Item = TypeVar("Item")
 
+LARGEST_TABLE = 2**26  # labels below it are looked up in a table
 SAMPLE = 64  # images whose bytes a fingerprint covers
 UNREADABLE = "-"
 # Every fingerprint has these keys; fingerprints of older versions have no others.
@@ -228,6 +229,20 @@ def _agree(key: str, one: Any, other: Any) -> bool:
     return repr(one) == repr(other)
 
 
+def used_labels(labels: Integers) -> Integers:
+    """The labels that have an image, ascending; ten million are not sorted for it.
+
+    >>> used_labels(np.array([4, 0, 4])).tolist()
+    [0, 4]
+    """
+    largest = int(labels.max())
+    if largest >= LARGEST_TABLE:
+        return np.unique(labels)
+    used = np.zeros(largest + 1, np.bool_)
+    used[labels] = True
+    return np.flatnonzero(used)
+
+
 def evenly(values: Sequence[Item], most: int) -> list[Item]:
     """Choose up to `most` of the values, evenly spaced, the first and the last among them.
 
@@ -241,4 +256,4 @@ def evenly(values: Sequence[Item], most: int) -> list[Item]:
 
 
 def _digest(values: Integers) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values, dtype="<i8").tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<i8").data).hexdigest()

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from facebones.data.images import decode
-from facebones.data.training_set import Integers, TrainingSet
+from facebones.data.training_set import Integers, TrainingSet, used_labels
 from facebones.errors import ConfigError, counted
 
 LEAST_PEOPLE = 2  # that a training tells apart
@@ -180,5 +180,5 @@ def held_out_only(data: TrainingSet, share: float) -> SomePeople:
 
 def _people(data: TrainingSet, share: float) -> tuple[Integers, Integers]:
     """The labels of a training set that have an image, and the places among them that are held out."""
-    people = np.unique(data.labels)  # a record file may leave labels out
+    people = used_labels(data.labels)  # a record file may leave labels out
     return people, held_out_people(len(people), share)

@@ -10,8 +10,9 @@ from typing import Any
 from facebones.errors import DataError, FaceBonesError
 from facebones.recipe import load_config
 from facebones.reporting.results import Cost, Run
+from facebones.reporting.run_lines import run_lines
 from facebones.reporting.variants import fields_of
-from facebones.run_folder import RunFolder, read_metrics
+from facebones.run_folder import RunFolder
 
 OTHER_SHAPE = (KeyError, TypeError, AttributeError, ValueError, IndexError)  # raised by content of another shape
 NUMBERS = ("step", "epoch", "loss", "learning_rate", "accuracy", "accuracy_std", "best_accuracy", "auc", "eer", "xnorm")
@@ -192,15 +193,15 @@ def checked_result(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, checked."""
-    checked: list[dict[str, Any]] = []
-    lines = read_metrics(path)
-    try:
-        for line in lines:
-            checked.append(_checked_line(line))
-    except OTHER_SHAPE as error:
-        raise unexpected(f"{path}, line {len(checked) + 1}", error) from error
-    return checked
+    """The lines of metrics.jsonl that are shown, checked."""
+
+    def checked(number: int, line: Any) -> dict[str, Any]:
+        try:
+            return _checked_line(line)
+        except OTHER_SHAPE as error:
+            raise unexpected(f"{path}, line {number}", error) from error
+
+    return run_lines(path, checked)
 
 
 def _checked_line(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from facebones.data.wrapped_sets import held_out_only, without_held_out
 from facebones.datatools.sample_pairs import most_pairs, sample_pairs
 from facebones.errors import ConfigError
 from facebones.recipe import Recipe, flat_fields, load_config
-from facebones.run_folder import RunFolder, read_metrics
+from facebones.run_folder import TRAIN_LINE, RunFolder, read_metrics
 from facebones.study.planned_run import DONE, TO_DO, UNFINISHED, PlannedRun
 from facebones.study.proposals import ENDED, FAILED, STOPPED, Trial, best_trial, propose, thresholds
 from facebones.study.tuning import FACTOR, TUNED, Dimension, TuneSettings, with_fields
@@ -249,5 +249,5 @@ def _error(run: PlannedRun) -> str | None:
 
 def _accuracies(folder: RunFolder) -> list[float]:
     """The accuracy at each validation; 0 where an embedding had no direction."""
-    lines = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    lines = read_metrics(folder.metrics, without=TRAIN_LINE) if folder.metrics.exists() else []
     return [line.get("accuracy") or 0.0 for line in lines if line.get("kind") == "validation"]
