@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from facebones.backbones import create_backbone
-from facebones.errors import CheckpointError, RunError
+from facebones.errors import CheckpointError, DataError, RunError
 from facebones.heads import list_heads
 from facebones.run_folder import RunFolder, read_metrics
 from facebones.system.checkpoint import load_checkpoint
@@ -96,6 +97,32 @@ def test_a_dead_data_worker_ends_the_training_between_two_steps_after_a_save(
     monkeypatch.undo()
     (saved,) = re.findall(r"step (\d+) is saved; fix the error below, then continue with: ", capsys.readouterr().err)
     assert int(saved) >= 3 and load_checkpoint(RunFolder(tmp_path / "parts").last)["step"] == int(saved)
+    resume(tmp_path / "parts", "cpu")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_record_file_that_is_cut_while_training_ends_it_after_a_save(
+    tmp_path, small_data, tiny_recipe, monkeypatch, capsys, workers
+):
+    """The system kills a process that reads a mapped file beyond its end (SIGBUS)."""
+    data = tmp_path / "data"
+    shutil.copytree(small_data, data)
+    recipe = tiny_recipe(**{"data.path": str(data), "data.workers": workers})
+    train(recipe, tmp_path / "whole", "cpu")
+    original, content = Trainer.train_step, (data / "train.rec").read_bytes()
+
+    def step(self, batches):
+        original(self, batches)
+        if self.step == 2:
+            os.truncate(data / "train.rec", 4096)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    with pytest.raises(DataError, match=r"train.rec: the file was cut to 4096 bytes while it was read, from \d+"):
+        train(recipe, tmp_path / "parts", "cpu")
+    monkeypatch.undo()
+    assert re.search(r"step \d+ is saved; fix the error below", capsys.readouterr().err)
+    (data / "train.rec").write_bytes(content)
     resume(tmp_path / "parts", "cpu")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 

@@ -376,6 +376,12 @@ class RecordFile:
 
     @property
     def _bytes(self) -> mmap.mmap:
+        """The mapped file. One that was cut meanwhile is refused: the system kills who reads beyond its end."""
+        if self._map is not None and self._map.size() < self.size:  # of the file; it may also have grown
+            raise DataError(
+                f"{self.path}: the file was cut to {self._map.size()} bytes while it was read, from {self.size};"
+                " restore it"
+            )
         if self._map is None:
             if _file_size(self.path) != self.size:
                 raise DataError(f"{self.path}: the file has changed since it was opened; start again")
