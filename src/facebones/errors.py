@@ -49,6 +49,10 @@ class RunError(FaceBonesError):
     exit_status = 1
 
 
+class DivergedError(RunError):
+    """A loss or gradient is not finite: the same training would fail again."""
+
+
 def first_line(error: BaseException) -> str:
     """First line of the message of another library's error; the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -239,7 +239,7 @@ def test_tuning_needs_people_and_room_for_its_factor(write, tmp_path, small_data
         load_study(write(extra="vary: {tuning: {a: {head.name: arcface}, b: {head.name: cosface}}}"))
     with pytest.raises(ConfigError, match="is in vary too"):
         load_study(write(extra="vary: {optimizer.learning_rate: [0.1, 0.2]}"))
-    with pytest.raises(FaceBonesError, match=r"tune.held_out.*2 people; 10 folds"):
+    with pytest.raises(FaceBonesError, match=r"2 people; 10 folds .* need 20; raise tune.held_out"):
         make_plan(load_study(write(), data=str(small_data)), tmp_path / "out")
 
 

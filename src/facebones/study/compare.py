@@ -17,7 +17,7 @@ from facebones.study.evaluate import check_evaluation, evaluate_all
 from facebones.study.launchers.local import LOOK_SECONDS, train_all
 from facebones.study.leases import StudyLeases, check_leases, unfinished
 from facebones.study.plan import Plan, make_plan
-from facebones.study.planned_run import DONE, TO_DO
+from facebones.study.planned_run import DONE, TO_DO, UNFINISHED
 from facebones.study.proposals import import_optuna
 from facebones.study.record import STUDY_FILE, describe, entry_title, read_entries, write_record
 from facebones.study.study import Study, load_study
@@ -96,16 +96,17 @@ def compare(
     check_leases(output / STUDY_FILE, shared=worker.shared)
     if not (output / STUDY_FILE).exists():
         write_record(plan, {}, [])
-    plan = _tune(plan, worker, device, accept_version=accept_version)
+    plan, failed = _tune(plan, worker, device, accept_version=accept_version)
     leases = StudyLeases(plan.runs, expiry=worker.expiry, shared=worker.shared)
     errors = train_all(
         leases,
-        lambda errors: write_record(plan, errors, read_entries(output / STUDY_FILE)),
+        lambda errors: write_record(plan, failed | errors, read_entries(output / STUDY_FILE)),
         jobs=worker.jobs,
         device=device,
         only=worker.only,
         wait=worker.wait,
     )
+    errors = failed | errors
     if left := unfinished(leases):
         return _leave(plan, errors, left)
     with _measuring(output, worker) as busy:
@@ -116,28 +117,27 @@ def compare(
     return {**content, "answer": answer, "report": str(output / REPORT_FOLDER / PAGE)}
 
 
-def _tune(plan: Plan, worker: Worker, device: str, *, accept_version: bool) -> Plan:
-    """Train the trials that have not ended, all backbones' in turn; returns the plan with what they have chosen.
+def _tune(plan: Plan, worker: Worker, device: str, *, accept_version: bool) -> tuple[Plan, dict[str, str]]:
+    """Train the trials that have not ended, all backbones' in turn.
 
-    All workers wait for each other's trials, for each depends on those before. A trial that has failed is tried again
-    by the next call, until a training that its tuning decides has begun.
+    All workers wait for each other's trials, for each depends on those before. After one that fails, other than by a
+    loss that diverges, its backbone waits for the next call.
+
+    Returns:
+        The plan with what the trials have chosen, and why trials have failed, by name.
     """
-    tuned = [run for run in plan.runs if any(tuning.decides(run) for tuning in plan.tunings)]
-    begun = [run for run in tuned if run.state != TO_DO]
-    tunings = [tuning for tuning in plan.tunings if not any(map(tuning.decides, begun))]
     failed = dict[str, str]()
-    while runs := [run for tuning in tunings if (run := tuning.next_run(failed)) is not None]:
-        tunings[0].held_out.write()
+
+    def note(errors: Mapping[str, str]) -> None:
+        write_record(plan, failed | dict(errors), read_entries(plan.output / STUDY_FILE))
+
+    if not plan.ahead:
+        return plan, failed
+    plan.tunings[0].held_out.write()
+    while runs := [run for tuning in plan.tunings if (run := tuning.next_run(failed)) is not None]:
         leases = StudyLeases(runs, expiry=worker.expiry, shared=worker.shared)
-        failed |= train_all(
-            leases,
-            lambda _: write_record(plan, {}, read_entries(plan.output / STUDY_FILE)),
-            jobs=worker.jobs,
-            device=device,
-        )
-    if not tunings:
-        return plan
-    return replace(make_plan(plan.study, plan.output, accept_version=accept_version), unusable=plan.unusable)
+        failed |= train_all(leases, note, jobs=worker.jobs, device=device)
+    return replace(make_plan(plan.study, plan.output, accept_version=accept_version), unusable=plan.unusable), failed
 
 
 def _refuse_unknown(names: Sequence[str], plan: Plan) -> None:
@@ -227,15 +227,20 @@ def checked_plan(
 def raise_failures(content: Mapping[str, Any]) -> None:
     """Raise RunError if a run or a measurement of the study has failed; the rest of the results is complete."""
     failed = [run["name"] for run in content["runs"] if run["error"]]
-    failed += [
-        f"all trials of {tuned['name']}" for tuned in content.get("tuning", {}).get("backbones", ()) if is_vain(tuned)
-    ]
+    for tuned in content.get("tuning", {}).get("backbones", ()):
+        failed += [f"all trials of {tuned['name']}"] if is_vain(tuned) else _unfinished(tuned)
     failed += [entry_title(entry) for entry in content["evaluation"] if entry["error"]]
     if failed:
         raise RunError(
             f"failed: {', '.join(failed)}; the rest is done; {content['file']} has the errors, and the same command"
             " tries again"
         )
+
+
+def _unfinished(tuned: Mapping[str, Any]) -> list[str]:
+    """The trial of a backbone that has failed in this call, so that those after it, and its training, wait."""
+    trials = tuned["trials"]
+    return [f"{tuned['name']}_trial{one['trial']}" for one in trials if one["error"] and one["state"] == UNFINISHED]
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:

@@ -172,7 +172,8 @@ def study_title(content: Mapping[str, Any]) -> str:
     """The title of `study_table`: the study, what its numbers are, and the size of embeddings that it trained."""
     title = f"{content['study']['name']}: mean over seeds ± standard deviation"
     trained = {run["backbone"] for run in content["runs"]}
-    varied = sets_section(content["study"].get("vary", {}), "backbone")
+    tuned = content["study"].get("tune", {}).get("space", {})
+    varied = sets_section(content["study"].get("vary", {}), "backbone") or any("backbone." in name for name in tuned)
     if varied or any(row["backbone"] not in trained for row in content["summary"]):
         return title
     return f"{title}; embeddings of {content['recipe']['backbone']['embedding_size']} dimensions"

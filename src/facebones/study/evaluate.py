@@ -281,10 +281,11 @@ def profile_networks(plan: Plan, models: Mapping[str, Path], device: str) -> dic
     networks = {run.name: run.network for run in plan.runs}
     for name, path in models.items():
         words.setdefault(networks.get(name, name), path)
-    # An absolute path is never the name of a backbone.
-    result = profile([str(path.absolute()) for path in words.values()], _conditions(plan.study.profile, device))
-    for name, row in zip(words, result["networks"], strict=True):
-        row["name"] = name
+    # An absolute path is never the name of a backbone. A training may be at two levels of a factor.
+    paths = dict.fromkeys(str(path.absolute()) for path in words.values())
+    result = profile([*paths], _conditions(plan.study.profile, device))
+    rows = dict(zip(paths, result["networks"], strict=True))
+    result["networks"] = [{**rows[str(path.absolute())], "name": name} for name, path in words.items()]
     write_profile(result, plan.output)
     write_profile_plots(result, plan.output)
     return result

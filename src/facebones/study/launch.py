@@ -103,6 +103,7 @@ class Progress:
     """Shows trainings that other processes do, from the files in the study's folder."""
 
     def __init__(self, plan: Plan) -> None:
+        self._plan = plan
         self._leases, self._display = StudyLeases(plan.all_runs, watching=True), Display(plan.all_runs)
 
     def show(self) -> bool:
@@ -117,6 +118,11 @@ class Progress:
         """Whether a worker held a training at the last look."""
         return bool(self._leases.elsewhere())
 
+    @property
+    def trials_have_ended(self) -> bool:
+        """Whether the trainings that trials decide can be planned, or will not be."""
+        return all(tuning.complete for tuning in self._plan.tunings)
+
     def close(self) -> None:
         """Remove the table."""
         self._display.close()
@@ -128,11 +134,17 @@ def watch(study: Study, output: Path, wait: Callable[[float], object] = time.sle
     Raises:
         FaceBonesError: the study cannot be used.
     """
-    with closing(Progress(make_plan(study, output))) as progress:
-        if progress.show() and not progress.has_worker:
-            say(f"note: no worker trains in {output} now; the same command without --watch starts one")
-        while progress.show():
-            wait(LOOK_SECONDS)
+    said = False
+    while True:
+        plan = make_plan(study, output)
+        with closing(Progress(plan)) as progress:
+            while (more := progress.show()) and not (plan.ahead and progress.trials_have_ended):
+                if not progress.has_worker and not said:
+                    said = True
+                    say(f"note: no worker trains in {output} now; the same command without --watch starts one")
+                wait(LOOK_SECONDS)
+        if not more or not plan.ahead:
+            break
     say(f"all trainings have ended; the report: {output / REPORT_FOLDER / PAGE}")
 
 

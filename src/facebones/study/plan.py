@@ -17,7 +17,7 @@ from facebones.profiling.networks import Source, find_sources
 from facebones.recipe import Recipe
 from facebones.reporting.variants import level_words, variant_name
 from facebones.run_folder import RunFolder
-from facebones.study.planned_run import PlannedRun, folder_name, versions_here
+from facebones.study.planned_run import TO_DO, PlannedRun, folder_name, versions_here
 from facebones.study.study import Study
 from facebones.study.trials import FOLDER as TRIALS
 from facebones.study.trials import HeldOut, Tuning
@@ -93,14 +93,32 @@ def make_plan(study: Study, output: Path, *, accept_version: bool = False) -> Pl
             )
     recipe = study.resolved_recipe()
     runs, tunings = _plan_runs(study, networks, output, accept_version) if networks else ([], [])
-    ahead = [run for run in runs if any(tuning.decides(run) and tuning.chosen() is None for tuning in tunings)]
     names = [run.name for run in runs]
-    runs = [run for run in runs if run not in ahead]
+    waiting = [tuning for tuning in tunings if tuning.chosen() is None]
+    undecided = [run for run in runs if any(tuning.decides(run) for tuning in waiting)]
+    if begun := [run for run in undecided if run.state != TO_DO]:
+        raise ConfigError(
+            f"{begun[0].folder.path}: its fields were chosen by other trials; give `tune` as it was, restore the"
+            " trials, or choose another --output"
+        )
+    # If all trials have diverged, nothing decides.
+    ahead = [run for run in undecided if any(tuning.decides(run) and not tuning.complete for tuning in waiting)]
+    runs = [run for run in runs if run not in undecided]
     for run in runs:
-        run.refuse_another()
+        _refuse_another(run, tunings)
     trained = _trained_models([source for source in sources if source.path is not None], names)
     sets = find_sets(study, recipe)
     return Plan(study=study, output=output, runs=runs, trained=trained, protocols=sets, tunings=tunings, ahead=ahead)
+
+
+def _refuse_another(run: PlannedRun, tunings: Sequence[Tuning]) -> None:
+    try:
+        run.refuse_another()
+    except ConfigError as error:
+        if not any(tuning.decides(run) for tuning in tunings):
+            raise
+        reason = str(error).partition(";")[0]
+        raise ConfigError(f"{reason}; give the study as it was, or choose another --output") from error
 
 
 def find_sets(study: Study, recipe: Recipe) -> list[Protocol]:
@@ -201,6 +219,7 @@ def _plan_runs(
             held_out=held_out,
             default=planned(backbone, levels, recipe)[0],
         )
+        tuning.check()
         tunings.append(tuning)
         defaults = planned(backbone, {**levels, FACTOR: DEFAULT}, recipe)
         tuned = planned(backbone, {**levels, FACTOR: TUNED}, tuning.tuned(recipe))

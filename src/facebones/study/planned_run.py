@@ -85,7 +85,21 @@ class PlannedRun:
     @property
     def stopped_early(self) -> bool:
         """Whether it is done because `training.stop_below` ended it; in a study, a trial of a tuning."""
-        return self.state == DONE and bool(json.loads(self.folder.result.read_bytes()).get("stopped_early"))
+        return self.state == DONE and self.result().get("stopped_early") is True
+
+    def result(self) -> dict[str, Any]:
+        """The content of result.json of a run that is done.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
+        try:
+            content = json.loads(self.folder.result.read_bytes())
+            return {**content, "final": [dict(row) for row in content["final"]]}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"{self.folder.result}: damaged; restore it, or remove the folder to train this run again"
+            ) from error
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -155,6 +169,12 @@ class PlannedRun:
         if changed:
             self.folder.write_recipe(replace(recipe, **changed))
 
+    def write_places(self) -> None:
+        """Complete the config.yaml of a run whose validation sets have moved since, as with the study's folder."""
+        recipe, sets = load_config(self.folder.config), self.recipe.validation.sets
+        if sets != recipe.validation.sets and [*map(_name, sets)] == [*map(_name, recipe.validation.sets)]:
+            self.folder.write_recipe(replace(recipe, validation=replace(recipe.validation, sets=sets)))
+
     def versions(self) -> dict[str, str | None]:
         """Versions of facebones, its checkout and torch that last worked on the run; empty before it has started."""
         environment = read_environment(self.folder)
@@ -208,6 +228,10 @@ def folder_name(backbone: str) -> str:
     'timm_mobilenetv3_small_050.lamb_in1k'
     """
     return re.sub(r"[^A-Za-z0-9_.-]", "_", backbone)
+
+
+def _name(path: str) -> str:
+    return Path(path).name
 
 
 def _last_lines(path: Path) -> list[dict[str, Any]]:

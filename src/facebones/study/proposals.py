@@ -54,8 +54,8 @@ def propose(space: Mapping[str, Dimension], history: Sequence[Trial], seed: int)
         fields = _draw(space, history, [seed, len(history), again])
         if fields not in tried:
             return fields
-    # What the sampler likes best is tried already: take what is left, if all values are listed.
-    listed = itertools.product(*(one.choices for one in space.values()))
+    # What the sampler likes best is tried already: take what is left, if all values can be listed.
+    listed = itertools.product(*(one.texts() for one in space.values()))
     return next((left for texts in listed if (left := dict(zip(space, texts, strict=True))) not in tried), fields)
 
 
@@ -129,7 +129,8 @@ def thresholds(history: Sequence[Trial], validations: int) -> list[float]:
     finished = [trial.accuracies for trial in history if trial.state == ENDED]
     if len(finished) < FIRST_FINISHED:
         return []
-    return [statistics.median(one[place] for one in finished) for place in range(validations - 1)]
+    shared = min(map(len, finished))  # of few steps, or a batch size of its own, a trial may have fewer
+    return [statistics.median(one[place] for one in finished) for place in range(min(validations, shared) - 1)]
 
 
 def best_trial(history: Sequence[Trial]) -> Trial | None:

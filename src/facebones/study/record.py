@@ -51,7 +51,7 @@ def describe(plan: Plan, errors: Mapping[str, str], evaluation: Sequence[Entry])
         "plugins": imported_plugins(),
         "recipe": plan.study.resolved_recipe().to_dict(),
         "models": {name: str(path) for name, path in finished_models(plan).items()},
-        **({"tuning": _tuning(plan)} if plan.tunings else {}),
+        **({"tuning": _tuning(plan, errors)} if plan.tunings else {}),
         "runs": runs,
         "evaluation": list(evaluation),
         "summary": _summary(plan, runs, evaluation),
@@ -114,16 +114,16 @@ def _run_row(plan: Plan, run: PlannedRun, error: str | None) -> dict[str, Any]:
         "versions": run.versions(),
         "steps": run.steps,
         "step": run.steps if done else run.progress()["step"],
-        "final": json.loads(run.folder.result.read_bytes())["final"] if done else [],
+        "final": run.result()["final"] if done else [],
     }
 
 
-def _tuning(plan: Plan) -> dict[str, Any]:
+def _tuning(plan: Plan, errors: Mapping[str, str]) -> dict[str, Any]:
     held_out = plan.tunings[0].held_out
     return {
         "people": held_out.data.num_identities - held_out.trained.num_identities,
         "pairs": held_out.count,
-        "backbones": [tuning.to_json() for tuning in plan.tunings],
+        "backbones": [tuning.to_json(errors) for tuning in plan.tunings],
     }
 
 

@@ -1,5 +1,7 @@
 """The trials of a tuning as runs in the study's folder: which have ended, what they have shown, and what is next."""
 
+import hashlib
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +13,16 @@ from facebones.data.pair_bins import write_pairs
 from facebones.data.training_set import TrainingSet
 from facebones.data.wrapped_sets import held_out_only, without_held_out
 from facebones.datatools.sample_pairs import most_pairs, sample_pairs
-from facebones.errors import ConfigError
+from facebones.errors import ConfigError, DataError, DivergedError, FaceBonesError
 from facebones.recipe import Recipe, flat_fields, load_config
+from facebones.recipe_sections import TIMM_WEIGHTS
 from facebones.run_folder import TRAIN_LINE, RunFolder, read_metrics
 from facebones.study.planned_run import DONE, TO_DO, UNFINISHED, PlannedRun
 from facebones.study.proposals import ENDED, FAILED, STOPPED, Trial, best_trial, propose, thresholds
 from facebones.study.tuning import FACTOR, TUNED, Dimension, TuneSettings, with_fields
 from facebones.study.vary import Fields
+from facebones.training.optimizer import build_schedule
+from facebones.training.start import read_start
 
 FOLDER = "tuning"  # of all trials, in the study's folder
 PAIR_SEED = 0
@@ -45,6 +50,11 @@ class HeldOut:
         return without_held_out(self.data, self.share)
 
     @cached_property
+    def people(self) -> TrainingSet:
+        """The images of the people that decide."""
+        return held_out_only(self.data, self.share)
+
+    @cached_property
     def count(self) -> int:
         """The number of pairs.
 
@@ -52,24 +62,24 @@ class HeldOut:
             DataError: the people are too few.
             ConfigError: they do not give twenty pairs.
         """
-        people = held_out_only(self.data, self.share)
-        what = f"{self.data.path}: a share of {self.share:g} of the people (tune.held_out)"
-        most = most_pairs(people.labels, PAIR_SEED, what)
-        sample_pairs(people.labels, count := min(self.pairs // 20 * 20, max(most, 20)), PAIR_SEED, what)
+        what = f"{self.data.path}: a share of {self.share:g} of the people"
+        try:
+            most = most_pairs(self.people.labels, PAIR_SEED, what)
+            sample_pairs(self.people.labels, count := min(self.pairs // 20 * 20, max(most, 20)), PAIR_SEED, what)
+        except DataError as error:
+            raise DataError(f"{error}; raise tune.held_out") from error
         return count
 
     @property
     def path(self) -> Path:
-        """The file of the pairs."""
-        return self.folder / f"held_out_{self.count}.bin"
+        """The file of the pairs; its name tells which people and pairs they are."""
+        content = json.dumps([self.data.fingerprint(), self.share, self.count], sort_keys=True)
+        return self.folder / f"held_out_{self.count}_{hashlib.sha256(content.encode()).hexdigest()[:8]}.bin"
 
     def write(self) -> None:
-        """Write the pairs, unless they are there."""
-        if self.path.exists():
-            return
-        people = held_out_only(self.data, self.share)
-        pairs = sample_pairs(people.labels, self.count, PAIR_SEED, str(self.data.path))
-        encoded = {index: people.read(index)[0] for pair in pairs for index in pair[:2]}
+        """Write the pairs; always the same bytes, so what is there may have been damaged or removed."""
+        pairs = sample_pairs(self.people.labels, self.count, PAIR_SEED, str(self.data.path))
+        encoded = {index: self.people.read(index)[0] for pair in pairs for index in pair[:2]}
         self.folder.mkdir(parents=True, exist_ok=True)
         images = [encoded[index] for pair in pairs for index in pair[:2]]
         write_pairs(self.path, images, [pair.same for pair in pairs])
@@ -122,6 +132,23 @@ class Tuning:
             steps=steps,
         )
 
+    def check(self) -> None:
+        """Try every listed value, and both ends of every range, without training.
+
+        Raises:
+            ConfigError: a value with which no training can begin.
+        """
+        for name, dimension in self.space.items():
+            for text in dimension.ends:
+                try:
+                    recipe = self.planned(0, {name: text}).recipe
+                    steps = recipe.training.steps_per_epoch(len(self.held_out.trained), self.held_out.data.path)
+                    build_schedule(recipe.schedule, recipe.optimizer.learning_rate, steps, recipe.training.epochs)
+                    if name.startswith("backbone.") and recipe.backbone.weights != TIMM_WEIGHTS:
+                        read_start(recipe)
+                except FaceBonesError as error:
+                    raise ConfigError(f"tune.space.{name}: {text}: {error}") from error
+
     def runs(self) -> list[PlannedRun]:
         """All trials; those whose fields are not drawn yet have the recipe's own."""
         return [self._begun(number) or self.planned(number, {}) for number in range(self.settings.trials)]
@@ -130,42 +157,51 @@ class Tuning:
         """The first trial that has not ended; None if there is none.
 
         Args:
-            failed: names of trials that have failed, and are not to be tried again.
+            failed: names of trials that have failed in this call: those after one of them depend on it, and wait.
         """
         history: list[Trial] = []
         for number in range(self.settings.trials):
             begun = self._begun(number)
             if begun is None:
                 fields = propose(self.space, history, self.settings.seed)
-                stop_early = self.settings.stop_early
-                return self.planned(
-                    number, fields, thresholds(history, self.settings.validations) if stop_early else []
-                )
-            if begun.state != DONE and begun.name not in failed:
-                return begun
-            history.append(self._trial(number, begun))
+                validations = self.settings.validations if self.settings.stop_early else 0
+                return self.planned(number, fields, thresholds(history, validations))
+            trial = self._trial(number, begun)
+            if trial.state == UNFINISHED:
+                return None if begun.name in failed else begun
+            history.append(trial)
         return None
 
     def history(self) -> list[Trial]:
-        """The trials that have ended, failed ones included."""
+        """The trials that have ended, those that have diverged included."""
         begun = [(number, self._begun(number)) for number in range(self.settings.trials)]
         trials = [self._trial(number, run) for number, run in begun if run is not None]
         return [trial for trial in trials if trial.state != UNFINISHED]
 
+    @property
+    def complete(self) -> bool:
+        """Whether all trials have ended."""
+        return len(self.history()) == self.settings.trials
+
     def chosen(self) -> Trial | None:
-        """The best trial, once all have ended; None before, and if all have failed."""
+        """The best trial, once all have ended; None before, and if all have diverged."""
         history = self.history()
         return best_trial(history) if len(history) == self.settings.trials else None
 
-    def to_json(self) -> dict[str, Any]:
-        """What study.json says of it: every trial, and the chosen one's number."""
+    def to_json(self, errors: Mapping[str, str]) -> dict[str, Any]:
+        """What study.json says of it: every trial, and the chosen one's number.
+
+        Args:
+            errors: why trainings have failed in this call, by name.
+        """
         rows = []
         for run, number in zip(self.runs(), range(self.settings.trials), strict=True):
             trial = self._trial(number, run) if run.state != TO_DO else Trial(number, {}, [], TO_DO)
             row = {"trial": number, "fields": dict(trial.fields), "state": trial.state}
             step = run.steps if trial.state == ENDED else run.progress()["step"]
             accuracy = trial.accuracies[-1] if trial.accuracies else None
-            rows.append({**row, "accuracy": accuracy, "steps": run.steps, "step": step, "error": _error(run)})
+            rows.append({**row, "accuracy": accuracy, "steps": run.steps, "step": step})
+            rows[-1]["error"] = None if run.state == DONE else errors.get(run.name) or _diverged(run)
         chosen = self.chosen()
         return {
             "name": self.stem,
@@ -193,18 +229,25 @@ class Tuning:
         Raises:
             ConfigError: it is a trial of another study.
         """
-        file = self.planned_file(number)
+        file = self._folder(number).config
+        file = file if file.is_file() else self.planned_file(number)
         if not file.is_file():
+            if self._folder(number).result.is_file():
+                raise ConfigError(f"{self._folder(number).path}: has no config.yaml; restore it, or remove the folder")
             return None
         recipe = load_config(file)
         run = self.planned(number, self._fields_of(recipe, file) if number else {}, recipe.training.stop_below)
         if _looks(recipe) != _looks(run.recipe):
             raise ConfigError(
-                f"{file}: a trial that is validated on {' '.join(_looks(recipe))} steps, and the study says"
-                f" {' '.join(_looks(run.recipe))} steps; give tune.pairs and tune.validations as they were, or choose"
-                " another --output"
+                f"{file}: a trial that is validated on {_looks(recipe)}, and the study says {_looks(run.recipe)}; give"
+                " `tune`, the data, the epochs and the batch size as they were, or choose another --output"
             )
-        run.refuse_another()
+        try:
+            run.refuse_another()
+        except ConfigError as error:
+            raise ConfigError(
+                f"{str(error).partition(';')[0]}; give the study as it was, or choose another --output"
+            ) from error
         return run
 
     def planned_file(self, number: int) -> Path:
@@ -229,25 +272,35 @@ class Tuning:
         if run.state == DONE:
             accuracies = _accuracies(run.folder)
             return Trial(number, fields, accuracies, STOPPED if run.stopped_early else ENDED)
-        return Trial(number, fields, _accuracies(run.folder), FAILED if _error(run) else UNFINISHED)
+        return Trial(number, fields, _accuracies(run.folder), FAILED if _diverged(run) else UNFINISHED)
 
 
 def is_vain(tuned: Mapping[str, Any]) -> bool:
-    """Whether all trials of a tuning, as `to_json` describes it, have failed."""
+    """Whether all trials of a tuning, as `to_json` describes it, have diverged."""
     return all(trial["state"] == FAILED for trial in tuned["trials"])
 
 
-def _looks(recipe: Recipe) -> list[str]:
+def _looks(recipe: Recipe) -> str:
     """When and on what a trial is validated; its pairs are in the study's folder, wherever that is."""
-    return [*(Path(name).name for name in recipe.validation.sets), "every", str(recipe.validation.every)]
+    names = ", ".join(Path(name).name for name in recipe.validation.sets)
+    return f"{names} every {recipe.validation.every} steps"
 
 
-def _error(run: PlannedRun) -> str | None:
-    recorded = run.folder.read_error() if run.state != DONE else None
-    return None if recorded is None else str(recorded["message"])
+def _diverged(run: PlannedRun) -> str | None:
+    """Why a trial cannot end: its loss is not finite. What failed for another reason is tried again."""
+    recorded = run.folder.read_error()
+    return str(recorded["message"]) if recorded and recorded["type"] == DivergedError.__name__ else None
 
 
 def _accuracies(folder: RunFolder) -> list[float]:
-    """The accuracy at each validation; 0 where an embedding had no direction."""
+    """The accuracy at each validation; 0 where an embedding had no direction.
+
+    Raises:
+        DataError: damaged, or a trial that has ended has none.
+    """
     lines = read_metrics(folder.metrics, without=TRAIN_LINE) if folder.metrics.exists() else []
-    return [line.get("accuracy") or 0.0 for line in lines if line.get("kind") == "validation"]
+    found = [line for line in lines if isinstance(line, dict) and line.get("kind") == "validation"]
+    accuracies = [line.get("accuracy") or 0.0 for line in found]
+    if not all(isinstance(one, float | int) for one in accuracies) or (folder.result.exists() and not accuracies):
+        raise DataError(f"{folder.metrics}: has no accuracies; restore it, or remove the folder to train it again")
+    return accuracies

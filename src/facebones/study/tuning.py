@@ -4,7 +4,7 @@ Trials train without a share of the people, and pairs of these people decide; no
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,8 @@ DEFAULT, TUNED = "default", "tuned"  # levels of a factor of this name
 NOT_TUNED = {
     "head.name": "is compared by `vary`",
     "training.epochs": "is the budget, which is the same for all trials",
+    "distillation.embeddings": "is compared by `vary`",
+    "distillation.alone": "is compared by `vary`",
     "training.stop_below": "is set by the tuning",
     "data.held_out": "is set by the tuning",
     **dict.fromkeys(("backbone.weights", "training.choose"), "is not a matter of tuning"),
@@ -45,6 +47,20 @@ class Dimension:
     high: float = 0.0
     log: bool = False
     whole: bool = False
+
+    @property
+    def count(self) -> float:
+        """How many values there are; infinity for a range that is not of whole numbers."""
+        return len(self.choices) or (self.high - self.low + 1 if self.whole else math.inf)
+
+    def texts(self) -> Sequence[str]:
+        """The texts of all values; none for a range that is not of whole numbers."""
+        return [*self.choices] or ([*map(str, range(int(self.low), int(self.high) + 1))] if self.whole else [])
+
+    @property
+    def ends(self) -> Sequence[str]:
+        """The texts of listed values, or of the ends of the range."""
+        return [*self.choices] or [number_text(self.low), number_text(self.high)]
 
     def text_of(self, value: Any) -> str | None:
         """The text by which a trial sets a value; None if the value is not among them."""
@@ -113,6 +129,9 @@ def read_space(settings: TuneSettings, recipe: Recipe, factors: Factors, where: 
         UnknownNameError: an unknown field.
     """
     own, space = flat_fields(recipe.to_dict()), dict[str, Dimension]()
+    for name in ("data.held_out", "training.stop_below"):
+        if own[name]:
+            raise ConfigError(f"{name} {own[name]}: is set by the tuning ({where}); leave it out")
     if FACTOR in factors:
         raise ConfigError(f"{where}: its factor is called {FACTOR}, and so is one of vary; rename that")
     for name, values in settings.space.items():
@@ -120,6 +139,8 @@ def read_space(settings: TuneSettings, recipe: Recipe, factors: Factors, where: 
         if name not in own:
             raise UnknownNameError("field", name, own, f"{where}.space")
         _refuse_field(name, factors, place)
+        if name.startswith("distillation.") and not recipe.distillation.embeddings:
+            raise ConfigError(f"{place}: has no effect without distillation.embeddings; give these, or take it out")
 
         def meaning(text: Any, name: str = name, place: str = place) -> Any:
             if not isinstance(text, str):
@@ -129,9 +150,9 @@ def read_space(settings: TuneSettings, recipe: Recipe, factors: Factors, where: 
         space[name] = dimension = _dimension(values, own[name], meaning, place)
         if dimension.text_of(own[name]) is None:
             raise ConfigError(f"{place}: must include the recipe's own value, {own[name]}, which is trial 0")
-    listed = math.prod(len(one.choices) or math.inf for one in space.values())
+    listed = math.prod(one.count for one in space.values())
     if listed < settings.trials:
-        raise ConfigError(f"{where}.trials: the space has {listed} combinations; give trials: {listed} or fewer")
+        raise ConfigError(f"{where}.trials: the space has {listed:g} combinations; give trials: {listed:g} or fewer")
     return space
 
 
@@ -146,6 +167,8 @@ def _refuse_field(name: str, factors: Factors, place: str) -> None:
 
 
 def _dimension(values: Any, own: Any, meaning: Callable[[Any], Any], place: str) -> Dimension:
+    if isinstance(values, list) and len(values) == 1:
+        raise ConfigError(f"{place}: has one value only; give two or more, or take it out of the space")
     if isinstance(values, list) and values:
         texts = [",".join(map(str, value)) if isinstance(value, list) else value for value in values]
         choices = {text: meaning(text) for text in texts}

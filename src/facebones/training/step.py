@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from facebones.data.preprocessing import to_network_input
-from facebones.errors import RunError
+from facebones.errors import DivergedError
 from facebones.evaluation.models import AUTOCAST_TYPE
 from facebones.system.device import to_device
 from facebones.training.advice import norm_sharpness_correlation
@@ -93,8 +93,8 @@ def read_back_metrics(trainer: "Trainer") -> None:
     """Read losses and gradient norms since the last call from the device; precedes every log line, save and validation.
 
     Raises:
-        RunError: a loss or gradient is not finite. In fp16, where the gradient scaler skips such steps, only once the
-            scaler has given up.
+        DivergedError: a loss or gradient is not finite. In fp16, where the gradient scaler skips such steps, only once
+            the scaler has given up.
     """
     rows = trainer.meter.read_back()
     steps = range(trainer.step - len(rows) + 1, trainer.step + 1)
@@ -105,7 +105,7 @@ def read_back_metrics(trainer: "Trainer") -> None:
     scaled = trainer.scaler.is_enabled()
     if bad and not (scaled and trainer.scaler.get_scale() >= SMALLEST_GRADIENT_SCALE):
         step, loss, gradient_norm = bad[-1 if scaled else 0]
-        raise RunError(
+        raise DivergedError(
             f"step {step}: loss {loss:g}, gradient norm {gradient_norm:g}: not applied; the last checkpoint is kept;"
             " try a lower --optimizer.learning_rate, --schedule.warmup_epochs 1, --training.clip_norm 5 or"
             " --training.precision fp32"

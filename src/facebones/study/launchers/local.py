@@ -243,6 +243,7 @@ def start_child(run: PlannedRun, lease: Lease, slot: int, jobs: int, device: str
     if run.state == UNFINISHED:
         if run.accept_version:
             run.write_lacking_fields()
+        run.write_places()
         words = ["resume", str(run.folder.path), "--data", run.recipe.data.path]
     else:
         with atomic_write(run.recipe_file) as file:
