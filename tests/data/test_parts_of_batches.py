@@ -119,6 +119,9 @@ class Asked:
     def __init__(self, mapped):
         self.mapped, self.parts = mapped, []
 
+    def size(self):
+        return self.mapped.size()
+
     def madvise(self, option, start, length):
         assert start % module.mmap.PAGESIZE == 0 and 0 < length <= len(self.mapped) - start
         self.parts.append(range(start, start + length))

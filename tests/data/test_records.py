@@ -296,6 +296,9 @@ def test_reading_ahead_asks_for_each_record_and_leaves_out_what_is_between(tmp_p
         def __init__(self):
             self.parts = []
 
+        def size(self):
+            return file.size
+
         def madvise(self, option, start, length):
             assert option == module.mmap.MADV_WILLNEED and start % module.mmap.PAGESIZE == 0
             self.parts.append(range(start, start + length))
