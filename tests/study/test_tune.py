@@ -1,7 +1,11 @@
 """Tuning: every backbone gets the same number of equal trials, people held out of them decide, and nothing else."""
 
 import json
+import os
 import shutil
+import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -12,10 +16,11 @@ from facebones.cli.main import main
 from facebones.data.folders import open_training_set
 from facebones.data.pair_bins import read_pairs
 from facebones.data.wrapped_sets import held_out_only
-from facebones.errors import ConfigError, FaceBonesError
+from facebones.errors import ConfigError, FaceBonesError, RunError
 from facebones.recipe import Recipe
 from facebones.study.compare import compare, plan_rows, preview, raise_failures
 from facebones.study.launch import launch
+from facebones.study.launchers import local
 from facebones.study.plan import make_plan
 from facebones.study.proposals import ENDED, FAILED, STOPPED, Trial, best_trial, propose, thresholds
 from facebones.study.study import load_study
@@ -191,6 +196,10 @@ def test_settings_of_the_backbone_section_make_other_networks(write, tmp_path):
 
 
 BAD = {
+    "optimizer.learning_rate: [0.006]": "has one value only",
+    "training.batch_size: {low: 15, high: 16}": "the space has 2 combinations",
+    "distillation.weight: [1, 30]": "has no effect without distillation.embeddings",
+    "distillation.embeddings: ['', teacher]": "is compared by `vary`",
     "optimizer.learning_rat: [1, 2]": "did you mean 'optimizer.learning_rate'",
     "training.epochs: [1, 2]": "training.epochs: is the budget",
     "backbone.name: [a, b]": "a study sets it by `backbones`",
@@ -208,7 +217,7 @@ BAD = {
     "optimizer.learning_rate: {low: -1, high: 0.2}": "must be above 0",
     "schedule.name: {low: 1, high: 2}": "must be a list of values",
     "schedule.name: [polynomial, cosine, polynomial]": "listed twice",
-    "schedule.name: [polynomial, cosine]": "the space has 2 combinations; give trials: 2",
+    "schedule.name: [polynomial, cosine]": "the space has 2 combinations; give trials: 2 or fewer",
     "schedule.name: []": "must be a list of values",
 }
 
@@ -241,6 +250,48 @@ def test_tuning_needs_people_and_room_for_its_factor(write, tmp_path, small_data
         load_study(write(extra="vary: {optimizer.learning_rate: [0.1, 0.2]}"))
     with pytest.raises(FaceBonesError, match=r"2 people; 10 folds .* need 20; raise tune.held_out"):
         make_plan(load_study(write(), data=str(small_data)), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("training.batch_size: [16, 4096, 8]", "training.batch_size: 4096: .* give --training.batch_size 88 or less"),
+        ("training.batch_size: {low: 16, high: 4096}", "training.batch_size: 4096: "),
+        ("schedule.warmup_epochs: [0, 1, 2]", "schedule.warmup_epochs: 2: .*leaves nothing"),
+        ("schedule.name: [polynomial, step, cosine]", "schedule.name: step: .*needs schedule.milestones"),
+        ("backbone.frozen: [0, 1, 2]", "backbone.frozen: 1: .*would keep random weights"),
+    ],
+)
+def test_a_value_with_which_no_training_can_begin_is_refused_before_the_first_trial(write, tmp_path, space, message):
+    with pytest.raises(ConfigError, match=rf"^tune\.space\.{message}"):
+        make_plan(load_study(write(space)), tmp_path / "out")
+
+
+@pytest.mark.parametrize("fields", [{"data.held_out": "0.3"}, {"training.stop_below": "0.6,0.7"}])
+def test_what_the_tuning_sets_is_set_by_nothing_else(write, fields):
+    (name,) = fields
+    with pytest.raises(ConfigError, match=rf"{name} .*: is set by the tuning .*leave it out"):
+        load_study(write(), overrides=fields)
+
+
+def test_trials_with_fewer_validations_than_asked_for_have_fewer_thresholds():
+    history = [Trial(k, {}, [0.1 * k] * 3) for k in range(5)]
+    assert thresholds(history, 10) == pytest.approx([0.2, 0.2])
+    assert thresholds([*history, Trial(5, {}, [0.9])], 10) == []
+
+
+def test_other_pairs_have_another_file(write, tmp_path, many_people):
+    """A file of the same name may hold people on whom a trial trains."""
+
+    def path(study, **given):
+        return make_plan(load_study(study, **given), tmp_path / "out").tunings[0].held_out.path
+
+    first = path(write())
+    assert path(write(more="seed: 3")) == first
+    text = Path(write()).read_text()
+    (tmp_path / "other.yaml").write_text(text.replace("held_out: 0.5", "held_out: 0.55"))
+    other = path(str(tmp_path / "other.yaml"))
+    assert other != first and other.stem.split("_")[:3] == first.stem.split("_")[:3], "the same number of pairs"
 
 
 def test_without_optuna_the_first_second_says_what_to_install(write, tmp_path, monkeypatch, capsys):
@@ -281,19 +332,54 @@ def test_a_tuned_study_trains_reports_and_continues_as_it_began(write, tmp_path)
     again = compare(path, out, device="cpu")
     assert before == {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")}, "nothing is trained twice"
     assert again["tuning"] == content["tuning"]
-    # A trial that is lost is trained again, to the same numbers; the trainings that the tuning decided stay.
-    for run in runs:
-        shutil.rmtree(run.folder.path)
+    # A trial that is lost is trained again, to the same numbers.
+    shutil.rmtree(runs[1].folder.path)
     shutil.rmtree(out / "tuning" / SMALL / "trial2")
+    (out / "tuning" / SMALL / "trial2.yaml").unlink()
+    (out / "tuning" / SMALL / "trial1.yaml").unlink()  # the folder of the run says the same
+    held_out = make_plan(load_study(path), out).tunings[0].held_out.path
+    held_out.write_bytes(held_out.read_bytes()[:1000])
     assert {row["state"] for row in preview(path, out) if "trial" in row["name"]} == {"done", "to do"}
-    assert compare(path, out, device="cpu")["tuning"] == content["tuning"]
+    moved = out.rename(tmp_path / "moved")
+    assert compare(path, moved, device="cpu")["tuning"] == content["tuning"]
     for change, message in (
-        ({"space": "schedule.name: [polynomial, step, cosine]"}, "which the study's space does not have"),
-        ({"more": "validations: 2"}, "give tune.pairs and tune.validations as they were"),
+        ({"space": "optimizer.learning_rate: {low: 0.0059, high: 0.0061}"}, "which the study's space does not have"),
+        ({"more": "validations: 2"}, "give `tune`, the data, the epochs and the batch size as they were"),
+        ({"trials": 4}, "its fields were chosen by other trials"),
+        ({"seeds": "1"}, "give the study as it was"),
     ):
-        other = {"space": "optimizer.learning_rate: {low: 0.0059, high: 0.0061}"} if "space" in change else change
         with pytest.raises(ConfigError, match=message):
-            make_plan(load_study(write(**other)), out)
+            make_plan(load_study(write(**change)), moved)
+    (moved / "tuning" / SMALL / "trial0" / "result.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"trial0/result.json: damaged; restore it, or remove the folder"):
+        make_plan(load_study(write(trials=3)), moved)
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_killed_is_an_error_and_the_next_call_goes_on(write, tmp_path, monkeypatch):
+    """Not a trial that has been tried: those after it depend on what it shows."""
+    path, out = write(trials=3), tmp_path / "out"
+    original = local.start_child
+
+    def start_child(run, *others):
+        child = original(run, *others)
+        if run.name.endswith("trial1"):
+            while not run.folder.has_last:
+                time.sleep(0.01)
+            os.kill(child.process.pid, signal.SIGKILL)
+        return child
+
+    monkeypatch.setattr(local, "start_child", start_child)
+    content = compare(path, out, device="cpu")
+    assert [run["state"] for run in content["runs"]] == ["done"], "the other level is trained"
+    with pytest.raises(RunError, match=f"failed: {SMALL}_trial1; .*the same command tries again"):
+        raise_failures(content)
+    (tuned,) = content["tuning"]["backbones"]
+    assert [trial["state"] for trial in tuned["trials"]] == ["done", "unfinished", "to do"] and tuned["chosen"] is None
+    monkeypatch.undo()
+    content = compare(path, out.rename(tmp_path / "moved"), device="cpu")
+    raise_failures(content)
+    assert [run["levels"]["tuning"] for run in content["runs"]] == ["default", "tuned"]
 
 
 @pytest.mark.slow

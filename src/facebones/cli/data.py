@@ -153,6 +153,7 @@ def _embed_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
+        action="append",
         metavar="[NAME=]RUN|FILE",
         help=f"the teacher: {MODEL_HELP}",
     )
@@ -168,7 +169,10 @@ def _embed(arguments: Arguments) -> None:
     from facebones.system.process_group import joined, share_threads
 
     taken = ("backbone", "output_name", "runtime", "flip", "batch_size", "workers", "device")
-    ((name, model),) = named_files([arguments.model], "--model").items()
+    teachers = named_files(arguments.model, "--model")
+    if len(teachers) > 1:
+        raise ConfigError(f"--model: {len(teachers)} teachers are given; embed the data with one after the other")
+    ((name, model),) = teachers.items()
     preprocessing = given_preprocessing(arguments)
     with joined(arguments.device) as world:
         share_threads()

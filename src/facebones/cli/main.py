@@ -179,7 +179,7 @@ def _continuation(arguments: Arguments, argv: list[str]) -> str:
         if partial_path(arguments.destination).exists():
             return f"continue with: facebones {shlex.join(argv)}{'' if arguments.resume else ' --resume'}"
     keeps = name in {"evaluate templates", "evaluate identification"} and arguments.output is not None
-    if name == "compare" or keeps:
+    if name in {"compare", "data embed"} or keeps:
         return f"continue with: facebones {shlex.join(argv)}"
     return "no partial output is left; run the same command again"
 

@@ -124,7 +124,8 @@ class FeatureFile:
             stored = answers.astype(self._kind, copy=False)
         if self._kind == np.float16 and not np.isfinite(stored).all():
             place = start + int(np.flatnonzero(~np.isfinite(stored).all(axis=(1, 2)))[0])
-            self._refuse(f"cannot hold the embedding of image {place}, which is no finite number of float16", advice="")
+            reason = f"cannot hold the embedding of image {place}, which is no finite number of float16"
+            self._refuse(reason, advice="; remove the file and its .json, and take another model")
         self._write(self._offset + start * stored[0].nbytes, stored.tobytes())
         self._written = merged([*self._written, (start, start + len(answers))])
         self._unsynced = True

@@ -211,7 +211,7 @@ class TeacherEmbeddings:
         return DataError(f"{self.path}: {what}; {_AGAIN}")
 
 
-_AGAIN = "make it again by `facebones data embed`"
+_AGAIN = "remove it and its .json, and make both again by `facebones data embed`"
 
 
 def _find(name_or_path: str, folder: Path) -> Path:
