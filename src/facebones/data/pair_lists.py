@@ -19,6 +19,7 @@ from facebones.data.folders import IMAGE_SUFFIXES, is_image_name
 from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.data.text_lists import leads_out
 from facebones.errors import DataError
+from facebones.system.files import is_file
 
 PAIR_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
 FOLDS = 10
@@ -282,7 +283,7 @@ def _lfw_image(root: Path, name: str, number: str) -> str:
     file = f"{name}_{int(number):04d}"
     endings = (".jpg", *sorted(IMAGE_SUFFIXES))
     places = [f"{stem}{ending}" for stem in (f"{name}/{file}", file) for ending in endings]
-    return next((place for place in places if (root / place).is_file()), places[0])
+    return next((place for place in places if is_file(root / place)), places[0])
 
 
 def _marked_pairs(path: Path, lines: Sequence[Line]) -> list[ListedPair]:

@@ -123,6 +123,15 @@ def stand_in(path: str | os.PathLike[str]) -> str | None:
     return next((what for what, beginnings in STAND_INS.items() if start.startswith(beginnings)), None)
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file; False also for a name from elsewhere that no file can have, such as one too long.
+
+    >>> is_file("a" * 5000), is_file("a\0b")
+    (False, False)
+    """
+    return os.path.isfile(path)  # noqa: PTH113 (`Path.is_file` raises OSError for such names)
+
+
 def read_at_most(file: IO[bytes], most: int) -> bytes:
     """Read up to `most` bytes of a regular file; memory is set aside for its size, not for all of them."""
     return file.read(min(most, os.fstat(file.fileno()).st_size + 1))

@@ -1,0 +1,181 @@
+"""Bounds of a checkpoint from elsewhere: it builds no more than a small multiple of its own bytes.
+
+torch's weights-only loader runs no code, but a few bytes can ask it for `bytearray(10**12)`, a thousand copies of one
+text, or a list in which each level holds the one below twice, which takes forever to search or to print. So the
+instructions are followed once with the sizes of the values alone, before torch sees them, and the loaded values are
+counted.
+"""
+
+import io
+import pickletools
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+from torch import Tensor
+
+MOST_BUILT = 20  # bytes or elements, for each byte of the file
+LEAST_BUILT = 2**16  # that any file may build
+DEEPEST = 100  # levels of dictionaries and lists
+LONGEST_NUMBER = 1024  # bits
+OLDER_PICKLES = 5  # in a file of torch before 1.6: its mark, version, system, values, and names of storages
+# They reserve as much as a number among their arguments says. Checkpoints of tensors do not call them.
+RESERVING = ("builtins.bytearray", "__builtin__.bytearray", "torch.Tensor", "torch.storage.", "torch.cuda.")
+REBUILDING = "torch._utils._rebuild_"  # these refer to storages, and copy nothing
+
+
+class OutOfBounds(Exception):  # noqa: N818 (becomes a CheckpointError with the file's name)
+    """The file asks for more than it may."""
+
+
+def check_instructions(path: Path, *, is_archive: bool) -> None:
+    """Check what the pickles in a `.pt` or `.pth` file ask for; a pickle that is broken is left to torch.
+
+    Raises:
+        OutOfBounds: it is compressed, or asks for far more than the file holds.
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if not is_archive:
+            _follow_all(file, size)
+            return
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise OutOfBounds("is a compressed archive, which torch does not write")
+            if sum(member.file_size for member in members) > size:
+                raise OutOfBounds("is an archive whose parts claim more bytes than it has")
+            for member in members:
+                if member.filename.endswith("data.pkl"):
+                    _follow_all(io.BytesIO(archive.read(member)), size)
+
+
+def _follow_all(file: IO[bytes], size: int) -> None:
+    try:
+        for _ in range(OLDER_PICKLES):
+            _Sizes(size).follow(pickletools.genops(file))
+    except OutOfBounds:
+        raise
+    except Exception:  # noqa: BLE001 (not a pickle, or broken: torch says so in its own way)
+        return
+
+
+def check_content(content: Any, size: int) -> None:
+    """Check that what was loaded is a tree of no more parts than the file has bytes, and its tensors no larger.
+
+    Raises:
+        OutOfBounds: it is not.
+    """
+    most = max(LEAST_BUILT, MOST_BUILT * size)
+    parts = elements = 0
+    waiting: list[Iterator[Any]] = [iter([content])]
+    while waiting:
+        value = next(waiting[-1], waiting)
+        if value is waiting:
+            waiting.pop()
+            continue
+        parts += 1
+        if isinstance(value, Tensor) and not value.is_meta:
+            elements += value.numel()
+        elif isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+            raise OutOfBounds(f"holds a whole number of {value.bit_length()} bits")
+        elif isinstance(value, dict | list | tuple | set):
+            waiting.append(_inside(value))
+        if parts > most or elements > most:
+            raise OutOfBounds("refers to the same values so often that they are far more than the file holds")
+        if len(waiting) > DEEPEST:
+            raise OutOfBounds(f"holds values nested in more than {DEEPEST} levels")
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        return iter([part for pair in value.items() for part in pair])
+    return iter(value)
+
+
+class _Value:
+    """A value in a pickle: how many elements or bytes it has, and the parts of a tuple."""
+
+    __slots__ = ("name", "number", "parts", "size")
+
+    def __init__(self, size: int = 1, *, name: str = "", number: int = 0, parts: "tuple[_Value, ...]" = ()) -> None:
+        self.size, self.name, self.number, self.parts = size, name, number, parts
+
+
+class _Sizes:
+    """The stack machine of a pickle with the sizes of the values in their place."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.built = 0
+        self.stack: list[_Value] = []
+        self.marked: list[list[_Value]] = []
+        self.memo: dict[int, _Value] = {}
+
+    def follow(self, instructions: Iterator[tuple[Any, Any, Any]]) -> None:
+        """Follow the instructions up to the last one."""
+        for instruction, argument, _ in instructions:
+            self.STEPS[instruction.name](self, argument)
+
+    def literal(self, argument: Any) -> None:
+        is_number = isinstance(argument, int)
+        size = len(argument) if isinstance(argument, str | bytes) else 1
+        self.stack.append(_Value(size, number=int(argument) if is_number else 0))
+
+    def mark(self) -> None:
+        self.marked.append(self.stack)
+        self.stack = []
+
+    def pop_mark(self) -> list[_Value]:
+        items, self.stack = self.stack, self.marked.pop()
+        return items
+
+    def tuple_of(self, count: int | None) -> None:
+        parts = self.pop_mark() if count is None else [self.stack.pop() for _ in range(count)][::-1]
+        self.stack.append(_Value(len(parts), parts=tuple(parts)))
+
+    def grow(self, items: int) -> None:
+        self.stack[-1].size += items
+
+    def call(self) -> None:
+        """A call copies its arguments, unless it rebuilds a tensor."""
+        arguments, called = self.stack.pop(), self.stack.pop()
+        for one in (called, *arguments.parts):  # `_rebuild_from_type_v2` calls one of its arguments
+            if one.name.startswith(RESERVING) or one.name.endswith("Tensor"):
+                raise OutOfBounds(f"calls {one.name:.80}, which checkpoints of tensors do not")
+        copied = 1 if called.name.startswith(REBUILDING) else 1 + sum(part.size for part in arguments.parts)
+        self.built += copied
+        if self.built > max(LEAST_BUILT, MOST_BUILT * self.size):
+            raise OutOfBounds("builds far more than it holds")
+        self.stack.append(_Value(copied))
+
+    def storage(self) -> None:
+        """A storage's name ends in its number of elements, for which older files have memory set aside."""
+        named = self.stack.pop()
+        if any(part.number > self.size for part in named.parts):
+            raise OutOfBounds("claims tensors that are larger than it is")
+        self.stack.append(_Value())
+
+    STEPS: ClassVar[dict[str, Callable[["_Sizes", Any], object]]] = {
+        **dict.fromkeys(("PROTO", "STOP", "FRAME"), lambda m, a: None),
+        **dict.fromkeys(("NONE", "NEWTRUE", "NEWFALSE"), lambda m, a: m.literal(None)),
+        **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), lambda m, a: m.literal(a)),
+        **dict.fromkeys(("BINUNICODE", "SHORT_BINSTRING"), lambda m, a: m.literal(a)),
+        **dict.fromkeys(("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "EMPTY_TUPLE"), lambda m, a: m.stack.append(_Value(0))),
+        **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda m, a: m.stack.append(m.memo[a])),
+        **dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda m, a: m.memo.__setitem__(a, m.stack[-1])),
+        **dict.fromkeys(("APPENDS", "SETITEMS"), lambda m, a: m.grow(len(m.pop_mark()))),
+        **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda m, a: m.call()),
+        "GLOBAL": lambda m, a: m.stack.append(_Value(name=a.replace(" ", "."))),
+        "MARK": lambda m, a: m.mark(),
+        "TUPLE": lambda m, a: m.tuple_of(None),
+        "TUPLE1": lambda m, a: m.tuple_of(1),
+        "TUPLE2": lambda m, a: m.tuple_of(2),
+        "TUPLE3": lambda m, a: m.tuple_of(3),
+        "APPEND": lambda m, a: (m.stack.pop(), m.grow(1)),
+        "SETITEM": lambda m, a: (m.stack.pop(), m.stack.pop(), m.grow(1)),
+        "BUILD": lambda m, a: m.stack.pop(),
+        "BINPERSID": lambda m, a: m.storage(),
+    }
