@@ -28,7 +28,7 @@ from facebones.errors import FaceBonesError
 SECONDS = 10.0  # an input
 FREE_BYTES = 512 * 2**20
 BYTES_EACH = 20  # of memory for each byte of input, beside the free ones
-LONGEST_MESSAGE = 2000
+LONGEST_MESSAGE = 10_000  # letters; a name in a file may be long, a message must not be as long as a file
 TRACED = 10  # one in so many inputs is traced, to count the lines that are reached
 SOURCE = str(Path(__file__).parents[2] / "src" / "facebones")
 
@@ -81,7 +81,7 @@ def made_in_child(make: Callable[[], list[Files]]) -> list[Files]:
         try:
             with os.fdopen(sending, "wb") as told:
                 pickle.dump(make(), told)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 (whatever it is, the child ends here)
             traceback.print_exc()
         os._exit(0)
     os.close(sending)
@@ -106,7 +106,7 @@ class _Child:
                 os.close(receiving)
                 with os.fdopen(sending, "wb") as told:
                     self._work(told)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 (whatever it is, the child ends here)
                 traceback.print_exc()
             os._exit(0)
         os.close(sending)
@@ -196,10 +196,10 @@ def _described(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _traced(lines: set[tuple[str, int]]) -> Iterator[None]:
-    def enter(frame, event, argument):  # noqa: ANN001, ANN202 (as sys.settrace calls it)
+    def enter(frame, event, argument):
         return each if frame.f_code.co_filename.startswith(SOURCE) else None
 
-    def each(frame, event, argument):  # noqa: ANN001, ANN202
+    def each(frame, event, argument):
         lines.add((frame.f_code.co_filename[len(SOURCE) + 1 :], frame.f_lineno))
         return each
 

@@ -13,6 +13,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 Files = Mapping[str, bytes]  # name inside the input's folder to content
 Mutation = Callable[[bytes, random.Random], bytes]
@@ -22,10 +23,50 @@ EXTREMES = [0, 1, 2, 3, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**24 - 1, 2**24, 
 EXTREMES += [2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 NUMBERS = [b"0", b"-1", b"1", b"3", b"255", b"16777215", b"2147483647", b"4294967296", b"9223372036854775807", b"1e308"]
 NUMBERS += [b"-0", b"1e999", b"nan", b"inf", b"-inf", b"0x10", b"1_000", b"\xd9\xa3", b"9" * 30, b"9" * 5000, b""]
-TEXTS = ["", "\x00", "\x1b[2J\x1b]0;title\x07", "\n", "a\rb", "../../etc/passwd", "/dev/zero", "a" * 300, "\ud800", "\u202e", "é"]
+TEXTS = [
+    "",
+    "\x00",
+    "\x1b[2J\x1b]0;title\x07",
+    "\n",
+    "a\rb",
+    "../../etc/passwd",
+    "/dev/zero",
+    "a" * 300,
+    "\ud800",
+    "\u202e",
+    "é",
+]
 TEXTS += ["%s%n{0}", "~", "nan", "<script>", "[bold]", "NUL", "-", "--help", "a" * 5000]
-TOKENS = [b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\t", b"\r\n", b" ", b",", b'"', b"'", b"[", b"]", b"{", b"}", b":", b"&a "]
-TOKENS += [b"*a", b"<<: ", b"!!python/object/apply:os.system ", b"- ", b"#", b"|", b"\x1b[31m", b"\xc2\x9b", b"[" * 300, b"{a: " * 100]
+TOKENS = [
+    b"\x00",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"\t",
+    b"\r\n",
+    b" ",
+    b",",
+    b'"',
+    b"'",
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b":",
+    b"&a ",
+]
+TOKENS += [
+    b"*a",
+    b"<<: ",
+    b"!!python/object/apply:os.system ",
+    b"- ",
+    b"#",
+    b"|",
+    b"\x1b[31m",
+    b"\xc2\x9b",
+    b"[" * 300,
+    b"{a: " * 100,
+]
 
 
 def mutate(files: Files, others: list[Files], rng: random.Random) -> dict[str, bytes]:
@@ -219,7 +260,7 @@ def _pickle(content: bytes, rng: random.Random) -> bytes:
     """Instructions of a pickle are removed, repeated or exchanged, or get other arguments."""
     places = [place for _, _, place in pickletools.genops(content) if place is not None]
     places.append(len(content) if content.endswith(b".") else places[-1] + 1)
-    cut = [content[a:b] for a, b in zip(places, places[1:], strict=False)]
+    cut = [content[a:b] for a, b in pairwise(places)]
     tail = content[places[-1] :]
     number = rng.randrange(len(cut))
     chance = rng.random()
@@ -243,18 +284,67 @@ def _pickle(content: bytes, rng: random.Random) -> bytes:
 
 def _bomb(rng: random.Random) -> bytes:
     """Instructions that build what takes far more than their own bytes: as a tree, or by a call."""
-    doubled = b"]" + b"".join(b"q" + bytes([k]) + b"0(" + b"h" + bytes([k]) + b"h" + bytes([k]) + b"l" for k in range(200))
+    doubled = b"]" + b"".join(
+        b"q" + bytes([k]) + b"0(" + b"h" + bytes([k]) + b"h" + bytes([k]) + b"l" for k in range(200)
+    )
     call = rng.choice(
-        (b"cbuiltins\nbytearray\n", b"c__builtin__\nbytearray\n", b"ctorch\nTensor\n", b"ctorch.storage\nUntypedStorage\n")
+        (
+            b"cbuiltins\nbytearray\n",
+            b"c__builtin__\nbytearray\n",
+            b"ctorch\nTensor\n",
+            b"ctorch.storage\nUntypedStorage\n",
+        )
     )
     number = rng.choice((b"J\xff\xff\xff\x7f", b"\x8a\x05\x00\x00\x00\x00\x10", b"K\x05"))
     return rng.choice((doubled, call + number + b"\x85R", call + number + b"\x85\x81", b"\x8a\xff" + b"\x7f" * 255))
 
 
-PICKLED = [b"N", b"\x88", b"K\x00", b"J\xff\xff\xff\xff", b"J\xff\xff\xff\x7f", b"]", b"}", b")", b"(", b"0", b"2", b"t", b"l", b"e"]
-PICKLED += [b"R", b"b", b"\x81", b"\x94", b"q\x00", b"h\x00", b"h\x01", b"X\x02\x00\x00\x00ab", b"C\x01a", b"G" + b"\x7f\xf8" + bytes(6)]
-PICKLED += [b"cos\nsystem\n", b"cbuiltins\nset\n", b"ccollections\nOrderedDict\n", b"ctorch\nSize\n", b"ctorch\ndevice\n"]
-PICKLED += [b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"B\xff\xff\xff\x7f", b"Q", b"\x85", b"\x86", b"\x87", b"u", b"s", b"a"]
+PICKLED = [
+    b"N",
+    b"\x88",
+    b"K\x00",
+    b"J\xff\xff\xff\xff",
+    b"J\xff\xff\xff\x7f",
+    b"]",
+    b"}",
+    b")",
+    b"(",
+    b"0",
+    b"2",
+    b"t",
+    b"l",
+    b"e",
+]
+PICKLED += [
+    b"R",
+    b"b",
+    b"\x81",
+    b"\x94",
+    b"q\x00",
+    b"h\x00",
+    b"h\x01",
+    b"X\x02\x00\x00\x00ab",
+    b"C\x01a",
+    b"G" + b"\x7f\xf8" + bytes(6),
+]
+PICKLED += [
+    b"cos\nsystem\n",
+    b"cbuiltins\nset\n",
+    b"ccollections\nOrderedDict\n",
+    b"ctorch\nSize\n",
+    b"ctorch\ndevice\n",
+]
+PICKLED += [
+    b"\x8a\x08" + b"\xff" * 7 + b"\x7f",
+    b"B\xff\xff\xff\x7f",
+    b"Q",
+    b"\x85",
+    b"\x86",
+    b"\x87",
+    b"u",
+    b"s",
+    b"a",
+]
 
 
 def _zip(content: bytes, rng: random.Random) -> bytes:
@@ -266,9 +356,15 @@ def _zip(content: bytes, rng: random.Random) -> bytes:
     chance = rng.random()
     if chance < 0.7:
         inner = _by_name(name) or [rng.choice(BYTES)]
-        members[place] = name, attempt(rng.choice(inner), held, rng) if rng.random() < 0.7 else rng.choice(BYTES)(held, rng)
+        members[place] = (
+            name,
+            attempt(rng.choice(inner), held, rng) if rng.random() < 0.7 else rng.choice(BYTES)(held, rng),
+        )
     elif chance < 0.8:
-        members[place] = rng.choice((rng.choice(TEXTS).encode(errors="replace").decode(), "../" + name, name + "x")), held
+        members[place] = (
+            rng.choice((rng.choice(TEXTS).encode(errors="replace").decode(), "../" + name, name + "x")),
+            held,
+        )
     elif chance < 0.9:
         members[place : place + 1] = rng.choice(([], [members[place]] * 2))
     else:
@@ -361,8 +457,28 @@ def _npy(content: bytes, rng: random.Random) -> bytes:
     """The header of an array says something else; its length fits."""
     size = int.from_bytes(content[8:10], "little")
     header = content[10 : 10 + size]
-    types = (b"'|O'", b"'<f2'", b"'<f8'", b"'<i8'", b"'|b1'", b"'<U9999'", b"'|V0'", b"'|S0'", b"[('a', '<f4')]", b"'<M8[s]'")
-    shapes = (b"(0,)", b"()", b"(-1,)", b"(4294967296, 4294967296)", b"(99999999999,)", b"(1,)" * 2, b"(2,)", b"(1, 1, 1)")
+    types = (
+        b"'|O'",
+        b"'<f2'",
+        b"'<f8'",
+        b"'<i8'",
+        b"'|b1'",
+        b"'<U9999'",
+        b"'|V0'",
+        b"'|S0'",
+        b"[('a', '<f4')]",
+        b"'<M8[s]'",
+    )
+    shapes = (
+        b"(0,)",
+        b"()",
+        b"(-1,)",
+        b"(4294967296, 4294967296)",
+        b"(99999999999,)",
+        b"(1,)" * 2,
+        b"(2,)",
+        b"(1, 1, 1)",
+    )
     changed = rng.choice(
         (
             lambda: re.sub(rb"'[<|>=][^']*'", rng.choice(types), header, count=1),
@@ -386,9 +502,13 @@ def _records(content: bytes, rng: random.Random) -> bytes:
     places = [found.start() for found in re.finditer(rb"\x0a\x23\xd7\xce", content) if found.start() % 4 == 0]
     place = rng.choice(places)
     if rng.random() < 0.5:
-        label = struct.pack("<f", rng.choice((0, -1, 1, 0.5, 3, 999, 16777215, 16777216, 1e30, float("nan"), float("inf"))))
+        label = struct.pack(
+            "<f", rng.choice((0, -1, 1, 0.5, 3, 999, 16777215, 16777216, 1e30, float("nan"), float("inf")))
+        )
         return content[: place + 12] + label + content[place + 16 :]
-    return _number(content[:place], rng)[:place] + _at(content[place:], rng.choice((4, 8, 12, 16, 20, 24, 28, 32, 36)), rng)
+    return _number(content[:place], rng)[:place] + _at(
+        content[place:], rng.choice((4, 8, 12, 16, 20, 24, 28, 32, 36)), rng
+    )
 
 
 def _at(content: bytes, place: int, rng: random.Random) -> bytes:
@@ -406,7 +526,9 @@ def _png(content: bytes, rng: random.Random) -> bytes:
     kind, held, length = parts[number]
     chance = rng.random()
     if chance < 0.3:
-        kind = rng.choice((b"IDAT", b"PLTE", b"tRNS", b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"acTL", b"fcTL", b"fdAT", b"eXIf"))
+        kind = rng.choice(
+            (b"IDAT", b"PLTE", b"tRNS", b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"acTL", b"fcTL", b"fdAT", b"eXIf")
+        )
         packed = zlib.compress(bytes(rng.choice((0, 100, 2**20, 2**26))))
         parts.insert(number, (kind, rng.choice((packed, b"a\0\0" + packed, rng.randbytes(26), held)), -1))
     elif chance < 0.5:
@@ -418,7 +540,10 @@ def _png(content: bytes, rng: random.Random) -> bytes:
     else:
         parts[number : number + 1] = rng.choice(([], [parts[number]] * 2, [parts[number]] * 500))
     return content[:8] + b"".join(
-        (len(held) if length < 0 else length).to_bytes(4, "big") + kind + held + zlib.crc32(kind + held).to_bytes(4, "big")
+        (len(held) if length < 0 else length).to_bytes(4, "big")
+        + kind
+        + held
+        + zlib.crc32(kind + held).to_bytes(4, "big")
         for kind, held, length in parts
     )
 

@@ -16,8 +16,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "src")]
-
 import seeds
 from harness import TRACED, Finding, Outcome, made_in_child, run_inputs, smaller
 from mutators import Files, mutate
@@ -55,7 +53,9 @@ class Fuzzing:
 
     def _mutated(self) -> Files:
         chosen = self.rng.choice(self.kept if self.rng.random() < 0.6 else self.kept[: self.sound])
-        open_to = {name: content for name, content in chosen.items() if not name.startswith(self.target.fixed or ("\0",))}
+        open_to = {
+            name: content for name, content in chosen.items() if not name.startswith(self.target.fixed or ("\0",))
+        }
         closed = {name: content for name, content in chosen.items() if name not in open_to}
         return {**closed, **mutate(open_to, self.kept, self.rng)}
 
@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("found"), help="where faults are written (default: found)")
     parser.add_argument("--replay", type=Path, metavar="FOLDER", help="read the input in this folder once")
     arguments = parser.parse_args()
-    prepare()
+    prepare(weights=not arguments.target or bool({*arguments.target} & {"checkpoints", "safetensors", "sharded"}))
     if arguments.replay:
         return _replay(arguments.target[0], arguments.replay)
     fuzzings = [Fuzzing(name, arguments.seed, arguments.output) for name in arguments.target or TARGETS]
@@ -123,13 +123,15 @@ def main() -> int:
     return int(found > 0)
 
 
-def prepare() -> None:
+def prepare(weights: bool = True) -> None:
     """Import once what the children use, and register the seeds' network."""
     import cv2
     import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
     import torch
 
+    from facebones.backbones import list_backbones
+    from facebones.backbones.state_dicts import network_shapes
     from facebones.exporting import export  # noqa: F401
     from facebones.reporting.report import write_report  # noqa: F401
     from facebones.training.run import resume  # noqa: F401
@@ -137,6 +139,9 @@ def prepare() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     seeds.register_tiny()
+    if weights:
+        for name in list_backbones():  # a file that names no network is compared with each; they are built once
+            network_shapes(name)
 
 
 def _replay(target: str, folder: Path) -> int:

@@ -126,7 +126,10 @@ def pair_lists() -> list[Files]:
         "1 {0} {1}\n1 {0} {1}\n-1 {0} {2}\n",
         '"{0}";"{1}";True\n"{0}";"{1}";True\n"{0}";"{2}";False\n',
     ]
-    repeated = ["10\t1\n" + "Ann\t1\t12\n" * 10 + "Ann\t1\tBo_Li\t1\n" * 10, *(text + text.split("\n", 1)[1] * 9 for text in texts)]
+    repeated = [
+        "10\t1\n" + "Ann\t1\t12\n" * 10 + "Ann\t1\tBo_Li\t1\n" * 10,
+        *(text + text.split("\n", 1)[1] * 9 for text in texts),
+    ]
     return [{"pairs.txt": text.format(*names).encode(), **pictures} for text in repeated]
 
 
@@ -158,7 +161,10 @@ def arrays() -> list[Files]:
     pairs = {"distance": np.array([0.1, 2.0, 1.0, 0.2]), "is_same": np.array([True, False, True, True])}
     values = [np.array([0, 0.5, 1]), np.array([0, 0.75, 1]), np.array([2, 1, 0.0]), np.array(4), np.array(6)]
     curve = npz(False, **dict(zip(CURVE_ARRAYS, values, strict=True)))
-    return [{"scores.npy": scores.getvalue(), "pairs.npz": npz(packed, **pairs), f"a{CURVE_ENDING}": curve} for packed in (0, 1)]
+    return [
+        {"scores.npy": scores.getvalue(), "pairs.npz": npz(packed, **pairs), f"a{CURVE_ENDING}": curve}
+        for packed in (0, 1)
+    ]
 
 
 def landmarks() -> list[Files]:
@@ -172,7 +178,10 @@ def logs() -> list[Files]:
     """A log of arcface_torch."""
     start = "Training: 2022-02-17 20:06:49,083-"
     speed = f"{start}Speed 3123.45 samples/sec   Loss 12.3   LearningRate 0.02   Epoch: 3   Global Step: %d   "
-    lines = [f"{start}: num_epoch                20", *(f"{speed % step}Fp16 Grad Scale: 65536   Required: 12 hours" for step in (50, 100))]
+    lines = [
+        f"{start}: num_epoch                20",
+        *(f"{speed % step}Fp16 Grad Scale: 65536   Required: 12 hours" for step in (50, 100)),
+    ]
     lines += [f"{start}[lfw][100]XNorm: 22.1", f"{start}[lfw][100]Accuracy-Flip: 0.99550+-0.00350"]
     lines += [f"{start}[lfw][100]Accuracy-Highest: 0.99567"]
     text = "\n".join(lines) + "\n"
@@ -204,7 +213,11 @@ def checkpoints() -> list[Files]:
     """Files of torch.save: bare, wrapped and of an own run, as zip archives and in the older form."""
     weights = state()
     own = {"backbone": weights, "recipe": {"backbone": {"name": TINY, "embedding_size": 4}, "data": {"path": "a"}}}
-    wrapped = {"epoch": 3, "models": [{"net": {f"module.{name}": tensor for name, tensor in weights.items()}}], "half": torch.ones(2).half()}
+    wrapped = {
+        "epoch": 3,
+        "models": [{"net": {f"module.{name}": tensor for name, tensor in weights.items()}}],
+        "half": torch.ones(2).half(),
+    }
 
     def saved(content: object, is_zip: bool) -> bytes:
         file = io.BytesIO()
@@ -265,7 +278,13 @@ def sharded() -> list[Files]:
     from facebones.system.sharded_checkpoint import save_sharded
 
     whole = whole_state(11)
-    return [in_folder(lambda folder: on_each(2, lambda world: save_sharded(folder / "last.json", shared_state(whole, world), world)))]
+    return [
+        in_folder(
+            lambda folder: on_each(
+                2, lambda world: save_sharded(folder / "last.json", shared_state(whole, world), world)
+            )
+        )
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ recipes, results

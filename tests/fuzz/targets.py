@@ -151,8 +151,8 @@ def _sharded(folder: Path) -> None:
     from facebones.system.sharded_checkpoint import load_parts
 
     with _refusing():
-        load_parts(folder / "last.json", ("recipe", "backbone", "head"))
-    load_backbone(folder / "last.json")
+        load_backbone(folder / "last.json")
+    load_parts(folder / "last.json", ("recipe", "backbone", "head"))
 
 
 def _recipes(folder: Path) -> None:

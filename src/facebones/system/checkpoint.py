@@ -25,6 +25,7 @@ BROKEN_FILE = (
     *(RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError),
     *(AssertionError, OverflowError, struct.error),
 )
+BROKEN_ARCHIVE = (zipfile.BadZipFile, NotImplementedError, zlib.error)
 UNKNOWN_CLASS = re.compile(r"GLOBAL ([\w.]+) (?:was not|whose module)")  # in torch's message
 MODULE_ATTRIBUTES = (b"_parameters", b"_modules")  # of every pickled nn.Module
 NETWORK_KEYS = ("state_dict", "model_state_dict", "net", "network", "model")
@@ -85,7 +86,7 @@ def load_content(path: Path) -> Any:
         raise CheckpointError(f"{path}: {error}; refused, nothing in it was run; restore it from its source") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {_what_it_is(path, str(error))}") from error
-    except BROKEN_FILE as error:
+    except (*BROKEN_FILE, *BROKEN_ARCHIVE) as error:
         if is_archive and _is_torchscript(path):
             raise CheckpointError(f"{path}: {_what_it_is(path, '')}") from error
         raise CheckpointError(f"{path}: no checkpoint, or cut short; restore it from where it came") from error

@@ -7,6 +7,7 @@ counted.
 """
 
 import io
+import mmap
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,7 +22,10 @@ DEEPEST = 100  # levels of dictionaries and lists
 LONGEST_NUMBER = 1024  # bits
 OLDER_PICKLES = 5  # in a file of torch before 1.6: its mark, version, system, values, and names of storages
 # They reserve as much as a number among their arguments says. Checkpoints of tensors do not call them.
-RESERVING = ("builtins.bytearray", "__builtin__.bytearray", "torch.Tensor", "torch.storage.", "torch.cuda.")
+RESERVING = (
+    *("builtins.bytearray", "__builtin__.bytearray", "torch.Tensor", "torch.storage.", "torch.cuda."),
+    "torch._utils._rebuild_qtensor",
+)
 REBUILDING = "torch._utils._rebuild_"  # these refer to storages, and copy nothing
 
 
@@ -30,16 +34,18 @@ class OutOfBounds(Exception):  # noqa: N818 (becomes a CheckpointError with the 
 
 
 def check_instructions(path: Path, *, is_archive: bool) -> None:
-    """Check what the pickles in a `.pt` or `.pth` file ask for; a pickle that is broken is left to torch.
+    """Check what the pickles in a `.pt` or `.pth` file ask for.
 
     Raises:
         OutOfBounds: it is compressed, or asks for far more than the file holds.
         OSError: it cannot be read.
+        ValueError: a pickle is cut short. zipfile's errors are raised for a damaged archive.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         if not is_archive:
-            _follow_all(file, size)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:  # reads no more than there is
+                _follow_all(content, size, size)
             return
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -49,17 +55,20 @@ def check_instructions(path: Path, *, is_archive: bool) -> None:
                 raise OutOfBounds("is an archive whose parts claim more bytes than it has")
             for member in members:
                 if member.filename.endswith("data.pkl"):
-                    _follow_all(io.BytesIO(archive.read(member)), size)
+                    _follow_all(io.BytesIO(archive.read(member)), member.file_size, size)
 
 
-def _follow_all(file: IO[bytes], size: int) -> None:
-    try:
-        for _ in range(OLDER_PICKLES):
-            _Sizes(size).follow(pickletools.genops(file))
-    except OutOfBounds:
-        raise
-    except Exception:  # noqa: BLE001 (not a pickle, or broken: torch says so in its own way)
-        return
+def _follow_all(file: IO[bytes] | mmap.mmap, length: int, size: int) -> None:
+    """Follow each pickle up to the end, or to an instruction at which torch stops as well, and says why."""
+    for _ in range(OLDER_PICKLES):
+        if file.tell() >= length:
+            return
+        machine = _Sizes(size)
+        for instruction, argument, _ in pickletools.genops(file):  # type: ignore[arg-type] # it only reads
+            try:
+                machine.STEPS[instruction.name](machine, argument)
+            except (LookupError, TypeError, AttributeError):
+                return
 
 
 def check_content(content: Any, size: int) -> None:
@@ -114,11 +123,6 @@ class _Sizes:
         self.marked: list[list[_Value]] = []
         self.memo: dict[int, _Value] = {}
 
-    def follow(self, instructions: Iterator[tuple[Any, Any, Any]]) -> None:
-        """Follow the instructions up to the last one."""
-        for instruction, argument, _ in instructions:
-            self.STEPS[instruction.name](self, argument)
-
     def literal(self, argument: Any) -> None:
         is_number = isinstance(argument, int)
         size = len(argument) if isinstance(argument, str | bytes) else 1
@@ -136,20 +140,26 @@ class _Sizes:
         parts = self.pop_mark() if count is None else [self.stack.pop() for _ in range(count)][::-1]
         self.stack.append(_Value(len(parts), parts=tuple(parts)))
 
-    def grow(self, items: int) -> None:
+    def grow(self, items: int, drop: int = 0) -> None:
+        del self.stack[len(self.stack) - drop :]
         self.stack[-1].size += items
 
     def call(self) -> None:
         """A call copies its arguments, unless it rebuilds a tensor."""
         arguments, called = self.stack.pop(), self.stack.pop()
+        if not arguments.parts and arguments.size:
+            raise OutOfBounds(f"calls {called.name or 'a value':.80} with a value that is no tuple of arguments")
         for one in (called, *arguments.parts):  # `_rebuild_from_type_v2` calls one of its arguments
             if one.name.startswith(RESERVING) or one.name.endswith("Tensor"):
                 raise OutOfBounds(f"calls {one.name:.80}, which checkpoints of tensors do not")
         copied = 1 if called.name.startswith(REBUILDING) else 1 + sum(part.size for part in arguments.parts)
-        self.built += copied
+        self.copy(copied)
+        self.stack.append(_Value(copied))
+
+    def copy(self, size: int) -> None:
+        self.built += size
         if self.built > max(LEAST_BUILT, MOST_BUILT * self.size):
             raise OutOfBounds("builds far more than it holds")
-        self.stack.append(_Value(copied))
 
     def storage(self) -> None:
         """A storage's name ends in its number of elements, for which older files have memory set aside."""
@@ -163,7 +173,9 @@ class _Sizes:
         **dict.fromkeys(("NONE", "NEWTRUE", "NEWFALSE"), lambda m, a: m.literal(None)),
         **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), lambda m, a: m.literal(a)),
         **dict.fromkeys(("BINUNICODE", "SHORT_BINSTRING"), lambda m, a: m.literal(a)),
-        **dict.fromkeys(("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "EMPTY_TUPLE"), lambda m, a: m.stack.append(_Value(0))),
+        **dict.fromkeys(
+            ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "EMPTY_TUPLE"), lambda m, a: m.stack.append(_Value(0))
+        ),
         **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda m, a: m.stack.append(m.memo[a])),
         **dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda m, a: m.memo.__setitem__(a, m.stack[-1])),
         **dict.fromkeys(("APPENDS", "SETITEMS"), lambda m, a: m.grow(len(m.pop_mark()))),
@@ -174,8 +186,8 @@ class _Sizes:
         "TUPLE1": lambda m, a: m.tuple_of(1),
         "TUPLE2": lambda m, a: m.tuple_of(2),
         "TUPLE3": lambda m, a: m.tuple_of(3),
-        "APPEND": lambda m, a: (m.stack.pop(), m.grow(1)),
-        "SETITEM": lambda m, a: (m.stack.pop(), m.stack.pop(), m.grow(1)),
-        "BUILD": lambda m, a: m.stack.pop(),
+        "APPEND": lambda m, a: m.grow(1, drop=1),
+        "SETITEM": lambda m, a: m.grow(1, drop=2),
+        "BUILD": lambda m, a: m.copy(m.stack.pop().size),
         "BINPERSID": lambda m, a: m.storage(),
     }

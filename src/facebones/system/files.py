@@ -124,7 +124,7 @@ def stand_in(path: str | os.PathLike[str]) -> str | None:
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file; False also for a name from elsewhere that no file can have, such as one too long.
+    r"""Whether there is a file; False also for a name from elsewhere that no file can have, such as one too long.
 
     >>> is_file("a" * 5000), is_file("a\0b")
     (False, False)
