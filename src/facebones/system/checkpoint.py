@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 import torch
 
 from facebones.errors import CheckpointError
-from facebones.system.checkpoint_bounds import OutOfBounds, check_content, check_instructions
+from facebones.system.checkpoint_bounds import OutOfBounds, check_content, check_instructions, check_tree
 from facebones.system.files import atomic_write, stand_in
 
 # Errors of torch's reader on damaged files, collected by experiment.
@@ -58,6 +58,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     content = load_content(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
+    try:
+        check_tree(content, path.stat().st_size)
+    except OutOfBounds as error:
+        raise CheckpointError(f"{path}: {error}; restore it from its source") from error
     return content
 
 

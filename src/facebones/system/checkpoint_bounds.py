@@ -26,6 +26,7 @@ RESERVING = (
     *("builtins.bytearray", "__builtin__.bytearray", "torch.Tensor", "torch.storage.", "torch.cuda."),
     "torch._utils._rebuild_qtensor",
 )
+CONTAINERS = (dict, list, tuple, set)
 REBUILDING = "torch._utils._rebuild_"  # these refer to storages, and copy nothing
 
 
@@ -49,10 +50,11 @@ def check_instructions(path: Path, *, is_archive: bool) -> None:
             return
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                raise OutOfBounds("is a compressed archive, which torch does not write")
-            if sum(member.file_size for member in members) > size:
-                raise OutOfBounds("is an archive whose parts claim more bytes than it has")
+            if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+                raise OutOfBounds("is compressed otherwise than torch does")
+            # TorchScript archives compress their code.
+            if sum(member.file_size for member in members) > MOST_BUILT * size:
+                raise OutOfBounds(f"is an archive whose parts claim more than {MOST_BUILT} times its bytes")
             for member in members:
                 if member.filename.endswith("data.pkl"):
                     _follow_all(io.BytesIO(archive.read(member)), member.file_size, size)
@@ -72,30 +74,51 @@ def _follow_all(file: IO[bytes] | mmap.mmap, length: int, size: int) -> None:
 
 
 def check_content(content: Any, size: int) -> None:
-    """Check that what was loaded is a tree of no more parts than the file has bytes, and its tensors no larger.
+    """Check the numbers and tensors in what was loaded. Values may be within themselves, as in foreign checkpoints.
 
     Raises:
-        OutOfBounds: it is not.
+        OutOfBounds: a number has thousands of digits, or the tensors are far larger than the file.
     """
-    most = max(LEAST_BUILT, MOST_BUILT * size)
-    parts = elements = 0
-    waiting: list[Iterator[Any]] = [iter([content])]
+    seen: set[int] = set()
+    elements = 0
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor) and not value.is_meta:
+            elements += value.numel()
+        elif isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+            raise OutOfBounds(f"holds a whole number of {value.bit_length()} bits")
+        elif isinstance(value, CONTAINERS) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(_inside(value))
+        if elements > _most(size):
+            raise OutOfBounds("holds tensors that are far larger than it is")
+
+
+def check_tree(content: Any, size: int) -> None:
+    """Check that values are a tree with no more parts than the file has bytes, so that they can be compared and shown.
+
+    Raises:
+        OutOfBounds: they are nested too deeply, within themselves, or the same ones again and again.
+    """
+    parts = 0
+    waiting = [iter([content])]
     while waiting:
         value = next(waiting[-1], waiting)
         if value is waiting:
             waiting.pop()
             continue
         parts += 1
-        if isinstance(value, Tensor) and not value.is_meta:
-            elements += value.numel()
-        elif isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
-            raise OutOfBounds(f"holds a whole number of {value.bit_length()} bits")
-        elif isinstance(value, dict | list | tuple | set):
+        if isinstance(value, CONTAINERS):
             waiting.append(_inside(value))
-        if parts > most or elements > most:
+        if parts > _most(size):
             raise OutOfBounds("refers to the same values so often that they are far more than the file holds")
         if len(waiting) > DEEPEST:
             raise OutOfBounds(f"holds values nested in more than {DEEPEST} levels")
+
+
+def _most(size: int) -> int:
+    return max(LEAST_BUILT, MOST_BUILT * size)
 
 
 def _inside(value: Any) -> Iterator[Any]:
@@ -158,7 +181,7 @@ class _Sizes:
 
     def copy(self, size: int) -> None:
         self.built += size
-        if self.built > max(LEAST_BUILT, MOST_BUILT * self.size):
+        if self.built > _most(self.size):
             raise OutOfBounds("builds far more than it holds")
 
     def storage(self) -> None:
