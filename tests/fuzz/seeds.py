@@ -8,6 +8,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -320,11 +321,13 @@ def study_folders() -> list[Files]:
     return [in_folder(lambda folder: make_study(folder, seeds=(0,)))]
 
 
+@lru_cache
 def stopped_run() -> list[Files]:
     """A run that can be continued, with its data: `run` and `data`."""
     import os
 
     from facebones.recipe import recipe_from_dict
+    from facebones.system.progress import silence
     from facebones.training.run import train
 
     def make(folder: Path) -> None:
@@ -342,7 +345,8 @@ def stopped_run() -> list[Files]:
         before = Path.cwd()
         os.chdir(folder)
         try:
-            train(recipe, "run", device="cpu")
+            with silence():
+                train(recipe, "run", device="cpu")
         finally:
             os.chdir(before)
         text = (folder / "run" / "config.yaml").read_text().replace(str(folder / "data"), "data")

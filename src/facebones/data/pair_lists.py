@@ -342,17 +342,17 @@ def _fail_line(path: Path, number: int, fields: list[str], wanted: str) -> NoRet
 
 
 def _read_image(path: Path, number: int, root: Path, name: str) -> bytes:
-    if "\\" in name and "\0" not in name and not (root / name).exists():  # a list that was written on Windows
+    if "\\" in name and "\0" not in name and not is_file(root / name):  # a list that was written on Windows
         name = name.replace("\\", "/")
     # Relative to the root and without `..`: a list may give a whole path, or a path that goes up and down again.
     inside = os.path.relpath(root / name, root)
     if leads_out(inside):
-        raise DataError(f"{path}, line {number}: {name} leads out of {root}; name a folder that holds all images")
+        raise DataError(f"{path}, line {number}: {name:.1000} leads out of {root}; name a folder that holds all images")
     place = root / inside
     try:
         return place.read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the name holds a NUL"
         raise DataError(
-            f"{path}, line {number}: {place} cannot be read: {reason}; give the folder of the images by --root"
+            f"{path}, line {number}: {place!s:.1000} cannot be read: {reason}; give the folder of the images by --root"
         ) from error
