@@ -152,7 +152,7 @@ def test_control_characters_of_foreign_files_do_not_reach_the_terminal(capsys, m
     metric = {"name": "accuracy", "at": {}, "reason": f"d{TITLE}", "values": {}, "intervals": {}, "comparisons": []}
     section = {"protocol": "pairs", "set": f"e{TITLE}", "setting": "", "metrics": [metric], "notes": [f"f{TITLE}"]}
     print_evaluation({"models": models, "results": [section]})
-    print_table([f"g{TITLE}"], [[f"h{TITLE}"]], title=f"i{TITLE}")
+    print_table(["first", f"g{TITLE}"], [["first", f"h{TITLE}"]], title=f"i{TITLE}")
     print_items([f"j{TITLE}"])
     say(f"k{TITLE}")
     tell(f"l{TITLE}")

@@ -21,7 +21,7 @@ from facebones.backbones import Backbone, list_backbones, register_backbone
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, pack
 
-for _folder in ("reporting", "system"):  # as pytest's `pythonpath` does, for scripts
+for _folder in ("reporting", "system", "training"):  # as pytest's `pythonpath` does, for scripts
     sys.path.append(str(Path(__file__).parents[1] / _folder))
 
 Files = Mapping[str, bytes]
@@ -286,6 +286,29 @@ def sharded() -> list[Files]:
             )
         )
     ]
+
+
+def features() -> list[Files]:
+    """A teacher's embeddings of five images, complete and begun, beside their data."""
+    import os
+
+    from teachers import write_teacher
+
+    def make(folder: Path, complete: bool) -> None:
+        for name, content in records()[0].items():
+            (folder / "data").mkdir(exist_ok=True)
+            (folder / "data" / name).write_bytes(content)
+        before = Path.cwd()
+        os.chdir(folder)
+        try:
+            write_teacher(Path(), Path("data"), size=3)
+        finally:
+            os.chdir(before)
+        if not complete:
+            record = folder / "teacher.features.json"
+            record.write_text(record.read_text().replace('"complete": 5', '"complete": 0'))
+
+    return [in_folder(lambda folder, complete=complete: make(folder, complete)) for complete in (True, False)]
 
 
 # ------------------------------------------------------------------------------------------------ recipes, results

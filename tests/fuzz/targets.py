@@ -102,6 +102,23 @@ def _arrays(folder: Path) -> None:
     read_scores(folder / "scores.npy", SimpleNamespace(is_same=np.ones(3, bool)))
 
 
+def _features(folder: Path) -> None:
+    import torch
+
+    from facebones.data.folders import open_labelled_images
+    from facebones.evaluation.feature_store import FeatureFile
+    from facebones.evaluation.teacher_embeddings import TeacherEmbeddings, TrainingImages
+
+    data = open_labelled_images(Path("data"))
+    with _refusing():
+        found = TeacherEmbeddings("teacher.features.npy", data)
+        found.rows(torch.arange(len(data)), None)
+        found.class_means(data.labels, data.num_identities)
+    settings = {"source": TrainingImages(data).fingerprint(), "dtype": "float16", "weights_sha256": "ab"}
+    with FeatureFile(folder, "teacher", len(data), len(data), settings) as file:
+        assert file.lacks(0) or file.features().shape[0] == len(data)
+
+
 def _landmarks(folder: Path) -> None:
     from facebones.datatools.landmarks import LandmarkTable
 
@@ -197,6 +214,7 @@ TARGETS: Mapping[str, Target] = {
     "pair_lists": Target(_pair_lists, seeds.pair_lists, fixed=("Ann/", "Bo_Li/")),
     "ijb": Target(_ijb, seeds.ijb),
     "arrays": Target(_arrays, seeds.arrays),
+    "features": Target(_features, seeds.features, fixed=("data/",)),
     "landmarks": Target(_landmarks, seeds.landmarks),
     "logs": Target(_logs, seeds.logs),
     "images": Target(_images, seeds.images),
