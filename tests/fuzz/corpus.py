@@ -80,6 +80,14 @@ def _png(*parts: tuple[bytes, bytes, int | None]) -> Files:
     return {"a/1.png": sound[:33] + held + sound[33:]}
 
 
+def _scans(count: int) -> Files:
+    """A progressive JPEG that says 8192x8192, with further scans of two bytes."""
+    encoded = seeds.image(".jpg", (16, 16), 0, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    frame, last = encoded.index(b"\xff\xc2"), encoded.rindex(b"\xff\xda")
+    large = encoded[: frame + 5] + struct.pack(">HH", 8192, 8192) + encoded[frame + 9 : -2]
+    return {"a/1.jpg": large + encoded[last : last + 14] * count + b"\xff\xd9"}
+
+
 def _records(*labels: float) -> Files:
     def make(folder: Path) -> None:
         with RecordWriter(folder / "train.rec") as writer:
@@ -177,6 +185,7 @@ CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
         },
         "",
     ),
+    "jpeg of many scans": ("images", lambda: _scans(5000), ""),
     "label of 16777215": ("records", lambda: _records(0, 1, 16777215, 1), ""),
     "label of 16777215 alone": ("records", lambda: _records(16777215), "all of one identity"),
     "label beyond float32": ("records", lambda: _records(0, 1e30), "label 1e"),
