@@ -134,9 +134,14 @@ def _logs(folder: Path) -> None:
 
 
 def _images(folder: Path) -> None:
+    from facebones.data.images import decode
     from facebones.datatools.inspect import inspect_data
 
-    inspect_data(folder, threads=1).lines()
+    (path,) = folder.glob("a/*")
+    encoded = path.read_bytes()
+    if len(encoded) % 16 == 0:  # it takes fifty times as long
+        inspect_data(folder, threads=1).lines()
+    decode(encoded, path.name, 112)
 
 
 def _weights(folder: Path) -> None:

@@ -98,12 +98,15 @@ def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -
     path, root = Path(path), Path(root)
     pairs, notes = _pairs(path, root)
     seen: dict[str, bytes] = {}
+    places: dict[str, str] = {}  # a list can write one name in any number of ways, such as ././a.jpg
     images = []
     for pair in pairs:
         for name in (pair.first, pair.second):
-            if name not in seen:
-                seen[name] = _read_image(path, pair.line, root, name)
-            images.append(seen[name])
+            if name not in places:
+                places[name] = place = _place_in(path, pair.line, root, name)
+                if place not in seen:
+                    seen[place] = _read_image(path, pair.line, root / place)
+            images.append(seen[places[name]])
     return PairSet(path.stem, images, np.array([pair.same for pair in pairs], dtype=np.bool_), path, tuple(notes))
 
 
@@ -341,14 +344,18 @@ def _fail_line(path: Path, number: int, fields: list[str], wanted: str) -> NoRet
     raise DataError(f"{path}, line {number}: {' '.join(fields)[:60]!r} is not {wanted}")
 
 
-def _read_image(path: Path, number: int, root: Path, name: str) -> bytes:
+def _place_in(path: Path, number: int, root: Path, name: str) -> str:
+    """Path of an image from `root` on."""
     if "\\" in name and "\0" not in name and not is_file(root / name):  # a list that was written on Windows
         name = name.replace("\\", "/")
     # Relative to the root and without `..`: a list may give a whole path, or a path that goes up and down again.
     inside = os.path.relpath(root / name, root)
     if leads_out(inside):
         raise DataError(f"{path}, line {number}: {name:.1000} leads out of {root}; name a folder that holds all images")
-    place = root / inside
+    return inside
+
+
+def _read_image(path: Path, number: int, place: Path) -> bytes:
     try:
         return place.read_bytes()
     except (OSError, ValueError) as error:
