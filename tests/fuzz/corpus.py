@@ -360,6 +360,13 @@ CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
         ),
         "scores.npy",
     ),
+    "array of elements without bytes": (
+        "arrays",
+        lambda: _changed(
+            seeds.arrays, "scores.npy", lambda held: held.replace(b"<f4", b"|S0").replace(b"(3,), ", b"(-1,),")
+        ),
+        "scores.npy",
+    ),
     "array of nested brackets": (
         "arrays",
         lambda: {"scores.npy": b"\x93NUMPY\x01\x00\xb8\x0b" + b"(" * 3000},

@@ -145,8 +145,14 @@ def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
         ValueError: it is not a `.npy` file, or is cut short.
     """
     try:
+        with Path(path).open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = read_header[version](file)
+        if not dtype.itemsize or any(size < 0 for size in shape):  # NumPy divides by them, which ends the process
+            raise ValueError("elements of no bytes, or a shape below 0")
         return np.lib.format.open_memmap(path, mode="r")
-    except _BAD_HEADER as error:
+    except (*_BAD_HEADER, KeyError) as error:
         raise ValueError("no .npy file") from error
 
 
