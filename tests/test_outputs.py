@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,9 @@ from facebones.datatools.convert import convert
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation import pairs
 from facebones.evaluation import run as evaluation
+from facebones.reporting.console import print_evaluation, print_items, print_table
 from facebones.system.files import atomic_write
+from facebones.system.progress import say, tell
 from facebones.training.run import train
 
 
@@ -135,6 +138,60 @@ def test_a_full_disk_behind_stdout(words):
 def test_an_error_stays_one_line_whatever_it_quotes(capsys):
     assert main(["backbones", "a\nb\x1b[31m"]) == 2
     assert capsys.readouterr().err.startswith(r"facebones: unknown backbone 'a\nb\x1b[31m'; known: ")
+
+
+TITLE = "\x1b]0;title\x07\x9b2J\u202e"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_control_characters_of_foreign_files_do_not_reach_the_terminal(capsys, monkeypatch, terminal):
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "30")
+    models = {f"a{TITLE}": {"backbone": f"b{TITLE}", "checkpoint": f"c{TITLE}"}}
+    metric = {"name": "accuracy", "at": {}, "reason": f"d{TITLE}", "values": {}, "intervals": {}, "comparisons": []}
+    section = {"protocol": "pairs", "set": f"e{TITLE}", "setting": "", "metrics": [metric], "notes": [f"f{TITLE}"]}
+    print_evaluation({"models": models, "results": [section]})
+    print_table(["first", f"g{TITLE}"], [["first", f"h{TITLE}"]], title=f"i{TITLE}")
+    print_items([f"j{TITLE}"])
+    say(f"k{TITLE}")
+    tell(f"l{TITLE}")
+    said = "".join(capsys.readouterr())
+    plain = re.sub(r"\x1b\[[0-9;]*m|\s", "", said)  # rich's own styles
+    assert all(f"{letter}\\x1b]0" in plain for letter in "abcdefghijkl")
+    assert not any(control in said for control in ("\x1b]", "\x07", "\x9b", "\u202e"))
+
+
+def test_control_characters_in_the_names_of_a_data_set(tmp_path, capsys):
+    folder = tmp_path / f"a{TITLE}"
+    folder.mkdir()
+    with RecordWriter(folder / "train.rec") as writer:
+        for key in (1, 2):
+            writer.write(key, pack(Header(2.0 * key, key), b"no image"))
+    assert main(["data", "inspect", str(folder)]) == 0
+    said = "".join(capsys.readouterr())
+    assert r"\x1b]0;title" in said and "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "out of memory; use smaller batches"),
+        (MemoryError("Unable to allocate 9.0 GiB for an array"), "out of memory: Unable to allocate 9.0 GiB"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+            "out of memory: [enf",
+        ),
+    ],
+)
+def test_an_allocation_that_fails_is_one_line(capsys, monkeypatch, error, line):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("facebones.datatools.inspect.inspect_data", fail)
+    assert main(["data", "inspect", "a"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"facebones: {line}") and said.count("\n") == 1
 
 
 # ----------------------------------------------------------------------------------------------------- signals

@@ -40,7 +40,7 @@ class UnknownNameError(FaceBonesError):
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {some(known, MOST_NAMES)}"
         place = f"{where}: " if where else ""
-        super().__init__(f"{place}unknown {kind} '{name}'; {hint}")
+        super().__init__(f"{place}unknown {kind} '{name:.100}'; {hint}")
 
 
 class RunError(FaceBonesError):

@@ -297,7 +297,9 @@ def find_shipped(name: str, kind: str, plural: str, folder: str = ".") -> Path:
         ConfigError: no such file.
         UnknownNameError: no shipped file of that name; the message offers the nearest.
     """
-    if Path(name).is_file():
+    from facebones.system.files import is_file  # here: it needs NumPy, and a loaded recipe does not
+
+    if is_file(name):
         return Path(name)
     known = shipped_files(folder)
     if name.endswith((".yaml", ".yml")) or "/" in name:

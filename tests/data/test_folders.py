@@ -134,6 +134,17 @@ def test_labels_without_images_are_noted(tmp_path):
     assert "3 of the labels 0 to 4 have no image: 1, 2, 3" in data.notes[1]
 
 
+@pytest.mark.parametrize(("highest", "renumbered"), [(10_029, False), (10_030, True), (2**24 - 1, True)])
+def test_people_are_renumbered_where_labels_are_far_more_than_images(tmp_path, highest, renumbered):
+    data = open_training_set(write_insightface(tmp_path, [7, highest, 7]))
+    assert data.num_identities == (2 if renumbered else highest + 1)
+    assert data.labels.tolist() == [data.read(index)[1] for index in range(3)]
+    assert [data.identity_name(int(label)) for label in data.labels] == ["7", str(highest), "7"]
+    assert data.notes[0].endswith(f"labels 0 to {highest} have no image: 0, 1, 2 and {highest - 4} more")
+    line = f"{tmp_path}: labels up to {highest} for 3 images: the 2 people with images are numbered 0 to 1"
+    assert [note.replace("/train.rec", "") for note in data.notes[1:]] == ([line] if renumbered else [])
+
+
 def test_identity_record_without_an_image_is_noted(tmp_path):
     with RecordWriter(tmp_path / "train.rec") as writer:
         for key, label in ((1, 0.0), (2, 2.0)):

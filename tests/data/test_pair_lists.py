@@ -29,6 +29,13 @@ def test_list_of_lfw(tmp_path):
     assert pairs.name == "pairs"
 
 
+def test_an_image_is_read_once_however_its_name_is_written(tmp_path):
+    names = ["Ann/Ann_0001.jpg", "./Ann/Ann_0001.jpg", "Ann//./Ann_0001.jpg", "Ann\\Ann_0001.jpg"]
+    lines = [f"{names[0]} {name} 1" for name in names] + [f"{names[1]} Bo_Li/Bo_Li_0001.jpg 0"] * 4
+    pairs = read_pair_list(write_lfw(tmp_path, "\n".join(lines)), tmp_path)
+    assert len({id(image) for image in pairs.images}) == 2
+
+
 def test_list_of_lfw_with_a_single_number_above(tmp_path):
     path = write_lfw(tmp_path, "1\nAnn 1 12\nAnn 1 Bo_Li 1\n")
     assert read_pair_list(path, tmp_path).is_same.tolist() == [True, False]

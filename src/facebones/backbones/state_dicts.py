@@ -84,8 +84,12 @@ def find_state_dicts(content: Any) -> dict[str, Tensors]:
 
 
 def _state_dicts(content: Any) -> Iterator[tuple[tuple[str | int, ...], Tensors]]:
-    """State dicts by the keys and indices that lead to them; a container within itself is not entered again."""
+    """State dicts by the keys and indices that lead to them; a container within itself is not entered again.
+
+    One that several others hold is entered a few times, for the places that it has: in each other, they have billions.
+    """
     waiting: deque[tuple[tuple[str | int, ...], tuple[int, ...], Any]] = deque([((), (), content)])
+    entered: Counter[int] = Counter()
     items = 0
     while waiting:
         keys, around, held = waiting.popleft()
@@ -98,11 +102,11 @@ def _state_dicts(content: Any) -> Iterator[tuple[tuple[str | int, ...], Tensors]
             yield keys, tensors
         if len(keys) < DEEPEST:
             inside = (*around, id(held))
-            waiting += [
-                ((*keys, key), inside, value)
-                for key, value in pairs
-                if isinstance(key, str | int) and isinstance(value, dict | list | tuple) and id(value) not in inside
-            ]
+            for key, value in pairs:
+                is_held = isinstance(key, str | int) and isinstance(value, dict | list | tuple)
+                if is_held and id(value) not in inside and entered[id(value)] < MOST_SEARCHED:
+                    entered[id(value)] += 1
+                    waiting.append(((*keys, key), inside, value))
 
 
 def _items(held: Any) -> list[tuple[Any, Any]]:

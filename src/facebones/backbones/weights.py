@@ -4,6 +4,7 @@ No pickled code runs: `.pt` and `.pth` files are read by torch's weights-only lo
 """
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,10 +182,15 @@ def _read_weights(path: Path) -> tuple[Any, str | None, int | None]:
     sound = size is None or (isinstance(size, int) and 1 <= size <= LARGEST_EMBEDDING)
     if not isinstance(name, str | None) or not sound:
         raise CheckpointError(
-            f"{path}: its model card says backbone {name!r:.40} of embedding size {size!r:.40}, which cannot be;"
+            f"{path}: its model card says backbone {_shown(name)} of embedding size {_shown(size)}, which cannot be;"
             " restore the file from its source"
         )
     return content, name, size
+
+
+def _shown(value: object) -> str:
+    """A value from a file, shortened: its lists may hold each other so often that `repr` would take forever."""
+    return f"{reprlib.repr(value):.40}"
 
 
 def _read_file(path: Path) -> tuple[Any, dict[str, Any]]:

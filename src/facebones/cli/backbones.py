@@ -16,6 +16,7 @@ from facebones.cli.options import (
     positive_seconds,
 )
 from facebones.errors import ConfigError, UnknownNameError
+from facebones.system.progress import tell
 
 
 def _backbones_options(parser: argparse.ArgumentParser) -> None:
@@ -188,7 +189,7 @@ def _export(arguments: Arguments) -> None:
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
-    print("\n".join(export_lines(result)))
+    tell("\n".join(export_lines(result)))
     if arguments.int8:
         print_table(*export_table(result))
 

@@ -8,6 +8,7 @@ from typing import Any
 from facebones.cli.evaluation import embedding_options, foreign_model_options, given_preprocessing
 from facebones.cli.options import MODEL_HELP, Arguments, Command, json_option, not_negative, positive, share, whole
 from facebones.errors import ConfigError
+from facebones.system.progress import tell
 
 
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,7 @@ def _inspect(arguments: Arguments) -> None:
     if arguments.json:
         print(json.dumps(inspection.to_json(), indent=2))
     else:
-        print("\n".join(inspection.lines()))
+        tell("\n".join(inspection.lines()))
 
 
 def _align_options(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +81,7 @@ def _align(arguments: Arguments) -> None:
         contact_sheet=arguments.output,
         resume=arguments.resume,
     )
-    print(json.dumps(done.to_json(), indent=2) if arguments.json else done)
+    tell(json.dumps(done.to_json(), indent=2) if arguments.json else done)
 
 
 def _given(arguments: Arguments, *names: str) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def _pairs_options(parser: argparse.ArgumentParser) -> None:
 def _pairs(arguments: Arguments) -> None:
     from facebones.datatools.sample_pairs import write_sampled_pairs
 
-    print(write_sampled_pairs(arguments.source, arguments.destination, pairs=arguments.pairs, seed=arguments.seed))
+    tell(write_sampled_pairs(arguments.source, arguments.destination, pairs=arguments.pairs, seed=arguments.seed))
 
 
 def _convert_options(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +123,7 @@ def _convert(arguments: Arguments) -> None:
     from facebones.datatools.convert import convert
 
     options = {name: getattr(arguments, name) for name in ("root", "resume", "pixel_order")}
-    print(convert(arguments.source, arguments.destination, **options))
+    tell(convert(arguments.source, arguments.destination, **options))
 
 
 def _synthesize_options(parser: argparse.ArgumentParser) -> None:
@@ -143,7 +144,7 @@ def _synthesize(arguments: Arguments) -> None:
         pairs=arguments.pairs,
         seed=arguments.seed,
     )
-    print(summary)
+    tell(summary)
 
 
 def _embed_options(parser: argparse.ArgumentParser) -> None:
@@ -186,7 +187,7 @@ def _embed(arguments: Arguments) -> None:
             **{key: getattr(arguments, key) for key in taken},
         )
         if world.is_first:
-            print(f"wrote {path}; train with --distillation.embeddings {path if arguments.output else name}")
+            tell(f"wrote {path}; train with --distillation.embeddings {path if arguments.output else name}")
 
 
 COMMANDS = {

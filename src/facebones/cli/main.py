@@ -23,6 +23,7 @@ from facebones.errors import ConfigError, FaceBonesError, RunError, first_line
 from facebones.plugins import import_plugins, raised_in_plugin
 from facebones.system.malloc import tune_malloc
 from facebones.system.processes import TORCHRUN_VARIABLE, Interrupted, stop_signals, stop_with_parent
+from facebones.system.progress import printable, say
 
 GROUPS = {"evaluate": "measure a trained backbone", "data": "inspect, convert, align and synthesize faces"}
 # In the order of the help.
@@ -33,6 +34,7 @@ COMMANDS = (
 FIELD = re.compile(r"--\w+\.\w")
 # Commands that take training data in several folders, and the argument that does.
 TAKES_FOLDERS = {"train": "data", "resume": "data", "compare": "data", "data inspect": "path", "data convert": "source"}
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc")  # torch, on the CPU
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -57,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv or not (error.filename or error.errno in FULL):
             raise
         return _report(error)
-    except RuntimeError as error:
-        if "--debug" in argv or type(error).__name__ != "OutOfMemoryError":  # torch's, by name: it may not be imported
+    except (RuntimeError, MemoryError) as error:
+        if "--debug" in argv or (reason := _lacking_memory(error)) is None:
             raise
-        _say(f"the GPU is out of memory; use smaller batches: {first_line(error)}")
+        _say(reason)
         return 1
     except Interrupted as stop:
         _say(f"stopped by {stop}; {_continuation(arguments, argv)}")
@@ -129,6 +131,16 @@ def _import_and_run(arguments: Arguments) -> None:
         raise RunError(f"{place}: the plug-in raised {type(error).__name__}: {first_line(error)}") from error
 
 
+def _lacking_memory(error: Exception) -> str | None:
+    """What to say about an allocation that has failed; None if the error is another one."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: it may not be imported
+        return f"the GPU is out of memory; use smaller batches: {first_line(error)}"
+    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+        more = f": {first_line(error)}" if str(error) else ""
+        return f"out of memory{more:.200}; use smaller batches, fewer workers or less data at a time"
+    return None
+
+
 def _report(error: OSError) -> int:
     """Print an error that no command handles, such as a folder without permission; returns the exit status."""
     if error.filename:
@@ -143,8 +155,7 @@ def _say(message: str, *, anyone: bool = False) -> None:
     """Print one line to stderr; control characters in names are escaped. Of a group of processes, the first speaks."""
     if not anyone and os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
         return
-    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
-    print(f"facebones: {line}", file=sys.stderr)
+    print(f"facebones: {printable(message, breaks=False)}", file=sys.stderr)
 
 
 def _anyone_speaks(error: FaceBonesError) -> bool:
@@ -191,7 +202,7 @@ def _parse(argv: list[str]) -> Arguments:
     fields, others = _split_fields(argv)
     others, notes = current_names(others)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     arguments, unknown = _build_parser().parse_known_args(others)
     unknown = [*fields, *unknown]
     command: Command = arguments.command

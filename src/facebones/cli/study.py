@@ -18,6 +18,7 @@ from facebones.cli.options import (
     runtime_option,
 )
 from facebones.errors import ConfigError
+from facebones.system.progress import tell
 
 if TYPE_CHECKING:
     from facebones.study.compare import Worker
@@ -122,7 +123,7 @@ def _launch(arguments: Arguments, study: "Study", launched: "LauncherOptions", o
     if arguments.only and arguments.launcher == "print":
         raise ConfigError("--only: --launcher print gives a line for each training; leave one of them out")
     for line in launch(study, arguments.output, arguments.launcher, launched, arguments.words, **options):
-        print(line)
+        tell(line)
     if arguments.launcher == "ray":
         _print_study(result_of(arguments.output), as_json=arguments.json)
 
@@ -143,7 +144,7 @@ def _print_study(content: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(content, indent=2))
     elif "elsewhere" in content:
-        print(content["elsewhere"])
+        tell(content["elsewhere"])
         return
     else:
         print_table(*study_table(content), title=study_title(content))
@@ -155,7 +156,7 @@ def _print_answer(sentences: Sequence[str], page: str) -> None:
     from facebones.reporting.console import print_items
 
     print_items(sentences)
-    print(f"report: {page}")
+    tell(f"report: {page}")
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from facebones.cli.options import (
     not_negative,
     recipe_options,
 )
+from facebones.system.progress import tell
 
 # Options of `train` only, by the field of the recipe that each sets.
 TRAIN_OPTIONS = {"data": "data.path", "backbone": "backbone.name", "seed": "training.seed", "workers": "data.workers"}
@@ -73,8 +74,8 @@ def _print_run(output: Path, result: dict[str, Any]) -> None:
         accuracy = f"accuracy {percent(row['accuracy'], row['accuracy_std'])}" if measured else "not measured"
         shuffled = row.get("accuracy_shuffled")  # of a set whose own folds hold one kind of pair
         more = f"; over shuffled folds {percent(shuffled)}" if shuffled is not None else ""
-        print(f"{row['set']}: {accuracy}{more}")
-    print(f"trained backbone: {output / 'model.safetensors'}")
+        tell(f"{row['set']}: {accuracy}{more}")
+    tell(f"trained backbone: {output / 'model.safetensors'}")
 
 
 def _logs_options(parser: argparse.ArgumentParser) -> None:

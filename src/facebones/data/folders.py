@@ -14,7 +14,9 @@ from facebones.data.record_shards import RecordShards, are_separate, compare_pro
 from facebones.data.recordio import HeaderTable, RecordFile, blocks, first_label
 from facebones.data.training_set import Integers, TrainingSet, data_formats, register_data_format
 from facebones.data.training_set import same_data as same_data  # noqa: PLC0414
+from facebones.data.wrapped_sets import PeopleWithImages
 from facebones.errors import DataError, counted, some
+from facebones.system.files import is_file
 
 THIS = "."  # the one identity of a folder without folders
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
@@ -23,6 +25,8 @@ EXACT_FLOATS = 2**24
 READ_BYTES = 2**16
 MOST_LEVELS = 5  # where images are searched that are not in <identity>/
 MOST_SEARCHED = 1000  # folders of each level
+# A head has a centre for each label. Beyond so many, labels are renumbered: a file of 200 bytes may say 16 million.
+MOST_LABELS, LABELS_EACH = 10_000, 10  # of any set; for each image
 
 
 @register_data_format
@@ -310,6 +314,8 @@ def open_labelled_images(path: Path) -> TrainingSet:
     """Open a training set as `open_training_set` does, even if it holds one identity only."""
     sets = [data for roots in _by_folder(data_roots(path)) for data in _open_together(roots)]
     data = sets[0] if len(sets) == 1 else JoinedSets(path, sets)
+    if data.num_identities > MOST_LABELS + LABELS_EACH * len(data):
+        data = PeopleWithImages(data)
     if idle := without_data(path):
         left_out = f"{path}: {counted(len(idle), 'folder')} without images or records left out: {some(idle)}"
         data.notes = [*data.notes, left_out]
@@ -395,7 +401,7 @@ def find_pair_set(name_or_path: str, beside: Path) -> Path:
     folder = beside if beside.is_dir() else beside.parent
     candidates = (Path(name_or_path), folder / name_or_path, folder / f"{name_or_path}.bin")
     for candidate in candidates:
-        if candidate.is_file():
+        if is_file(candidate):
             return candidate
     present = some([path.name for path in pair_sets(folder)]) if folder.is_dir() else ""
     held = f"{folder} holds {present or 'no .bin file'}"

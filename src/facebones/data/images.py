@@ -19,9 +19,11 @@ from facebones.errors import ConfigError, DataError
 ImageArray = npt.NDArray[np.uint8]
 
 MOST_PIXELS = 2**26  # of an image: 8192 x 8192
+MOST_SCANNED = 2**33  # pixels in all scans of a JPEG: ten bytes are a scan, and the decoder goes over the whole image
 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers SOF0 to SOF15 of a JPEG
 _FRAME_ANYWHERE = re.compile(rb"\xff[" + bytes(sorted(_FRAMES)) + rb"](?=(.{7}))", re.DOTALL)
+_SCAN = b"\xff\xda"  # the marker SOS; compressed data does not hold it
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 _segment = struct.Struct(">BBH").unpack_from
 _frame = struct.Struct(">HH").unpack_from
@@ -42,7 +44,8 @@ def decode(encoded: bytes, what: str | Callable[[], str], size: int | None = Non
         (H, W, 3) uint8, RGB.
 
     Raises:
-        DataError: the bytes are not a readable image of these formats, or claim more than `MOST_PIXELS` pixels.
+        DataError: the bytes are not a readable image of these formats, or claim more than `MOST_PIXELS` pixels,
+            or `MOST_SCANNED` in all scans.
         ConfigError: `encoded` is something else than bytes, such as what a faulty data format returns.
     """
     if not issubclass(type(encoded), bytes | bytearray | memoryview):
@@ -52,6 +55,8 @@ def decode(encoded: bytes, what: str | Callable[[], str], size: int | None = Non
     content: bytes | None = encoded if claimed is not None and claimed <= MOST_PIXELS else None
     if content is not None and claimed is not None and content[:4] == b"\x89PNG":
         content = _png_of_pixels(content, claimed)
+    elif content is not None and claimed is not None and _scanned_pixels(content, claimed) > MOST_SCANNED:
+        content = None
     try:
         image = None if content is None else cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:
@@ -159,6 +164,14 @@ def _png_of_pixels(encoded: bytes, claimed: int) -> bytes | None:
             return b"".join((*kept, encoded[start:end])) if kept else encoded
         place = end
     return None
+
+
+def _scanned_pixels(encoded: bytes, claimed: int) -> int:
+    """Most pixels in all scans of a JPEG, each of ten bytes or more; they are counted where it matters."""
+    most = claimed * (len(encoded) // 10)
+    if most <= MOST_SCANNED or encoded[:3] != b"\xff\xd8\xff":
+        return claimed
+    return claimed * bytes(encoded).count(_SCAN)
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int] | None:

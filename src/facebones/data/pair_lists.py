@@ -22,6 +22,7 @@ from facebones.data.folders import IMAGE_SUFFIXES, is_image_name
 from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.data.text_lists import leads_out
 from facebones.errors import DataError
+from facebones.system.files import is_file
 
 PAIR_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
 FOLDS = 10
@@ -163,8 +164,13 @@ def _read_images(path: Path, root: Path, pairs: _Pairs, order: Order, places: np
     first[places[::-1]] = np.arange(len(places))[::-1]
     lines = pairs.rows[order, 0][first // 2]
     images = [b""] * len(pairs.names)
+    seen: dict[str, bytes] = {}  # a list can write one name in any number of ways, such as ././a.jpg
     for number in np.argsort(first).tolist():
-        images[number] = _read_image(path, int(lines[number]), root, pairs.names[number])
+        line = int(lines[number])
+        place = _place_in(path, line, root, pairs.names[number])
+        if place not in seen:
+            seen[place] = _read_image(path, line, root / place)
+        images[number] = seen[place]
     return images
 
 
@@ -369,7 +375,7 @@ def _lfw_image(root: Path, name: str, number: str) -> str:
     file = f"{name}_{int(number):04d}"
     endings = (".jpg", *sorted(IMAGE_SUFFIXES))
     places = [f"{stem}{ending}" for stem in (f"{name}/{file}", file) for ending in endings]
-    return next((place for place in places if (root / place).is_file()), places[0])
+    return next((place for place in places if is_file(root / place)), places[0])
 
 
 def _marked_pairs(path: Path, lines: Iterable[Line]) -> Iterator[ListedPair]:
@@ -427,18 +433,22 @@ def _fail_line(path: Path, number: int, fields: list[str], wanted: str) -> NoRet
     raise DataError(f"{path}, line {number}: {' '.join(fields)[:60]!r} is not {wanted}")
 
 
-def _read_image(path: Path, number: int, root: Path, name: str) -> bytes:
-    if "\\" in name and "\0" not in name and not (root / name).exists():  # a list that was written on Windows
+def _place_in(path: Path, number: int, root: Path, name: str) -> str:
+    """Path of an image from `root` on."""
+    if "\\" in name and "\0" not in name and not is_file(root / name):  # a list that was written on Windows
         name = name.replace("\\", "/")
     # Relative to the root and without `..`: a list may give a whole path, or a path that goes up and down again.
     inside = os.path.relpath(root / name, root)
     if leads_out(inside):
-        raise DataError(f"{path}, line {number}: {name} leads out of {root}; name a folder that holds all images")
-    place = root / inside
+        raise DataError(f"{path}, line {number}: {name:.1000} leads out of {root}; name a folder that holds all images")
+    return inside
+
+
+def _read_image(path: Path, number: int, place: Path) -> bytes:
     try:
         return place.read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the name holds a NUL"
         raise DataError(
-            f"{path}, line {number}: {place} cannot be read: {reason}; give the folder of the images by --root"
+            f"{path}, line {number}: {place!s:.1000} cannot be read: {reason}; give the folder of the images by --root"
         ) from error

@@ -14,6 +14,8 @@ from facebones.data.joined_sets import Concatenated, part_name
 from facebones.data.training_set import Integers, TrainingSet
 from facebones.errors import DataError, counted, some
 
+SHOWN = 3  # labels in a note
+
 
 class RecordShards(Concatenated):
     """The record files of one folder as one training set: a label is the same person in each of them.
@@ -126,10 +128,12 @@ def missing_numbers(names: Sequence[str]) -> list[str]:
 def unused_labels(path: Path, labels: Integers) -> list[str]:
     """A note on labels without an image, if there are any."""
     used = _used(labels, int(labels.max()) + 1)
-    if used.all():
+    if not (missing := len(used) - int(np.count_nonzero(used))):
         return []
-    unused = np.flatnonzero(~used)
-    return [f"{path}: {len(unused)} of the labels 0 to {len(used) - 1} have no image: {some(unused.tolist())}"]
+    # Among so many labels are some without an image. All of them may be 16 million.
+    first = np.flatnonzero(~used[: len(labels) + SHOWN])[:SHOWN].tolist()
+    more = f" and {missing - len(first)} more" if missing > len(first) else ""
+    return [f"{path}: {missing} of the labels 0 to {len(used) - 1} have no image: {', '.join(map(str, first))}{more}"]
 
 
 def _used(labels: Integers, identities: int) -> npt.NDArray[np.bool_]:

@@ -123,6 +123,35 @@ class SomePeople(WrappedSet):
         return self.original.identity_name(int(self.people[label]))
 
 
+class PeopleWithImages(WrappedSet):
+    """The images of a set whose labels are far more than its images: its people are numbered anew, and a note says so.
+
+    Args:
+        original: the training set.
+
+    Attributes:
+        people: (P,) label in the original of each person, ascending.
+    """
+
+    def __init__(self, original: TrainingSet) -> None:
+        super().__init__(original)
+        self.people, self.labels = np.unique(original.labels, return_inverse=True)
+        highest = int(self.people[-1])
+        self.notes = [
+            *original.notes,
+            f"{self.path}: labels up to {highest} for {counted(len(self), 'image')}: the"
+            f" {counted(len(self.people), 'person', 'people')} with images are numbered 0 to {len(self.people) - 1}",
+        ]
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """The image, and its new label; errors as of the original."""
+        return self.original.read(index)[0], int(self.labels[index])
+
+    def identity_name(self, label: int) -> str:
+        """The original's name of an identity."""
+        return self.original.identity_name(int(self.people[label]))
+
+
 def held_out_people(num_identities: int, share: float) -> Integers:
     """Which of so many people `data.held_out` holds out: a function of both numbers alone, the same in every run.
 

@@ -26,7 +26,7 @@ from facebones.evaluation.embed import embed
 from facebones.evaluation.feature_record import read_record
 from facebones.evaluation.models_of_group import check_alike, open_in_all, run_in_all
 from facebones.system.distributed import ALONE, World
-from facebones.system.files import map_array
+from facebones.system.files import is_file, map_array
 
 ENDING = ".features.npy"
 SAMPLED_ROWS = 256
@@ -217,7 +217,7 @@ _AGAIN = "remove it and its .json, and make both again by `facebones data embed`
 def _find(name_or_path: str, folder: Path) -> Path:
     candidates = (Path(name_or_path), folder / f"{name_or_path}{ENDING}", folder / name_or_path)
     for candidate in candidates:
-        if candidate.is_file():
+        if is_file(candidate):
             return candidate
     present = sorted(path.name.removesuffix(ENDING) for path in folder.glob(f"*{ENDING}"))
     held = f"{folder} has those named {', '.join(present[:5])}" if present else f"{folder} has none"

@@ -161,10 +161,11 @@ def _providers(device: str, available: list[str]) -> list[Any]:
 
 
 def _runtime_errors() -> tuple[type[Exception], ...]:
-    """ONNX Runtime's exceptions, which share no base class."""
+    """ONNX Runtime's exceptions, which share no base class; and that of a name in the file that is not UTF-8."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    return tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    own = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    return (UnicodeDecodeError, *own)
 
 
 def _one_line(error: Exception) -> str:

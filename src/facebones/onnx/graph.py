@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from facebones.backbones.base import IMAGE_SIZE, Backbone
 from facebones.data.preprocessing import to_network_input
-from facebones.errors import ConfigError, RunError, first_line
+from facebones.errors import CheckpointError, ConfigError, RunError, first_line
 
 OPSET = 20
 LARGEST_FILE = 2**31 - 1  # bytes; protobuf's limit
@@ -132,23 +132,31 @@ def count_onnx(path: Path) -> dict[str, int | None]:
 
     Raises:
         ConfigError: the package onnx is missing.
+        CheckpointError: the file is damaged, or has no input.
     """
     try:
         import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     except ImportError as error:
         raise ConfigError(f"{path}: counting needs the package onnx; pip install 'facebones[export]'") from error
-    model = onnx.load(str(path), load_external_data=False)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: no ONNX file, or damaged: {first_line(error)}; export it again") from error
     held = {tensor.name for tensor in model.graph.initializer}  # older files list weights among the inputs
-    image = next(value for value in model.graph.input if value.name not in held)
+    image = next((value for value in model.graph.input if value.name not in held), None)
+    if image is None:
+        raise CheckpointError(f"{path}: has no input; a backbone has one; export it with the image as its input")
     if image.type.tensor_type.shape.dim:
         image.type.tensor_type.shape.dim[0].dim_value = 1
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+    except (onnx.shape_inference.InferenceError, DecodeError, ValueError, RuntimeError):
         graph = model.graph
+    weights = _weights(graph)
     shapes = {value.name: _shape(value) for value in (*graph.value_info, *graph.output)}
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    layers = [_layer(node, shapes) for node in graph.node if _has_weight(node, graph)]
+    layers = [_layer(node, shapes) for node in graph.node if node.op_type in WEIGHTED and {*node.input[1:2]} & weights]
     known = None not in layers and not any(node.op_type in INTEGER_OPERATORS for node in graph.node)
     return {
         "parameters": _parameters(graph, onnx.TensorProto.INT64),
@@ -164,19 +172,17 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     return sizes if tensor.HasField("shape") and all(sizes) else None
 
 
-def _has_weight(node: Any, graph: Any) -> bool:
-    """Whether a node multiplies by a weight in the file (perhaps int8): a convolution or linear layer."""
-    if node.op_type not in WEIGHTED:
-        return False
+def _weights(graph: Any) -> set[str]:
+    """Names of the weights in the file; perhaps of int8, which a node dequantizes."""
     held = {tensor.name for tensor in graph.initializer}
-    held |= {other.output[0] for other in graph.node if other.op_type == "DequantizeLinear" and other.input[0] in held}
-    return node.input[1] in held
+    others = (node for node in graph.node if node.op_type == "DequantizeLinear" and {*node.input[:1]} & held)
+    return held | {name for other in others for name in other.output[:1]}
 
 
 def _layer(node: Any, shapes: dict[str, tuple[int, ...] | None]) -> tuple[int, int] | None:
     """MACs and output elements for one image."""
-    weight, output = shapes.get(node.input[1]), shapes.get(node.output[0])
-    if weight is None or output is None:
+    weight, output = shapes.get(node.input[1]), shapes.get(node.output[0]) if node.output else None
+    if not weight or output is None:
         return None
     transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     inputs_per_output = prod(weight[1:]) if node.op_type == "Conv" or transposed else weight[0]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from facebones.reporting.words import MARKS, RATES, detail_words, mark_best, metric_words, set_words
 from facebones.system.number_format import p_words, percent, percent_interval, points
+from facebones.system.progress import printable, tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,6 +48,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.table import Table
     from rich.text import Text
 
+    columns, rows, title = [*map(printable, columns)], [[*map(printable, row)] for row in rows], printable(title)
     console = Console()
     room = console.width if console.is_terminal else PIPED_WIDTH
     widths = _fitted(columns, rows, room - _frame(columns))
@@ -72,7 +74,7 @@ def print_items(texts: Sequence[str]) -> None:
 
     console = Console()
     for text in texts:
-        print(_broken_at_blanks(text, console.width, "* ", "  ") if console.is_terminal else f"* {text}")
+        tell(_broken_at_blanks(text, console.width, "* ", "  ") if console.is_terminal else f"* {text}")
 
 
 def _print_blocks(console: "Console", columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -84,7 +86,7 @@ def _print_blocks(console: "Console", columns: Sequence[str], rows: Sequence[Seq
         console.print(Text(first, style="table.header"), soft_wrap=True)
         for name, cell in zip(columns[1:], others, strict=True):
             if cell:
-                print(_broken_at_blanks(cell, console.width, f"  {name}:".ljust(margin), " " * margin))
+                tell(_broken_at_blanks(cell, console.width, f"  {name}:".ljust(margin), " " * margin))
 
 
 def _broken_at_blanks(text: str, width: int, first: str = "", later: str = "") -> str:
@@ -134,7 +136,7 @@ def print_evaluation(content: Mapping[str, Any]) -> None:
     """
     for name, model in content["models"].items():
         backbone = f"{model['backbone']}, " if model.get("backbone") else ""
-        print(f"{name}: {backbone}{model.get('checkpoint') or model.get('scores', '')}")
+        tell(f"{name}: {backbone}{model.get('checkpoint') or model.get('scores', '')}")
     models = list(content["models"])
     for section in content["results"]:
         metrics = section["metrics"]
@@ -142,9 +144,9 @@ def print_evaluation(content: Mapping[str, Any]) -> None:
         print_table(*_metric_table(metrics, models), title=title)
         for metric in metrics:
             if metric["reason"] is not None:
-                print(f"{metric_words(metric)}: not measured; {metric['reason']}")
+                tell(f"{metric_words(metric)}: not measured; {metric['reason']}")
         for note in section.get("notes") or ():
-            print(f"note: {note}")
+            tell(f"note: {note}")
         _print_details(section)
         _print_tests(metrics, models, title)
 
@@ -230,7 +232,7 @@ def _print_tests(metrics: Sequence[MetricJson], models: Sequence[str], title: st
             shown = [one for one in shown if metric["best"] in (one["first"], one["second"])]
         rows += [_test_row(metric_words(metric), comparison) for comparison in shown]
     if rows:
-        print(MARKS)
+        tell(MARKS)
         columns = ("metric", "models", "difference in points [95 %]", "p", "p after Holm", "test")
         print_table(columns, rows, title=f"{title}: differences")
 
@@ -278,8 +280,8 @@ def print_logs(summary: Mapping[str, Any]) -> None:
         print_table(["set", "validations", "last step", "last accuracy", "best accuracy"], sets)
     if summary["training_lines"]:
         steps = f"steps {summary['first_step']} to {summary['last_step']}, {summary['epochs']} epochs started"
-        print(f"{summary['training_lines']} training lines: {steps}")
-    print(f"run folder: {summary['output']}")
+        tell(f"{summary['training_lines']} training lines: {steps}")
+    tell(f"run folder: {summary['output']}")
 
 
 def _rate(rate: float | None, deviation: float | None = None) -> str:

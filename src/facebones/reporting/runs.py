@@ -48,9 +48,12 @@ def number(value: Any) -> float:
     Raises:
         TypeError: the value is anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise TypeError(f"{value!r:.40} is not a number")
-    return value
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return value
+    except OverflowError:  # a whole number beyond all floats
+        raise TypeError("a number too large") from None
+    raise TypeError(f"{value!r:.40} is not a number")
 
 
 def text(value: Any) -> str:

@@ -11,7 +11,7 @@ from facebones.reporting.words import metric_words, set_words
 from facebones.study.planned_run import UNFINISHED, PlannedRun
 from facebones.study.vary import sets_section
 from facebones.system.number_format import percent
-from facebones.system.progress import format_seconds, say
+from facebones.system.progress import format_seconds, printable, say
 
 LIVE_SECONDS = 1.0
 PLAIN_SECONDS = 60.0
@@ -83,7 +83,7 @@ class Display:
 
     def _line(self, text: str) -> None:
         if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
+            self._live.console.print(printable(text), markup=False, highlight=False)
         else:
             say(text)
 

@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 import torch
 
 from facebones.errors import CheckpointError
+from facebones.system.checkpoint_bounds import OutOfBounds, check_content, check_instructions, check_tree
 from facebones.system.files import atomic_write, stand_in
 
 # Errors of torch's reader on damaged files, collected by experiment.
@@ -24,6 +25,7 @@ BROKEN_FILE = (
     *(RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError),
     *(AssertionError, OverflowError, struct.error),
 )
+BROKEN_ARCHIVE = (zipfile.BadZipFile, NotImplementedError, zlib.error)
 UNKNOWN_CLASS = re.compile(r"GLOBAL ([\w.]+) (?:was not|whose module)")  # in torch's message
 MODULE_ATTRIBUTES = (b"_parameters", b"_modules")  # of every pickled nn.Module
 NETWORK_KEYS = ("state_dict", "model_state_dict", "net", "network", "model")
@@ -56,6 +58,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     content = load_content(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
+    try:
+        check_tree(content, path.stat().st_size)
+    except OutOfBounds as error:
+        raise CheckpointError(f"{path}: {error}; restore it from its source") from error
     return content
 
 
@@ -63,7 +69,8 @@ def load_content(path: Path) -> Any:
     """Read what a `.pt` or `.pth` file holds onto the CPU.
 
     Raises:
-        CheckpointError: the file is missing, cut short, not a checkpoint, or holds more than tensors and plain values.
+        CheckpointError: the file is missing, cut short, not a checkpoint, holds more than tensors and plain values, or
+            builds far more than it has bytes.
     """
     try:
         if instead := stand_in(path):
@@ -75,11 +82,15 @@ def load_content(path: Path) -> Any:
     except (zipfile.BadZipFile, ValueError, struct.error) as error:
         raise CheckpointError(f"{path}: no checkpoint, or cut short; restore it from where it came") from error
     try:
+        check_instructions(path, is_archive=is_archive)
         with warnings.catch_warnings(action="ignore"):  # torch doubts odd pickles; the error says enough
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        check_content(content, path.stat().st_size)
+    except OutOfBounds as error:
+        raise CheckpointError(f"{path}: {error}; refused, nothing in it was run; restore it from its source") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {_what_it_is(path, str(error))}") from error
-    except BROKEN_FILE as error:
+    except (*BROKEN_FILE, *BROKEN_ARCHIVE) as error:
         if is_archive and _is_torchscript(path):
             raise CheckpointError(f"{path}: {_what_it_is(path, '')}") from error
         raise CheckpointError(f"{path}: no checkpoint, or cut short; restore it from where it came") from error

@@ -123,6 +123,15 @@ def stand_in(path: str | os.PathLike[str]) -> str | None:
     return next((what for what, beginnings in STAND_INS.items() if start.startswith(beginnings)), None)
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    r"""Whether there is a file; False also for a name from elsewhere that no file can have, such as one too long.
+
+    >>> is_file("a" * 5000), is_file("a\0b")
+    (False, False)
+    """
+    return os.path.isfile(path)  # noqa: PTH113 (`Path.is_file` raises OSError for such names)
+
+
 def read_at_most(file: IO[bytes], most: int) -> bytes:
     """Read up to `most` bytes of a regular file; memory is set aside for its size, not for all of them."""
     return file.read(min(most, os.fstat(file.fileno()).st_size + 1))
@@ -136,8 +145,14 @@ def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
         ValueError: it is not a `.npy` file, or is cut short.
     """
     try:
+        with Path(path).open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = read_header[version](file)
+        if not dtype.itemsize or any(size < 0 for size in shape):  # NumPy divides by them, which ends the process
+            raise ValueError("elements of no bytes, or a shape below 0")
         return np.lib.format.open_memmap(path, mode="r")
-    except _BAD_HEADER as error:
+    except (*_BAD_HEADER, KeyError) as error:
         raise ValueError("no .npy file") from error
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
@@ -15,10 +16,34 @@ BAR_SECONDS = 0.1
 _silent: list[bool] = []
 
 
+def printable(text: str, *, breaks: bool = True) -> str:
+    r"""A text with its control characters escaped: names in files from elsewhere may hold commands to the terminal.
+
+    Args:
+        text: may hold any characters.
+        breaks: keep line feeds and tabs.
+
+    >>> printable("a\x1b[2J\tb"), printable("a\nb", breaks=False)
+    ('a\\x1b[2J\tb', 'a\\nb')
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if _is_harmless(letter, breaks) else repr(letter)[1:-1] for letter in text)
+
+
+def _is_harmless(letter: str, breaks: bool) -> bool:
+    return letter.isprintable() or unicodedata.category(letter) == "Zs" or (breaks and letter in "\n\t")
+
+
 def say(text: str) -> None:
-    """Print a line on stderr."""
+    """Print a line on stderr; control characters are escaped."""
     if not _silent:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def tell(text: object) -> None:
+    """Print lines on stdout; control characters are escaped."""
+    print(printable(str(text)))
 
 
 @contextmanager
@@ -45,6 +70,7 @@ def track(
         size: units per item, such as the images of a batch; the last item may have fewer.
         unit: what is counted, such as "images"; the rate is shown, too.
     """
+    description = printable(description, breaks=False)
     if total is None and isinstance(items, Sized):
         total = len(items) * size
     if _silent:

@@ -16,6 +16,7 @@ from facebones.recipe import Recipe, load_config, load_recipe
 from facebones.run_folder import RunFolder
 from facebones.system.device import device_settings, random_state_kept, select_device
 from facebones.system.distributed import World
+from facebones.system.files import is_file
 from facebones.system.process_group import agreed, gather_objects, joined, own_device
 from facebones.system.processes import PARENT_VARIABLE, TORCHRUN_VARIABLE
 from facebones.system.progress import say
@@ -117,9 +118,9 @@ def resume(
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with paths that hold in any working folder; pair sets named beside the data keep their names."""
     recipe = with_absolute_weights(recipe)
-    sets = [str(Path(name).absolute()) if Path(name).is_file() else name for name in recipe.validation.sets]
+    sets = [str(Path(name).absolute()) if is_file(name) else name for name in recipe.validation.sets]
     taught = recipe.distillation
-    if Path(taught.embeddings).is_file():
+    if is_file(taught.embeddings):
         taught = replace(taught, embeddings=str(Path(taught.embeddings).absolute()))
     return replace(
         recipe,

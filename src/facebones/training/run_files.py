@@ -20,7 +20,7 @@ from facebones.data.wrapped_sets import SomePeople
 from facebones.errors import ConfigError, RunError, some
 from facebones.run_folder import RunFolder
 from facebones.system.environment import git_revision
-from facebones.system.files import write_json
+from facebones.system.files import parse_json, write_json
 from facebones.system.process_group import gather_objects
 from facebones.system.progress import say
 from facebones.training.logs import finite_or_none
@@ -85,7 +85,7 @@ def same_training(trainer: Trainer) -> None:
 def note_environment(folder: RunFolder, now: Mapping[str, Any], step: int) -> None:
     """Write environment.json; in that of a resumed run, add what has changed, and from which step."""
     try:
-        first = json.loads(folder.environment.read_bytes())
+        first = parse_json(folder.environment.read_bytes())
         changes = first.get("resumed", {})
         known = dict(first)
         for change in changes.values():
