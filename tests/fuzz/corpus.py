@@ -186,6 +186,7 @@ CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
         "",
     ),
     "jpeg of many scans": ("images", lambda: _scans(5000), ""),
+    "property with a control character": ("records", lambda: {**_records(0, 1), "property": b"2,\x1f12,12\n"}, ""),
     "label of 16777215": ("records", lambda: _records(0, 1, 16777215, 1), ""),
     "label of 16777215 alone": ("records", lambda: _records(16777215), "all of one identity"),
     "label beyond float32": ("records", lambda: _records(0, 1e30), "label 1e"),
@@ -322,6 +323,13 @@ CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
         "run_folders",
         lambda: _changed(seeds.run_folders, "result.json", lambda held: held.replace(b"0.95", b"1" + b"0" * 400)),
         "too large",
+    ),
+    "result of a number without decimals": (
+        "run_folders",
+        lambda: _changed(
+            seeds.run_folders, "metrics.jsonl", lambda held: held.replace(b'"loss": 6.0', b'"loss": 1e308')
+        ),
+        "",
     ),
     "metrics nested without end": (
         "run_folders",

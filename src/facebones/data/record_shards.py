@@ -86,8 +86,8 @@ def compare_property(data: TrainingSet, files: Sequence[Path]) -> list[str]:
     with path.open("rb") as file:
         text = file.read(100).decode("utf-8", "replace").strip()
     first, *more = text.splitlines() or [""]
-    fields = [*first.split(","), *more]
-    if len(first.split(",")) != 3 or len(more) > 1 or not all(field.strip().isdecimal() for field in fields):
+    fields = [field.strip() for field in (*first.split(","), *more)]  # `int` leaves some blanks that `strip` removes
+    if len(first.split(",")) != 3 or len(more) > 1 or not all(field.isdecimal() for field in fields):
         return [f"{path}: {text!r} is not 'identities,height,width'; the file is ignored"]
     identities, height, width, *images = map(int, fields)
     said = {"identities": ([identities], data.num_identities), "images": (images, len(data))}

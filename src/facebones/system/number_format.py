@@ -21,17 +21,22 @@ def is_number(text: str) -> bool:
     return True
 
 
+BEYOND_DECIMALS = 1e15  # a damaged file may say 1e300, which has no decimals
+
+
 def rounded(value: float, decimals: int = FEWEST_DECIMALS) -> str:
     """A number with this many decimals; the half is rounded away from zero, as on the page of the report.
 
     What binary fractions add in the last digits is no part of the number: 0.66625 of 800 pairs is 66.63 %, whether it
     was counted or averaged.
 
-    >>> rounded(66.625), rounded(66.62499999999999), rounded(-0.125), rounded(1e-9), rounded(math.nan)
-    ('66.63', '66.63', '-0.13', '0.00', 'nan')
+    >>> rounded(66.625), rounded(66.62499999999999), rounded(-0.125), rounded(1e-9), rounded(math.nan), rounded(1e300)
+    ('66.63', '66.63', '-0.13', '0.00', 'nan', '1e+300')
     """
     if not math.isfinite(value):
         return str(float(value))
+    if abs(value) >= BEYOND_DECIMALS:
+        return f"{value:.12g}"
     exact = Decimal(f"{value:.12g}")
     return f"{exact.quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP):f}"
 
