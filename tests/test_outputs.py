@@ -135,6 +135,19 @@ def test_a_full_disk_behind_stdout(words):
     assert done.stderr == "facebones: standard output: No space left on device; free space or send it elsewhere\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_stderr_changes_neither_the_status_nor_the_work(tmp_path, small_data):
+    train = ["train", "demo", "--data", small_data, "--backbone", "shufflefacenet_0_5", "--output", tmp_path / "run"]
+    train += ["--batch-size", "14", "--epochs", "1", "--validation.sets", "tiny", "--device", "cpu", "--workers", "0"]
+    for words, status in ((["train", "nope"], 2), (train, 0)):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "facebones", *map(str, words)], stderr=full, stdout=subprocess.PIPE, check=False
+            )
+        assert done.returncode == status
+    assert (tmp_path / "run" / "result.json").is_file()
+
+
 def test_an_error_stays_one_line_whatever_it_quotes(capsys):
     assert main(["backbones", "a\nb\x1b[31m"]) == 2
     assert capsys.readouterr().err.startswith(r"facebones: unknown backbone 'a\nb\x1b[31m'; known: ")

@@ -87,7 +87,7 @@ REFUSED = {
     "recipe: demo\nbackbones: [r18]\nprofile: perhaps": "profile: 'perhaps' is not true or false",
     "recipe: demo\nbackbones: [r18]\nprofile: {second: 1}": "unknown key 'second'; did you mean 'seconds'?",
     "recipe: demo\nbackbones: [r18]\nprofile: {precision: fp8}": "profile.precision: unknown value 'fp8'",
-    "- demo": "a study is a mapping of recipe, overrides, vary, backbones",
+    "- demo": "a study is a mapping of recipe, overrides, vary, tune, backbones",
     "": "a study is a mapping",
 }
 

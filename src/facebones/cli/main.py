@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -155,7 +155,8 @@ def _say(message: str, *, anyone: bool = False) -> None:
     """Print one line to stderr; control characters in names are escaped. Of a group of processes, the first speaks."""
     if not anyone and os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
         return
-    print(f"facebones: {printable(message, breaks=False)}", file=sys.stderr)
+    with suppress(OSError):  # a full stderr leaves the exit status
+        print(f"facebones: {printable(message, breaks=False)}", file=sys.stderr, flush=True)
 
 
 def _anyone_speaks(error: FaceBonesError) -> bool:

@@ -4,7 +4,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -36,9 +36,13 @@ def _is_harmless(letter: str, breaks: bool) -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr; control characters are escaped."""
+    """Print a line on stderr; control characters are escaped.
+
+    Where it cannot be written, such as to a full disk, the work goes on without it.
+    """
     if not _silent:
-        print(printable(text), file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(printable(text), file=sys.stderr, flush=True)
 
 
 def tell(text: object) -> None:
