@@ -699,7 +699,7 @@ def test_a_study_trains_measures_and_does_nothing_twice(write, tmp_path):
 
 
 def test_what_failed_before_a_stop_is_kept(write, tmp_path, monkeypatch):
-    def fail_and_stop(plan, leases, note, **_):
+    def fail_and_stop(leases, note, **_):
         note({SMALL: "no memory"})
         raise Interrupted(signal.SIGINT)
 

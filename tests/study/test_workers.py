@@ -127,7 +127,7 @@ git_revision()  # once, and not in each fork
 study, output = load_study(sys.argv[1]), Path(sys.argv[2])
 plan = make_plan(study, output)
 leases = StudyLeases(plan.runs, expiry=float(sys.argv[3]))
-errors = local.train_all(plan, leases, lambda errors: None, jobs=1, device="cpu")
+errors = local.train_all(leases, lambda errors: None, jobs=1, device="cpu")
 sys.exit(f"failed: {errors}" if errors else 0)
 """
 

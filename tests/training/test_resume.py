@@ -88,13 +88,14 @@ def test_a_dead_data_worker_ends_the_training_between_two_steps_after_a_save(
         if self.step == 2:
             for worker in multiprocessing.active_children()[:killed]:
                 os.kill(worker.pid, number)
-                worker.join(10)
+                worker.join(60)
         original(self, batches)  # a handler of SIGCHLD has run by its first line
 
     monkeypatch.setattr(Trainer, "train_step", step)
     with pytest.raises(RunError, match="a data worker was killed, perhaps for lack of memory"):
         train(recipe, tmp_path / "parts", "cpu")
     monkeypatch.undo()
+    assert multiprocessing.active_children() == [], "none waits for a lock that a dead one held"
     (saved,) = re.findall(r"step (\d+) is saved; fix the error below, then continue with: ", capsys.readouterr().err)
     assert int(saved) >= 3 and load_checkpoint(RunFolder(tmp_path / "parts").last)["step"] == int(saved)
     resume(tmp_path / "parts", "cpu")

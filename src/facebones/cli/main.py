@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ from facebones.errors import ConfigError, FaceBonesError, RunError, first_line
 from facebones.plugins import import_plugins, raised_in_plugin
 from facebones.system.malloc import tune_malloc
 from facebones.system.processes import TORCHRUN_VARIABLE, Interrupted, stop_signals, stop_with_parent
-from facebones.system.progress import printable, say
+from facebones.system.progress import discard, printable, say
 
 GROUPS = {"evaluate": "measure a trained backbone", "data": "inspect, convert, align and synthesize faces"}
 # In the order of the help.
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(str(error), anyone=_anyone_speaks(error))
         return error.exit_status
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
-        _drop_stdout()
+        discard(sys.stdout)
     except OSError as error:
         if "--debug" in argv or not (error.filename or error.errno in FULL):
             raise
@@ -146,7 +146,7 @@ def _report(error: OSError) -> int:
     if error.filename:
         _say(f"{error.filename}: {error.strerror}")
         return 2
-    _drop_stdout()  # errors of files have a name, so stdout is full
+    discard(sys.stdout)  # errors of files have a name, so stdout is full
     _say(f"standard output: {error.strerror}; free space or send it elsewhere")
     return 1
 
@@ -155,18 +155,15 @@ def _say(message: str, *, anyone: bool = False) -> None:
     """Print one line to stderr; control characters in names are escaped. Of a group of processes, the first speaks."""
     if not anyone and os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
         return
-    with suppress(OSError):  # a full stderr leaves the exit status
+    try:
         print(f"facebones: {printable(message, breaks=False)}", file=sys.stderr, flush=True)
+    except OSError:  # a full stderr leaves the exit status
+        discard(sys.stderr)
 
 
 def _anyone_speaks(error: FaceBonesError) -> bool:
     """Whether a process of the group was lost or not found: it may be the one that speaks."""
     return type(error).__name__ in ("LostProcessError", "MeetingError")  # by name: torch may not be imported
-
-
-def _drop_stdout() -> None:
-    """Discard what stdout still buffers; otherwise Python's last flush fails again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _continuation(arguments: Arguments, argv: list[str]) -> str:

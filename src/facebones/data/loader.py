@@ -12,11 +12,12 @@ import sys
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from threading import current_thread, main_thread
 from typing import Any, NamedTuple, cast
 
@@ -274,7 +275,7 @@ def training_batches(
         DataError: an image cannot be read.
         RunError: a worker was killed, or the memory for batches cannot be allocated.
     """
-    memory = None
+    memory, before = None, active_children()
     if workers and CAN_INHERIT and order.rows:
         memory = BatchMemory(PREFETCH * workers + SPARE + held, (len(order.rows), *IMAGE_SHAPE))
     try:
@@ -292,6 +293,7 @@ def training_batches(
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        _kill_workers(before)
         raise RunError("a data worker was killed, perhaps for lack of memory; resume with fewer --workers") from error
 
 
@@ -331,11 +333,19 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
         reason = error.strerror
     finally:
         sys.unraisablehook = hook
+    _kill_workers(before)
+    raise RunError(f"{loader.num_workers} data workers cannot be started: {reason}; give fewer --workers, or 0")
+
+
+def _kill_workers(before: Sequence[BaseProcess]) -> None:
+    """End the child processes that have started since: Python would wait for them at its end.
+
+    They ignore SIGTERM, and one may wait for ever for a lock that a killed one held.
+    """
     for worker in active_children():
         if worker not in before:
-            worker.kill()  # they ignore the signal by which Python would end them, and wait for them
+            worker.kill()
             worker.join()
-    raise RunError(f"{loader.num_workers} data workers cannot be started: {reason}; give fewer --workers, or 0")
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """Messages for people on stderr, and progress: a bar on a terminal, a plain line now and then elsewhere."""
 
+import os
 import sys
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 Item = TypeVar("Item")
 
@@ -41,8 +42,16 @@ def say(text: str) -> None:
     Where it cannot be written, such as to a full disk, the work goes on without it.
     """
     if not _silent:
-        with suppress(OSError):
+        try:
             print(printable(text), file=sys.stderr, flush=True)
+        except OSError:
+            discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Discard what a stream that cannot be written still buffers: Python's last flush would fail and be the status."""
+    with suppress(OSError):  # of a stream without a descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def tell(text: object) -> None:
