@@ -21,7 +21,7 @@ from facebones.study.planned_run import TO_DO, PlannedRun, folder_name, versions
 from facebones.study.study import Study
 from facebones.study.trials import FOLDER as TRIALS
 from facebones.study.trials import HeldOut, Tuning
-from facebones.study.tuning import DEFAULT, FACTOR, TUNED, read_space
+from facebones.study.tuning import DEFAULT, FACTOR, TUNED, read_space, with_fields
 from facebones.training.run import with_absolute_paths
 from facebones.training.teaching import check_teachers, open_all_people
 
@@ -92,33 +92,22 @@ def make_plan(study: Study, output: Path, *, accept_version: bool = False) -> Pl
                 " name that file by `import` or --import"
             )
     recipe = study.resolved_recipe()
-    runs, tunings = _plan_runs(study, networks, output, accept_version) if networks else ([], [])
-    names = [run.name for run in runs]
-    waiting = [tuning for tuning in tunings if tuning.chosen() is None]
-    undecided = [run for run in runs if any(tuning.decides(run) for tuning in waiting)]
-    if begun := [run for run in undecided if run.state != TO_DO]:
-        raise ConfigError(
-            f"{begun[0].folder.path}: its fields were chosen by other trials; give `tune` as it was, restore the"
-            " trials, or choose another --output"
-        )
-    # If all trials have diverged, nothing decides.
-    ahead = [run for run in undecided if any(tuning.decides(run) and not tuning.complete for tuning in waiting)]
-    runs = [run for run in runs if run not in undecided]
-    for run in runs:
-        _refuse_another(run, tunings)
-    trained = _trained_models([source for source in sources if source.path is not None], names)
-    sets = find_sets(study, recipe)
-    return Plan(study=study, output=output, runs=runs, trained=trained, protocols=sets, tunings=tunings, ahead=ahead)
-
-
-def _refuse_another(run: PlannedRun, tunings: Sequence[Tuning]) -> None:
-    try:
-        run.refuse_another()
-    except ConfigError as error:
-        if not any(tuning.decides(run) for tuning in tunings):
-            raise
-        reason = str(error).partition(";")[0]
-        raise ConfigError(f"{reason}; give the study as it was, or choose another --output") from error
+    planned = _plan_runs(study, networks, output, accept_version) if networks else _Planned()
+    for run in planned.runs:
+        if study.tune is not None and run.levels[FACTOR] == TUNED:
+            run.refuse_another_study()
+        else:
+            run.refuse_another()
+    taken = [run.name for run in planned.everything]
+    return Plan(
+        study=study,
+        output=output,
+        runs=planned.runs,
+        trained=_trained_models([source for source in sources if source.path is not None], taken),
+        protocols=find_sets(study, recipe),
+        tunings=planned.tunings,
+        ahead=planned.ahead,
+    )
 
 
 def find_sets(study: Study, recipe: Recipe) -> list[Protocol]:
@@ -164,33 +153,106 @@ def _ijb_folder(path: str) -> Path:
     return Path(path)
 
 
-def _plan_runs(
-    study: Study, networks: Sequence[str], output: Path, accept_version: bool
-) -> tuple[list[PlannedRun], list[Tuning]]:
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """The trainings of a plan; `undecided` ones have no recipe, because all their trials have diverged."""
+
+    runs: list[PlannedRun] = field(default_factory=list)
+    ahead: list[PlannedRun] = field(default_factory=list)
+    undecided: list[PlannedRun] = field(default_factory=list)
+    tunings: list[Tuning] = field(default_factory=list)
+
+    @property
+    def everything(self) -> list[PlannedRun]:
+        """All that have a name."""
+        return [*self.runs, *self.ahead, *self.undecided]
+
+
+def _plan_runs(study: Study, networks: Sequence[str], output: Path, accept_version: bool) -> _Planned:
     """All trainings that are reported, and the tunings, which decide the recipes of some of them."""
     if not study.data:
         raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
     recipes = [(levels, with_absolute_paths(recipe)) for levels, recipe in study.recipes()]
     whole = open_all_people(*(recipe for _, recipe in recipes))
     check_teachers((recipe for _, recipe in recipes), whole)
-    runs, tunings = list[PlannedRun](), list[Tuning]()
-    trained_on: dict[float, TrainingSet] = {}  # by the share of people that is held out
+    seeds, planned = _Seeds(study, output, whole, accept_version), _Planned()
+    if study.tune is not None:
+        held_out = HeldOut(data=whole, share=study.tune.held_out, pairs=study.tune.pairs, folder=output / TRIALS)
+        _ = held_out.count  # too few people are refused before anything else
+    for backbone, (levels, recipe) in itertools.product(networks, recipes):
+        runs = seeds.plan(backbone, levels, recipe)
+        if study.tune is None:
+            planned.runs.extend(runs)
+            continue
+        tuning = Tuning(
+            stem=_stem(backbone, levels),
+            settings=study.tune,
+            space=read_space(study.tune, recipe, study.vary, "tune"),
+            held_out=held_out,
+            default=runs[0],
+        )
+        tuning.check()
+        planned.tunings.append(tuning)
+        _plan_both_levels(planned, tuning, seeds, recipe)
+    if study.vary or study.tune:
+        _check_names(planned.everything)
+    return planned
 
-    def planned(backbone: str, levels: Mapping[str, str], recipe: Recipe) -> list[PlannedRun]:
-        """A training from each seed."""
+
+def _plan_both_levels(planned: _Planned, tuning: Tuning, seeds: "_Seeds", recipe: Recipe) -> None:
+    """Add the trainings of a backbone by the recipe as it is, and by the fields that its trials have chosen."""
+    backbone, levels, chosen = tuning.default.backbone, tuning.default.levels, tuning.chosen()
+    defaults = seeds.plan(backbone, {**levels, FACTOR: DEFAULT}, recipe)
+    own = recipe if chosen is None else with_fields(recipe, chosen.fields)
+    tuned = seeds.plan(backbone, {**levels, FACTOR: TUNED}, own)
+    planned.runs.extend(defaults)
+    if chosen is None:
+        if begun := [run for run in tuned if run.state != TO_DO]:
+            raise ConfigError(
+                f"{begun[0].folder.path}: its fields were chosen by other trials; give `tune` as it was, restore the"
+                " trials, or choose another --output"
+            )
+        (planned.undecided if tuning.complete else planned.ahead).extend(tuned)
+    elif chosen.fields:
+        planned.runs.extend(tuned)
+    else:  # the same recipe is trained once
+        planned.runs.extend(replace(run, folder=default.folder) for run, default in zip(tuned, defaults, strict=True))
+
+
+class _Seeds:
+    """Plans one training from each seed of a study.
+
+    Args:
+        study: what the user asked for.
+        output: the study's folder.
+        whole: the training set with all people.
+        accept_version: see `compare`.
+    """
+
+    def __init__(self, study: Study, output: Path, whole: TrainingSet, accept_version: bool) -> None:
+        self._study, self._output, self._whole, self._accept_version = study, output, whole, accept_version
+        self._trained_on: dict[float, TrainingSet] = {}  # by the share of people that is held out
+
+    def plan(self, backbone: str, levels: Mapping[str, str], recipe: Recipe) -> list[PlannedRun]:
+        """The trainings of a backbone by a recipe.
+
+        Raises:
+            ConfigError: the recipe cannot train on the data.
+        """
         try:
-            if (share := recipe.data.held_out) not in trained_on:
-                trained_on[share] = without_held_out(whole, share)
-            data = trained_on[share]
+            if (share := recipe.data.held_out) not in self._trained_on:
+                self._trained_on[share] = without_held_out(self._whole, share)
+            data = self._trained_on[share]
             steps = recipe.training.steps_per_epoch(len(data), data.path) * recipe.training.epochs
         except ConfigError as error:
             raise ConfigError(f"vary: {variant_name(backbone, levels)}: {error}" if levels else str(error)) from error
+        seeds, stem = self._study.seeds, _stem(backbone, levels)
         return [
             PlannedRun(
-                name=_stem(backbone, levels) + (f"_seed{seed}" if len(study.seeds) > 1 else ""),
+                name=stem + (f"_seed{seed}" if len(seeds) > 1 else ""),
                 backbone=backbone,
                 seed=seed,
-                folder=RunFolder(output / "runs" / _stem(backbone, levels) / f"seed{seed}"),
+                folder=RunFolder(self._output / "runs" / stem / f"seed{seed}"),
                 recipe=replace(
                     recipe,
                     backbone=replace(recipe.backbone, name=backbone),
@@ -199,36 +261,11 @@ def _plan_runs(
                 data=data.fingerprint(),
                 steps=steps,
                 levels=levels,
-                builds_another=study.builds_others,
-                accept_version=accept_version,
+                builds_another=self._study.builds_others,
+                accept_version=self._accept_version,
             )
-            for seed in study.seeds
+            for seed in seeds
         ]
-
-    if study.tune is not None:
-        held_out = HeldOut(data=whole, share=study.tune.held_out, pairs=study.tune.pairs, folder=output / TRIALS)
-        _ = held_out.count  # refuses too few people
-    for backbone, (levels, recipe) in itertools.product(networks, recipes):
-        if study.tune is None:
-            runs += planned(backbone, levels, recipe)
-            continue
-        tuning = Tuning(
-            stem=_stem(backbone, levels),
-            settings=study.tune,
-            space=read_space(study.tune, recipe, study.vary, "tune"),
-            held_out=held_out,
-            default=planned(backbone, levels, recipe)[0],
-        )
-        tuning.check()
-        tunings.append(tuning)
-        defaults = planned(backbone, {**levels, FACTOR: DEFAULT}, recipe)
-        tuned = planned(backbone, {**levels, FACTOR: TUNED}, tuning.tuned(recipe))
-        if (chosen := tuning.chosen()) is not None and not chosen.fields:  # the same recipe is trained once
-            tuned = [replace(run, folder=default.folder) for run, default in zip(tuned, defaults, strict=True)]
-        runs += [*defaults, *tuned]
-    if study.vary or study.tune:
-        _check_names(runs)
-    return runs, tunings
 
 
 def _stem(backbone: str, levels: Mapping[str, str]) -> str:

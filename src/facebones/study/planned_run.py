@@ -121,6 +121,14 @@ class PlannedRun:
             return replace(self.recipe, training=replace(self.recipe.training, choose=[], **chosen))
         return self.recipe
 
+    def refuse_another_study(self) -> None:
+        """As `refuse_another`, of a run whose recipe no user has written: the study that chose it was another one."""
+        try:
+            self.refuse_another()
+        except ConfigError as error:
+            reason = str(error).partition(";")[0]
+            raise ConfigError(f"{reason}; give the study as it was, or choose another --output") from error
+
     def refuse_another(self) -> None:
         """Raise ConfigError if the folder holds a run that this plan would not have made."""
         if self.state == TO_DO:

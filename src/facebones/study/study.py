@@ -200,9 +200,10 @@ def _build(
     # Refuse overrides and levels that the recipe does not know.
     of_file = {key: f"{where['overrides']}.{key}" for key in own if key not in overrides}
     study.resolved_recipe(named := {"vary": where["vary"], **of_file, **typed})
-    for _, recipe in study.recipes(named):
-        if study.tune is not None:
-            read_space(study.tune, recipe, study.vary, where["tune"])
+    if study.vary or study.tune:
+        for _, recipe in study.recipes(named):
+            if study.tune is not None:
+                read_space(study.tune, recipe, study.vary, where["tune"])
     return study
 
 

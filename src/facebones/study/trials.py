@@ -19,7 +19,7 @@ from facebones.recipe_sections import TIMM_WEIGHTS
 from facebones.run_folder import TRAIN_LINE, RunFolder, read_metrics
 from facebones.study.planned_run import DONE, TO_DO, UNFINISHED, PlannedRun
 from facebones.study.proposals import ENDED, FAILED, STOPPED, Trial, best_trial, propose, thresholds
-from facebones.study.tuning import FACTOR, TUNED, Dimension, TuneSettings, with_fields
+from facebones.study.tuning import Dimension, TuneSettings, with_fields
 from facebones.study.vary import Fields
 from facebones.training.optimizer import build_schedule
 from facebones.training.start import read_start
@@ -180,13 +180,14 @@ class Tuning:
 
     @property
     def complete(self) -> bool:
-        """Whether all trials have ended."""
-        return len(self.history()) == self.settings.trials
+        """Whether all trials have ended, from the files in their folders alone: `--watch` asks every second."""
+        return all(
+            folder.result.is_file() or _diverged(folder) for folder in map(self._folder, range(self.settings.trials))
+        )
 
     def chosen(self) -> Trial | None:
         """The best trial, once all have ended; None before, and if all have diverged."""
-        history = self.history()
-        return best_trial(history) if len(history) == self.settings.trials else None
+        return best_trial(self.history()) if self.complete else None
 
     def to_json(self, errors: Mapping[str, str]) -> dict[str, Any]:
         """What study.json says of it: every trial, and the chosen one's number.
@@ -201,7 +202,7 @@ class Tuning:
             step = run.steps if trial.state == ENDED else run.progress()["step"]
             accuracy = trial.accuracies[-1] if trial.accuracies else None
             rows.append({**row, "accuracy": accuracy, "steps": run.steps, "step": step})
-            rows[-1]["error"] = None if run.state == DONE else errors.get(run.name) or _diverged(run)
+            rows[-1]["error"] = None if run.state == DONE else errors.get(run.name) or _diverged(run.folder)
         chosen = self.chosen()
         return {
             "name": self.stem,
@@ -210,15 +211,6 @@ class Tuning:
             "chosen": None if chosen is None else chosen.number,
             "trials": rows,
         }
-
-    def decides(self, run: PlannedRun) -> bool:
-        """Whether the trials decide the recipe of a training."""
-        return (run.backbone, run.levels) == (self.default.backbone, {**self.default.levels, FACTOR: TUNED})
-
-    def tuned(self, recipe: Recipe) -> Recipe:
-        """A recipe with the chosen fields; as it is while none is chosen."""
-        chosen = self.chosen()
-        return recipe if chosen is None else with_fields(recipe, chosen.fields)
 
     def _folder(self, number: int) -> RunFolder:
         return RunFolder(self.held_out.folder / self.stem / f"trial{number}")
@@ -242,12 +234,7 @@ class Tuning:
                 f"{file}: a trial that is validated on {_looks(recipe)}, and the study says {_looks(run.recipe)}; give"
                 " `tune`, the data, the epochs and the batch size as they were, or choose another --output"
             )
-        try:
-            run.refuse_another()
-        except ConfigError as error:
-            raise ConfigError(
-                f"{str(error).partition(';')[0]}; give the study as it was, or choose another --output"
-            ) from error
+        run.refuse_another_study()
         return run
 
     def planned_file(self, number: int) -> Path:
@@ -272,7 +259,7 @@ class Tuning:
         if run.state == DONE:
             accuracies = _accuracies(run.folder)
             return Trial(number, fields, accuracies, STOPPED if run.stopped_early else ENDED)
-        return Trial(number, fields, _accuracies(run.folder), FAILED if _diverged(run) else UNFINISHED)
+        return Trial(number, fields, _accuracies(run.folder), FAILED if _diverged(run.folder) else UNFINISHED)
 
 
 def is_vain(tuned: Mapping[str, Any]) -> bool:
@@ -286,9 +273,9 @@ def _looks(recipe: Recipe) -> str:
     return f"{names} every {recipe.validation.every} steps"
 
 
-def _diverged(run: PlannedRun) -> str | None:
+def _diverged(folder: RunFolder) -> str | None:
     """Why a trial cannot end: its loss is not finite. What failed for another reason is tried again."""
-    recorded = run.folder.read_error()
+    recorded = folder.read_error()
     return str(recorded["message"]) if recorded and recorded["type"] == DivergedError.__name__ else None
 
 
