@@ -136,7 +136,7 @@ def small_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def many_people(tmp_path_factory):
-    """A folder of 176 images of 44 people, with the pair set tiny.bin of others beside them."""
+    """A folder of 176 images of 44 people, and a pair set of others, tiny.bin, in the same folder."""
     from facebones.data.pair_bins import write_pairs
 
     root = tmp_path_factory.mktemp("many") / "faces"

@@ -1,7 +1,7 @@
 """Run inputs in a child process with a memory limit and a time limit, and tell what came of each.
 
 A child reads many inputs, one after another. It tells the number of each before it reads it, so the input that a child
-died of is known; a new child goes on with the next one.
+died of is known; a new child continues with the next one.
 """
 
 import contextlib

@@ -18,11 +18,12 @@ from facebones.data.pair_bins import read_pairs
 from facebones.data.wrapped_sets import held_out_only
 from facebones.errors import ConfigError, FaceBonesError, RunError
 from facebones.recipe import Recipe
+from facebones.reporting.tuning import DONE, FAILED, STOPPED
 from facebones.study.compare import compare, plan_rows, preview, raise_failures
 from facebones.study.launch import launch
 from facebones.study.launchers import local
 from facebones.study.plan import make_plan
-from facebones.study.proposals import ENDED, FAILED, STOPPED, Trial, best_trial, propose, thresholds
+from facebones.study.proposals import Trial, best_trial, propose, thresholds
 from facebones.study.study import load_study
 from facebones.study.tuning import TuneSettings, read_space, with_fields
 
@@ -110,7 +111,7 @@ def test_what_fails_is_drawn_less_and_less():
     for number in range(1, 40):
         fields = propose(space, history, seed=0)
         rate = float(fields["optimizer.learning_rate"])
-        history.append(Trial(number, fields, *(([0.9], FAILED) if rate > 0.05 else ([0.9 - rate], ENDED))))
+        history.append(Trial(number, fields, *(([0.9], FAILED) if rate > 0.05 else ([0.9 - rate], DONE))))
     failed = [trial.state == FAILED for trial in history[1:]]
     assert sum(failed[-20:]) <= 3, "at random, 7"
 
@@ -131,7 +132,7 @@ def test_the_thresholds_stop_what_optunas_median_pruner_stops(finished):
     limits = thresholds(history, 3)
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner())
     for trial in history[:-1]:
-        done = trial.state == ENDED
+        done = trial.state == DONE
         values = {"state": TrialState.COMPLETE, "value": trial.accuracies[-1]} if done else {"state": TrialState.PRUNED}
         study.add_trial(optuna.trial.create_trial(**values, intermediate_values=dict(enumerate(trial.accuracies))))
     for accuracies in generator.uniform(0.5, 1, (20, 2)):

@@ -14,7 +14,7 @@ from facebones.data.record_shards import RecordShards, are_separate, compare_pro
 from facebones.data.recordio import HeaderTable, RecordFile, blocks, first_label
 from facebones.data.training_set import Integers, TrainingSet, data_formats, register_data_format
 from facebones.data.training_set import same_data as same_data  # noqa: PLC0414
-from facebones.data.wrapped_sets import PeopleWithImages
+from facebones.data.wrapped_sets import only_used_labels
 from facebones.errors import DataError, counted, some
 from facebones.system.files import is_file
 
@@ -315,7 +315,7 @@ def open_labelled_images(path: Path) -> TrainingSet:
     sets = [data for roots in _by_folder(data_roots(path)) for data in _open_together(roots)]
     data = sets[0] if len(sets) == 1 else JoinedSets(path, sets)
     if data.num_identities > MOST_LABELS + LABELS_EACH * len(data):
-        data = PeopleWithImages(data)
+        data = only_used_labels(data)
     if idle := without_data(path):
         left_out = f"{path}: {counted(len(idle), 'folder')} without images or records left out: {some(idle)}"
         data.notes = [*data.notes, left_out]

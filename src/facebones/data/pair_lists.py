@@ -84,7 +84,7 @@ class _Pairs(NamedTuple):
 
 
 class _Lines:
-    """The lines of a list, read anew in each pass: as Python objects, millions would take 25 times the file.
+    """The lines of a list, read again in each pass: as Python objects, millions would take 25 times the file.
 
     Args:
         lines: of a list that is not changed.

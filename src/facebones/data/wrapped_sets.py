@@ -10,7 +10,7 @@ from facebones.data.images import decode
 from facebones.data.training_set import Integers, TrainingSet, used_labels
 from facebones.errors import ConfigError, counted
 
-LEAST_PEOPLE = 2  # that a training tells apart
+LEAST_PEOPLE = 2  # of a training
 
 
 class WrappedSet(TrainingSet):
@@ -81,7 +81,7 @@ class NumberedImages(WrappedSet):
 
 
 class SomePeople(WrappedSet):
-    """The images of some people, who are numbered anew from 0 in the order of their labels.
+    """The images of some people, with new labels from 0 in the order of the old ones.
 
     Args:
         original: the training set.
@@ -123,33 +123,16 @@ class SomePeople(WrappedSet):
         return self.original.identity_name(int(self.people[label]))
 
 
-class PeopleWithImages(WrappedSet):
-    """The images of a set whose labels are far more than its images: its people are numbered anew, and a note says so.
-
-    Args:
-        original: the training set.
-
-    Attributes:
-        people: (P,) label in the original of each person, ascending.
-    """
-
-    def __init__(self, original: TrainingSet) -> None:
-        super().__init__(original)
-        self.people, self.labels = np.unique(original.labels, return_inverse=True)
-        highest = int(self.people[-1])
-        self.notes = [
-            *original.notes,
-            f"{self.path}: labels up to {highest} for {counted(len(self), 'image')}: the"
-            f" {counted(len(self.people), 'person', 'people')} with images are numbered 0 to {len(self.people) - 1}",
-        ]
-
-    def read(self, index: int) -> tuple[bytes, int]:
-        """The image, and its new label; errors as of the original."""
-        return self.original.read(index)[0], int(self.labels[index])
-
-    def identity_name(self, label: int) -> str:
-        """The original's name of an identity."""
-        return self.original.identity_name(int(self.people[label]))
+def only_used_labels(data: TrainingSet) -> SomePeople:
+    """All images of a set whose labels are far more than its images, without the labels of nobody; a note says so."""
+    kept = SomePeople(data, used_labels(data.labels))
+    people = counted(len(kept.people), "person", "people")
+    kept.notes = [
+        *data.notes,
+        f"{data.path}: labels up to {kept.people[-1]} for {counted(len(data), 'image')}: the {people} with images are"
+        f" numbered 0 to {len(kept.people) - 1}",
+    ]
+    return kept
 
 
 def held_out_people(num_identities: int, share: float) -> Integers:

@@ -7,10 +7,10 @@ from typing import Any
 
 from facebones.reporting.runs import checked_levels, number, text
 from facebones.reporting.variants import Levels
-from facebones.system.number_format import is_number
+from facebones.system.number_format import exact, is_number
 
-FACTOR, DEFAULT, TUNED = "tuning", "default", "tuned"  # as `study.tuning` names them
-DONE, STOPPED, FAILED = "done", "stopped early", "failed"  # as `study.proposals` does
+FACTOR, DEFAULT, TUNED = "tuning", "default", "tuned"  # a factor, and its levels
+DONE, STOPPED, FAILED = "done", "stopped early", "failed"  # states of a trial that has ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +144,8 @@ def value_text(value: Any) -> str:
     """
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
-    if isinstance(value, float) and float(short := f"{value:g}") == value:
-        return short
+    if isinstance(value, float):
+        return exact(value)
     return value if isinstance(value, str) else json.dumps(value)
 
 

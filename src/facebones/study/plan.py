@@ -15,13 +15,14 @@ from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Protocol, find_protocols, lookup_protocol
 from facebones.profiling.networks import Source, find_sources
 from facebones.recipe import Recipe
+from facebones.reporting.tuning import DEFAULT, FACTOR, TUNED
 from facebones.reporting.variants import level_words, variant_name
 from facebones.run_folder import RunFolder
 from facebones.study.planned_run import TO_DO, PlannedRun, folder_name, versions_here
 from facebones.study.study import Study
 from facebones.study.trials import FOLDER as TRIALS
 from facebones.study.trials import HeldOut, Tuning
-from facebones.study.tuning import DEFAULT, FACTOR, TUNED, read_space, with_fields
+from facebones.study.tuning import read_space, with_fields
 from facebones.training.run import with_absolute_paths
 from facebones.training.teaching import check_teachers, open_all_people
 

@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from facebones.errors import ConfigError
-from facebones.study.tuning import Dimension, number_text
+from facebones.reporting.tuning import DONE, FAILED
+from facebones.study.tuning import Dimension
 from facebones.study.vary import Fields
+from facebones.system.number_format import exact
 
 DIGITS = 3  # of a number that a trial draws
 REDRAWS = 50  # until a trial differs from all before
 RANDOM_TRIALS = 5  # before the sampler learns from them, trial 0 included
 FIRST_FINISHED = 5  # trials, before one is stopped early
-ENDED, STOPPED, FAILED = "done", "stopped early", "failed"
 
 
 class Trial(NamedTuple):
@@ -25,13 +26,13 @@ class Trial(NamedTuple):
         number: from 0.
         fields: what it sets, "section.field" to text; trial 0 sets nothing.
         accuracies: on the pairs of held-out people, one for each validation.
-        state: ENDED, STOPPED (it was worse than half of the others on its way) or FAILED.
+        state: DONE, STOPPED (it was worse than half of the others on its way) or FAILED.
     """
 
     number: int
     fields: Fields
     accuracies: Sequence[float]
-    state: str = ENDED
+    state: str = DONE
 
 
 def propose(space: Mapping[str, Dimension], history: Sequence[Trial], seed: int) -> dict[str, str]:
@@ -84,8 +85,8 @@ def _draw(space: Mapping[str, Dimension], history: Sequence[Trial], seeds: Seque
         texts = _complete(trial.fields, space)
         study.add_trial(
             optuna.trial.create_trial(
-                state=state.COMPLETE if trial.state == ENDED else state.PRUNED,
-                value=trial.accuracies[-1] if trial.state == ENDED else None,
+                state=state.COMPLETE if trial.state == DONE else state.PRUNED,
+                value=trial.accuracies[-1] if trial.state == DONE else None,
                 params={name: text if space[name].choices else float(text) for name, text in texts.items()},
                 distributions=distributions,
                 # One without values is the worst to the sampler: what fails is not drawn again and again.
@@ -100,7 +101,7 @@ def _rounded(value: float, dimension: Dimension) -> str:
     """A drawn number with few digits, inside its range."""
     if dimension.whole:
         return str(value)
-    return number_text(min(max(float(f"{value:.{DIGITS}g}"), dimension.low), dimension.high))
+    return exact(min(max(float(f"{value:.{DIGITS}g}"), dimension.low), dimension.high))
 
 
 def import_optuna() -> Any:
@@ -126,7 +127,7 @@ def thresholds(history: Sequence[Trial], validations: int) -> list[float]:
     >>> thresholds(done, 2), thresholds(done[1:], 2)
     ([0.2], [])
     """
-    finished = [trial.accuracies for trial in history if trial.state == ENDED]
+    finished = [trial.accuracies for trial in history if trial.state == DONE]
     if len(finished) < FIRST_FINISHED:
         return []
     shared = min(map(len, finished))  # of few steps, or a batch size of its own, a trial may have fewer
@@ -136,8 +137,8 @@ def thresholds(history: Sequence[Trial], validations: int) -> list[float]:
 def best_trial(history: Sequence[Trial]) -> Trial | None:
     """The finished trial with the largest last accuracy, the first of equal ones; None if no trial has finished.
 
-    >>> best_trial([Trial(0, {}, [0.6, 0.7]), Trial(1, {"a": "1"}, [0.9], STOPPED)]).number
+    >>> best_trial([Trial(0, {}, [0.6, 0.7]), Trial(1, {"a": "1"}, [0.9], "stopped early")]).number
     0
     """
-    finished = [trial for trial in history if trial.state == ENDED]
+    finished = [trial for trial in history if trial.state == DONE]
     return max(finished, key=lambda trial: trial.accuracies[-1]) if finished else None

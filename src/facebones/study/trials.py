@@ -16,9 +16,10 @@ from facebones.datatools.sample_pairs import most_pairs, sample_pairs
 from facebones.errors import ConfigError, DataError, DivergedError, FaceBonesError
 from facebones.recipe import Recipe, flat_fields, load_config
 from facebones.recipe_sections import TIMM_WEIGHTS
+from facebones.reporting.tuning import FAILED, STOPPED
 from facebones.run_folder import TRAIN_LINE, RunFolder, read_metrics
 from facebones.study.planned_run import DONE, TO_DO, UNFINISHED, PlannedRun
-from facebones.study.proposals import ENDED, FAILED, STOPPED, Trial, best_trial, propose, thresholds
+from facebones.study.proposals import Trial, best_trial, propose, thresholds
 from facebones.study.tuning import Dimension, TuneSettings, with_fields
 from facebones.study.vary import Fields
 from facebones.training.optimizer import build_schedule
@@ -199,7 +200,7 @@ class Tuning:
         for run, number in zip(self.runs(), range(self.settings.trials), strict=True):
             trial = self._trial(number, run) if run.state != TO_DO else Trial(number, {}, [], TO_DO)
             row = {"trial": number, "fields": dict(trial.fields), "state": trial.state}
-            step = run.steps if trial.state == ENDED else run.progress()["step"]
+            step = run.steps if trial.state == DONE else run.progress()["step"]
             accuracy = trial.accuracies[-1] if trial.accuracies else None
             rows.append({**row, "accuracy": accuracy, "steps": run.steps, "step": step})
             rows[-1]["error"] = None if run.state == DONE else errors.get(run.name) or _diverged(run.folder)
@@ -258,7 +259,7 @@ class Tuning:
         fields = self._fields_of(run.recipe, self.planned_file(number)) if number else {}
         if run.state == DONE:
             accuracies = _accuracies(run.folder)
-            return Trial(number, fields, accuracies, STOPPED if run.stopped_early else ENDED)
+            return Trial(number, fields, accuracies, STOPPED if run.stopped_early else DONE)
         return Trial(number, fields, _accuracies(run.folder), FAILED if _diverged(run.folder) else UNFINISHED)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from facebones.errors import ConfigError, UnknownNameError
 from facebones.recipe import Recipe, flat_fields, recipe_from_dict
+from facebones.reporting.tuning import FACTOR
 from facebones.strict_yaml import fill, setting
 from facebones.study.vary import FREE_FIELDS, OWN_FIELDS, Factors, Fields
+from facebones.system.number_format import exact
 
-FACTOR = "tuning"
-DEFAULT, TUNED = "default", "tuned"  # levels of a factor of this name
 # Fields that trials may not choose, with the reason.
 NOT_TUNED = {
     "head.name": "is compared by `vary`",
@@ -60,23 +60,14 @@ class Dimension:
     @property
     def ends(self) -> Sequence[str]:
         """The texts of listed values, or of the ends of the range."""
-        return [*self.choices] or [number_text(self.low), number_text(self.high)]
+        return [*self.choices] or [exact(self.low), exact(self.high)]
 
     def text_of(self, value: Any) -> str | None:
         """The text by which a trial sets a value; None if the value is not among them."""
         if self.choices:
             return next((text for text, meant in self.choices.items() if meant == value), None)
         inside = isinstance(value, int | float) and self.low <= value <= self.high
-        return number_text(value) if inside else None
-
-
-def number_text(value: float) -> str:
-    """A number as short as it can be without another value.
-
-    >>> number_text(0.03), number_text(64.0)
-    ('0.03', '64')
-    """
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        return exact(value) if inside else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,15 @@ def is_number(text: str) -> bool:
     return True
 
 
+def exact(value: float) -> str:
+    """A number as short as it can be without being another one.
+
+    >>> exact(0.03), exact(64.0), exact(0.1234567)
+    ('0.03', '64', '0.1234567')
+    """
+    return short if float(short := f"{value:g}") == value else repr(value)
+
+
 BEYOND_DECIMALS = 1e15  # a damaged file may say 1e300, which has no decimals
 
 

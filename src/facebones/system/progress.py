@@ -39,7 +39,7 @@ def _is_harmless(letter: str, breaks: bool) -> bool:
 def say(text: str) -> None:
     """Print a line on stderr; control characters are escaped.
 
-    Where it cannot be written, such as to a full disk, the work goes on without it.
+    Where it cannot be written, such as to a full disk, the work continues without it.
     """
     if not _silent:
         try:
