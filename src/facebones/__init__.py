@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from facebones.backbones import list_backbones as list_backbones
     from facebones.backbones import register_backbone as register_backbone
     from facebones.data.training_set import register_data_format as register_data_format
+    from facebones.evaluation.calibrate import calibrate as calibrate
     from facebones.evaluation.models import load_model as load_model
     from facebones.evaluation.protocol import register_protocol as register_protocol
     from facebones.evaluation.run import evaluate as evaluate
@@ -29,6 +30,7 @@ __version__ = "0.2.0"
 
 # Each public name, and the module that defines it.
 _API = {
+    "calibrate": "facebones.evaluation.calibrate",
     "compare": "facebones.study.compare",
     "create_backbone": "facebones.backbones",
     "evaluate": "facebones.evaluation.run",

@@ -19,6 +19,7 @@ from facebones.cli.options import (
 )
 
 DEFAULT_BOOTSTRAP = 1000
+MOST_PAIRS = 10_000_000
 
 
 def _finite(text: str) -> float:
@@ -50,12 +51,13 @@ def foreign_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def embedding_options(parser: argparse.ArgumentParser) -> None:
+def embedding_options(parser: argparse.ArgumentParser, devices: bool = True) -> None:
     """How images are embedded."""
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per forward pass [128]")
     parser.add_argument("--workers", type=positive, metavar="N", help="threads that read images [one per core]")
     device_option(parser)
-    devices_option(parser)
+    if devices:
+        devices_option(parser)
     runtime_option(parser)
 
 
@@ -103,6 +105,41 @@ def _evaluate_pairs(arguments: Arguments) -> None:
     from facebones.evaluation.pairs import pair_protocols
 
     _run(arguments, lambda: pair_protocols(arguments.data, arguments.root), flip=arguments.flip)
+
+
+def _folder_options(parser: argparse.ArgumentParser) -> None:
+    _model_options(parser)
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="folders of people's folders, or record files",
+    )
+    parser.add_argument(
+        "--pairs",
+        type=_pairs,
+        metavar="all|N",
+        help="all impostor pairs, or so many random ones, at most 10,000,000 [all]",
+    )
+    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    _result_options(parser, "folder.json and ROC plots")
+
+
+def _pairs(text: str) -> int | None:
+    if text == "all":
+        return None
+    number = positive(text)
+    if number > MOST_PAIRS:
+        raise argparse.ArgumentTypeError(f"{number} pairs are kept in memory; give at most {MOST_PAIRS:,}, or all")
+    return number
+
+
+def _evaluate_folder(arguments: Arguments) -> None:
+    from facebones.evaluation.folder import FolderProtocol
+
+    _run(arguments, lambda: [FolderProtocol(path, arguments.pairs) for path in arguments.data], flip=arguments.flip)
 
 
 def _sets_options(parser: argparse.ArgumentParser) -> None:
@@ -192,6 +229,59 @@ def _run(arguments: Arguments, protocols: Callable[[], Any], **options: Any) -> 
         raise RunError("; ".join(f"{name} was left out: {error}" for name, error in left_out.items()))
 
 
+def _calibrate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="RUN|FILE", help="a run, checkpoint, safetensors or ONNX file"
+    )
+    foreign_model_options(parser)
+    embedding_options(parser, devices=False)
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="SET",
+        help="files or folders of sets whose pairs are pooled; folder=DIR: all pairs of a folder of people",
+    )
+    parser.add_argument(
+        "--fmr", nargs="+", type=_finite, metavar="RATE", default=[1e-3], help="false match rates to keep [0.001]"
+    )
+    parser.add_argument(
+        "--confidence", type=_finite, default=0.95, metavar="X", help="of each promise, one-sided [0.95]"
+    )
+    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="MODEL|FILE.json",
+        help="the model itself, to keep the thresholds beside it; or a file",
+    )
+    json_option(parser)
+
+
+def _calibrate(arguments: Arguments) -> None:
+    from facebones.evaluation.calibrate import calibrate
+
+    taken = ("confidence", "flip", "output", "batch_size", "workers", "backbone", "output_name", "device", "runtime")
+    content = calibrate(
+        arguments.model,
+        arguments.data,
+        false_match_rates=arguments.fmr,
+        preprocessing=given_preprocessing(arguments),
+        progress=True,
+        **{name: getattr(arguments, name) for name in taken},
+    )
+    if arguments.json:
+        print(json.dumps(content, indent=2))
+    else:
+        from facebones.reporting.console import print_calibration
+
+        print_calibration(content)
+    if content["refused"]:
+        from facebones.errors import DataError
+
+        raise DataError("; ".join(content["refused"].values()))
+
+
 def _scores_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scores", nargs="+", metavar="[LABEL=]FILE.npy", help="one score per pair, in list order")
     parser.add_argument("--labels", required=True, type=Path, metavar="META", help="the pair list, or its folder")
@@ -228,6 +318,12 @@ def _show(arguments: Arguments, contents: list[Any]) -> None:
 
 
 COMMANDS = {
+    "calibrate": Command(
+        "choose thresholds that keep a false match rate with stated confidence",
+        "facebones calibrate --model runs/mbf --data lfw.bin folder=friends --fmr 1e-3 1e-4 --output runs/mbf",
+        _calibrate_options,
+        _calibrate,
+    ),
     "evaluate pairs": Command(
         "verify pairs (LFW, CFP-FP, AgeDB-30, ...) by the published protocol",
         "facebones evaluate pairs --model runs/mbf --model theirs=r50.onnx --data lfw.bin cfp_fp.bin",
@@ -245,6 +341,12 @@ COMMANDS = {
         "facebones evaluate identification --model runs/mbf --data IJBC --output results/ijbc",
         _identification_options,
         _evaluate_identification,
+    ),
+    "evaluate folder": Command(
+        "verify all pairs of images of a folder of people, for low FARs",
+        "facebones evaluate folder --model runs/mbf --data friends --output results/friends",
+        _folder_options,
+        _evaluate_folder,
     ),
     "evaluate sets": Command(
         "evaluate sets by every protocol that knows them, plug-ins included",

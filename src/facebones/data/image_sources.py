@@ -1,11 +1,13 @@
-"""Sources of face images to embed: encoded images in memory, or loose crops in a folder, aligned when they are read."""
+"""Sources of face images to embed: encoded images in memory, training sets, or loose crops that are aligned."""
 
 import hashlib
+import json
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.data.images import ImageArray, decode, single_threaded_opencv
+from facebones.data.training_set import TrainingSet
 from facebones.errors import DataError
 
 CHUNK = 16  # images per task of a thread: tasks of one image cost a tenth of the reading time
@@ -67,6 +70,33 @@ class EncodedImages:
         for image in self.images:
             digest.update(hashlib.sha256(image).digest())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingImages:
+    """The images of a training set.
+
+    Attributes:
+        data: N images.
+    """
+
+    data: TrainingSet
+
+    @property
+    def name(self) -> str:
+        """See `ImageSource`."""
+        return str(self.data.path)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, index: int, size: int) -> ImageArray:
+        """See `ImageSource`."""
+        return decode(self.data.read(index)[0], partial(self.data.describe, index), size)
+
+    def fingerprint(self) -> str:
+        """See `ImageSource`: that of the training set, as JSON."""
+        return json.dumps(self.data.fingerprint(), sort_keys=True)
 
 
 @dataclass(frozen=True, eq=False)

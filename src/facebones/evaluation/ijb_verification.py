@@ -26,6 +26,7 @@ from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, re
 from facebones.evaluation.run import result_content
 from facebones.evaluation.template_scores import USUAL_POOLING, PairScorer, Pooling, pool_templates
 from facebones.statistics.bootstrap import REPLICATES, ResampledMetric, resample_verification
+from facebones.statistics.calibration import ScoredPairs
 from facebones.statistics.curves import (
     RocCurve,
     area_under_curve,
@@ -126,6 +127,13 @@ class IJBVerification(IJBFolder):
         bases = [self._base(model, pooling) for model in models for pooling in self.pooling]
         return [f"{base}{ending}" for base in bases for ending in (".npy", "_roc.npz")]
 
+    def scored_pairs(self, features_NxVxD: Features) -> ScoredPairs:
+        """The template pairs, by the first pooling."""
+        ((_, scores),) = template_scores(self.template_set, features_NxVxD, self.pooling[:1])
+        found = self.template_set
+        first, second = self.subjects[found.pair_a], self.subjects[found.pair_b]
+        return ScoredPairs(scores.astype(np.float64), found.is_same, first, second)
+
     def evaluate(self, features_NxVxD: Features) -> list[Metric]:
         """Verify the template pairs with one model; intervals by bootstrap over identities."""
         results = self.compare({"": features_NxVxD}, bootstrap=REPLICATES, seed=0)
@@ -161,7 +169,9 @@ class IJBVerification(IJBFolder):
             str(pooling),
             sizes=self.sizes() | {"genuine": first.genuine, "impostors": first.impostors},
             details={model: result.to_json() for model, result in results.items()},
-            curves={} if output is None else _written_curves(output, results, files),
+            curves={}
+            if output is None
+            else write_curves(output, {name: one.roc for name, one in results.items()}, files),
         )
 
     def _base(self, model: str, pooling: Pooling) -> str:
@@ -280,10 +290,10 @@ def compare_on_templates(
     metrics = resample_verification(
         list(scores.values()), is_same_P, identities, far_targets=FAR_TARGETS, replicates=bootstrap, seed=seed
     )
-    return results, compare_models(list(scores), _with_main(metrics))
+    return results, compare_models(list(scores), with_main_rate(metrics))
 
 
-def _with_main(metrics: Sequence[ResampledMetric | Metric]) -> list[ResampledMetric | Metric]:
+def with_main_rate(metrics: Sequence[ResampledMetric | Metric]) -> list[ResampledMetric | Metric]:
     """Mark the TAR at the smallest measurable FAR from `MAIN_FAR` on as the main metric."""
     measured = [one for one in metrics if isinstance(one, ResampledMetric) and one.metric.name == "tar"]
     main = next((one for one in measured if one.metric.at["far"] >= MAIN_FAR), None)
@@ -371,7 +381,7 @@ def evaluate_scores(
         sizes={"pairs": len(pairs), "genuine": first.genuine, "impostors": first.impostors},
         metrics=[replace(one, metric=one.metric.measured_by(IJBVerification.name, target)) for one in metrics],
         details={model: one.to_json() for model, one in results.items()},
-        curves={} if output is None else _written_curves(output, results, files),
+        curves={} if output is None else write_curves(output, {name: one.roc for name, one in results.items()}, files),
     )
     models = {model: {"scores": str(path)} for model, path in scores.items()}
     content = result_content(IJBVerification.name, models, {"bootstrap": bootstrap, "seed": seed}, [result])
@@ -436,12 +446,9 @@ def evaluate_templates(
     }
 
 
-def _written_curves(
-    output: Path, results: Mapping[str, TemplateResult], files: Mapping[str, str]
-) -> dict[str, dict[str, str]]:
-    """Write the corners of each ROC curve: `far`, `tar` and `threshold` (K,), `genuine` and `impostors`."""
-    for model, result in results.items():
-        curve = result.roc
+def write_curves(output: Path, curves: Mapping[str, RocCurve], files: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Write ROC curves by model: `far`, `tar` and `threshold` (K,), `genuine` and `impostors`."""
+    for model, curve in curves.items():
         with atomic_write(output / files[model]) as file:
             np.savez(
                 file,

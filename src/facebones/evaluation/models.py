@@ -70,6 +70,19 @@ class Model:
         """The network if it is an ONNX file, else None."""
         return self.network if is_onnx(self.network) else None  # type: ignore[return-value]
 
+    @property
+    def calibration(self) -> dict[str, Any] | None:
+        """The thresholds that `calibrate` has kept beside the weights; None if there are none.
+
+        Raises:
+            DataError: their file is broken, or made for other weights.
+        """
+        if self.path is None:
+            return None
+        from facebones.evaluation.calibrate import read_calibration
+
+        return read_calibration(self.path, self.weights_sha256)
+
     def embed(self, images: Sequence[Image] | Image, *, flip: bool = False, batch_size: int = BATCH_SIZE) -> Features:
         """Embed aligned faces; an image of another size is resized to 112x112.
 

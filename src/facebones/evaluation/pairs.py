@@ -31,6 +31,7 @@ from facebones.statistics.significance import compare_models
 
 if TYPE_CHECKING:
     from facebones.data.image_sources import EncodedImages
+    from facebones.statistics.calibration import ScoredPairs
 
 
 SHUFFLED = "shuffled folds"  # rule of the accuracy where a set's own folds hold one kind of pair
@@ -90,6 +91,13 @@ class PairsProtocol(Protocol):
     def written_files(self, models: Sequence[str]) -> list[str]:
         """The files of scores, MODEL_SET_scores.npz."""
         return [self._scores_file(model) for model in models]
+
+    def scored_pairs(self, features_NxVxD: Features) -> "ScoredPairs":
+        """The pairs of the set; the people in them are not known."""
+        from facebones.statistics.calibration import ScoredPairs
+
+        distances = verify_features(features_NxVxD, self.pair_set).verification.distances
+        return ScoredPairs(1 - distances / 2, self.pair_set.is_same)
 
     def evaluate(self, features_NxVxD: Features) -> list[Metric]:
         """Verify the pairs with one model; intervals by bootstrap over pairs."""

@@ -22,6 +22,7 @@ from facebones.statistics.metric import Metric, MetricComparison, untested
 
 if TYPE_CHECKING:
     from facebones.data.image_sources import ImageSource
+    from facebones.statistics.calibration import ScoredPairs
 
 Features = npt.NDArray[np.float32]
 
@@ -131,6 +132,18 @@ class Protocol(ABC):
             DataError: the data set cannot be measured.
         """
 
+    def scored_pairs(self, features_NxVxD: Features) -> "ScoredPairs":
+        """The pairs that the protocol compares by one model, as cosines; `calibrate` chooses thresholds on them.
+
+        Args:
+            features_NxVxD: as for `evaluate`.
+
+        Raises:
+            ConfigError: the protocol has no pairs.
+            DataError: the data set cannot be measured.
+        """
+        raise ConfigError(f"{self.path}: the protocol {self.name} has no pairs to choose a threshold on; leave it out")
+
     def check(self) -> None:
         """Refuse, in seconds, a data set that would fail later; by default the first image is read.
 
@@ -195,7 +208,7 @@ class _BuiltIn:
 
     Attributes:
         module: that registers it.
-        may_hold: a quick test of a path, before the module is imported.
+        may_hold: a quick test of a path, before the module is imported, unless the protocol is asked for by name.
     """
 
     module: str
@@ -206,6 +219,7 @@ _BUILT_IN = {
     "pairs": _BuiltIn("pairs", lambda _: True),
     "ijb_verification": _BuiltIn("ijb_verification", lambda path: (path / "meta").is_dir()),
     "ijb_identification": _BuiltIn("ijb_identification", lambda path: (path / "meta").is_dir()),
+    "folder": _BuiltIn("folder", lambda _: False),  # many folders hold faces of people
 }
 _REGISTRY: dict[str, type[Protocol]] = {}
 _ProtocolClass = TypeVar("_ProtocolClass", bound=type[Protocol])
@@ -261,18 +275,22 @@ def find_protocols(path: Path | str, protocol: str | None = None) -> list[Protoc
     """All data sets that a file or folder holds, by the protocols that know it.
 
     Args:
-        path: such as "lfw.bin", a list of pairs, a folder of `.bin` files, or an IJB folder.
+        path: such as "lfw.bin", a list of pairs, a folder of `.bin` files, or an IJB folder; or "PROTOCOL=PATH", such
+            as "folder=friends".
         protocol: name of the only protocol to ask.
 
     Raises:
         UnknownNameError: no such protocol.
         DataError: no such path, or no protocol knows it.
     """
+    name, equals, place = str(path).partition("=")
     path = Path(path)
+    if equals and protocol is None and not path.exists():
+        path, protocol = Path(place), name
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; check the path of the evaluation set")
     asked = list_protocols() if protocol is None else [protocol]
-    names = [name for name in asked if name not in _BUILT_IN or _BUILT_IN[name].may_hold(path)]
+    names = [name for name in asked if name == protocol or name not in _BUILT_IN or _BUILT_IN[name].may_hold(path)]
     found = [one for name in names for one in lookup_protocol(name).find(path)]
     if not found:
         raise DataError(f"{path}: no evaluation set of the protocols {', '.join(asked)}; check the path")

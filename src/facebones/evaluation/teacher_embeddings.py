@@ -6,8 +6,6 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from facebones.data.folders import open_labelled_images
-from facebones.data.images import ImageArray, decode
+from facebones.data.image_sources import TrainingImages
 from facebones.data.joined_sets import beside
 from facebones.data.training_set import Integers, TrainingSet, evenly, same_data
 from facebones.data.wrapped_sets import SomePeople
@@ -31,29 +29,6 @@ from facebones.system.files import is_file, map_array
 ENDING = ".features.npy"
 SAMPLED_ROWS = 256
 READ_ROWS = 4096  # at a time
-
-
-@dataclass(frozen=True)
-class TrainingImages:
-    """The images of a training set as an `ImageSource`."""
-
-    data: TrainingSet
-
-    @property
-    def name(self) -> str:
-        """See `ImageSource`."""
-        return str(self.data.path)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def read(self, index: int, size: int) -> ImageArray:
-        """See `ImageSource`."""
-        return decode(self.data.read(index)[0], partial(self.data.describe, index), size)
-
-    def fingerprint(self) -> str:
-        """See `ImageSource`: that of the training set, as JSON."""
-        return json.dumps(self.data.fingerprint(), sort_keys=True)
 
 
 def embed_training_set(

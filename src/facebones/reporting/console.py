@@ -151,6 +151,38 @@ def print_evaluation(content: Mapping[str, Any]) -> None:
         _print_tests(metrics, models, title)
 
 
+def print_calibration(content: Mapping[str, Any]) -> None:
+    """Print the thresholds of a model, and what its scores are worth as evidence.
+
+    Args:
+        content: what `calibrate` returns.
+    """
+    rows = []
+    for one in content["thresholds"]:
+        tar = one["true_accept_rate"], one["interval"]["low"], one["interval"]["high"]
+        accepted = f"{one['accepted']:,} of {one['impostors']:,}"
+        rows.append(
+            [
+                f"{one['false_match_rate']:g}",
+                f"{one['threshold']:.4f}",
+                accepted,
+                f"{one['upper_bound']:.2g}",
+                percent_interval(*tar),
+            ]
+        )
+    confidence = content["thresholds"][0]["confidence"]
+    columns = ["FMR at most", "accept cosines from", "impostor pairs accepted", f"bound, {confidence:g}", "TAR"]
+    print_table(columns, rows, title=", ".join(one["set"] for one in content["sets"]))
+    if any(one["people"] is None for one in content["sets"]):
+        tell("note: who is in the pairs is not known, so impostor pairs count as independent of each other")
+    ratio = content["likelihood_ratio"]
+    cost = "unknown" if ratio["cllr"] is None else f"{ratio['cllr']:.4f} bits"
+    tell(
+        f"log-likelihood ratio = {ratio['slope']:.3f} x cosine {ratio['intercept']:+.3f}; its cost Cllr {cost}, of"
+        f" which the model itself {ratio['least_cllr']:.4f}"
+    )
+
+
 def _sizes_words(section: Mapping[str, Any]) -> str:
     sizes = section.get("sizes") or {}
     return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in sizes.items() if count is not None)

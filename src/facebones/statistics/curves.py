@@ -78,6 +78,35 @@ def roc(scores_P: npt.ArrayLike, is_same_P: npt.ArrayLike) -> RocCurve:
     )
 
 
+def roc_of_counts(score_K: FloatArray, genuine_K: npt.NDArray[Any], impostors_K: npt.NDArray[Any]) -> RocCurve:
+    """The exact ROC curve of scores that are counted, not listed.
+
+    Args:
+        score_K: (K,) distinct scores, rising.
+        genuine_K: (K,) genuine pairs with each score.
+        impostors_K: (K,) impostor pairs with each score.
+
+    Raises:
+        ValueError: no pairs of a kind.
+
+    >>> curve = roc_of_counts(np.array([0.1, 0.8, 0.9]), np.array([0, 1, 1]), np.array([1, 1, 0]))
+    >>> area_under_curve(curve)
+    0.875
+    """
+    genuine, impostors = int(genuine_K.sum()), int(impostors_K.sum())
+    if not genuine or not impostors:
+        raise ValueError(f"{genuine} genuine and {impostors} impostor pairs; a curve needs both kinds")
+    seen = np.flatnonzero(genuine_K + impostors_K)[::-1]
+    rates = [np.append(0, np.cumsum(count[seen])) / count.sum() for count in (impostors_K, genuine_K)]
+    return RocCurve(
+        false_accept_rate=rates[0],
+        true_accept_rate=rates[1],
+        threshold=np.append(np.inf, score_K[seen]),
+        genuine=genuine,
+        impostors=impostors,
+    )
+
+
 def corners(curve: RocCurve) -> RocCurve:
     """Remove the points inside horizontal and vertical stretches of a curve: nearly all, with few genuine pairs.
 

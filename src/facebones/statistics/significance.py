@@ -72,7 +72,7 @@ def confidence_interval(metric: "ResampledMetric", model: int = 0, level: float 
     """
     value = float(metric.values[model])
     variance = metric.variance(np.arange(metric.values.size) == model)
-    bound = _t_quantile(level, metric.units - 1)
+    bound = t_quantile(level, metric.units - 1)
     if variance > 0 and 0 < value < 1:
         low, high = wilson(value, value * (1 - value) / variance, bound)
         method = "bootstrap, score interval"
@@ -104,7 +104,7 @@ def outcomes_interval(rate: float, outcomes: int, level: float = LEVEL) -> Inter
     >>> round(found.low, 4), round(found.high, 4)
     (0.8733, 0.9216)
     """
-    low, high = wilson(rate, outcomes, _t_quantile(level, max(outcomes - 1, 1)))
+    low, high = wilson(rate, outcomes, t_quantile(level, max(outcomes - 1, 1)))
     method = f"score interval of {outcomes} outcomes"
     return Interval(low=low, high=high, level=level, method=method, resampled="pairs", replicates=0)
 
@@ -125,7 +125,7 @@ def over_seeds(values: Sequence[float], level: float = LEVEL) -> SeedSpread:
     if seeds == 1:
         return SeedSpread(mean=mean, deviation=None, seeds=1, interval=None)
     deviation = float(np.std(values, ddof=1))
-    half = _t_quantile(level, seeds - 1) * deviation / math.sqrt(seeds)
+    half = t_quantile(level, seeds - 1) * deviation / math.sqrt(seeds)
     interval = Interval(
         low=mean - half, high=mean + half, level=level, method="Student's t", resampled="seeds", replicates=0
     )
@@ -248,7 +248,7 @@ def not_different_from(best: str | None, names: Sequence[str], comparisons: Sequ
 def difference_interval(metric: "ResampledMetric", first: int, second: int, level: float = LEVEL) -> Interval:
     """Interval of the value of one model minus that of another: +- t standard errors of the difference."""
     difference = float(metric.values[first] - metric.values[second])
-    half = _t_quantile(level, metric.units - 1) * math.sqrt(_difference_variance(metric, first, second))
+    half = t_quantile(level, metric.units - 1) * math.sqrt(_difference_variance(metric, first, second))
     return _interval(difference - half, difference + half, level, "paired bootstrap, standard error", metric)
 
 
@@ -304,7 +304,7 @@ def _two_sided_p(t: float, degrees: int) -> float:
     return 2 * float(stdtr(degrees, -abs(t)))
 
 
-def _t_quantile(level: float, degrees: int) -> float:
+def t_quantile(level: float, degrees: int) -> float:
     """Bound t with P(|T| < t) = level for Student's T."""
     from scipy.special import stdtrit
 

@@ -138,10 +138,8 @@ def _sets_of(item: str, beside: Path) -> list[Protocol]:
     name, equals, place = item.partition("=")
     if not equals or Path(item).exists():
         return find_protocols(_place(item, beside))
-    found = lookup_protocol(name).find(path := _place(place, beside))
-    if not found:
-        raise DataError(f"evaluate: {path}: holds no set of the protocol {name}; check the path")
-    return list(found)
+    lookup_protocol(name)  # a wrong name is said before a wrong path
+    return find_protocols(_place(place, beside), name)
 
 
 def _place(name: str, beside: Path) -> Path:
