@@ -159,6 +159,7 @@ def test_the_graph_is_captured_whole_and_answers_the_same(name, scaled_backbone)
     "name",
     ["iresnet18", "mobilefacenet_wide", "shufflefacenet_0_5", "shufflemixfacenet_xs", "edgeface_xs"]
     + ["ir_se_18", "mobilenet_v1_0_25", "mobilenet_v3_small", "mobilefacenet_cavaface"]
+    + ["ghostfacenet_v1_0_5_s2", "ghostfacenet_v2_1_0_s2", "vit_t"]
     + ["study_shufflefacenet_0_5", "study_shufflemixfacenet_xs"],
 )
 def test_compiled_code_of_each_family_answers_the_same(name, scaled_backbone):
@@ -183,6 +184,7 @@ def test_state_dict_round_trip(name):
     "name",
     [
         "edgeface_xs",
+        "ghostfacenet_v1_0_5_s2",
         "ir_18",
         "iresnet18",
         "mobilefacenet",
@@ -194,6 +196,7 @@ def test_state_dict_round_trip(name):
         "mixfacenet_xs",
         "study_shufflefacenet_0_5",
         "study_mixfacenet_xs",
+        "vit_t",
     ],
 )
 def test_dropout_acts_in_training_only(name):

@@ -265,6 +265,17 @@ def test_cvlfaces_files_get_the_channel_order_of_their_settings(tmp_path, ir, na
     assert all(torch.equal(value, saved[key]) for key, value in model.network.state_dict().items())
 
 
+def test_ghostfacenets_from_keras_get_the_authors_input(tmp_path, capsys):
+    saved = create_backbone("ghostfacenet_v1_0_5_s2", SIZE).state_dict()
+    torch.save(saved, tmp_path / "torch.pth")
+    torch.save({k: v for k, v in saved.items() if not k.endswith("num_batches_tracked")}, tmp_path / "keras.pth")
+    model = load_model(tmp_path / "keras.pth", backbone="ghostfacenet_v1_0_5_s2", device="cpu")
+    assert model.preprocessing == Preprocessing(scale=128)
+    assert "has no counters of batch normalisation, as weights from Keras" in capsys.readouterr().err
+    model = load_model(tmp_path / "torch.pth", backbone="ghostfacenet_v1_0_5_s2", device="cpu")
+    assert model.preprocessing == OURS
+
+
 def test_an_unknown_channel_order_is_one_line(tmp_path, ir):
     torch.save(under("net.", ir), tmp_path / "model.pt")
     (tmp_path / "model.yaml").write_text("color_space: HSV\n")

@@ -1,8 +1,8 @@
 """GhostFaceNets V1 and V2 (Alansari et al., IEEE Access 2023, doi 10.1109/ACCESS.2023.3266068).
 
-GhostNet (arXiv 1911.11907) and GhostNetV2 (arXiv 2211.12905) with PReLU and a global depthwise convolution. The authors'
-code is for Keras, and its details are kept: V1 pads as TensorFlow's "same", unevenly at stride 2; its hard sigmoid is
-that of Keras 2. Attribute names are ours. The published weights take (x - 127.5) / 128 as their input.
+GhostNet (arXiv 1911.11907) and GhostNetV2 (arXiv 2211.12905) with PReLU and a global depthwise convolution. The
+authors' code is for Keras, and its details are kept: V1 pads as TensorFlow's "same", unevenly at stride 2, and its hard
+sigmoid is that of Keras 2. Attribute names are ours. The published weights take (x - 127.5) / 128 as their input.
 """
 
 import math

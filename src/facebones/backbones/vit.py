@@ -147,10 +147,7 @@ class VisionTransformer(Backbone):
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         x_BND = self.patch_embed(x_B3HW) + self.pos_embed
-        if self.training and self.kept < TOKENS:
-            x_BND = self._masked(x_BND)
-        else:
-            x_BND = self.norm(self.blocks(x_BND))
+        x_BND = self._masked(x_BND) if self.training and self.kept < TOKENS else self.norm(self.blocks(x_BND))
         linear, norm, last_linear, last_norm = self.feature
         x = self.dropout(norm(linear(x_BND.flatten(1))))
         return last_norm(last_linear(x)).float()  # type: ignore[no-any-return]  # (B, D)
