@@ -94,8 +94,8 @@ def list_backbones(pattern: str = "*") -> list[str]:
 
     A pattern that begins with "timm:" searches the models of timm instead.
 
-    >>> list_backbones("mobile*")
-    ['mobilefacenet', 'mobilefacenet_wide', 'mobilefacenet_large']
+    >>> list_backbones("mobilenet_v3*")
+    ['mobilenet_v3_small', 'mobilenet_v3_large']
     """
     if pattern.startswith(TIMM_PREFIX):
         from facebones.backbones.timm_models import timm_names
