@@ -128,7 +128,8 @@ class MobileNetV1(Backbone):
         dropout: probability before the last linear layer.
     """
 
-    stage_ends = ("stage1.1", "stage1.3", "stage1.5", "stage2", "output_layer.features")  # 112, 56, 28, 14, 7 pixels
+    # 112, 56, 28, 14, 7 pixels, 1
+    stage_ends = ("stage1.1", "stage1.3", "stage1.5", "stage2", "stage3", "output_layer.features")
 
     def __init__(self, width: float, embedding_size: int, dropout: float) -> None:
         super().__init__()
