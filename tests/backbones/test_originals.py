@@ -12,6 +12,7 @@ from facebones.backbones.catalogue import read_catalogue
 from facebones.backbones.ghostfacenet import GhostFaceNet
 from facebones.backbones.vit import TOKENS, DropPath, VisionTransformer
 from facebones.evaluation.models import load_model
+from facebones.profiling.cost import unused_parameters
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 REGISTERED = {row["name"] for row in read_catalogue()}
@@ -90,6 +91,14 @@ def test_vit_trains_on_the_tokens_that_are_kept_and_embeds_all():
     network.train()(images())
     kept = ~(fed[3] == network.mask_token).all(2)
     assert torch.equal(fed[3][kept], fed[2][kept])
+
+
+@pytest.mark.parametrize(("mask_ratio", "unused"), [(0.1, []), (0.0, ["mask_token"])])
+def test_the_mask_token_is_unused_only_where_nothing_is_masked(mask_ratio, unused):
+    network = small_vit(drop_path=0.0, mask_ratio=mask_ratio)
+    network(images()).square().sum().backward()
+    assert [key for key, parameter in network.named_parameters() if parameter.grad is None] == unused
+    assert unused_parameters(network) == unused
 
 
 def test_drop_path_rises_to_its_rate_and_keeps_the_mean():
