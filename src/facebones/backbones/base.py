@@ -24,16 +24,26 @@ class Backbone(nn.Module):
         embedding_size: D, the length of an embedding.
         known_input: another input that its weights were trained with, known from the form of their file: "mean",
             "scale" and "colour" of a `Preprocessing`.
-        stage_ends: the module that ends each stage but the last (`stages.stages_of`), by name and in order.
+        stage_ends: the module that ends each stage but the last (`stages.stages_of`), by name and in the order of
+            computing.
+        is_deployed: whether it is in deploy form.
     """
 
     name: str = ""
     known_input: Mapping[str, Any] | None = None
     stage_ends: Sequence[str] = ()
+    is_deployed: bool = False
     embedding_size: int
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def deploy(self) -> "Backbone":
+        """The deploy form: another network, in eval mode, that gives the same embeddings with fewer layers.
+
+        A network that is trained and used in one form, such as most, returns itself.
+        """
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
