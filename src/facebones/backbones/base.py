@@ -46,6 +46,16 @@ class Backbone(nn.Module):
         return self
 
 
+def deploy_form(network: Backbone) -> Backbone:
+    """The deploy form of a network (`Backbone.deploy`); a plug-in's network may be any module, and is its own."""
+    return network.deploy() if isinstance(network, Backbone) else network
+
+
+def is_deployed(network: Backbone) -> bool:
+    """Whether a network, which may be a plug-in's, is in deploy form."""
+    return isinstance(network, Backbone) and network.is_deployed
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackboneEntry:
     """A row of the registry.

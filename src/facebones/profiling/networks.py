@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from facebones.backbones.base import Backbone
+from facebones.backbones.base import Backbone, deploy_form
 from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError
 from facebones.evaluation.models import open_backbone
@@ -82,17 +82,17 @@ def _is_buildable(name: str) -> bool:
 
 
 def open_network(source: Source, device: str) -> tuple[Backbone, torch.device]:
-    """Build or load the network, in eval mode; returns it and the device for its input.
+    """Build or load the network, in eval mode and in deploy form; returns it and the device for its input.
 
     Raises:
         FaceBonesError: a broken or unfit file, or an unavailable device.
     """
     if source.path is not None:
         network, _, computing = open_backbone(source.path, source.backbone, device)
-        return network, computing
+        return deploy_form(network.cpu()).to(computing), computing  # it is folded in float64, which MPS lacks
     computing = select_device(device)
     with torch.random.fork_rng(devices=[]):  # profiling leaves the caller's random state as it was
-        return create_backbone(source.name).eval().to(computing), computing
+        return deploy_form(create_backbone(source.name).eval()).to(computing), computing
 
 
 def family_of(network: Backbone) -> str:

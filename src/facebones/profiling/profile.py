@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facebones.backbones.base import Backbone
+from facebones.backbones.base import Backbone, is_deployed
 from facebones.onnx.backbone import OnnxBackbone
 from facebones.onnx.graph import count_onnx
 from facebones.profiling.conditions import Conditions, Inference
@@ -26,7 +26,7 @@ def profile(
     backbone: str | None = None,
     output: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Count and measure networks.
+    """Count and measure networks, those that have a deploy form (`Backbone.deploy`) in that form.
 
     Args:
         networks: one or several names, aliases or shell patterns of backbones, or paths of runs, weights or ONNX files.
@@ -35,7 +35,7 @@ def profile(
         output: folder for profile.json and profile.csv.
 
     Returns:
-        the content of profile.json: "conditions", and "networks", a row for each.
+        the content of profile.json: "conditions", and "networks", a row for each, whose "form" is "deploy" or None.
 
     Raises:
         FaceBonesError: an unknown name, a broken file, an unavailable device, or an output that cannot be written.
@@ -67,6 +67,7 @@ def profile(
 def _count(source: Source, network: Backbone) -> Row:
     """The part of a row that does not depend on the machine."""
     row: Row = {"name": source.name, "backbone": network.name, "family": family_of(network)}
+    row["form"] = "deploy" if is_deployed(network) else None
     return row | (_count_file(network) if isinstance(network, OnnxBackbone) else _count_torch(network))
 
 

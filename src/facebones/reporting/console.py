@@ -294,9 +294,15 @@ def _rate(rate: float | None, deviation: float | None = None) -> str:
 def profile_table(result: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
     """Column names and rows of a profile (the content of profile.json); unknown values are "-"."""
     rows: list[Sequence[str]] = [
-        [_cell(row[key], unit, form) for key, unit, form in PROFILE_COLUMNS.values()] for row in result["networks"]
+        [_cell(row[key], unit, form) for key, unit, form in PROFILE_COLUMNS.values()]
+        for row in (one | {"name": _with_form(one["name"], one.get("form"))} for one in result["networks"])
     ]
     return tuple(PROFILE_COLUMNS), rows
+
+
+def _with_form(name: str, form: str | None) -> str:
+    """The name of a network, and its form if it has several."""
+    return f"{name} ({form} form)" if form else name
 
 
 def profile_headline(result: Mapping[str, Any]) -> str:
@@ -323,7 +329,8 @@ def export_lines(result: Mapping[str, Any]) -> list[str]:
     """What `export` wrote, and its difference from torch."""
     metadata = result["metadata"]
     lines = [
-        f"{result['output']}: {metadata['backbone']}, {metadata['embedding_size']}-d, {result['bytes'] / 1e6:.2f} MB,"
+        f"{result['output']}: {_with_form(metadata['backbone'], metadata.get('form'))}, {metadata['embedding_size']}-d,"
+        f" {result['bytes'] / 1e6:.2f} MB,"
         f" opset {result['opset']}; takes {metadata['input_layout']}",
         f"preprocessing: {metadata['preprocessing']}",
         "largest difference from torch in fp32, relative to the embedding's norm:",
