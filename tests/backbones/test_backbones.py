@@ -25,11 +25,11 @@ COSTS = json.loads((GOLDEN / "backbones.json").read_text())["backbones"] | {
 OUTDATED = f"run: facebones backbones --catalogue > {CATALOGUE}"
 REFERENCES = [
     pytest.param(family, name, id=name)
-    for family in ("insightface", "mixfacenets", "study", "facelivt")
+    for family in ("insightface", "mixfacenets", "study", "facelivt", "pocketnet")
     for name in np.load(GOLDEN / f"{family}_outputs.npz")
     if not name.endswith("_deploy")
 ]
-IN_FLOAT64 = {"facelivt"}  # computed in it by the originals
+IN_FLOAT64 = {"facelivt", "pocketnet"}  # computed in it by the originals
 NAMES = [name for name in list_backbones() if name != "tiny_for_tests"]
 QUICK = [name for name in NAMES if COSTS[name]["macs_millions"] < 1000]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in QUICK]
@@ -54,9 +54,20 @@ def test_counts_equal_the_golden_ones_and_those_of_the_catalogue(name, monkeypat
     assert row | {"problem": None} == counted | {"needs": needs, "family": lookup_backbone(name).family}, OUTDATED
 
 
-def test_the_paper_sizes_at_128_elements():
-    assert count_parameters(on_meta("mobilefacenet", embedding_size=128)) == 1_003_136
-    assert count_macs(on_meta("mobilefacenet", embedding_size=128)) / 1e6 == pytest.approx(220.97, rel=1e-3)
+@pytest.mark.parametrize(
+    ("name", "size", "parameters", "macs_millions"),
+    [
+        ("mobilefacenet", 128, 1_003_136, 220.97),
+        ("pocketnet_s", 128, 925_632, 283.541),
+        ("pocketnet_s", 256, 991_424, 283.607),
+        ("pocketnet_m", 128, 1_686_656, 538.216),
+        ("pocketnet_m", 256, 1_752_448, 538.281),
+    ],
+)
+def test_the_papers_sizes_with_fewer_elements(name, size, parameters, macs_millions):
+    backbone = on_meta(name, embedding_size=size)
+    assert count_parameters(backbone) == parameters
+    assert count_macs(backbone) / 1e6 == pytest.approx(macs_millions, abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -78,10 +89,11 @@ def test_shufflefacenet_with_one_prelu_parameter_a_layer(widths, parameters, mac
 @pytest.mark.parametrize(("family", "name"), REFERENCES)
 def test_outputs_equal_the_originals_under_their_own_keys(family, name, golden_tensor):
     shapes = json.loads((GOLDEN / f"{family}_keys.json").read_text())[name]
-    backbone = create_backbone(name).eval()
+    expected = np.load(GOLDEN / f"{family}_outputs.npz")[name]
+    size = expected.shape[1]  # "pocketnet_s_128" has it in its name
+    backbone = create_backbone(name.removesuffix(f"_{size}"), size).eval()
     backbone.load_state_dict({key: golden_tensor(key, shape) for key, shape in shapes.items()})
     x = torch.from_numpy(np.random.RandomState(5).uniform(-1, 1, (2, 3, 112, 112)).astype(np.float32))
-    expected = np.load(GOLDEN / f"{family}_outputs.npz")[name]
     with torch.no_grad():
         error = np.abs(backbone(x).numpy() - expected).max() / np.abs(expected).max()
         assert error <= (2e-5 if family in IN_FLOAT64 else 1e-4)
@@ -168,6 +180,7 @@ def test_the_graph_is_captured_whole_and_answers_the_same(name, scaled_backbone)
         "facelivtv2_xs",
         "iresnet18",
         "mobilefacenet_wide",
+        "pocketnet_m",
         "shufflefacenet_0_5",
         "shufflemixfacenet_xs",
         "edgeface_xs",
@@ -201,6 +214,7 @@ def test_state_dict_round_trip(name):
         "iresnet18",
         "mobilefacenet",
         "mobilefacenet_wide",
+        "pocketnet_m",
         "shufflefacenet_0_5",
         "mixfacenet_xs",
         "study_shufflefacenet_0_5",

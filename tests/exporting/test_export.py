@@ -86,7 +86,7 @@ def test_a_network_with_a_deploy_form_is_written_in_it_and_compared_with_the_oth
     compared = []
     monkeypatch.setattr(exporting, "_parity", lambda network, *rest: compared.append(network) or {})
     assert main(["export", "--model", str(run), "--output", str(tmp_path / "out.onnx")]) == 0
-    assert "facelivtv2_xs (deploy form), 64-d" in capsys.readouterr().err
+    assert "facelivtv2_xs (deploy form), 64-d" in capsys.readouterr().out
     properties = {entry.key: entry.value for entry in onnx.load(tmp_path / "out.onnx").metadata_props}
     assert (properties["backbone"], properties["form"]) == ("facelivtv2_xs", "deploy")
     assert count_onnx(tmp_path / "out.onnx")["macs"] == count_macs(backbone.deploy()) < count_macs(backbone)

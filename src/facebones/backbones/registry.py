@@ -27,7 +27,7 @@ from facebones.errors import ConfigError, FaceBonesError, UnknownNameError, firs
 from facebones.plugins import import_entry_points
 
 # The files of this folder that register backbones, in the order in which these are listed.
-FAMILIES = ("edgeface", "facelivt", "iresnet", "mixfacenet", "mobilefacenet", "shufflefacenet", "study")
+FAMILIES = ("edgeface", "facelivt", "iresnet", "mixfacenet", "mobilefacenet", "pocketnet", "shufflefacenet", "study")
 BUILT_IN = [f"{__package__}.{name}" for name in (*FAMILIES, "timm_models")]
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])

@@ -18,7 +18,7 @@ from facebones.backbones.base import Backbone, BackboneEntry, deploy_form
 from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
 from facebones.errors import ConfigError
 
-PROBED_SIZES = (7, 11)  # a dimension that is 7 and then 11 is the embedding size
+PROBED_SIZES = (7, 1021)  # a dimension that is 7 and then 1021 is the embedding size; from 512 on, tails may widen
 FREE, FOLLOWS = -1, -2  # a dimension that is the embedding size, or is computed from it
 COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, and inference ignores it
 # If several state dicts of a file fit, the first of these names is taken; the first of all is arcface_torch's.
