@@ -120,7 +120,8 @@ def test_a_network_with_a_deploy_form_is_measured_in_it(tmp_path, capsys, known_
     assert "facelivtv2_xs (deploy form)" in capsys.readouterr().out
     first, second = json.loads((output / "profile.json").read_text())["networks"]
     assert (first["name"], first["form"], first["parameters"]) == ("facelivtv2_xs", "deploy", 2_969_552)
-    assert (second["form"], second["parameters"]) == (None, 1_037_602)
+    assert (first["trained_parameters"], first["trained_macs"]) == (2_993_536, 89_045_824)
+    assert (second["form"], second["parameters"], second["trained_parameters"]) == (None, 1_037_602, None)
 
 
 @pytest.mark.parametrize("quantized", [False, True])

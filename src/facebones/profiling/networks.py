@@ -87,12 +87,23 @@ def open_network(source: Source, device: str) -> tuple[Backbone, torch.device]:
     Raises:
         FaceBonesError: a broken or unfit file, or an unavailable device.
     """
+    network, computing = open_as_trained(source, device)
+    return in_deploy_form(network, computing), computing
+
+
+def in_deploy_form(network: Backbone, device: torch.device) -> Backbone:
+    """The deploy form of a network, on a device; the network itself if it has one form."""
+    return deploy_form(network.cpu()).to(device)  # on the CPU, because folding takes float64
+
+
+def open_as_trained(source: Source, device: str) -> tuple[Backbone, torch.device]:
+    """As `open_network`, in the form that the source has."""
     if source.path is not None:
         network, _, computing = open_backbone(source.path, source.backbone, device)
-        return deploy_form(network.cpu()).to(computing), computing  # it is folded in float64, which MPS lacks
+        return network, computing
     computing = select_device(device)
     with torch.random.fork_rng(devices=[]):  # profiling leaves the caller's random state as it was
-        return deploy_form(create_backbone(source.name).eval()).to(computing), computing
+        return create_backbone(source.name).eval().to(computing), computing
 
 
 def family_of(network: Backbone) -> str:
