@@ -44,10 +44,9 @@ def export(
     data: Sequence[str | Path] = (),
     batch_size: int = 128,
 ) -> dict[str, Any]:
-    """Write a trained backbone as an ONNX file with a free batch size and all weights inside.
+    """Write a trained backbone, in deploy form (`Backbone.deploy`), as an ONNX file with a free batch size.
 
-    A network that has a deploy form (`Backbone.deploy`) is written in that form. The file is discarded if its fp32
-    embeddings differ from those of the given network in torch by more than 1e-4 of their norm.
+    The file is discarded if its fp32 embeddings differ from those of the given network by more than 1e-4 of their norm.
 
     Args:
         model: a run's folder or a file of weights.
