@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from facebones import __version__
-from facebones.backbones.base import IMAGE_SIZE, Backbone
+from facebones.backbones.base import IMAGE_SIZE, Backbone, deploy_form, is_deployed
 from facebones.backbones.weights import load_backbone, read_card
 from facebones.data.images import ImageArray, decode
 from facebones.data.pair_bins import PairSet, read_pairs
@@ -44,9 +44,9 @@ def export(
     data: Sequence[str | Path] = (),
     batch_size: int = 128,
 ) -> dict[str, Any]:
-    """Write a trained backbone as an ONNX file with a free batch size and all weights inside.
+    """Write a trained backbone, in deploy form (`Backbone.deploy`), as an ONNX file with a free batch size.
 
-    The file is discarded if its fp32 embeddings differ from torch's by more than 1e-4 of their norm.
+    The file is discarded if its fp32 embeddings differ from those of the given network by more than 1e-4 of their norm.
 
     Args:
         model: a run's folder or a file of weights.
@@ -80,9 +80,10 @@ def export(
         calibration = Calibration(Path(calibration))
     drawn = calibration.draw() if calibration else []
     form = PIXEL_INPUT if fold_preprocessing else NETWORK_INPUT
-    metadata = _metadata(network, path, form)
+    deployed = deploy_form(network)
+    metadata = _metadata(deployed, path, form)
     with atomic_write(output) as file, _scratch_folder(output) as scratch:
-        exported = _write_model(scratch / "fp32.onnx", to_onnx(network, str(path), form), metadata)
+        exported = _write_model(scratch / "fp32.onnx", to_onnx(deployed, str(path), form), metadata)
         result: dict[str, Any] = {"output": str(output), "checkpoint": str(path), "opset": OPSET}
         result["parity"] = _parity(network, exported, {"calibration": drawn, **faces}, path)
         if calibration:
@@ -109,7 +110,7 @@ class _TakesOurs(Backbone):
 
     def __init__(self, network: Backbone, theirs: Preprocessing) -> None:
         super().__init__()
-        self.name, self.embedding_size = network.name, network.embedding_size
+        self.name, self.embedding_size, self.is_deployed = network.name, network.embedding_size, is_deployed(network)
         self.network, self._theirs = network, theirs
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
@@ -117,6 +118,10 @@ class _TakesOurs(Backbone):
         x = x_B3HW.flip(1) if theirs.colour != OURS.colour else x_B3HW
         embeddings: Tensor = self.network(x * (OURS.scale / theirs.scale) + (OURS.mean - theirs.mean) / theirs.scale)
         return embeddings
+
+    def deploy(self) -> Backbone:
+        form = deploy_form(self.network)
+        return self if form is self.network else _TakesOurs(form, self._theirs).eval()
 
 
 def _check(output: Path) -> None:
@@ -143,6 +148,8 @@ def _metadata(network: Backbone, path: Path, form: InputForm) -> dict[str, str]:
         "facebones_version": __version__,
     }
     training_data = read_card(path).get("training_data")
+    if is_deployed(network):
+        metadata["form"] = "deploy"
     return {**metadata, "training_data": training_data} if isinstance(training_data, str) else metadata
 
 

@@ -22,7 +22,8 @@ def shapes_of(name):
 def test_stages_partition_the_parameters_in_the_order_of_computing(name):
     network = shapes_of(name)
     stages = stages_of(network)
-    assert [p for stage in stages for p in stage.parameters] == list(network.parameters())
+    parameters = [p for stage in stages for p in stage.parameters]
+    assert len(parameters) == len(set(parameters)) and {*parameters} == {*network.parameters()}
     modules = [module for stage in stages for module in stage.modules]
     assert len(modules) == len(set(modules)) and {*network.modules()} - {*modules} == set()
     if network.stage_ends:  # a new family may leave them to the rule

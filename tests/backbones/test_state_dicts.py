@@ -202,7 +202,7 @@ def test_the_closest_networks_and_what_is_missing(load, weights):
 
 def test_shapes_of_a_network_are_built_once():
     assert network_shapes(NAME) is network_shapes(NAME)
-    assert network_shapes(NAME)["linear.weight"][0] == -1
+    assert [shapes["linear.weight"][0] for shapes in network_shapes(NAME)] == [-1]
 
 
 def test_magfaces_eps(load, capsys):
@@ -367,3 +367,11 @@ def test_files_under_the_originals_names_and_wrappers(tmp_path):
             content = {key: torch.full(shape, 0.5) for key, shape in golden[name].items()}
             torch.save(under("_orig_mod.module.", content), tmp_path / "x.pth")
             assert load_backbone(tmp_path / "x.pth", name)[0].embedding_size
+
+
+@pytest.mark.parametrize("size", [64, 512])
+def test_a_tail_that_widens_with_the_embedding_is_found_without_a_name(load, size):
+    saved = create_backbone("pocketnet_m", size).state_dict()
+    with pytest.raises(CheckpointError, match="its names and shapes are those of pocketnet_m; give --backbone"):
+        load(saved, None)
+    assert load(under("module.", saved), "pocketnet_m").embedding_size == size

@@ -20,7 +20,9 @@ from facebones.errors import RunError
 from facebones.evaluation.models import load_model
 from facebones.exporting import export
 from facebones.onnx.backbone import OnnxBackbone
+from facebones.onnx.graph import count_onnx
 from facebones.onnx.quantize import Calibration
+from facebones.profiling.cost import count_macs
 from facebones.run_folder import RunFolder
 
 # One of each kind of layer; tracing takes its time.
@@ -75,6 +77,20 @@ def test_every_backbone_answers_as_in_torch(name, trained, tmp_path, capfd):
         norms = np.linalg.norm(expected, axis=1, keepdims=True)
         assert (np.abs(found - expected) / norms).max() <= 1e-4
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_network_with_a_deploy_form_is_written_in_it_and_compared_with_the_other(
+    trained, tmp_path, capsys, monkeypatch
+):
+    run, backbone = trained("facelivtv2_xs", 64)
+    compared = []
+    monkeypatch.setattr(exporting, "_parity", lambda network, *rest: compared.append(network) or {})
+    assert main(["export", "--model", str(run), "--output", str(tmp_path / "out.onnx")]) == 0
+    assert "facelivtv2_xs (deploy form), 64-d" in capsys.readouterr().out
+    properties = {entry.key: entry.value for entry in onnx.load(tmp_path / "out.onnx").metadata_props}
+    assert (properties["backbone"], properties["form"]) == ("facelivtv2_xs", "deploy")
+    assert count_onnx(tmp_path / "out.onnx")["macs"] == count_macs(backbone.deploy()) < count_macs(backbone)
+    assert [network.is_deployed for network in compared] == [False]
 
 
 def test_what_the_file_says_of_itself(trained, tiny_backbone, tmp_path):

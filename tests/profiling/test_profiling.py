@@ -114,6 +114,16 @@ def test_checkpoints_and_onnx_files_stand_beside_backbones(tmp_path, capsys, kno
     assert [cell.strip() for cell in line.strip("│").split("│")][1:4] == [f"{3072 + 1568 + 8 + 40:,}", "-", "152,136"]
 
 
+def test_a_network_with_a_deploy_form_is_measured_in_it(tmp_path, capsys, known_memory):
+    output = tmp_path / "profile"
+    assert main(["profile", "facelivtv2_xs", SMALL[0], "--output", str(output), *QUICK]) == 0
+    assert "facelivtv2_xs (deploy form)" in capsys.readouterr().out
+    first, second = json.loads((output / "profile.json").read_text())["networks"]
+    assert (first["name"], first["form"], first["parameters"]) == ("facelivtv2_xs", "deploy", 2_969_552)
+    assert (first["trained_parameters"], first["trained_macs"]) == (2_993_536, 89_045_824)
+    assert (second["form"], second["parameters"], second["trained_parameters"]) == (None, 1_037_602, None)
+
+
 @pytest.mark.parametrize("quantized", [False, True])
 def test_counts_of_an_onnx_file(tmp_path, quantized):
     counts = count_onnx(write_onnx(tmp_path / "small.onnx", quantized=quantized))

@@ -368,6 +368,17 @@ def test_a_lone_profile_counts_for_networks_of_its_size_only(tmp_path):
     assert f"{built + 1:,} in the profile" in results.notes[0]
 
 
+def test_a_profile_of_a_deploy_form_counts_for_the_form_that_is_trained(tmp_path):
+    run = make_run(tmp_path / "r")
+    built = sum(weight.numel() for weight in create_backbone(SMALL, 16).parameters())
+    profile = write_profile(tmp_path / "p", [SMALL], parameters={SMALL: built - 1})
+    content = json.loads((profile / "profile.json").read_text())
+    content["networks"][0] |= {"form": "deploy", "trained_parameters": built, "trained_macs": 7}
+    (profile / "profile.json").write_text(json.dumps(content))
+    cost = load_results(run, profile).costs[SMALL]
+    assert (cost.parameters, cost.macs, cost.latency_ms) == (built, 7, 1.0)
+
+
 def test_latencies_under_other_conditions_are_left_out(tmp_path):
     run = make_run(tmp_path / "r", LARGE)
     built = {name: sum(w.numel() for w in create_backbone(name, 16).parameters()) for name in (SMALL, LARGE)}

@@ -154,6 +154,11 @@ def misshapen(path):
     return []
 
 
+def deploy_form(path):
+    torch.save(create_backbone("facelivtv2_xs", SIZE).deploy().state_dict(), path)
+    return ["--backbone", "facelivtv2_xs"]
+
+
 REFUSED = {
     "missing": (lambda path: [], "no such run or file; give a run's folder or a file of weights"),
     "broken": (broken, "x.pth: "),
@@ -161,6 +166,10 @@ REFUSED = {
     "another size": (of_size(24), "24 elements, and the recipe asks for 16; give --backbone.embedding_size 24"),
     "another backbone": (of_another, "x.safetensors: holds shufflefacenet_0_5, not tiny_for_tests; give --backbone"),
     "another shape": (misshapen, "x.pth: not the weights of tiny_for_tests: it differs in the shape of conv.weight"),
+    "in deploy form": (
+        deploy_form,
+        "x.pth: holds facelivtv2_xs in deploy form, whose batch normalisation is folded away",
+    ),
     "an empty folder": (lambda path: path.mkdir() or [], "has the run begun?"),
     "all frozen": (lambda path: of_size(SIZE)(path) or ["--backbone.frozen", "3"], "give at most 2"),
 }

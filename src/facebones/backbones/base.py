@@ -24,18 +24,38 @@ class Backbone(nn.Module):
         embedding_size: D, the length of an embedding.
         known_input: another input that its weights were trained with, known from the form of their file: "mean",
             "scale" and "colour" of a `Preprocessing`, as far as they differ from ours; empty if none does.
-        stage_ends: the module that ends each stage but the last (`stages.stages_of`), by name and in order.
+        stage_ends: the module that ends each stage but the last (`stages.stages_of`), by name and in the order of
+            computing.
         only_in_training: names of the parameters that the embedding depends on in training alone.
+        is_deployed: whether it is in deploy form.
     """
 
     name: str = ""
     known_input: Mapping[str, Any] | None = None
     stage_ends: Sequence[str] = ()
     only_in_training: Sequence[str] = ()
+    is_deployed: bool = False
     embedding_size: int
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def deploy(self) -> "Backbone":
+        """The deploy form: another network, in eval mode, that gives the same embeddings with fewer layers.
+
+        A network that is trained and used in one form, such as most, returns itself.
+        """
+        return self
+
+
+def deploy_form(network: Backbone) -> Backbone:
+    """The deploy form of a network (`Backbone.deploy`); a plug-in's network may be any module, and is its own."""
+    return network.deploy() if isinstance(network, Backbone) else network
+
+
+def is_deployed(network: Backbone) -> bool:
+    """Whether a network, which may be a plug-in's, is in deploy form."""
+    return isinstance(network, Backbone) and network.is_deployed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,12 @@ from facebones.backbones.state_dicts import (
     PREFERRED,
     Match,
     Tensors,
+    best_form,
     embedding_size_of,
     find_state_dicts,
     fitting_networks,
-    match_any,
+    forms_of,
+    shapes_of,
 )
 from facebones.backbones.weights import check_weights, listed
 from facebones.errors import CheckpointError
@@ -43,9 +45,10 @@ def load_foreign(path: Path, content: Any, name: str | None, embedding_size: int
         )
     if name is None:
         raise CheckpointError(f"{path}: does not say which backbone it is; {_advice(held)}")
-    backbone = create_backbone(name, embedding_size or embedding_size_of(name, held))
-    _fill(backbone, held, path)
-    return backbone
+    forms = forms_of(create_backbone(name, embedding_size or embedding_size_of(name, held)))
+    number, match = best_form([shapes_of(form) for form in forms], held)
+    _fill(forms[number], match, held, path)
+    return forms[number]
 
 
 def _kind(content: Any) -> str:
@@ -55,14 +58,12 @@ def _kind(content: Any) -> str:
     return f"a {type(content).__name__} of {kinds}" + (" without names" if "Tensor" in kinds else "")
 
 
-def _fill(backbone: Backbone, held: Mapping[str, Tensors], path: Path) -> None:
-    """Load the state dict of a file that fits a network; notes say what was left out.
+def _fill(backbone: Backbone, match: Match, held: Mapping[str, Tensors], path: Path) -> None:
+    """Load the state dict of a file that matches a network; notes say what was left out.
 
     Raises:
-        CheckpointError: none fits, or several do.
+        CheckpointError: it does not fit, or several do.
     """
-    expected = {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
-    match = match_any(expected, held)
     counters = {key: value for key, value in backbone.state_dict().items() if key.endswith(COUNTER)}
     weights = {**counters, **match.tensors}  # old files lack the counters
     try:

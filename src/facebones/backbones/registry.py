@@ -29,12 +29,14 @@ from facebones.plugins import import_entry_points
 # The files of this folder that register backbones, in the order in which these are listed.
 FAMILIES = (
     "edgeface",
+    "facelivt",
     "ghostfacenet",
     "ir",
     "iresnet",
     "mixfacenet",
     "mobilefacenet",
     "mobilenet",
+    "pocketnet",
     "shufflefacenet",
     "study",
     "vit",

@@ -1,9 +1,9 @@
 """The stages of a backbone, from the stem to the embedding layer: frozen, or trained at rates of their own.
 
-A stage is a run of modules in the order in which the network registers them, which is the order in which they compute.
-Every parameter is in exactly one stage. A network names the module that ends each stage but the last (`stage_ends`).
-For one that names none, each child module with a weight of two or more dimensions begins a stage, and normalisation
-and activations belong to the stage before them.
+A stage is a run of modules in the order in which the network registers them. Every parameter is in exactly one stage. A
+network names the module that ends each stage but the last (`stage_ends`), in the order of computing. For one that names
+none, each child module with a weight of two or more dimensions begins a stage, and normalisation and activations belong
+to the stage before them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,16 +55,13 @@ def stages_of(network: nn.Module) -> list[Stage]:
 
 
 def _cut(network: nn.Module, ends: Sequence[str]) -> list[list[nn.Module]]:
-    """All modules in order, cut behind each of the ends."""
-    groups: list[list[nn.Module]] = [[]]
-    inside = False
-    for name, module in network.named_modules():
-        if inside and not _is_in(name, ends[len(groups) - 1]):
-            groups.append([])
-            inside = False
-        inside = inside or (len(groups) <= len(ends) and _is_in(name, ends[len(groups) - 1]))
-        groups[-1].append(module)
-    return groups + [[] for _ in range(len(ends) + 1 - len(groups))]
+    """All modules: each is in the stage of the end that holds it or is registered next."""
+    groups: list[list[nn.Module]] = [[] for _ in range(len(ends) + 1)]
+    place = len(ends)
+    for name, module in reversed([*network.named_modules()]):
+        place = next((number for number, end in enumerate(ends) if _is_in(name, end)), place)
+        groups[place].insert(0, module)
+    return groups
 
 
 def _is_in(name: str, module: str) -> bool:

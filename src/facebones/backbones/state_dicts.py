@@ -6,7 +6,7 @@ classifier beside it. No list of such names is needed: the wrapper is what stand
 """
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facebones.backbones.base import BackboneEntry
+from facebones.backbones.base import Backbone, BackboneEntry, deploy_form
 from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
 from facebones.errors import ConfigError
 
-PROBED_SIZES = (7, 11)  # a dimension that is 7 and then 11 is the embedding size
+PROBED_SIZES = (7, 1021)  # a dimension that is 7 and then 1021 is the embedding size; from 512 on, tails may widen
 FREE, FOLLOWS = -1, -2  # a dimension that is the embedding size, or is computed from it
 COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, and inference ignores it
 # If several state dicts of a file fit, the first of these names is taken; the first of all is arcface_torch's.
@@ -256,10 +256,13 @@ def _has_shape(tensor: Tensor, shape: Shape) -> bool:
 # ------------------------------------------------------------------------------------------------ registered networks
 
 
-def network_shapes(name: str) -> Mapping[str, Shape]:
+def network_shapes(name: str) -> Sequence[Mapping[str, Shape]]:
     """Names and shapes of a registered network's state dict; -1 where the embedding size stands, -2 where it decides.
 
     Built as shapes alone, without memory, and once in a process.
+
+    Returns:
+        those of each form: the one that is trained, and the deploy form where that is another.
 
     Raises:
         ConfigError: it cannot be built here.
@@ -268,8 +271,12 @@ def network_shapes(name: str) -> Mapping[str, Shape]:
 
 
 @lru_cache(maxsize=256)
-def _shapes_of(entry: BackboneEntry) -> Mapping[str, Shape]:
-    first, second = (_built(entry, size) for size in PROBED_SIZES)
+def _shapes_of(entry: BackboneEntry) -> Sequence[Mapping[str, Shape]]:
+    built = (_built(entry, size) for size in PROBED_SIZES)
+    return [_with_free_sizes(first, second) for first, second in zip(*built, strict=True)]
+
+
+def _with_free_sizes(first: Mapping[str, Shape], second: Mapping[str, Shape]) -> Mapping[str, Shape]:
     shapes = {}
     for key, shape in first.items():
         pairs = zip(shape, second[key], strict=True)
@@ -278,10 +285,27 @@ def _shapes_of(entry: BackboneEntry) -> Mapping[str, Shape]:
 
 
 @lru_cache(maxsize=256)
-def _built(entry: BackboneEntry, size: int) -> Mapping[str, Shape]:
-    """Names and shapes for one embedding size."""
+def _built(entry: BackboneEntry, size: int) -> Sequence[Mapping[str, Shape]]:
+    """Names and shapes for one embedding size, of each form."""
     with torch.device("meta"):
-        return {key: tuple(tensor.shape) for key, tensor in create_backbone(entry.name, size).state_dict().items()}
+        return [shapes_of(form) for form in forms_of(create_backbone(entry.name, size))]
+
+
+def forms_of(network: Backbone) -> list[Backbone]:
+    """A network, and its deploy form where that is another."""
+    return list(dict.fromkeys((network, deploy_form(network))))
+
+
+def shapes_of(network: Backbone) -> dict[str, Shape]:
+    """Names and shapes of a network's state dict."""
+    return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+
+
+def best_form(forms: Sequence[Mapping[str, Shape]], held: Mapping[str, Tensors]) -> tuple[int, Match]:
+    """Which of a network's forms (`network_shapes`) the state dicts of a file match best, and how."""
+    matches = [match_any(shapes, held) for shapes in forms]
+    best = max(matches, key=_rank)  # the first of equals
+    return matches.index(best), best
 
 
 def embedding_size_of(name: str, held: Mapping[str, Tensors]) -> int:
@@ -289,11 +313,12 @@ def embedding_size_of(name: str, held: Mapping[str, Tensors]) -> int:
 
     The order in the file gives no hint: safetensors sorts by name.
     """
-    shapes = network_shapes(name)
-    tensors = match_any(shapes, held).tensors
+    forms = network_shapes(name)
+    form, match = best_form(forms, held)
+    tensors = match.tensors
     sizes = Counter(
         size
-        for key, shape in shapes.items()
+        for key, shape in forms[form].items()
         if key in tensors and tensors[key].ndim == len(shape)
         for size, wanted in zip(tensors[key].shape, shape, strict=True)
         if wanted == FREE
@@ -311,7 +336,7 @@ def fitting_networks(held: Mapping[str, Tensors]) -> tuple[list[str], list[tuple
     """
     matches = {}
     for name in _alike(held):
-        matches[name] = match_any(network_shapes(name), held)
+        matches[name] = best_form(network_shapes(name), held)[1]
     fitting = [name for name, match in matches.items() if match.fits]
     close = sorted(matches, key=lambda name: -matches[name].likeness)[:3]
     return fitting, [(name, matches[name]) for name in close if matches[name].likeness >= LEAST_LIKENESS]
@@ -328,9 +353,14 @@ def _alike(held: Mapping[str, Tensors]) -> list[str]:
     shared = {}
     for name in list_backbones():
         try:
-            names = _built(lookup_backbone(name), PROBED_SIZES[0])
+            forms = _built(lookup_backbone(name), PROBED_SIZES[0])
         except ConfigError:  # its extra is not installed
             continue
-        own = _common_module(names)
-        shared[name] = sum(key in ends or key.removeprefix(own) in ends for key in names) / len(names)
+        shared[name] = max(_share(names, ends) for names in forms)
     return [name for name in shared if shared[name] >= LEAST_LIKENESS] or list(shared)
+
+
+def _share(names: Collection[str], ends: Collection[str]) -> float:
+    """The part of a network's names that a file has, behind any wrapper."""
+    own = _common_module(names)
+    return sum(key in ends or key.removeprefix(own) in ends for key in names) / len(names)

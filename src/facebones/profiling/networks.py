@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from facebones.backbones.base import Backbone
+from facebones.backbones.base import Backbone, deploy_form
 from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError
 from facebones.evaluation.models import open_backbone
@@ -82,11 +82,22 @@ def _is_buildable(name: str) -> bool:
 
 
 def open_network(source: Source, device: str) -> tuple[Backbone, torch.device]:
-    """Build or load the network, in eval mode; returns it and the device for its input.
+    """Build or load the network, in eval mode and in deploy form; returns it and the device for its input.
 
     Raises:
         FaceBonesError: a broken or unfit file, or an unavailable device.
     """
+    network, computing = open_as_trained(source, device)
+    return in_deploy_form(network, computing), computing
+
+
+def in_deploy_form(network: Backbone, device: torch.device) -> Backbone:
+    """The deploy form of a network, on a device; the network itself if it has one form."""
+    return deploy_form(network.cpu()).to(device)  # on the CPU, because folding takes float64
+
+
+def open_as_trained(source: Source, device: str) -> tuple[Backbone, torch.device]:
+    """As `open_network`, in the form that the source has."""
     if source.path is not None:
         network, _, computing = open_backbone(source.path, source.backbone, device)
         return network, computing

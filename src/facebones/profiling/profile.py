@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facebones.backbones.base import Backbone
+from facebones.backbones.base import Backbone, is_deployed
 from facebones.onnx.backbone import OnnxBackbone
 from facebones.onnx.graph import count_onnx
 from facebones.profiling.conditions import Conditions, Inference
-from facebones.profiling.cost import count_operations, count_parameters, unused_parameters, weights_bytes
+from facebones.profiling.cost import count_macs, count_operations, count_parameters, unused_parameters, weights_bytes
 from facebones.profiling.measurements import measure_peak_memory, measure_timings
-from facebones.profiling.networks import Source, family_of, find_sources, open_network
+from facebones.profiling.networks import Source, family_of, find_sources, in_deploy_form, open_as_trained
 from facebones.system.files import atomic_write, check_writable, write_json
 from facebones.system.progress import track
 
@@ -26,7 +26,7 @@ def profile(
     backbone: str | None = None,
     output: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Count and measure networks.
+    """Count and measure networks, those that have a deploy form (`Backbone.deploy`) in that form.
 
     Args:
         networks: one or several names, aliases or shell patterns of backbones, or paths of runs, weights or ONNX files.
@@ -35,7 +35,8 @@ def profile(
         output: folder for profile.json and profile.csv.
 
     Returns:
-        the content of profile.json: "conditions", and "networks", a row for each.
+        the content of profile.json: "conditions", and "networks", a row for each. Its "form" is
+        "deploy" or None; "trained_parameters" and "trained_macs" are then those of the form that is trained.
 
     Raises:
         FaceBonesError: an unknown name, a broken file, an unavailable device, or an output that cannot be written.
@@ -50,11 +51,13 @@ def profile(
     words = [networks] if isinstance(networks, str | Path) else networks
     sources = find_sources([str(word) for word in words], backbone)
     with conditions.threads_set():
-        opened = [open_network(source, conditions.device) for source in track(sources, "building")]
-        rows = [_count(source, network) for source, (network, _) in zip(sources, opened, strict=True)]
+        opened = [open_as_trained(source, conditions.device) for source in track(sources, "building")]
+        measured = [in_deploy_form(network, device) for network, device in opened]
+        rows = [_count(*row) for row in zip(sources, (network for network, _ in opened), measured, strict=True)]
         if output is not None:
             check_writable(Path(output) / "profile.json")
-        inferences = [Inference(network, device, conditions) for network, device in opened]
+        devices = (device for _, device in opened)
+        inferences = [Inference(*pair, conditions) for pair in zip(measured, devices, strict=True)]
         timings = measure_timings(inferences, conditions.batch_size, conditions.seconds)
         result = {"conditions": conditions.describe(), "networks": rows}
     for row, timing, source in zip(rows, timings, track(sources, "peak memory"), strict=True):
@@ -64,9 +67,12 @@ def profile(
     return result
 
 
-def _count(source: Source, network: Backbone) -> Row:
-    """The part of a row that does not depend on the machine."""
+def _count(source: Source, trained: Backbone, network: Backbone) -> Row:
+    """The part of a row that does not depend on the machine, for a network as it was trained and as it is measured."""
     row: Row = {"name": source.name, "backbone": network.name, "family": family_of(network)}
+    row["form"] = "deploy" if is_deployed(network) else None
+    row["trained_parameters"] = None if trained is network else count_parameters(trained)
+    row["trained_macs"] = None if trained is network else count_macs(trained)
     return row | (_count_file(network) if isinstance(network, OnnxBackbone) else _count_torch(network))
 
 

@@ -328,11 +328,17 @@ def profile_table(result: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequen
     """Column names and rows of a profile (the content of profile.json); unknown values are "-"."""
     rows: list[Sequence[str]] = []
     for row in result["networks"]:
-        cells = {key: _cell(row[key], unit, form) for key, unit, form in PROFILE_COLUMNS.values()}
+        named = row | {"name": _with_form(row["name"], row.get("form"))}
+        cells = {key: _cell(named[key], unit, form) for key, unit, form in PROFILE_COLUMNS.values()}
         if _is_busy(row):
             cells |= {key: f"{cells[key]} {BUSY}" for key in TIMED}
         rows.append(list(cells.values()))
     return tuple(PROFILE_COLUMNS), rows
+
+
+def _with_form(name: str, form: str | None) -> str:
+    """The name of a network, and its form if it has several."""
+    return f"{name} ({form} form)" if form else name
 
 
 def profile_headline(result: Mapping[str, Any]) -> str:
@@ -364,7 +370,8 @@ def export_lines(result: Mapping[str, Any]) -> list[str]:
     """What `export` wrote, and its difference from torch."""
     metadata = result["metadata"]
     lines = [
-        f"{result['output']}: {metadata['backbone']}, {metadata['embedding_size']}-d, {result['bytes'] / 1e6:.2f} MB,"
+        f"{result['output']}: {_with_form(metadata['backbone'], metadata.get('form'))}, {metadata['embedding_size']}-d,"
+        f" {result['bytes'] / 1e6:.2f} MB,"
         f" opset {result['opset']}; takes {metadata['input_layout']}",
         f"preprocessing: {metadata['preprocessing']}",
         "largest difference from torch in fp32, relative to the embedding's norm:",

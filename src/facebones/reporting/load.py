@@ -450,7 +450,9 @@ def _profiled_name(row: Mapping[str, Any]) -> str:
 
 
 def _profiled_cost(row: Mapping[str, Any], measured: bool) -> Cost:
-    cost = Cost(parameters=_whole(row["parameters"]), macs=_whole(row["macs"]))
+    # The counts of a run are those of the form that is trained; a deploy form has others.
+    parameters, macs = (_whole(row.get(f"trained_{key}") or row[key]) for key in ("parameters", "macs"))
+    cost = Cost(parameters=parameters, macs=macs)
     if not measured:
         return cost
     return replace(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from facebones.backbones import lookup_backbone
-from facebones.backbones.base import TIMM_PREFIX
+from facebones.backbones.base import TIMM_PREFIX, is_deployed
 from facebones.backbones.weights import load_backbone
 from facebones.errors import CheckpointError, ConfigError
 from facebones.recipe import Recipe
@@ -91,6 +91,11 @@ def _read_file(recipe: Recipe) -> tuple[str, dict[str, Tensor]]:
             f"backbone.weights {config.weights}: no such run or file; give a run's folder or a file of weights"
         )
     backbone, path = load_backbone(Path(config.weights), config.name)
+    if is_deployed(backbone):
+        raise ConfigError(
+            f"{path}: holds {backbone.name} in deploy form, whose batch normalisation is folded away; give weights in"
+            " the form that is trained"
+        )
     if backbone.embedding_size != config.embedding_size:
         raise ConfigError(
             f"{path}: its embeddings have {backbone.embedding_size} elements, and the recipe asks for"
