@@ -164,6 +164,9 @@ COMMANDS = {
     )
 }
 
+# Those that are killed at any moment of their time.
+KILLED = [name for name in COMMANDS if name.startswith("long")]
+
 
 def make_inputs(folder: Path) -> None:
     """Write what the commands read: faces as a folder and as records, pairs, landmarks, a network and a study."""

@@ -16,6 +16,10 @@ from typing import Any
 from fault_commands import COMMANDS, Command, make_inputs
 
 HERE = Path(__file__).parent
+# How a command may end by a fault, unless it ends well.
+STOPPED = {"kill": (-signal.SIGKILL,), "term": (143, -15), "term twice": (143, -15), "int": (130,)}
+FAILED = dict.fromkeys(("full", "quota", "read-only", "failing", "removed", "cut", "gone", "memory"), (1, 2))
+STATUSES: dict[str, tuple[int, ...]] = {**STOPPED, **FAILED, "clock": ()}
 MOST_KILLS = 200  # of a training
 SOURCE = HERE.parents[1] / "src"
 
@@ -152,6 +156,31 @@ def kill_again_and_again(harness: Harness, command: Command, kills: int, chance:
             trainings += 1
     assert not harness.server.ask(rest=True)["hung"], "processes are left"
     return f"{command.name}: {harness.kills - begun} kills of {trainings} trainings, {in_a_save} in a save"
+
+
+def disturb(harness: Harness, command: Command, fault: str, at: int) -> str:
+    """Bring a fault about at a change that a command makes, and give it again; returns what is wrong, or nothing.
+
+    Args:
+        harness: the harness.
+        command: the command.
+        fault: a key of `STATUSES`.
+        at: number of the change, from 1 on.
+    """
+    with harness.work(command) as work:
+        argument = {"removed": str(work / "made"), "memory": 2**20}.get(fault, str(work / command.data))
+        ended = harness.run(work, command.words, fault=[fault, at, argument])
+        if flaw := flaws(ended, STATUSES[fault]):
+            return flaw
+        if ended.status == 0:
+            return differences(harness.undisturbed(command).content, command.content(work))
+        restored = harness.folder / "inputs" / command.data
+        if fault in {"cut", "gone"}:
+            shutil.copy(restored, work / command.data)
+        (work / "made").mkdir(exist_ok=True)
+        if flaw := harness.check_again(command, work):
+            return f"{flaw}, after: {ended.last_line}"
+    return ""
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> str:

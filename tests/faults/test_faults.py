@@ -5,11 +5,10 @@ import sys
 
 import fault_driver
 import pytest
-from fault_commands import COMMANDS
+from fault_commands import COMMANDS, KILLED
 from fault_driver import kill_again_and_again
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks and /proc of Linux")
-TRAININGS = ["long train", "long train, workers, saves in the background"]
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +17,7 @@ def harness(tmp_path_factory):
         yield made
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("name", KILLED)
 @pytest.mark.parametrize("kills", [25, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_training_that_is_killed_again_and_again_ends_equal_to_the_bit(harness, name, kills):
     seed = random.randrange(10**6)
