@@ -16,9 +16,10 @@ from typing import Any
 from fault_commands import COMMANDS, Command, make_inputs
 
 HERE = Path(__file__).parent
+CHANGES_DATA = ("cut", "gone")
 # How a command may end by a fault, unless it ends well.
 STOPPED = {"kill": (-signal.SIGKILL,), "term": (143, -15), "term twice": (143, -15), "int": (130,)}
-FAILED = dict.fromkeys(("full", "quota", "read-only", "failing", "removed", "cut", "gone", "memory"), (1, 2))
+FAILED = dict.fromkeys(("full", "quota", "read-only", "failing", "removed", *CHANGES_DATA, "memory"), (1, 2))
 STATUSES: dict[str, tuple[int, ...]] = {**STOPPED, **FAILED, "clock": ()}
 MOST_KILLS = 200  # of a training
 SOURCE = HERE.parents[1] / "src"
@@ -173,14 +174,24 @@ def disturb(harness: Harness, command: Command, fault: str, at: int) -> str:
         if flaw := flaws(ended, STATUSES[fault]):
             return flaw
         if ended.status == 0:
-            return differences(harness.undisturbed(command).content, command.content(work))
-        restored = harness.folder / "inputs" / command.data
-        if fault in {"cut", "gone"}:
-            shutil.copy(restored, work / command.data)
+            flaw = differences(harness.undisturbed(command).content, command.content(work))
+            return flaw and _unlike_changed_data(harness, command, fault, work)
+        if fault in CHANGES_DATA:
+            shutil.copy(harness.folder / "inputs" / command.data, work / command.data)
         (work / "made").mkdir(exist_ok=True)
         if flaw := harness.check_again(command, work):
             return f"{flaw}, after: {ended.last_line}"
     return ""
+
+
+def _unlike_changed_data(harness: Harness, command: Command, fault: str, work: Path) -> str:
+    """How the output differs from that of the command where its data was changed before, as one may do."""
+    found = command.content(work)
+    shutil.rmtree(work / "made")
+    (work / "made").mkdir()
+    if fault not in CHANGES_DATA or harness.run(work, command.words).status:
+        return differences(harness.undisturbed(command).content, found)
+    return differences(command.content(work), found)
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> str:
@@ -195,7 +206,7 @@ def flaws(ended: Ended, statuses: Sequence[int]) -> str:
     """What is wrong with how a disturbed command ended, or nothing: status 0, or one of these with one line."""
     if ended.hung:
         return "hung, or left a process"
-    if ended.status == -signal.SIGKILL and -signal.SIGKILL in statuses:
+    if ended.status < 0 and ended.status in statuses:
         return ""
     if "Traceback" in ended.said:
         return f"traceback: {ended.last_line}"
