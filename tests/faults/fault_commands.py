@@ -203,6 +203,8 @@ def _content(path: Path) -> Any:
     if path.suffix == ".pt":
         return _state(path)
     content = path.read_bytes()
+    if path.name == "environment.json":  # which also records that data was changed and restored
+        return {name: value for name, value in json.loads(content).items() if name not in {"data", "resumed"}}
     if path.suffix == ".json":
         return _without_times(json.loads(content))
     if path.suffix == ".jsonl":

@@ -34,7 +34,7 @@ from facebones.datatools.partial_folder import (
     records_origin,
     refuse_existing,
 )
-from facebones.errors import DataError
+from facebones.errors import DataError, RunError
 from facebones.system.files import atomic_write, cannot_write, temporary_folder
 from facebones.system.processes import CAN_FORK, map_forked
 from facebones.system.progress import track
@@ -315,6 +315,8 @@ def _new_folder(destination: Path) -> Iterator[Path]:
         refuse_existing(destination)
     with temporary_folder(destination) as building:
         yield building
+        if not (building / "train.rec").is_file():  # what was written after that has made the folder again
+            raise RunError(f"{building}: was removed while it was filled; run the same command again")
         try:
             if destination.exists():
                 destination.rmdir()

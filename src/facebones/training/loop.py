@@ -243,11 +243,7 @@ class TrainingLoop:
 
     def _save(self, log: MetricsLog, *, in_background: bool = False) -> None:
         with agreed(self.world):  # a save would make the folder again, without what `resume` needs
-            if self.world.is_first and not self.folder.path.is_dir():
-                raise RunError(
-                    f"{self.folder.path}: the run folder was removed while its training went on, which ends at step"
-                    f" {self.trainer.step}; start a new run"
-                )
+            self._refuse_removed()
         self.trainer.read_back_metrics()
         if self.trainer.parallel is not None:
             self.trainer.parallel.share_statistics()
@@ -257,6 +253,13 @@ class TrainingLoop:
         else:
             self._saving.complete()
             save_state(self.folder.last, self.folder.last_index, state, self.world)
+
+    def _refuse_removed(self) -> None:
+        if self.world.is_first and not self.folder.config.is_file():
+            raise RunError(
+                f"{self.folder.path}: the run folder was removed while its training went on, which ends at step"
+                f" {self.trainer.step}; start a new run"
+            )
 
     def _commit_written(self, *, writes: bool, failed: bool) -> None:
         """Make what was written in the background the checkpoint, once no process writes any more."""
@@ -272,6 +275,7 @@ class TrainingLoop:
         with agreed(self.world):
             if self.world.is_first:
                 result = write_result(self.folder, self.trainer)
+                self._refuse_removed()
         self.callbacks.on_end(result)
         return gather_objects(self.world, result)[0]  # type: ignore[no-any-return]
 
