@@ -34,6 +34,7 @@ class Ended:
     hung: bool
     said: str
     within: bool = False
+    beside: int = 0
 
     @property
     def last_line(self) -> str:
@@ -118,6 +119,7 @@ class Harness:
     def run(self, work: Path, words: Sequence[str], **request: Any) -> Ended:
         """Run a command line in a fork."""
         log = self.folder / "log"
+        log.unlink(missing_ok=True)
         answer = self.server.ask(words=list(words), folder=str(work), log=str(log), **request)
         self.kills += answer["status"] == -signal.SIGKILL
         return Ended(said=log.read_text(errors="replace"), **answer)
@@ -169,7 +171,7 @@ def disturb(harness: Harness, command: Command, fault: str, at: int) -> str:
         at: number of the change, from 1 on.
     """
     with harness.work(command) as work:
-        argument = {"removed": str(work / "made"), "memory": 2**20}.get(fault, str(work / command.data))
+        argument = {"removed": str(work / "made"), "memory": 2**23 * (2 + at % 8)}.get(fault, str(work / command.data))
         ended = harness.run(work, command.words, fault=[fault, at, argument])
         if flaw := flaws(ended, STATUSES[fault]):
             return flaw
@@ -184,6 +186,24 @@ def disturb(harness: Harness, command: Command, fault: str, at: int) -> str:
         if flaw := harness.check_again(command, work):
             return f"{flaw}, after: {ended.last_line}"
     return ""
+
+
+def run_twice_at_once(harness: Harness, command: Command) -> str:
+    """Run a command twice at the same time on one output; returns what is wrong, or nothing."""
+    with harness.work(command) as work:
+        ended = harness.run(work, command.words, beside=True)
+        if {ended.status, ended.beside} - {0, 1, 2} or "Traceback" in ended.said or ended.hung:
+            return f"status {ended.status} and {ended.beside}: {ended.said[-500:]}"
+        if 0 not in {ended.status, ended.beside}:
+            return f"both have failed: {ended.said[-500:]}"
+        return differences(harness.undisturbed(command).content, command.content(work))
+
+
+def kill_a_worker(harness: Harness, command: Command, after: float) -> str:
+    """Kill a process that a command has started, and continue; returns what is wrong, or nothing."""
+    with harness.work(command) as work:
+        ended = harness.run(work, command.words, signals=[[after, signal.SIGKILL]], of_child=True)
+        return flaws(ended, (1,)) or (harness.check_again(command, work) if ended.status else "")
 
 
 def _unlike_changed_data(harness: Harness, command: Command, fault: str, work: Path) -> str:

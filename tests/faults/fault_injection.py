@@ -118,6 +118,7 @@ def _turn_back_the_clock(_: Any) -> None:
 
 
 def _limit_memory(more: int) -> None:
+    # With 1 MB more, Python itself hangs: `Thread.start` waits for a thread that had no memory to begin.
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
 

@@ -5,7 +5,8 @@ Reads requests from stdin and answers on stdout, a line of JSON each. A request 
 * "words": of the command line; "folder": where to run it; "log": the file that takes stdout and stderr;
 * "fault": for `Injection`, or none; "changes": the file that takes the changes that were counted, or none;
 * "signals": pairs of seconds after the start and a signal; "of_child": whether they go to a child of the process;
-  "within": a folder, if they are sent only while a file is being written there.
+  "within": a folder, if they are sent only while a file is being written there;
+* "beside": whether the same command line runs twice at a time; the second one writes to the same log.
 
 An answer has "status" as `subprocess` has it, "seconds", "within": whether a half-written file was there when the
 signal was sent, and "hung": whether something had to be killed in the end. What a process leaves that SIGKILL has ended
@@ -13,6 +14,7 @@ may live on for some seconds; the request "rest" waits for it.
 """
 
 import ctypes
+import faulthandler
 import json
 import os
 import signal
@@ -68,6 +70,7 @@ def _main(words: list[str], output: int) -> None:
     from facebones.cli.main import main
 
     status = 1
+    faulthandler.dump_traceback_later(HANG_SECONDS - 5, file=output)
     os.dup2(output, 1)
     os.dup2(output, 2)
     try:
@@ -111,7 +114,7 @@ def prepare(modules: list[str]) -> None:
 def _child(request: dict[str, Any]) -> None:
     os.setsid()
     os.chdir(request["folder"])
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     if request.get("fault") is not None or request.get("changes"):
         from fault_injection import Injection, install
 
@@ -144,6 +147,9 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
     pid = os.fork()
     if pid == 0:
         _child(request)
+    second = os.fork() if request.get("beside") else None
+    if second == 0:
+        _child(request)
     signals, hung, within = [*request.get("signals", [])], False, False
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -162,6 +168,8 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
             os.kill(pid, signal.SIGKILL)
         time.sleep(POLL_SECONDS / 5 if request.get("within") else POLL_SECONDS)
     answer = {"status": os.waitstatus_to_exitcode(status), "seconds": seconds, "within": within}
+    if second:
+        answer["beside"] = os.waitstatus_to_exitcode(os.waitpid(second, 0)[1])
     return answer | {"hung": hung or not (answer["status"] == -signal.SIGKILL or _orphans_ended())}
 
 
