@@ -273,14 +273,15 @@ def test_two_processes_do_not_write_the_same_file(source, tmp_path):
     run({"a": model(1, Second(1))}, source, tmp_path)
 
 
-@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync"])
-def test_a_full_disk(source, tmp_path, monkeypatch, call):
+@pytest.mark.parametrize("calls", [["posix_fallocate"], ["pwrite"], ["fsync"], ["ftruncate", "posix_fallocate"]])
+def test_a_full_disk(source, tmp_path, monkeypatch, calls):
     run({"b": model(2)}, source, tmp_path)
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, call, full)
+    for call in calls:
+        monkeypatch.setattr(os, call, full)
     with pytest.raises(RunError, match=r"cannot be written: No space left on device; free space"):
         run({"a": model(1)}, source, tmp_path)
     monkeypatch.undo()

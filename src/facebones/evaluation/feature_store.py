@@ -17,6 +17,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -273,7 +274,8 @@ class FeatureFile:
             else:
                 os.ftruncate(file, size)
         except OSError as error:
-            os.ftruncate(file, 0)  # release the space that was reserved
+            with suppress(OSError):  # a disk that has become read-only
+                os.ftruncate(file, 0)  # release the space that was reserved
             raise cannot_write(self.path, error) from error
 
     def _write(self, offset: int, content: bytes) -> None:

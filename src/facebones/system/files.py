@@ -207,6 +207,17 @@ def stand_in(path: str | os.PathLike[str]) -> str | None:
     return next((what for what, beginnings in STAND_INS.items() if start.startswith(beginnings)), None)
 
 
+def check_written(paths: Iterable[Path]) -> None:
+    """Check at the end of a command that what it has written is there: a later file makes a removed folder again.
+
+    Raises:
+        RunError: a file is missing.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise RunError(f"{path}: was removed while files were written beside it; run the same command again")
+
+
 def is_file(path: str | os.PathLike[str]) -> bool:
     r"""Whether there is a file; False also for a name from elsewhere that no file can have, such as one too long.
 
