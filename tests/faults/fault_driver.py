@@ -124,7 +124,7 @@ class Harness:
     def run(self, work: Path, words: Sequence[str], **request: Any) -> Ended:
         """Run a command line in a fork."""
         log = self.folder / "log"
-        log.unlink(missing_ok=True)
+        log.write_bytes(b"")
         answer = self.server.ask(words=list(words), folder=str(work), log=str(log), **request)
         self.kills += answer["status"] == -signal.SIGKILL
         return Ended(said=log.read_text(errors="replace"), **answer)

@@ -2,7 +2,8 @@
 
 Reads requests from stdin and answers on stdout, a line of JSON each. A request has
 
-* "words": of the command line; "folder": where to run it; "log": the file that takes stdout and stderr;
+* "words": of the command line; "folder": where to run it; "log": the file that stdout and stderr are
+  appended to;
 * "fault": for `Injection`, or none; "changes": the file that takes the changes that were counted, or none;
 * "signals": pairs of seconds after the start and a signal; "of_child": whether they go to a child of the process;
   "within": a folder, if they are sent only while a file is being written there;
@@ -70,7 +71,6 @@ def _main(words: list[str], output: int) -> None:
     from facebones.cli.main import main
 
     status = 1
-    faulthandler.dump_traceback_later(HANG_SECONDS - 5, file=output)
     os.dup2(output, 1)
     os.dup2(output, 2)
     try:
@@ -114,7 +114,8 @@ def prepare(modules: list[str]) -> None:
 def _child(request: dict[str, Any]) -> None:
     os.setsid()
     os.chdir(request["folder"])
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND)
+    faulthandler.dump_traceback_later(HANG_SECONDS - 5, file=log)
     if request.get("fault") is not None or request.get("changes"):
         from fault_injection import Injection, install
 
