@@ -45,7 +45,8 @@ data: data
 profile: false
 """
 IDENTITIES, IMAGES_EACH, PAIRS = 4, 7, 20
-TIMES = {"images_per_second", "seconds", "created", "started", "ended", "embedding_seconds", "images_per_s"}
+# `inputs` is a digest that counts the times of files.
+TIMES = {"inputs", "images_per_second", "seconds", "created", "started", "ended", "embedding_seconds", "images_per_s"}
 # Of no interest: logs for people, locks, leases and their numbers.
 IGNORED = re.compile(r"(.*/)?(seed\d+\.log|\.lock|\.[^/]+\.lease\.\d+)")
 
