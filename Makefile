@@ -6,18 +6,21 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 # Of `make fuzz`.
 MINUTES ?= 60
+# Of `make faults`.
+KILLS ?= 1000
 # `make gpu` installs nothing: it takes a Python that has torch for this GPU and the package's dependencies.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo browser test test-all fuzz bench gpu lint types format wheel clean
+.PHONY: help demo browser test test-all fuzz faults bench gpu lint types format wheel clean
 
 help:
 	@echo "make demo      install, then train and compare three small backbones on synthetic faces"
 	@echo "make test      install (with a browser if there is none), then run the quick tests"
 	@echo "make test-all  run all tests"
 	@echo "make fuzz      mutate files of each kind that is read, for MINUTES=60 in all; faults go to found/"
+	@echo "make faults    kill trainings KILLS=1000 times, and disturb each command at each of its changes to the disk"
 	@echo "make bench     run the main benchmarks of docs/performance.md; half an hour on an idle machine"
 	@echo "make gpu       on a machine with a GPU: tests and figures in eight minutes, into gpu.json and gpu.md"
 	@echo "make lint      ruff, and the order of the layers (import-linter)"
@@ -44,6 +47,9 @@ test-all: $(VENV)/installed-dev browser
 
 fuzz: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) --output found
+
+faults: $(VENV)/installed-dev
+	$(BIN)/python tests/faults/run_faults.py --kills $(KILLS)
 
 bench: $(VENV)/installed-dev
 	mkdir -p bench

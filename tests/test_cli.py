@@ -451,9 +451,10 @@ def test_a_full_disk_while_saving_keeps_the_older_checkpoint(train_words, tmp_pa
     monkeypatch.setattr(os, "fsync", full_at_the_third_save)
     words = [str(word) for word in train_words("--training.checkpoint_every", "2")]
     assert main(words) == 1
-    line = capsys.readouterr().err.splitlines()[-1]
+    *_, before, line = capsys.readouterr().err.splitlines()
     assert line.startswith("facebones: ") and "last.pt: cannot be written: No space left on device" in line
     folder = RunFolder(tmp_path / "run")
+    assert before == f"the save before is whole; fix the error below, then continue with: {folder.resume_command}"
     assert load_checkpoint(folder.last)["step"] == 2  # the first save is that of step 0
     assert [path.name for path in folder.last.parent.iterdir()] == ["last.pt"]
     monkeypatch.undo()

@@ -23,7 +23,7 @@ from facebones.errors import ConfigError, DataError
 from facebones.evaluation import pairs
 from facebones.evaluation import run as evaluation
 from facebones.reporting.console import print_evaluation, print_items, print_table
-from facebones.system.files import atomic_write
+from facebones.system.files import atomic_write, temporary_folder
 from facebones.system.progress import say, tell
 from facebones.training.run import train
 
@@ -190,6 +190,7 @@ def test_control_characters_in_the_names_of_a_data_set(tmp_path, capsys):
     ("error", "line"),
     [
         (MemoryError(), "out of memory; use smaller batches"),
+        (RuntimeError("can't start new thread"), "out of memory: can't start new thread"),
         (MemoryError("Unable to allocate 9.0 GiB for an array"), "out of memory: Unable to allocate 9.0 GiB"),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
@@ -341,3 +342,49 @@ def test_a_failed_write_leaves_no_folder_that_it_made(tmp_path):
     with atomic_write(tmp_path / "old" / "new" / "x") as file:
         file.write(b"x")
     assert (tmp_path / "old" / "new" / "x").read_bytes() == b"x"
+
+
+def in_child(work):
+    """Run `work()` in a forked process that is killed in the end, at a place that `work` chooses or at its end."""
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            work()
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def killed_while_writing(path):
+    with atomic_write(path) as file:
+        file.write(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_while_filling(path):
+    with temporary_folder(path) as folder:
+        (folder / "a").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write_and_what_is_in_use_stays(tmp_path):
+    path = tmp_path / "x.json"
+    for work in (killed_while_writing, killed_while_filling):
+        in_child(lambda work=work: work(path))
+        assert len(list(tmp_path.glob(".x.json.????????.tmp"))) == 1
+        for name in (".y.json.abcdefgh.tmp", ".x.json.mine.tmp"):  # of another file, and not of ours
+            (tmp_path / name).touch()
+        with atomic_write(path) as first, atomic_write(path) as second, temporary_folder(path) as folder:
+            assert folder.is_dir(), "it is in use, as are the files"
+            first.write(b"1"), second.write(b"2")
+        assert {one.name for one in tmp_path.iterdir()} == {"x.json", ".y.json.abcdefgh.tmp", ".x.json.mine.tmp"}
+        assert path.read_bytes() == b"1"
+
+
+def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    in_child(lambda: killed_while_writing(tmp_path / "x"))
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with atomic_write(tmp_path / "x") as file:
+        file.write(b"whole")
+    assert len(list(tmp_path.iterdir())) == 2

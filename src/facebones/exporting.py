@@ -1,8 +1,6 @@
 """Export a trained backbone to one ONNX file, after comparing its embeddings with torch's."""
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from facebones.onnx.backbone import OnnxBackbone
 from facebones.onnx.graph import NETWORK_INPUT, OPSET, PIXEL_INPUT, InputForm, check_packages, quiet, to_onnx
 from facebones.onnx.quantize import METHOD, Calibration, quantize, stack_images
 from facebones.profiling.measurements import measure_timings
-from facebones.system.files import atomic_write, check_writable
+from facebones.system.files import atomic_write, check_writable, temporary_folder
 
 TOLERANCE = 1e-4  # relative to an embedding's norm
 PARITY_BATCHES = (1, 2, 5)
@@ -82,7 +80,7 @@ def export(
     form = PIXEL_INPUT if fold_preprocessing else NETWORK_INPUT
     deployed = deploy_form(network)
     metadata = _metadata(deployed, path, form)
-    with atomic_write(output) as file, _scratch_folder(output) as scratch:
+    with atomic_write(output) as file, temporary_folder(output) as scratch:
         exported = _write_model(scratch / "fp32.onnx", to_onnx(deployed, str(path), form), metadata)
         result: dict[str, Any] = {"output": str(output), "checkpoint": str(path), "opset": OPSET}
         result["parity"] = _parity(network, exported, {"calibration": drawn, **faces}, path)
@@ -151,13 +149,6 @@ def _metadata(network: Backbone, path: Path, form: InputForm) -> dict[str, str]:
     if is_deployed(network):
         metadata["form"] = "deploy"
     return {**metadata, "training_data": training_data} if isinstance(training_data, str) else metadata
-
-
-@contextmanager
-def _scratch_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder on the disk of the output, which must have room for it anyway."""
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp") as folder:
-        yield Path(folder)
 
 
 def _write_model(path: Path, model: Any, metadata: Mapping[str, str]) -> OnnxBackbone:

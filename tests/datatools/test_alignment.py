@@ -18,7 +18,7 @@ from facebones.data.preprocessing import REFERENCE, align_face, five_of_68
 from facebones.datatools import align_folder as alignment
 from facebones.datatools.align_folder import MISSING, Encoding, align_folder
 from facebones.datatools.landmarks import FaceDetector, LandmarkTable, quiet_opencv
-from facebones.datatools.partial_folder import record_name
+from facebones.datatools.partial_folder import PartialFolder, record_name
 from facebones.errors import CheckpointError, ConfigError, DataError, RunError
 from facebones.synthetic.dataset import Shot, draw_shot
 
@@ -266,7 +266,7 @@ def test_a_heading_and_the_marks_of_other_programs_are_admitted(tmp_path):
 
 def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(photos, table, tmp_path, monkeypatch):
     align_folder(photos, tmp_path / "whole", LandmarkTable(table))
-    monkeypatch.setattr("facebones.datatools.partial_folder._write", breaks_at(3))
+    monkeypatch.setattr(PartialFolder, "_write", breaks_at(3))
     with pytest.raises(RunError, match=r"faces\.partial/person1/1\.jpg: cannot be written: No space left.*--resume"):
         align_folder(photos, tmp_path / "faces", LandmarkTable(table))
     monkeypatch.undo()
@@ -279,16 +279,14 @@ def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(photos, table, tmp_p
 
 
 def breaks_at(call):
-    from facebones.datatools.partial_folder import _write
+    original, calls = PartialFolder._write, []
 
-    calls = []
-
-    def write(path, content):
+    def write(self, path, content):
         calls.append(path)
         if len(calls) == call:
-            _write(path, content[: len(content) // 2])
+            original(self, path, content[: len(content) // 2])
             raise OSError(28, "No space left on device")
-        _write(path, content)
+        original(self, path, content)
 
     return write
 

@@ -4,6 +4,7 @@ import filecmp
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ from facebones.data.recordio import MAGIC_BYTES, Header, RecordFile, pack
 from facebones.datatools import convert as conversion
 from facebones.datatools.convert import HEADERS_FOLDER, convert
 from facebones.datatools.partial_folder import record_name
-from facebones.errors import DataError, RunError
+from facebones.errors import DataError, FaceBonesError, RunError
 
 FACES = Path(__file__).parents[3] / "shared" / "faces" / "celeba_cfp"
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "data_formats.md"
@@ -443,3 +444,34 @@ def test_real_faces_survive_the_round_trip(tmp_path):
     before, after = read_pairs(FACES / "lfw.bin"), read_pairs(tmp_path / "lfw.bin")
     assert list(before.images) == list(after.images)
     np.testing.assert_array_equal(before.is_same, after.is_same)
+
+
+@pytest.mark.parametrize("kind", ["folder", "records"])
+def test_a_folder_that_is_removed_while_it_is_filled_is_an_error_and_not_made_again(
+    small_data, tmp_path, monkeypatch, kind
+):
+    source = small_data
+    if kind == "records":
+        source = tmp_path / "images"
+        convert(small_data, source)
+    (tmp_path / "made").mkdir()
+
+    def remover(items, *_):
+        for number, item in enumerate(items):
+            if number == 9:
+                shutil.rmtree(next((tmp_path / "made").iterdir()))
+            yield item
+
+    monkeypatch.setattr("facebones.datatools.convert.track", remover)
+    with pytest.raises(FaceBonesError, match=r"was removed while it was filled|No such file or directory"):
+        convert(source, tmp_path / "made" / "x")
+    assert not list((tmp_path / "made").iterdir())
+    monkeypatch.undo()
+    convert(source, tmp_path / "made" / "x")
+
+
+def test_a_conversion_that_was_killed_before_its_record_was_written_continues(small_data, tmp_path):
+    (tmp_path / "x.partial").mkdir()
+    (tmp_path / "x.partial" / "..conversion.json.abcd_f12.tmp").write_bytes(b"{")
+    convert(small_data, tmp_path / "x", resume=True)
+    assert not list((tmp_path / "x").glob("*.tmp"))

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -272,18 +273,32 @@ def test_two_processes_do_not_write_the_same_file(source, tmp_path):
     run({"a": model(1, Second(1))}, source, tmp_path)
 
 
-@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync"])
-def test_a_full_disk(source, tmp_path, monkeypatch, call):
+@pytest.mark.parametrize("calls", [["posix_fallocate"], ["pwrite"], ["fsync"], ["ftruncate", "posix_fallocate"]])
+def test_a_full_disk(source, tmp_path, monkeypatch, calls):
     run({"b": model(2)}, source, tmp_path)
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, call, full)
+    for call in calls:
+        monkeypatch.setattr(os, call, full)
     with pytest.raises(RunError, match=r"cannot be written: No space left on device; free space"):
         run({"a": model(1)}, source, tmp_path)
     monkeypatch.undo()
     assert np.array_equal(run({"a": model(1)}, source, tmp_path)["a"], run({"a": model(1)}, source)["a"])
+
+
+def test_a_file_that_is_removed_while_it_is_written_gets_no_record(source, tmp_path):
+    """The next pass would find a record without its file."""
+
+    class Remover(Linear):
+        def forward(self, x):
+            shutil.rmtree(tmp_path / "new", ignore_errors=True)
+            return super().forward(x)
+
+    with pytest.raises(RunError, match=r"a.features.npy: was removed while it was written; run the same command again"):
+        run({"a": model(1, Remover(1))}, source, tmp_path / "new")
+    run({"a": model(1)}, source, tmp_path / "new")
 
 
 def test_the_space_is_reserved_at_the_first_batch(source, tmp_path):

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,7 +22,7 @@ from facebones.recipe import OptimizerConfig
 from facebones.reporting.plots.report_plots import report_plots
 from facebones.run_folder import RunFolder, read_metrics
 from facebones.training.callbacks import Callback
-from facebones.training.logs import Meter, validation_line
+from facebones.training.logs import Meter, MetricsLog, validation_line
 from facebones.training.optimizer import build_optimizer
 from facebones.training.run import TrainingLoop, resume, train
 from facebones.training.step import draw_mirrored, network_input
@@ -121,9 +123,10 @@ def test_the_error_names_the_first_bad_step_and_nothing_of_it_is_kept(tiny_recip
     built.train_step(bad)
     hook.remove()
     built.train_step(after)
+    (tmp_path / "config.yaml").touch()
     with pytest.raises(RunError, match=r"step 2: .*not applied"):
         TrainingLoop(built, RunFolder(tmp_path))._save(None)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 class Questions(TorchDispatchMode):
@@ -364,3 +367,13 @@ def test_a_run_folder_that_is_removed_ends_the_training_at_the_next_save(tiny_re
     with pytest.raises(RunError, match="run: the run folder was removed while its training went on"):
         train(tiny_recipe(), tmp_path / "run", "cpu", callbacks=[Remover()])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_line_that_could_not_be_written_is_no_second_error_when_the_log_is_closed(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    with Path("/dev/full").open("wb") as full:
+        os.dup2(full.fileno(), log._file.fileno())
+    with pytest.raises(RunError, match=r"metrics.jsonl: cannot be written: No space left on device"):
+        log.write("train", {"step": 1})
+    log.close()

@@ -305,9 +305,12 @@ def _evaluate_scores(arguments: Arguments) -> None:
 def _show(arguments: Arguments, contents: list[Any]) -> None:
     if arguments.output is not None:
         from facebones.reporting.evaluation_plots import write_evaluation_plots
+        from facebones.system.files import check_written
 
+        results = [path for path in arguments.output.iterdir() if path.is_file()]
         for content in contents:
             write_evaluation_plots(content, arguments.output)
+        check_written(results)
     if arguments.json:
         print(json.dumps(contents[0] if len(contents) == 1 else contents, indent=2))
         return

@@ -34,7 +34,8 @@ COMMANDS = (
 FIELD = re.compile(r"--\w+\.\w")
 # Commands that take training data in several folders, and the argument that does.
 TAKES_FOLDERS = {"train": "data", "resume": "data", "compare": "data", "data inspect": "path", "data convert": "source"}
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc")  # torch, on the CPU
+# Of torch on the CPU, and of Python.
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "can't start new thread")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -35,8 +34,8 @@ from facebones.datatools.partial_folder import (
     records_origin,
     refuse_existing,
 )
-from facebones.errors import DataError
-from facebones.system.files import atomic_write
+from facebones.errors import DataError, RunError
+from facebones.system.files import atomic_write, cannot_write, temporary_folder
 from facebones.system.processes import CAN_FORK, map_forked
 from facebones.system.progress import track
 
@@ -314,14 +313,16 @@ def _new_folder(destination: Path) -> Iterator[Path]:
     """Yield a hidden folder that is renamed to `destination` when the block ends without an error."""
     if is_occupied(destination):
         refuse_existing(destination)
-    building = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    try:
+    with temporary_folder(destination) as building:
         yield building
-        if destination.exists():
-            destination.rmdir()
-        building.rename(destination)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        if not (building / "train.rec").is_file():  # what was written after that has made the folder again
+            raise RunError(f"{building}: was removed while it was filled; run the same command again")
+        try:
+            if destination.exists():
+                destination.rmdir()
+            building.rename(destination)
+        except OSError as error:
+            raise cannot_write(destination, error) from error
 
 
 def _refuse_image(image: bytes, what: str) -> str:

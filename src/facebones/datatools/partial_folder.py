@@ -19,7 +19,7 @@ from facebones.data.folders import RecordSet
 from facebones.data.pair_bins import PairSet
 from facebones.data.training_set import LABEL_KEYS, evenly
 from facebones.errors import DataError, RunError
-from facebones.system.files import BAD_PLACE, cannot_write, write_json
+from facebones.system.files import BAD_PLACE, cannot_write, remove_leftovers, write_json
 
 SAMPLE = 64  # images that are compared, whatever their number: takes a fraction of a second
 HEAD_BYTES = 2**16  # of a photo
@@ -213,6 +213,8 @@ class PartialFolder:
         if error is not None:
             self._give_back()
             return
+        if not (self.path / self._record_name).is_file():
+            raise self._removed()
         if self.resume:
             self._refuse_other_files()
         if self.destination.exists():
@@ -236,7 +238,7 @@ class PartialFolder:
         if self.resume and _holds(path, content):
             return True
         try:
-            _write(path, content)
+            self._write(path, content)
         except OSError as error:
             where = f"{self._shown}/{name}"
             if error.errno in BAD_PLACE:
@@ -273,6 +275,8 @@ class PartialFolder:
     def _record(self, folder: Path) -> None:
         """Record the origin of a folder; refuse a folder of another origin, or of other work."""
         path, record = folder / self._record_name, self.origin.record()
+        if folder == self.path:
+            remove_leftovers(path)  # of a run that was killed before it had a record
         if is_occupied(folder):
             earlier = read_record(path)
             if earlier is None:
@@ -291,6 +295,24 @@ class PartialFolder:
         if self._was_finished:
             with suppress(OSError):  # the first error is the one to report
                 self.path.rename(self.destination)
+
+    def _write(self, path: str, content: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            if not self.path.is_dir():  # or else it would be made again, without what was in it
+                raise self._removed() from None
+            os.makedirs(path.rpartition("/")[0], exist_ok=True)  # noqa: PTH103
+            descriptor = os.open(path, flags, 0o666)
+        try:
+            if os.write(descriptor, content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)
+
+    def _removed(self) -> RunError:
+        return RunError(f"{self.path}: was removed while it was filled; run the same command again")
 
     def _rename(self, old: Path, new: Path) -> None:
         try:
@@ -335,17 +357,3 @@ def _holds(path: str, content: bytes) -> bool:
             return file.read(len(content) + 1) == content
     except FileNotFoundError:
         return False
-
-
-def _write(path: str, content: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    try:
-        descriptor = os.open(path, flags, 0o666)
-    except FileNotFoundError:
-        os.makedirs(path.rpartition("/")[0], exist_ok=True)  # noqa: PTH103
-        descriptor = os.open(path, flags, 0o666)
-    try:
-        if os.write(descriptor, content) != len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-        os.close(descriptor)

@@ -17,12 +17,13 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import numpy as np
 
-from facebones.errors import ConfigError
+from facebones.errors import ConfigError, RunError
 from facebones.evaluation.feature_record import Ranges, merged, part_path, part_paths, prefix, read_ranges, read_record
 from facebones.evaluation.models import Features
 from facebones.system.distributed import ALONE, World
@@ -48,7 +49,7 @@ class FeatureFile:
     Raises:
         ConfigError: the files are broken or of something else, another process writes them, or the folder cannot be
             written.
-        RunError: the disk is full.
+        RunError: the disk is full, or the file was removed meanwhile.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class FeatureFile:
         if self._world.size == 1:
             self._write_record(merged([*self._found, *self._written]))
         else:
-            write_json(
+            self._write_json(
                 part_path(self._record_path, self._world.rank), {"pass": self._pass, "done": _listed(self._written)}
             )
         self._unsynced, self._synced_at = False, time.monotonic()
@@ -219,7 +220,7 @@ class FeatureFile:
         """Create the file in its full size. The record is written first, so that the file is never without one."""
         self._open()
         self._lock(shared=False)
-        write_json(self._record_path, self._record | {"complete": 0})
+        self._write_json(self._record_path, self._record | {"complete": 0})
         self._remove_parts()
         header = io.BytesIO()
         kind = np.lib.format.dtype_to_descr(self._kind)
@@ -273,7 +274,8 @@ class FeatureFile:
             else:
                 os.ftruncate(file, size)
         except OSError as error:
-            os.ftruncate(file, 0)  # release the space that was reserved
+            with suppress(OSError):  # a disk that has become read-only
+                os.ftruncate(file, 0)  # release the space that was reserved
             raise cannot_write(self.path, error) from error
 
     def _write(self, offset: int, content: bytes) -> None:
@@ -295,7 +297,13 @@ class FeatureFile:
             record["done"] = _listed(beyond)
         if self._pass and complete < self._shape[0]:
             record["pass"] = self._pass
-        write_json(self._record_path, record)
+        self._write_json(self._record_path, record)
+
+    def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Write a record, but not of a file that was removed meanwhile: the next pass would miss it."""
+        if self._file is not None and os.fstat(self._file).st_nlink == 0:
+            raise RunError(f"{self.path}: was removed while it was written; run the same command again")
+        write_json(path, content)
 
     def _remove_parts(self) -> None:
         for path in part_paths(self._record_path):

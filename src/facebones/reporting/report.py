@@ -19,7 +19,7 @@ from facebones.reporting.table_files import Beginning, save_tables, table_texts
 from facebones.reporting.tables import report_tables
 from facebones.reporting.variants import VariantTest
 from facebones.reporting.words import set_words
-from facebones.system.files import write_json
+from facebones.system.files import check_written, write_json
 from facebones.system.progress import say
 
 PAGE = "report.html"
@@ -57,13 +57,16 @@ def write_report(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     # Everything is built and every path checked before the first write, so that an error leaves the old report whole.
     beginning = Beginning(title=results.title or "facebones", sentences=words.sentences, notes=cautions(results))
     texts, page = table_texts(tables, beginning), page_text(results, tables, words)
-    check_places(output, [*plots, *(output / name for name in (*texts, RESULTS, PAGE))])
+    files = [output / name for name in (*texts, RESULTS, PAGE)]
+    check_places(output, [*plots, *files])
     stale = listed_plots(output / RESULTS) - set(plots)
     write_plots(results, output / PLOTS)
+    drawn = [path for path in plots if path.is_file()]
     remove_plots(stale)
     save_tables(texts, output)
     write_json(output / RESULTS, content)
     save_page(page, output / PAGE)
+    check_written([*drawn, *files])
     return content
 
 

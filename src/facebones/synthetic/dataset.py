@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Timer
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ from facebones.datatools.convert import convert
 from facebones.errors import ConfigError, DataError, RunError, UnknownNameError
 from facebones.synthetic.identity import Identity, draw_identity
 from facebones.synthetic.image import FaceImage, draw_face, draw_loose_crop, image_generator, numbered_identity
-from facebones.system.files import cannot_write
+from facebones.system.files import cannot_write, temporary_folder
 from facebones.system.processes import leave_signals_to_parent, signals_deferred
 from facebones.system.progress import track
 
@@ -273,10 +272,9 @@ def _new_folder(destination: Path) -> Iterator[tuple[Path, Path]]:
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
         raise DataError(f"{destination}: exists and is not an empty folder; remove it or choose another name")
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as scratch:
-            building = Path(scratch) / "building"
-            yield building, Path(scratch)
+        with temporary_folder(destination) as scratch:
+            building = scratch / "building"
+            yield building, scratch
             if destination.exists():
                 destination.rmdir()
             building.rename(destination)

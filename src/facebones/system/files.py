@@ -1,8 +1,11 @@
 """Atomic writes, checks that a place can be written, and safe reading of NumPy files from untrusted sources."""
 
 import errno
+import fcntl
 import json
 import os
+import re
+import shutil
 import tempfile
 import threading
 import zlib
@@ -41,7 +44,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
     A reader sees the old content or the new, never a part. The content goes to a temporary file in the same folder,
     which is synced to disk and renamed. On an error, the temporary file is removed and an existing `path` is unchanged.
-    Parent folders are created, and removed again on an error.
+    Parent folders are created, and removed again on an error. What a killed process left of `path` is removed.
 
     Raises:
         RunError: the disk is full or fails.
@@ -56,26 +59,107 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     temporary: str | None = None
+    with _parents_of(path):
+        try:
+            descriptor, temporary = _new_temporary(path)
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
+                os.fsync(file.fileno())
+                Path(temporary).replace(path)  # still locked: nobody takes it for a leftover
+            temporary = None
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        finally:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new hidden folder beside `path`, which the block may rename; else it is removed at the end.
+
+    What a killed process left of `path` is removed.
+
+    Raises:
+        RunError, ConfigError: it cannot be made.
+    """
+    path = Path(path)
+    with _parents_of(path):
+        try:
+            descriptor, folder = _new_temporary(path, folder=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        try:
+            Path(folder).chmod(0o777 & ~_umask())
+            yield Path(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+
+
+@contextmanager
+def _parents_of(path: Path) -> Iterator[None]:
+    """Make the folders above `path`; those that were made and are empty at the end are removed."""
     new_folders = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-        temporary = None
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        yield
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         for folder in new_folders:  # the innermost first; one that is not empty stays
             with suppress(OSError):
                 folder.rmdir()
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files and folders of `path` that killed processes have left.
+
+    Those in use are locked by the process that made them, and stay; so do all where files cannot be locked.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")
+    with suppress(OSError):
+        for name in [name for name in os.listdir(path.parent) if pattern.fullmatch(name)]:  # noqa: PTH208
+            _remove_unused(path.parent / name)
+
+
+def _remove_unused(leftover: Path) -> None:
+    is_folder = leftover.is_dir() and not leftover.is_symlink()
+    with suppress(OSError):
+        descriptor = os.open(leftover, os.O_NOFOLLOW | (os.O_RDONLY if is_folder else os.O_RDWR))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(leftover) if is_folder else leftover.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def _new_temporary(path: Path, *, folder: bool = False) -> tuple[int, str]:
+    """The descriptor and name of a new temporary file or folder beside `path`, which is locked while it is open."""
+    remove_leftovers(path)
+    place: dict[str, Any] = {"dir": path.parent, "prefix": f".{path.name}.", "suffix": ".tmp"}
+    while True:
+        if folder:
+            name = tempfile.mkdtemp(**place)
+            descriptor = os.open(name, os.O_RDONLY)
+        else:
+            descriptor, name = tempfile.mkstemp(**place)
+        if _is_ours(descriptor, name):
+            return descriptor, name
+        os.close(descriptor)
+
+
+def _is_ours(descriptor: int, name: str | Path) -> bool:
+    """Lock a new file or folder for as long as it is open; False if another process took it for a leftover before."""
+    with suppress(OSError):  # no locks here: nobody removes it
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(name))  # noqa: PTH116
+    return False
 
 
 def cannot_write(path: str | os.PathLike[str], error: OSError) -> FaceBonesError:
@@ -121,6 +205,17 @@ def stand_in(path: str | os.PathLike[str]) -> str | None:
     with Path(path).open("rb") as file:
         start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((what for what, beginnings in STAND_INS.items() if start.startswith(beginnings)), None)
+
+
+def check_written(paths: Iterable[Path]) -> None:
+    """Check at the end of a command that what it has written is there: a later file makes a removed folder again.
+
+    Raises:
+        RunError: a file is missing.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise RunError(f"{path}: was removed while files were written beside it; run the same command again")
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:

@@ -7,7 +7,7 @@ before they continue, so that they save and stop at the same step.
 import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -243,25 +243,40 @@ class TrainingLoop:
 
     def _save(self, log: MetricsLog, *, in_background: bool = False) -> None:
         with agreed(self.world):  # a save would make the folder again, without what `resume` needs
-            if self.world.is_first and not self.folder.path.is_dir():
-                raise RunError(
-                    f"{self.folder.path}: the run folder was removed while its training went on, which ends at step"
-                    f" {self.trainer.step}; start a new run"
-                )
+            self._refuse_removed()
         self.trainer.read_back_metrics()
         if self.trainer.parallel is not None:
             self.trainer.parallel.share_statistics()
         state = self.trainer.state_dict(log.length)
-        if in_background:
-            self._saving.begin(state)
-        else:
-            self._saving.complete()
-            save_state(self.folder.last, self.folder.last_index, state, self.world)
+        with self._resume_named():
+            if in_background:
+                self._saving.begin(state)
+            else:
+                self._saving.complete()
+                save_state(self.folder.last, self.folder.last_index, state, self.world)
+
+    @contextmanager
+    def _resume_named(self) -> Iterator[None]:
+        """Where a save fails, say how to continue from the one before, which is whole."""
+        try:
+            yield
+        except FaceBonesError:
+            if self.world.is_first and self.folder.has_last:
+                say(f"the save before is whole; fix the error below, then continue with: {self.folder.resume_command}")
+            raise
+
+    def _refuse_removed(self) -> None:
+        if self.world.is_first and not self.folder.config.is_file():
+            raise RunError(
+                f"{self.folder.path}: the run folder was removed while its training went on, which ends at step"
+                f" {self.trainer.step}; start a new run"
+            )
 
     def _commit_written(self, *, writes: bool, failed: bool) -> None:
         """Make what was written in the background the checkpoint, once no process writes any more."""
         if failed:
-            self._saving.complete()  # raises the error in every process
+            with self._resume_named():
+                self._saving.complete()  # raises the error in every process
         elif not writes:
             with agreed(self.world):
                 self._saving.commit()
@@ -272,6 +287,7 @@ class TrainingLoop:
         with agreed(self.world):
             if self.world.is_first:
                 result = write_result(self.folder, self.trainer)
+                self._refuse_removed()
         self.callbacks.on_end(result)
         return gather_objects(self.world, result)[0]  # type: ignore[no-any-return]
 
