@@ -4,7 +4,9 @@ The study has 14 backbones, three seeds, five sets and 100,000 steps. Its page i
 turn with a page that holds nothing but plotly.js and a table: the plain reference. Said are seconds up to
 DOMContentLoaded, to load and to the first sorting that has succeeded, and processor seconds of the page's main thread.
 
-    python benchmarks/report_page.py [--page REPORT.html] [--turns 5] [--output FILE.json]
+    python benchmarks/report_page.py [--page REPORT.html | --plots] [--turns 5] [--output FILE.json]
+
+With `--plots`, the plots of the study are written as well, and their processor seconds are said.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reporting"))
@@ -22,6 +25,7 @@ from synthetic_study import make_large_study
 from facebones.reporting.answer import answer
 from facebones.reporting.load import load_results
 from facebones.reporting.page import page_text, save_page
+from facebones.reporting.plots.report_plots import write_plots
 from facebones.reporting.tables import report_tables
 
 PLAIN = """<!doctype html><meta charset="utf-8"><title>plain</title><table class="sortable"><thead><tr><th>
@@ -46,6 +50,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--page", type=Path, help="a page that is there; by default one of a large study is made")
+    parser.add_argument("--plots", action="store_true", help="of the study that is made, write the plots as well")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the results as JSON")
     arguments = parser.parse_args()
@@ -56,6 +61,10 @@ def main() -> None:
         if arguments.page is None:
             found = load_results(make_large_study(folder / "study"))
             save_page(page_text(found, report_tables(found), answer(found)), pages["ours"])
+            if arguments.plots:
+                start = time.process_time()
+                files = write_plots(found, folder / "plots")
+                print(f"{len(files)} files of plots: {time.process_time() - start:.1f} s (processor)")
         results = measure(pages, arguments.turns)
         size = pages["ours"].stat().st_size / 1e6
     print(f"{size:.1f} MB; {'parsed':>8} {'loaded':>8} {'sorted':>8} {'processor':>9} s, medians of {arguments.turns}")
