@@ -106,7 +106,11 @@ def test_help_of_train_names_the_fields_of_a_recipe(capsys):
     assert "--optimizer.learning_rate VALUE" in capsys.readouterr().out
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("examples/README.md", "SECURITY.md", "CONTRIBUTING.md")),
+]
 
 
 def command_lines(page):

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -196,6 +197,11 @@ def test_control_characters_in_the_names_of_a_data_set(tmp_path, capsys):
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
             "out of memory: [enf",
         ),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "out of memory: libtorch_cpu.so"),
+        (RuntimeError("can't start new thread"), "can't start new thread: out of memory or of processes; raise"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory; use smaller batches"),
+        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "Resource temporarily unavailable; raise the lim"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files; raise the limit of open files"),
     ],
 )
 def test_an_allocation_that_fails_is_one_line(capsys, monkeypatch, error, line):
@@ -206,6 +212,47 @@ def test_an_allocation_that_fails_is_one_line(capsys, monkeypatch, error, line):
     assert main(["data", "inspect", "a"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"facebones: {line}") and said.count("\n") == 1
+
+
+def test_a_library_fault_is_a_lack_of_memory_where_memory_is_limited_only(capsys, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("could not create a primitive")  # oneDNN
+
+    monkeypatch.setattr("facebones.datatools.inspect.inspect_data", fail)
+    with pytest.raises(RuntimeError, match="primitive"):
+        main(["data", "inspect", "a"])
+    monkeypatch.setattr("resource.getrlimit", lambda _: (2**30, 2**30))
+    assert main(["data", "inspect", "a"]) == 1
+    assert capsys.readouterr().err.startswith("facebones: out of memory: could not create a primitive")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mebibytes", [150, 500, 800, 1200, 1500])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train demo --data {data} --output {output} --workers 0 --device cpu --training.epochs 1 --batch-size 16",
+        "evaluate pairs --model shufflefacenet_0_5 --data {data}/tiny.bin --output {output} --device cpu",
+        "data inspect {data}",
+        "data convert {data} {output}",
+    ],
+    ids=lambda words: words.split(" --")[0],
+)
+def test_memory_that_ends_anywhere_is_one_line(small_data, tmp_path, words, mebibytes):
+    command = words.format(data=small_data, output=tmp_path / "out").split()
+    limit = (mebibytes * 2**20, mebibytes * 2**20)
+    done = subprocess.run(
+        [sys.executable, "-m", "facebones", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit),
+    )
+    lines = done.stderr.splitlines()
+    assert done.returncode in (0, 1, 2)
+    assert "Traceback" not in done.stderr
+    ends = ("facebones: ", "OpenBLAS error: ")  # NumPy's OpenBLAS ends the process itself, while it is imported
+    assert done.returncode == 0 or [line for line in lines if line.startswith(ends)] == lines[-1:]
 
 
 # ----------------------------------------------------------------------------------------------------- signals

@@ -1,5 +1,6 @@
 """RecordIO: what is written is read back, real files are understood, broken ones are named."""
 
+import contextlib
 import pickle
 import struct
 from pathlib import Path
@@ -190,6 +191,7 @@ def test_record_too_short_for_its_header(tmp_path):
         ("0\t0\n1\t33\n", r"a\.idx, line 2: key 1: byte offset 33 is not a multiple of 4"),
         ("0\t0\n1\t99999999999999999999\n", r"a\.idx, line 2: key 1: byte offset \d+ is outside the file"),
         ("0\t0\n1\t32\n0\t68\n", r"a\.idx, line 3: key 0 a second time, byte 0 has it too"),
+        ("0\t0\n1\t32\n2\t0\n", r"a\.idx, line 3: key 2: byte offset 0 is that of key 0, too; restore"),
     ],
 )
 def test_broken_index_is_named_by_line(tmp_path, index, message):
@@ -216,6 +218,41 @@ def test_index_that_was_cut_short_loses_no_image_in_silence(tmp_path, lines, pay
     assert f"{path} has {size} bytes; restore the index, or remove it to have" in str(error.value)
     index.unlink()
     assert len(RecordFile(path)) == 5
+
+
+frames = st.tuples(st.sampled_from([0, 0, 0, 1, 3]), st.integers(0, 20), st.integers(0, 3))
+
+
+@same_folder
+@given(frames=st.lists(frames, max_size=30), order=st.permutations(range(31)))
+def test_all_records_of_an_index_are_no_larger_than_the_file(tmp_path, frames, order):
+    """Each frame has a kind, claims so many words and is followed by fewer: the next may lie within it."""
+    frames = [*frames, (0, 0, 0)]
+    content = b"".join(
+        struct.pack("<II", MAGIC, kind << 29 | 4 * claim) + bytes(4 * own) for kind, claim, own in frames
+    )
+    starts = np.cumsum([0, *(8 + 4 * own for _, _, own in frames)]).tolist()
+    (tmp_path / "a.rec").write_bytes(content)
+    (tmp_path / "a.idx").write_text("".join(f"{key}\t{starts[key]}\n" for key in order if key < len(frames)))
+    records, total = RecordFile(tmp_path / "a.rec"), 0
+    for position in range(len(records)):
+        with contextlib.suppress(DataError):
+            total += len(records.read(position))
+    assert total <= len(content)
+
+
+def test_record_within_another_is_refused_when_it_is_read(tmp_path):
+    path = write(tmp_path / "a.rec", {0: bytes(24) + struct.pack("<I", 4) + b"abcd", 1: b"e"})
+    content = bytearray(path.read_bytes())
+    content[28:32] = MAGIC_BYTES  # in the payload of record 0, which no writer does
+    path.write_bytes(content)
+    path.with_suffix(".idx").write_text("0\t0\n1\t40\n")
+    assert RecordFile(path).read(0)
+    path.with_suffix(".idx").write_text("0\t0\n2\t28\n1\t40\n")
+    records = RecordFile(path)
+    assert records.read(1) == b"abcd"
+    with pytest.raises(DataError, match=r"byte 0: the record claims 32 bytes, but the index has another at byte 28"):
+        records.read(0)
 
 
 def test_index_with_line_ends_of_windows_or_none_at_the_end(tmp_path):

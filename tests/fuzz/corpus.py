@@ -24,7 +24,7 @@ from safetensors.torch import save as save_safetensors
 from targets import TARGETS
 
 from facebones.data.record_writer import RecordWriter
-from facebones.data.recordio import Header, pack
+from facebones.data.recordio import FIRST, LAST, LENGTH_BITS, MAGIC, MIDDLE, Header, pack
 
 Files = Mapping[str, bytes]
 BIG = b"\x8a\x06" + (2**40).to_bytes(6, "little")  # LONG1
@@ -95,6 +95,16 @@ def _records(*labels: float) -> Files:
                 writer.write(key, pack(Header(label, key), seeds.image(number=key)))
 
     return seeds.in_folder(make)
+
+
+def _parts_of_one_record(keys: int) -> Files:
+    """A record of 20,000 parts, and an index in which each key is this record's."""
+
+    def part(kind: int, payload: bytes) -> bytes:
+        return struct.pack("<II", MAGIC, kind << LENGTH_BITS | len(payload)) + payload
+
+    parts = part(FIRST, pack(Header(1.0, 1))) + part(MIDDLE, b"") * 20_000 + part(LAST, b"end.")
+    return {"train.rec": parts, "train.idx": b"".join(b"%d\t0\n" % key for key in range(1, keys + 1))}
 
 
 def _onnx(change: Callable[[bytes], bytes], number: int = 0) -> Files:
@@ -195,6 +205,7 @@ CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
         lambda: {**_records(0, 1), "train.idx": b"1\t99999999999999999999999\n2\t0\n"},
         "",
     ),
+    "index of one record for each key": ("records", lambda: _parts_of_one_record(2000), "is that of key 1, too"),
     "checkpoint of a claimed bytearray": (
         "checkpoints",
         lambda: _torch_pickle(b"c__builtin__\nbytearray\n" + BIG + b"\x85R"),

@@ -2,9 +2,11 @@
 
 import json
 from itertools import combinations
+from unittest.mock import patch
 
 import numpy as np
 
+from facebones.backbones import list_backbones
 from facebones.recipe import dump_recipe, recipe_from_dict
 
 SMALL, MIDDLE, LARGE = "shufflefacenet_0_5", "shufflefacenet_1_0", "shufflefacenet_1_5"
@@ -266,3 +268,31 @@ def make_study(
     }
     write(folder / "study.json", content)
     return folder
+
+
+LARGE_STEPS, LARGE_SETS = 100_000, ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")
+
+
+def make_large_study(folder):
+    """A study of 14 backbones, three seeds and five sets, with 100,000 steps each."""
+    names = [name for name in list_backbones() if not name.startswith("timm")][:14]
+    with patch.dict(PARAMETERS, {name: 500_000 * place for place, name in enumerate(names, 1)}):
+        study = make_study(folder, backbones=names, seeds=(0, 1, 2), sets=LARGE_SETS)
+    for run in study.glob("runs/*/*"):
+        _write_lines(run)
+    return study
+
+
+def _write_lines(run):
+    """A line each ten steps, and the sets a hundred times."""
+    line = (
+        '{"kind": "train", "step": %d, "epoch": 1, "loss": %.15g, "learning_rate": 0.0186888, "gradient_norm": 555.5}\n'
+    )
+    with (run / "metrics.jsonl").open("w") as file:
+        for start in range(0, LARGE_STEPS, 1000):
+            file.write("".join(line % (step, 9 + step % 97 / 300) for step in range(start + 10, start + 1001, 10)))
+            for name in LARGE_SETS:
+                row = validation(name, start + 1000, 0.5 + start / 3e5, 0.95)
+                file.write(json.dumps({"kind": "validation", **row}) + "\n")
+    result = json.loads((run / "result.json").read_text())
+    write(run / "result.json", result | {"steps": LARGE_STEPS})

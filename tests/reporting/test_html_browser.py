@@ -1,28 +1,19 @@
 """The interactive page as a reader meets it: in a real browser, with mouse, keyboard, phone and paper."""
 
 import re
-import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib import resources
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Error, expect, sync_playwright
+from browser import chromium
+from playwright.sync_api import Error, expect
 
 from facebones.reporting.answer import Answer
 from facebones.reporting.page import page_text, save_page
 from facebones.system.number_format import rounded
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 700}
 
 # Indices of the backbones that each plot shows, by their traces.
@@ -56,15 +47,12 @@ COLOURS = """() => [getComputedStyle(document.body).backgroundColor,
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium, of the system or Playwright's own."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with sync_playwright() as playwright:
+    with ExitStack() as stack:
         try:
-            found = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+            found = stack.enter_context(chromium())
         except Error as error:
             pytest.fail(f"no browser to look at the page with: `make test` installs one ({error})", pytrace=False)
         yield found
-        found.close()
 
 
 def test_the_page_rounds_as_the_tables_do(browser):

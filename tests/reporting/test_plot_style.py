@@ -9,11 +9,12 @@ from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 
 from facebones.errors import ConfigError, RunError
-from facebones.reporting.plots.labels import fix_layout
 from facebones.reporting.plots.style import (
     curve_axes,
+    fix_layout,
     in_percent,
     label_axes,
     legend_below,
@@ -69,6 +70,14 @@ def test_one_call_writes_several_formats(tmp_path):
     save_plot(labelled_figure(), paths)
     assert [path.name for path in paths] == ["roc.png", "roc.pdf"]
     assert sorted((tmp_path / "v1.5").iterdir()) == sorted(paths)
+
+
+def test_a_figure_is_drawn_once_for_each_file(tmp_path, monkeypatch):
+    drawn = []
+    draw = Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda figure, renderer: drawn.append(1) or draw(figure, renderer))
+    save_plot(labelled_figure(), plot_paths(tmp_path / "plot", ("png", "pdf", "svg")))
+    assert len(drawn) == 3
 
 
 @pytest.mark.parametrize("name", ["plot.docx", "plot", "png"])

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 
 from facebones.errors import DataError
@@ -331,6 +330,17 @@ def cells(axes):
     return {(round(text.get_position()[1]), round(text.get_position()[0])): text for text in axes.texts}
 
 
+def squares(axes):
+    """Colour and hatch of the cells, by row and column."""
+    found = {}
+    for group in axes.collections:
+        colours = group.get_facecolor()  # none for the lines between the cells
+        for number, path in enumerate(group.get_paths() if len(colours) else []):
+            column, row = path.get_extents().get_points().mean(axis=0)
+            found[round(row), round(column)] = (colours[number % len(colours)], group.get_hatch())
+    return found
+
+
 @pytest.mark.parametrize("backbones", [["a", "b", "c"], FOURTEEN])
 def test_the_heat_map_holds_the_tests(backbones):
     results = made_up_results(backbones)
@@ -343,11 +353,7 @@ def test_the_heat_map_holds_the_tests(backbones):
         assert [label.get_text() for label in axis.get_ticklabels()] == names
     found, tests = cells(axes), results.tests(metric)
     assert len(found) == 2 * len(tests) == len(names) * (len(names) - 1)
-    hatched = {
-        (round(patch.get_y() + 0.5), round(patch.get_x() + 0.5))
-        for patch in axes.patches
-        if isinstance(patch, Rectangle) and patch.get_hatch()
-    }
+    hatched = {place for place, (_, hatch) in squares(axes).items() if hatch}
     for test in tests:
         place = (names.index(test.first), names.index(test.second))
         assert float(found[place].get_text()) == pytest.approx(100 * test.difference, abs=0.0051)
@@ -369,8 +375,12 @@ def test_cells_are_readable():
     axes = figure.axes[0]
     figure.draw_without_rendering()
     width, height = (axes.transData.transform([[1, 0]]) - axes.transData.transform([[0, 1]]))[0]
-    for text in axes.texts:
-        light, dark = sorted((luminance(text.get_color()), luminance(text.get_bbox_patch().get_facecolor())))[::-1]
+    behind = squares(axes)
+    assert behind.keys() == cells(axes).keys()
+    for place, text in cells(axes).items():
+        colour, hatch = behind[place]
+        assert bool(hatch) == (text.get_bbox_patch() is not None)  # no hatch behind the letters
+        light, dark = sorted((luminance(text.get_color()), luminance(colour[:3])))[::-1]
         assert (light + 0.05) / (dark + 0.05) >= 4.5
         extent = text.get_window_extent()
         assert extent.width < width and extent.height < height

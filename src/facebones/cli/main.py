@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import re
+import resource
 import shlex
 import sys
 from collections.abc import Sequence
@@ -34,9 +35,17 @@ COMMANDS = (
 FIELD = re.compile(r"--\w+\.\w")
 # Commands that take training data in several folders, and the argument that does.
 TAKES_FOLDERS = {"train": "data", "resume": "data", "compare": "data", "data inspect": "path", "data convert": "source"}
-# Of torch on the CPU, and of Python.
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "can't start new thread")
+# Of torch on the CPU; of the system's loader, for the parts of a library that is imported.
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "failed to map segment")
+# What libraries say of a failed allocation, but not of it alone; it counts where the memory is limited.
+FAILED_CALLS = ("could not create a primitive", "could not create a memory", "annot allocate memory", "returned NULL")
+NO_THREAD = "can't start new thread"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LACKING = {
+    errno.ENOMEM: "use smaller batches, fewer workers or less data at a time",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or use fewer workers",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer workers",
+}  # memory, processes, open files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         discard(sys.stdout)
     except OSError as error:
-        if "--debug" in argv or not (error.filename or error.errno in FULL):
+        if "--debug" in argv or not (error.filename or error.errno in (*FULL, *LACKING)):
             raise
         return _report(error)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ImportError, SystemError) as error:
         if "--debug" in argv or (reason := _lacking_memory(error)) is None:
             raise
         _say(reason)
@@ -136,10 +145,17 @@ def _lacking_memory(error: Exception) -> str | None:
     """What to say about an allocation that has failed; None if the error is another one."""
     if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: it may not be imported
         return f"the GPU is out of memory; use smaller batches: {first_line(error)}"
-    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+    if NO_THREAD in str(error):
+        return f"{NO_THREAD}: out of memory or of processes; raise the limits (ulimit -v, -u) or use fewer workers"
+    signs = (*OUT_OF_MEMORY, *(FAILED_CALLS if _memory_is_limited() else ()))
+    if isinstance(error, MemoryError) or any(words in str(error) for words in signs):
         more = f": {first_line(error)}" if str(error) else ""
         return f"out of memory{more:.200}; use smaller batches, fewer workers or less data at a time"
     return None
+
+
+def _memory_is_limited() -> bool:
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _report(error: OSError) -> int:
@@ -147,6 +163,9 @@ def _report(error: OSError) -> int:
     if error.filename:
         _say(f"{error.filename}: {error.strerror}")
         return 2
+    if error.errno in LACKING:
+        _say(f"{error.strerror}; {LACKING[error.errno]}")
+        return 1
     discard(sys.stdout)  # errors of files have a name, so stdout is full
     _say(f"standard output: {error.strerror}; free space or send it elsewhere")
     return 1

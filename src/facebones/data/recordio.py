@@ -149,6 +149,7 @@ class RecordFile:
             self.key_runs = Runs.of(map(self._ids, blocks(len(self.offsets))))
         self._refuse_duplicates()
         if self.index_path is not None:
+            self._refuse_repeated_offsets(self.index_path)
             self._refuse_short_index(self.index_path)
 
     def __len__(self) -> int:
@@ -196,11 +197,18 @@ class RecordFile:
         Raises:
             DataError: the record is broken; names file and byte offset.
         """
-        return self._record(int(self.offsets[position]))[0]
+        return self._record(position)[0]
 
-    def _record(self, offset: int) -> tuple[bytes, int]:
-        """The record at `offset` with its parts joined, and the offset after it."""
-        kind, payload, following = self._part(offset)
+    def _record(self, position: int) -> tuple[bytes, int]:
+        """The record with its parts joined, and the offset after it.
+
+        It ends where the next one in the file begins, at the latest: records within one another, of which a small file
+        can hold thousands, would be read again and again.
+        """
+        offset, ascending = int(self.offsets[position]), self._ascending
+        place = int(ascending.searchsorted(offset, side="right"))
+        end = int(ascending[place]) if place < len(ascending) else self.size
+        kind, payload, following = self._part(offset, end)
         if kind == WHOLE:
             return payload, following
         if kind != FIRST:
@@ -208,7 +216,7 @@ class RecordFile:
         parts = [payload]
         while kind != LAST:
             offset = following
-            kind, payload, following = self._part(offset)
+            kind, payload, following = self._part(offset, end)
             if kind not in (MIDDLE, LAST):
                 self._fail(offset, f"part of kind {kind} inside a record of several parts")
             parts.append(payload)
@@ -240,11 +248,9 @@ class RecordFile:
 
     def _ends_of(self, offsets: Integers) -> Integers:
         """Where the records at these offsets end, at the latest: at the next record, or the end of the file."""
-        if self._sorted_offsets is None:
-            self._sorted_offsets = self.offsets if self._in_file_order() else np.sort(self.offsets)
-        following = np.searchsorted(self._sorted_offsets, offsets, side="right")
-        inside = following < len(self._sorted_offsets)
-        return np.where(inside, self._sorted_offsets.take(following, mode="clip"), self.size)
+        following = np.searchsorted(self._ascending, offsets, side="right")
+        inside = following < len(self._ascending)
+        return np.where(inside, self._ascending.take(following, mode="clip"), self.size)
 
     def spans(self) -> Integers:
         """(N,) bytes from the start of each record to the start of the next in the file, from the offsets alone."""
@@ -256,6 +262,13 @@ class RecordFile:
         if order is not None:
             spans[order] = spans.copy()
         return spans
+
+    @property
+    def _ascending(self) -> Integers:
+        """(N,) offsets in the order of the file."""
+        if self._sorted_offsets is None:
+            self._sorted_offsets = self.offsets if self._in_file_order() else np.sort(self.offsets)
+        return self._sorted_offsets
 
     def _in_file_order(self) -> bool:
         return bool((self.offsets[1:] > self.offsets[:-1]).all())
@@ -308,8 +321,8 @@ class RecordFile:
             self._part(int(offsets[broken.argmax()]))
         return lengths, (words[first + 1] >> LENGTH_BITS).astype(np.int64)
 
-    def _part(self, offset: int) -> tuple[int, bytes, int]:
-        """Kind and payload of the part at `offset`, and the offset after it."""
+    def _part(self, offset: int, end: int | None = None) -> tuple[int, bytes, int]:
+        """Kind and payload of the part at `offset`, and the offset after it, which is `end` at most."""
         if offset + 8 > self.size:
             self._fail(offset, f"the file ends at byte {self.size} in the middle of a record")
         content = self._bytes
@@ -320,6 +333,8 @@ class RecordFile:
         following = offset + 8 + (length + 3 & ~3)
         if following > self.size:
             self._fail(offset, f"the record claims {length} bytes, but the file ends at byte {self.size}")
+        if end is not None and following > end:
+            self._fail(offset, f"the record claims {length} bytes, but the index has another at byte {end}")
         return word >> LENGTH_BITS, content[offset + 8 : offset + 8 + length], following
 
     def _scan(self) -> Integers:
@@ -365,10 +380,22 @@ class RecordFile:
             return "the records have doubled ids, too; restore both files from one source"
         return f"restore the index, or remove {self.index_path.name} to have the .rec scanned without it"
 
+    def _refuse_repeated_offsets(self, index: Path) -> None:
+        """Refuse several keys for one record: a small file would become any number of images."""
+        again = self._ascending[1:] == self._ascending[:-1]
+        if again.any():
+            offset = self._ascending[1:][again.argmax()]
+            first, second = np.flatnonzero(self.offsets == offset)[:2].tolist()
+            known = (
+                f"key {self.key_runs.at(second)}: byte offset {offset} is that of key {self.key_runs.at(first)}, too"
+            )
+            fix = "restore the index, or remove it to have the .rec scanned"
+            raise DataError(f"{index}, line {second + 1}: {known}; {fix}")
+
     def _refuse_short_index(self, index: Path) -> None:
         """Refuse an index that is cut short, which would silently lose images: its last record must end the file."""
         last = int(self.offsets.argmax())
-        _, end = self._record(int(self.offsets[last]))
+        _, end = self._record(last)
         if end < self.size:
             known = f"its last record, key {self.key_runs.at(last)}, ends at byte {end}"
             fix = "restore the index, or remove it to have the .rec scanned"

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from facebones.reporting.plots.labels import draw_names, fix_layout, label_log_axis
+from facebones.reporting.plots.labels import draw_names, label_log_axis
 from facebones.reporting.plots.style import (
     FloatArray,
     Style,
+    fix_layout,
     in_percent,
     label_axes,
     legend_below,

@@ -61,11 +61,13 @@ def _heat_map(results: Results, metric: MetricResult) -> "Figure":
     figure = new_figure(FRAME[0] + longest + CELL[0] * len(names), FRAME[1] + 0.8 * longest + CELL[1] * len(names))
     axes = figure.add_subplot()
     _draw_grid(axes, names)
+    cells: dict[tuple[int, int], tuple[float, Colour | None]] = {}
     for test in tests:
         first, second = names.index(test.first), names.index(test.second)
         for place, sign in (((first, second), 1), ((second, first), -1)):
             difference = sign * test.difference
-            _draw_cell(axes, place, difference, colours(scale(100 * difference)) if test.significant else None)
+            cells[place] = (difference, colours(scale(100 * difference)) if test.significant else None)
+    _draw_cells(axes, cells)
     if any(test.significant for test in tests):
         _draw_scale(figure, axes, ScalarMappable(scale, colours))
     title = figure.suptitle("", fontsize=10)
@@ -94,26 +96,36 @@ def _draw_grid(axes: "Axes", names: list[str]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _draw_cell(axes: "Axes", place: tuple[int, int], difference: float, colour: Colour | None) -> None:
-    """Draw the cell of a row and a column; without a colour it is hatched."""
+def _draw_cells(axes: "Axes", cells: Mapping[tuple[int, int], tuple[float, Colour | None]]) -> None:
+    """Draw the cells by row and column: the difference and its colour; without a colour, a cell is hatched."""
+    from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    row, column = place
-    behind = colour or WHITE
-    corner = (column - 0.5, row - 0.5)
-    axes.add_patch(Rectangle(corner, 1, 1, **({"facecolor": colour} if colour else HATCH)))
-    axes.add_patch(Rectangle(corner, 1, 1, facecolor="none", edgecolor="white", linewidth=1.2))
-    axes.text(
-        column,
-        row,
-        points(difference),
-        ha="center",
-        va="center",
-        fontsize=CELL_SIZE,
-        color=_readable_on(behind),
-        fontweight="bold" if colour else "normal",
-        bbox={"facecolor": behind, "edgecolor": "none", "pad": 1.0},  # no hatch behind the letters
-    )
+    squares = {place: Rectangle((place[1] - 0.5, place[0] - 0.5), 1, 1) for place in cells}
+    coloured = [place for place, (_, colour) in cells.items() if colour]
+    hatched = [place for place in cells if place not in coloured]
+    # One artist for all cells of a kind: matplotlib takes as long for one square as for a hundred in a collection.
+    for places, look in (
+        (coloured, {"facecolor": [cells[place][1] for place in coloured], "edgecolor": "none"}),
+        (hatched, HATCH),
+        (list(cells), {"facecolor": "none", "edgecolor": "white", "linewidth": 1.2}),
+    ):
+        if places:
+            axes.add_collection(PatchCollection([squares[place] for place in places], **look), autolim=False)
+    for (row, column), (difference, colour) in cells.items():
+        text = axes.text(
+            column,
+            row,
+            points(difference),
+            ha="center",
+            va="center",
+            fontsize=CELL_SIZE,
+            color=_readable_on(colour or WHITE),
+            fontweight="bold" if colour else "normal",
+            # no hatch behind the letters
+            bbox=None if colour else {"facecolor": WHITE, "edgecolor": "none", "pad": 1.0},
+        )
+        text.set_in_layout(False)  # it is inside the axes
 
 
 def _readable_on(colour: Colour) -> str:

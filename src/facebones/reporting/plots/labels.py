@@ -27,6 +27,7 @@ RING_STEP = 0.5  # of a label's height
 GAP = 2.0  # least distance between two boxes
 ORDERS = 8
 CONSIDERED = 80  # nearest free places whose leader lines are compared
+FEW = 5 * CONSIDERED  # places that are enough if so many of them are free
 CROSSING_COST = 6.0  # label heights of leader line that crossing a marker or label is worth
 COVERING_COST = 1e6  # per square pixel
 LEADER_SAMPLES = 12
@@ -77,13 +78,6 @@ def draw_names(
             } if far else None,
         )  # fmt: skip
         set_text(written, text)
-
-
-@missing_glyphs()
-def fix_layout(figure: Any) -> None:
-    """Compute the layout once and keep it, so that the position of the axes is known."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
 
 
 def label_log_axis(axis: Any, limits: tuple[float, float]) -> None:
@@ -194,8 +188,9 @@ def _candidates(
     centres = ((marker[:2] + marker[2:]) / 2 + touching + rings * directions).reshape(-1, 2)
     boxes = np.concatenate([centres - size / 2, centres + size / 2], axis=1)
     fit = (boxes[:, :2] >= bounds[:2]).all(axis=1) & (boxes[:, 2:] <= bounds[2:]).all(axis=1)
-    fit &= overlaps(boxes, taken, GAP / 2).sum(axis=1) == 0
-    return boxes[fit] if fit.any() else boxes
+    free = boxes[fit]
+    free = free[overlaps(free, taken, GAP / 2).sum(axis=1) == 0]
+    return free if len(free) else boxes
 
 
 def _distance_to_nearest(markers: FloatArray) -> FloatArray:
@@ -212,7 +207,9 @@ def _place_in_order(order: npt.NDArray[np.int64], markers: FloatArray, candidate
     total = 0.0
     for count, index in enumerate(order):
         labels = boxes[order[:count]]
-        covering = overlaps(candidates[index], labels, GAP).sum(axis=1)
+        covering = overlaps(candidates[index][:FEW], labels, GAP).sum(axis=1)
+        if np.count_nonzero(covering == 0) < CONSIDERED:  # thousands of places are seldom needed
+            covering = overlaps(candidates[index], labels, GAP).sum(axis=1)
         nearest = np.argsort(covering > 0, kind="stable")[:CONSIDERED]
         others = np.concatenate([np.delete(markers, index, axis=0), labels])
         costs = _costs(candidates[index][nearest], markers[index], others, leaders) + COVERING_COST * covering[nearest]

@@ -8,11 +8,12 @@ import numpy as np
 
 from facebones.errors import DataError
 from facebones.reporting.console import profile_headline
-from facebones.reporting.plots.labels import draw_names, fix_layout, label_log_axis
+from facebones.reporting.plots.labels import draw_names, label_log_axis
 from facebones.reporting.plots.style import (
     COLOURS,
     FloatArray,
     Paths,
+    fix_layout,
     label_axes,
     new_figure,
     plot_paths,

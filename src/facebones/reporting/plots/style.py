@@ -44,6 +44,7 @@ LINE_WIDTH = 1.6
 PLOT_KINDS = ("png", "pdf")
 # Journals ask for TrueType fonts in PDFs; a fixed salt makes the ids in an SVG reproducible.
 FILE_SETTINGS: Any = {"pdf.fonttype": 42, "svg.hashsalt": "facebones"}
+NO_LAYOUT: Any = {"figure.autolayout": False, "figure.constrained_layout.use": False}
 UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 # Columns of a legend, and letters per line at which its names wrap: the first layout that fits is used.
 LEGEND_LAYOUTS = ((3, None), (2, None), (1, None), (1, 80), (1, 40))
@@ -158,8 +159,24 @@ def missing_glyphs() -> Iterator[None]:
 
 
 @missing_glyphs()
+def fix_layout(figure: "Figure") -> None:
+    """Compute the layout once and keep it: the position of the axes is known, and each file is drawn once.
+
+    With a layout engine, matplotlib draws a figure twice for each file, the first time for the layout alone.
+    """
+    from matplotlib import rc_context
+
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+        with rc_context(NO_LAYOUT):
+            figure.set_layout_engine(None)
+
+
+@missing_glyphs()
 def save_plot(figure: "Figure", paths: Paths) -> None:
     """Write a figure into one file or several, each atomically; the suffix determines the format.
+
+    The layout is computed once, for all files.
 
     Raises:
         ConfigError: a format is not supported; then nothing is written.
@@ -169,6 +186,7 @@ def save_plot(figure: "Figure", paths: Paths) -> None:
 
     files = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     kinds = [_kind(figure, path) for path in files]
+    fix_layout(figure)
     with rc_context(FILE_SETTINGS):
         for path, kind in zip(files, kinds, strict=True):
             drawn = BytesIO()  # matplotlib's PDF writer hides a full disk behind an AttributeError of its own
