@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,6 +61,10 @@ class EncodedImages:
     def read(self, index: int, size: int) -> ImageArray:
         """See `ImageSource`."""
         return decode(self.images[index], f"{self.name}: image {index}", size)
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of an image."""
+        return self.images[index]
 
     def fingerprint(self) -> str:
         """See `ImageSource`: a digest of all bytes, in their order."""
@@ -174,15 +179,23 @@ class LooseCrops:
 
     def read(self, index: int, size: int) -> ImageArray:
         """See `ImageSource`."""
-        from facebones.data.folders import read_image_file
         from facebones.data.preprocessing import ALIGNED_SIZE, warp
 
-        path = self._prefix + self.files[index]
+        photo = decode(self.encoded(index), partial(self._what, index))
+        return warp(photo, self._transforms[index] * (size / ALIGNED_SIZE), size)
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of a photo, before it is aligned.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        from facebones.data.folders import read_image_file
+
         try:
-            encoded = read_image_file(path)
+            return read_image_file(self._what(index))
         except OSError as error:
             raise self._missing(index, error) from error
-        return warp(decode(encoded, path), self._transforms[index] * (size / ALIGNED_SIZE), size)
 
     def fingerprint(self) -> str:
         """See `ImageSource`: a digest of names, sizes in bytes and landmarks, without reading the photos."""
