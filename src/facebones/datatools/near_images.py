@@ -10,7 +10,8 @@ A perceptual hash finds candidates, and a registration verifies them:
   one image is compared with 18 crops of the other, both ways, and with all of these mirrored.
 * For each image, the eight nearest candidates are registered by an affine transform (ECC), which also undoes what an
   alignment with other landmarks changes, and compared in their fine detail: the normalised correlation of what a blur
-  removes. Different photos of one face differ there, also where their coarse pattern is the same.
+  removes, by its local contrast. Different photos of one face differ there, even where their coarse pattern is the
+  same.
 
 The numbers below were chosen on real faces, see docs/trust.md.
 
@@ -43,8 +44,9 @@ CANDIDATES = 8  # of each image
 SAME_DETAIL = 0.75  # correlation of the fine detail of near-identical images
 WORTH_REFINING = 0.35  # after the coarse registration
 DETAIL_SIGMA = 2.0  # of the blur whose result is subtracted, pixels of the small image
+FLAT = 10.0  # grey levels of contrast that count little: noise, and what a JPEG adds
 LEAST_COMMON = 0.5  # share of the image that both show
-BLOCK = 2048  # images compared at a time: their cosines stay in the processor's cache
+BLOCK = 256  # images compared at a time: their cosines stay in the processor's cache
 _AFFINE = cv2.MOTION_AFFINE
 EVERYWHERE: Any = None  # no mask
 _MARGIN = np.ones((5, 5), np.uint8)
@@ -248,6 +250,8 @@ def _correlation(image: ImageArray, training: ImageArray, transform: Floats) -> 
 
 
 def _detail(grey: npt.NDArray[np.generic]) -> Floats:
-    """What a blur removes."""
+    """What a blur removes, by its local contrast: a few strong edges would decide otherwise."""
     exact = grey.astype(np.float32)
-    return np.asarray(exact - cv2.GaussianBlur(exact, (0, 0), DETAIL_SIGMA), dtype=np.float32)
+    detail = exact - cv2.GaussianBlur(exact, (0, 0), DETAIL_SIGMA)
+    contrast = np.sqrt(cv2.GaussianBlur(detail * detail, (0, 0), 2 * DETAIL_SIGMA))
+    return np.asarray(detail / (contrast + FLAT), dtype=np.float32)

@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 MOST_IMPOSTORS = 20_000  # training images that are compared with the other people
 BLOCK = 1024  # images compared at a time
-OWN_QUANTILE = 0.05
+OWN_QUANTILE = 0.01
 OUTLYING = 5 * 1.4826  # standard deviations of a normal distribution, in median absolute deviations
 MOST_REPEATED = 100  # named in the result
 NAME = "recogniser"  # of the files of embeddings
