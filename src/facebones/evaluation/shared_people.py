@@ -31,7 +31,6 @@ BLOCK = 1024  # images compared at a time
 OWN_QUANTILE = 0.01
 OUTLYING = 5 * 1.4826  # standard deviations of a normal distribution, in median absolute deviations
 MOST_REPEATED = 100  # named in the result
-NAME = "recogniser"  # of the files of embeddings
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +131,9 @@ def open_recogniser(model: Model | Path | str, runtime: str | None, **opening: A
         ConfigError: its weights are random, or the runtime cannot compute it.
         CheckpointError: it cannot be used.
     """
-    opened = model if isinstance(model, Model) else open_models({NAME: model}, **opening)[NAME]
+    opened = (
+        model if isinstance(model, Model) else next(iter(open_models({Path(model).stem: model}, **opening).values()))
+    )
     if not opened.weights_sha256:
         raise ConfigError(f"--model {model}: has random weights, which recognise nobody; give a run or a file")
     if runtime is not None:
@@ -144,7 +145,8 @@ def open_recogniser(model: Model | Path | str, runtime: str | None, **opening: A
 
 def embedded(model: Model, images: ImageSource, folder: Path, **passing: Any) -> Features:
     """Embed images into files, (N, 1, D) as a memory map; a stopped pass is continued."""
-    return embed({NAME: model}, images, folder=folder, flip=False, **passing)[NAME]
+    name = model.path.stem if model.path else "model"
+    return embed({name: model}, images, folder=folder, flip=False, **passing)[name]
 
 
 def _unit(rows_NxD: Floats, name: str, first: int = 0) -> Floats:
