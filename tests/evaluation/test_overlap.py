@@ -203,6 +203,7 @@ def people_audit(many_people, noisy, weights, tmp_path_factory):
     root = tmp_path_factory.mktemp("people")
     who = [person for place in range(8) for person in (place, place, place + 8, 300 + place)] + list(range(400, 416))
     images = [noisy(person, 50 + place) for place, person in enumerate(who)]
+    who, images = [*who[:6], *who], [*images[:6], *images]  # six stand in two places
     write_pairs(root / "mixed.bin", images, np.equal(who[::2], who[1::2]) | (np.arange(len(who) // 2) % 4 == 2))
     words = ["data", "overlap", many_people, root / "mixed.bin", "--model", weights, "--output", root / "audit"]
     assert main([str(word) for word in [*words, "--false-rate", "0.05", "--workers", "1", "--device", "cpu"]]) == 0
@@ -215,7 +216,7 @@ def test_shared_people_are_found(people_audit):
     # Each image of one of these people is the same pattern, so it is listed as near-identical, too.
     owners = {one["image"]: one["name"] for one in content["findings"] if one["kind"] == "person"}
     assert all(owners.get(place) == f"person{person:02d}" for place, person in enumerate(who) if person < 44)
-    assert sum(who[place] >= 44 for place in owners) <= 4
+    assert sum(who[place] >= 44 for place in owners) <= 8
     assert content["people"]["false_rate"] == 0.05 and content["people"]["impostors"] == 176
     assert (root / "audit" / "overlap_person.png").is_file()
 

@@ -78,8 +78,8 @@ def write_pair_sheet(path: Path, title: str, pairs: Sequence[tuple[str, ImageArr
         RunError, ConfigError: the file cannot be written.
     """
     tiles = [_Tile([first, second], mark[:LONGEST_MARK], GREY) for mark, first, second in pairs]
-    rows = [tiles[start : start + IN_ROW // 2] for start in range(0, len(tiles), IN_ROW // 2)]
-    _save(path, [_heading(title), *(_row("", row) for row in rows)])
+    rows = {start: tiles[start : start + IN_ROW // 2] for start in range(0, len(tiles), IN_ROW // 2)}
+    _save(path, [_heading(title), *(_row(f"{start + 1} to {start + len(row)}", row) for start, row in rows.items())])
 
 
 def _save(path: Path, blocks: Sequence[ImageArray]) -> None:
