@@ -110,8 +110,12 @@ class PerceptualHash:
 
     def __call__(self, greys_NxSxS: ImageArray) -> Floats:
         """(V, N, K) float32 of length 1: of the whole images, then of their crops."""
-        rows = (_coefficients(greys_NxSxS) - self.mean) @ self.whitening
-        return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=2, keepdims=True), 1e-6), dtype=np.float32)
+        hashes = np.empty((len(CROPS), len(greys_NxSxS), len(self.mean)), np.float32)
+        for start in range(0, len(greys_NxSxS), BLOCK):
+            rows = (_coefficients(greys_NxSxS[start : start + BLOCK]) - self.mean) @ self.whitening
+            rows /= np.maximum(np.linalg.norm(rows, axis=2, keepdims=True), 1e-6)
+            hashes[:, start : start + BLOCK] = rows
+        return hashes
 
 
 def _coefficients(greys_NxSxS: ImageArray) -> Floats:
