@@ -115,6 +115,12 @@ def noisy_image(identity, number):
 
 
 @pytest.fixture(scope="session")
+def noisy():
+    """The function that draws the images of `small_data` and `many_people`."""
+    return noisy_image
+
+
+@pytest.fixture(scope="session")
 def small_data(tmp_path_factory):
     """An InsightFace folder of 28 images of 4 identities with the pair set tiny.bin beside it."""
     from facebones.data.pair_bins import write_pairs

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from facebones.data.training_set import register_data_format as register_data_format
     from facebones.evaluation.calibrate import calibrate as calibrate
     from facebones.evaluation.models import load_model as load_model
+    from facebones.evaluation.overlap import find_overlap as find_overlap
     from facebones.evaluation.protocol import register_protocol as register_protocol
     from facebones.evaluation.run import evaluate as evaluate
     from facebones.exporting import export as export
@@ -35,6 +36,7 @@ _API = {
     "create_backbone": "facebones.backbones",
     "evaluate": "facebones.evaluation.run",
     "export": "facebones.exporting",
+    "find_overlap": "facebones.evaluation.overlap",
     "list_backbones": "facebones.backbones",
     "load_model": "facebones.evaluation.models",
     "load_recipe": "facebones.recipe",

@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from facebones.cli.evaluation import embedding_options, foreign_model_options, given_preprocessing
-from facebones.cli.options import MODEL_HELP, Arguments, Command, json_option, not_negative, positive, share, whole
+from facebones.cli.options import (
+    MODEL_HELP,
+    Arguments,
+    Command,
+    device_option,
+    json_option,
+    not_negative,
+    positive,
+    runtime_option,
+    share,
+    whole,
+)
 from facebones.errors import ConfigError
 from facebones.system.progress import tell
 
@@ -190,6 +201,59 @@ def _embed(arguments: Arguments) -> None:
             tell(f"wrote {path}; train with --distillation.embeddings {path if arguments.output else name}")
 
 
+def _overlap_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "train", metavar="TRAIN", type=Path, help="the training set (several: a:b, or 'parts/*'), as for train --data"
+    )
+    parser.add_argument(
+        "sets",
+        metavar="SETS",
+        nargs="+",
+        type=Path,
+        help="pair sets (.bin), pair lists, IJB folders, or folders of them",
+    )
+    parser.add_argument(
+        "--model", metavar="RUN|FILE", help="compare people too, by this run, checkpoint, safetensors or ONNX file"
+    )
+    parser.add_argument(
+        "--false-rate", type=share, metavar="P", help="share of strangers' images that may be listed [0.01]"
+    )
+    foreign_model_options(parser)
+    parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per forward pass [128]")
+    parser.add_argument("--workers", type=positive, metavar="N", help="threads [one per core]")
+    device_option(parser)
+    runtime_option(parser)
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", required=True, help="write overlap.json, overlap.csv and sheets here"
+    )
+    json_option(parser)
+
+
+def _overlap(arguments: Arguments) -> None:
+    from facebones.evaluation.overlap import find_overlap
+
+    preprocessing = given_preprocessing(arguments)
+    if arguments.model is None and (
+        unused := _given(arguments, "false_rate", "backbone", "output_name", "runtime") or preprocessing
+    ):
+        raise ConfigError(
+            f"--{next(iter(unused)).replace('_', '-')}: goes with --model; give a model to compare people"
+        )
+    taken = ("model", "backbone", "output_name", "batch_size", "workers", "device", "runtime")
+    result = find_overlap(
+        arguments.train,
+        arguments.sets,
+        arguments.output,
+        preprocessing=preprocessing,
+        progress=True,
+        **_given(arguments, "false_rate", *taken),
+    )
+    if arguments.json:
+        print(json.dumps(result.to_json(), indent=2))
+    else:
+        tell("\n".join([*result.lines(), f"wrote {arguments.output}"]))
+
+
 COMMANDS = {
     "data inspect": Command(
         "count, check and show the images of a data set",
@@ -222,6 +286,12 @@ COMMANDS = {
         "facebones data embed faces_vgg_112x112 --model r100=glint360k_r100.onnx",
         _embed_options,
         _embed,
+    ),
+    "data overlap": Command(
+        "find test images and people that the training data hold",
+        "facebones data overlap faces_vgg_112x112 lfw.bin IJBC --model glint360k_r100.onnx --output overlap",
+        _overlap_options,
+        _overlap,
     ),
     "data synthesize": Command(
         "draw faces of people who do not exist, in the field's own formats",

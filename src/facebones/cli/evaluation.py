@@ -70,6 +70,15 @@ def _result_options(parser: argparse.ArgumentParser, what: str) -> None:
     json_option(parser)
 
 
+def _without_overlap_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--without-overlap",
+        type=Path,
+        metavar="FILE",
+        help="overlap.json of `data overlap`, or its folder: measure also without what is in the training data",
+    )
+
+
 def _bootstrap(text: str) -> int:
     number = positive(text)
     if not 100 <= number <= 100_000:
@@ -98,6 +107,7 @@ def _pairs_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the images in pair lists [the list's own]")
     parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    _without_overlap_option(parser)
     _result_options(parser, "pairs.json, scores and ROC plots")
 
 
@@ -147,6 +157,7 @@ def _sets_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="SET", help="files or folders of sets")
     parser.add_argument("--protocol", metavar="NAME", help="evaluate by this protocol only, such as one of a plug-in")
     parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    _without_overlap_option(parser)
     _result_options(parser, "a result file for each protocol, scores and plots")
 
 
@@ -172,6 +183,7 @@ def _templates_options(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="N1D1F1,N0D0F0,... or all: use of norm, detector score and flip [N1D1F1]",
     )
+    _without_overlap_option(parser)
     _result_options(parser, "templates.json, MODEL_TARGET.npy, ROC plots and the features")
 
 
@@ -187,6 +199,7 @@ def _identification_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pooling", default="N1D1F1", metavar="NAME", help="use of norm, detector score and flip [N1D1F1]"
     )
+    _without_overlap_option(parser)
     _result_options(parser, "identification.json, CMC and DET plots and the features")
 
 
@@ -208,7 +221,17 @@ def _run(arguments: Arguments, protocols: Callable[[], Any], **options: Any) -> 
     from facebones.evaluation.run import run_protocols
     from facebones.system.process_group import joined, share_threads
 
-    taken = ("output", "backbone", "output_name", "batch_size", "workers", "device", "runtime", "seed")
+    taken = (
+        "output",
+        "backbone",
+        "output_name",
+        "batch_size",
+        "workers",
+        "device",
+        "runtime",
+        "seed",
+        "without_overlap",
+    )
     with joined(arguments.device) as world:
         share_threads()
         with world.agreed():

@@ -65,6 +65,11 @@ class SubjectList:
         """Number of templates, K."""
         return self.template.size
 
+    def of_templates(self, kept_T: BoolArray) -> "SubjectList":
+        """The same list with some of all T templates only."""
+        kept = kept_T[self.template]
+        return SubjectList(template=self.template[kept], subject=self.subject[kept])
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TemplateSet:

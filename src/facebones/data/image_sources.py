@@ -66,6 +66,10 @@ class EncodedImages:
         """See `ImageSource`."""
         return decode(self.images[index], f"{self.name}: image {index}", size)
 
+    def encoded(self, index: int) -> bytes:
+        """The bytes of an image."""
+        return self.images[index]
+
     def fingerprint(self) -> str:
         """See `ImageSource`: a digest of all bytes, in their order."""
         digest = hashlib.sha256()
@@ -206,15 +210,23 @@ class LooseCrops:
 
     def read(self, index: int, size: int) -> ImageArray:
         """See `ImageSource`."""
-        from facebones.data.folders import read_image_file
         from facebones.data.preprocessing import ALIGNED_SIZE, warp
 
-        path = self._prefix + self.files[index]
+        photo = decode(self.encoded(index), partial(self._what, index))
+        return warp(photo, self._transforms[index] * (size / ALIGNED_SIZE), size)
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of a photo, before it is aligned.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        from facebones.data.folders import read_image_file
+
         try:
-            encoded = read_image_file(path)
+            return read_image_file(self._what(index))
         except OSError as error:
             raise self._missing(index, error) from error
-        return warp(decode(encoded, path), self._transforms[index] * (size / ALIGNED_SIZE), size)
 
     def fingerprint(self) -> str:
         """See `ImageSource`: a digest of names, sizes in bytes and landmarks, without reading the photos."""

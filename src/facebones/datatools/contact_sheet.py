@@ -20,6 +20,8 @@ LINE = 24
 INK = (30, 30, 30)
 PAPER = 255
 IN_ROW = 8
+LONGEST_MARK = 28  # letters below a pair
+GREY = (90, 90, 90)
 GENUINE, IMPOSTOR = (0, 130, 0), (200, 0, 0)
 
 
@@ -62,6 +64,22 @@ def write_face_sheet(path: Path, title: str, rows: Sequence[tuple[str, Sequence[
         RunError, ConfigError: the file cannot be written.
     """
     _save(path, [_heading(title), *(_row(caption, [_Tile([image]) for image in images]) for caption, images in rows)])
+
+
+def write_pair_sheet(path: Path, title: str, pairs: Sequence[tuple[str, ImageArray, ImageArray]]) -> None:
+    """Write pairs of faces side by side as a PNG, four in a row.
+
+    Args:
+        path: the PNG file; it appears when it is complete.
+        title: the heading.
+        pairs: each a mark of up to 28 letters and its two images, (H, W, 3) uint8 RGB.
+
+    Raises:
+        RunError, ConfigError: the file cannot be written.
+    """
+    tiles = [_Tile([first, second], mark[:LONGEST_MARK], GREY) for mark, first, second in pairs]
+    rows = {start: tiles[start : start + IN_ROW // 2] for start in range(0, len(tiles), IN_ROW // 2)}
+    _save(path, [_heading(title), *(_row(f"{start + 1} to {start + len(row)}", row) for start, row in rows.items())])
 
 
 def _save(path: Path, blocks: Sequence[ImageArray]) -> None:

@@ -113,7 +113,7 @@ def embed(
     features = {name: store.features() for name, store in stores.items()}
     if not world.is_first:
         return {}
-    if isinstance(images, DistinctImages):
+    if isinstance(images, DistinctImages) and images is not source:
         return {name: images.at_places(rows) for name, rows in features.items()}
     return features
 

@@ -9,6 +9,7 @@ J. Deng et al., "ArcFace" (arXiv 1801.07698), for the reading of the tables.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +76,22 @@ class IJBFolder(Protocol):
         found = self.template_set
         return LooseCrops(found.name, found.image_folder, found.image_names, found.landmarks)
 
+    def without(self, found_N: npt.NDArray[np.bool_]) -> tuple[Self, None]:
+        """The pairs, galleries and probes without the templates that hold an image that was found."""
+        found = self.template_set
+        kept_T = np.bincount(found.template_of_image, found_N, minlength=found.template_ids.size) == 0
+        kept_P = kept_T[found.pair_a] & kept_T[found.pair_b]
+        rest = copy(self)
+        rest.__dict__["template_set"] = replace(
+            found,
+            pair_a=found.pair_a[kept_P],
+            pair_b=found.pair_b[kept_P],
+            is_same=found.is_same[kept_P],
+            galleries={name: listed.of_templates(kept_T) for name, listed in found.galleries.items()},
+            probes=None if found.probes is None else found.probes.of_templates(kept_T),
+        )
+        return rest, None
+
     def sizes(self) -> dict[str, int]:
         """Numbers of images, templates and pairs."""
         found = self.template_set
@@ -110,6 +127,13 @@ class IJBVerification(IJBFolder):
             subjects,
         )
         return subjects
+
+    def without(self, found_N: npt.NDArray[np.bool_]) -> tuple[Self, None]:
+        """See `IJBFolder`; the templates keep their subjects, which may follow from pairs that are left out."""
+        subjects = self.subjects
+        rest, _ = super().without(found_N)
+        rest.__dict__["subjects"] = subjects
+        return rest, None
 
     def check(self) -> None:
         """Read the lists and the first image."""

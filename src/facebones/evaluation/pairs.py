@@ -5,6 +5,7 @@ Models are compared by a bootstrap over pairs, because the files of the field do
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +123,16 @@ class PairsProtocol(Protocol):
             curves = {"roc": {model: self._scores_file(model) for model in results}}
         metrics = compare_on_pairs(self.pair_set, results, bootstrap, seed)
         return [self.result(metrics, details={name: one.to_json() for name, one in results.items()}, curves=curves)]
+
+    def without(self, found_N: npt.NDArray[np.bool_]) -> tuple[Self, npt.NDArray[np.bool_]]:
+        """The pairs of which no image was found, dealt over ten folds in the order of the file."""
+        kept_P = ~found_N.reshape(-1, 2).any(axis=1)
+        kept_N = np.repeat(kept_P, 2)
+        images = [image for image, is_kept in zip(self.pair_set.images, kept_N, strict=True) if is_kept]
+        rest = copy(self)
+        rest.__dict__["pair_set"] = replace(self.pair_set, images=images, is_same=self.pair_set.is_same[kept_P])
+        check_pair_set(rest.pair_set)
+        return rest, kept_N
 
     def _scores_file(self, model: str) -> str:
         return f"{model}_{self.set}_scores.npz"

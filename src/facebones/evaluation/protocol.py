@@ -189,6 +189,20 @@ class Protocol(ABC):
         measured = {model: [self.stamped(metric) for metric in self.evaluate(row)] for model, row in features.items()}
         return [self.result(untested(measured))]
 
+    def without(self, found_N: npt.NDArray[np.bool_]) -> tuple["Protocol", npt.NDArray[np.bool_] | None]:
+        """The data set without some of its images, for `evaluate --without-overlap`.
+
+        Args:
+            found_N: (N,) which images to leave out.
+
+        Returns:
+            a protocol of the rest, and which images it uses, (N,); None if its `compare` takes the features of all.
+
+        Raises:
+            DataError: what is left cannot be measured.
+        """
+        raise ConfigError(f"{self.path}: the protocol {self.name} cannot leave images out (it defines no `without`)")
+
     def stamped(self, metric: Metric) -> Metric:
         """The metric with this protocol's name and set."""
         return metric.measured_by(self.name, self.set, metric.setting)

@@ -6,17 +6,19 @@ result files.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
+import numpy.typing as npt
 
 import facebones
 from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.image_sources import ImageSource, distinct
 from facebones.data.preprocessing import Preprocessing
-from facebones.errors import CheckpointError, ConfigError, DataError, first_line
+from facebones.errors import CheckpointError, ConfigError, DataError, counted, first_line
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import BATCH_SIZE, Model, open_models
 from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, find_protocols
@@ -26,10 +28,12 @@ from facebones.system.distributed import ALONE, World
 
 FORMAT = 2
 FEATURES_FOLDER = "features"
+WITHOUT_OVERLAP = "without overlap"  # the setting of metrics on what is not in the training data
 BLOCK = 8192  # features in memory at a time
 
 AnyModel = Model | Path | str
 AnyProtocol = Protocol | Path | str
+Found = npt.NDArray[np.bool_]
 
 
 class Options(TypedDict, total=False):
@@ -45,6 +49,7 @@ class Options(TypedDict, total=False):
     seed: int
     progress: bool
     world: World | None
+    without_overlap: Path | str | None
 
 
 # Of `run_protocols`, for commands: they show the progress.
@@ -59,6 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "progress": True,
     "world": None,
+    "without_overlap": None,
 }
 
 
@@ -84,6 +90,7 @@ def evaluate(
     seed: int = 0,
     progress: bool = False,
     world: World | None = None,
+    without_overlap: Path | str | None = None,
 ) -> list[Metric] | list[MetricComparison]:
     """Measure one model, or compare several, on evaluation sets.
 
@@ -102,6 +109,8 @@ def evaluate(
         progress: show the progress on stderr.
         world: processes that share the embedding, from `process_group.joined`; all call this function alike, and all
             get the metrics. They are those of one process. None: this process alone.
+        without_overlap: overlap.json of `find_overlap`, or its folder: each set is measured a second time without what
+            was found in the training data; the setting of these metrics ends with "without overlap".
 
     Returns:
         the metrics of one model, with values and intervals; or of several the comparison by each metric. One of several
@@ -127,6 +136,7 @@ def evaluate(
         seed=seed,
         progress=progress,
         world=world,
+        without_overlap=without_overlap,
     )[1]
     results = world.gather_objects(results)[0]
     if isinstance(model, Mapping):
@@ -165,7 +175,7 @@ def run_protocols(
     given: dict[str, Any] = {**DEFAULTS, **options}
     given["world"] = world = given["world"] or ALONE
     with world.agreed():
-        _check_sets(protocols)
+        check_sets(protocols)
         if output is not None:
             _check_files(output, protocols, list(models))
     left_out: dict[str, str] = {}
@@ -173,6 +183,8 @@ def run_protocols(
         models, protocols, left_out, output=output, backbone=backbone, output_name=output_name, **given
     )
     recorded = {name: given[name] for name in ("flip", "bootstrap", "seed")}
+    if given["without_overlap"] is not None:
+        recorded["without_overlap"] = str(given["without_overlap"])
     contents: dict[str, Any] = {}
     with world.apart():
         if world.is_first:
@@ -244,6 +256,7 @@ def _measure(
     seed: int,
     progress: bool,
     world: World,
+    without_overlap: Path | str | None = None,
     output: Path | None = None,
     **opening: Any,
 ) -> tuple[dict[str, Model], list[ProtocolResult]]:
@@ -255,8 +268,9 @@ def _measure(
     if not models or not protocols:
         raise ConfigError(f"{len(models)} models and {len(protocols)} evaluation sets; give at least one of both")
     with world.agreed():
-        groups = _by_images(protocols)
+        groups = protocols_by_images(protocols)
         sources = [group[0].images() for group in groups]
+        left_apart = _found_before(without_overlap, groups, sources)
     opened = _opened(models, left_out, world, **opening)
     if runtime is not None:
         from facebones.evaluation.models_of_group import run_in_all
@@ -268,7 +282,7 @@ def _measure(
 
         check_alike(opened, sources, world, batch_size=batch_size, flip=flip)
     results: list[ProtocolResult] = []
-    for group, source in zip(groups, sources, strict=True):
+    for group, source, found_N in zip(groups, sources, left_apart, strict=True):
         features = _embed(
             opened,
             source,
@@ -283,8 +297,8 @@ def _measure(
         )
         with world.apart():  # the others wait while process 0 compares
             if world.is_first:
-                options = {"bootstrap": bootstrap, "seed": seed, "output": output}
-                results += _compared(group, source.name, features, left_out, options)
+                options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed, "output": output}
+                results += _compared(group, source.name, features, left_out, found_N=found_N, **options)
         left_out |= world.gather_objects(left_out)[0]
     return opened, results
 
@@ -297,18 +311,32 @@ def _opened(models: Mapping[str, AnyModel], left_out: dict[str, str], world: Wor
     return open_in_all(models, left_out=left_out, world=world, **opening)
 
 
+def _found_before(
+    path: Path | str | None, groups: Sequence[Sequence[Protocol]], sources: Sequence[ImageSource]
+) -> list[Found | None]:
+    """For each set of images which of them an audit has found in the training data; None without an audit."""
+    if path is None:
+        return [None] * len(groups)
+    from facebones.evaluation.overlap import KnownOverlap
+
+    known = KnownOverlap(path)
+    return [known.of(group[0].set, source) for group, source in zip(groups, sources, strict=True)]
+
+
 def _compared(
     group: Sequence[Protocol],
     images: str,
     features: Mapping[str, Features],
     left_out: dict[str, str],
-    options: Mapping[str, Any],
+    *,
+    found_N: Found | None,
+    **options: Any,
 ) -> list[ProtocolResult]:
     """What the protocols of one set of images measure; a model whose embeddings have no direction is left out."""
     results: list[ProtocolResult] = []
     for protocol in group:
         try:
-            results += protocol.compare(features, **options)
+            measured = protocol.compare(features, **options)
         except DataError:
             sound = _with_direction(features)
             if not 0 < len(sound) < len(features):
@@ -316,8 +344,43 @@ def _compared(
             for name in features.keys() - sound:
                 _leave_out(name, f"{images}: its embedding of an image is zero or not finite", left_out)
             features = {name: features[name] for name in features if name in sound}
-            results += protocol.compare(features, **options)
+            measured = protocol.compare(features, **options)
+        results += measured if found_N is None else _with_rest(protocol, measured, features, found_N, options)
     return results
+
+
+def _with_rest(
+    protocol: Protocol,
+    measured: Sequence[ProtocolResult],
+    features: Mapping[str, Features],
+    found_N: Found,
+    options: Mapping[str, Any],
+) -> list[ProtocolResult]:
+    """The results on a whole set, and those without the images that were found in the training data."""
+    told = f"{protocol.set}: {found_N.sum():,} of {counted(found_N.size, 'image')} are in the training data, it seems"
+    try:
+        rest, kept_N = protocol.without(found_N)
+        kept = features if kept_N is None else {name: rows[kept_N] for name, rows in features.items()}
+        # Scores and curves are those of the whole set.
+        of_rest = rest.compare(kept, **{**options, "output": None})
+    except DataError as error:
+        return _noting(measured, f"{told}; the rest cannot be measured: {error}")
+    settings = [f"{one.setting} {WITHOUT_OVERLAP}".strip() for one in of_rest]
+    restated = [
+        replace(
+            one,
+            setting=setting,
+            metrics=[
+                replace(row, metric=row.metric.measured_by(one.protocol, one.set, setting)) for row in one.metrics
+            ],
+        )
+        for one, setting in zip(of_rest, settings, strict=True)
+    ]
+    return [*_noting(measured, f"{told}; the metrics without them follow"), *restated]
+
+
+def _noting(results: Sequence[ProtocolResult], note: str) -> list[ProtocolResult]:
+    return [replace(one, notes=[*one.notes, note]) for one in results]
 
 
 def _embed(
@@ -362,7 +425,7 @@ def _leave_out(name: str, reason: str, left_out: dict[str, str]) -> None:
     say(f"note: {name} is left out: {reason}")
 
 
-def _by_images(protocols: Sequence[Protocol]) -> list[list[Protocol]]:
+def protocols_by_images(protocols: Sequence[Protocol]) -> list[list[Protocol]]:
     """Group the protocols that measure the same images, as the 1:1 and 1:N protocols of one IJB folder do."""
     places = Counter(protocol.path.resolve() for protocol in protocols)
 
@@ -385,7 +448,12 @@ def _features_folder(
     return folder if len(keeping) == 1 else folder / group[0].set
 
 
-def _check_sets(protocols: Sequence[Protocol]) -> None:
+def check_sets(protocols: Sequence[Protocol]) -> None:
+    """Refuse two sets of one name, whose results could not be distinguished.
+
+    Raises:
+        DataError: the message names them.
+    """
     named = Counter((protocol.name, protocol.set) for protocol in protocols)
     for (_, name), count in named.items():
         if count > 1:
