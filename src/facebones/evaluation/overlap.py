@@ -21,7 +21,7 @@ import numpy.typing as npt
 import facebones
 from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.folders import open_labelled_images
-from facebones.data.image_sources import DistinctImages, ImageSource, distinct
+from facebones.data.image_sources import DistinctImages, ImageSource, TrainingImages, distinct
 from facebones.data.images import ImageArray, decode, single_threaded_opencv
 from facebones.data.training_set import TrainingSet, evenly
 from facebones.datatools import near_images
@@ -178,7 +178,7 @@ def find_overlap(
         from facebones.evaluation.shared_people import SharedPeople, embedded
 
         passing: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
-        trained = embedded(opened, _training_images(data), output / "features" / "training", **passing)
+        trained = embedded(opened, TrainingImages(data), output / "features" / "training", **passing)
         known = SharedPeople.fitted(data.labels, trained, false_rate, str(data.path))
         for test in tests:
             rows = embedded(opened, test.images, output / "features" / "sets" / test.name, **passing)
@@ -243,12 +243,6 @@ def _groups(sets: Sequence[Path | str]) -> list[list[Protocol]]:
     protocols = [one for path in sets for one in find_protocols(path)]
     check_sets(protocols)
     return protocols_by_images(protocols)
-
-
-def _training_images(data: TrainingSet) -> ImageSource:
-    from facebones.evaluation.teacher_embeddings import TrainingImages
-
-    return TrainingImages(data)
 
 
 # --------------------------------------------------------------------------------------------------------- images
