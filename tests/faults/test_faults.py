@@ -20,9 +20,7 @@ def harness(tmp_path_factory):
 @pytest.mark.parametrize("name", KILLED)
 @pytest.mark.parametrize("kills", [25, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_training_that_is_killed_again_and_again_ends_equal_to_the_bit(harness, name, kills):
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
-    print(kill_again_and_again(harness, COMMANDS[name], kills, random.Random(seed)))
+    print(kill_again_and_again(harness, COMMANDS[name], kills, random.Random(kills)))
 
 
 # A run takes a fraction of a second, one or two seconds, and more.
@@ -41,17 +39,15 @@ def spread(changes, times, chance):
     ("name", "times"),
     [
         *((name, 1) for name in SHORT),
-        *(pytest.param(name, 100, marks=pytest.mark.slow) for name in SHORT),
-        *(pytest.param(name, 4, marks=pytest.mark.slow) for name in LONG),
+        *(pytest.param(name, 8, marks=pytest.mark.slow) for name in SHORT),
+        *(pytest.param(name, 2, marks=pytest.mark.slow) for name in LONG),
     ],
 )
 def test_a_command_that_is_disturbed_at_a_change_to_the_disk_ends_well_or_is_given_again(harness, name, fault, times):
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
     command = COMMANDS[name]
     changes = harness.undisturbed(command).changes
     found = {}
-    for at in spread(changes, times, random.Random(seed)):
+    for at in spread(changes, times, random.Random(times)):
         if flaw := disturb(harness, command, fault, at):
             found[at, changes[at - 1]] = flaw
     assert not found
@@ -64,7 +60,7 @@ def test_two_processes_with_one_output(harness, name):
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_data_worker_that_is_killed_at_any_moment(harness, times):
-    command = COMMANDS[KILLED[-1]]
+    command, chance = COMMANDS[KILLED[-1]], random.Random(times)
     for _ in range(times):
-        after = random.uniform(0, harness.undisturbed(command).seconds)
+        after = chance.uniform(0, harness.undisturbed(command).seconds)
         assert not (flaw := kill_a_worker(harness, command, after)), f"after {after:.3f} s: {flaw}"
