@@ -96,7 +96,7 @@ def test_a_backbone_of_the_script_itself_is_refused_because_the_trainings_lack_i
 
 EVALUATE = {
     "nearest": ("shufle=x", "unknown protocol 'shufle'"),
-    "nothing there": ("pairs={data}/images", "holds no set of the protocol pairs"),
+    "nothing there": ("pairs={data}/images", "no evaluation set of the protocols pairs"),
     "no such set": ("cfp", "cfp: no such verification set"),
     "twice": ("tiny, tiny", "tiny is listed twice"),
     "half a mapping": ("{{protocol: pairs}}", "an item is a name, a path, or {protocol: NAME, path: PATH}"),

@@ -192,8 +192,11 @@ def run_protocols(
             if left_out:
                 contents = {name: content | {"left_out": left_out} for name, content in contents.items()}
             if output is not None:
+                from facebones.system.files import check_written
+
                 _write(output, {protocol.file: contents[protocol.name] for protocol in protocols})
-                _check_written(output, [file for one in protocols for file in one.written_files([*opened])])
+                measured = [name for name in opened if name not in left_out]
+                check_written(output / file for one in protocols for file in one.written_files(measured))
     told: dict[str, Any] = world.gather_objects(contents)[0]
     return told
 
@@ -229,12 +232,6 @@ def _write(output: Path, contents: Mapping[str, Any]) -> None:
 
     for file, content in contents.items():
         write_json(output / file, content)
-
-
-def _check_written(output: Path, files: Sequence[str]) -> None:
-    from facebones.system.files import check_written
-
-    check_written(output / file for file in files)
 
 
 def _protocols(given: AnyProtocol | Sequence[AnyProtocol]) -> list[Protocol]:

@@ -74,7 +74,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             raise cannot_write(path, error) from error
         finally:
             if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+                with suppress(OSError):  # on a disk that has become read-only it stays
+                    Path(temporary).unlink()
 
 
 @contextmanager
