@@ -44,7 +44,7 @@ class Setting:
     people: Sequence[int]
     fmr: Sequence[float]
     fnmr: Sequence[float]
-    images: int = 4
+    images: int = 3
     share: float = 0.2
 
 
@@ -77,9 +77,7 @@ def make_set(setting: Setting, random: np.random.Generator) -> GroupedPairs:
     own = np.sqrt(1 - setting.share - PAIR_SHARE * ~same) * random.standard_normal(first.size)
     shared = np.sqrt(setting.share / 2) * (effect[one] + effect[other]) + np.sqrt(PAIR_SHARE) * pair[one, other]
     score = mean + own + np.where(same, np.sqrt(setting.share) * genuine_effect[one], shared)
-    return GroupedPairs(
-        score=score, is_same=same, first=first, second=second, group=group[person], person=person
-    )
+    return GroupedPairs(score=score, is_same=same, first=first, second=second, group=group[person], person=person)
 
 
 def simulate(setting: Setting, sets: int, seed: int, replicates: int, permutations: int) -> dict[str, float]:
@@ -89,9 +87,7 @@ def simulate(setting: Setting, sets: int, seed: int, replicates: int, permutatio
     held: dict[str, list[bool]] = defaultdict(list)
     for number in range(sets):
         pairs = make_set(setting, np.random.default_rng([seed, number]))
-        found = compare_groups(
-            pairs, groups, 0.0, replicates=replicates, permutations=permutations, seed=number
-        )
+        found = compare_groups(pairs, groups, 0.0, replicates=replicates, permutations=permutations, seed=number)
         for kind, rates in found.rates.items():
             for rate, value in zip(rates, true[kind], strict=False):
                 held[kind].append(rate.interval.low <= value <= rate.interval.high)
@@ -108,7 +104,7 @@ def main() -> None:
     """Simulate all settings, and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sets", type=int, default=1000, help="made-up sets in a setting")
-    parser.add_argument("--replicates", type=int, default=500)
+    parser.add_argument("--replicates", type=int, default=400)
     parser.add_argument("--permutations", type=int, default=199)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, metavar="FILE.json")

@@ -51,12 +51,14 @@ class ScoredPairs:
         is_same: (P,) bool, true for a genuine pair.
         first: (P,) person of the first image, an integer from 0; None if unknown.
         second: (P,) person of the second image; None if unknown.
+        items: (P,) and (P,) numbers of the two images or templates in `Protocol.faces`; None if they are not numbered.
     """
 
     score: FloatArray
     is_same: BoolArray
     first: IntArray | None = None
     second: IntArray | None = None
+    items: tuple[IntArray, IntArray] | None = None
 
     @property
     def people(self) -> int | None:

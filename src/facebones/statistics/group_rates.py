@@ -8,11 +8,12 @@ impostor pairs is the largest of three: at the threshold, and where half and twi
 LEAST_ACCEPTED. That at the threshold alone is itself uncertain: 88-92 % of intervals contained the true rate (groups of
 25 to 100 people), against 95-98 %.
 
-Intervals of indices: people are drawn as in `bootstrap`. The logarithms of the odds of each group's rates are scaled to
-the standard error of its interval, which removes what the weights count too often; a replicate without an error counts
-half an error. An index such as a largest difference is too large in every sample, because noise makes groups differ,
-and even larger in a resampled one: percentiles are corrected for this bias. They never reach equality, so an interval
-is extended to it unless a test finds that the groups differ.
+Intervals of indices: people are drawn as in `bootstrap`. The draws say how the rates of groups depend on each other; how
+far each rate varies is taken from its interval: by their ranks, its replicates become normal in the logarithm of the
+odds. This removes what the weights count too often, and the skewness of few errors. An index such as a largest
+difference is too large in every sample, because noise makes groups differ, and even larger in a resampled one:
+percentiles are corrected for this bias. They never reach equality, so an interval is extended to it unless a test finds
+that the groups differ.
 
 Groups of fewer than LEAST_PEOPLE people, or LEAST_PAIRS pairs where people are unknown, are listed with their rates and
 intervals, but enter no index and no test.
@@ -254,7 +255,7 @@ def _rate(pairs: GroupedPairs, error: BoolArray, kind: str) -> Rate:
     if kind == "fnmr" or people is None:
         effective, units = effective_outcomes(error, None if people is None else people[0])
     else:
-        effective, units = _effective_impostors(pairs, number)
+        effective, units = _effective_impostors(pairs.score, *people, number)
     low, high = wilson(value, effective, t_quantile(LEVEL, max(units - 1, 1)))
     interval = Interval(
         low=min(low, value),
@@ -275,13 +276,12 @@ def _rate(pairs: GroupedPairs, error: BoolArray, kind: str) -> Rate:
     )
 
 
-def _effective_impostors(pairs: GroupedPairs, accepted: int) -> tuple[float, int]:
+def _effective_impostors(score: FloatArray, first: IntArray, second: IntArray, accepted: int) -> tuple[float, int]:
     """Independent impostor pairs that tell as much, and the number of people."""
-    first, second = pairs.people or ()
     units = int(np.union1d(first, second).size)
     if first.size < 4 or units < 3:
         return 1.0, units
-    order = np.argsort(-pairs.score, kind="stable")
+    order = np.argsort(-score, kind="stable")
     near = max(accepted, LEAST_ACCEPTED)
     measured_K = np.clip([max(near // 2, LEAST_ACCEPTED), near, 2 * near], 1, first.size // 2)
     return first.size / max(design_effects(first[order], second[order], np.unique(measured_K))), units
@@ -310,21 +310,18 @@ def _replicates(
 
 
 def _scaled(drawn_R: FloatArray, rate: Rate) -> FloatArray:
-    """Replicates around the value, with the standard error of its interval in the logarithm of the odds."""
+    """Replicates around the value: by their ranks normal in the logarithm of the odds, as wide as the interval."""
+    from scipy.special import ndtri
+
     if rate.value is None:
         return drawn_R
-    half = 0.5 / rate.effective
-    odds = _logit(np.clip(drawn_R, half, 1 - half))
+    half, units = 0.5 / rate.effective, rate.people or rate.pairs
     value = float(np.clip(rate.value, half, 1 - half))
-    units = rate.people or rate.pairs
     wider = t_quantile(LEVEL, max(units - 1, 1)) / NORMAL.inv_cdf(0.5 + LEVEL / 2)
     error = wider / np.sqrt(rate.effective * value * (1 - value))
-    scaled = (odds - odds.mean()) / max(float(odds.std()), 1e-9) * error
-    return np.asarray(1 / (1 + np.exp(-_logit(value) - scaled)))
-
-
-def _logit(rate: Any) -> Any:
-    return np.log(rate) - np.log1p(-rate)
+    rank = np.argsort(np.argsort(drawn_R, kind="stable"), kind="stable")
+    deviation = ndtri((rank + 0.5) / drawn_R.size) * error
+    return np.asarray(1 / (1 + np.exp(-np.log(value / (1 - value)) - deviation)))
 
 
 def _index(
@@ -344,8 +341,8 @@ def _index(
     values = {kind: np.array([rates[kind][number].value for number in enough]) for kind in index.needs}
     names = [groups[number] for number in enough]
     if reason := undefined(index, values, names):
-        least = _at_least(rates[index.needs[0]], enough) if len(index.needs) == 1 else None
-        return MeasuredIndex(name=index.name, reason=reason, at_least=least)
+        at_least = _at_least(rates[index.needs[0]], enough) if len(index.needs) == 1 else None
+        return MeasuredIndex(name=index.name, reason=reason, at_least=at_least)
     value = float(index.of(*(values[kind] for kind in index.needs)))
     replicates = index.of(*(drawn[kind][:, enough] for kind in index.needs))
     low, high = _corrected(replicates, value)
