@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.folders import open_training_set
-from facebones.data.groups import Faces
+from facebones.data.group_lists import Faces
 from facebones.data.image_sources import TrainingImages
 from facebones.data.training_set import TrainingSet
 from facebones.errors import DataError

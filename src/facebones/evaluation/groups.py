@@ -1,6 +1,6 @@
 """Error rates by group: does a model work alike for everyone? Several models on one set, at a global threshold each.
 
-`statistics.group_rates` says what is measured, `data.groups` how a file of groups is written.
+`statistics.group_rates` says what is measured, `data.group_lists` how a file of groups is written.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import facebones
-from facebones.data.groups import Grouping, groups_file, read_groups
+from facebones.data.group_lists import Grouping, groups_file, read_groups
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import BATCH_SIZE, Model, open_models
@@ -50,7 +50,7 @@ def evaluate_groups(
     Args:
         models: a model or several by name, or what `load_model` opens.
         data: what `find_protocols` finds, such as "lfw.bin" or "folder=friends"; or a `Protocol`. One set.
-        groups: a file of groups (`data.groups`); by default the one beside the set.
+        groups: a file of groups (`data.group_lists`); by default the one beside the set.
         threshold: a pair is accepted where its cosine is at least this.
         false_match_rate: instead, the threshold with this FMR on all pairs of the set. Without both, the threshold that
             `calibrate` has kept beside the weights, if there is one only.

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.backbones.base import IMAGE_SIZE
-from facebones.data.groups import Faces
+from facebones.data.group_lists import Faces
 from facebones.data.ijb_lists import GALLERY_LISTS, TemplateSet, listed_targets, read_template_set
 from facebones.data.ijb_pairs import PAIR_LIST, read_pair_labels, read_scores
 from facebones.data.image_sources import LooseCrops

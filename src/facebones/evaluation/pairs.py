@@ -30,7 +30,7 @@ from facebones.statistics.metric import Metric, MetricComparison
 from facebones.statistics.significance import compare_models
 
 if TYPE_CHECKING:
-    from facebones.data.groups import Faces
+    from facebones.data.group_lists import Faces
     from facebones.data.image_sources import EncodedImages
     from facebones.statistics.calibration import ScoredPairs
 
@@ -106,7 +106,7 @@ class PairsProtocol(Protocol):
 
         Images of a `.bin` are numbers from 0, one for each place, and its people are unknown.
         """
-        from facebones.data.groups import Faces  # here: few evaluations need it
+        from facebones.data.group_lists import Faces  # here: few evaluations need it
 
         images, place = self._names
         folders = [name.replace("\\", "/").rpartition("/")[0].rpartition("/")[2] for name in images]

@@ -21,7 +21,7 @@ from facebones.plugins import import_entry_points
 from facebones.statistics.metric import Metric, MetricComparison, untested
 
 if TYPE_CHECKING:
-    from facebones.data.groups import Faces
+    from facebones.data.group_lists import Faces
     from facebones.data.image_sources import ImageSource
     from facebones.statistics.calibration import ScoredPairs
 

@@ -8,7 +8,7 @@ impostor pairs is the largest of three: at the threshold, and where half and twi
 LEAST_ACCEPTED. That at the threshold alone is itself uncertain: 88-92 % of intervals contained the true rate (groups of
 25 to 100 people), against 95-98 %.
 
-Intervals of indices: people are drawn as in `bootstrap`. The draws say how the rates of groups depend on each other; how
+Intervals of indices: people are drawn as in `bootstrap`. The draws say how rates of groups depend on each other; how
 far each rate varies is taken from its interval: by their ranks, its replicates become normal in the logarithm of the
 odds. This removes what the weights count too often, and the skewness of few errors. An index such as a largest
 difference is too large in every sample, because noise makes groups differ, and even larger in a resampled one:
@@ -360,10 +360,14 @@ def _index(
 
 
 def _corrected(replicates_R: FloatArray, value: float) -> tuple[float, float]:
-    """Bias-corrected percentiles (B. Efron, Canadian Journal of Statistics 9 (1981))."""
+    """Bias-corrected percentiles (B. Efron, Canadian Journal of Statistics 9 (1981)), no narrower than plain ones.
+
+    The correction alone cuts the far end too short: 89 % of intervals held a true difference that half of all tests find.
+    """
     bound, share = NORMAL.inv_cdf(0.5 + LEVEL / 2), float(np.mean(replicates_R < value))
     shift = 2 * NORMAL.inv_cdf(min(max(share, 1 - NORMAL.cdf(bound)), NORMAL.cdf(bound)))
-    low, high = np.quantile(replicates_R, [NORMAL.cdf(shift - bound), NORMAL.cdf(shift + bound)])
+    tails = NORMAL.cdf(min(shift, 0) - bound), NORMAL.cdf(max(shift, 0) + bound)
+    low, high = np.quantile(replicates_R, tails)
     return float(low), float(high)
 
 
