@@ -362,7 +362,8 @@ def _index(
 def _corrected(replicates_R: FloatArray, value: float) -> tuple[float, float]:
     """Bias-corrected percentiles (B. Efron, Canadian Journal of Statistics 9 (1981)), no narrower than plain ones.
 
-    The correction alone cuts the far end too short: 89 % of intervals held a true difference that half of all tests find.
+    The correction alone cuts the far end too short: 89 % of intervals held a true difference that half of
+    all tests find.
     """
     bound, share = NORMAL.inv_cdf(0.5 + LEVEL / 2), float(np.mean(replicates_R < value))
     shift = 2 * NORMAL.inv_cdf(min(max(share, 1 - NORMAL.cdf(bound)), NORMAL.cdf(bound)))
