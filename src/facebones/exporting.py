@@ -99,7 +99,7 @@ def _loaded(model: Path, name: str | None) -> tuple[Backbone, Path]:
     """The network, which takes our input, and the path of the file that was read."""
     network, path = load_backbone(model, name)
     known = getattr(network, "known_input", None)  # a plug-in's network may be any module
-    if known is not None:
+    if known:
         network = _TakesOurs(network, Preprocessing(**known)).eval()
     return network, path
 

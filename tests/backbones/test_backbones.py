@@ -29,7 +29,12 @@ REFERENCES = [
     for name in json.loads((GOLDEN / f"{family}_keys.json").read_text())
 ]
 NAMES = [name for name in list_backbones() if name != "tiny_for_tests"]
-QUICK = [name for name in NAMES if COSTS[name]["macs_millions"] < 1000]
+WIDER = {  # of a network among the quick ones, with the same layers
+    *("ghostfacenet_v1_1_0_s1", "ghostfacenet_v1_1_0_s2", "ghostfacenet_v1_1_3_s1", "ghostfacenet_v1_1_3_s2"),
+    *("ghostfacenet_v2_1_0_s1", "ghostfacenet_v2_1_3_s1", "ghostfacenet_v2_1_3_s2"),
+    *("mobilenet_v1_0_50", "mobilenet_v1_1_0", "mobilenet_v3_large"),
+}
+QUICK = [name for name in NAMES if COSTS[name]["macs_millions"] < 1000 and name not in WIDER]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in QUICK]
 
 
@@ -44,8 +49,10 @@ def test_counts_equal_the_golden_ones_and_those_of_the_catalogue(name, monkeypat
     monkeypatch.setattr(timm_models, "import_timm", lambda: asked.add("timm") or import_timm())
     (counted,) = describe_backbones(name)
     assert counted["parameters"] == COSTS[name]["parameters"]
-    # The golden figures are printed to 0.01 M, which is more than 0.1 % of the smallest.
-    assert counted["macs"] / 1e6 == pytest.approx(COSTS[name]["macs_millions"], rel=1e-3, abs=0.005)
+    # Older golden figures are printed to 0.01 M, which is more than 0.1 % of the smallest.
+    exact = "exact" in COSTS[name]
+    tolerance = {"rel": 0, "abs": 0.00051} if exact else {"rel": 1e-3, "abs": 0.005}
+    assert counted["macs"] / 1e6 == pytest.approx(COSTS[name]["macs_millions"], **tolerance)
     needs = lookup_backbone(name).needs
     assert asked == {needs} - {None}
     (row,) = [row for row in read_catalogue() if row["name"] == name] or [{}]
@@ -156,6 +163,8 @@ def test_the_graph_is_captured_whole_and_answers_the_same(name, scaled_backbone)
 @pytest.mark.parametrize(
     "name",
     ["iresnet18", "mobilefacenet_wide", "shufflefacenet_0_5", "shufflemixfacenet_xs", "edgeface_xs"]
+    + ["ir_se_18", "mobilenet_v1_0_25", "mobilenet_v3_small", "mobilefacenet_cavaface"]
+    + ["ghostfacenet_v1_0_5_s2", "ghostfacenet_v2_1_0_s2", "vit_t"]
     + ["study_shufflefacenet_0_5", "study_shufflemixfacenet_xs"],
 )
 def test_compiled_code_of_each_family_answers_the_same(name, scaled_backbone):
@@ -180,13 +189,19 @@ def test_state_dict_round_trip(name):
     "name",
     [
         "edgeface_xs",
+        "ghostfacenet_v1_0_5_s2",
+        "ir_18",
         "iresnet18",
         "mobilefacenet",
+        "mobilefacenet_cavaface",
         "mobilefacenet_wide",
+        "mobilenet_v1_0_25",
+        "mobilenet_v3_small",
         "shufflefacenet_0_5",
         "mixfacenet_xs",
         "study_shufflefacenet_0_5",
         "study_mixfacenet_xs",
+        "vit_t",
     ],
 )
 def test_dropout_acts_in_training_only(name):
@@ -216,7 +231,7 @@ def test_names_aliases_and_patterns():
     # The study's pair of names is swapped, and its files must load.
     assert lookup_backbone("sfn1_0").name == "study_shufflefacenet_1_5"
     assert lookup_backbone("sfn1_5").name == "study_shufflefacenet_1_0"
-    assert [row["name"] for row in describe_backbones("*50")] == ["iresnet50"]
+    assert [row["name"] for row in describe_backbones("r5?")] == ["iresnet50"]
     assert set(NAMES) == set(COSTS)
 
 

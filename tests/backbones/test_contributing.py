@@ -68,7 +68,7 @@ def test_the_documented_steps_add_a_family(checkout):
     backbones = checkout / "src" / "facebones" / "backbones"
     (backbones / "newnet.py").write_text(FAMILY)
     registry = (backbones / "registry.py").read_text()
-    assert registry.count('FAMILIES = ("edgeface", ') == 1
+    assert registry.count("FAMILIES = (") == 1
     (backbones / "registry.py").write_text(registry.replace("FAMILIES = (", 'FAMILIES = ("newnet", '))
     costs = json.loads((checkout / "tests" / "golden" / "backbones.json").read_text())
     costs["backbones"]["newnet"] = {"parameters": PARAMETERS, "macs_millions": MACS / 1e6}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from facebones.backbones import create_backbone
-from facebones.backbones.foreign_weights import MAGFACE_EPS
+from facebones.backbones.authors import MAGFACE_EPS
 from facebones.backbones.state_dicts import network_shapes
 from facebones.backbones.weights import load_backbone
 from facebones.data.preprocessing import OURS, Preprocessing
@@ -227,6 +227,60 @@ def test_magfaces_files_are_measured_with_their_authors_input(tmp_path, capsys):
     said = Preprocessing(colour="bgr")
     assert load_model(tmp_path / "x.pth", backbone="r18", device="cpu", preprocessing=said).preprocessing == said
     assert load_model(tmp_path / "ours.pth", backbone="r18", device="cpu").preprocessing == OURS
+
+
+@pytest.fixture(scope="module")
+def ir():
+    return create_backbone("ir_18", SIZE).state_dict()
+
+
+def test_adafaces_files_get_bgr(tmp_path, ir, capsys):
+    lightning = {"epoch": 25, "state_dict": under("model.", ir) | KERNEL, "hyper_parameters": {"lr": 0.1}}
+    torch.save(lightning, tmp_path / "x.ckpt")
+    model = load_model(tmp_path / "x.ckpt", backbone="ir_18", device="cpu")
+    assert model.preprocessing == Preprocessing(colour="bgr")
+    said = capsys.readouterr().err
+    assert "as AdaFace's are: BGR" in said and "it gets (x - 127.5) / 127.5, BGR" in said
+    torch.save(ir, tmp_path / "bare.pth")
+    assert load_model(tmp_path / "bare.pth", backbone="ir_18", device="cpu").preprocessing == OURS
+
+
+@pytest.mark.parametrize(
+    ("settings", "colour", "note"),
+    [
+        ("color_space: 'RGB'\nname: ir18\n", "rgb", "model.yaml says RGB"),
+        ("name: ir18\ncolor_space: BGR\n", "bgr", "model.yaml says BGR"),
+        (None, "rgb", "no model.yaml with its channel order is beside it: it is taken for RGB"),
+    ],
+)
+@pytest.mark.parametrize("name", ["ir_18", "iresnet18"])
+def test_cvlfaces_files_get_the_channel_order_of_their_settings(tmp_path, ir, name, settings, colour, note, capsys):
+    saved = ir if name == "ir_18" else create_backbone(name, SIZE).state_dict()
+    torch.save(under("net.", saved), tmp_path / "model.pt")
+    if settings:
+        (tmp_path / "model.yaml").write_text(settings)
+    model = load_model(tmp_path / "model.pt", backbone=name, device="cpu")
+    assert model.preprocessing == Preprocessing(colour=colour)
+    assert note in capsys.readouterr().err
+    assert all(torch.equal(value, saved[key]) for key, value in model.network.state_dict().items())
+
+
+def test_ghostfacenets_from_keras_get_the_authors_input(tmp_path, capsys):
+    saved = create_backbone("ghostfacenet_v1_0_5_s2", SIZE).state_dict()
+    torch.save(saved, tmp_path / "torch.pth")
+    torch.save({k: v for k, v in saved.items() if not k.endswith("num_batches_tracked")}, tmp_path / "keras.pth")
+    model = load_model(tmp_path / "keras.pth", backbone="ghostfacenet_v1_0_5_s2", device="cpu")
+    assert model.preprocessing == Preprocessing(scale=128)
+    assert "has no counters of batch normalisation, as weights from Keras" in capsys.readouterr().err
+    model = load_model(tmp_path / "torch.pth", backbone="ghostfacenet_v1_0_5_s2", device="cpu")
+    assert model.preprocessing == OURS
+
+
+def test_an_unknown_channel_order_is_one_line(tmp_path, ir):
+    torch.save(under("net.", ir), tmp_path / "model.pt")
+    (tmp_path / "model.yaml").write_text("color_space: HSV\n")
+    with pytest.raises(CheckpointError, match=r"model\.yaml: color_space is 'hsv'; it must be RGB or BGR"):
+        load_backbone(tmp_path / "model.pt", "ir_18")
 
 
 # ------------------------------------------------------------------------------------------ files of another kind

@@ -49,9 +49,10 @@ def test_macs_agree_with_ptflops(name, ptflops_aten):
             network(torch.empty(1, 3, 112, 112, device="meta"))
         found = ptflops_aten(network)
     attention = counter.get_flop_counts()["Global"].get(torch.ops.aten.bmm, 0) // 2
-    assert (attention > 0) == name.startswith("edgeface")
+    assert (attention > 0) == name.startswith(("edgeface", "vit"))
+    assert counts.attention == attention
     assert found - attention == pytest.approx(counts.macs + counts.biases, rel=0 if not attention else 1e-3)
-    assert counts.biases < 0.02 * counts.macs
+    assert counts.biases < 0.05 * counts.macs  # most in the MobileNets, whose convolutions have biases
 
 
 class Everything(nn.Module):

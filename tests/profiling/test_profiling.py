@@ -186,6 +186,32 @@ def test_percentiles_are_of_all_repetitions():
     assert summary["throughput_images_per_second"] == pytest.approx(20.0)
 
 
+@pytest.mark.parametrize(
+    ("processor", "rounds", "busy"),
+    [
+        (1.0, [0.010, 0.011], False),
+        (2.0, [0.010, 0.011], False),  # two threads
+        (0.8, [0.010, 0.011], True),  # it waited for its processor
+        (1.0, [0.010, 0.014, 0.010], True),  # one round was slower
+    ],
+)
+def test_a_busy_machine_is_noticed(processor, rounds, busy):
+    timing = latency.Timings(4, single=[0.01] * 50, batch=[0.05] * 10, rounds=rounds, processor=processor)
+    summary = timing.summary()
+    assert summary["busy"] is busy
+    assert summary["wall_to_processor_time"] == pytest.approx(1 / processor)
+
+
+def test_the_time_of_the_processors_is_counted_in_each_turn(monkeypatch):
+    clock, processors = iter(range(10_000)), iter(range(10_000))
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(clock) / 10)
+    monkeypatch.setattr(latency.time, "process_time", lambda: next(processors) / 2)
+    timing = latency.Timings(8)
+    timing.add_turn(lambda images: None, 0.35)  # four passes of 0.1 s, twice; the processors' clock: 0.5 s each
+    assert timing.processor == pytest.approx(1.0) and timing.rounds == pytest.approx([0.1])
+    assert timing.summary()["wall_to_processor_time"] == pytest.approx(0.8)
+
+
 def test_precision_and_layout_reach_the_network():
     class Looks(torch.nn.Module):
         def forward(self, x):

@@ -75,7 +75,10 @@ def test_a_cheap_winner_leaves_one_sentence_and_no_cheaper_one():
 
 def test_a_difference_that_one_seed_contradicts_is_none():
     sentences = answer(make_results({"small": [0.80, 0.90], "large": [0.85, 0.92]})).sentences
-    assert "small is not significantly different" in sentences[0]
+    assert sentences[0] == (
+        "By lfw accuracy, no difference from the best is significant: large, at 400 M MACs, reaches 88.50 % ± 4.95,"
+        " before small."
+    )
 
 
 def test_unknown_costs_and_failed_runs_are_said():
@@ -119,6 +122,24 @@ def test_latency_has_budgets_of_its_own():
     sentences = answer(make_results(values, costs=costs)).sentences
     assert any(s.startswith("Up to 5 ms per image, small is best by lfw accuracy") for s in sentences)
     assert not any(" ms " in s for s in answer(results).sentences)
+
+
+def test_nothing_is_said_by_latency_of_a_busy_machine():
+    values = {"tiny": [0.7, 0.7], "small": [0.8, 0.8], "large": [0.9, 0.9]}
+    costs = {name: Cost(macs=MACS[name], latency_ms=9.0 * place) for place, name in enumerate(values, 1)}
+    costs["small"] = replace(costs["small"], busy=True)
+    sentences = answer(make_results(values, costs=costs)).sentences
+    assert sentences[-1] == (
+        "The machine was busy while the latency of small was measured: nothing is said by latency."
+    )
+    assert not any("ms per image" in sentence for sentence in sentences)
+
+
+def test_no_significant_difference_is_the_first_sentence():
+    alike = [("tiny", "small"), ("tiny", "large"), ("small", "large")]
+    sentences = answer(make_results({"tiny": [0.89], "small": [0.895], "large": [0.90]}, alike=alike)).sentences
+    assert sentences[0].startswith("By lfw accuracy, no difference from the best is significant: large, at 400 M MACs,")
+    assert sentences[0].endswith(", before small and tiny.")
 
 
 def test_guessing_is_called_so():

@@ -23,13 +23,15 @@ class Backbone(nn.Module):
         name: the name in the registry.
         embedding_size: D, the length of an embedding.
         known_input: another input that its weights were trained with, known from the form of their file: "mean",
-            "scale" and "colour" of a `Preprocessing`.
+            "scale" and "colour" of a `Preprocessing`, as far as they differ from ours; empty if none does.
         stage_ends: the module that ends each stage but the last (`stages.stages_of`), by name and in order.
+        only_in_training: names of the parameters that the embedding depends on in training alone.
     """
 
     name: str = ""
     known_input: Mapping[str, Any] | None = None
     stage_ends: Sequence[str] = ()
+    only_in_training: Sequence[str] = ()
     embedding_size: int
 
     def forward(self, x_B3HW: Tensor) -> Tensor:

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
+from facebones.backbones.authors import take_known_author
 from facebones.backbones.base import Backbone
-from facebones.backbones.registry import create_backbone, lookup_backbone
+from facebones.backbones.registry import create_backbone
 from facebones.backbones.state_dicts import (
     COUNTER,
     PREFERRED,
@@ -21,9 +20,6 @@ from facebones.backbones.state_dicts import (
 )
 from facebones.backbones.weights import check_weights, listed
 from facebones.errors import CheckpointError
-
-MAGFACE_EPS = 2e-5  # of all batch normalisation in MagFace's iResNets, whose files have "features." before the names
-MAGFACE_INPUT = {"mean": 0, "scale": 255, "colour": "bgr"}
 
 
 def load_foreign(path: Path, content: Any, name: str | None, embedding_size: int | None) -> Backbone:
@@ -79,8 +75,7 @@ def _fill(backbone: Backbone, held: Mapping[str, Tensors], path: Path) -> None:
         shown = listed(match.beside)
         _note(f"{path}: left out what {backbone.name} has no place for beside the network: {shown}")
     backbone.load_state_dict(weights)
-    if "features" in match.wrapper.split(".") and lookup_backbone(backbone.name).family == "iresnet":
-        _take_for_magface(backbone, path)
+    take_known_author(backbone, match, path)
 
 
 def _choose(match: Match, path: Path) -> None:
@@ -108,17 +103,6 @@ def _note(text: str) -> None:
     from facebones.system.progress import say  # here: most files need no note
 
     say(f"note: {text}")
-
-
-def _take_for_magface(backbone: Backbone, path: Path) -> None:
-    for module in backbone.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.eps = MAGFACE_EPS
-    backbone.known_input = MAGFACE_INPUT
-    _note(
-        f"{path}: has 'features.' before the names, as MagFace's files have: batch normalisation computes with"
-        f" its eps {MAGFACE_EPS:g}"
-    )
 
 
 def _advice(held: Mapping[str, Tensors]) -> str:

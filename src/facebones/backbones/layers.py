@@ -11,6 +11,16 @@ from torch.nn import functional
 MERGED_WIDTH = 32  # channels per group: a bfloat16 tile of AMX
 
 
+def divisible_width(channels: float, divisor: int = 8) -> int:
+    """Channels rounded to the nearest multiple of `divisor`, halves up, but not to less than 0.9 times as many.
+
+    >>> [divisible_width(16 * 1.3, divisor=4), divisible_width(72 // 4)]
+    [20, 24]
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
 def conv_bn(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     """Convolution without bias, padded to keep the size at stride 1, and batch normalisation."""
     kind = GroupedConv2d if groups > 1 else nn.Conv2d

@@ -1,10 +1,14 @@
 """MobileFaceNet (arXiv 1804.07573), and InsightFace's two wider networks `mbf` and `mbf_large`.
 
+`mobilefacenet_cavaface` is the original as cavaface and AdaDistill build it: its last normalisation has no scale and
+shift, and its attribute names are theirs, so AdaDistill's state dicts load unchanged.
+
 The original follows table 1 of the paper. The wide networks have two or four times the channels but the same widths
 inside the bottlenecks, so their expansion is 1 or less. Their attribute names are InsightFace's, so its `backbone.pth`
 state dicts load unchanged.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from torch import Tensor, nn
@@ -55,6 +59,53 @@ class MobileFaceNet(Backbone):
         x = self.tail(self.blocks(self.stem(x_B3HW)))  # (B, 512, 7, 7)
         x = self.dropout(self.pool(x).flatten(1))
         return self.norm(self.linear(x)).float()  # type: ignore[no-any-return]  # (B, D)
+
+
+def _named(layers: Iterable[nn.Module], names: Iterable[str] = ("conv", "bn", "prelu")) -> nn.Sequential:
+    """A sequence under cavaface's names, as many as there are layers."""
+    return nn.Sequential(OrderedDict(zip(names, layers)))  # noqa: B905
+
+
+def _cavaface_bottlenecks(channels: int, mid: int, repeats: int) -> nn.Sequential:
+    return _named(
+        [nn.Sequential(*(_cavaface_bottleneck(channels, mid, channels, 1) for _ in range(repeats)))], ["model"]
+    )
+
+
+def _cavaface_bottleneck(in_channels: int, mid: int, out_channels: int, stride: int) -> nn.Sequential:
+    names = ("conv", "conv_dw", "project")
+    layers = dict(zip(names, map(_named, bottleneck(in_channels, mid, out_channels, stride)), strict=True))
+    return (Residual if stride == 1 else nn.Sequential)(OrderedDict(layers))
+
+
+class CavafaceMobileFaceNet(Backbone):
+    """The network of the paper under cavaface's names."""
+
+    stage_ends = ("conv2_dw", "conv_3", "conv_4", "conv_5", "output_layer.conv_6_dw")  # 56, 28, 14, 7 pixels, 1
+
+    def __init__(self, embedding_size: int, dropout: float) -> None:
+        super().__init__()
+        self.embedding_size = embedding_size
+        self.conv1 = _named(conv_block(3, 64, 3, 2))
+        self.conv2_dw = _named(conv_block(64, 64, 3, groups=64))
+        self.conv_23 = _cavaface_bottleneck(64, 128, 64, 2)
+        self.conv_3 = _cavaface_bottlenecks(64, 128, 4)
+        self.conv_34 = _cavaface_bottleneck(64, 256, 128, 2)
+        self.conv_4 = _cavaface_bottlenecks(128, 256, 6)
+        self.conv_45 = _cavaface_bottleneck(128, 512, 128, 2)
+        self.conv_5 = _cavaface_bottlenecks(128, 256, 2)
+        self.conv_6_sep = _named(conv_block(128, 512))
+        linear = nn.Linear(512, embedding_size, bias=False)
+        norm = nn.BatchNorm1d(embedding_size, affine=False)
+        head = [_named(global_depthwise(512)), nn.Flatten(), nn.Dropout(dropout), linear, norm]
+        self.output_layer = _named(head, ["conv_6_dw", "flatten", "dropout", "linear", "bn"])
+        initialize(self)
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        x = x_B3HW
+        for layer in self.children():
+            x = layer(x)
+        return x.float()  # (B, D)
 
 
 class _Layers(nn.Module):
@@ -140,3 +191,9 @@ def mobilefacenet_wide(embedding_size: int, dropout: float) -> Backbone:
 def mobilefacenet_large(embedding_size: int, dropout: float) -> Backbone:
     """MobileFaceNet with fourfold channels and doubled depth, InsightFace's `mbf_large`."""
     return WideMobileFaceNet(4, (2, 8, 12, 4), embedding_size, dropout)
+
+
+@register_backbone()
+def mobilefacenet_cavaface(embedding_size: int, dropout: float) -> Backbone:
+    """MobileFaceNet as cavaface and AdaDistill build it, its last normalisation not affine."""
+    return CavafaceMobileFaceNet(embedding_size, dropout)

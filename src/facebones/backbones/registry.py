@@ -27,7 +27,18 @@ from facebones.errors import ConfigError, FaceBonesError, UnknownNameError, firs
 from facebones.plugins import import_entry_points
 
 # The files of this folder that register backbones, in the order in which these are listed.
-FAMILIES = ("edgeface", "iresnet", "mixfacenet", "mobilefacenet", "shufflefacenet", "study")
+FAMILIES = (
+    "edgeface",
+    "ghostfacenet",
+    "ir",
+    "iresnet",
+    "mixfacenet",
+    "mobilefacenet",
+    "mobilenet",
+    "shufflefacenet",
+    "study",
+    "vit",
+)
 BUILT_IN = [f"{__package__}.{name}" for name in (*FAMILIES, "timm_models")]
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
@@ -83,8 +94,8 @@ def list_backbones(pattern: str = "*") -> list[str]:
 
     A pattern that begins with "timm:" searches the models of timm instead.
 
-    >>> list_backbones("mobile*")
-    ['mobilefacenet', 'mobilefacenet_wide', 'mobilefacenet_large']
+    >>> list_backbones("mobilenet_v3*")
+    ['mobilenet_v3_small', 'mobilenet_v3_large']
     """
     if pattern.startswith(TIMM_PREFIX):
         from facebones.backbones.timm_models import timm_names

@@ -9,14 +9,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from facebones.data.images import ImageArray, decode, single_threaded_opencv
-from facebones.data.training_set import TrainingSet
 from facebones.errors import DataError
+
+if TYPE_CHECKING:
+    from facebones.data.training_set import TrainingSet
 
 CHUNK = 16  # images per task of a thread: tasks of one image cost a tenth of the reading time
 
@@ -80,7 +82,7 @@ class TrainingImages:
         data: N images.
     """
 
-    data: TrainingSet
+    data: "TrainingSet"
 
     @property
     def name(self) -> str:

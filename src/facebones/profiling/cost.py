@@ -34,8 +34,9 @@ def unused_parameters(network: nn.Module, image_size: int = IMAGE_SIZE) -> list[
     device = next(network.parameters()).device
     with evaluation_mode(network), torch.enable_grad():
         output = network(torch.empty(1, 3, image_size, image_size, device=device))
-    reached = _leaves(output)
-    return [name for name, p in network.named_parameters() if p.requires_grad and id(p) not in reached]
+    reached, trained = _leaves(output), set(getattr(network, "only_in_training", ()))
+    unused = [name for name, p in network.named_parameters() if p.requires_grad and id(p) not in reached]
+    return [name for name in unused if name not in trained]
 
 
 def _leaves(output: Tensor) -> set[int]:
@@ -70,6 +71,7 @@ class OperationCounts:
     Attributes:
         macs: multiply-accumulates of the convolutions and linear layers, as in InsightFace's tables. Biases,
             normalisation, activations, pooling, and sums and products of two maps (attention too) are not counted.
+        attention: multiply-accumulates of the matrix products of two activations, as in attention; not in the MACs.
         activations: output elements of the convolutions and linear layers (R. Dollar et al., arXiv 2103.06877). Memory
             traffic, and often latency, grows with them.
         biases: additions of biases in these layers, one per output element.
@@ -79,6 +81,7 @@ class OperationCounts:
     """
 
     macs: int
+    attention: int
     activations: int
     biases: int
     normalised: int
@@ -152,6 +155,10 @@ class _ElementCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.counts["activated"] += args[0].numel()
         elif name in _POOLINGS or (name == "mean" and args[0].ndim == 4):  # the mean of a map is a pooling
             self.counts["pooled"] += args[0].numel()
+        elif name == "bmm":
+            self.counts["attention"] += args[0].numel() * args[1].shape[2]
+        elif name.startswith("_scaled_dot_product"):  # queries by keys, and their weights by as many values
+            self.counts["attention"] += 2 * args[0].numel() * args[1].shape[2]
         return operator(*args, **(kwargs or {}))
 
 

@@ -11,6 +11,10 @@ Latency and throughput, measured so that a busy machine favours no network.
 The networks take turns: each gets a share of every round. Another job that slows the machine for a while thus slows
 all networks, and no result depends on one stretch of time. A turn starts with an untimed forward pass, waits for the
 device, then repeats until its time is filled. Medians and percentiles are over all repetitions of all rounds.
+
+A result that other work on the machine has changed is marked as busy: the process waited for a processor (the clock ran
+WAITED times as long as its processors), or the rounds disagree (their median latencies are SPREAD of their median
+apart).
 """
 
 import importlib
@@ -124,6 +128,8 @@ def _resident(kind: str) -> int:
 
 
 LEAST_SINGLES, LEAST_BATCHES = 4, 1  # repetitions per turn, however long they take
+WAITED = 1.2
+SPREAD = 0.25
 
 
 @dataclass
@@ -134,21 +140,42 @@ class Timings:
         batch_size: images per batch.
         single: durations with one image.
         batch: durations with `batch_size` images.
+        rounds: median of `single` in each round.
+        processor: time of the process on all processors, over all repetitions.
     """
 
     batch_size: int
     single: list[float] = field(default_factory=list)
     batch: list[float] = field(default_factory=list)
+    rounds: list[float] = field(default_factory=list)
+    processor: float = 0.0
+
+    def add_turn(self, infer: Callable[[int], None], seconds: float) -> None:
+        """Time one image, then a batch, for so many seconds each."""
+        single, taken = _repeat(infer, 1, seconds, LEAST_SINGLES)
+        batch, more = _repeat(infer, self.batch_size, seconds, LEAST_BATCHES)
+        self.single += single
+        self.batch += batch
+        self.rounds.append(float(np.median(single)))
+        self.processor += taken + more
 
     def summary(self) -> dict[str, float]:
-        """Latency percentiles in milliseconds, and images per second from the median batch."""
+        """Latency percentiles in milliseconds, images per second from the median batch, and how busy the machine was.
+
+        Where time is spent on another device, the processors' time says nothing, so only the spread does.
+        """
         p50, p90 = np.percentile(self.single, [50, 90]) * 1000
+        waited = (sum(self.single) + sum(self.batch)) / max(self.processor, 1e-9)
+        spread = (max(self.rounds) - min(self.rounds)) / float(np.median(self.rounds)) if self.rounds else 0.0
         return {
             "latency_p50_ms": float(p50),
             "latency_p90_ms": float(p90),
             "latency_repetitions": len(self.single),
             "throughput_images_per_second": float(self.batch_size / np.median(self.batch)),
             "throughput_repetitions": len(self.batch),
+            "wall_to_processor_time": waited,
+            "spread_of_rounds": spread,
+            "busy": waited > WAITED or spread > SPREAD,
         }
 
 
@@ -163,18 +190,18 @@ def measure_timings(inferences: Sequence[Callable[[int], None]], batch_size: int
     timings = [Timings(batch_size) for _ in inferences]
     turns = [pair for _ in range(ROUNDS) for pair in zip(inferences, timings, strict=True)]
     for infer, timing in track(turns, f"latency and throughput, {ROUNDS} rounds"):
-        timing.single += _repeat(infer, 1, seconds / ROUNDS, LEAST_SINGLES)
-        timing.batch += _repeat(infer, batch_size, seconds / ROUNDS, LEAST_BATCHES)
+        timing.add_turn(infer, seconds / ROUNDS)
     return timings
 
 
-def _repeat(infer: Callable[[int], None], images: int, seconds: float, least: int) -> list[float]:
-    """Durations of repetitions that fill `seconds`, after one untimed pass."""
+def _repeat(infer: Callable[[int], None], images: int, seconds: float, least: int) -> tuple[list[float], float]:
+    """Durations of repetitions that fill `seconds`, after one untimed pass, and the processors' time for them."""
     infer(images)
     durations: list[float] = []
+    processor = time.process_time()
     start = now = time.perf_counter()
     while now - start < seconds or len(durations) < least:
         infer(images)
         before, now = now, time.perf_counter()
         durations.append(now - before)
-    return durations
+    return durations, time.process_time() - processor

@@ -143,6 +143,8 @@ def _by_latency(results: Results, metric: MetricResult) -> list[str]:
     costs = {name: cost for name in ranking if (cost := results.costs[name].latency_ms) is not None}
     if len(costs) < 2 or _all_guess(metric):
         return []
+    if busy := [name for name in costs if results.costs[name].busy]:
+        return [f"The machine was busy while the latency of {listed(busy)} was measured: nothing is said by latency."]
     return _by_budget(results, metric, costs, LATENCY_BUDGETS, lambda value: f"{value:g} ms per image")
 
 
@@ -192,9 +194,16 @@ def _verdict(
     others = [name for name in ranking if name not in ties]
     pairs = [{test.first, test.second} for test in results.tests(metric)]
     tested = {name for pair in pairs if best in pair for name in pair}
-    alike = [name for name in results.not_different_from(metric, best) if name in others]
+    same = results.not_different_from(metric, best)
+    alike = [name for name in others if name in same]
     worse = [name for name in others if name in tested and name not in alike]
     untested = [name for name in others if name not in tested]
+    if alike and not worse and not untested:
+        return (
+            f"{lead}{'by' if lead else 'By'} {metric.title}, no difference from the best is significant:"
+            f" {named(ties)}{place} {'reaches' if len(ties) == 1 else 'tie at'} {_value(results, metric, best)},"
+            f" before {named(alike)}."
+        )
     level = "is best" if len(ties) == 1 else "tie for best"
     parts = [f"{lead}{named(ties)}{place} {level} by {metric.title}: {_value(results, metric, best)}"]
     if alike:

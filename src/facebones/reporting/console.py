@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from facebones.reporting.words import MARKS, RATES, detail_words, mark_best, metric_words, set_words
+from facebones.reporting.words import BUSY, MARKS, RATES, detail_words, mark_best, metric_words, set_words
 from facebones.system.number_format import p_words, percent, percent_interval, points
 from facebones.system.progress import printable, tell
 
@@ -32,6 +32,7 @@ PROFILE_COLUMNS = {  # heading: key of a row, unit, format
     "peak, MB": ("peak_memory_bytes", 1e6, "{:,.1f}"),
 }
 
+TIMED = ("latency_p50_ms", "latency_p90_ms", "throughput_images_per_second")
 MetricJson = Mapping[str, Any]  # of a result file, format 2
 
 
@@ -325,9 +326,12 @@ def _rate(rate: float | None, deviation: float | None = None) -> str:
 
 def profile_table(result: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
     """Column names and rows of a profile (the content of profile.json); unknown values are "-"."""
-    rows: list[Sequence[str]] = [
-        [_cell(row[key], unit, form) for key, unit, form in PROFILE_COLUMNS.values()] for row in result["networks"]
-    ]
+    rows: list[Sequence[str]] = []
+    for row in result["networks"]:
+        cells = {key: _cell(row[key], unit, form) for key, unit, form in PROFILE_COLUMNS.values()}
+        if _is_busy(row):
+            cells |= {key: f"{cells[key]} {BUSY}" for key in TIMED}
+        rows.append(list(cells.values()))
     return tuple(PROFILE_COLUMNS), rows
 
 
@@ -336,13 +340,18 @@ def profile_headline(result: Mapping[str, Any]) -> str:
     facts = result["conditions"]
     layout = ", channels last" if facts["channels_last"] else ""
     providers = {row["provider"] for row in result["networks"]} - {None}
+    busy = f"; {BUSY}: the machine did other work meanwhile" if any(map(_is_busy, result["networks"])) else ""
     onnx = f"; .onnx in ONNX Runtime ({', '.join(providers)}) at the file's own precision" if providers else ""
     return (
         f"{facts['device']}: {facts['processor']}, {facts['threads']} thread{'s' * (facts['threads'] > 1)}, "
         f"{facts['precision']}{layout}, torch {facts['torch']}{onnx}\n"
         f"latency of one {facts['image_size']}x{facts['image_size']} image; "
-        f"images/s and peak memory at batch {facts['batch_size']}"
+        f"images/s and peak memory at batch {facts['batch_size']}{busy}"
     )
+
+
+def _is_busy(row: Mapping[str, Any]) -> bool:
+    return row.get("busy") is True
 
 
 def _cell(value: Any, unit: float, form: str) -> str:

@@ -458,6 +458,7 @@ def _profiled_cost(row: Mapping[str, Any], measured: bool) -> Cost:
         latency_ms=_known(row["latency_p50_ms"]),
         images_per_second=_known(row["throughput_images_per_second"]),
         memory_bytes=_whole(row.get("peak_memory_bytes")),
+        busy=row.get("busy") is True,  # unknown in files of older versions
     )
 
 

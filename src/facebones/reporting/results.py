@@ -134,6 +134,7 @@ class Cost:
         latency_ms: median, one image.
         images_per_second: in batches.
         memory_bytes: peak, in batches.
+        busy: whether the machine did other work while latency and images per second were measured.
     """
 
     parameters: int | None = None
@@ -141,6 +142,7 @@ class Cost:
     latency_ms: float | None = None
     images_per_second: float | None = None
     memory_bytes: int | None = None
+    busy: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

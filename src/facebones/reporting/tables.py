@@ -7,7 +7,7 @@ from typing import Any
 
 from facebones.reporting.results import EvaluatedSet, MetricResult, Results, Run
 from facebones.reporting.variants import BACKBONE, Contrast, VariantTest
-from facebones.reporting.words import MARKS, mark_best, set_words, spread_words
+from facebones.reporting.words import BUSY, MARKS, mark_best, set_words, spread_words
 from facebones.statistics.significance import over_seeds
 from facebones.system.number_format import decimal, p_words, percent, points
 
@@ -34,6 +34,7 @@ COSTS: tuple[tuple[str, str, float, str], ...] = (  # heading, attribute of Cost
     ("peak memory (MiB)", "memory_bytes", 2**20, "{:,.1f}"),
 )
 FIRST_COSTS = ("parameters", "MACs (M)", "latency p50 (ms)")
+TIMED = ("latency_ms", "images_per_second")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def _overview(results: Results) -> Table:
     metrics, numbers, names = results.main_metrics(), results.numbers(), results.variants
     columns, cells = list(_named(results)), list(_named(results).values())
     costs = {
-        heading: [cost_cell(row[key], unit, form) for row in numbers]
+        heading: [cost_cell(row[key], unit, form, busy=row["busy"] and key in TIMED) for row in numbers]
         for heading, key, unit, form in COSTS
         if any(row[key] is not None for row in numbers)
     }
@@ -119,11 +120,12 @@ def _overview(results: Results) -> Table:
     )
 
 
-def cost_cell(value: float | None, unit: float, form: str) -> Cell:
-    """A cost in the unit of its column's heading."""
+def cost_cell(value: float | None, unit: float, form: str, *, busy: bool = False) -> Cell:
+    """A cost in the unit of its column's heading, marked if it was measured on a busy machine."""
     if value is None:
         return NOTHING
-    return Cell(text=form.format(value / unit), value=value if unit == 1 else value / unit)
+    text = form.format(value / unit) + (f" {BUSY}" if busy else "")
+    return Cell(text=text, value=value if unit == 1 else value / unit)
 
 
 def _seeds(row: dict[str, Any]) -> Cell:
@@ -143,7 +145,9 @@ def _conditions_note(results: Results) -> str:
     said = ", ".join(
         f"{name.replace('_', ' ')} {results.conditions[name]}" for name in names if name in results.conditions
     )
-    return f"Latency (one image), images/s and peak memory (in batches): {said}."
+    busy = any(cost.busy for cost in results.costs.values())
+    marks = f" {BUSY}: the machine did other work meanwhile; measure again before relying on it." if busy else ""
+    return f"Latency (one image), images/s and peak memory (in batches): {said}.{marks}"
 
 
 def _named(results: Results, variants: Sequence[str] | None = None) -> dict[str, list[Cell]]:

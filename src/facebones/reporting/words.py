@@ -10,6 +10,7 @@ from typing import Any
 from facebones.system.number_format import percent, percent_interval
 
 MOST_LISTED = 4  # names in a sentence; a longer list is counted instead
+BUSY = "busy"  # beside a latency that was measured while the machine did other work
 MARKS = "best: the best of all; *: not significantly different from the best"
 
 METRICS = {
