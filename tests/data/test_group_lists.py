@@ -54,6 +54,8 @@ def test_templates_have_the_group_of_their_images(read):
         ("image,sex\n1.jpg,f\n", r"line 2: no image '1.jpg' in friends; write names like 'ann/1.jpg'"),
         ("person,sex\nann,f\ncy,m\nann,f\n", r"line 4: 'ann' stands in line 2 already; remove one"),
         ("person,sex\nann,f\ncy,f\n", r"the column 'sex' has one group only, 'f'; give two"),
+        ("person,sex\nann," + 61 * "f" + "\n", r"line 2: 'f{60}'\.\.\. is longer than 60 characters"),
+        ("person," + 61 * "f" + "\nann,f\n", r"line 1: 'f{60}'\.\.\. is longer than 60 characters"),
         ("person,sex\nann,\n", r"the column 'sex' has no group"),
         ('person,sex\n"ann,f\n', r"line 2: unexpected end of data; correct the quotes"),
         (b"person,sex\nann,\xff\n", r"line 2: not UTF-8 text"),

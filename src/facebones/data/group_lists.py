@@ -109,6 +109,10 @@ def read_groups(path: Path, faces: Faces, set_name: str) -> list[Grouping]:
             _fail(path, number, f"{_short(name)} stands in line {line[place]} already; remove one of them")
         line[place] = number
         for column, value in enumerate(values):
+            if len(value) > SHOWN_CHARACTERS:
+                _fail(
+                    path, number, f"{_short(value)}... is longer than {SHOWN_CHARACTERS} characters; shorten the group"
+                )
             if value:
                 table[place, column] = codes[column].setdefault(value, len(codes[column]))
                 if len(codes[column]) > MOST_GROUPS:
@@ -150,6 +154,8 @@ def _headings(path: Path, number: int, heading: list[str]) -> list[str]:
         _fail(path, number, f"{_short(kind)} is neither {IMAGE} nor {PERSON}; the first column names the rows")
     if not 1 <= len(names) <= MOST_GROUPINGS:
         _fail(path, number, f"{len(names)} columns of groups; give 1 to {MOST_GROUPINGS}, such as {kind},sex,age_band")
+    if longest := next((name for name in names if len(name) > SHOWN_CHARACTERS), None):
+        _fail(path, number, f"{_short(longest)}... is longer than {SHOWN_CHARACTERS} characters; shorten the name")
     if "" in names:
         _fail(path, number, f"column {names.index('') + 2} has no name; name it")
     if twice := [name for name in names if names.count(name) > 1]:
