@@ -91,6 +91,15 @@ def test_a_ratio_to_no_error_has_no_value_but_a_bound():
     assert found["fmr_difference"].interval.low > 0 and np.isfinite(found["garbe"].value)
 
 
+def test_no_error_at_all_leaves_garbe_without_a_value():
+    pairs = _made_up(np.random.default_rng(0), fnmr=(1e-12, 1e-12))
+    comparison = compare_groups(pairs, ["a", "b"], 0.0, **FEW)
+    found = {index.name: index for index in comparison.indices}
+    assert found["garbe"].value is None and "no error of FNMR in any group" in found["garbe"].reason
+    assert found["fnmr_difference"].value == 0 and found["fnmr_difference"].interval.high > 0.01
+    assert comparison.tests[1].p_value is None and comparison.tests[0].p_value is not None
+
+
 def test_pairs_without_groups_are_refused():
     pairs = _made_up(np.random.default_rng(0))
     none = GroupedPairs(**(vars(pairs) | {"group": np.full(pairs.group.size, -1)}))

@@ -15,6 +15,7 @@ from facebones.errors import ConfigError, DataError
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import BATCH_SIZE, Model, open_models
 from facebones.evaluation.protocol import Protocol, find_protocols
+from facebones.evaluation.runtimes import with_runtime
 from facebones.statistics.bootstrap import REPLICATES
 from facebones.statistics.calibration import ScoredPairs
 from facebones.statistics.fairness import ALPHA
@@ -88,11 +89,8 @@ def evaluate_groups(
     if output is not None:
         check_output(Path(output), [RESULT])
     opened = open_models(models if isinstance(models, Mapping) else {"model": models}, **opening)
-    flip = flip or protocol.needs_flip
-    images = protocol.images()
+    flip, images = flip or protocol.needs_flip, protocol.images()
     if runtime is not None:
-        from facebones.evaluation.runtimes import with_runtime
-
         opened = with_runtime(opened, runtime, [images], batch_size=batch_size, flip=flip)
     thresholds: dict[str, float | None] = dict.fromkeys(opened, threshold)
     if threshold is None and false_match_rate is None:

@@ -67,7 +67,7 @@ def _rate_cells(rate: Json) -> list[str]:
 def _index_row(index: Json) -> list[str]:
     heading, factor, unit = INDEX_WORDS[index["name"]]
     if index["value"] is None:
-        least = "" if index["at_least"] is None else f"; at least {rounded(index['at_least'])}"
+        least = "" if (index["at_least"] or 1) <= 1 else f"; at least {rounded(index['at_least'])}"
         return [heading, "-", f"{index['reason']}{least}"]
     decimals = 2 if unit or heading.endswith("ratio") else 4
     value, low, high = (rounded(factor * number, decimals) for number in (index["value"], *_ends(index["interval"])))

@@ -9,8 +9,8 @@ within a group. Of G groups, with alpha the weight of the FMR:
 * GARBE = alpha A + (1 - alpha) B, A and B the Gini coefficients of the rates, each sum_ij |x_i - x_j| / (2 G^2 mean),
   times G / (G - 1), so that the largest value is 1 for any number of groups. 0 is equal.
 
-A ratio with a rate of 0 is infinite: it means that the data has too few pairs, not that the model is infinitely
-unequal. `undefined` says so.
+A ratio with a rate of 0 is infinite, and the Gini coefficient of nothing but 0 is 0 / 0: the data has too few pairs.
+`undefined` says so.
 
 Sources: T. de Freitas Pereira and S. Marcel, "Fairness in biometrics" (arXiv 2011.02395), for the FDR; P. Grother,
 "Face Recognition Vendor Test, Part 8: Summarizing demographic differentials" (NIST IR 8429), and J. J. Howard et al.,
@@ -136,4 +136,6 @@ def undefined(index: Index, rates: dict[str, Any], groups: Sequence[str]) -> str
         clean = [name for name, rate in zip(groups, rates[kind], strict=True) if rate == 0]
         if index.is_ratio and clean:
             return f"no error in {', '.join(clean)}: a ratio to 0 has no value"
+        if index.of is garbe and len(clean) == len(groups):
+            return f"no error of {kind.upper()} in any group: the Gini coefficient of rates of 0 has no value"
     return None
