@@ -299,17 +299,18 @@ def _replicates(
     """Kind -> (R, G) rates of each group in each draw of the people, with the standard errors of the intervals."""
     design, groups = pairs_design(pairs.is_same, pairs.people, replicates, seed), len(rates["fmr"]) - 1
     kinds: dict[str, Kind] = {"fmr": design.impostors, "fnmr": design.genuine}
-    found = {}
+    found, random = {}, np.random.default_rng(seed)
     for kind, outcomes in kinds.items():
         place = 2 * column[outcomes.rows] + error[outcomes.rows]
         totals = ColumnTotals(outcomes, place, design.counts.shape[1], 2 * (groups + 1))(design.counts[1:])
         right, wrong = totals[:, :-2:2], totals[:, 1:-2:2]
         drawn = np.clip(wrong / np.maximum(right + wrong, 1), 0, 1)
-        found[kind] = np.stack([_scaled(drawn[:, group], rates[kind][group]) for group in range(groups)], axis=1)
+        rows = zip(drawn.T, rates[kind][:groups], strict=True)
+        found[kind] = np.stack([_scaled(row, rate, random) for row, rate in rows], axis=1)
     return found
 
 
-def _scaled(drawn_R: FloatArray, rate: Rate) -> FloatArray:
+def _scaled(drawn_R: FloatArray, rate: Rate, random: np.random.Generator) -> FloatArray:
     """Replicates around the value: by their ranks normal in the logarithm of the odds, as wide as the interval."""
     from scipy.special import ndtri
 
@@ -319,7 +320,7 @@ def _scaled(drawn_R: FloatArray, rate: Rate) -> FloatArray:
     value = float(np.clip(rate.value, half, 1 - half))
     wider = t_quantile(LEVEL, max(units - 1, 1)) / NORMAL.inv_cdf(0.5 + LEVEL / 2)
     error = wider / np.sqrt(rate.effective * value * (1 - value))
-    rank = np.argsort(np.argsort(drawn_R, kind="stable"), kind="stable")
+    rank = np.argsort(np.lexsort((random.random(drawn_R.size), drawn_R)))  # of equal ones at random
     deviation = ndtri((rank + 0.5) / drawn_R.size) * error
     return np.asarray(1 / (1 + np.exp(-np.log(value / (1 - value)) - deviation)))
 
