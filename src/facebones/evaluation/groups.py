@@ -77,10 +77,7 @@ def evaluate_groups(
     >>> content["groupings"][0]["results"]["model"]["rates"]["fmr"][0]["value"]  # doctest: +SKIP
     0.0012
     """
-    if threshold is not None and false_match_rate is not None:
-        raise ConfigError("a threshold and a false match rate: give one of them")
-    if false_match_rate is not None and not 0 < false_match_rate < 1:
-        raise ConfigError(f"{false_match_rate:g} is no rate between 0 and 1; a false match rate is such as 0.001")
+    _check_options(threshold, false_match_rate)
     protocol = _protocol(data)
     protocol.check()
     faces = protocol.faces()
@@ -92,20 +89,20 @@ def evaluate_groups(
     flip, images = flip or protocol.needs_flip, protocol.images()
     if runtime is not None:
         opened = with_runtime(opened, runtime, [images], batch_size=batch_size, flip=flip)
-    thresholds: dict[str, float | None] = dict.fromkeys(opened, threshold)
     if threshold is None and false_match_rate is None:
         thresholds = {name: _kept_threshold(name, model, flip) for name, model in opened.items()}
+    else:
+        thresholds = dict.fromkeys(opened, threshold or 0.0)  # that of a rate follows
     features = embed(opened, images, flip=flip, batch_size=batch_size, workers=workers, progress=progress)
     drawing: dict[str, Any] = {"replicates": bootstrap, "permutations": permutations, "seed": seed}
     found: list[dict[str, Any]] = [{} for _ in groupings]
     for name in opened:
         pairs = protocol.scored_pairs(features.pop(name))
-        at = thresholds[name]
-        if at is None:
-            at = thresholds[name] = threshold_at(pairs, false_match_rate or 0.0)
+        if false_match_rate is not None:
+            thresholds[name] = threshold_at(pairs, false_match_rate)
         for results, grouping in zip(found, groupings, strict=True):
             parts = grouped(pairs, grouping, faces.person)
-            results[name] = compare_groups(parts, grouping.groups, at, **drawing).to_json()
+            results[name] = compare_groups(parts, grouping.groups, thresholds[name], **drawing).to_json()
     content = {
         "format": FORMAT,
         "facebones": facebones.__version__,
@@ -156,6 +153,13 @@ def grouped(pairs: ScoredPairs, grouping: Grouping, person: Any) -> GroupedPairs
     return GroupedPairs(
         score=pairs.score, is_same=pairs.is_same, first=first, second=second, group=grouping.group, person=person
     )
+
+
+def _check_options(threshold: float | None, false_match_rate: float | None) -> None:
+    if threshold is not None and false_match_rate is not None:
+        raise ConfigError("a threshold and a false match rate: give one of them")
+    if false_match_rate is not None and not 0 < false_match_rate < 1:
+        raise ConfigError(f"{false_match_rate:g} is no rate between 0 and 1; a false match rate is such as 0.001")
 
 
 def _protocol(data: Protocol | Path | str) -> Protocol:

@@ -33,7 +33,7 @@ def print_groups(content: Json) -> None:
             )
             print_table(_rate_columns(people), _rate_rows(found, people), title=title)
             print_table(["index", "value", "95 % interval"], [_index_row(one) for one in found["indices"]])
-            for line in test_words(found):
+            for line in sentences(found):
                 tell(line)
         for line in note_words(section, people):
             tell(f"note: {line}")
@@ -78,7 +78,7 @@ def _ends(interval: Json) -> tuple[float, float]:
     return interval["low"], interval["high"]
 
 
-def test_words(found: Json) -> list[str]:
+def sentences(found: Json) -> list[str]:
     """A sentence for each test."""
     lines = []
     for test in found["tests"]:
