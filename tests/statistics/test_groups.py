@@ -103,8 +103,10 @@ def test_no_error_at_all_leaves_garbe_without_a_value():
 def test_pairs_without_groups_are_refused():
     pairs = _made_up(np.random.default_rng(0))
     none = GroupedPairs(**(vars(pairs) | {"group": np.full(pairs.group.size, -1)}))
-    with pytest.raises(DataError, match="no pair has two images with a group"):
+    with pytest.raises(DataError, match="0 genuine and 0 impostor pairs have a group for both images"):
         compare_groups(none, ["a", "b"], 0.0)
+    with pytest.raises(DataError, match=r"0 genuine and \d+ impostor pairs"):
+        compare_groups(pairs.part(~pairs.is_same), ["a", "b"], 0.0)
 
 
 def test_people_may_be_unknown():

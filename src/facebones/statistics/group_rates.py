@@ -187,7 +187,7 @@ def compare_groups(
         seed: of both.
 
     Raises:
-        DataError: no pair has two known groups; or people that contradict the labels of the pairs.
+        DataError: no genuine or no impostor pair has two known groups, or people contradict the labels of the pairs.
 
     >>> random = np.random.default_rng(0)
     >>> first, second = np.triu_indices(200, 1)
@@ -200,18 +200,20 @@ def compare_groups(
     """
     column = pairs.column(len(groups))
     known = column >= 0
-    if not known.any():
-        raise DataError("no pair has two images with a group; name more images or people in the groups")
+    genuine, impostors = int((known & pairs.is_same).sum()), int((known & ~pairs.is_same).sum())
+    if not genuine or not impostors:
+        raise DataError(
+            f"{genuine} genuine and {impostors} impostor pairs have a group for both images; rates need both kinds, so"
+            " give more images or people a group"
+        )
     shown, column = pairs.part(known), column[known]
     error = (shown.score >= threshold) != shown.is_same
     rates = {kind: _rates(shown, column, error, kind, len(groups)) for kind in KINDS}
     drawn = _replicates(shown, column, error, rates, replicates=replicates, seed=seed)
     tests = [_test(shown, column, error, rates[kind], kind, permutations=permutations, seed=seed) for kind in KINDS]
-    tests = with_holm(tests)
-    by_people, differ = (
-        pairs.person is not None,
-        {one.kind for one in tests if one.adjusted is not None and one.adjusted <= SIGNIFICANT},
-    )
+    tests = _with_holm(tests)
+    differ = {one.kind for one in tests if one.adjusted is not None and one.adjusted <= SIGNIFICANT}
+    by_people = pairs.person is not None
     return GroupComparison(
         groups=tuple(groups),
         rates=rates,
@@ -221,8 +223,8 @@ def compare_groups(
     )
 
 
-def with_holm(tests: Sequence[GroupTest]) -> list[GroupTest]:
-    """The tests with Holm's correction over all of them that could be made."""
+def _with_holm(tests: Sequence[GroupTest]) -> list[GroupTest]:
+    """The tests with Holm's correction over those that could be made."""
     adjusted = iter(holm([one.p_value for one in tests if one.p_value is not None]).tolist())
     return [one if one.p_value is None else GroupTest(**(asdict(one) | {"adjusted": next(adjusted)})) for one in tests]
 
