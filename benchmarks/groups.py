@@ -80,13 +80,13 @@ def make_set(setting: Setting, random: np.random.Generator) -> GroupedPairs:
     return GroupedPairs(score=score, is_same=same, first=first, second=second, group=group[person], person=person)
 
 
-def simulate(setting: Setting, sets: int, seed: int, replicates: int, permutations: int) -> dict[str, float]:
+def simulate(setting: Setting, sets: int, seed: Sequence[int], replicates: int, permutations: int) -> dict[str, float]:
     """Coverage of each interval, and share of tests that find a difference at 0.05."""
     groups = [f"group {number}" for number in range(len(setting.people))]
     true = {"fmr": np.array(setting.fmr), "fnmr": np.array(setting.fnmr)}
     held: dict[str, list[bool]] = defaultdict(list)
     for number in range(sets):
-        pairs = make_set(setting, np.random.default_rng([seed, number]))
+        pairs = make_set(setting, np.random.default_rng([*seed, number]))
         found = compare_groups(pairs, groups, 0.0, replicates=replicates, permutations=permutations, seed=number)
         for kind, rates in found.rates.items():
             for rate, value in zip(rates, true[kind], strict=False):
@@ -112,9 +112,10 @@ def main() -> None:
     names = ["fmr", "fnmr", *(index.name for index in INDICES), "fmr test", "fnmr test"]
     print("  ".join(["people, FMR, FNMR, share of people", *names]))
     rows = []
-    for setting in SETTINGS:
+    for place, setting in enumerate(SETTINGS):
         started = time.process_time()
-        found = simulate(setting, arguments.sets, arguments.seed, arguments.replicates, arguments.permutations)
+        seed = (arguments.seed, place)
+        found = simulate(setting, arguments.sets, seed, arguments.replicates, arguments.permutations)
         rows.append(vars(setting) | {"sets": arguments.sets, "found": found})
         cells = [f"{100 * found[name]:>{max(len(name), 5)}.1f}" if name in found else "-" for name in names]
         print(f"{setting.people}, {setting.fmr}, {setting.fnmr}, {setting.share:g}", end="")
