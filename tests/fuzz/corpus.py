@@ -370,6 +370,11 @@ CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
         lambda: {"pairs.txt": b"1\t1\n" + _LONG_NAME + b"\t1\t2\na\t1\tb\t1\n"},
         "pairs.txt",
     ),
+    "groups in half a million columns": (
+        "groups",
+        lambda: {"groups.csv": b"image" + b",x" * 500_000 + b"\n1.jpg" + b",y" * 500_000},
+        "500000 columns of groups",
+    ),
     "array of a claimed shape": (
         "arrays",
         lambda: _changed(

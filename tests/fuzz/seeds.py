@@ -118,6 +118,12 @@ def pair_bins() -> list[Files]:
     ]
 
 
+def groups() -> list[Files]:
+    """Groups of people and of images."""
+    texts = ('person,sex,age\nAnn,f,old\n"Bo, Li",m,young\n', "image,camera\n1.jpg,door\n2.jpg,\n3.jpg,phone\n")
+    return [{"groups.csv": text.encode()} for text in texts]
+
+
 def pair_lists() -> list[Files]:
     """Lists of LFW and of names with a mark, beside their images."""
     names = ("Ann/Ann_0001.jpg", "Ann/Ann_0012.jpg", "Bo_Li/Bo_Li_0001.jpg")

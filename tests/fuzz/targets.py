@@ -77,6 +77,16 @@ def _pair_lists(folder: Path) -> None:
     read_sound_set(folder / "pairs.txt", folder)
 
 
+def _groups(folder: Path) -> None:
+    import numpy as np
+
+    from facebones.data.group_lists import Faces, read_groups
+
+    names = ["Ann", "Ann", "Bo, Li"]
+    faces = Faces(images=["1.jpg", "2.jpg", "3.jpg"], item=np.arange(3), person=np.array([0, 0, 1]), people=names)
+    read_groups(folder / "groups.csv", faces, "a set")
+
+
 def _ijb(folder: Path) -> None:
     from facebones.data.ijb_lists import read_template_set
     from facebones.data.ijb_pairs import read_pair_labels
@@ -217,6 +227,7 @@ TARGETS: Mapping[str, Target] = {
     "records": Target(_records, seeds.records),
     "pair_bins": Target(_pair_bins, seeds.pair_bins),
     "pair_lists": Target(_pair_lists, seeds.pair_lists, fixed=("Ann/", "Bo_Li/")),
+    "groups": Target(_groups, seeds.groups),
     "ijb": Target(_ijb, seeds.ijb),
     "arrays": Target(_arrays, seeds.arrays),
     "features": Target(_features, seeds.features, fixed=("data/",)),

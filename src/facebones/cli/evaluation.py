@@ -305,6 +305,49 @@ def _calibrate(arguments: Arguments) -> None:
         raise DataError("; ".join(content["refused"].values()))
 
 
+def _groups_options(parser: argparse.ArgumentParser) -> None:
+    models_option(parser)
+    foreign_model_options(parser)
+    embedding_options(parser, devices=False)
+    parser.add_argument(
+        "--data", required=True, metavar="SET", help="a set with pairs; folder=DIR: all pairs of a folder of people"
+    )
+    parser.add_argument(
+        "--groups", type=Path, metavar="FILE", help="CSV: image or person, and a column per grouping [beside the set]"
+    )
+    parser.add_argument(
+        "--threshold", type=_finite, metavar="X", help="cosine from which pairs are accepted [that of `calibrate`]"
+    )
+    parser.add_argument("--fmr", type=_finite, metavar="RATE", help="instead: the threshold of this FMR on all pairs")
+    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    parser.add_argument(
+        "--permutations", type=_bootstrap, default=999, metavar="N", help="permutations of the groups in a test [999]"
+    )
+    _result_options(parser, "groups.json")
+
+
+def _evaluate_groups(arguments: Arguments) -> None:
+    from facebones.evaluation.groups import evaluate_groups
+    from facebones.evaluation.models import named_files
+
+    taken = ("threshold", "flip", "bootstrap", "permutations", "seed", "output", "batch_size", "workers", "runtime")
+    content = evaluate_groups(
+        {label: str(path) for label, path in named_files(arguments.model, "--model").items()},
+        arguments.data,
+        arguments.groups,
+        false_match_rate=arguments.fmr,
+        preprocessing=given_preprocessing(arguments),
+        progress=True,
+        **{name: getattr(arguments, name) for name in (*taken, "backbone", "output_name", "device")},
+    )
+    if arguments.json:
+        print(json.dumps(content, indent=2))
+    else:
+        from facebones.reporting.group_tables import print_groups
+
+        print_groups(content)
+
+
 def _scores_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scores", nargs="+", metavar="[LABEL=]FILE.npy", help="one score per pair, in list order")
     parser.add_argument("--labels", required=True, type=Path, metavar="META", help="the pair list, or its folder")
@@ -373,6 +416,12 @@ COMMANDS = {
         "facebones evaluate folder --model runs/mbf --data friends --output results/friends",
         _folder_options,
         _evaluate_folder,
+    ),
+    "evaluate groups": Command(
+        "false match and non-match rates by group of people, at one threshold",
+        "facebones evaluate groups --model runs/mbf --data folder=friends --groups sexes.csv --fmr 1e-3",
+        _groups_options,
+        _evaluate_groups,
     ),
     "evaluate sets": Command(
         "evaluate sets by every protocol that knows them, plug-ins included",

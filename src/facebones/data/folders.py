@@ -280,6 +280,10 @@ class ImageFolder(TrainingSet):
         """Name an image by its path."""
         return f"{self.path}/{self.relative_path(index)}"
 
+    def image_name(self, index: int) -> str:
+        """Name an image by its path inside the folder."""
+        return self.relative_path(index)
+
     def identity_name(self, label: int) -> str:
         """Name an identity by its folder."""
         return self.identities[label]

@@ -31,6 +31,7 @@ class PairSet:
         is_same: (P,) bool, True for a genuine pair.
         path: the file that the set was read from.
         notes: messages for the user about what was read.
+        names: 2P names of the images, such as "Ann_Lee/Ann_Lee_0001.jpg"; None where they are numbers only.
     """
 
     name: str
@@ -38,6 +39,7 @@ class PairSet:
     is_same: npt.NDArray[np.bool_]
     path: Path | None = None
     notes: tuple[str, ...] = ()
+    names: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.is_same)

@@ -150,6 +150,10 @@ class TrainingSet(ABC):
         """Name an identity: by default its label."""
         return str(label)
 
+    def image_name(self, index: int) -> str:
+        """Name an image in a file of groups: by default its number, from 0."""
+        return str(index)
+
 
 Format = TypeVar("Format", bound=type[TrainingSet])
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.folders import open_training_set
+from facebones.data.group_lists import Faces
 from facebones.data.image_sources import TrainingImages
 from facebones.data.training_set import TrainingSet
 from facebones.errors import DataError
@@ -116,7 +117,18 @@ class FolderProtocol(Protocol):
         first, second = self._sample()
         people = self._labels[first], self._labels[second]
         score = _scores(self._rows(features_NxVxD), first, second)
-        return ScoredPairs(score, people[0] == people[1], *people)
+        return ScoredPairs(score, people[0] == people[1], *people, items=(first, second))
+
+    def faces(self) -> Faces:
+        """Images by their paths inside the folder, or their numbers; people by their folders, or their labels."""
+        images, (labels, of_image) = len(self.data), np.unique(self._labels, return_inverse=True)
+        names = [self.data.identity_name(label) for label in labels.tolist()]
+        return Faces(
+            images=[self.data.image_name(index) for index in range(images)],
+            item=np.arange(images),
+            person=of_image,
+            people=[names[person] for person in of_image.tolist()],
+        )
 
     def compare(
         self, features: Mapping[str, Features], *, bootstrap: int, seed: int, output: Path | None = None

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.backbones.base import IMAGE_SIZE
-from facebones.data.ijb_lists import TemplateSet, listed_targets, read_template_set
+from facebones.data.group_lists import Faces
+from facebones.data.ijb_lists import GALLERY_LISTS, TemplateSet, listed_targets, read_template_set
 from facebones.data.ijb_pairs import PAIR_LIST, read_pair_labels, read_scores
 from facebones.data.image_sources import LooseCrops
 from facebones.errors import DataError
@@ -156,7 +157,18 @@ class IJBVerification(IJBFolder):
         ((_, scores),) = template_scores(self.template_set, features_NxVxD, self.pooling[:1])
         found = self.template_set
         first, second = self.subjects[found.pair_a], self.subjects[found.pair_b]
-        return ScoredPairs(scores.astype(np.float64), found.is_same, first, second)
+        return ScoredPairs(scores.astype(np.float64), found.is_same, first, second, (found.pair_a, found.pair_b))
+
+    def faces(self) -> Faces:
+        """Images by their file names; people by their subject ids, where the folder has all its lists."""
+        found, subjects = self.template_set, self.subjects
+        known = found.probes is not None and len(found.galleries) == len(GALLERY_LISTS)
+        return Faces(
+            images=found.image_names,
+            item=found.template_of_image,
+            person=np.unique(subjects, return_inverse=True)[1],
+            people=[str(subject) for subject in subjects.tolist()] if known else None,
+        )
 
     def evaluate(self, features_NxVxD: Features) -> list[Metric]:
         """Verify the template pairs with one model; intervals by bootstrap over identities."""

@@ -31,6 +31,7 @@ from facebones.statistics.metric import Metric, MetricComparison
 from facebones.statistics.significance import compare_models
 
 if TYPE_CHECKING:
+    from facebones.data.group_lists import Faces
     from facebones.data.image_sources import EncodedImages
     from facebones.statistics.calibration import ScoredPairs
 
@@ -98,7 +99,34 @@ class PairsProtocol(Protocol):
         from facebones.statistics.calibration import ScoredPairs
 
         distances = verify_features(features_NxVxD, self.pair_set).verification.distances
-        return ScoredPairs(1 - distances / 2, self.pair_set.is_same)
+        first, second = self._names[1].reshape(-1, 2).T
+        return ScoredPairs(1 - distances / 2, self.pair_set.is_same, items=(first, second))
+
+    def faces(self) -> "Faces":
+        """Images of a list by their paths, and people by their folders if these agree with the labels.
+
+        Images of a `.bin` are numbers from 0, one for each place, and its people are unknown.
+        """
+        from facebones.data.group_lists import Faces  # here: few evaluations need it
+
+        images, place = self._names
+        folders = [name.replace("\\", "/").rpartition("/")[0].rpartition("/")[2] for name in images]
+        person = np.unique(folders, return_inverse=True)[1]
+        one, other = person[place].reshape(-1, 2).T
+        known = "" not in folders and np.array_equal(one == other, self.pair_set.is_same)
+        item = np.arange(len(images))
+        return (
+            Faces(images=images, item=item, person=person, people=folders) if known else Faces(images=images, item=item)
+        )
+
+    @cached_property
+    def _names(self) -> tuple[list[str], npt.NDArray[np.intp]]:
+        """The names of different images, and the number of that in each of the 2P places."""
+        found = self.pair_set
+        if found.names is None:
+            return [str(place) for place in range(2 * len(found))], np.arange(2 * len(found))
+        number = {name: place for place, name in enumerate(dict.fromkeys(found.names))}
+        return list(number), np.array([number[name] for name in found.names])
 
     def evaluate(self, features_NxVxD: Features) -> list[Metric]:
         """Verify the pairs with one model; intervals by bootstrap over pairs."""

@@ -21,6 +21,7 @@ from facebones.plugins import import_entry_points
 from facebones.statistics.metric import Metric, MetricComparison, untested
 
 if TYPE_CHECKING:
+    from facebones.data.group_lists import Faces
     from facebones.data.image_sources import ImageSource
     from facebones.statistics.calibration import ScoredPairs
 
@@ -143,6 +144,15 @@ class Protocol(ABC):
             DataError: the data set cannot be measured.
         """
         raise ConfigError(f"{self.path}: the protocol {self.name} has no pairs to choose a threshold on; leave it out")
+
+    def faces(self) -> "Faces":
+        """The names of images and people that a file of groups may use; `scored_pairs` numbers its items likewise.
+
+        Raises:
+            ConfigError: the protocol has no such names.
+            DataError: the data set cannot be read.
+        """
+        raise ConfigError(f"{self.path}: the protocol {self.name} does not name its images; groups need another set")
 
     def check(self) -> None:
         """Refuse, in seconds, a data set that would fail later; by default the first image is read.

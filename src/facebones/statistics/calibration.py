@@ -51,12 +51,14 @@ class ScoredPairs:
         is_same: (P,) bool, true for a genuine pair.
         first: (P,) person of the first image, an integer from 0; None if unknown.
         second: (P,) person of the second image; None if unknown.
+        items: (P,) and (P,) numbers of the two images or templates in `Protocol.faces`; None if they are not numbered.
     """
 
     score: FloatArray
     is_same: BoolArray
     first: IntArray | None = None
     second: IntArray | None = None
+    items: tuple[IntArray, IntArray] | None = None
 
     @property
     def people(self) -> int | None:
@@ -214,13 +216,19 @@ def _design_effect(pairs: ScoredPairs, target: float, confidence: float) -> floa
     least = min(LEAST_ACCEPTED, max(order.size // 2, 1))
     most = min(max(least, int(BEYOND * target * order.size)), max(order.size // 2, 1))
     accepted_K = np.unique(np.geomspace(least, most, RATES).astype(np.int64))
-    effect = max(_effects(first, second, accepted_K))
+    effect = max(design_effects(first, second, accepted_K))
     people = pairs.people or 2
     return float(effect * (t_quantile(2 * confidence - 1, people - 1) / NormalDist().inv_cdf(confidence)) ** 2)
 
 
-def _effects(first_N: IntArray, second_N: IntArray, accepted_K: IntArray) -> list[float]:
-    """Design effect of the share of accepted pairs, if the first k of N are accepted, for each k; at least 1."""
+def design_effects(first_N: IntArray, second_N: IntArray, accepted_K: IntArray) -> list[float]:
+    """Design effect of the share of accepted pairs, if the first k of N are accepted, for each k; at least 1.
+
+    Args:
+        first_N: person of the first image of each impostor pair.
+        second_N: person of the second image.
+        accepted_K: numbers of accepted pairs, each from 1 to N - 1.
+    """
     names, numbers = np.unique(np.concatenate([first_N, second_N]), return_inverse=True)
     first, second = numbers[: first_N.size], numbers[first_N.size :]
     people = names.size
@@ -238,16 +246,25 @@ def _effects(first_N: IntArray, second_N: IntArray, accepted_K: IntArray) -> lis
     return effects
 
 
+def effective_outcomes(outcome_N: BoolArray, person_N: IntArray | None) -> tuple[float, int]:
+    """How many independent outcomes tell as much as N outcomes of some people, and how many people (or N) there are.
+
+    Where all outcomes agree, each person counts once.
+    """
+    rate, outcomes = float(outcome_N.mean()), float(outcome_N.size)
+    if person_N is None:
+        return outcomes, outcome_N.size
+    numbers = np.unique(person_N, return_inverse=True)[1]
+    sums = np.bincount(numbers, outcome_N - rate)
+    spread = float(np.sum(sums**2)) * sums.size / max(sums.size - 1, 1)
+    binomial = rate * (1 - rate) * outcomes
+    return min(outcomes, binomial * outcomes / spread) if binomial and spread else float(sums.size), sums.size
+
+
 def _genuine_interval(pairs: ScoredPairs, accepted_G: BoolArray) -> Interval:
     """Interval of the share of accepted genuine pairs, by people where they are known."""
-    rate, outcomes, units = float(accepted_G.mean()), float(accepted_G.size), accepted_G.size
-    if pairs.first is not None:
-        numbers = np.unique(pairs.first[pairs.is_same], return_inverse=True)[1]
-        sums = np.bincount(numbers, accepted_G - rate)
-        units = sums.size
-        spread = float(np.sum(sums**2)) * units / max(units - 1, 1)
-        binomial = rate * (1 - rate) * outcomes
-        outcomes = min(outcomes, binomial * outcomes / spread) if binomial and spread else units
+    rate = float(accepted_G.mean())
+    outcomes, units = effective_outcomes(accepted_G, None if pairs.first is None else pairs.first[pairs.is_same])
     low, high = wilson(rate, outcomes, t_quantile(LEVEL, max(units - 1, 1)))
     resampled = "pairs" if pairs.first is None else "identities"
     method = f"score interval of {outcomes:.0f} effective outcomes"
