@@ -19,7 +19,8 @@ import numpy as np
 from sklearn.metrics import auc, roc_curve
 
 from facebones.data.ijb_lists import TemplateSet
-from facebones.evaluation.ijb_verification import FAR_TARGETS, evaluate_templates
+from facebones.evaluation.accept_rates import FAR_TARGETS
+from facebones.evaluation.ijb_verification import evaluate_templates
 from facebones.evaluation.template_scores import ALL_POOLINGS, BLOCK_TEMPLATES, USUAL_POOLING, pool_templates
 
 IMAGES, TEMPLATES, GALLERY, PAIRS, GENUINE = 469_375, 23_124, 3_531, 15_658_489, 19_557

@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from facebones.data.ijb_lists import read_template_set
 from facebones.errors import ConfigError, DataError, UnknownNameError
 from facebones.evaluation import template_scores
+from facebones.evaluation.accept_rates import FAR_TARGETS, verify_templates
 from facebones.evaluation.ijb_identification import identify_templates
-from facebones.evaluation.ijb_verification import FAR_TARGETS, evaluate_templates, verify_templates
+from facebones.evaluation.ijb_verification import evaluate_templates
 from facebones.evaluation.template_scores import (
     ALL_POOLINGS,
     USUAL_POOLING,

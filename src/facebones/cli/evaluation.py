@@ -134,6 +134,7 @@ def _folder_options(parser: argparse.ArgumentParser) -> None:
         help="all impostor pairs, or so many random ones, at most 10,000,000 [all]",
     )
     parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    parser.set_defaults(without_overlap=None)  # a folder is measured as a whole
     _result_options(parser, "folder.json and ROC plots")
 
 

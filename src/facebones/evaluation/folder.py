@@ -24,8 +24,8 @@ from facebones.data.group_lists import Faces
 from facebones.data.image_sources import TrainingImages
 from facebones.data.training_set import TrainingSet
 from facebones.errors import DataError
+from facebones.evaluation.accept_rates import FAR_TARGETS, with_main_rate, write_curves
 from facebones.evaluation.embed import ImageEmbeddings, flip_sum_normalised, mean_norm
-from facebones.evaluation.ijb_verification import FAR_TARGETS, with_main_rate, write_curves
 from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, register_protocol
 from facebones.statistics.bootstrap import REPLICATES, ResampledMetric, resample_verification
 from facebones.statistics.calibration import ScoredPairs

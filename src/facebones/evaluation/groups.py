@@ -89,17 +89,14 @@ def evaluate_groups(
     flip, images = flip or protocol.needs_flip, protocol.images()
     if runtime is not None:
         opened = with_runtime(opened, runtime, [images], batch_size=batch_size, flip=flip)
-    if threshold is None and false_match_rate is None:
-        thresholds = {name: _kept_threshold(name, model, flip) for name, model in opened.items()}
-    else:
-        thresholds = dict.fromkeys(opened, threshold or 0.0)  # that of a rate follows
+    given = {name: _given_threshold(name, one, flip, threshold, false_match_rate) for name, one in opened.items()}
     features = embed(opened, images, flip=flip, batch_size=batch_size, workers=workers, progress=progress)
     drawing: dict[str, Any] = {"replicates": bootstrap, "permutations": permutations, "seed": seed}
+    thresholds: dict[str, float] = {}
     found: list[dict[str, Any]] = [{} for _ in groupings]
     for name in opened:
         pairs = protocol.scored_pairs(features.pop(name))
-        if false_match_rate is not None:
-            thresholds[name] = threshold_at(pairs, false_match_rate)
+        thresholds[name] = threshold_at(pairs, false_match_rate) if false_match_rate is not None else given[name]
         for results, grouping in zip(found, groupings, strict=True):
             parts = grouped(pairs, grouping, faces.person)
             results[name] = compare_groups(parts, grouping.groups, thresholds[name], **drawing).to_json()
@@ -169,6 +166,15 @@ def _protocol(data: Protocol | Path | str) -> Protocol:
     if len(found) != 1:
         raise ConfigError(f"{data}: {len(found)} sets with pairs; name one, since groups belong to a set")
     return found[0]
+
+
+def _given_threshold(
+    name: str, model: Model, flip: bool, threshold: float | None, false_match_rate: float | None
+) -> float:
+    """The threshold of a model before its pairs are scored; 0 where they decide it."""
+    if threshold is not None or false_match_rate is not None:
+        return threshold or 0.0
+    return _kept_threshold(name, model, flip)
 
 
 def _kept_threshold(name: str, model: Model, flip: bool) -> float:
