@@ -240,7 +240,7 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> str:
 def flaws(ended: Ended, statuses: Sequence[int]) -> str:
     """What is wrong with how a disturbed command ended, or nothing: status 0, or one of these with one line."""
     if ended.hung:
-        return "hung, or left a process"
+        return f"hung, or left a process, after {ended.seconds:.1f} s, status {ended.status}: {ended.said[-4000:]}"
     if ended.status < 0 and ended.status in statuses:
         return ""
     if "Traceback" in ended.said:

@@ -2,13 +2,15 @@
 
 import os
 import signal
+import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from facebones.errors import DataError, RunError
-from facebones.system.processes import CAN_FORK, map_forked, signals_deferred
+from facebones.system.processes import CAN_FORK, die_with_parent, map_forked, signals_deferred
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="no fork here")
 
@@ -71,3 +73,45 @@ def test_a_signal_waits_until_the_processes_stand():
     assert waited
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def _ended(process, seconds=10.0):
+    """Whether a process that is not ours ends in this time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            os.kill(process, 0)
+            if ") Z" in Path(f"/proc/{process}/stat").read_text():  # nobody has asked for its status yet
+                return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system kills children on Linux")
+@pytest.mark.parametrize("died_before", [False, True])
+def test_a_process_dies_with_its_parent_even_if_that_died_before_it_looked(died_before):
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        me = os.getpid()
+        if os.fork() == 0:
+            os.write(writer, os.getpid().to_bytes(8, "little"))
+            while died_before and os.getppid() == me:
+                time.sleep(0.001)
+            die_with_parent(me)
+            os.write(writer, b"r")
+            time.sleep(60)
+            os._exit(0)
+        if not died_before:
+            time.sleep(60)
+        os._exit(0)
+    child = int.from_bytes(os.read(reader, 8), "little")
+    if not died_before:
+        assert os.read(reader, 1) == b"r"
+        os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert _ended(child)
+    os.close(writer)
+    os.close(reader)

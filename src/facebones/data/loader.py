@@ -6,6 +6,7 @@ The order of the training images: a pure function of seed and epoch, so a traini
 import gc
 import math
 import mmap
+import os
 import pickle
 import signal
 import sys
@@ -308,7 +309,7 @@ def _loaded(order: EpochOrder, images: "_DecodedImages", workers: int, pin_memor
             batch_size=None,  # a request is a whole batch
             num_workers=workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, os.getpid()),
             pin_memory=pin_memory,
             # Not torch's global generator: the training saves the state of that one.
             generator=torch.Generator(),
@@ -472,11 +473,14 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(training: int, _: int) -> None:
+    """Prepare a worker of the process with this id."""
     from facebones.system.malloc import trim_malloc
+    from facebones.system.processes import die_with_parent
 
     # A terminal or a scheduler signals the whole process group, but only the training process decides when to stop. If
-    # it dies, torch's watchdog ends the workers.
+    # it dies, so do the workers: torch's watchdog misses a death that came before its first look.
+    die_with_parent(training)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # The threads of OpenCV do not survive a fork: a worker that waits for them hangs.

@@ -246,7 +246,7 @@ def page_data(results: Results) -> dict[str, Any]:
             for look, shift in zip(model_looks(variant_styles(results)), side_by_side(results).values(), strict=True)
         ],
         "costs": _costs(results),
-        "metrics": [_metric(results, metric) for metric in results.main_metrics()],
+        "metrics": [_metric(results, metric) for metric in results.headline_metrics()],
         "plots": [asdict(plot) for plot in line_plots(results)],
     }
 

@@ -20,7 +20,7 @@ from facebones.reporting.variants import (
     variant_name,
     variant_tests,
 )
-from facebones.reporting.words import metric_title, metric_words
+from facebones.reporting.words import headline, metric_title, metric_words
 from facebones.statistics.significance import holm, outcomes_interval, over_seeds
 
 if TYPE_CHECKING:
@@ -345,6 +345,12 @@ class Results:
     def main_metrics(self) -> list[MetricResult]:
         """The measured metrics by which variants are chosen; each protocol says which ones these are."""
         return [metric for metric in self.known_metrics if metric.main and metric.values]
+
+    def headline_metrics(self) -> list[MetricResult]:
+        """The main metrics, those of each set followed by its TAR at the lowest FAR that it can measure."""
+        known = self.known_metrics
+        sets = dict.fromkeys(metric.evaluated_set for metric in known if metric.main and metric.values)
+        return [one for where in sets for one in headline(each for each in known if each.evaluated_set == where)]
 
     def spread(self, metric: MetricResult, variant: str) -> Spread | None:
         """A variant's metric over its seeds; None if it was not measured."""

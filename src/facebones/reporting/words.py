@@ -87,6 +87,24 @@ def metric_title(metric: Any) -> str:
     return f"{set_words(metric)} {metric_words(metric)}"
 
 
+def headline(metrics: Iterable[Any]) -> list[Any]:
+    """Of the metrics of one set, those that tables show first: the main ones, and the TAR at the lowest FAR measured.
+
+    Args:
+        metrics: objects or mappings with `name`, `at`, `main` and `values`.
+
+    >>> rates = [{"name": "tar", "at": {"far": far}, "main": False, "values": {"a": 0.9}} for far in (1e-3, 1e-2)]
+    >>> accuracy = {"name": "accuracy", "at": {}, "main": True, "values": {"a": 0.9}}
+    >>> [metric_words({**one, "rule": ""}) for one in headline([*rates, accuracy])]
+    ['accuracy', 'TAR at FAR 0.001']
+    """
+    measured = [metric for metric in metrics if _field(metric, "values")]
+    main = [metric for metric in measured if _field(metric, "main")]
+    rates = [metric for metric in measured if _field(metric, "name") == "tar" and "far" in _field(metric, "at")]
+    lowest = min(rates, key=lambda metric: _field(metric, "at")["far"], default=None)
+    return main if not main or lowest is None or lowest in main else [*main, lowest]
+
+
 def detail_words(key: str) -> str:
     """Display name of what else a protocol tells, beside its metrics.
 

@@ -10,6 +10,7 @@ from facebones.profiling.cost import network_costs
 from facebones.reporting.evaluations import read_evaluation
 from facebones.reporting.format1 import translate_study
 from facebones.reporting.runs import read_json
+from facebones.reporting.words import headline
 from facebones.statistics.significance import over_seeds
 from facebones.study.plan import Plan
 from facebones.study.planned_run import DONE, PlannedRun, versions_here
@@ -129,7 +130,7 @@ def _tuning(plan: Plan, errors: Mapping[str, str]) -> dict[str, Any]:
 
 def _summary(plan: Plan, runs: Sequence[Mapping[str, Any]], evaluation: Sequence[Entry]) -> list[dict[str, Any]]:
     """For each backbone, at each of its levels: its cost, its main metrics over the seeds, and its errors."""
-    measured = list(_main_metrics(plan.output, evaluation))
+    measured = list(_headline_metrics(plan.output, evaluation))
     left_out = {entry["name"]: entry["error"] for entry in evaluation if entry["kind"] == MODEL_LEFT_OUT}
     latency = _latencies(plan.output, evaluation)
     variants: dict[str, list[PlannedRun]] = {}
@@ -160,14 +161,14 @@ def _latencies(output: Path, evaluation: Sequence[Entry]) -> dict[str, float]:
     return {row["name"]: row["latency_p50_ms"] for row in rows}
 
 
-def _main_metrics(output: Path, evaluation: Sequence[Entry]) -> Iterator[Mapping[str, Any]]:
-    """The metrics by which backbones are chosen; all measured ones of a set that names none as such."""
+def _headline_metrics(output: Path, evaluation: Sequence[Entry]) -> Iterator[Mapping[str, Any]]:
+    """The metrics that tables show first; all measured ones of a set that names none as main."""
     for entry in evaluation:
         if entry["kind"] != PROTOCOL or entry["error"] or not (output / entry["file"]).is_file():
             continue
         for result in read_evaluation(output / entry["file"])["results"]:
             measured = [metric for metric in result["metrics"] if metric["values"]]
-            for metric in [metric for metric in measured if metric["main"]] or measured:
+            for metric in headline(measured) or measured:
                 yield {key: result[key] for key in ("protocol", "set", "setting")} | metric
 
 

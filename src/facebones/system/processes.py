@@ -4,13 +4,14 @@ SIGINT and SIGTERM stop a training between two steps, after a save. So do SIGUSR
 ahead of a time limit, often to all processes of a job.
 """
 
+import ctypes
 import os
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
 from types import FrameType
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+PR_SET_PDEATHSIG = 1  # man 2 prctl
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 CAN_FORK = hasattr(os, "fork")
 
@@ -98,6 +100,21 @@ def _end_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         parent.join()
+        os._exit(1)
+
+
+def die_with_parent(parent: int) -> None:
+    """Call first in a new process that holds nothing: the system kills it when its parent dies, however that dies.
+
+    A watchdog that asks later who the parent is takes whoever has adopted the process for it. Systems other than Linux
+    only notice a parent that is dead by now.
+
+    Args:
+        parent: id of the process that has started this one.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # before the system was asked
         os._exit(1)
 
 
