@@ -204,4 +204,6 @@ def test_millions_of_pairs_take_a_small_multiple_of_the_list(tmp_path, added_mem
         for _ in range(10 * millions):
             file.write(block)
     code = f"from facebones.data.{read}; data = read(sys.argv[1]); assert len(data) == {millions * 10**6}"
-    assert added_memory(code, path) <= 3.5 * path.stat().st_size / 2**20
+    assert (
+        added_memory(code, path) <= 5.5 * path.stat().st_size / 2**20
+    )  # with the names of the images, by which groups are looked up
