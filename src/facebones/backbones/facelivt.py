@@ -12,8 +12,8 @@ builders take another start, such as `START_FOR_SGD`; register one under a name 
     def facelivtv2_xs_sgd(embedding_size: int, dropout: float) -> Backbone:
         return facelivtv2_xs(embedding_size, dropout, START_FOR_SGD)
 
-Known fault: on a CPU, a captured training step of FaceLiVT and PocketNet in bf16 and channels last has been seen to corrupt
-memory inside torch 2.13, which ends the process.
+Known fault: on a CPU, a captured training step of FaceLiVT and PocketNet in bf16 and channels last has been seen to
+corrupt memory inside torch 2.13, which ends the process.
 
 It is no option of recipes, because no other network has one like it. Weights of either start load into both networks.
 """
