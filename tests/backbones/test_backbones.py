@@ -206,6 +206,26 @@ def test_compiled_code_of_each_family_answers_the_same(name, scaled_backbone):
         assert (torch.compile(backbone)(x) - expected).norm() < 1e-4 * expected.norm()
 
 
+def gradient_of_a_step(network, x, fast):
+    network.zero_grad()
+    step = torch.compile(network, fullgraph=True, backend="aot_eager") if fast else network
+    layout = torch.channels_last if fast else torch.contiguous_format
+    network.to(memory_format=layout)
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+        embeddings = step(x.contiguous(memory_format=layout))
+    torch.nn.functional.normalize(embeddings)[:, :8].sum().backward()
+    return torch.cat([p.grad.flatten() for p in network.parameters()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["facelivt_s", "facelivtv2_xs", "pocketnet_m"])
+def test_a_step_in_bf16_channels_last_and_captured_has_the_direction_of_the_plain_one(name, scaled_backbone):
+    network = scaled_backbone(name, embedding_size=64).train()
+    x = torch.randn(6, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    plain, fast = (gradient_of_a_step(network, x, fast) for fast in (False, True))
+    assert torch.nn.functional.cosine_similarity(plain, fast, dim=0) > 0.98
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_state_dict_round_trip(name):
     first, second = create_backbone(name).eval(), create_backbone(name).eval()

@@ -12,9 +12,6 @@ builders take another start, such as `START_FOR_SGD`; register one under a name 
     def facelivtv2_xs_sgd(embedding_size: int, dropout: float) -> Backbone:
         return facelivtv2_xs(embedding_size, dropout, START_FOR_SGD)
 
-Known fault: on a CPU, a captured training step of FaceLiVT and PocketNet in bf16 and channels last has been seen to
-corrupt memory inside torch 2.13, which ends the process.
-
 It is no option of recipes, because no other network has one like it. Weights of either start load into both networks.
 """
 
@@ -36,7 +33,7 @@ from facebones.backbones.folding import (
     scale_and_shift,
     with_weights,
 )
-from facebones.backbones.layers import GroupedConv2d
+from facebones.backbones.layers import GroupedConv2d, StridedPointConv2d
 from facebones.backbones.registry import register_backbone
 
 MAPS = (28, 14, 7, 4)  # pixels along a side, in each stage
@@ -55,7 +52,7 @@ START_FOR_SGD = MixingStart(1.0, 1e-2)
 
 
 def _conv(i: int, o: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
-    kind = GroupedConv2d if groups > 1 else nn.Conv2d
+    kind = GroupedConv2d if groups > 1 else StridedPointConv2d if kernel == 1 and stride > 1 else nn.Conv2d
     padding = kernel // 2 if kernel % 2 else 0  # none in the pooling, of the whole map
     return kind(i, o, kernel, stride, padding, groups=groups, bias=bias)
 
