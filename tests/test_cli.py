@@ -612,7 +612,7 @@ def test_a_page_is_whole_and_an_alias_is_a_name(refused, capsys):
     assert main(["backbones", "r50"]) == 0
     assert "iresnet50" in capsys.readouterr().out
     line = refused("backbones", "nope*")
-    assert "known: edgeface_base, " in line and " more" in line and len(line) < 350
+    assert "known: edgeface_base, " in line and " more" in line and len(line) < 300
 
 
 def test_a_stop_that_a_library_takes_for_its_own_failure_is_still_a_stop(monkeypatch, capsys):

@@ -30,6 +30,8 @@ REFERENCES = [
     if not name.endswith("_deploy")
 ]
 IN_FLOAT64 = {"facelivt", "pocketnet"}  # computed in it by the originals
+# These weights amplify rounding in its 49 units, also if channels are weighed in float32.
+AMPLIFYING = {"ir_se_101": 0.15}
 NAMES = [name for name in list_backbones() if name != "tiny_for_tests"]
 WIDER = {  # of a network among the quick ones, with the same layers
     *("ghostfacenet_v1_1_0_s1", "ghostfacenet_v1_1_0_s2", "ghostfacenet_v1_1_3_s1", "ghostfacenet_v1_1_3_s2"),
@@ -165,7 +167,7 @@ def test_output_is_float32_also_under_autocast_and_channels_last(name, size, sca
     assert plain.shape == half.shape == (3, size)
     assert plain.dtype == half.dtype == torch.float32
     assert (channels_last - plain).norm() < 1e-4 * plain.norm()
-    assert (half - plain).norm() < 0.15 * plain.norm()  # 101 layers with SE: 0.1008
+    assert (half - plain).norm() < AMPLIFYING.get(name, 0.1) * plain.norm()
 
 
 @pytest.mark.slow

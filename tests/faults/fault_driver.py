@@ -40,7 +40,9 @@ class Ended:
 
     @property
     def last_line(self) -> str:
-        return self.said.splitlines()[-1] if self.said else ""
+        """Of stderr, where there is one: stdout, such as where a report is, follows when its buffer is written."""
+        lines = self.said.splitlines() or [""]
+        return next((line for line in reversed(lines) if line.startswith("facebones: ")), lines[-1])
 
 
 class Server:

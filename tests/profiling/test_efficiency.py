@@ -52,7 +52,8 @@ def test_macs_agree_with_ptflops(name, ptflops_aten):
     assert (attention > 0) == name.startswith(("edgeface", "vit"))
     assert counts.attention == attention
     assert found - attention == pytest.approx(counts.macs + counts.biases, rel=0 if not attention else 1e-3)
-    assert counts.biases < 0.05 * counts.macs  # most in the MobileNets, whose convolutions have biases
+    few = 0.05 if name.startswith("mobilenet_") else 0.02  # their convolutions have biases
+    assert counts.biases < few * counts.macs
 
 
 class Everything(nn.Module):

@@ -31,7 +31,8 @@ class PairSet:
         is_same: (P,) bool, True for a genuine pair.
         path: the file that the set was read from.
         notes: messages for the user about what was read.
-        names: 2P names of the images, such as "Ann_Lee/Ann_Lee_0001.jpg"; None where they are numbers only.
+        names: of M different images, such as "Ann_Lee/Ann_Lee_0001.jpg"; None where images have no names.
+        name_of: (2P,) the place in `names` of each image; None likewise.
     """
 
     name: str
@@ -40,6 +41,7 @@ class PairSet:
     path: Path | None = None
     notes: tuple[str, ...] = ()
     names: Sequence[str] | None = None
+    name_of: npt.NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.is_same)

@@ -153,12 +153,9 @@ def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -
     places = np.ascontiguousarray(pairs.rows[order, 1:3]).reshape(-1)  # (2P,)
     images = _read_images(path, root, pairs, order, places)
     listed: list[bytes] = []
-    names: list[str] = []
     for start in range(0, len(places), BLOCK):
-        block = places[start : start + BLOCK].tolist()
-        listed += [images[place] for place in block]
-        names += [pairs.names[place] for place in block]
-    return PairSet(path.stem, listed, pairs.same[order], path, tuple(notes), names)
+        listed += [images[place] for place in places[start : start + BLOCK].tolist()]
+    return PairSet(path.stem, listed, pairs.same[order], path, tuple(notes), pairs.names, places)
 
 
 def _read_images(path: Path, root: Path, pairs: _Pairs, order: Order, places: npt.NDArray[np.int32]) -> Sequence[bytes]:

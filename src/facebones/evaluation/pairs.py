@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -119,14 +119,13 @@ class PairsProtocol(Protocol):
             Faces(images=images, item=item, person=person, people=folders) if known else Faces(images=images, item=item)
         )
 
-    @cached_property
-    def _names(self) -> tuple[list[str], npt.NDArray[np.intp]]:
+    @property
+    def _names(self) -> tuple[Sequence[str], npt.NDArray[np.integer[Any]]]:
         """The names of different images, and the number of that in each of the 2P places."""
         found = self.pair_set
-        if found.names is None:
+        if found.names is None or found.name_of is None:
             return [str(place) for place in range(2 * len(found))], np.arange(2 * len(found))
-        number = {name: place for place, name in enumerate(dict.fromkeys(found.names))}
-        return list(number), np.array([number[name] for name in found.names])
+        return found.names, found.name_of
 
     def evaluate(self, features_NxVxD: Features) -> list[Metric]:
         """Verify the pairs with one model; intervals by bootstrap over pairs."""
@@ -158,7 +157,9 @@ class PairsProtocol(Protocol):
         kept_N = np.repeat(kept_P, 2)
         images = [image for image, is_kept in zip(self.pair_set.images, kept_N, strict=True) if is_kept]
         rest = copy(self)
-        rest.__dict__["pair_set"] = replace(self.pair_set, images=images, is_same=self.pair_set.is_same[kept_P])
+        whole = self.pair_set
+        name_of = None if whole.name_of is None else whole.name_of[kept_N]
+        rest.__dict__["pair_set"] = replace(whole, images=images, is_same=whole.is_same[kept_P], name_of=name_of)
         check_pair_set(rest.pair_set)
         return rest, kept_N
 
