@@ -41,7 +41,7 @@ def main() -> None:
         labels = random.integers(0, max(images // 20, 2), images)
         rows = random.standard_normal((images, arguments.size), np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before, started = memory("VmRSS"), time.process_time()
         area = area_under_curve(all_pairs_curve(rows, labels))
         seconds = time.process_time() - started

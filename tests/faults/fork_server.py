@@ -137,7 +137,8 @@ def _child(request: dict[str, Any]) -> None:
     _main(request["words"], log)
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that live."""
     with suppress(OSError):
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
@@ -158,7 +159,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
         if found:
             break
         if signals and seconds >= signals[0][0]:
-            targets = _children(pid)[:1] if request.get("of_child") else [pid]
+            targets = children(pid)[:1] if request.get("of_child") else [pid]
             folder = request.get("within")
             if targets and (not folder or _is_written(folder)):
                 within = bool(folder)
@@ -190,7 +191,7 @@ def _orphans_ended() -> bool:
         except ChildProcessError:
             return True
         time.sleep(POLL_SECONDS)
-    for orphan in _children(os.getpid()):
+    for orphan in children(os.getpid()):
         os.kill(orphan, signal.SIGKILL)
     return False
 

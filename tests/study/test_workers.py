@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from fault_commands import NETWORK
+from fork_server import children
 from groups import wait_for
 
 from facebones.run_folder import RunFolder, read_metrics
@@ -20,6 +22,7 @@ from facebones.study.planned_run import DONE
 from facebones.study.study import load_study
 from facebones.training.run import train
 
+FAULTS = Path(__file__).parents[1] / "faults"
 STUDY = """
 recipe: demo
 import: [tiny.py]
@@ -31,104 +34,49 @@ overrides:
   training.checkpoint_every: 1
   validation.sets: ""
   log.every: 1
-backbones: [tiny_worker_net]
+backbones: [disturbed_net]
 seeds: [{seeds}]
 data: {data}
 profile: false
 """
 # A network that trains in a moment, and a journal of which process has made which step.
-PLUGIN = """
+PLUGIN = f"""{NETWORK}
 import os, time
-from torch import nn
-from facebones import register_backbone, register_callback
-from facebones.backbones.base import Backbone
+from facebones import register_callback
 from facebones.training.callbacks import Callback
-
-class Net(Backbone):
-    def __init__(self, embedding_size, dropout):
-        super().__init__()
-        self.embedding_size = embedding_size
-        self.layers = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.1))
-        self.last = nn.Linear(4 * 14 * 14, embedding_size)
-
-    def forward(self, x):
-        return self.last(self.layers(x))
-
-@register_backbone()
-def tiny_worker_net(embedding_size, dropout):
-    "A network for tests."
-    return Net(embedding_size, dropout)
 
 @register_callback
 class Journal(Callback):
     def on_step(self, run, step):
-        line = f"{run.folder.name} {os.getpid()} {step}\\n".encode()
+        line = f"{{run.folder.name}} {{os.getpid()}} {{step}}\\n".encode()
         file = os.open(os.environ["JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(file, line)
         os.close(file)
         time.sleep(float(os.environ["STEP_SECONDS"]))
 """
 # A worker whose trainings are forks of it: they need no start of Python.
-WORKER = """
-import os, signal, sys
-from facebones.cli.main import main
-from facebones.plugins import import_plugins
+WORKER = f"""
+import os, sys
+sys.path.insert(0, {str(FAULTS)!r})
+from fork_server import prepare
+prepare(["facebones.training.run", "torch._dynamo"])  # the first step of an optimizer imports that
 from facebones.study.launchers import local
 from facebones.study.leases import StudyLeases
 from facebones.study.plan import make_plan
 from facebones.study.study import load_study
 from facebones import run_folder
-from facebones.system import liveness, processes
-from facebones.system.environment import git_revision
+from facebones.system import liveness
 from pathlib import Path
 from types import SimpleNamespace
-import facebones.training.run
-import torch._dynamo  # the first step of an optimizer imports it
 
-class Fork:
-    def __init__(self, words, stdin, stdout, stderr, env, process_group):
-        self.returncode = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 1
-            try:
-                os.setpgid(0, 0)
-                for number in processes.STOP_SIGNALS:
-                    signal.signal(number, signal.SIG_DFL)
-                os.dup2(stdout.fileno(), 1), os.dup2(stdout.fileno(), 2)
-                os.environ.clear(), os.environ.update(env)
-                status = main(words[words.index("facebones") + 1:])
-            finally:
-                sys.stdout.flush(), sys.stderr.flush()
-                os._exit(status)
-
-    def poll(self, flags=os.WNOHANG):
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, flags)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
-
-    def wait(self):
-        return self.poll(0)
-
-    def send_signal(self, number):
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self):
-        self.send_signal(signal.SIGKILL)
-
-local.subprocess = SimpleNamespace(Popen=Fork, DEVNULL=None)
 if os.environ["MACHINE"]:  # another machine: no process of this one is known there, and no lock
     liveness.process_table = lambda: os.environ["MACHINE"]
     run_folder.fcntl = SimpleNamespace(lockf=lambda *_: None, LOCK_EX=0, LOCK_NB=0)
-local.POLL_SECONDS, local.LOOK_SECONDS, processes.PARENT_SECONDS = 0.02, 0.2, 0.1
-git_revision()  # once, and not in each fork
 study, output = load_study(sys.argv[1]), Path(sys.argv[2])
 plan = make_plan(study, output)
 leases = StudyLeases(plan.runs, expiry=float(sys.argv[3]))
 errors = local.train_all(leases, lambda errors: None, jobs=1, device="cpu")
-sys.exit(f"failed: {errors}" if errors else 0)
+sys.exit(f"failed: {{errors}}" if errors else 0)
 """
 
 
@@ -165,12 +113,6 @@ def worker(tmp_path):
                 os.kill(child, signal.SIGKILL)
         process.kill()
         process.communicate(timeout=10)
-
-
-def children(pid):
-    with suppress(OSError):
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
 
 
 def ended_well(process, seconds):
@@ -282,6 +224,6 @@ def test_a_training_that_was_suspended_while_another_took_it_up_ends_without_a_s
     ended_well(first, 60)
     late = [row for row in journal_of(output)[len(before) :] if row[1] == child]
     assert len(late) <= 1, "it went on"
-    said = (output / "runs" / "tiny_worker_net" / "seed0.log").read_text()
+    said = (output / "runs" / "disturbed_net" / "seed0.log").read_text()
     assert "the lease of this training is lost" in said or not late
     assert results(output) == undisturbed(path, tmp_path / "whole", monkeypatch)

@@ -101,7 +101,7 @@ class VisionTransformer(Backbone):
         width: of a token.
         depth: blocks.
         drop_path: stochastic depth of the last block; it rises linearly from 0 at the first.
-        mask_ratio: part of the tokens that are left out in training, anew for each image; a learnt token stands in for
+        mask_ratio: part of the tokens that are left out in training, drawn for each image; a learnt token stands in for
             them behind the last block. 0 keeps all, and the learnt token gets no gradient.
         embedding_size: D.
         dropout: probability before the last linear layer.

@@ -70,6 +70,10 @@ def _result_options(parser: argparse.ArgumentParser, what: str) -> None:
     json_option(parser)
 
 
+def _flip_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+
+
 def _without_overlap_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--without-overlap",
@@ -106,7 +110,7 @@ def _pairs_options(parser: argparse.ArgumentParser) -> None:
         help="pair sets (.bin), pair lists, or folders of them",
     )
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the images in pair lists [the list's own]")
-    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    _flip_option(parser)
     _without_overlap_option(parser)
     _result_options(parser, "pairs.json, scores and ROC plots")
 
@@ -133,7 +137,7 @@ def _folder_options(parser: argparse.ArgumentParser) -> None:
         metavar="all|N",
         help="all impostor pairs, or so many random ones, at most 10,000,000 [all]",
     )
-    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    _flip_option(parser)
     parser.set_defaults(without_overlap=None)  # a folder is measured as a whole
     _result_options(parser, "folder.json and ROC plots")
 
@@ -157,7 +161,7 @@ def _sets_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser)
     parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="SET", help="files or folders of sets")
     parser.add_argument("--protocol", metavar="NAME", help="evaluate by this protocol only, such as one of a plug-in")
-    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    _flip_option(parser)
     _without_overlap_option(parser)
     _result_options(parser, "a result file for each protocol, scores and plots")
 
@@ -272,7 +276,7 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--confidence", type=_finite, default=0.95, metavar="X", help="of each promise, one-sided [0.95]"
     )
-    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    _flip_option(parser)
     parser.add_argument(
         "--output",
         type=Path,
@@ -294,12 +298,9 @@ def _calibrate(arguments: Arguments) -> None:
         progress=True,
         **{name: getattr(arguments, name) for name in taken},
     )
-    if arguments.json:
-        print(json.dumps(content, indent=2))
-    else:
-        from facebones.reporting.console import print_calibration
+    from facebones.reporting.console import print_calibration
 
-        print_calibration(content)
+    _tell(arguments, content, print_calibration)
     if content["refused"]:
         from facebones.errors import DataError
 
@@ -320,7 +321,7 @@ def _groups_options(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=_finite, metavar="X", help="cosine from which pairs are accepted [that of `calibrate`]"
     )
     parser.add_argument("--fmr", type=_finite, metavar="RATE", help="instead: the threshold of this FMR on all pairs")
-    parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
+    _flip_option(parser)
     parser.add_argument(
         "--permutations", type=_bootstrap, default=999, metavar="N", help="permutations of the groups in a test [999]"
     )
@@ -341,12 +342,17 @@ def _evaluate_groups(arguments: Arguments) -> None:
         progress=True,
         **{name: getattr(arguments, name) for name in (*taken, "backbone", "output_name", "device")},
     )
+    from facebones.reporting.group_tables import print_groups
+
+    _tell(arguments, content, print_groups)
+
+
+def _tell(arguments: Arguments, content: Any, print_content: Callable[[Any], None]) -> None:
+    """Print a result as JSON, or for people."""
     if arguments.json:
         print(json.dumps(content, indent=2))
     else:
-        from facebones.reporting.group_tables import print_groups
-
-        print_groups(content)
+        print_content(content)
 
 
 def _scores_options(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ import facebones
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import BATCH_SIZE, Model, load_model
-from facebones.evaluation.protocol import Protocol, find_protocols
+from facebones.evaluation.protocol import Protocol, protocols_with_pairs
 from facebones.statistics.calibration import CONFIDENCE, PromisedThreshold, ScoredPairs, pooled, promised_threshold
 from facebones.statistics.likelihood_ratio import cross_fitted_cost, fit_isotonic, fit_logistic, least_cost
 from facebones.system.files import check_writable, write_json
@@ -61,16 +61,14 @@ def calibrate(
     Raises:
         FaceBonesError: the model or a set cannot be used, the output cannot be written, or no target is supported.
 
-    >>> content = calibrate("mobilefacenet", "lfw.bin", false_match_rates=[0.01])  # doctest: +SKIP
-    >>> content["thresholds"][0]["threshold"]  # doctest: +SKIP
-    0.31
+    docs/api.md has an example, which a test runs.
     """
     if not false_match_rates:
         raise ConfigError("false_match_rates: none; give at least one, such as 0.001")
     for rate in (*false_match_rates, confidence):
-        if not 0 < rate < 1:
-            raise ConfigError(f"{rate:g} is no rate between 0 and 1; a false match rate is such as 0.001")
-    protocols = _protocols(data)
+        check_rate(rate)
+    if not (protocols := protocols_with_pairs(data)):
+        raise ConfigError("no evaluation set; give at least one")
     for protocol in protocols:
         protocol.check()
     opened = model if isinstance(model, Model) else load_model(model, **opening)
@@ -96,6 +94,16 @@ def calibrate(
     if path is not None:
         write_json(path, content)
     return content
+
+
+def check_rate(rate: float) -> None:
+    """Refuse a rate that no threshold can have.
+
+    Raises:
+        ConfigError: not between 0 and 1.
+    """
+    if not 0 < rate < 1:
+        raise ConfigError(f"{rate:g} is no rate between 0 and 1; a false match rate is such as 0.001")
 
 
 def calibration_file(weights: Path) -> Path:
@@ -128,16 +136,6 @@ def read_calibration(weights: Path, weights_sha256: str) -> dict[str, Any] | Non
 
 
 _AGAIN = "make it again by `facebones calibrate`, or remove it"
-
-
-def _protocols(data: Protocol | Path | str | Sequence[Protocol | Path | str]) -> list[Protocol]:
-    given = [data] if isinstance(data, Protocol | Path | str) else list(data)
-    found = [[one] if isinstance(one, Protocol) else find_protocols(one) for one in given]
-    # The galleries and probes of an IJB folder are pairs of its templates, too: they are not counted twice.
-    protocols = [one for row in found for one in row if one.name != "ijb_identification"]
-    if not protocols:
-        raise ConfigError("no evaluation set; give at least one")
-    return protocols
 
 
 def _output(output: Path, model: Model) -> Path:

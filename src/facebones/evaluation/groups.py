@@ -12,9 +12,10 @@ import numpy as np
 import facebones
 from facebones.data.group_lists import Grouping, groups_file, read_groups
 from facebones.errors import ConfigError, DataError
+from facebones.evaluation.calibrate import check_rate
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import BATCH_SIZE, Model, open_models
-from facebones.evaluation.protocol import Protocol, find_protocols
+from facebones.evaluation.protocol import Protocol, protocols_with_pairs
 from facebones.evaluation.runtimes import with_runtime
 from facebones.statistics.bootstrap import REPLICATES
 from facebones.statistics.calibration import ScoredPairs
@@ -72,10 +73,6 @@ def evaluate_groups(
 
     Raises:
         FaceBonesError: a model, the set or the file cannot be used, or there is no threshold; in one line.
-
-    >>> content = evaluate_groups("runs/mbf", "folder=friends", "sexes.csv", threshold=0.3)  # doctest: +SKIP
-    >>> content["groupings"][0]["results"]["model"]["rates"]["fmr"][0]["value"]  # doctest: +SKIP
-    0.0012
     """
     _check_options(threshold, false_match_rate)
     protocol = _protocol(data)
@@ -155,14 +152,13 @@ def grouped(pairs: ScoredPairs, grouping: Grouping, person: Any) -> GroupedPairs
 def _check_options(threshold: float | None, false_match_rate: float | None) -> None:
     if threshold is not None and false_match_rate is not None:
         raise ConfigError("a threshold and a false match rate: give one of them")
-    if false_match_rate is not None and not 0 < false_match_rate < 1:
-        raise ConfigError(f"{false_match_rate:g} is no rate between 0 and 1; a false match rate is such as 0.001")
+    if false_match_rate is not None:
+        check_rate(false_match_rate)
 
 
 def _protocol(data: Protocol | Path | str) -> Protocol:
-    """The only set; of an IJB folder its pairs of templates."""
-    found = [data] if isinstance(data, Protocol) else find_protocols(data)
-    found = [one for one in found if one.name != "ijb_identification"]
+    """The only set with pairs."""
+    found = protocols_with_pairs(data)
     if len(found) != 1:
         raise ConfigError(f"{data}: {len(found)} sets with pairs; name one, since groups belong to a set")
     return found[0]

@@ -26,7 +26,7 @@ from facebones.data.images import ImageArray, decode, single_threaded_opencv
 from facebones.data.training_set import TrainingSet, evenly
 from facebones.datatools import near_images
 from facebones.errors import ConfigError, DataError, counted
-from facebones.evaluation.protocol import Protocol, find_protocols
+from facebones.evaluation.protocol import Protocol, given_protocols
 from facebones.system.files import atomic_write, check_output, write_json
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def find_overlap(
         train: what a training reads: a record file, an InsightFace folder, an image folder, or several.
         sets: what `find_protocols` finds, such as "lfw.bin" or an IJB folder; or several of these.
         output: folder for overlap.json, overlap.csv, a contact sheet of each kind, and with a model the embeddings,
-            from which a stopped audit goes on.
+            from which a stopped audit resumes.
         model: what recognises people: a model, or what `load_model` opens. Without one, people are not compared.
         false_rate: the share of strangers' images that may be listed as of a shared person.
         device: "auto", "cpu", "cuda", ...
@@ -165,7 +165,7 @@ def find_overlap(
     output, workers = Path(output), workers or os.cpu_count() or 1
     check_output(output, [OVERLAP_FILE, TABLE, *map(_sheet, KINDS)])
     data = open_labelled_images(Path(train))
-    tests = [_TestSet(group) for group in _groups([sets] if isinstance(sets, str | Path) else sets)]
+    tests = [_TestSet(group) for group in _groups(sets)]
     opened = None
     if model is not None:
         from facebones.evaluation.shared_people import open_recogniser
@@ -237,10 +237,10 @@ class _Match:
     score: float
 
 
-def _groups(sets: Sequence[Path | str]) -> list[list[Protocol]]:
+def _groups(sets: Path | str | Sequence[Path | str]) -> list[list[Protocol]]:
     from facebones.evaluation.run import check_sets, protocols_by_images
 
-    protocols = [one for path in sets for one in find_protocols(path)]
+    protocols = given_protocols(sets)
     check_sets(protocols)
     return protocols_by_images(protocols)
 

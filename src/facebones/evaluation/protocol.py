@@ -319,3 +319,18 @@ def find_protocols(path: Path | str, protocol: str | None = None) -> list[Protoc
     if not found:
         raise DataError(f"{path}: no evaluation set of the protocols {', '.join(asked)}; check the path")
     return found
+
+
+def given_protocols(given: Protocol | Path | str | Sequence[Protocol | Path | str]) -> list[Protocol]:
+    """The data sets that a caller names: protocols as they are, and what `find_protocols` finds at each path."""
+    listed = [given] if isinstance(given, Protocol | Path | str) else list(given)
+    found = [[one] if isinstance(one, Protocol) else find_protocols(one) for one in listed]
+    return [one for row in found for one in row]
+
+
+def protocols_with_pairs(given: Protocol | Path | str | Sequence[Protocol | Path | str]) -> list[Protocol]:
+    """The data sets that a caller names, for their pairs: of an IJB folder, the listed pairs of templates alone.
+
+    Its galleries and probes are pairs of the same templates, which would count twice.
+    """
+    return [one for one in given_protocols(given) if one.name != "ijb_identification"]

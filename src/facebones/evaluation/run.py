@@ -21,7 +21,7 @@ from facebones.data.preprocessing import Preprocessing
 from facebones.errors import CheckpointError, ConfigError, DataError, counted, first_line
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import BATCH_SIZE, Model, open_models
-from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, find_protocols
+from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, given_protocols
 from facebones.statistics.bootstrap import REPLICATES
 from facebones.statistics.metric import Metric, MetricComparison
 from facebones.system.distributed import ALONE, World
@@ -121,7 +121,7 @@ def evaluate(
     """
     models, world = model if isinstance(model, Mapping) else {"model": model}, world or ALONE
     with world.agreed():
-        protocols = _protocols(protocol)
+        protocols = given_protocols(protocol)
     results = _measure(
         models,
         protocols,
@@ -232,12 +232,6 @@ def _write(output: Path, contents: Mapping[str, Any]) -> None:
 
     for file, content in contents.items():
         write_json(output / file, content)
-
-
-def _protocols(given: AnyProtocol | Sequence[AnyProtocol]) -> list[Protocol]:
-    listed = [given] if isinstance(given, Protocol | Path | str) else list(given)
-    found = [[one] if isinstance(one, Protocol) else find_protocols(one) for one in listed]
-    return [one for row in found for one in row]
 
 
 def _measure(

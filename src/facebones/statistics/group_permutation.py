@@ -1,6 +1,6 @@
 """The permutation test of "all groups have one error rate": groups are exchanged among people.
 
-Where each person has one group, the groups are dealt among the people anew; where people have images of several groups
+Where each person has one group, the groups are permuted among the people; where people have images of several groups
 (cameras, ages), among the images of each person; where people are unknown, among the pairs within groups.
 
 The statistic is the sum over groups of pairs x (rate - overall rate)^2, divided by rate (1 - rate) and by the design
@@ -72,7 +72,7 @@ def _numbered(first: IntArray, second: IntArray) -> tuple[IntArray, tuple[IntArr
 
 
 def _exchange(group_M: IntArray, person_M: IntArray) -> tuple[Callable[[np.random.Generator], IntArray] | None, str]:
-    """A function that deals the groups anew, and what it exchanges."""
+    """A function that permutes the groups, and what it exchanges."""
     people = int(person_M.max()) + 1
     of_person = np.zeros(people, dtype=np.int64)
     of_person[person_M] = group_M
