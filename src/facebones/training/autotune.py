@@ -124,7 +124,7 @@ def measure(recipe: Recipe, device: torch.device) -> Trial:
         recipe,
         data=replace(recipe.data, workers=0),
         validation=replace(recipe.validation, sets=[]),
-        log=replace(recipe.log, tensorboard=False),
+        log=replace(recipe.log, trackers=[]),
     )
     say(f"autotune: measuring {_named(recipe.training.precision, recipe.training.compile)}")
     trainer = Trainer(recipe, device)
