@@ -5,7 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import torch
 
 from facebones.data.joined_sets import beside
 from facebones.errors import RunError, UnknownNameError
@@ -17,7 +20,7 @@ from facebones.study.evaluate import check_evaluation, evaluate_all
 from facebones.study.launchers.local import LOOK_SECONDS, train_all
 from facebones.study.leases import StudyLeases, check_leases, unfinished
 from facebones.study.plan import Plan, make_plan
-from facebones.study.planned_run import DONE, TO_DO, UNFINISHED
+from facebones.study.planned_run import DONE, TO_DO, UNFINISHED, PlannedRun
 from facebones.study.proposals import import_optuna
 from facebones.study.record import STUDY_FILE, describe, entry_title, read_entries, write_record
 from facebones.study.study import Study, load_study
@@ -25,7 +28,8 @@ from facebones.study.trials import is_vain
 from facebones.system.device import select_device
 from facebones.system.heartbeat import Heartbeat
 from facebones.system.lease import EXPIRY_SECONDS, Lease, LeaseName, Watch, take
-from facebones.system.progress import say
+from facebones.system.progress import say, track
+from facebones.training.autotune import training_rate
 from facebones.training.start import read_start
 from facebones.training.validation import Validation
 
@@ -185,13 +189,15 @@ def preview(
 ) -> list[dict[str, Any]]:
     """What `compare` with the same arguments would do: a row for each run. Nothing is trained or written.
 
+    A backbone that no run of the study has timed yet is timed by a few steps here, unless it was before.
+
     Raises:
         FaceBonesError: as `compare` raises before its first training.
     """
     plan = checked_plan(study, Path(output), device, runtime, autotune=autotune, accept_version=accept_version)
     for note in plan.notes():
         say(f"note: {note}")
-    return plan_rows(plan)
+    return plan_rows(plan, _measured_rates(plan, select_device(device)))
 
 
 def checked_plan(
@@ -243,18 +249,41 @@ def _unfinished(tuned: Mapping[str, Any]) -> list[str]:
     return [f"{tuned['name']}_trial{one['trial']}" for one in trials if one["error"] and one["state"] == UNFINISHED]
 
 
-def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+def _known_rates(runs: Sequence[PlannedRun]) -> dict[str, float]:
+    """Images per second by backbone and by variant, from the last line of a run of each."""
+    known = [(run, rate) for run in runs if (rate := run.progress()["images_per_second"])]
+    return {run.backbone: rate for run, rate in known} | {run.variant: rate for run, rate in known}
+
+
+def _measured_rates(plan: Plan, device: torch.device) -> dict[str, float]:
+    """Images per second by variant, of those of which no run of their backbone has got far enough to tell."""
+    known = _known_rates(plan.all_runs)
+    waiting = {
+        run.variant: run.recipe
+        for run in plan.all_runs
+        if run.state != DONE
+        and not {run.variant, run.backbone} & {*known}
+        and network_costs(run.backbone, run.recipe.backbone.embedding_size)["problem"] is None
+    }
+    shown = track(waiting.items(), "timing a few steps of each backbone", len(waiting))
+    return {name: training_rate(recipe, device) for name, recipe in shown}
+
+
+def plan_rows(plan: Plan, measured: Mapping[str, float] = MappingProxyType({})) -> list[dict[str, Any]]:
     """A row for each run: its network's cost, how far it is, and the hours left.
 
     "worker" is the process that has the run's lease.
-    The hours follow from the last rate of a run of the same backbone, at best of its levels too, in the study's folder;
-    None if there is none.
+    The hours follow from the last rate of a run of the same backbone, at best of its levels too, in the study's folder,
+    or else from a measured rate; None if there is none.
+
+    Args:
+        plan: of the study.
+        measured: images per second by variant.
     """
     runs = plan.all_runs
     progress = {run.name: run.progress() for run in runs}
     held = StudyLeases(runs).elsewhere()
-    known = [(run, rate) for run in runs if (rate := progress[run.name]["images_per_second"])]
-    rates = {run.backbone: rate for run, rate in known} | {run.variant: rate for run, rate in known}
+    rates = {**measured, **_known_rates(runs)}
     rows = []
     for run in runs:
         step = run.steps if run.state == DONE else progress[run.name]["step"]
