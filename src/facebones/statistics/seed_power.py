@@ -191,4 +191,4 @@ def _powers(
     half = degrees / 2
     density = np.exp(math.log(2) + half * np.log(half) - gammaln(half) + (degrees - 1) * np.log(s) - half * s**2)
     found = ndtr(shift - bound * s) + ndtr(-shift - bound * s)
-    return np.minimum((high - low)[:, 0] / 2 * ((density * found) @ weight), 1.0)
+    return np.asarray(np.minimum((high - low)[:, 0] / 2 * ((density * found) @ weight), 1.0))
