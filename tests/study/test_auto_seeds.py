@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from fault_commands import NETWORK
 
 from facebones.cli.main import main
 from facebones.data.pair_bins import write_pairs
@@ -323,16 +325,22 @@ def test_processes_that_do_not_see_the_end_are_refused(write, tmp_path, capsys, 
 
 @pytest.mark.slow
 def test_a_study_with_auto_seeds_trains_and_reports(write, tmp_path):
-    """On pairs of noise that any network tells to some degree, so that seeds differ."""
+    """Of a network that trains in a moment, on pairs of noise that any network tells to some degree."""
+    (tmp_path / "tiny.py").write_text(NETWORK)
     random, pairs = np.random.default_rng(0), []
-    for number in range(200):
+    for number in range(100):
         one, other = random.integers(0, 256, (2, 112, 112, 3))
         pairs += [one, 0.2 * one + 0.8 * other if number % 2 else other]
     images = [cv2.imencode(".png", image.astype(np.uint8))[1].tobytes() for image in pairs]
-    write_pairs(tmp_path / "noise.bin", images, [number % 2 == 1 for number in range(200)])
-    study = load_study(write("difference: 0.01, most: 4"), overrides={"validation.sets": str(tmp_path / "noise.bin")})
-    content = compare(study, tmp_path / "out", device="cpu")
+    write_pairs(tmp_path / "noise.bin", images, [number % 2 == 1 for number in range(100)])
+    path = Path(write("difference: 0.01, most: 4", backbones="disturbed_net"))
+    path.write_text(path.read_text() + "import: [tiny.py]\nvary: {optimizer.learning_rate: [0.01, 0.1]}\n")
+    study = load_study(str(path), overrides={"validation.sets": str(tmp_path / "noise.bin")})
+    content = compare(study, tmp_path / "out", jobs=2, device="cpu")
     assert [one["more"] for one in content["auto_seeds"]] == [True, False], content["auto_seeds"]
     assert all(run["state"] == DONE for run in content["runs"]) and len(content["runs"]) == 8
-    values = [[run["final"][0]["accuracy"] for run in content["runs"] if run["backbone"] == name] for name in VALUES]
+    values = [[run["final"][0]["accuracy"] for run in content["runs"][part : part + 4]] for part in (0, 4)]
     assert content["auto_seeds"][-1]["deviation"] == pytest.approx(100 * seed_noise(values).deviation)
+    results = json.loads((tmp_path / "out" / "report" / "results.json").read_text())
+    assert results["metrics"][0]["seeds"][0]["seeds"] == [4, 4]
+    assert any(sentence.startswith("Between seeds of") for sentence in content["answer"])

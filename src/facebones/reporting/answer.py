@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from facebones.reporting.results import MetricResult, Results
+from facebones.reporting.seeds import SEED_RULE, seed_sentences
 from facebones.reporting.variants import variant_name
 from facebones.reporting.words import MOST_LISTED, listed, spread_words
 from facebones.system.number_format import short_number
@@ -79,6 +80,8 @@ def _rules(results: Results, metrics: Sequence[MetricResult]) -> list[str]:
         rules[:2] = [VARIANT_RULE.format(factors=", ".join(results.factors)), best_rule, VARIANT_TEST_RULE]
     if any(_by_tuning(results, metric) for metric in metrics):
         rules.append(ORDER_RULE)
+    if any(seed_sentences(results, metric) for metric in metrics):
+        rules.append(SEED_RULE.format(noun=results.noun))
     return rules
 
 
@@ -100,7 +103,7 @@ def _by_metric(results: Results, metric: MetricResult) -> list[str]:
         them = "it" if len(unknown) == 1 else "them"
         sentences.append(f"The MACs of {listed(unknown)} are unknown, so no budget includes {them}.")
     sentences += _cheapest(results, metric, ranking) + _by_factor(results, metric, ranking)
-    return sentences + _by_tuning(results, metric)
+    return sentences + _by_tuning(results, metric) + seed_sentences(results, metric)
 
 
 def _by_factor(results: Results, metric: MetricResult, ranking: Sequence[str]) -> list[str]:

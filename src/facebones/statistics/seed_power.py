@@ -21,6 +21,7 @@ sample sizes that follow from the spread of a first sample.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +121,9 @@ def seed_power(
     others = seeds if others is None else others
     if min(seeds, others) < 1 or seeds + others < LEAST_SEEDS + 1:
         raise ValueError(f"seeds: {seeds} and {others}; a spread needs two seeds in one of the levels")
-    return float(_powers(difference, deviation, np.array([seeds]), np.array([others]), alpha)[0])
+    if not deviation:
+        return 1.0 if difference else alpha
+    return _noncentral(abs(difference) / (deviation * math.sqrt(1 / seeds + 1 / others)), seeds + others - 2, alpha)
 
 
 def detectable_difference(
@@ -136,14 +139,18 @@ def detectable_difference(
     >>> round(detectable_difference(0.5, 3), 3), round(detectable_difference(0.5, 10), 3)
     (1.535, 0.662)
     """
-    if not deviation:
-        return 0.0
-    low, high = 0.0, deviation
-    while seed_power(high, deviation, seeds, others, alpha=alpha) < power:
+    return deviation * _detectable(seeds, seeds if others is None else others, power, alpha)
+
+
+@lru_cache
+def _detectable(seeds: int, others: int, power: float, alpha: float) -> float:
+    """For a deviation of 1."""
+    low, high = 0.0, 1.0
+    while seed_power(high, 1.0, seeds, others, alpha=alpha) < power:
         low, high = high, 2 * high
     while high - low > 1e-9 * high:
         middle = (low + high) / 2
-        found = seed_power(middle, deviation, seeds, others, alpha=alpha) >= power
+        found = seed_power(middle, 1.0, seeds, others, alpha=alpha) >= power
         low, high = (low, middle) if found else (middle, high)
     return high
 
@@ -156,9 +163,14 @@ def seeds_needed(
     >>> seeds_needed(1.0, 0.5), seeds_needed(0.1, 0.5), seeds_needed(0.01, 0.5)
     (6, 394, None)
     """
-    seeds_N = np.arange(LEAST_SEEDS, most + 1)
-    enough = np.flatnonzero(_powers(difference, deviation, seeds_N, seeds_N, alpha) >= power)
-    return int(seeds_N[enough[0]]) if enough.size else None
+    if seed_power(difference, deviation, most, alpha=alpha) < power:
+        return None
+    few, enough = LEAST_SEEDS - 1, most
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        found = seed_power(difference, deviation, middle, alpha=alpha) >= power
+        few, enough = (few, middle) if found else (middle, enough)
+    return enough
 
 
 def chance_of_order(seeds: int, others: int | None = None) -> float:
@@ -170,25 +182,23 @@ def chance_of_order(seeds: int, others: int | None = None) -> float:
     return 2 / math.comb(seeds + (seeds if others is None else others), seeds)
 
 
-def _powers(
-    difference: float, deviation: float, seeds_N: npt.NDArray[np.int64], others_N: npt.NDArray[np.int64], alpha: float
-) -> FloatArray:
-    """Power of each of N designs.
+def _noncentral(shift: float, degrees: int, alpha: float) -> float:
+    """Chance that |T| exceeds its bound, for a noncentral T: an integral over the measured spread s.
 
-    The noncentral t as an integral over the measured spread s, relative to the true one: scipy's own function is NaN
-    for many arguments.
+    s is relative to the true spread. scipy's own function is NaN for many arguments.
     """
-    from scipy.special import gammainccinv, gammaincinv, gammaln, ndtr, stdtrit
+    from scipy.special import gammainccinv, gammaincinv, ndtr, stdtrit
 
-    if not deviation:
-        return np.full(seeds_N.shape, 1.0 if difference else alpha)
-    degrees = (seeds_N + others_N - 2)[:, None]  # (N, 1)
-    bound = stdtrit(degrees, 1 - alpha / 2)
-    shift = abs(difference) / (deviation * np.sqrt(1 / seeds_N + 1 / others_N))[:, None]
-    low, high = (np.sqrt(2 * ends(degrees / 2, TAIL) / degrees) for ends in (gammaincinv, gammainccinv))
-    node, weight = np.polynomial.legendre.leggauss(NODES)
-    s = (low + high) / 2 + (high - low) / 2 * node  # (N, NODES)
-    half = degrees / 2
-    density = np.exp(math.log(2) + half * np.log(half) - gammaln(half) + (degrees - 1) * np.log(s) - half * s**2)
+    half, bound = degrees / 2, float(stdtrit(degrees, 1 - alpha / 2))
+    low, high = (math.sqrt(float(ends(half, TAIL)) / half) for ends in (gammaincinv, gammainccinv))
+    node, weight = _nodes()
+    s = (low + high) / 2 + (high - low) / 2 * node
+    log_density = math.log(2) + half * math.log(half) - math.lgamma(half) + (degrees - 1) * np.log(s) - half * s**2
     found = ndtr(shift - bound * s) + ndtr(-shift - bound * s)
-    return np.asarray(np.minimum((high - low)[:, 0] / 2 * ((density * found) @ weight), 1.0))
+    return min((high - low) / 2 * float(np.sum(weight * np.exp(log_density) * found)), 1.0)
+
+
+@lru_cache
+def _nodes() -> tuple[FloatArray, FloatArray]:
+    node, weight = np.polynomial.legendre.leggauss(NODES)
+    return node, weight
