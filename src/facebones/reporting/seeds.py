@@ -120,8 +120,8 @@ def _of_observed(test: SeedTest, best: str, *, significant: bool | None) -> str:
     seen, p = f"the {_points(test.difference)} points seen", p_words(test.p_value)
     chance = f"(p {p})" if p.startswith("<") else f"(p = {p})"
     if test.p_value <= SIGNIFICANT:
-        people = ", so not more seeds but more people or pairs would decide" if significant is False else ""
-        return f"{seen} are more than seeds explain {chance}{people}"
+        but = f", though not every run of {best} is significantly better" if significant is False else ""
+        return f"{seen} are more than seeds explain {chance}{but}"
     needed = f"more than {MOST_SEEDS:,} seeds each"
     if test.needed is not None:
         upper = f"more than {MOST_SEEDS:,}" if test.needed_upper is None else f"{test.needed_upper:,}"
