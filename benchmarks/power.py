@@ -7,9 +7,9 @@ share of simulated studies in which the t test between seeds finds it, beside th
 all runs of one level are better than all of the other: with a large test set, each pair of runs is then significant.
 
 The second compares rules that add seeds: `seeds: auto`, which looks at the spread (of the two levels that vary most,
-the upper 80 % limit), and one that looks at the p-value after each seed and stops at 0.05. "False" is the share of studies
-of equal levels in which the first two differ significantly in the end, "found" that of studies in which they differ by
-one point.
+the upper 80 % limit), and one that looks at the p-value after each seed and stops at 0.05. "False" is the share of
+studies of equal levels in which the first two differ significantly in the end, "found" that of studies in which they
+differ by one point.
 """
 
 import argparse
