@@ -77,9 +77,9 @@ class Study:
     overrides: Mapping[str, str] = field(default_factory=dict)
     vary: Factors = field(default_factory=dict)
     tune: TuneSettings | None = None
-    auto_seeds: AutoSeeds | None = None
     backbones: list[str] = setting([], "names, shell patterns, timm:NAME; or trained models: runs and ONNX files")
     seeds: list[int] = setting([0], "one training for each", minimum=0)
+    auto_seeds: AutoSeeds | None = None
     data: str = setting("", "the training data; --data sets it")
     evaluate: list[str] = setting([], "names beside the data, or paths, of pair sets, IJB folders, ...")
     pair_sets: list[str] = setting([], "names beside the data, or paths; by default the recipe's validation sets")
