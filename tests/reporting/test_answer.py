@@ -183,8 +183,8 @@ def test_without_tests_nothing_is_called_significant():
         (
             {"small": [0.80, 0.81, 0.815], "large": [0.81, 0.805, 0.82]}, True,
             "Between seeds of large and small, lfw accuracy varies by ± 0.76 points (at most ± 1.81): 3 seeds each"
-            " find a difference of 2.35 points (5.56) with 80 % power; the 0.33 points seen would take about 84 seeds"
-            " each (465)."
+            " would find a difference of 2.35 points (5.56) with 80 % power; the 0.33 points seen would take about 84"
+            " seeds each (465)."
         ),
         (
             {"small": [0.80, 0.81, 0.815], "large": [0.82, 0.817, 0.83]}, False,
@@ -193,11 +193,11 @@ def test_without_tests_nothing_is_called_significant():
         ),
         (
             {"small": [0.80, 0.81], "large": [0.85, 0.86]}, True,
-            "2 seeds each find a difference of 4.00 points (17.65) with 80 % power; the 5.00 points seen are more than"
-            " seeds explain (p = 0.019), though not every run of large is significantly better."
+            "2 seeds each would find a difference of 4.00 points (17.65) with 80 % power; the 5.00 points seen are more"
+            " than seeds explain (p = 0.019), though not every run of large is significantly better."
         ),
         ({"small": [0.80, 0.81], "large": [0.85, 0.86]}, False, "more than seeds explain (p = 0.019)."),
-        ({"small": [0.80, 0.81], "large": [0.80, 0.82, 0.81]}, True, ": 3 and 2 seeds find a difference of"),
+        ({"small": [0.80, 0.81], "large": [0.80, 0.82, 0.81]}, True, ": 3 and 2 seeds would find a difference of"),
         ({"small": [0.80, 0.81], "large": [0.81, 0.80]}, True, "; the two tie."),
         ({"small": [0.80, 0.82], "large": [0.8101, 0.81]}, True, "points seen would take more than 1,000 seeds each."),
     ],

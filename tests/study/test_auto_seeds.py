@@ -252,6 +252,18 @@ def test_a_dry_run_says_the_least_and_the_most(write, tmp_path, capsys):
     assert "at least 4 seeds, 8 trainings" in said and "unknown" not in said
 
 
+def test_tuned_levels_are_waited_for(write, tmp_path, many_people, small_data, capsys):
+    path = Path(write(backbones=SMALL))
+    tune = "tune: {space: {optimizer.learning_rate: [0.006, 0.06]}, trials: 2, held_out: 0.5, pairs: 80}\n"
+    path.write_text(path.read_text().replace(str(small_data), str(many_people)) + tune)
+    plan = make_plan(load_study(str(path)), tmp_path / "out")
+    for run in plan.runs:
+        finish(run)
+    assert len(preview(load_study(str(path)), tmp_path / "out")) == 2 + 6 + 6, "trials, and both levels of all begun"
+    assert "at least 6 seeds, 12 trainings" in capsys.readouterr().err
+    assert not decide(plan, 3).more and "is done" in decide(plan, 3).why
+
+
 def test_watch_follows_from_round_to_round(write, tmp_path, capsys):
     study, output, waits = load_study(write("difference: 2, most: 9")), tmp_path / "out", []
 

@@ -107,7 +107,7 @@ def seed_sentences(results: Results, metric: MetricResult) -> list[str]:
     seeds = f"{one} seeds each" if one == two else f"{one} and {two} seeds"
     return [
         f"Between seeds of {best} and {other}, {metric.title} varies by ± {_points(test.deviation)} points (at most"
-        f" ± {_points(test.upper)}): {seeds} find a difference of {_points(test.detectable)} points"
+        f" ± {_points(test.upper)}): {seeds} would find a difference of {_points(test.detectable)} points"
         f" ({_points(test.detectable_upper)}) with 80 % power;"
         f" {_of_observed(test, best, significant=verdicts.get(frozenset((best, other))))}."
     ]
