@@ -111,7 +111,7 @@ def test_the_answer_names_the_best_of_all_and_the_best_level_of_each_backbone(tm
     )
     assert not any("backbone that" in sentence for sentence in sentences)
     alone = answer(load_results(make_varied(tmp_path / "alone", (SMALL,)))).sentences
-    assert not any(sentence.startswith("With") for sentence in alone), "the first sentence says it"
+    assert not any(sentence.startswith(f"With {SMALL}") for sentence in alone), "the first sentence says it"
 
 
 def test_colours_are_levels_and_markers_are_backbones(tmp_path):
