@@ -113,7 +113,7 @@ def test_the_first_three_seeds_decide_by_their_spread(write, tmp_path):
     assert found.more and set(found.levels) == {SMALL, LARGE}
     assert found.why.startswith(
         "3 seeds: tiny accuracy varies by 0.80 points between seeds of shufflefacenet_0_5 and shufflefacenet_1_0, or up"
-        " to 1.25; then a difference of 2 would be found with "
+        " to 1.25; then a difference of 2 points would be found with "
     )
     assert found.why.endswith("one seed more of up to 6; it would take about 8")
     assert len(seeds_so_far(plan).study.seeds) == 4
@@ -195,7 +195,7 @@ def test_seeds_are_added_for_all_levels_until_they_are_enough(write, tmp_path, f
 
 
 @pytest.mark.parametrize("killed_after", [2, 6, 7, 9])
-def test_a_study_that_was_killed_decides_as_one_that_was_not(write, tmp_path, faked, killed_after):
+def test_a_study_that_was_killed_decides_as_one_that_was_not(write, tmp_path, faked, killed_after, capsys):
     """In the first round, between two rounds, within the second and within the third."""
     auto, whole, killed = "difference: 2, most: 9", tmp_path / "whole", tmp_path / "killed"
     faked()
@@ -206,7 +206,10 @@ def test_a_study_that_was_killed_decides_as_one_that_was_not(write, tmp_path, fa
     before = len(trained)
     assert sum(run["state"] == DONE for run in study_json(killed)["runs"]) == killed_after
     faked()
+    capsys.readouterr()
     content = compare(write(auto), killed, device="cpu")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("seeds: ")]
+    assert said == [f"seeds: {one['why']}" for one in expected["auto_seeds"]], "earlier decisions are said again"
     assert content["auto_seeds"] == expected["auto_seeds"]
     assert [run["name"] for run in content["runs"]] == [run["name"] for run in expected["runs"]]
     assert len(trained) - before == len(expected["runs"]) - killed_after, "nothing is trained twice"

@@ -24,7 +24,7 @@ from facebones.study.plan import Plan, make_plan
 from facebones.study.planned_run import DONE, TO_DO, UNFINISHED, PlannedRun
 from facebones.study.proposals import import_optuna
 from facebones.study.record import STUDY_FILE, describe, entry_title, read_entries, write_record
-from facebones.study.seed_rounds import check_auto_seeds, next_round, refuse_auto_seeds, seeds_so_far
+from facebones.study.seed_rounds import check_auto_seeds, decisions, next_round, refuse_auto_seeds, seeds_so_far
 from facebones.study.study import Study, load_study
 from facebones.study.trials import is_vain
 from facebones.system.device import select_device
@@ -144,6 +144,8 @@ def _train(whole: Plan, failed: Mapping[str, str], worker: Worker, device: str) 
         the plan with the seeds that it has come to, why runs and trials have failed, and what other workers still do.
     """
     plan, errors = seeds_so_far(whole), dict(failed)
+    for earlier in decisions(plan)[:-1] if plan.study.auto_seeds else ():
+        say(f"seeds: {earlier.why}")
     while True:
         leases = StudyLeases(plan.runs, expiry=worker.expiry, shared=worker.shared)
         errors |= train_all(

@@ -95,7 +95,7 @@ def decide(plan: "Plan", seeds: int) -> Decision:
     power = seed_power(wanted, upper, seeds)
     found = (
         f"{seeds} seeds: {chosen} accuracy varies by {100 * noise.deviation:.2f} points between seeds of"
-        f" {' and '.join(names)}, or up to {upper:.2f}; then a difference of {wanted:g} would be found with"
+        f" {' and '.join(names)}, or up to {upper:.2f}; then a difference of {wanted:g} points would be found with"
         f" {100 * power:.0f} % power"
     )
     why, more = _verdict(plan, runs, seeds, enough=power >= settings.power, upper=upper)
