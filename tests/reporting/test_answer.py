@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from scipy import stats
+from synthetic_study import LARGE, MIDDLE, SMALL, make_study
 
-from facebones.reporting.answer import answer
+from facebones.reporting.answer import MOST_SENTENCES, _in_one, _joined, answer
+from facebones.reporting.load import load_results
 from facebones.reporting.page import page_text
 from facebones.reporting.report import results_json
 from facebones.reporting.results import Cost, MetricResult, Results, Run
@@ -247,3 +249,21 @@ def test_what_bars_show_and_tests_compare_is_said_where_they_could_seem_to_disag
     results = make_results(values)
     assert words in bars_words(results) and ("overlap" in bars_words(results)) == (len(values) > 1)
     assert bars_words(results) in html.unescape(page_text(results, report_tables(results), answer(results)))
+
+
+def test_many_metrics_have_five_sentences_and_every_sentence_in_the_details(tmp_path):
+    sets = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")
+    found = answer(load_results(make_study(tmp_path / "s", backbones=(SMALL, MIDDLE, LARGE), sets=sets)))
+    assert len(found.sentences) <= MOST_SENTENCES < len(found.details)
+    assert found.sentences[0] == found.details[0]
+    assert found.sentences[1] == f"By all 4 other metrics, {SMALL} is best as well."
+    assert sum(" accuracy: " in sentence for sentence in found.details) >= len(sets)
+
+
+def test_budgets_and_reservations_are_one_sentence_each_in_an_answer_of_five():
+    assert _in_one(
+        ["Up to 1 G MACs, a is best by lfw accuracy: 90.00 %; b is worse.", "Up to 5 M MACs, c is best: 8 %."]
+    ) == ["Up to 1 G MACs, a is best by lfw accuracy: 90.00 %; up to 5 M MACs, c is best: 8 %."]
+    assert _joined(["2 of 4 runs have failed or not finished: a, b.", "Each backbone has one seed."]) == (
+        "2 of 4 runs have failed or not finished: a, b; each backbone has one seed."
+    )

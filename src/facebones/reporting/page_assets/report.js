@@ -391,7 +391,7 @@
 
   // A link into a folded part opens it.
   function unfold() {
-    const target = location.hash && byId(decodeURIComponent(location.hash.slice(1)));
+    const target = location.hash ? byId(decodeURIComponent(location.hash.slice(1))) : null;
     for (let part = target?.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
     if (target?.closest("details")) target.scrollIntoView();
   }
