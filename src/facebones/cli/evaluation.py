@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from facebones.cli.options import (
     positive,
     runtime_option,
 )
+from facebones.evaluation.built_in import BUILT_IN
 
 DEFAULT_BOOTSTRAP = 1000
 MOST_PAIRS = 10_000_000
@@ -155,6 +157,23 @@ def _evaluate_folder(arguments: Arguments) -> None:
     from facebones.evaluation.folder import FolderProtocol
 
     _run(arguments, lambda: [FolderProtocol(path, arguments.pairs) for path in arguments.data], flip=arguments.flip)
+
+
+def _named_options(name: str, parser: argparse.ArgumentParser) -> None:
+    """Of the command of a protocol that is known by its line in `built_in` alone."""
+    known = BUILT_IN[name]
+    _model_options(parser)
+    parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="DIR", help=known.folder)
+    _flip_option(parser)
+    parser.set_defaults(without_overlap=None)  # these sets are measured as a whole
+    _result_options(parser, f"{name}.json, {known.results}")
+
+
+def _evaluate_named(name: str, arguments: Arguments) -> None:
+    from facebones.evaluation.protocol import lookup_protocol
+
+    protocol = lookup_protocol(name)
+    _run(arguments, lambda: [protocol(path) for path in arguments.data], flip=arguments.flip)
 
 
 def _sets_options(parser: argparse.ArgumentParser) -> None:
@@ -424,6 +443,16 @@ COMMANDS = {
         _folder_options,
         _evaluate_folder,
     ),
+    **{
+        f"evaluate {name}": Command(
+            known.help,
+            f"facebones evaluate {name} --model runs/mbf --data {name} --output results/{name}",
+            partial(_named_options, name),
+            partial(_evaluate_named, name),
+        )
+        for name, known in BUILT_IN.items()
+        if known.help
+    },
     "evaluate groups": Command(
         "false match and non-match rates by group of people, at one threshold",
         "facebones evaluate groups --model runs/mbf --data folder=friends --groups sexes.csv --fmr 1e-3",

@@ -52,7 +52,7 @@ def evaluate_groups(
     Args:
         models: a model or several by name, or what `load_model` opens.
         data: what `find_protocols` finds, such as "lfw.bin" or "folder=friends"; or a `Protocol`. One set.
-        groups: a file of groups (`data.group_lists`); by default the one beside the set.
+        groups: a file of groups (`data.group_lists`); by default those that the set states, or the file beside it.
         threshold: a pair is accepted where its cosine is at least this.
         false_match_rate: instead, the threshold with this FMR on all pairs of the set. Without both, the threshold that
             `calibrate` has kept beside the weights, if there is one only.
@@ -78,8 +78,9 @@ def evaluate_groups(
     protocol = _protocol(data)
     protocol.check()
     faces = protocol.faces()
-    path = groups_file(protocol.path) if groups is None else Path(groups)
-    groupings = read_groups(path, faces, protocol.set)
+    groupings = protocol.groupings() if groups is None else []
+    path = protocol.path if groupings else groups_file(protocol.path) if groups is None else Path(groups)
+    groupings = groupings or read_groups(path, faces, protocol.set)
     if output is not None:
         check_output(Path(output), [RESULT])
     opened = open_models(models if isinstance(models, Mapping) else {"model": models}, **opening)

@@ -20,6 +20,9 @@ METRICS = {
     "eer": "EER",
     "rank": "Rank-{rank:g}",
     "tpir": "TPIR at FPIR {fpir:g}",
+    "map": "mAP",
+    "group_deviation": "standard deviation between groups",
+    "rank_among": "Rank-{rank:g} among {distractors:,.0f} distractors",
 }
 USUAL_RULES = ("", "strict")  # any other rule is part of the display name
 DETAILS = {
