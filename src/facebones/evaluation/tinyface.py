@@ -23,7 +23,7 @@ import numpy.typing as npt
 from facebones.data.folders import images_below
 from facebones.data.image_sources import ImageFiles
 from facebones.data.images import aspect_note, image_size
-from facebones.errors import DataError, counted
+from facebones.errors import DataError, counted, first_line
 from facebones.evaluation.image_search import Found, search_images, unit_rows
 from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, register_protocol
 from facebones.statistics.bootstrap import REPLICATES, ResampledMetric, resample_mean, resample_rank
@@ -207,8 +207,8 @@ def _read_list(root: Path, folder: str, names: set[str]) -> dict[str, int]:
         content = loadmat(path)
         listed = [str(np.asarray(cell).ravel()[0]) for cell in np.ravel(content[of_names])]
         people = [int(number) for number in np.ravel(content[of_people])]
-    except (KeyError, ValueError, TypeError, IndexError, OSError, NotImplementedError) as error:
-        reason = f"no array {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+    except Exception as error:  # a damaged file makes scipy raise errors of many kinds
+        reason = f"no array {error}" if isinstance(error, KeyError) else first_line(error)
         raise DataError(f"{path}: not TinyFace's list: {reason}; restore it, or remove it to use the names") from error
     if len(listed) != len(people) or len(set(listed)) != len(listed):
         raise DataError(f"{path}: {len(set(listed))} names for {len(people)} people; restore it from its source")
