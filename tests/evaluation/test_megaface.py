@@ -8,8 +8,8 @@ import pytest
 from facebones.cli.main import main
 from facebones.errors import DataError
 from facebones.evaluation import image_search, megaface
-from facebones.evaluation.megaface import Crowd, MegaFace, sampled_distractors, score_crowd
 from facebones.evaluation.folder import STEP, sampled_pairs
+from facebones.evaluation.megaface import Crowd, MegaFace, sampled_distractors, score_crowd
 from facebones.evaluation.protocol import find_protocols
 from facebones.statistics.curves import area_under_curve, roc, true_accept_rate_at
 
@@ -21,8 +21,7 @@ def _names(distractors, folder="distractors"):
 
 
 def test_rank_one_by_hand(put_images, directions):
-    """Ann at 0 and 10, Bo at 100, 110 and 140; the distractor at 3 is nearer to Ann's 0 (not to her 10: 7 against 10...
-    nearer too), one at 125 is nearer to Bo's 140 than 110 and 100 are, and to 110 than 140 and (15 against 10) not 100.
+    """Ann at 0 and 10, Bo at 100, 110 and 140, distractors at 3 and 125.
 
     Pairs, each in both directions: Ann 0-10 (10 apart): 0 fails (3), 10 fails (7). Bo 100-110 (10): 100 finds (25),
     110 finds (15); 100-140 (40): both fail (25, 15); 110-140 (30): both fail (15, 15). So 2 of 8.
@@ -78,7 +77,7 @@ def test_sampled_distractors_are_distinct_pairs():
 def test_more_than_a_million_distractors_are_left_out(put_images, monkeypatch):
     monkeypatch.setattr(megaface, "MOST_DISTRACTORS", 5)
     protocol = MegaFace(put_images(_names(8)))
-    assert protocol.sizes()["distractors"] == 5 and "3 of 8 images left out" in protocol.notes()[0]
+    assert protocol.sizes()["distractors"] == 5 and "3 of 8 left out" in protocol.notes()[0]
 
 
 def test_names_of_the_challenge_are_known(put_images):

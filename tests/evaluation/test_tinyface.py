@@ -37,8 +37,11 @@ def _values(protocol, features):
 
 
 def test_ranks_and_average_precision_by_hand(folder, directions):
-    """Probe of 1 at 12: 1_1 (2 degrees off), c (8), 1_2 (28): rank 1; precision 1 at the first, 1/2 before and 2/3 at the
-    third. Probe of 2 at 101: 2_1 (1), a (2): rank 1. Probe of 3 at 240: 3_1 (40), b (50): rank 1."""
+    """Three probes of rank 1.
+
+    Of 1 at 12: 1_1 (2 degrees off), c (8), 1_2 (28); precision 1 at the first, 1/2 before and 2/3 at the third. Of 2 at
+    101: 2_1 (1), a (2). Of 3 at 240: 3_1 (40), b (50).
+    """
     protocol = TinyFace(folder)
     result, values = _values(protocol, directions(DEGREES))
     assert result.sizes == {"probes": 3, "gallery_images": 4, "distractors": 3}
@@ -78,9 +81,10 @@ def test_blocks_change_nothing(monkeypatch, block):
     assert found.rank(40).tolist() == (1 + (score > best[:, None]).sum(axis=1)).tolist()
     # Trapezoids and the sums of scikit-learn differ, but by less than a step.
     steps = [average_precision_score(*pair) for pair in zip(same, score, strict=True)]
-    assert np.abs(found.average_precision(40) - steps).max() < 0.2 and np.corrcoef(
-        found.average_precision(40), steps
-    )[0, 1] > 0.99
+    assert (
+        np.abs(found.average_precision(40) - steps).max() < 0.2
+        and np.corrcoef(found.average_precision(40), steps)[0, 1] > 0.99
+    )
 
 
 def test_lists_beside_the_folders_say_who_is_who(folder, directions):

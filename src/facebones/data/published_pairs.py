@@ -28,9 +28,7 @@ PUBLISHED = {
         "calfw", ("aligned images", "images&landmarks/images&landmarks/images", "images&landmarks/images", "images")
     ),
     "pairs_cplfw.txt": PublishedSet("cplfw", ("aligned images", "images")),
-    "xqlfw_pairs.txt": PublishedSet(
-        "xqlfw", ("xqlfw_aligned_112", "xqlfw", "lfw_original_imgs_min_qual0.85variant11")
-    ),
+    "xqlfw_pairs.txt": PublishedSet("xqlfw", ("xqlfw_aligned_112", "xqlfw", "lfw_original_imgs_min_qual0.85variant11")),
 }
 
 
@@ -68,6 +66,6 @@ def image_folder(path: Path) -> Path:
         return path.parent
     listed = ", ".join(repr(name) for name in known.images)
     raise DataError(
-        f"{path.parent}: {path.name} is here, but not its images: none of the folders {listed}; restore one, rename what"
-        " it is called now, or name it by --root"
+        f"{path.parent}: {path.name} is here, but not its images: none of the folders {listed}; restore one, rename"
+        " what it is called now, or name it by --root"
     )

@@ -75,7 +75,7 @@ def evaluate_groups(
         FaceBonesError: a model, the set or the file cannot be used, or there is no threshold; in one line.
     """
     _check_options(threshold, false_match_rate)
-    protocol = _protocol(data)
+    protocol = one_set_with_pairs(data)
     protocol.check()
     faces = protocol.faces()
     groupings = protocol.groupings() if groups is None else []
@@ -157,11 +157,17 @@ def _check_options(threshold: float | None, false_match_rate: float | None) -> N
         check_rate(false_match_rate)
 
 
-def _protocol(data: Protocol | Path | str) -> Protocol:
-    """The only set with pairs."""
+def one_set_with_pairs(data: Protocol | Path | str) -> Protocol:
+    """The only set with pairs.
+
+    Raises:
+        FaceBonesError: there is none, or several.
+    """
     found = protocols_with_pairs(data)
     if len(found) != 1:
-        raise ConfigError(f"{data}: {len(found)} sets with pairs; name one, since groups belong to a set")
+        raise ConfigError(
+            f"{data}: {len(found)} sets with pairs; name one, since files of groups and of scores belong to a set"
+        )
     return found[0]
 
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from facebones.data.folders import images_below
 from facebones.data.image_sources import ImageFiles
 from facebones.errors import DataError
-from facebones.evaluation.accept_rates import FAR_TARGETS, with_main_rate, write_curves
+from facebones.evaluation.accept_rates import FAR_TARGETS, write_curves
 from facebones.evaluation.folder import LEVELS, SAMPLED, STEP, sampled_pairs, score_levels, with_exact_values
 from facebones.evaluation.image_search import TIE, blocks, unit_rows
 from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, register_protocol
@@ -154,11 +154,11 @@ class MegaFace(Protocol):
             model: score_crowd(str(self.path), crowd, rows, (first, second), (probe, distractor))
             for model, rows in features.items()
         }
-        drawing: dict[str, int] = {"replicates": bootstrap, "seed": seed}
-        ranks = [
-            _rank_among(count, [_hits(one, place, first, second) for one in scored.values()], crowd.person[first], drawing)
-            for place, count in enumerate(crowd.counts)
-        ]
+        drawing: dict[str, Any] = {"replicates": bootstrap, "seed": seed}
+        ranks = []
+        for place, count in enumerate(crowd.counts):
+            hits = [_hits(one, place, first, second) for one in scored.values()]
+            ranks.append(_rank_among(count, hits, crowd.person[first], drawing))
         ranks[-1] = replace(ranks[-1], metric=replace(ranks[-1].metric, main=True))
         people = crowd.person.max() + 1
         identities = (
@@ -200,7 +200,7 @@ def read_crowd(path: Path) -> Crowd:
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(others))[:MOST_DISTRACTORS].tolist()
     files = [*(f"{probes}/{name}" for name in photos), *(f"{distractors}/{others[place]}" for place in order)]
     left = len(others) - len(order)
-    note = f"{path / distractors}: {left:,} of {len(others):,} images left out, at random; the challenge ends at a million"
+    note = f"{path / distractors}: {left:,} of {len(others):,} left out, at random: the challenge takes a million"
     return Crowd(files=files, person=person, notes=[note] if left else [])
 
 
@@ -270,7 +270,7 @@ def _hits(scored: Scored, place: int, first: IntArray, second: IntArray) -> Bool
 
 
 def _rank_among(
-    distractors: int, hits: Sequence[BoolArray], person_P: IntArray, drawing: Mapping[str, int]
+    distractors: int, hits: Sequence[BoolArray], person_P: IntArray, drawing: Mapping[str, Any]
 ) -> ResampledMetric:
     """Rank-1 among so many distractors, of each model."""
     found = resample_rank(hits, np.tile(person_P, 2), rank=1, **drawing)

@@ -27,7 +27,13 @@ from facebones.evaluation.verification import (
     pair_set_notes,
     verify_features,
 )
-from facebones.statistics.bootstrap import REPLICATES, Identities, ResampledMetric, resample_accuracy, resample_verification
+from facebones.statistics.bootstrap import (
+    REPLICATES,
+    Identities,
+    ResampledMetric,
+    resample_accuracy,
+    resample_verification,
+)
 from facebones.statistics.metric import Metric, MetricComparison
 from facebones.statistics.significance import compare_models
 

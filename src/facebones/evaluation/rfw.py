@@ -101,12 +101,14 @@ class RFW(Protocol):
 
     def scored_pairs(self, features_NxVxD: Features) -> ScoredPairs:
         """The pairs of all groups; none are across groups."""
-        parts = [one.scored_pairs(rows) for one, rows in zip(self.groups.values(), self._parts(features_NxVxD), strict=True)]
+        parts = [
+            one.scored_pairs(rows) for one, rows in zip(self.groups.values(), self._parts(features_NxVxD), strict=True)
+        ]
         first, second = self.items().reshape(-1, 2).T
         person = self.faces().person
-        known = (None, None) if person is None else (person[first], person[second])
+        people = {} if person is None else {"first": person[first], "second": person[second]}
         score, same = (np.concatenate([getattr(one, name) for one in parts]) for name in ("score", "is_same"))
-        return ScoredPairs(score, same, *known, items=(first, second))
+        return ScoredPairs(score, same, items=(first, second), **people)
 
     def faces(self) -> Faces:
         """Images by GROUP/PERSON/FILE, and people by PERSON, where the folders agree with the labels."""

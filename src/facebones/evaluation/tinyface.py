@@ -11,7 +11,7 @@ Source: Z. Cheng, X. Zhu, S. Gong, "Low-Resolution Face Recognition", ACCV 2018 
 evaluation program.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -136,16 +136,14 @@ class TinyFace(Protocol):
         person = self.data.person[-self.data.probes :]
         ranks = {model: one.rank(person.size) for model, one in found.items()}
         precision = [one.average_precision(person.size) for one in found.values()]
-        drawing: dict[str, int] = {"replicates": bootstrap, "seed": seed}
+        drawing: dict[str, Any] = {"replicates": bootstrap, "seed": seed}
         metrics: list[ResampledMetric | Metric] = [
             resample_rank([row <= rank for row in ranks.values()], person, rank=rank, main=rank == 1, **drawing)
             for rank in RANKS
         ]
         metrics.append(resample_mean(precision, person, MAP, **drawing))
         largest = min(LARGEST_RANK, len(self.data.files) - self.data.probes)
-        cmc = {
-            model: [float(np.mean(row <= rank)) for rank in range(1, largest + 1)] for model, row in ranks.items()
-        }
+        cmc = {model: [float(np.mean(row <= rank)) for rank in range(1, largest + 1)] for model, row in ranks.items()}
         return [self.result(compare_models(list(features), metrics), curves={"cmc": cmc})]
 
 

@@ -21,6 +21,8 @@ METRICS = {
     "rank": "Rank-{rank:g}",
     "tpir": "TPIR at FPIR {fpir:g}",
     "map": "mAP",
+    "fnmr": "FNMR at {discarded:g} discarded",
+    "pauc": "pAUC to {discarded:g}",
     "group_deviation": "standard deviation between groups",
     "rank_among": "Rank-{rank:g} among {distractors:,.0f} distractors",
 }
