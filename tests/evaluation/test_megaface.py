@@ -114,4 +114,7 @@ def test_the_command_compares_models(put_images, tiny_backbone, tmp_path, capsys
     assert "Rank-1 among 10 distractors" in told and "Rank-1 among 12 distractors" in told
     (section,) = json.loads((tmp_path / "out" / "megaface.json").read_text())["results"]
     assert [one["at"].get("distractors") for one in section["metrics"][:2]] == [10, 12]
-    assert (tmp_path / "out" / "a_set_roc.npz").is_file()
+    assert section["curves"]["distractors"]["a"]["distractors"] == [10, 12]
+    assert {"a_set_roc.npz", "roc_set.png", "distractors.png", "distractors.pdf"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }

@@ -59,6 +59,6 @@ BUILT_IN = {
         _has_any("distractors", "megaface_images"),
         help="find known people among 10 to 1,000,000 distractors, as MegaFace does",
         folder="a folder with probes/PERSON and distractors",
-        results="the features and ROC plots",
+        results="the features, and plots of Rank-1 and ROC",
     ),
 }

@@ -172,8 +172,12 @@ class MegaFace(Protocol):
         metrics: list[ResampledMetric | Metric] = [*ranks, *rates]
         curves = {model: corners(one.curve) for model, one in scored.items()}
         files = {model: self._curve_file(model) for model in features}
-        drawn_curves = {} if output is None else write_curves(output, curves, files)
-        return [self.result(compare_models(list(features), metrics), curves=drawn_curves)]
+        among = {
+            model: {"distractors": crowd.counts, "rank_1": [float(one.values[place]) for one in ranks]}
+            for place, model in enumerate(features)
+        }
+        roc = {} if output is None else write_curves(output, curves, files)
+        return [self.result(compare_models(list(features), metrics), curves={"distractors": among, **roc})]
 
     def _curve_file(self, model: str) -> str:
         return f"{model}_{self.set}_roc.npz"
