@@ -139,7 +139,7 @@ def test_what_is_missing_or_renamed_is_one_line(folder, change, message):
 
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="no TinyFace folder; it holds Testing_Set/Gallery_Match"):
-        TinyFace(tmp_path).check()
+        find_protocols(f"tinyface={tmp_path}")[0].check()
 
 
 def test_the_command_searches(folder, weights, tmp_path, capsys):

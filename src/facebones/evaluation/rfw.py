@@ -153,7 +153,7 @@ class RFW(Protocol):
             accuracies.append(resample_accuracy(correct, same, replicates=bootstrap, **drawing))
         over_groups = compare_models(list(features), [_mean(accuracies), _deviation(accuracies)])
         details = {model: _skewness(accuracies, place) for place, model in enumerate(features)}
-        return [self.result(over_groups, "all groups", details=details), *results]
+        return [self.result(over_groups, details=details), *results]
 
     def _parts(self, features_NxVxD: Features) -> list[Features]:
         """The features of each group."""
@@ -222,7 +222,7 @@ def _mean(accuracies: Sequence[ResampledMetric]) -> ResampledMetric:
     """Mean accuracy of groups that are drawn independently."""
     count, first = len(accuracies), accuracies[0]
     return ResampledMetric(
-        metric=replace(ACCURACY, rule="mean of the groups"),
+        metric=replace(ACCURACY, rule="mean of groups"),
         values=np.mean([one.values for one in accuracies], axis=0),
         replicates=np.mean([one.replicates for one in accuracies], axis=0),
         excess=np.sum([one.excess for one in accuracies], axis=0) / count**2,

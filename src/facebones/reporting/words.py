@@ -44,7 +44,15 @@ DETAILS = {
 }
 # Details in percent, as the metrics are. False accept rates are small, and stay fractions.
 RATES = ("accuracy_std", "tar_at_far_1e3", "tar_at_far_1e3_std", "published", "strict", "tpir")
-PROTOCOLS = {"pairs": "", "folder": "all pairs", "ijb_verification": "1:1", "ijb_identification": "1:N"}
+PROTOCOLS = {
+    "pairs": "",
+    "rfw": "",
+    "folder": "all pairs",
+    "ijb_verification": "1:1",
+    "ijb_identification": "1:N",
+    "tinyface": "1:N",
+    "megaface": "1:N",
+}
 
 
 def metric_words(metric: Any) -> str:
