@@ -1,4 +1,4 @@
-"""Claim: intervals of error versus discard contain the true value, and a score that says nothing differs from chance in 5 %.
+"""Claim: intervals of error versus discard hold the true value; a score that says nothing differs from chance in 5 %.
 
 Made-up sets of people with a few images each and all genuine pairs of these. Images have a hidden quality; a pair is
 rejected the more often, the lower that of its worse image is, and people differ. Three scores: two that see the hidden

@@ -4,8 +4,9 @@ Layout, as published: `txts/GROUP/GROUP_pairs.txt` with 6,000 pairs in ten folds
 `data/GROUP/PERSON/PERSON_000n.jpg`; both may be in a folder `test`. Each group is verified by itself, by the rules of
 the protocol `pairs`, with thresholds of its own. People are known, and resampled.
 
-Over the groups: the mean accuracy; the standard deviation of the accuracies (divisor n - 1, as in the published
-tables); the skewed error ratio, that of the highest error to the lowest, where 1 means that all groups are alike.
+Over the groups: the mean accuracy; the standard deviation of the accuracies (divisor n - 1; tables that divide by n
+show 0.87 times as much); the skewed error ratio, that of the highest error to the lowest, where 1 means that all groups
+are alike.
 
 Sources: M. Wang, W. Deng, J. Hu, X. Tao, Y. Huang, "Racial Faces in the Wild", ICCV 2019 (arXiv 1812.00194), for the
 set; M. Wang, W. Deng, "Mitigating Bias in Face Recognition Using Skewness-Aware Reinforcement Learning", CVPR 2020
