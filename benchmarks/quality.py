@@ -27,7 +27,7 @@ SETTINGS = (  # people, images of each, whether people are known, intercept of r
     (300, 3, True, 3.5),
     (300, 6, True, 3.5),
     (1000, 2, True, 5.0),
-    (3000, 2, False, 5.0),
+    (300, 3, False, 3.5),
 )
 PAIRS = (("noise", "at random"), ("good", "at random"), ("good", "also good"))
 
