@@ -256,7 +256,7 @@ def test_many_metrics_have_five_sentences_and_every_sentence_in_the_details(tmp_
     found = answer(load_results(make_study(tmp_path / "s", backbones=(SMALL, MIDDLE, LARGE), sets=sets)))
     assert len(found.sentences) <= MOST_SENTENCES < len(found.details)
     assert found.sentences[0] == found.details[0]
-    assert found.sentences[1] == f"By all 4 other metrics, {SMALL} is best as well."
+    assert found.sentences[1] == f"By all 6 other metrics, {SMALL} is best as well."
     assert sum(" accuracy: " in sentence for sentence in found.details) >= len(sets)
 
 

@@ -1,4 +1,4 @@
-"""Sources of face images to embed: encoded images in memory, training sets, or loose crops that are aligned."""
+"""Sources of face images to embed: encoded images in memory, training sets, files, or loose crops that are aligned."""
 
 import hashlib
 import json
@@ -172,7 +172,71 @@ def distinct(source: ImageSource, batch_size: int = 1) -> DistinctImages:
     return DistinctImages(source, order, np.concatenate([np.searchsorted(once, first), behind]))
 
 
-class LooseCrops:
+class ImageFiles:
+    """Image files of a folder, read when they are needed; images of another size are resized.
+
+    Args:
+        name: see `ImageSource`.
+        folder: where the files are.
+        files: (N,) their names inside the folder.
+
+    Raises:
+        DataError: a name leads out of the folder.
+    """
+
+    def __init__(self, name: str, folder: Path, files: Sequence[str]) -> None:
+        from facebones.data.text_lists import leads_out
+
+        self.name = name
+        self.folder = folder
+        self.files = files
+        self._prefix = os.path.join(folder, "")  # noqa: PTH118 (a Path per read takes longer than the read)
+        for file in files:
+            if "\0" in file or leads_out(file):
+                raise DataError(f"{name}: {file!r:.60} leads out of {folder}; name a file within it")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int, size: int) -> ImageArray:
+        """See `ImageSource`."""
+        return decode(self.encoded(index), partial(self._what, index), size)
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of a file, before it is aligned.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        from facebones.data.folders import read_image_file
+
+        try:
+            return read_image_file(self._what(index))
+        except OSError as error:
+            raise self._missing(index, error) from error
+
+    def fingerprint(self) -> str:
+        """See `ImageSource`: a digest of names and sizes in bytes, without reading the files."""
+        return self._digest(b"")
+
+    def _digest(self, more: bytes) -> str:
+        digest = hashlib.sha256(more)
+        for index, file in enumerate(self.files):
+            try:
+                size = os.stat(self._prefix + file).st_size  # noqa: PTH116 (half the time of a Path)
+            except OSError as error:
+                raise self._missing(index, error) from error
+            digest.update(os.fsencode(f"{file}\0{size}\0"))
+        return digest.hexdigest()
+
+    def _what(self, index: int) -> str:
+        return self._prefix + self.files[index]
+
+    def _missing(self, index: int, error: OSError) -> DataError:
+        return DataError(f"{self._what(index)}: cannot be read: {error.strerror}; restore it from its source")
+
+
+class LooseCrops(ImageFiles):
     """Face photos in a folder with five landmarks each, aligned to the reference when they are read.
 
     Args:
@@ -190,23 +254,13 @@ class LooseCrops:
         self, name: str, folder: Path, files: Sequence[str], landmarks_Nx5x2: npt.NDArray[np.floating[Any]]
     ) -> None:
         from facebones.data.preprocessing import REFERENCE, similarity_transforms
-        from facebones.data.text_lists import leads_out
 
         if landmarks_Nx5x2.shape != (len(files), 5, 2):
             raise ValueError(f"landmarks have shape {landmarks_Nx5x2.shape} for {len(files)} files; give (N, 5, 2)")
-        self.name = name
-        self.folder = folder
-        self.files = files
+        super().__init__(name, folder, files)
         self._landmarks = np.ascontiguousarray(landmarks_Nx5x2, dtype=np.float64)
-        self._prefix = os.path.join(folder, "")  # noqa: PTH118 (a Path per read takes longer than the read)
-        for file in files:
-            if "\0" in file or leads_out(file):
-                raise DataError(f"{name}: {file!r:.60} leads out of {folder}; name a file within it")
         # All at once: one by one takes a seventh of the reading time, and finds a broken one hours later.
         self._transforms = similarity_transforms(self._landmarks, REFERENCE, self._what)
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def read(self, index: int, size: int) -> ImageArray:
         """See `ImageSource`."""
@@ -215,35 +269,9 @@ class LooseCrops:
         photo = decode(self.encoded(index), partial(self._what, index))
         return warp(photo, self._transforms[index] * (size / ALIGNED_SIZE), size)
 
-    def encoded(self, index: int) -> bytes:
-        """The bytes of a photo, before it is aligned.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        from facebones.data.folders import read_image_file
-
-        try:
-            return read_image_file(self._what(index))
-        except OSError as error:
-            raise self._missing(index, error) from error
-
     def fingerprint(self) -> str:
         """See `ImageSource`: a digest of names, sizes in bytes and landmarks, without reading the photos."""
-        digest = hashlib.sha256(self._landmarks.tobytes())
-        for index, file in enumerate(self.files):
-            try:
-                size = os.stat(self._prefix + file).st_size  # noqa: PTH116 (half the time of a Path)
-            except OSError as error:
-                raise self._missing(index, error) from error
-            digest.update(os.fsencode(f"{file}\0{size}\0"))
-        return digest.hexdigest()
-
-    def _what(self, index: int) -> str:
-        return self._prefix + self.files[index]
-
-    def _missing(self, index: int, error: OSError) -> DataError:
-        return DataError(f"{self._what(index)}: cannot be read: {error.strerror}; restore it from its source")
+        return self._digest(self._landmarks.tobytes())
 
 
 def read_batches(
