@@ -87,7 +87,7 @@ def faces(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-SLOW = ("profile", "export", "compare")
+SLOW = ("profile", "costs", "export", "compare")
 
 
 @pytest.mark.usefixtures("faces")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from facebones.exporting import export as export
     from facebones.heads.registry import register_head as register_head
     from facebones.profiling.profile import profile as profile
+    from facebones.profiling.published import costs as costs
     from facebones.recipe import load_recipe as load_recipe
     from facebones.reporting.load import load_results as load_results
     from facebones.study.compare import compare as compare
@@ -33,6 +34,7 @@ __version__ = "0.2.0"
 _API = {
     "calibrate": "facebones.evaluation.calibrate",
     "compare": "facebones.study.compare",
+    "costs": "facebones.profiling.published",
     "create_backbone": "facebones.backbones",
     "evaluate": "facebones.evaluation.run",
     "export": "facebones.exporting",

@@ -7,7 +7,7 @@ import shutil
 import struct
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -239,6 +239,23 @@ def safetensors() -> list[Files]:
     """A model of a run with its card, and a bare one."""
     card = {"facebones": json.dumps({"backbone": TINY, "embedding_size": 4, "training_data": "a"})}
     return [{"model.safetensors": save_safetensors(state(), metadata)} for metadata in (card, None)]
+
+
+def keras() -> list[Files]:
+    """Layers of Keras: those that a GhostFaceNet ends with, and a whole model of many."""
+    import h5py
+
+    def file(layers: Iterable[str], inside: str) -> bytes:
+        content = io.BytesIO()
+        with h5py.File(content, "w") as whole:
+            for layer in layers:
+                whole[f"{inside}{layer}/{layer}/kernel:0"] = np.ones((1, 1, 2, 3), "f4")
+                whole[f"{inside}{layer}/{layer}/bias:0"] = np.zeros(3, "f4")
+        return content.getvalue()
+
+    head = ("GDC_dw", "GDC_batchnorm", "GDC_conv", "pre_embedding")
+    many = [f"conv2d_{number}" for number in range(20)]
+    return [{"a.h5": file(head, "")}, {"a.h5": file([*head, "stack1_down_bn", *many], "model_weights/")}]
 
 
 def onnx_files() -> list[Files]:

@@ -165,6 +165,16 @@ def _weights(folder: Path) -> None:
         load_backbone(path, TINY)
 
 
+def _keras(folder: Path) -> None:
+    from facebones.backbones.hdf5_file import read_hdf5
+    from facebones.backbones.keras_weights import read_keras
+
+    for path in folder.glob("*.h5"):
+        with _refusing():
+            read_keras(path)
+        read_hdf5(path)
+
+
 def _onnx(folder: Path) -> None:
     import torch
 
@@ -236,6 +246,7 @@ TARGETS: Mapping[str, Target] = {
     "images": Target(_images, seeds.images),
     "checkpoints": Target(_weights, seeds.checkpoints),
     "safetensors": Target(_weights, seeds.safetensors),
+    "keras": Target(_keras, seeds.keras),
     "onnx": Target(_onnx, seeds.onnx_files),
     "sharded": Target(_sharded, seeds.sharded),
     "recipes": Target(_recipes, seeds.recipes),
