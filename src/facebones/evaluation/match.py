@@ -264,12 +264,12 @@ def _threshold(model: Model, calibration: dict[str, Any], false_match_rate: floa
         options = " ".join(f"--{name} {value}" for name, value in made_with.items())
         raise ConfigError(f"{model.path}: its thresholds are for another input of the network; give {options}")
     kept = {float(one["false_match_rate"]): one for one in calibration["thresholds"]}
+    if not kept:
+        raise ValueError("none")
     rate = min(kept) if false_match_rate is None else false_match_rate
     if rate not in kept:
         rates = ", ".join(f"{one:g}" for one in sorted(kept))
-        raise ConfigError(
-            f"a false match rate of {rate:g}: the model has thresholds for {rates}; calibrate it for more"
-        )
+        raise ConfigError(f"a false match rate of {rate:g}: the model has thresholds for {rates}; give one of them")
     one = kept[rate]
     return Threshold(
         threshold=float(one["threshold"]),
