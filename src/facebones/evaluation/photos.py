@@ -27,7 +27,7 @@ from facebones.datatools.photo_faces import Face, NoFaceError, find_face, list_p
 from facebones.errors import ConfigError, DataError, some
 from facebones.evaluation.embed import ImageEmbeddings, flip_sum_normalised
 from facebones.evaluation.models import BATCH_SIZE, Features, Model, load_model
-from facebones.system.files import atomic_write, check_writable, parse_json, read_npz
+from facebones.system.files import atomic_write, check_writable, check_written, parse_json, read_npz
 from facebones.system.progress import track
 
 ENDINGS = (".npz", ".parquet")
@@ -77,7 +77,7 @@ class PhotoEmbeddings:
 
         Raises:
             ConfigError: another ending, pyarrow is missing for Parquet, or the place cannot be written.
-            RunError: the disk is full.
+            RunError: the disk is full, or the folder was removed.
         """
         path = check_embeddings_file(Path(path))
         if path.suffix == ".parquet":
@@ -90,6 +90,7 @@ class PhotoEmbeddings:
         csv.writer(text, lineterminator="\n").writerows([Missing._fields, *self.missing])
         with atomic_write(not_found_file(path)) as file:
             file.write(text.getvalue().encode(errors="surrogateescape"))
+        check_written([path])
 
 
 def embed_photos(
