@@ -14,8 +14,9 @@ from facebones.backbones import create_backbone
 from facebones.backbones.weights import save_weights
 from facebones.cli.main import main
 from facebones.data.images import decode
+from facebones.data.preprocessing import REFERENCE
 from facebones.datatools.landmarks import FaceDetector
-from facebones.datatools.photo_faces import find_face, read_photo
+from facebones.datatools.photo_faces import cut_face, find_face, read_photo
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation import match as matching
 from facebones.evaluation.match import match_photos, nearest, search_photos
@@ -86,6 +87,19 @@ def test_the_face_is_cut_out_as_it_is(photo_of, green_detector):
     x, y = PLACES[0]
     np.testing.assert_array_equal(face.image, photo[y : y + 112, x : x + 112])
     assert face.box == pytest.approx((x, y, 112, 112)) and face.faces == 1 and face.score > 0.6
+
+
+def test_a_face_far_larger_than_the_result_keeps_no_noise(photo_of):
+    photo = photo_of(1).astype(np.float64)
+    x, y = PLACES[0]
+    smooth = cv2.blur(photo, (9, 9)).astype(np.uint8)
+    large = np.kron(smooth, np.ones((12, 12, 1)))
+    noisy = np.clip(large + np.random.default_rng(0).normal(0, 20, large.shape), 0, 255).astype(np.uint8)
+    landmarks = (REFERENCE + (x, y) + 0.5) * 12 - 0.5
+    cut = cut_face(noisy, landmarks, "a photo")
+    assert np.abs(cut.astype(int) - smooth[y : y + 112, x : x + 112]).mean() < 3  # and 8 where pixels are skipped
+    portrait = cut_face(noisy, landmarks, "a photo", 448)
+    assert portrait.shape == (448, 448, 3)
 
 
 def test_a_photo_is_turned_as_its_exif_data_say(photo_of):

