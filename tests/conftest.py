@@ -115,6 +115,24 @@ def green_detector(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def photo_of():
+    """Draw a photo, (320, 320, 3) RGB, with the face of a person at each place, and a mark in its middle.
+
+    The sides of a place are 4 more than a multiple of 8: then the mark fills a cell of the detector.
+    """
+    from facebones.data.images import decode
+
+    def draw(identity, number=0, places=((100, 92),)):
+        photo = np.full((320, 320, 3), 90, np.uint8)
+        for offset, (x, y) in enumerate(places):
+            photo[y : y + 112, x : x + 112] = decode(noisy_image(identity + 10 * offset, number), "a face")
+            photo[y + 52 : y + 60, x + 52 : x + 60] = (0, 255, 0)
+        return photo
+
+    return draw
+
+
 def pytest_terminal_summary(terminalreporter):
     """Say how many tests were skipped for want of a GPU."""
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if "gpu" in report.keywords]

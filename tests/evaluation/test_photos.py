@@ -24,22 +24,8 @@ from facebones.evaluation.models import load_model
 from facebones.evaluation.photos import embed_photos, read_embeddings
 from facebones.run_folder import RunFolder
 
-PHOTO = 320  # pixels: small enough to be searched at its own size
+PHOTO = 320
 PLACES = ((100, 92), (4, 196))  # x and y of faces in a photo
-
-
-@pytest.fixture(scope="module")
-def photo_of(noisy):
-    """Draw a photo, (320, 320, 3) RGB, with the face of a person at each place, and a mark in its middle."""
-
-    def draw(identity, number=0, places=PLACES[:1]):
-        photo = np.full((PHOTO, PHOTO, 3), 90, np.uint8)
-        for offset, (x, y) in enumerate(places):
-            photo[y : y + 112, x : x + 112] = decode(noisy(identity + 10 * offset, number), "a face")
-            photo[y + 52 : y + 60, x + 52 : x + 60] = (0, 255, 0)
-        return photo
-
-    return draw
 
 
 def png(photo):

@@ -276,6 +276,42 @@ def _reached(score: float, threshold: "Threshold | None") -> list[str]:
     return ["reached" if score >= threshold.threshold else "below"]
 
 
+# ------------------------------------------------------------------------------------------------------ demo-page
+
+
+def _page_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a run, checkpoint, safetensors or ONNX file")
+    foreign_model_options(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="write index.html and its files here")
+    parser.add_argument(
+        "--onnxruntime-web",
+        type=Path,
+        metavar="FILE.tgz",
+        help="what `npm pack onnxruntime-web@1.30.0` writes [the one in the cache folder]",
+    )
+    parser.add_argument("--detector", type=Path, metavar="FILE.onnx", help="the face detector YuNet [as for match]")
+    parser.add_argument("--title", metavar="TEXT", help="the model's name on the page")
+
+
+def _page(arguments: Arguments) -> None:
+    from facebones.reporting.demo_page import write_demo_page
+
+    opening = {name: value for name in ("backbone", "output_name") if (value := getattr(arguments, name)) is not None}
+    page = write_demo_page(
+        _trained(arguments.model),
+        arguments.output,
+        onnxruntime_web=arguments.onnxruntime_web,
+        detector=arguments.detector or "auto",
+        title=arguments.title,
+        preprocessing=given_preprocessing(arguments),
+        device="cpu",
+        **opening,
+    )
+    for note in page.notes:
+        say(f"note: {note}")
+    tell(f"wrote {page.path}: {page.bytes / 1e6:.1f} MB with its files; open it in a browser, it needs no server")
+
+
 # ------------------------------------------------------------------------------------------------------- download
 
 
@@ -308,6 +344,12 @@ COMMANDS = {
         "facebones search a.jpg --model runs/mbf --gallery photos.npz",
         _search_options,
         _search,
+    ),
+    "demo-page": Command(
+        "write a page that matches two photos in the browser, without a network",
+        "facebones demo-page runs/mbf --output page --onnxruntime-web onnxruntime-web-1.30.0.tgz",
+        _page_options,
+        _page,
     ),
     "download detector": Command(
         "fetch the face detector that match, embed, search and data align use",

@@ -42,8 +42,16 @@ def open_detector(
     """
     if not isinstance(detector, Path | str):
         return detector
-    path = _installed() if detector == "auto" else Path(detector)
-    return FaceDetector(path, confidence=confidence, face=face)
+    return FaceDetector(detector_file(detector), confidence=confidence, face=face)
+
+
+def detector_file(detector: Path | str = "auto") -> Path:
+    """The file that `open_detector` opens.
+
+    Raises:
+        CheckpointError: "auto", and there is none, or not the published one.
+    """
+    return _installed() if detector == "auto" else Path(detector)
 
 
 def detector_path() -> Path:
