@@ -81,15 +81,12 @@ def no_package(monkeypatch):
 
 @pytest.mark.usefixtures("no_package")
 def test_models_that_a_browser_cannot_run_are_one_line(onnx_model, tmp_path, tiny_backbone, capsys):
-    from onnx import helper, numpy_helper
-
     (tmp_path / "two.onnx").write_bytes(onnx_model.read_bytes())
     (tmp_path / "two.onnx.data").touch()
     half = onnx.load(onnx_model)
     for one in (*half.graph.input, *half.graph.output):
         one.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     onnx.save(half, tmp_path / "half.onnx")
-    del helper, numpy_helper
     cases = {
         str(tmp_path / "two.onnx"): "its weights are in a second file",
         str(tmp_path / "half.onnx"): "float16",

@@ -31,7 +31,8 @@ PACKAGE = f"onnxruntime-web-{VERSION}.tgz"
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 MEMBERS = {"library": "package/dist/ort.wasm.bundle.min.mjs", "wasm": "package/dist/ort-wasm-simd-threaded.wasm"}
 MOST_BYTES = 2**29  # of a model: a browser has to hold it
-SIDE = 640  # pixels of the image that YuNet's file takes
+SIDE = 640  # pixels of the image that YuNet's file declares
+STRIDE = 32  # sizes below are channels and numbers of a cell
 FILES = ("index.html", "page.js", "runtime.js", "model.js", "detector.js")
 
 
@@ -176,10 +177,29 @@ def _detector_bytes(detector: Path | str | None) -> tuple[bytes | None, tuple[st
         raise CheckpointError(f"{detector}: cannot be read: {error.strerror}; check the path") from error
     if not _runs(content):
         return None, (f"{detector}: ONNX Runtime cannot run this form of YuNet, so users click on the eyes",)
-    return content, ()
+    return _with_free_size(content), ()
 
 
-def _runs(content: bytes) -> bool:
+def _with_free_size(content: bytes) -> bytes:
+    """The detector for photos of any size: its graph takes them, though its file declares 640x640.
+
+    What lies around a photo moves the landmarks by some pixels, so the page should not fill it up to 640x640.
+    """
+    try:
+        import onnx
+    except ImportError:
+        return content
+    model = onnx.load_from_string(content)
+    for value in (*model.graph.input, *model.graph.output):
+        for place, size in enumerate(value.type.tensor_type.shape.dim):
+            if size.dim_value >= STRIDE:
+                size.dim_param = f"{value.name}_{place}"
+    del model.graph.value_info[:]
+    freed: bytes = model.SerializeToString()
+    return freed if _runs(freed, SIDE // 2) else content
+
+
+def _runs(content: bytes, side: int = SIDE) -> bool:
     try:
         import onnxruntime
     except ImportError:
@@ -188,7 +208,7 @@ def _runs(content: bytes) -> bool:
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        image = np.zeros((1, 3, SIDE, SIDE), np.float32)
+        image = np.zeros((1, 3, side, side), np.float32)
         names = {one.name for one in session.get_outputs()}
         session.run(None, {session.get_inputs()[0].name: image})
     except Exception:  # noqa: BLE001 (ONNX Runtime's errors share no base class)

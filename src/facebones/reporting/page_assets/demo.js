@@ -2,10 +2,10 @@
 (() => {
   "use strict";
   const { settings } = FACEBONES;
-  const FACE = 112, SIDE = 640, LEAST = 0.6, OVERLAP = 0.3, BORDERS = [0.5, 0], LARGE = 0.25, LOWEST = -0.2;
+  const FACE = 112, SIDE = 640, LEAST = 0.6, OVERLAP = 0.3, STRIDES = [8, 16, 32], LARGE = 0.25, LOWEST = -0.2;
   const part = id => document.getElementById(id);
   const photos = [...document.querySelectorAll(".photo")].map(box => ({ box, embedding: null, turn: 0 }));
-  let ort, recogniser, detector;
+  let ort, recogniser, detector, free = false;
 
   const unpacked = async text => {
     const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
@@ -21,6 +21,7 @@
     const open = async text => ort.InferenceSession.create(await unpacked(text), { executionProviders: ["wasm"], logSeverityLevel: 4 });
     recogniser = await open(FACEBONES.model);
     detector = FACEBONES.detector ? await open(FACEBONES.detector).catch(() => null) : null;
+    if (detector) free = await detected(canvasOf(SIDE / 2, SIDE / 2)).then(() => true, () => false);
     for (const name of ["library", "wasm", "model", "detector"]) delete FACEBONES[name];
   }
 
@@ -77,30 +78,36 @@
 
   // -------------------------------------------------------------------------------------------------- networks
 
+  const rounded = x => x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x); // halves to even numbers, as Python does
+
+  function detected(canvas) {
+    const pixels = numbers(canvas, { order: [2, 1, 0], last: false, make: Float32Array, value: x => x });
+    return detector.run({ [detector.inputNames[0]]: new ort.Tensor("float32", pixels, [1, 3, canvas.height, canvas.width]) });
+  }
+
   // All faces in a copy of the photo with a border: {box, points, score} in pixels of the photo.
-  async function faces(bitmap, border) {
-    const longest = Math.max(bitmap.width, bitmap.height), scale = Math.min(1, SIDE / (longest * (1 + 2 * border)));
-    const edge = Math.round(border * longest * scale), copy = canvasOf(SIDE, SIDE), context = drawing(copy);
-    context.fillRect(0, 0, SIDE, SIDE);
-    context.drawImage(bitmap, edge, edge, bitmap.width * scale, bitmap.height * scale);
-    const pixels = numbers(copy, { order: [2, 1, 0], last: false, make: Float32Array, value: x => x });
-    const input = new ort.Tensor("float32", pixels, [1, 3, SIDE, SIDE]);
-    const answers = await detector.run({ [detector.inputNames[0]]: input });
-    const found = [], back = x => (x - edge) / scale;
-    for (const stride of [8, 16, 32]) {
+  async function faces(bitmap, side, border) {
+    const longest = Math.max(bitmap.width, bitmap.height), scale = Math.min(1, side / (longest * (1 + 2 * border)));
+    const [width, height] = [bitmap.width, bitmap.height].map(size => Math.max(1, rounded(size * scale)));
+    const edge = rounded(border * Math.max(width, height)), whole = size => Math.ceil((size + 2 * edge) / 32) * 32;
+    const copy = free ? canvasOf(whole(width), whole(height)) : canvasOf(SIDE, SIDE), context = drawing(copy);
+    context.fillRect(0, 0, copy.width, copy.height);
+    context.drawImage(bitmap, edge, edge, width, height);
+    const answers = await detected(copy), found = [], back = x => (x - edge) / scale;
+    for (const stride of STRIDES) {
       const [cls, obj, bbox, kps] = ["cls", "obj", "bbox", "kps"].map(name => answers[`${name}_${stride}`].data);
-      const columns = SIDE / stride, bounded = x => Math.min(Math.max(x, 0), 1);
+      const columns = copy.width / stride, bounded = x => Math.min(Math.max(x, 0), 1);
       for (let cell = 0; cell < cls.length; cell++) {
         const score = Math.sqrt(bounded(cls[cell]) * bounded(obj[cell]));
         if (score < LEAST) continue;
         const column = cell % columns, row = Math.floor(cell / columns), at = 4 * cell;
-        const [width, height] = [2, 3].map(index => Math.exp(bbox[at + index]) * stride);
-        const x = (column + bbox[at]) * stride - width / 2, y = (row + bbox[at + 1]) * stride - height / 2;
+        const [wide, high] = [2, 3].map(index => Math.exp(bbox[at + index]) * stride);
+        const x = (column + bbox[at]) * stride - wide / 2, y = (row + bbox[at + 1]) * stride - high / 2;
         const points = [0, 1, 2, 3, 4].map(index => [
           back((column + kps[10 * cell + 2 * index]) * stride) + 0.5,
           back((row + kps[10 * cell + 2 * index + 1]) * stride) + 0.5,
         ]);
-        found.push({ score, points, box: [back(x), back(y), width / scale, height / scale] });
+        found.push({ score, points, box: [back(x), back(y), wide / scale, high / scale] });
       }
     }
     return distinct(found);
@@ -119,9 +126,9 @@
   }
 
   async function largest(bitmap) {
-    let found = await faces(bitmap, BORDERS[0]);
+    let found = await faces(bitmap, SIDE, 0.5);
     if (!found.some(({ box }) => box[2] >= LARGE * Math.min(bitmap.width, bitmap.height))) {
-      const more = await faces(bitmap, BORDERS[1]);
+      const more = await faces(bitmap, free ? 2 * SIDE : SIDE, 0);
       found = more.length ? more : found;
     }
     const area = ({ box }) => box[2] * box[3];
