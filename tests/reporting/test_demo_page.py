@@ -1,5 +1,6 @@
 """The page that matches two photos: what it needs is said in one line, and a browser answers as `match_photos` does."""
 
+import os
 import shutil
 import subprocess
 from contextlib import ExitStack
@@ -119,17 +120,19 @@ def test_a_detector_that_cannot_be_used_is_left_out_and_said(onnx_model, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def package(request):
+def package(request, tmp_path_factory):
     """The package of ONNX Runtime for browsers, 33 MB, kept in pytest's cache."""
     folder = request.config.cache.mkdir("onnxruntime-web")
     if not (folder / PACKAGE).is_file():
         if shutil.which("npm") is None:
             pytest.skip("npm is not here to fetch onnxruntime-web")
-        done = subprocess.run(
-            ["npm", "pack", f"onnxruntime-web@{VERSION}"], cwd=folder, capture_output=True, text=True, check=False
-        )
+        own = tmp_path_factory.mktemp("npm")  # several processes may fetch it at a time
+        command = ["npm", "pack", f"onnxruntime-web@{VERSION}"]
+        done = subprocess.run(command, cwd=own, capture_output=True, text=True, check=False, timeout=300)
         if done.returncode:
             pytest.skip(f"onnxruntime-web cannot be fetched: {done.stderr.strip().splitlines()[-1:]}")
+        shutil.move(own / PACKAGE, folder / f"{os.getpid()}.tmp")
+        (folder / f"{os.getpid()}.tmp").replace(folder / PACKAGE)
     return folder / PACKAGE
 
 
