@@ -146,6 +146,8 @@ def test_a_place_that_is_no_file_does_not_block(words, photos, tmp_path, capsys)
     os.mkfifo(tmp_path / "pipe")
     assert main(["match", str(photos / "p0_0.png"), str(tmp_path / "pipe"), *words]) == 2
     assert "pipe: cannot be read: not a file" in capsys.readouterr().err
+    with pytest.raises(DataError, match="cannot be read: embedded null byte; check the path"):
+        read_photo("a\0b")
 
 
 # ----------------------------------------------------------------------------------------------------------- match

@@ -78,8 +78,9 @@ def read_photo(photo: Photo, what: str | None = None) -> tuple[ImageArray, str]:
         return photo, named
     try:
         encoded = photo if isinstance(photo, bytes) else _read_file(photo)
-    except OSError as error:
-        raise DataError(f"{named}: cannot be read: {error.strerror}; check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{named}: cannot be read: {reason}; check the path") from error
     try:
         return decode(encoded, named), named
     except DataError as error:
