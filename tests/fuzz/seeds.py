@@ -174,6 +174,23 @@ def arrays() -> list[Files]:
     ]
 
 
+def gallery() -> list[Files]:
+    """Embeddings of photos."""
+    rows = {
+        "path": np.array(["a.jpg", "b/c.jpg"]),
+        "box": np.array([[1, 2, 30, 40], [-5, 0.5, 60, 60]], np.float32),
+        "score": np.array([0.75, np.nan], np.float32),
+        "faces": np.array([1, 2], np.int32),
+        "embedding": np.array([[0.6, 0.8, 0], [0, -1, 0]], np.float32),
+        "settings": np.array('{"weights_sha256": "00", "flip": true}'),
+    }
+    found = []
+    for save in (np.savez, np.savez_compressed):
+        save(content := io.BytesIO(), **rows)
+        found.append({"photos.npz": content.getvalue()})
+    return found
+
+
 def landmarks() -> list[Files]:
     """Tables of five and of 68 points."""
     five, many = (",".join(f"{k + 1}.5" for k in range(2 * count)) for count in (5, 68))

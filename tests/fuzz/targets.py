@@ -112,6 +112,17 @@ def _arrays(folder: Path) -> None:
     read_scores(folder / "scores.npy", SimpleNamespace(is_same=np.ones(3, bool)))
 
 
+def _gallery(folder: Path) -> None:
+    import numpy as np
+
+    from facebones.evaluation.match import nearest
+    from facebones.evaluation.photos import read_embeddings
+
+    found = read_embeddings(folder / "photos.npz")
+    nearest(found.embedding, np.ones(found.embedding.shape[1], np.float32), 3)
+    str(found.path[0])
+
+
 def _features(folder: Path) -> None:
     import torch
 
@@ -240,6 +251,7 @@ TARGETS: Mapping[str, Target] = {
     "groups": Target(_groups, seeds.groups),
     "ijb": Target(_ijb, seeds.ijb),
     "arrays": Target(_arrays, seeds.arrays),
+    "gallery": Target(_gallery, seeds.gallery),
     "features": Target(_features, seeds.features, fixed=("data/",)),
     "landmarks": Target(_landmarks, seeds.landmarks),
     "logs": Target(_logs, seeds.logs),

@@ -243,7 +243,7 @@ class LooseCrops(ImageFiles):
         name: see `ImageSource`.
         folder: where the photos are.
         files: (N,) their names inside the folder.
-        landmarks_Nx5x2: (N, 5, 2) x, y in pixels of the photo, in the order of `alignment.REFERENCE`.
+        landmarks_Nx5x2: (N, 5, 2) x, y in pixels of the photo, in the order of `preprocessing.REFERENCE`.
 
     Raises:
         DataError: a name leads out of the folder, or landmarks are unusable (not finite, or all in one place).
