@@ -61,7 +61,7 @@ gpu:
 	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu.py --output gpu.json
 
 docs: $(VENV)/installed-dev
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html -d site/.doctrees docs site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env -b html -d site/.doctrees docs site
 	@echo "open site/index.html"
 
 lint: $(VENV)/installed-dev

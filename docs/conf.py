@@ -22,6 +22,7 @@ myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # tests/docs executes the notebooks; the site shows their saved output
 smartquotes = False  # --option stays as it is
+highlight_language = "none"  # blocks without a language are commands
 
 # The API, from docstrings in Google's style; a single backtick is code.
 autodoc_typehints = "description"
