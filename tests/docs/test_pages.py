@@ -1,0 +1,31 @@
+"""The commands and the Python of the documentation's pages run as they stand there, or the page says why not."""
+
+from pathlib import Path
+
+import pytest
+from page_blocks import EXECUTED, blocks, run_page
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = [DOCS / "start.md", DOCS / "howto.md", DOCS / "faq.md", *sorted(DOCS.glob("tutorials/*.md")),
+         *sorted(DOCS.glob("concepts/*.md"))]  # fmt: skip
+TRAINS = ("start", "compare", "reproduce", "distil", "gpus", "slurm")  # minutes, because processes start
+
+
+def marked(page):
+    return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in TRAINS else [])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_each_block_names_its_language_and_each_reason_is_one(page):
+    for block in blocks(page):
+        assert block.language, f"{page.name}:{block.line}: a block without a language is not executed"
+        if block.marker in {"not run", "run with"}:
+            assert block.language in EXECUTED, f"{page.name}:{block.line}: {block.language} is never run"
+        if block.marker == "not run":
+            assert len(block.words.split()) >= 3, f"{page.name}:{block.line}: say why it is not run"
+
+
+@pytest.mark.parametrize("page", [marked(page) for page in PAGES if any(block.executed for block in blocks(page))])
+def test_the_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_page(page, tmp_path)
