@@ -8,11 +8,11 @@ from page_blocks import EXECUTED, blocks, run_page
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [DOCS / "start.md", DOCS / "howto.md", DOCS / "faq.md", *sorted(DOCS.glob("tutorials/*.md")),
          *sorted(DOCS.glob("concepts/*.md"))]  # fmt: skip
-TRAINS = ("start", "compare", "reproduce", "distil", "gpus", "slurm")  # minutes, because processes start
+LONG = ("start", "faq", "cost", "compare", "reproduce", "distil", "gpus", "slurm")  # they train or measure
 
 
 def marked(page):
-    return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in TRAINS else [])
+    return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in LONG else [])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
