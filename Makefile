@@ -23,7 +23,7 @@ help:
 	@echo "make faults    kill trainings KILLS=1000 times, and disturb each command at each of its changes to the disk"
 	@echo "make bench     run the main benchmarks of docs/performance.md; half an hour on an idle machine"
 	@echo "make gpu       on a machine with a GPU: tests and figures in eight minutes, into gpu.json and gpu.md"
-	@echo "make docs      build the documentation site; then open site/index.html"
+	@echo "make docs      build the documentation site; then open site/html/index.html"
 	@echo "make lint      ruff, and the order of the layers (import-linter)"
 	@echo "make types     mypy"
 	@echo "make format    let ruff rewrite the code"
@@ -61,8 +61,8 @@ gpu:
 	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu.py --output gpu.json
 
 docs: $(VENV)/installed-dev
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env -b html -d site/.doctrees docs site
-	@echo "open site/index.html"
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env -b html -d site/trees docs site/html
+	@echo "open site/html/index.html"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

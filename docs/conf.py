@@ -1,4 +1,4 @@
-"""Configuration of the documentation site: `make docs` builds it into site/, warnings are errors."""
+"""Configuration of the documentation site: `make docs` builds it into site/html, warnings are errors."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ from facebones import __version__  # noqa: E402 (of this checkout)
 
 project = "facebones"
 author = "The facebones authors"
+project_copyright = author
 release = __version__
 language = "en"
 
@@ -33,12 +34,12 @@ napoleon_use_rtype = False
 napoleon_preprocess_types = False
 default_role = "code"
 add_module_names = False
-python_maximum_signature_line_length = 100
 
 html_theme = "furo"
 html_title = f"facebones {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {

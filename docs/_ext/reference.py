@@ -34,6 +34,7 @@ REPOSITORY = "https://github.com/facebones/facebones"
 MARKER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
+PICTURE = re.compile(r"^!\[([^\]]*)\]\((\S+)\.svg\)$", re.MULTILINE)
 ORPHAN = "---\norphan: true\n---\n\n"  # in no table of contents
 # Classes that the public functions take and return, or that plug-ins derive from.
 CLASSES = (
@@ -276,9 +277,22 @@ def generate(app: Sphinx, docname: str, source: list[str]) -> None:
     if path.suffix == ".md":
         text = MARKER.sub(lambda found: "\n".join(GENERATORS[found[1]]()), source[0])
         prose_and_code = FENCED.split(text)
-        prose_and_code[::2] = [LINK.sub(lambda found: target(path, found), part) for part in prose_and_code[::2]]
+        prose_and_code[::2] = [prose(path, part) for part in prose_and_code[::2]]
         alone = ORPHAN if path.match("studies/*/tables.md") else ""  # its study links to it
         source[0] = alone + "".join(prose_and_code)
+
+
+def prose(page: Path, text: str) -> str:
+    """Text outside of code, with links for the site and with the dark form of each picture that has one."""
+    text = LINK.sub(lambda found: target(page, found), text)
+    return PICTURE.sub(lambda found: both_forms(page, found), text)
+
+
+def both_forms(page: Path, picture: re.Match[str]) -> str:
+    """A picture twice, of which the theme shows one; GitHub shows the light one alone."""
+    if not (page.parent / f"{picture[2]}_dark.svg").is_file():
+        return picture[0]
+    return f"{picture[0]}{{.only-light}}\n![{picture[1]}]({picture[2]}_dark.svg){{.only-dark}}"
 
 
 def target(page: Path, link: re.Match[str]) -> str:
@@ -298,6 +312,12 @@ def target(page: Path, link: re.Match[str]) -> str:
     return f"]({REPOSITORY}/{kind}/main/{path.relative_to(ROOT).as_posix()}{anchor})"
 
 
+def level_captions(app: Sphinx, name: str, template: str, context: dict[str, Any], tree: object) -> None:
+    """Give the captions of the sidebar, which are headings, the level that screen readers ask for."""
+    if navigation := context.get("furo_navigation_tree"):
+        context["furo_navigation_tree"] = navigation.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
 def copy_reports(app: Sphinx, error: Exception | None) -> None:
     """Put the reports of studies beside their pages: they open in the browser instead of being downloaded."""
     if error is None:
@@ -308,5 +328,6 @@ def copy_reports(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """What Sphinx calls."""
     app.connect("source-read", generate)
+    app.connect("html-page-context", level_captions, priority=900)  # the theme has made the sidebar by then
     app.connect("build-finished", copy_reports)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

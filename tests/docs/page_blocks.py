@@ -1,11 +1,11 @@
 """The blocks of a page in Markdown, and how each is executed: what the page says of it stands in a comment before it.
 
-    <!-- not run: REASON -->        the block is not executed
-    <!-- run with: OPTIONS -->      its facebones commands get these options too, so that they end in seconds
-    <!-- file: NAME -->             the block is written into a file of this name
-    <!-- setup                      lines of a shell that are not shown, such as those that make the data
-    LINES
-    -->
+<!-- not run: REASON -->        the block is not executed
+<!-- run with: OPTIONS -->      its facebones commands get these options too, so that they end in seconds
+<!-- file: NAME -->             the block is written into a file of this name
+<!-- setup                      lines of a shell that are not shown, such as those that make the data
+LINES
+-->
 """
 
 import re
