@@ -235,11 +235,13 @@ def docstring(module: str) -> str:
 
 
 def losses() -> Iterator[str]:
-    """Every head with its formula, its paper and its options."""
+    """Every head with its formula, which docs/heads.md has, its paper and its options."""
+    table = (DOCS / "heads.md").read_text(encoding="utf-8")
+    formulas = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", table, re.MULTILINE))
     for name in list_heads():
         entry = lookup_head(name)
         yield f"## {name}\n\n{escaped(entry.summary)}.\n"
-        yield f"Options: {escaped((entry.options.__doc__ or '').partition(chr(10))[0])}\n"
+        yield f"Logit of the true class, at the angle t: {formulas[name]}.\n"
         yield markdown_table(FIELD_COLUMNS, field_rows(entry.options))
 
 
@@ -312,10 +314,12 @@ def target(page: Path, link: re.Match[str]) -> str:
     return f"]({REPOSITORY}/{kind}/main/{path.relative_to(ROOT).as_posix()}{anchor})"
 
 
-def level_captions(app: Sphinx, name: str, template: str, context: dict[str, Any], tree: object) -> None:
-    """Give the captions of the sidebar, which are headings, the level that screen readers ask for."""
+def finish(app: Sphinx, name: str, template: str, context: dict[str, Any], tree: object) -> None:
+    """Give the captions of the sidebar, which are headings, the level that screen readers ask for; set dashes."""
     if navigation := context.get("furo_navigation_tree"):
         context["furo_navigation_tree"] = navigation.replace('role="heading"', 'role="heading" aria-level="2"')
+    if name == "reference/api":
+        context["body"] = context["body"].replace(" -- ", " \N{EN DASH} ")
 
 
 def copy_reports(app: Sphinx, error: Exception | None) -> None:
@@ -328,6 +332,6 @@ def copy_reports(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """What Sphinx calls."""
     app.connect("source-read", generate)
-    app.connect("html-page-context", level_captions, priority=900)  # the theme has made the sidebar by then
+    app.connect("html-page-context", finish, priority=900)  # the theme has made the sidebar by then
     app.connect("build-finished", copy_reports)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
