@@ -13,7 +13,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo browser test test-all fuzz faults bench gpu lint types format wheel clean
+.PHONY: help demo browser docs test test-all fuzz faults bench gpu lint types format wheel clean
 
 help:
 	@echo "make demo      install, then train and compare three small backbones on synthetic faces"
@@ -23,11 +23,12 @@ help:
 	@echo "make faults    kill trainings KILLS=1000 times, and disturb each command at each of its changes to the disk"
 	@echo "make bench     run the main benchmarks of docs/performance.md; half an hour on an idle machine"
 	@echo "make gpu       on a machine with a GPU: tests and figures in eight minutes, into gpu.json and gpu.md"
+	@echo "make docs      build the documentation site; then open site/html/index.html"
 	@echo "make lint      ruff, and the order of the layers (import-linter)"
 	@echo "make types     mypy"
 	@echo "make format    let ruff rewrite the code"
 	@echo "make wheel     build the wheel, install it into an empty environment and train with it"
-	@echo "make clean     remove the environment and what demo, bench and gpu wrote"
+	@echo "make clean     remove the environment and what demo, docs, bench and gpu wrote"
 
 demo: $(VENV)/installed
 	$(BIN)/facebones demo --output demo
@@ -59,6 +60,10 @@ bench: $(VENV)/installed-dev
 gpu:
 	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu.py --output gpu.json
 
+docs: $(VENV)/installed-dev
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env -b html -d site/trees docs site/html
+	@echo "open site/html/index.html"
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -75,7 +80,7 @@ wheel: $(VENV)/installed-dev
 	PYTHON=$(CURDIR)/$(BIN)/python .ci/wheel
 
 clean:
-	rm -rf $(VENV) demo bench found gpu.json gpu.md
+	rm -rf $(VENV) demo site bench found gpu.json gpu.md
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

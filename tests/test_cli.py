@@ -108,7 +108,7 @@ def test_help_of_train_names_the_fields_of_a_recipe(capsys):
 
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *(ROOT / name for name in ("examples/README.md", "SECURITY.md", "CONTRIBUTING.md")),
 ]
 
