@@ -13,6 +13,7 @@ from facebones.cli.main import main
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.folder import FolderProtocol
 from facebones.evaluation.models import load_model
+from facebones.reporting.load import load_results
 from facebones.run_folder import RunFolder
 
 
@@ -45,6 +46,7 @@ def test_thresholds_are_kept_beside_the_weights(run, small_data, capsys):
 
 def test_thresholds_of_other_weights_are_refused(run, small_data, tiny_backbone):
     facebones.calibrate(run, small_data / "tiny.bin", false_match_rates=[0.5], output=run, device="cpu")
+    assert [len(table.rows) for table in load_results(run).trust] == [1]
     card = {"backbone": tiny_backbone, "embedding_size": 16}
     save_weights(RunFolder(run), create_backbone(tiny_backbone, 16), card)
     with pytest.raises(DataError, match=r"was made for other weights than model.safetensors now holds; make it again"):

@@ -16,6 +16,7 @@ from facebones.evaluation.folder import FolderProtocol
 from facebones.evaluation.groups import evaluate_groups, grouped, threshold_at
 from facebones.evaluation.pairs import PairsProtocol
 from facebones.evaluation.protocol import find_protocols
+from facebones.reporting.load import load_results
 from facebones.run_folder import RunFolder
 from facebones.statistics.calibration import ScoredPairs
 
@@ -55,6 +56,10 @@ def test_a_folder_of_people_is_measured_by_group(run, many_people, sexes, tmp_pa
     accepted = sum(rate["errors"] for rate in rates["fmr"])
     assert 0.08 < accepted / sum(rate["pairs"] for rate in rates["fmr"]) < 0.12  # all pairs: 0.1
     assert all(index["value"] is None for index in age["results"]["mbf"]["indices"])
+    by_sex, by_age = load_results(tmp_path / "out").trust
+    assert (by_sex.section, by_sex.columns[0], len(by_sex.rows)) == ("trust", "group", 3)
+    assert "sex: 4 images without a group" in by_sex.note and "GARBE (0: alike): " in by_sex.note
+    assert "old: fewer than 20 people" in by_age.note
 
 
 def test_numbers_are_those_of_the_scores(run, many_people, sexes):

@@ -14,6 +14,7 @@ from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.overlap import KnownOverlap, find_overlap
 from facebones.evaluation.shared_people import SharedPeople
+from facebones.reporting.load import load_results
 from facebones.synthetic.dataset import synthesize
 from facebones.synthetic.image import draw_face, image_generator, numbered_identity
 
@@ -94,6 +95,13 @@ def test_planted_images_are_found_with_the_image_that_they_were_made_of(audit, n
     assert [one.image for one in own] == list(range(PLANTED))
     assert [one.training_image for one in own] == [place % PEOPLE * EACH + place // PEOPLE for place in range(PLANTED)]
     assert [one.name for one in own] == [f"p{place % PEOPLE:02d}" for place in range(PLANTED)]
+
+
+def test_a_report_has_a_table_of_it(audit):
+    (table,) = load_results(audit[1]).trust
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+    assert rows["same"] == [str(PLANTED), str(PLANTED), "0", "-"]  # people were not looked for
+    assert "Shared people were not looked for" in table.note
 
 
 @pytest.mark.parametrize("name", ["strangers", "others"])

@@ -14,6 +14,7 @@ from facebones.evaluation.embed import embed
 from facebones.evaluation.models import load_model
 from facebones.evaluation.protocol import find_protocols
 from facebones.evaluation.quality import NORM, evaluate_quality, norms
+from facebones.reporting.load import load_results
 from facebones.statistics.discard import fnmr_after_discards
 
 FEW = {"bootstrap": 100, "device": "cpu"}
@@ -37,9 +38,10 @@ def scores(tmp_path):
     return path, values
 
 
-def test_figures_are_those_of_scores_and_norms(weights, pairs, scores):
+def test_figures_are_those_of_scores_and_norms(weights, pairs, scores, tmp_path):
     path, values = scores
-    content = evaluate_quality(weights, pairs, {"file": path}, false_match_rate=0.1, up_to=0.2, **FEW)
+    options = {"false_match_rate": 0.1, "up_to": 0.2, "output": tmp_path / "out"}
+    content = evaluate_quality(weights, pairs, {"file": path}, **options, **FEW)
     found = content["results"]["model"]
     (protocol,) = find_protocols(pairs)
     features = embed({"m": load_model(weights, device="cpu")}, protocol.images(), batch_size=128)["m"]
@@ -56,6 +58,9 @@ def test_figures_are_those_of_scores_and_norms(weights, pairs, scores):
     assert found["interval"]["low"] < found["fnmr"] < found["interval"]["high"]
     assert found["metrics"][-1]["values"]["at random"] == pytest.approx(found["fnmr"])
     assert not content["people_known"]
+    (table,) = load_results(tmp_path / "out").trust
+    assert [row[0].text for row in table.rows] == [NORM, "file", "at random"]
+    assert f"{found['rejected']} of 50 genuine pairs rejected" in table.note
 
 
 def test_a_score_that_knows_the_answer_is_the_best_possible(weights, pairs, tmp_path):

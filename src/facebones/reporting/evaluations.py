@@ -16,7 +16,10 @@ FORMAT = 2
 OLDER_FILES = ("pairs.json", "templates.json", "identification.json")
 CURVE_ENDING = "_roc.npz"
 CURVE_ARRAYS = ("far", "tar", "threshold", "genuine", "impostors")
+CALIBRATIONS = "*.calibration.json"
+TRUST_FILES = ("groups.json", "quality.json", "overlap.json")
 NOT_EVALUATIONS = (
+    *TRUST_FILES,
     "study.json",
     "profile.json",
     "results.json",
@@ -35,6 +38,12 @@ def evaluation_files(folder: Path) -> list[Path]:
     known = [folder / name for name in OLDER_FILES if (folder / name).is_file()]
     others = (path for path in sorted(folder.glob("*.json")) if path.name not in (*OLDER_FILES, *NOT_EVALUATIONS))
     return known + [path for path in others if path.is_file() and _is_evaluation(path)]
+
+
+def trust_files(folder: Path) -> list[Path]:
+    """Files in a folder that hold thresholds, rates by group, quality or overlap."""
+    known = (folder / name for name in TRUST_FILES)
+    return [*sorted(folder.glob(CALIBRATIONS)), *(path for path in known if path.is_file())]
 
 
 def _is_evaluation(path: Path) -> bool:

@@ -31,7 +31,7 @@ def print_groups(content: Json) -> None:
             title = (
                 f"{content['set']}, {section['name']}: {model}, accepts cosines from {content['thresholds'][model]:.4f}"
             )
-            print_table(_rate_columns(people), _rate_rows(found, people), title=title)
+            print_table(rate_columns(people), rate_rows(found, people), title=title)
             print_table(["index", "value", "95 % interval"], [_index_row(one) for one in found["indices"]])
             for line in sentences(found):
                 tell(line)
@@ -43,12 +43,14 @@ def print_groups(content: Json) -> None:
         tell(f"note: {note}")
 
 
-def _rate_columns(people: bool) -> list[str]:
+def rate_columns(people: bool) -> list[str]:
+    """Headings of `rate_rows`."""
     who = ["people"] if people else []
     return ["group", *who, "genuine pairs", "rejected", "FNMR", "impostor pairs", "accepted", "FMR"]
 
 
-def _rate_rows(found: Json, people: bool) -> list[list[str]]:
+def rate_rows(found: Json, people: bool) -> list[list[str]]:
+    """The rates of each group, and those of the pairs across groups."""
     rows = []
     fmr, fnmr = (found["rates"][kind] for kind in ("fmr", "fnmr"))
     for name, impostor, genuine in zip([*found["groups"], ACROSS], fmr, fnmr, strict=True):
@@ -72,6 +74,15 @@ def _index_row(index: Json) -> list[str]:
     decimals = 2 if unit or heading.endswith("ratio") else 4
     value, low, high = (rounded(factor * number, decimals) for number in (index["value"], *_ends(index["interval"])))
     return [heading, f"{value}{unit}", f"{low} to {high}"]
+
+
+def index_words(found: Json) -> list[str]:
+    """Each index with its interval, in words."""
+    return [
+        f"{heading}: {value} [{interval}]" if one["value"] is not None else f"{heading}: {interval}"
+        for one in found["indices"]
+        for heading, value, interval in [_index_row(one)]
+    ]
 
 
 def _ends(interval: Json) -> tuple[float, float]:

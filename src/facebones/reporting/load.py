@@ -1,7 +1,7 @@
 """Folders in, one `Results` out: studies, runs, imported logs, evaluations and profiles."""
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,14 @@ from facebones.reporting.evaluations import (
     metric_results,
     read_evaluation,
     read_roc,
+    trust_files,
 )
 from facebones.reporting.results import Cost, EvaluatedSet, MetricResult, Results, Run
 from facebones.reporting.runs import (
     OTHER_SHAPE,
     checked_levels,
     counted_cost,
+    different_versions,
     is_run,
     known_versions,
     number,
@@ -37,11 +39,11 @@ from facebones.run_folder import RunFolder
 from facebones.strict_yaml import find_shipped
 
 if TYPE_CHECKING:
+    from facebones.reporting.tables import Table
     from facebones.reporting.tuning import Tuning
 
 STUDY_FILE, PROFILE_FILE = "study.json", "profile.json"
 STUDY_FIELDS = ("recipe", "data", "backbones", "seeds", "evaluate", "pair_sets", "ijb")
-SHORT_REVISION = 9  # digits
 
 
 def load_results(*folders: str | Path) -> Results:
@@ -95,6 +97,7 @@ class _Reader:
     titles: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     tunings: list["Tuning"] = field(default_factory=list)
+    trust: list["Table"] = field(default_factory=list)
 
     def read(self, folder: Path) -> None:
         """Read all that a folder holds.
@@ -105,10 +108,10 @@ class _Reader:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder; name a study, a run, or a folder of results")
         self.names = {}
-        is_study, evaluations = (folder / STUDY_FILE).is_file(), evaluation_files(folder)
+        is_study, evaluations, trusted = (folder / STUDY_FILE).is_file(), evaluation_files(folder), trust_files(folder)
         is_lone_run = not is_study and is_run(folder)
         has_profile = not is_study and (folder / PROFILE_FILE).is_file()
-        if not (is_study or is_lone_run or evaluations or has_profile):
+        if not (is_study or is_lone_run or evaluations or has_profile or trusted):
             raise ConfigError(f"{folder}: holds no study, run, evaluation or profile; give a folder that holds one")
         if is_study:
             self._read_study(folder)
@@ -118,6 +121,10 @@ class _Reader:
             self._read_evaluation(path)
         if has_profile:
             self._read_profile(folder / PROFILE_FILE, self.profiled)
+        if trusted:
+            from facebones.reporting.trust_tables import read_trust  # few folders hold such files
+
+            self.trust += [table for path in trusted for table in read_trust(path)]
         if not is_study:
             self.titles.append(folder.resolve().name)
 
@@ -138,6 +145,7 @@ class _Reader:
             metrics=self.metrics,
             curves=self.curves,
             cmc=self.cmc,
+            trust=self.trust,
             conditions=self.conditions,
             recipe=shared_recipe(runs),
             notes=[
@@ -349,32 +357,6 @@ class _Reader:
             )
             return built
         return _completed(known, built)
-
-
-def different_versions(results: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Notes where results were made with different versions of facebones or torch; unknown ones are skipped.
-
-    >>> different_versions([("a", {"facebones": "0.2.0"}), ("b", {"facebones": "0.3.0"}), ("c", {})])
-    ['results come from different versions of facebones: 0.2.0 for a; 0.3.0 for b']
-    """
-    known = list(results)
-    notes = []
-    for package in ("facebones", "torch"):
-        groups: dict[str, list[str]] = {}
-        for label, versions in known:
-            if package in versions:
-                groups.setdefault(_version_words(package, versions), []).append(label)
-        if len(groups) > 1:
-            parts = "; ".join(
-                f"{version} for {listed(list(dict.fromkeys(names)))}" for version, names in groups.items()
-            )
-            notes.append(f"results come from different versions of {package}: {parts}")
-    return notes
-
-
-def _version_words(package: str, versions: Mapping[str, Any]) -> str:
-    revision = versions.get("git_revision") if package == "facebones" else None
-    return f"{versions[package]} at {revision[:SHORT_REVISION]}" if revision else str(versions[package])
 
 
 def _completed(known: Cost, built: Cost) -> Cost:

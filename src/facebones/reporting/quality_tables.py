@@ -22,7 +22,7 @@ def print_quality(content: Json) -> None:
         cells = [metric_cells(metric, names) for metric in metrics]
         share = [f"{100 * found['share_of_best'][name]:.0f} %" if name != AT_RANDOM else "0 %" for name in names]
         columns = ["pairs are discarded by", *map(metric_words, metrics), "of the best possible"]
-        title = f"{content['set']}: {_operating_point(model, found, content)}"
+        title = f"{content['set']}: {operating_point(model, found, content)}"
         print_table(columns, list(zip(names, *cells, share, strict=True)), title=title)
         print_tests(metrics, names, title)
     if not content["people_known"]:
@@ -42,7 +42,8 @@ def write_quality_plots(content: Json, output: Path) -> None:
         )
 
 
-def _operating_point(model: str, found: Json, content: Json) -> str:
+def operating_point(model: str, found: Json, content: Json) -> str:
+    """The threshold of a model, and the genuine pairs that it rejects."""
     rate = content["options"]["false_match_rate"]
     where = f"threshold {found['threshold']:.4f}" + ("" if rate is None else f" (FMR {rate:g})")
     interval = percent_interval(found["fnmr"], found["interval"]["low"], found["interval"]["high"])

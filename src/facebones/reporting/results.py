@@ -24,6 +24,7 @@ from facebones.reporting.words import headline, metric_title, metric_words
 from facebones.statistics.significance import holm, outcomes_interval, over_seeds
 
 if TYPE_CHECKING:
+    from facebones.reporting.tables import Table
     from facebones.reporting.tuning import Tuning
 
 Line = Mapping[str, Any]
@@ -237,6 +238,7 @@ class Results:
         notes: what could not be read or does not fit together; a line each.
         command: reproduces the study, or the runs.
         tunings: of the studies that have one.
+        trust: tables of thresholds, rates by group, quality and overlap.
     """
 
     title: str
@@ -251,6 +253,7 @@ class Results:
     notes: Sequence[str]
     command: str
     tunings: Sequence["Tuning"] = ()
+    trust: Sequence["Table"] = ()
 
     @cached_property
     def variants(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from facebones.recipe import load_config
 from facebones.reporting.results import Cost, Run
 from facebones.reporting.run_lines import run_lines
 from facebones.reporting.variants import fields_of
+from facebones.reporting.words import listed
 from facebones.run_folder import RunFolder
 
 OTHER_SHAPE = (KeyError, TypeError, AttributeError, ValueError, IndexError)  # raised by content of another shape
 NUMBERS = ("step", "epoch", "loss", "learning_rate", "accuracy", "accuracy_std", "best_accuracy", "auc", "eer", "xnorm")
 VERSIONS = ("facebones", "git_revision", "torch")
+SHORT_REVISION = 9  # digits
 
 NOT_SHARED = {"backbone": ("name",), "training": ("seed",)}
 
@@ -71,6 +73,32 @@ def known_versions(content: Mapping[str, Any]) -> dict[str, Any]:
     """The versions that a file or a section of it names; "commit" is the older name of "git_revision"."""
     named = {"git_revision": content.get("commit"), **content}
     return {key: named[key] for key in VERSIONS if isinstance(named.get(key), str)}
+
+
+def different_versions(results: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Notes where results were made with different versions of facebones or torch; unknown ones are skipped.
+
+    >>> different_versions([("a", {"facebones": "0.2.0"}), ("b", {"facebones": "0.3.0"}), ("c", {})])
+    ['results come from different versions of facebones: 0.2.0 for a; 0.3.0 for b']
+    """
+    known = list(results)
+    notes = []
+    for package in ("facebones", "torch"):
+        groups: dict[str, list[str]] = {}
+        for label, versions in known:
+            if package in versions:
+                groups.setdefault(_version_words(package, versions), []).append(label)
+        if len(groups) > 1:
+            parts = "; ".join(
+                f"{version} for {listed(list(dict.fromkeys(names)))}" for version, names in groups.items()
+            )
+            notes.append(f"results come from different versions of {package}: {parts}")
+    return notes
+
+
+def _version_words(package: str, versions: Mapping[str, Any]) -> str:
+    revision = versions.get("git_revision") if package == "facebones" else None
+    return f"{versions[package]} at {revision[:SHORT_REVISION]}" if revision else str(versions[package])
 
 
 # ------------------------------------------------------------------------------------------------------- reading

@@ -63,7 +63,7 @@ class Table:
         note: how to read it; a sentence or two.
         columns: their headings.
         rows: a cell for each column.
-        section: of the page, "tables" or "tuning"; the overview has its own.
+        section: of the page, "tables", "tuning" or "trust"; the overview has its own.
         folded: whether the page shows it on demand only.
     """
 
@@ -87,6 +87,7 @@ def report_tables(results: Results) -> list[Table]:
         *(_evaluated(results, where) for where in sets),
         *(_tests(results, metric) for metric in results.main_metrics()),
         *_tuning(results),
+        *results.trust,
         _training(results),
         _runs(results),
     ]
