@@ -78,6 +78,61 @@ def yunet():
     return path
 
 
+@pytest.fixture(scope="session")
+def green_detector(tmp_path_factory):
+    """The file of a made-up detector in the form of YuNet: each green square of 8 pixels is the middle of a face.
+
+    The face is upright and 112 pixels wide, so that cutting it out moves it and changes nothing. `photo_of` draws it.
+    """
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper, numpy_helper
+
+    from facebones.data.preprocessing import REFERENCE
+
+    width = np.log(112 / 8)
+    biases = {"cls": [-9], "obj": [-9], "bbox": [0.5, 0.5, width, width], "kps": ((REFERENCE - 56) / 8 + 0.5).ravel()}
+    rows = [numpy_helper.from_array(np.array([1, -1, size]), f"rows{size}") for size in (1, 4, 10)]
+    nodes, weights, outputs = [], [], []
+    for stride in (8, 16, 32):
+        for name, bias in biases.items():
+            kernel = np.zeros((len(bias), 3, stride, stride), np.float32)
+            if stride == 8 and len(bias) == 1:
+                kernel[0] = np.array([-1, 1, -1])[:, None, None] / (25 * 64)  # green, but not white
+            part = f"{name}_{stride}"
+            weights.append(numpy_helper.from_array(kernel, f"{part}_weight"))
+            weights.append(numpy_helper.from_array(np.array(bias, np.float32), f"{part}_bias"))
+            inputs = ["x", f"{part}_weight", f"{part}_bias"]
+            nodes.append(helper.make_node("Conv", inputs, [f"{part}_map"], strides=[stride, stride]))
+            nodes.append(helper.make_node("Transpose", [f"{part}_map"], [f"{part}_last"], perm=[0, 2, 3, 1]))
+            nodes.append(helper.make_node("Reshape", [f"{part}_last", f"rows{len(bias)}"], [f"{part}_rows"]))
+            kind = "Sigmoid" if len(bias) == 1 else "Identity"
+            nodes.append(helper.make_node(kind, [f"{part}_rows"], [part]))
+            outputs.append(helper.make_tensor_value_info(part, onnx.TensorProto.FLOAT, [1, None, len(bias)]))
+    image = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, None, None])
+    graph = helper.make_graph(nodes, "marks", [image], outputs, weights + rows)
+    path = tmp_path_factory.mktemp("detector") / "green.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 12)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photo_of():
+    """Draw a photo, (320, 320, 3) RGB, with the face of a person at each place, and a mark in its middle.
+
+    The sides of a place are 4 more than a multiple of 8: then the mark fills a cell of the detector.
+    """
+    from facebones.data.images import decode
+
+    def draw(identity, number=0, places=((100, 92),)):
+        photo = np.full((320, 320, 3), 90, np.uint8)
+        for offset, (x, y) in enumerate(places):
+            photo[y : y + 112, x : x + 112] = decode(noisy_image(identity + 10 * offset, number), "a face")
+            photo[y + 52 : y + 60, x + 52 : x + 60] = (0, 255, 0)
+        return photo
+
+    return draw
+
+
 def pytest_terminal_summary(terminalreporter):
     """Say how many tests were skipped for want of a GPU."""
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if "gpu" in report.keywords]

@@ -85,9 +85,15 @@ def faces(tmp_path, monkeypatch):
 
     synthesize(tmp_path / "faces", identities=4, images_per_identity=4, pairs=20, template_subjects=2, workers=1)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def no_network(*_, **__):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
 
 
-SLOW = ("profile", "export", "compare")
+SLOW = ("profile", "costs", "export", "compare")
 
 
 @pytest.mark.usefixtures("faces")

@@ -312,9 +312,9 @@ def test_files_that_a_run_would_replace_are_refused(refused, train_words, tmp_pa
     assert path.read_text() == "mine"
 
 
-def test_tensorboard_that_is_not_installed(refused, train_words, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert "pip install 'facebones[tensorboard]'" in refused(*train_words("--log.tensorboard", "true"))
+def test_a_tracker_that_is_not_installed(refused, train_words, monkeypatch):
+    monkeypatch.setattr("facebones.training.trackers.find_spec", lambda package: None)
+    assert "pip install 'facebones[wandb]'" in refused(*train_words("--log", "wandb"))
 
 
 def test_a_run_folder_that_holds_a_run_is_refused(refused, train_words, trained):
@@ -597,9 +597,9 @@ def test_backbones_are_listed_for_people_and_programs(capsys):
     ).items()
 
 
-def test_tensorboard_where_asked(train_words, tmp_path):
-    pytest.importorskip("tensorboard")
-    words = train_words("--log.tensorboard", "true", "--log.every", "1")
+@pytest.mark.parametrize("asked", [("--log", "tensorboard"), ("--log.tensorboard", "true")])
+def test_tensorboard_where_asked(train_words, tmp_path, asked):
+    words = train_words(*asked, "--log.every", "1")
     assert main([str(word) for word in words]) == 0
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
 

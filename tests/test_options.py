@@ -186,7 +186,7 @@ def test_a_plugin_that_cannot_be_imported_is_one_line(capsys, tmp_path, content,
         path.write_text(content)
     line = refusal(capsys, "backbones", "--import", path)
     assert line.startswith(f"facebones: --import {path}: {problem}")
-    assert "mine" not in " ".join(sys.modules)
+    assert not [name for name in sys.modules if name.endswith("mine") and "calamine" not in name]  # of pandas
 
 
 def test_a_module_that_is_not_there(capsys):

@@ -12,14 +12,19 @@ if TYPE_CHECKING:  # for editors and type checkers
     from facebones.backbones import list_backbones as list_backbones
     from facebones.backbones import register_backbone as register_backbone
     from facebones.data.training_set import register_data_format as register_data_format
+    from facebones.datatools.detector_file import download_detector as download_detector
     from facebones.evaluation.calibrate import calibrate as calibrate
+    from facebones.evaluation.match import match_photos as match_photos
+    from facebones.evaluation.match import search_photos as search_photos
     from facebones.evaluation.models import load_model as load_model
     from facebones.evaluation.overlap import find_overlap as find_overlap
+    from facebones.evaluation.photos import embed_photos as embed_photos
     from facebones.evaluation.protocol import register_protocol as register_protocol
     from facebones.evaluation.run import evaluate as evaluate
     from facebones.exporting import export as export
     from facebones.heads.registry import register_head as register_head
     from facebones.profiling.profile import profile as profile
+    from facebones.profiling.published import costs as costs
     from facebones.recipe import load_recipe as load_recipe
     from facebones.reporting.load import load_results as load_results
     from facebones.study.compare import compare as compare
@@ -33,7 +38,10 @@ __version__ = "0.2.0"
 _API = {
     "calibrate": "facebones.evaluation.calibrate",
     "compare": "facebones.study.compare",
+    "costs": "facebones.profiling.published",
     "create_backbone": "facebones.backbones",
+    "download_detector": "facebones.datatools.detector_file",
+    "embed_photos": "facebones.evaluation.photos",
     "evaluate": "facebones.evaluation.run",
     "export": "facebones.exporting",
     "find_overlap": "facebones.evaluation.overlap",
@@ -41,6 +49,7 @@ _API = {
     "load_model": "facebones.evaluation.models",
     "load_recipe": "facebones.recipe",
     "load_results": "facebones.reporting.load",
+    "match_photos": "facebones.evaluation.match",
     "profile": "facebones.profiling.profile",
     "register_backbone": "facebones.backbones",
     "register_callback": "facebones.training.callbacks",
@@ -48,6 +57,7 @@ _API = {
     "register_head": "facebones.heads.registry",
     "register_protocol": "facebones.evaluation.protocol",
     "resume": "facebones.training.run",
+    "search_photos": "facebones.evaluation.match",
     "train": "facebones.training.run",
 }
 __all__ = ["__version__", *_API]  # noqa: PLE0604 (strings all the same)

@@ -42,6 +42,7 @@ from facebones.strict_yaml import (
     group_of_fields,
     limits_of,
     read_yaml,
+    under_present_name,
     ungrouped,
     with_present_names,
 )
@@ -336,7 +337,7 @@ def _given(
         if present in given.setdefault(section, {}):
             raise ConfigError(f"{place}: {section}.{present} is given under another name too; give one of them")
         places[f"{section}.{present}"] = place
-        given[section][present] = text
+        given[section][present] = text if present == name else under_present_name(kind, name, text)
     return given
 
 

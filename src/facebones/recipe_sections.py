@@ -241,8 +241,20 @@ class ValidationConfig:
 class LogConfig:
     """What is logged."""
 
-    every: int = setting(50, "steps between log lines", minimum=1)
-    tensorboard: bool = setting(False, "write TensorBoard files too (extra `tensorboard`)")
+    every: int = setting(
+        0, "steps between log lines; 0: 50, or in a run of less than 1,000 steps a twentieth of it", minimum=0
+    )
+    trackers: list[str] = setting(
+        [], "log to these too: tensorboard, wandb, mlflow, trackio (extras of these names)", renamed=("tensorboard",)
+    )
+
+    def interval(self, total_steps: int) -> int:
+        """Steps between the log lines of a run.
+
+        >>> [LogConfig().interval(steps) for steps in (7, 400, 490_280)], LogConfig(every=100).interval(7)
+        ([1, 20, 50], 100)
+        """
+        return self.every or min(50, max(1, total_steps // 20))
 
 
 SECTIONS: dict[str, type[Any]] = {

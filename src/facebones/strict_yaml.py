@@ -124,8 +124,18 @@ def with_present_names(kind: type[Any], values: Mapping[str, Any], section: str,
             raise ConfigError(f"{section}.{old}: is the earlier name of {section}.{name}; give one of them")
         if note:
             say(f"note: {section}.{old} is called {section}.{name} now")
-        present[name] = present.pop(old)
+        present[name] = under_present_name(kind, old, present.pop(old))
     return present
+
+
+def under_present_name(kind: type[Any], old: str, value: Any) -> Any:
+    """The value of a field's present name that says what a value of an earlier name said.
+
+    An earlier switch whose present field is a list, `tensorboard: true` of `trackers`, is `[tensorboard]`.
+    """
+    if get_type_hints(kind)[earlier_names(kind)[old]] != list[str]:
+        return value
+    return {"true": [old], "false": []}.get(str(value).lower(), value)
 
 
 def ungrouped(kind: type[Any], values: Mapping[str, Any], section: str) -> dict[str, Any]:

@@ -75,9 +75,10 @@ def test_the_documented_steps_add_a_family(checkout):
     (checkout / "tests" / "golden" / "backbones.json").write_text(json.dumps(costs))
 
     commands = documented_commands()
-    assert [command.partition(" > ")[2] for command in commands] == [
+    assert [command.split()[-1] for command in commands] == [
         "src/facebones/backbones/catalogue.json",
         "docs/backbones.md",
+        "docs/costs.md",
     ]
     for command in commands:
         done = run(checkout, command.replace("facebones ", f"{python} -m facebones ", 1))
@@ -91,6 +92,7 @@ def test_the_documented_steps_add_a_family(checkout):
         "parameters": PARAMETERS, "unused_parameters": 0, "macs": MACS, "needs": None, "family": "newnet",
     }  # fmt: skip
     assert f"| `newnet` | {PARAMETERS:,} | 0 |" in (checkout / "docs" / "backbones.md").read_text()
+    assert f"| `newnet` | {PARAMETERS:,} | {MACS / 1e6:.2f} |" in (checkout / "docs" / "costs.md").read_text()
     done = run(checkout, f"{python} -m facebones backbones brand_new --json")
     assert json.loads(done.stdout)[0]["macs"] == MACS
     done = run(

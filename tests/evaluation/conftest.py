@@ -92,3 +92,30 @@ def weights(tmp_path_factory, tiny_backbone):
     network = create_backbone(tiny_backbone, 16)
     save_weights(RunFolder(folder), network, {"backbone": tiny_backbone, "embedding_size": 16})
     return folder / "model.safetensors"
+
+
+@pytest.fixture
+def put_images(tmp_path):
+    """Write small images, each with content of its own: `put_images(names, folder)`; returns the folder."""
+
+    def put(names, folder="set"):
+        for number, name in enumerate(names):
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+            path.write_bytes(cv2.imencode(path.suffix, pixels)[1].tobytes())
+        return tmp_path / folder
+
+    return put
+
+
+@pytest.fixture
+def directions():
+    """Embeddings in the plane at the given degrees: (N, 1, 2), each of another length."""
+
+    def at(degrees):
+        angle = np.radians(degrees)
+        rows = np.stack([np.cos(angle), np.sin(angle)], axis=1) * (1 + np.arange(len(angle)))[:, None]
+        return rows[:, None].astype(np.float32)
+
+    return at

@@ -11,9 +11,11 @@ import torch
 
 from facebones.backbones import create_backbone
 from facebones.backbones.weights import save_weights
+from facebones.cli.main import COMMANDS
 from facebones.data.image_sources import EncodedImages, LooseCrops
 from facebones.data.preprocessing import Preprocessing
 from facebones.errors import CheckpointError, ConfigError, DataError, UnknownNameError
+from facebones.evaluation.built_in import BUILT_IN
 from facebones.evaluation.models import load_model
 from facebones.evaluation.protocol import (
     Protocol,
@@ -23,6 +25,7 @@ from facebones.evaluation.protocol import (
     register_protocol,
 )
 from facebones.evaluation.run import DEFAULTS, Options, evaluate, run_protocols
+from facebones.reporting.words import PROTOCOLS
 from facebones.run_folder import RunFolder
 from facebones.statistics.metric import Metric, MetricComparison
 from facebones.synthetic.dataset import synthesize
@@ -86,6 +89,20 @@ def test_built_in_protocols_find_their_sets(small_data, ijb, tmp_path):
         assert len(found.images()) > 0
     (tmp_path / "list.txt").write_text("a.jpg b.jpg 1\n")
     assert [one.name for one in find_protocols(tmp_path / "list.txt")] == ["pairs"]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_built_in_protocol_is_known_by_its_line(name, tmp_path):
+    """A line in `built_in` gives the registry, the command and the lists of a study."""
+    protocol = lookup_protocol(name)
+    assert (protocol.name, protocol.__module__) == (name, f"facebones.evaluation.{BUILT_IN[name].module}")
+    assert name in list_protocols() and name in PROTOCOLS
+    if BUILT_IN[name].help:
+        assert f"evaluate {name}" in COMMANDS
+        (found,) = find_protocols(f"{name}={tmp_path}")
+        with pytest.raises(DataError) as error:
+            found.check()
+        assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_what_no_protocol_knows_is_one_line(tmp_path, small_data):
@@ -359,4 +376,4 @@ def test_one_pair_set_needs_few_modules(small_data, tmp_path):
     packages = {name.split(".")[1] for name in loaded if "." in name}
     assert not packages & {"reporting", "profiling", "training", "study", "cli", "onnx", "export"}
     files = [name for name in loaded if not any(other.startswith(f"{name}.") for other in loaded)]
-    assert len(files) <= 26, files  # beside the __init__.py of the packages that they are in
+    assert len(files) <= 28, files  # beside the __init__.py of the packages that they are in

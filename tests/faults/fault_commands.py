@@ -151,6 +151,12 @@ COMMANDS = {
             output="made/embeddings",
         ),
         Command(
+            name="embed photos",
+            words=("embed", "images", "--aligned", *NET, "--model", "run", "--output", "made/photos.npz", *CPU),
+            output="made/photos.npz",
+            data="images/person1/3.jpg",
+        ),
+        Command(
             name="export",
             words=("export", *NET, "--model", "run", "--output", "made/net.onnx"),
             output="made/net.onnx",

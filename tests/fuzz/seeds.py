@@ -7,7 +7,7 @@ import shutil
 import struct
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -174,6 +174,23 @@ def arrays() -> list[Files]:
     ]
 
 
+def gallery() -> list[Files]:
+    """Embeddings of photos."""
+    rows = {
+        "path": np.array(["a.jpg", "b/c.jpg"]),
+        "box": np.array([[1, 2, 30, 40], [-5, 0.5, 60, 60]], np.float32),
+        "score": np.array([0.75, np.nan], np.float32),
+        "faces": np.array([1, 2], np.int32),
+        "embedding": np.array([[0.6, 0.8, 0], [0, -1, 0]], np.float32),
+        "settings": np.array('{"weights_sha256": "00", "flip": true}'),
+    }
+    found = []
+    for save in (np.savez, np.savez_compressed):
+        save(content := io.BytesIO(), **rows)
+        found.append({"photos.npz": content.getvalue()})
+    return found
+
+
 def landmarks() -> list[Files]:
     """Tables of five and of 68 points."""
     five, many = (",".join(f"{k + 1}.5" for k in range(2 * count)) for count in (5, 68))
@@ -239,6 +256,23 @@ def safetensors() -> list[Files]:
     """A model of a run with its card, and a bare one."""
     card = {"facebones": json.dumps({"backbone": TINY, "embedding_size": 4, "training_data": "a"})}
     return [{"model.safetensors": save_safetensors(state(), metadata)} for metadata in (card, None)]
+
+
+def keras() -> list[Files]:
+    """Layers of Keras: those that a GhostFaceNet ends with, and a whole model of many."""
+    import h5py
+
+    def file(layers: Iterable[str], inside: str) -> bytes:
+        content = io.BytesIO()
+        with h5py.File(content, "w") as whole:
+            for layer in layers:
+                whole[f"{inside}{layer}/{layer}/kernel:0"] = np.ones((1, 1, 2, 3), "f4")
+                whole[f"{inside}{layer}/{layer}/bias:0"] = np.zeros(3, "f4")
+        return content.getvalue()
+
+    head = ("GDC_dw", "GDC_batchnorm", "GDC_conv", "pre_embedding")
+    many = [f"conv2d_{number}" for number in range(20)]
+    return [{"a.h5": file(head, "")}, {"a.h5": file([*head, "stack1_down_bn", *many], "model_weights/")}]
 
 
 def onnx_files() -> list[Files]:

@@ -112,6 +112,17 @@ def _arrays(folder: Path) -> None:
     read_scores(folder / "scores.npy", SimpleNamespace(is_same=np.ones(3, bool)))
 
 
+def _gallery(folder: Path) -> None:
+    import numpy as np
+
+    from facebones.evaluation.match import nearest
+    from facebones.evaluation.photos import read_embeddings
+
+    found = read_embeddings(folder / "photos.npz")
+    nearest(found.embedding, np.ones(found.embedding.shape[1], np.float32), 3)
+    str(found.path[0])
+
+
 def _features(folder: Path) -> None:
     import torch
 
@@ -163,6 +174,16 @@ def _weights(folder: Path) -> None:
         with _refusing():
             load_backbone(path)
         load_backbone(path, TINY)
+
+
+def _keras(folder: Path) -> None:
+    from facebones.backbones.hdf5_file import read_hdf5
+    from facebones.backbones.keras_weights import read_keras
+
+    for path in folder.glob("*.h5"):
+        with _refusing():
+            read_keras(path)
+        read_hdf5(path)
 
 
 def _onnx(folder: Path) -> None:
@@ -230,12 +251,14 @@ TARGETS: Mapping[str, Target] = {
     "groups": Target(_groups, seeds.groups),
     "ijb": Target(_ijb, seeds.ijb),
     "arrays": Target(_arrays, seeds.arrays),
+    "gallery": Target(_gallery, seeds.gallery),
     "features": Target(_features, seeds.features, fixed=("data/",)),
     "landmarks": Target(_landmarks, seeds.landmarks),
     "logs": Target(_logs, seeds.logs),
     "images": Target(_images, seeds.images),
     "checkpoints": Target(_weights, seeds.checkpoints),
     "safetensors": Target(_weights, seeds.safetensors),
+    "keras": Target(_keras, seeds.keras),
     "onnx": Target(_onnx, seeds.onnx_files),
     "sharded": Target(_sharded, seeds.sharded),
     "recipes": Target(_recipes, seeds.recipes),

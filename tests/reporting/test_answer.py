@@ -1,13 +1,22 @@
 """The answer in words, from results made by hand: every sentence says what the metrics and tests say."""
 
+import html
+import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+from scipy import stats
+from synthetic_study import LARGE, MIDDLE, SMALL, make_study
 
-from facebones.reporting.answer import answer
+from facebones.reporting.answer import MOST_SENTENCES, _in_one, _joined, answer
+from facebones.reporting.load import load_results
+from facebones.reporting.page import page_text
+from facebones.reporting.report import results_json
 from facebones.reporting.results import Cost, MetricResult, Results, Run
+from facebones.reporting.seeds import bars_words
+from facebones.reporting.tables import report_tables
 
 MACS = {"tiny": 5e6, "small": 90e6, "large": 400e6}
 
@@ -168,3 +177,93 @@ def test_without_tests_nothing_is_called_significant():
     sentences = answer(make_results({"tiny": [0.7], "small": [0.8]}, metrics=[metric])).sentences
     assert "tiny is worse, but no test confirms it" in sentences[0]
     assert not any("significantly" in s for s in sentences)
+
+
+@pytest.mark.parametrize(
+    ("values", "alike", "ending"),
+    [
+        (
+            {"small": [0.80, 0.81, 0.815], "large": [0.81, 0.805, 0.82]}, True,
+            "Between seeds of large and small, lfw accuracy varies by ± 0.76 points (at most ± 1.81): 3 seeds each"
+            " would find a difference of 2.35 points (5.56) with 80 % power; the 0.33 points seen would take about 84"
+            " seeds each (465)."
+        ),
+        (
+            {"small": [0.80, 0.81, 0.815], "large": [0.82, 0.817, 0.83]}, False,
+            "the 1.40 points seen may be luck of the seeds (p = 0.077), though every run of large is better: about 6"
+            " seeds each (25) would tell."
+        ),
+        (
+            {"small": [0.80, 0.81], "large": [0.85, 0.86]}, True,
+            "2 seeds each would find a difference of 4.00 points (17.65) with 80 % power; the 5.00 points seen are more"
+            " than seeds explain (p = 0.019), though not every run of large is significantly better."
+        ),
+        ({"small": [0.80, 0.81], "large": [0.85, 0.86]}, False, "more than seeds explain (p = 0.019)."),
+        ({"small": [0.80, 0.81], "large": [0.80, 0.82, 0.81]}, True, ": 3 and 2 seeds would find a difference of"),
+        ({"small": [0.80, 0.81], "large": [0.81, 0.80]}, True, "; the two tie."),
+        ({"small": [0.80, 0.82], "large": [0.8101, 0.81]}, True, "points seen would take more than 1,000 seeds each."),
+    ],
+)  # fmt: skip
+def test_what_the_seeds_could_tell_is_said_with_how_many_would(values, alike, ending):
+    results = make_results(values, alike=[("small", "large")] if alike else [])
+    found = answer(results)
+    (sentence,) = [one for one in found.sentences if one.startswith("Between seeds")]
+    assert ending in sentence
+    assert any("other seeds would show" in rule for rule in found.rules)
+
+
+@pytest.mark.parametrize("values", [{"small": [0.8], "large": [0.9, 0.91]}, {"small": [0.8, 0.8], "large": [0.9, 0.9]}])
+def test_without_two_seeds_of_each_or_any_spread_nothing_is_said_of_them(values):
+    found = answer(make_results(values))
+    assert not any("seeds of" in one for one in found.sentences) and not any(
+        "other seeds" in one for one in found.rules
+    )
+
+
+def test_the_numbers_of_that_sentence_stand_in_results_json():
+    results = make_results({"tiny": [0.7], "small": [0.80, 0.81, 0.815], "large": [0.81, 0.805, 0.82]})
+    (metric,) = results_json(results)["metrics"]
+    (row,) = metric["seeds"]
+    assert (row["first"], row["second"], row["seeds"]) == ("small", "large", [3, 3])
+    assert row["p_value"] == pytest.approx(stats.ttest_ind([0.80, 0.81, 0.815], [0.81, 0.805, 0.82]).pvalue)
+    sentence = next(one for one in answer(results).sentences if one.startswith("Between seeds"))
+    said = [float(number.replace(",", "")) for number in re.findall(r"\d[\d.,]*(?=[ )])", sentence)]
+    points = [100 * row[key] for key in ("deviation", "upper", "detectable", "detectable_upper", "difference")]
+    expected = [*points[:2], 3, *points[2:4], 80, abs(points[4]), row["needed"], row["needed_upper"]]
+    for number, one in zip(sorted(said), sorted(expected), strict=True):
+        assert number == pytest.approx(one, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"small": [0.8, 0.81], "large": [0.9, 0.91]}, "of the mean over its seeds, by Student's t; of a single run"),
+        (
+            {"small": [0.8], "large": [0.9]},
+            "by itself, over people or pairs. The tests compare two backbones on the same",
+        ),
+        ({"small": [0.8]}, "by itself, over people or pairs."),
+    ],
+)
+def test_what_bars_show_and_tests_compare_is_said_where_they_could_seem_to_disagree(values, words):
+    results = make_results(values)
+    assert words in bars_words(results) and ("overlap" in bars_words(results)) == (len(values) > 1)
+    assert bars_words(results) in html.unescape(page_text(results, report_tables(results), answer(results)))
+
+
+def test_many_metrics_have_five_sentences_and_every_sentence_in_the_details(tmp_path):
+    sets = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")
+    found = answer(load_results(make_study(tmp_path / "s", backbones=(SMALL, MIDDLE, LARGE), sets=sets)))
+    assert len(found.sentences) <= MOST_SENTENCES < len(found.details)
+    assert found.sentences[0] == found.details[0]
+    assert found.sentences[1] == f"By all 6 other metrics, {SMALL} is best as well."
+    assert sum(" accuracy: " in sentence for sentence in found.details) >= len(sets)
+
+
+def test_budgets_and_reservations_are_one_sentence_each_in_an_answer_of_five():
+    assert _in_one(
+        ["Up to 1 G MACs, a is best by lfw accuracy: 90.00 %; b is worse.", "Up to 5 M MACs, c is best: 8 %."]
+    ) == ["Up to 1 G MACs, a is best by lfw accuracy: 90.00 %; up to 5 M MACs, c is best: 8 %."]
+    assert _joined(["2 of 4 runs have failed or not finished: a, b.", "Each backbone has one seed."]) == (
+        "2 of 4 runs have failed or not finished: a, b; each backbone has one seed."
+    )

@@ -100,7 +100,7 @@ def visit(browser, address, many):
             complaints.append(f"request: {route.request.url}")
             route.abort()
 
-    def open_page(address=address, **options):
+    def open_page(address=address, *, unfolded=True, **options):
         context = browser.new_context(**{"viewport": DESK} | options)
         contexts.append(context)
         page = context.new_page()
@@ -108,6 +108,9 @@ def visit(browser, address, many):
         page.on("console", lambda message: complaints.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
         page.goto(address)
+        if unfolded:
+            page.evaluate("for (const part of document.querySelectorAll('.fold')) part.open = true")
+            expect(page.locator(".plot:not(.js-plotly-plot)")).to_have_count(0)
         return page
 
     yield open_page
@@ -188,8 +191,49 @@ def test_selections_change_the_plots(visit):
     assert "faces 1:N Rank-1 against parameters" in page.locator("#cost figcaption").inner_text()
     page.locator("#heat-metric").select_option(label="faces 1:N Rank-1")
     assert page.locator(".heat:visible h3").all_inner_texts() == ["faces 1:N Rank-1"]
-    page.locator("#copy").click()
-    expect(page.locator("#copied")).not_to_be_empty()
+    for place, button in enumerate(page.locator(".copy").all()):
+        button.click()
+        expect(page.locator(".copied").nth(place)).not_to_be_empty()
+
+
+def test_sets_curves_and_tables_are_folded_and_a_link_opens_one(visit, address):
+    page = visit(unfolded=False)
+    assert page.locator("#roc .plot:visible").count() == page.locator("#training .plot:visible").count() == 1
+    assert page.locator("#tables .scroll:visible").count() == 0
+    folded = page.locator("#training .fold").nth(1)
+    assert folded.locator(".js-plotly-plot").count() == 0  # it costs nothing yet
+    folded.locator("summary").click()
+    expect(folded.locator(".plot")).to_be_visible()
+    assert folded.locator(".main-svg").first.bounding_box()["width"] > 500
+    page.evaluate("location.hash = document.querySelector('#tables h3').id")
+    expect(page.locator("#tables .scroll").first).to_be_visible()
+
+
+def test_the_answer_stands_beside_the_plot_and_names_do_not_cover_each_other(visit, many):
+    page = visit(many, viewport={"width": 1400, "height": 900})
+    answer, cost = (page.locator(part).bounding_box() for part in ("#answer", "#cost"))
+    assert answer["y"] == cost["y"] and answer["x"] + answer["width"] < cost["x"]
+    assert page.evaluate("document.documentElement.scrollHeight") < 20_000
+    boxes = [name.bounding_box() for name in page.locator("[data-key=cost] .textpoint text").all()]
+    boxes = [box for box in boxes if box and box["width"]]
+    assert len(boxes) >= 7
+    for place, one in enumerate(boxes):
+        for other in boxes[:place]:
+            across = min(one["x"] + one["width"], other["x"] + other["width"]) - max(one["x"], other["x"])
+            down = min(one["y"] + one["height"], other["y"] + other["height"]) - max(one["y"], other["y"])
+            assert across < 2 or down < 2
+
+
+def test_the_plot_and_the_tables_are_saved(visit, tmp_path):
+    page = visit()
+    with page.expect_download() as download:
+        page.locator("#overview .save").click()
+    lines = download.value.path().read_text().splitlines()
+    assert download.value.suggested_filename == "at_a_glance.csv"
+    assert len(lines) == 8 and lines[0].startswith("backbone,") and lines[1].startswith("alpha,")
+    with page.expect_download() as download:
+        page.locator("#png").click()
+    assert download.value.path().read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_tables_sort_up_and_down_with_empty_cells_last(visit):
@@ -247,12 +291,12 @@ def test_the_keyboard_alone_is_enough(visit):
     before = page.evaluate(COLOURS)[0]
     page.keyboard.press("Enter")
     assert page.evaluate(COLOURS)[0] != before
-    tab_to(page, ".chip input[data-model='0']")
-    page.keyboard.press("Space")
-    assert all(0 not in shown for shown in page.evaluate(SHOWN))
     tab_to(page, "#overview th button")
     page.keyboard.press("Enter")
     assert page.locator("#overview th").first.get_attribute("aria-sort") == "ascending"
+    tab_to(page, ".chip input[data-model='0']")
+    page.keyboard.press("Space")
+    assert all(0 not in shown for shown in page.evaluate(SHOWN))
 
 
 def test_paper_has_no_controls_and_is_light(visit):
@@ -278,7 +322,8 @@ def test_paper_has_no_controls_and_is_light(visit):
 
 
 def test_without_scripts_text_and_tables_are_all_there(visit):
-    page = visit(java_script_enabled=False)
+    page = visit(java_script_enabled=False, unfolded=False)
+    page.locator("#tables summary").click()
     assert page.locator("noscript").is_visible()
     assert page.locator(".heat table:visible").count() == 2
     assert page.locator("#tables td:visible").count() == 28

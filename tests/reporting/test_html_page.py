@@ -152,7 +152,7 @@ def test_headings_go_down_by_one_and_anchors_lead_somewhere(ordinary):
 
 
 def test_the_parts_stand_in_their_order(ordinary):
-    wanted = ["answer", "models", "overview", "cost", "tests", "roc", "cmc", "training", "tables", "made"]
+    wanted = ["answer", "overview", "cost", "models", "tests", "roc", "cmc", "training", "tables", "made"]
     assert [part for part in ordinary.values("id") if part in wanted] == wanted
 
 

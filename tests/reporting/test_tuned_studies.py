@@ -9,7 +9,7 @@ from synthetic_study import MIDDLE, SMALL, make_run, make_study, metric_json, wr
 
 from facebones.errors import DataError
 from facebones.reporting import tuning as reported
-from facebones.reporting.answer import ORDER_RULE, answer
+from facebones.reporting.answer import MOST_SENTENCES, ORDER_RULE, answer
 from facebones.reporting.load import load_results
 from facebones.reporting.page import page_text
 from facebones.reporting.report import results_json
@@ -264,7 +264,9 @@ def at_levels(**accuracies):
 
 def said(results):
     sentences = order_sentences(results, results.main_metrics()[0])
-    assert [sentence for sentence in answer(results).sentences if "uning " in sentence] == sentences
+    found = answer(results)
+    assert [sentence for sentence in found.details or found.sentences if "uning " in sentence] == sentences
+    assert len(found.sentences) <= MOST_SENTENCES
     assert (ORDER_RULE in answer(results).rules) == bool(sentences)
     return sentences
 

@@ -55,7 +55,7 @@ def test_results_are_grouped_by_backbone_and_level(tmp_path):
     assert results.variants == [f"{name} ({loss})" for name in (SMALL, MIDDLE) for loss in LOSSES]
     assert results.factors == ["loss"] and results.backbones == [SMALL, MIDDLE] and results.notes == []
     overview = table_of(results, "overview")
-    assert list(overview.columns)[:3] == ["backbone", "loss", "parameters"]
+    assert list(overview.columns)[:4] == ["backbone", "loss", "lfw accuracy", "parameters"]
     assert [row[:2] for row in rows_of(overview)] == [[name, loss] for name in (SMALL, MIDDLE) for loss in LOSSES]
     accuracy = list(overview.columns).index("lfw accuracy")
     assert rows_of(overview)[-1][accuracy] == "97.05 % ± 0.07 best"
@@ -111,7 +111,7 @@ def test_the_answer_names_the_best_of_all_and_the_best_level_of_each_backbone(tm
     )
     assert not any("backbone that" in sentence for sentence in sentences)
     alone = answer(load_results(make_varied(tmp_path / "alone", (SMALL,)))).sentences
-    assert not any(sentence.startswith("With") for sentence in alone), "the first sentence says it"
+    assert not any(sentence.startswith(f"With {SMALL}") for sentence in alone), "the first sentence says it"
 
 
 def test_colours_are_levels_and_markers_are_backbones(tmp_path):

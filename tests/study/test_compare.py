@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -28,7 +29,7 @@ from facebones.recipe import load_config, load_recipe
 from facebones.reporting.load import load_results
 from facebones.reporting.report import write_report
 from facebones.run_folder import RunFolder, read_metrics
-from facebones.study.compare import compare, plan_rows, raise_failures
+from facebones.study.compare import compare, plan_rows, preview, raise_failures
 from facebones.study.display import Display, plan_table, study_table, study_title
 from facebones.study.evaluate import check_evaluation
 from facebones.study.launchers.local import child_environment
@@ -375,13 +376,29 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(write, tmp_path, capsys):
     words = ["compare", write(f"{SMALL}, {LARGE}", "0, 1"), "--output", str(tmp_path / "out"), "--dry-run"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert out.count("unknown") == 4 and out.count("to do") == 4
+    assert out.count("unknown") == 0 and out.count("to do") == 4
+    assert re.search(r"^left: \d+s of training steps, one training after the other; validation and", out, re.MULTILINE)
     assert main([*words, "--json", "--training.epochs", "3"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows][::2] == [f"{SMALL}_seed0", f"{LARGE}_seed0"]
     assert {(row["steps"], row["images"], row["state"]) for row in rows} == {(6, 84, "to do")}
     assert rows[0]["parameters"] < rows[2]["parameters"] and rows[0]["macs"] < rows[2]["macs"]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_times_each_backbone_once_and_remembers_it(write, tmp_path, monkeypatch):
+    measured = []
+
+    def measure(recipe, device, **options):
+        measured.append(recipe.backbone.name)
+        return SimpleNamespace(step_seconds=2.0)
+
+    monkeypatch.setattr("facebones.training.autotune.measure", measure)
+    study = load_study(write(f"{SMALL}, {LARGE}", "0, 1"))
+    for _ in range(2):
+        rows = preview(study, tmp_path / "out", device="cpu")
+        assert [row["hours"] for row in rows] == [pytest.approx(2 * row["steps"] / 3600) for row in rows]
+    assert measured == [SMALL, LARGE]
 
 
 def test_children_share_the_processors_or_have_a_gpu_each(monkeypatch):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from facebones.backbones.catalogue import read_catalogue
 from facebones.cli.main import main
 from facebones.errors import ConfigError, UnknownNameError
 from facebones.profiling.networks import find_sources
@@ -33,6 +34,15 @@ def test_every_shipped_study_loads_by_path_and_by_name_and_its_backbones_are_kno
 def test_the_published_study_has_its_fourteen_networks():
     names = [source.name for source in find_sources(load_study("study_vggface2").backbones)]
     assert len(names) == 14 and {"iresnet18", "mobilefacenet_wide", "study_shufflemixfacenet_xs"} <= set(names)
+
+
+def test_the_light_study_has_three_networks_at_each_of_its_budgets():
+    macs = {row["name"]: row["macs"] / 1e6 for row in read_catalogue()}
+    study = load_study("light_2026")
+    found = [macs[source.name] for source in find_sources(study.backbones)]
+    assert [sum(low < one <= high for one in found) for low, high in ((50, 100), (150, 300), (300, 700))] == [3, 3, 3]
+    assert study.seeds == [0, 1]
+    assert {recipe.optimizer.name for _, recipe in study.recipes()} == {"adamw"}, "SGD does not train FaceLiVTv2"
 
 
 FULL = """

@@ -14,6 +14,7 @@ from typing import Any
 from facebones.errors import MissingExtraError, UnknownNameError
 
 CATALOGUE = Path(__file__).with_name("catalogue.json")
+PUBLISHED = Path(__file__).with_name("published_costs.json")
 COUNTS = ("parameters", "unused_parameters", "macs")
 KEYS = ("name", "aliases", "summary", *COUNTS, "needs", "family")
 
@@ -27,6 +28,18 @@ def read_catalogue() -> tuple[dict[str, Any], ...]:
     """
     text = CATALOGUE.read_text(encoding="utf-8")
     return tuple(json.loads(text or "[]"))  # empty while `backbones --catalogue > FILE` runs
+
+
+@cache
+def read_published() -> Mapping[str, Any]:
+    """What others have published of the cost of the backbones: facts as they are printed, each with its source.
+
+    "sources" are by key; each of "rows" has "backbone", "source" (a key), "parameters" and "flops" as printed (such as
+    "0.99 M"), None for what is not printed, and perhaps "embedding_size" (512 if absent), "called" (the source's name
+    of the network) and "remark".
+    """
+    content: Mapping[str, Any] = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    return content
 
 
 def catalogued_backbones(pattern: str = "*") -> list[dict[str, Any]]:

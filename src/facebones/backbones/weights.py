@@ -1,6 +1,7 @@
 """Weights of a backbone: written by a run, read from a run or a file, and checked against the network.
 
-No pickled code runs: `.pt` and `.pth` files are read by torch's weights-only loader, and `.safetensors` hold none.
+No pickled code runs: `.pt` and `.pth` files are read by torch's weights-only loader, and `.safetensors` and `.h5` hold
+none.
 """
 
 import json
@@ -48,7 +49,7 @@ def load_backbone(model: Path, name: str | None = None, embedding_size: int | No
     Args:
         model: a run's folder (its final weights, or else its newest checkpoint), a checkpoint, a `.safetensors` file,
             or a state dict of other code: InsightFace's `backbone.pth` or `checkpoint_gpu_0.pt`, the published study's
-            `model.pt`, the files of the MixFaceNet authors.
+            `model.pt`, the files of the MixFaceNet authors; or an `.h5` file of a GhostFaceNet.
         name: the backbone; required if the file does not name it, checked if it does.
         embedding_size: likewise; if the file does not state it, it is read from the shapes.
 
@@ -195,6 +196,10 @@ def _shown(value: object) -> str:
 
 def _read_file(path: Path) -> tuple[Any, dict[str, Any]]:
     """The content of a file, somewhere in which are tensors by name, and its model card."""
+    if path.suffix == ".h5":
+        from facebones.backbones.keras_weights import read_keras  # here: no other file needs it
+
+        return read_keras(path), {}
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
 
 

@@ -142,6 +142,43 @@ def _profile(arguments: Arguments) -> None:
         print_table(*profile_table(result), title=profile_headline(result))
 
 
+def _costs_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE.md",
+        help="the page; its data go into a .json file beside it",
+    )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="measure the latencies that the .json file lacks or has from a busy machine",
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], metavar="NAME", help="backbones or shell patterns to measure [all]"
+    )
+    parser.add_argument("--seconds", type=positive_seconds, default=1.0, metavar="S", help="least time per latency [1]")
+
+
+def _costs(arguments: Arguments) -> None:
+    output: Path = arguments.output
+    if output.suffix == ".json":
+        raise ConfigError(f"{output}: its data go into this .json file; name the page .md")
+
+    from facebones.profiling.published import costs
+    from facebones.reporting.costs_page import costs_page
+    from facebones.system.files import atomic_write, check_writable
+
+    check_writable(output)
+    content = costs(
+        output.with_suffix(".json"), measure=arguments.measure, only=arguments.only, seconds=arguments.seconds
+    )
+    with atomic_write(output) as file:
+        file.write(costs_page(content).encode())
+    tell(f"{output}: {len(content['networks'])} backbones, {len(content['latencies'])} of them measured")
+
+
 def _export_options(parser: argparse.ArgumentParser) -> None:
     model_option(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.onnx", help="file to write; must not exist")
@@ -203,6 +240,13 @@ COMMANDS = {
         'facebones profile mobilefacenet_wide "mixfacenet*" runs/mbf --output profile',
         _profile_options,
         _profile,
+    ),
+    "costs": Command(
+        "compare published costs with counted ones, and measure latencies in every runtime",
+        'facebones costs --output costs.md --measure --only "mobilefacenet*"',
+        _costs_options,
+        _costs,
+        takes_plugins=False,
     ),
     "export": Command(
         "export a trained backbone to ONNX, in fp32 or int8, checked against torch",

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from facebones.cli.options import (
     positive,
     runtime_option,
 )
+from facebones.evaluation.built_in import BUILT_IN
 
 DEFAULT_BOOTSTRAP = 1000
 MOST_PAIRS = 10_000_000
@@ -155,6 +157,23 @@ def _evaluate_folder(arguments: Arguments) -> None:
     from facebones.evaluation.folder import FolderProtocol
 
     _run(arguments, lambda: [FolderProtocol(path, arguments.pairs) for path in arguments.data], flip=arguments.flip)
+
+
+def _named_options(name: str, parser: argparse.ArgumentParser) -> None:
+    """Of the command of a protocol that is known by its line in `built_in` alone."""
+    known = BUILT_IN[name]
+    _model_options(parser)
+    parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="DIR", help=known.folder)
+    _flip_option(parser)
+    parser.set_defaults(without_overlap=None)  # these sets are measured as a whole
+    _result_options(parser, f"{name}.json, {known.results}")
+
+
+def _evaluate_named(name: str, arguments: Arguments) -> None:
+    from facebones.evaluation.protocol import lookup_protocol
+
+    protocol = lookup_protocol(name)
+    _run(arguments, lambda: [protocol(path) for path in arguments.data], flip=arguments.flip)
 
 
 def _sets_options(parser: argparse.ArgumentParser) -> None:
@@ -347,6 +366,56 @@ def _evaluate_groups(arguments: Arguments) -> None:
     _tell(arguments, content, print_groups)
 
 
+def _quality_options(parser: argparse.ArgumentParser) -> None:
+    models_option(parser)
+    foreign_model_options(parser)
+    embedding_options(parser, devices=False)
+    parser.add_argument(
+        "--data", required=True, metavar="SET", help="a set with pairs; folder=DIR: all pairs of a folder of people"
+    )
+    parser.add_argument(
+        "--scores",
+        nargs="+",
+        default=[],
+        metavar="[LABEL=]FILE",
+        help="quality scores, a line 'image,score' for each image [the embedding norm alone]",
+    )
+    parser.add_argument(
+        "--fmr",
+        type=_finite,
+        default=1e-3,
+        metavar="RATE",
+        help="threshold: that of this FMR on all pairs [0.001]",
+    )
+    parser.add_argument("--threshold", type=_finite, metavar="X", help="instead: cosine below which pairs are rejected")
+    parser.add_argument(
+        "--up-to", type=_finite, default=0.3, metavar="SHARE", help="pAUC up to this discarded share [0.3]"
+    )
+    _flip_option(parser)
+    _result_options(parser, "quality.json and the plots")
+
+
+def _evaluate_quality(arguments: Arguments) -> None:
+    from facebones.evaluation.models import named_files
+    from facebones.evaluation.quality import evaluate_quality
+
+    taken = ("threshold", "up_to", "flip", "bootstrap", "seed", "output", "batch_size", "workers", "runtime")
+    content = evaluate_quality(
+        {label: str(path) for label, path in named_files(arguments.model, "--model").items()},
+        arguments.data,
+        named_files(arguments.scores, "--scores") if arguments.scores else None,
+        false_match_rate=arguments.fmr,
+        preprocessing=given_preprocessing(arguments),
+        progress=True,
+        **{name: getattr(arguments, name) for name in (*taken, "backbone", "output_name", "device")},
+    )
+    from facebones.reporting.quality_tables import print_quality, write_quality_plots
+
+    if arguments.output is not None:
+        write_quality_plots(content, arguments.output)
+    _tell(arguments, content, print_quality)
+
+
 def _tell(arguments: Arguments, content: Any, print_content: Callable[[Any], None]) -> None:
     """Print a result as JSON, or for people."""
     if arguments.json:
@@ -424,11 +493,27 @@ COMMANDS = {
         _folder_options,
         _evaluate_folder,
     ),
+    **{
+        f"evaluate {name}": Command(
+            known.help,
+            f"facebones evaluate {name} --model runs/mbf --data {name} --output results/{name}",
+            partial(_named_options, name),
+            partial(_evaluate_named, name),
+        )
+        for name, known in BUILT_IN.items()
+        if known.help
+    },
     "evaluate groups": Command(
         "false match and non-match rates by group of people, at one threshold",
         "facebones evaluate groups --model runs/mbf --data folder=friends --groups sexes.csv --fmr 1e-3",
         _groups_options,
         _evaluate_groups,
+    ),
+    "evaluate quality": Command(
+        "error versus discard: do quality scores, or the embedding norm, tell where a model fails?",
+        "facebones evaluate quality --model runs/mbf --data lfw.bin --scores crfiqa.csv --output results/quality",
+        _quality_options,
+        _evaluate_quality,
     ),
     "evaluate sets": Command(
         "evaluate sets by every protocol that knows them, plug-ins included",

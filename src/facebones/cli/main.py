@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from facebones import __version__
-from facebones.cli import backbones, data, evaluation, recipes, study, training
+from facebones.cli import backbones, data, evaluation, photos, recipes, study, training
 from facebones.cli.options import Arguments, Command, current_names, import_option
 from facebones.errors import ConfigError, FaceBonesError, RunError, first_line
 from facebones.plugins import import_plugins, raised_in_plugin
@@ -26,10 +26,20 @@ from facebones.system.malloc import tune_malloc
 from facebones.system.processes import TORCHRUN_VARIABLE, Interrupted, stop_signals, stop_with_parent
 from facebones.system.progress import discard, printable, say
 
-GROUPS = {"evaluate": "measure a trained backbone", "data": "inspect, convert, align and synthesize faces"}
+GROUPS = {
+    "evaluate": "measure a trained backbone",
+    "data": "inspect, convert, align and synthesize faces",
+    "download": "fetch files that do not come with facebones",
+}
 # In the order of the help.
 COMMANDS = (
-    training.COMMANDS | study.COMMANDS | evaluation.COMMANDS | backbones.COMMANDS | recipes.COMMANDS | data.COMMANDS
+    training.COMMANDS
+    | study.COMMANDS
+    | photos.COMMANDS
+    | evaluation.COMMANDS
+    | backbones.COMMANDS
+    | recipes.COMMANDS
+    | data.COMMANDS
 )
 
 FIELD = re.compile(r"--\w+\.\w")

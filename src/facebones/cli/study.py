@@ -31,7 +31,7 @@ STUDY_OPTIONS = (
     ("recipe", "NAME", "name or file of a recipe"),
     ("data", "PATH", "training data"),
     ("backbones", "LIST", "comma-separated names, patterns, runs and ONNX files"),
-    ("seeds", "LIST", "comma-separated whole numbers"),
+    ("seeds", "LIST", "comma-separated whole numbers; or auto, or auto:POINTS: until such a difference would be found"),
     ("evaluate", "LIST", "comma-separated evaluation sets: names beside the data, paths, or PROTOCOL=PATH"),
     (
         "pair_sets",
@@ -54,7 +54,9 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(f"--{key.replace('_', '-')}", metavar=metavar, help=f"{text}; sets {key}")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="trainings at the same time [1]")
     parser.add_argument(
-        "--dry-run", action="store_true", help="show the planned runs and their progress; train nothing"
+        "--dry-run",
+        action="store_true",
+        help="show the planned runs, their progress and hours; train nothing",
     )
     parser.add_argument(
         "--accept-version",
@@ -130,9 +132,13 @@ def _launch(arguments: Arguments, study: "Study", launched: "LauncherOptions", o
 
 def _print_plan(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     from facebones.reporting.console import print_table
-    from facebones.study.display import plan_table
+    from facebones.study.display import plan_hours, plan_table
 
-    print(json.dumps(rows, indent=2)) if as_json else print_table(*plan_table(rows))
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    print_table(*plan_table(rows))
+    tell(plan_hours(rows))
 
 
 def _print_study(content: dict[str, Any], *, as_json: bool) -> None:

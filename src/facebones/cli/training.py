@@ -19,7 +19,10 @@ from facebones.cli.options import (
 from facebones.system.progress import tell
 
 # Options of `train` only, by the field of the recipe that each sets.
-TRAIN_OPTIONS = {"data": "data.path", "backbone": "backbone.name", "seed": "training.seed", "workers": "data.workers"}
+TRAIN_OPTIONS = {
+    **{"data": "data.path", "backbone": "backbone.name", "seed": "training.seed", "workers": "data.workers"},
+    "log": "log.trackers",
+}
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +33,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", help="short for --training.seed")
     parser.add_argument("--workers", metavar="N", help="short for --data.workers")
     recipe_options(parser)
+    parser.add_argument("--log", metavar="NAME,...", help="short for --log.trackers: tensorboard, wandb, ...")
     device_option(parser)
     devices_option(parser)
 

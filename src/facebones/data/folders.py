@@ -412,6 +412,24 @@ def find_pair_set(name_or_path: str, beside: Path) -> Path:
     raise DataError(f"{name_or_path}: no such verification set; {held}; name one that is there, or give a path")
 
 
+def images_below(folder: Path) -> list[str]:
+    """Paths of all images inside a folder, at any depth, sorted; without hidden files and system folders.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    found: list[str] = []
+    level = [""]
+    while level:
+        below: list[str] = []
+        for above in level:
+            folders, files = _listing(folder / above)
+            found += [f"{above}{name}" for name in files if is_image_name(name)]
+            below += [f"{above}{name}/" for name in folders if not is_system_folder(name)]
+        level = below
+    return sorted(found)
+
+
 def _listing(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folders and of the files in a folder, sorted, without hidden ones."""
     folders: list[str] = []

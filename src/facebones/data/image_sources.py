@@ -1,4 +1,4 @@
-"""Sources of face images to embed: encoded images in memory, training sets, or loose crops that are aligned."""
+"""Sources of face images to embed: encoded images in memory, training sets, files, or loose crops that are aligned."""
 
 import hashlib
 import json
@@ -172,51 +172,38 @@ def distinct(source: ImageSource, batch_size: int = 1) -> DistinctImages:
     return DistinctImages(source, order, np.concatenate([np.searchsorted(once, first), behind]))
 
 
-class LooseCrops:
-    """Face photos in a folder with five landmarks each, aligned to the reference when they are read.
+class ImageFiles:
+    """Image files of a folder, read when they are needed; images of another size are resized.
 
     Args:
         name: see `ImageSource`.
-        folder: where the photos are.
+        folder: where the files are.
         files: (N,) their names inside the folder.
-        landmarks_Nx5x2: (N, 5, 2) x, y in pixels of the photo, in the order of `alignment.REFERENCE`.
 
     Raises:
-        DataError: a name leads out of the folder, or landmarks are unusable (not finite, or all in one place).
-        ValueError: the landmarks do not have the shape (N, 5, 2).
+        DataError: a name leads out of the folder.
     """
 
-    def __init__(
-        self, name: str, folder: Path, files: Sequence[str], landmarks_Nx5x2: npt.NDArray[np.floating[Any]]
-    ) -> None:
-        from facebones.data.preprocessing import REFERENCE, similarity_transforms
+    def __init__(self, name: str, folder: Path, files: Sequence[str]) -> None:
         from facebones.data.text_lists import leads_out
 
-        if landmarks_Nx5x2.shape != (len(files), 5, 2):
-            raise ValueError(f"landmarks have shape {landmarks_Nx5x2.shape} for {len(files)} files; give (N, 5, 2)")
         self.name = name
         self.folder = folder
         self.files = files
-        self._landmarks = np.ascontiguousarray(landmarks_Nx5x2, dtype=np.float64)
         self._prefix = os.path.join(folder, "")  # noqa: PTH118 (a Path per read takes longer than the read)
         for file in files:
             if "\0" in file or leads_out(file):
                 raise DataError(f"{name}: {file!r:.60} leads out of {folder}; name a file within it")
-        # All at once: one by one takes a seventh of the reading time, and finds a broken one hours later.
-        self._transforms = similarity_transforms(self._landmarks, REFERENCE, self._what)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, index: int, size: int) -> ImageArray:
         """See `ImageSource`."""
-        from facebones.data.preprocessing import ALIGNED_SIZE, warp
-
-        photo = decode(self.encoded(index), partial(self._what, index))
-        return warp(photo, self._transforms[index] * (size / ALIGNED_SIZE), size)
+        return decode(self.encoded(index), partial(self._what, index), size)
 
     def encoded(self, index: int) -> bytes:
-        """The bytes of a photo, before it is aligned.
+        """The bytes of a file, before it is aligned.
 
         Raises:
             DataError: it cannot be read.
@@ -229,8 +216,11 @@ class LooseCrops:
             raise self._missing(index, error) from error
 
     def fingerprint(self) -> str:
-        """See `ImageSource`: a digest of names, sizes in bytes and landmarks, without reading the photos."""
-        digest = hashlib.sha256(self._landmarks.tobytes())
+        """See `ImageSource`: a digest of names and sizes in bytes, without reading the files."""
+        return self._digest(b"")
+
+    def _digest(self, more: bytes) -> str:
+        digest = hashlib.sha256(more)
         for index, file in enumerate(self.files):
             try:
                 size = os.stat(self._prefix + file).st_size  # noqa: PTH116 (half the time of a Path)
@@ -244,6 +234,44 @@ class LooseCrops:
 
     def _missing(self, index: int, error: OSError) -> DataError:
         return DataError(f"{self._what(index)}: cannot be read: {error.strerror}; restore it from its source")
+
+
+class LooseCrops(ImageFiles):
+    """Face photos in a folder with five landmarks each, aligned to the reference when they are read.
+
+    Args:
+        name: see `ImageSource`.
+        folder: where the photos are.
+        files: (N,) their names inside the folder.
+        landmarks_Nx5x2: (N, 5, 2) x, y in pixels of the photo, in the order of `preprocessing.REFERENCE`.
+
+    Raises:
+        DataError: a name leads out of the folder, or landmarks are unusable (not finite, or all in one place).
+        ValueError: the landmarks do not have the shape (N, 5, 2).
+    """
+
+    def __init__(
+        self, name: str, folder: Path, files: Sequence[str], landmarks_Nx5x2: npt.NDArray[np.floating[Any]]
+    ) -> None:
+        from facebones.data.preprocessing import REFERENCE, similarity_transforms
+
+        if landmarks_Nx5x2.shape != (len(files), 5, 2):
+            raise ValueError(f"landmarks have shape {landmarks_Nx5x2.shape} for {len(files)} files; give (N, 5, 2)")
+        super().__init__(name, folder, files)
+        self._landmarks = np.ascontiguousarray(landmarks_Nx5x2, dtype=np.float64)
+        # All at once: one by one takes a seventh of the reading time, and finds a broken one hours later.
+        self._transforms = similarity_transforms(self._landmarks, REFERENCE, self._what)
+
+    def read(self, index: int, size: int) -> ImageArray:
+        """See `ImageSource`."""
+        from facebones.data.preprocessing import ALIGNED_SIZE, warp
+
+        photo = decode(self.encoded(index), partial(self._what, index))
+        return warp(photo, self._transforms[index] * (size / ALIGNED_SIZE), size)
+
+    def fingerprint(self) -> str:
+        """See `ImageSource`: a digest of names, sizes in bytes and landmarks, without reading the photos."""
+        return self._digest(self._landmarks.tobytes())
 
 
 def read_batches(

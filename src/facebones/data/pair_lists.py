@@ -158,6 +158,17 @@ def read_pair_list(path: str | os.PathLike[str], root: str | os.PathLike[str]) -
     return PairSet(path.stem, listed, pairs.same[order], path, tuple(notes), pairs.names, places)
 
 
+def listed_images(path: Path) -> tuple[str, str]:
+    """Paths of the first pair of a list, as they would be inside its own folder.
+
+    Raises:
+        DataError: as `read_pair_list`, without reading an image.
+    """
+    pairs, _, _ = _pairs(path, path.parent)
+    one, other = pairs.rows[0, 1:3].tolist()
+    return pairs.names[one], pairs.names[other]
+
+
 def _read_images(path: Path, root: Path, pairs: _Pairs, order: Order, places: npt.NDArray[np.int32]) -> Sequence[bytes]:
     """The image of each name, (M,), read in the order of their places; an error names the first line with the image."""
     first = np.full(len(pairs.names), -1)

@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 
 import cv2
 
-from facebones.data.folders import is_image_name, read_image_file
+from facebones.data.folders import read_image_file
 from facebones.data.images import ImageArray, decode
-from facebones.data.joined_sets import is_system_folder
-from facebones.data.preprocessing import align_face
 from facebones.data.training_set import evenly
 from facebones.datatools.contact_sheet import IN_ROW, write_face_sheet
 from facebones.datatools.jpeg_damage import decoder_warnings
 from facebones.datatools.landmarks import LandmarkSource, LandmarkTable, quiet_opencv
 from facebones.datatools.partial_folder import PartialFolder, photos_origin
+from facebones.datatools.photo_faces import NoFaceError, cut_face, list_images
 from facebones.errors import ConfigError, DataError, some
 from facebones.system.files import check_writable
 from facebones.system.progress import track
@@ -239,48 +238,6 @@ def _summary(
     )
 
 
-def list_images(root: Path) -> tuple[list[str], list[str]]:
-    """List the images below a folder, following links.
-
-    Returns:
-        Their paths inside the folder, sorted; and notes on files that are left out.
-
-    Raises:
-        DataError: the folder does not exist, has no image, or cannot be read.
-    """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; name a folder of images")
-    images: list[str] = []
-    others: list[str] = []
-    _list_below(root, "", (), images, others)
-    if not images:
-        raise DataError(f"{root}: no image in it or below; check the path")
-    shown = some(sorted(others), SHOWN)
-    return sorted(images), [f"{root}: {len(others)} files that are no image left out: {shown}"] if others else []
-
-
-def _list_below(root: Path, inside: str, above: tuple[str, ...], images: list[str], others: list[str]) -> None:
-    folder = root / inside
-    real = os.path.realpath(folder)
-    if real in above:  # a link to a folder above
-        return
-    try:
-        with os.scandir(folder) as entries:
-            rows = [
-                (entry.name, entry.is_dir())
-                for entry in entries
-                if not entry.name.startswith(".") and not is_system_folder(entry.name)
-            ]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error.strerror}; check the path and its permissions") from error
-    for name, is_folder in rows:
-        path = f"{inside}/{name}" if inside else name
-        if is_folder:
-            _list_below(root, path, (*above, real), images, others)
-        else:
-            (images if is_image_name(name) else others).append(path)
-
-
 def _refuse_inside(source: Path, destination: Path) -> None:
     if Path(os.path.realpath(destination)).is_relative_to(os.path.realpath(source)):
         raise DataError(f"{destination}: lies inside {source}, whose images are read; choose another place")
@@ -308,17 +265,13 @@ def _align(source: Path, landmarks: LandmarkSource, encoding: Encoding, targets:
         return _Face(name, "", b"", 0, "unreadable image")
     except OSError as error:
         return _Face(name, "", b"", 0, f"cannot be read: {error.strerror}")
+    points, faces = landmarks.find(name, image)
+    if points is None:
+        return _Face(name, "", b"", 0, landmarks.missing)
     try:
-        points, faces = landmarks.find(name, image)
-        if points is None:
-            return _Face(name, "", b"", 0, landmarks.missing)
-        if not ((points >= 0) & (points < image.shape[1::-1])).all(axis=1).any():  # the face would be black
-            return _Face(name, "", b"", 0, "landmarks outside of the image")
-        return _Face(name, targets[name], encoding.encode(align_face(image, points, name)), faces, "")
-    except DataError:
-        return _Face(name, "", b"", 0, "landmarks all in one place")
-    except cv2.error:  # OpenCV cannot warp an image with a side of 32768 pixels or more
-        return _Face(name, "", b"", 0, "too large an image")
+        return _Face(name, targets[name], encoding.encode(cut_face(image, points, name)), faces, "")
+    except NoFaceError as error:
+        return _Face(name, "", b"", 0, error.reason)
 
 
 def _in_threads(work: Callable[[str], _Face], names: Sequence[str], workers: int) -> Generator[_Face]:

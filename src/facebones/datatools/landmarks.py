@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -61,7 +62,7 @@ class LandmarkTable:
 
     Paths start from the folder of images. x points right and y down, in pixels of the displayed image, after the
     rotation in its EXIF data; the centre of the first pixel is (0, 0). Five points have the order of
-    `alignment.REFERENCE`, 68 points that of the 300-W annotation. The first line may be a heading.
+    `preprocessing.REFERENCE`, 68 points that of the 300-W annotation. The first line may be a heading.
 
     Attributes:
         missing: the reason why an image has no landmarks.
@@ -156,6 +157,23 @@ def _fail(path: Path, line: int, reason: str) -> NoReturn:
     raise DataError(f"{path}, line {line}: {reason}")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Detection:
+    """The face that a detector has chosen in a photo.
+
+    Attributes:
+        landmarks: (5, 2) x and y in pixels of the photo, in the order of `preprocessing.REFERENCE`.
+        box: x, y, width and height in pixels of the photo.
+        score: of the detector, from 0 to 1.
+        faces: how many faces are in the photo.
+    """
+
+    landmarks: npt.NDArray[np.float64]
+    box: tuple[float, float, float, float]
+    score: float
+    faces: int
+
+
 class FaceDetector:
     """YuNet: finds the landmarks of one face in a photo; several threads may share an instance.
 
@@ -192,24 +210,35 @@ class FaceDetector:
         return {"detector": fingerprint, "confidence": self.confidence, "face": self.face}
 
     def find(self, name: str, image_HxWx3: ImageArray) -> tuple[npt.NDArray[np.float64] | None, int]:
-        """Find the face to align.
+        """Find the landmarks of the face to align.
 
         Args:
             name: not used.
             image_HxWx3: the photo, (H, W, 3) uint8 RGB.
 
         Returns:
-            Landmarks (5, 2), x and y in pixels of the photo in the order of `alignment.REFERENCE`, or None without a
-            face; and the number of faces.
+            Landmarks (5, 2), x and y in pixels of the photo in the order of `preprocessing.REFERENCE`, or None without
+            a face; and the number of faces.
         """
+        found = self.detect(image_HxWx3)
+        return (None, 0) if found is None else (found.landmarks, found.faces)
+
+    def detect(self, image_HxWx3: ImageArray) -> Detection | None:
+        """Find the largest or most central face of a photo, (H, W, 3) uint8 RGB; None without a face."""
         faces_Nx15 = self._look(image_HxWx3, *CLOSE)
         if not (faces_Nx15[:, 2] >= LARGE * min(image_HxWx3.shape[:2])).any():
             far = self._look(image_HxWx3, *FAR)
             faces_Nx15 = far if len(far) else faces_Nx15
         if not len(faces_Nx15):
-            return None, 0
+            return None
         chosen = faces_Nx15[self._choose(faces_Nx15, image_HxWx3.shape[:2])]
-        return chosen[4:14].reshape(5, 2), len(faces_Nx15)
+        x, y, width, height = chosen[:4].tolist()
+        return Detection(
+            landmarks=chosen[4:14].reshape(5, 2),
+            box=(x, y, width, height),
+            score=float(chosen[14]),
+            faces=len(faces_Nx15),
+        )
 
     def _choose(self, faces_Nx15: npt.NDArray[np.float64], size: tuple[int, ...]) -> int:
         if self.face == "largest":

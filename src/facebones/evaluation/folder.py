@@ -116,7 +116,7 @@ class FolderProtocol(Protocol):
         """At most `SAMPLED` random pairs of each kind."""
         first, second = self._sample()
         people = self._labels[first], self._labels[second]
-        score = _scores(self._rows(features_NxVxD), first, second)
+        score = cosines(self._rows(features_NxVxD), first, second)
         return ScoredPairs(score, people[0] == people[1], *people, items=(first, second))
 
     def faces(self) -> Faces:
@@ -143,10 +143,10 @@ class FolderProtocol(Protocol):
         scores, curves = [], {}
         for model, features_NxVxD in features.items():
             rows = self._rows(features_NxVxD)
-            scores.append(_scores(rows, first, second))
+            scores.append(cosines(rows, first, second))
             curves[model] = corners(roc(scores[-1], same) if self.impostors else all_pairs_curve(rows, self._labels))
         drawn = resample_verification(scores, same, people, far_targets=FAR_TARGETS, replicates=bootstrap, seed=seed)
-        exact = [_with_exact_values(metric, list(curves.values())) for metric in drawn]
+        exact = [with_exact_values(metric, list(curves.values())) for metric in drawn]
         files = {model: self._curve_file(model) for model in features}
         result = self.result(
             compare_models(list(features), with_main_rate(exact)),
@@ -184,7 +184,7 @@ def all_pairs_curve(rows_NxD: Rows, label_N: npt.NDArray[Any]) -> RocCurve:
     rows, labels = rows_NxD[order], label_N[order]
     genuine, every = np.zeros(LEVELS, np.int64), np.zeros(LEVELS, np.int64)
     for one, other in _tiles(len(rows)):
-        level = _levels(rows[one] @ rows[other].T)
+        level = score_levels(rows[one] @ rows[other].T)
         same = labels[one][:, None] == labels[other][None, :] if labels[one][-1] >= labels[other][0] else None
         if one == other:
             above = np.triu_indices(len(level), 1)
@@ -258,24 +258,24 @@ def _tiles(images: int) -> Iterator[tuple[slice, slice]]:
             yield one, other
 
 
-def _levels(score: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
-    """Number of the rounded score, from 0 for -1 to LEVELS - 1 for 1."""
+def score_levels(score: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+    """Number of the rounded score, from 0 for -1 to LEVELS - 1 for 1; the scores are overwritten."""
     score += 1
     score *= 1 / STEP
     score += 0.5
     return np.clip(score, 0, LEVELS - 1, out=score).astype(np.int32)
 
 
-def _scores(rows: Rows, first: Integers, second: Integers) -> npt.NDArray[np.float64]:
+def cosines(rows: Rows, first: Integers, second: Integers) -> npt.NDArray[np.float64]:
     """Cosines of pairs, rounded to STEP."""
     score = np.empty(first.size, np.float32)
     for start in range(0, first.size, TILE * 8):
         part = slice(start, start + TILE * 8)
         score[part] = np.einsum("pd,pd->p", rows[first[part]], rows[second[part]])
-    return np.asarray(_levels(score) * STEP - 1, np.float64)
+    return np.asarray(score_levels(score) * STEP - 1, np.float64)
 
 
-def _with_exact_values(metric: ResampledMetric | Metric, curves: list[RocCurve]) -> ResampledMetric | Metric:
+def with_exact_values(metric: ResampledMetric | Metric, curves: list[RocCurve]) -> ResampledMetric | Metric:
     """A resampled metric with the values of all pairs."""
     if not isinstance(metric, ResampledMetric):
         return metric

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from facebones.data.preprocessing import OURS, Preprocessing
+from facebones.errors import ConfigError, DataError
 from facebones.evaluation.models import Model
 from facebones.system.progress import say
 
@@ -42,12 +43,14 @@ def _given_or_likely(name: str, model: Model, given: Mapping[str, Any]) -> Prepr
     likely, why = _likely_preprocessing(model)
     chosen = replace(likely, **given)
     if why is not None and len(given) < len(fields(Preprocessing)):
-        say(f"note: {name} {why}: it gets {_in_words(chosen)} (`evaluate` has --mean, --scale and --colour)")
+        say(f"note: {name} {why}: it gets {_in_words(chosen)} (--mean, --scale and --colour change it)")
     return chosen
 
 
 def _likely_preprocessing(model: Model) -> tuple[Preprocessing, str | None]:
-    """The likely preprocessing, by what the graph begins with, by the form of the file, or ours; and why."""
+    """The likely preprocessing: by its thresholds, by what the graph begins with, by its form, or ours; and why."""
+    if (calibrated := _calibrated_input(model)) is not None:
+        return calibrated, "has thresholds that were made with this input"
     onnx = model.as_onnx
     scaling = onnx.scaling if onnx is not None else None
     if onnx is not None and onnx.folded:
@@ -61,6 +64,18 @@ def _likely_preprocessing(model: Model) -> tuple[Preprocessing, str | None]:
     if scaling is not None and not scaling.is_understood:
         return OURS, f"has preprocessing inside the graph ({scaling}), which does not show what numbers it is to get"
     return OURS, "does not state its preprocessing"
+
+
+def _calibrated_input(model: Model) -> Preprocessing | None:
+    """What somebody has told `calibrate` of this file; None if nobody has."""
+    try:
+        return (
+            None
+            if (calibration := model.calibration) is None
+            else Preprocessing(**calibration["model"]["preprocessing"])
+        )
+    except (DataError, ConfigError, KeyError, TypeError):
+        return None  # whoever uses the thresholds says that they are damaged
 
 
 def _before_graph(scaling: "Scaling") -> tuple[Preprocessing, str]:

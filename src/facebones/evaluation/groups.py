@@ -52,7 +52,7 @@ def evaluate_groups(
     Args:
         models: a model or several by name, or what `load_model` opens.
         data: what `find_protocols` finds, such as "lfw.bin" or "folder=friends"; or a `Protocol`. One set.
-        groups: a file of groups (`data.group_lists`); by default the one beside the set.
+        groups: a file of groups (`data.group_lists`); by default those that the set states, or the file beside it.
         threshold: a pair is accepted where its cosine is at least this.
         false_match_rate: instead, the threshold with this FMR on all pairs of the set. Without both, the threshold that
             `calibrate` has kept beside the weights, if there is one only.
@@ -75,11 +75,12 @@ def evaluate_groups(
         FaceBonesError: a model, the set or the file cannot be used, or there is no threshold; in one line.
     """
     _check_options(threshold, false_match_rate)
-    protocol = _protocol(data)
+    protocol = one_set_with_pairs(data)
     protocol.check()
     faces = protocol.faces()
-    path = groups_file(protocol.path) if groups is None else Path(groups)
-    groupings = read_groups(path, faces, protocol.set)
+    groupings = protocol.groupings() if groups is None else []
+    path = protocol.path if groupings else groups_file(protocol.path) if groups is None else Path(groups)
+    groupings = groupings or read_groups(path, faces, protocol.set)
     if output is not None:
         check_output(Path(output), [RESULT])
     opened = open_models(models if isinstance(models, Mapping) else {"model": models}, **opening)
@@ -156,11 +157,17 @@ def _check_options(threshold: float | None, false_match_rate: float | None) -> N
         check_rate(false_match_rate)
 
 
-def _protocol(data: Protocol | Path | str) -> Protocol:
-    """The only set with pairs."""
+def one_set_with_pairs(data: Protocol | Path | str) -> Protocol:
+    """The only set with pairs.
+
+    Raises:
+        FaceBonesError: there is none, or several.
+    """
     found = protocols_with_pairs(data)
     if len(found) != 1:
-        raise ConfigError(f"{data}: {len(found)} sets with pairs; name one, since groups belong to a set")
+        raise ConfigError(
+            f"{data}: {len(found)} sets with pairs; name one, since files of groups and of scores belong to a set"
+        )
     return found[0]
 
 

@@ -20,6 +20,7 @@ from facebones.errors import CheckpointError, ConfigError, DataError, UnknownNam
 from facebones.system.device import device_settings, select_device, to_device
 
 if TYPE_CHECKING:
+    from facebones.datatools.landmarks import FaceDetector
     from facebones.onnx.backbone import OnnxBackbone
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -83,19 +84,29 @@ class Model:
 
         return read_calibration(self.path, self.weights_sha256)
 
-    def embed(self, images: Sequence[Image] | Image, *, flip: bool = False, batch_size: int = BATCH_SIZE) -> Features:
-        """Embed aligned faces; an image of another size is resized to 112x112.
+    def embed(
+        self,
+        images: Sequence[Image] | Image,
+        *,
+        flip: bool = False,
+        batch_size: int = BATCH_SIZE,
+        detector: "FaceDetector | Path | str | None" = None,
+    ) -> Features:
+        """Embed aligned faces, or with a detector the faces of photos.
 
         Args:
             images: paths, encoded images (bytes), or uint8 arrays (H, W, 3) in RGB; or one of them alone.
             flip: add the embedding of the mirror image, as the published protocols do.
             batch_size: images per forward pass.
+            detector: finds and aligns the face of each photo, as for `detector_file.open_detector`, such as "auto".
+                None: the images are aligned faces; one of another size is resized to 112x112.
 
         Returns:
             (N, D) float32, not normalised.
 
         Raises:
-            DataError: an image cannot be read; the message names it.
+            DataError: an image cannot be read, or a photo has no face; the message names it.
+            CheckpointError: the detector is missing or broken.
 
         >>> model = load_model("mobilefacenet", device="cpu")
         >>> model.embed([np.zeros((112, 112, 3), np.uint8)]).shape
@@ -105,26 +116,41 @@ class Model:
         listed: list[Any] = [images] if alone else list(images)  # type: ignore[arg-type]
         if not listed or batch_size < 1:
             raise DataError(f"{len(listed)} images in batches of {batch_size}; give at least 1 of both")
+        finder = None
+        if detector is not None:
+            from facebones.datatools.detector_file import open_detector
+
+            finder = open_detector(detector)
         sums = []
         with evaluation_mode(self.network):
             for start in range(0, len(listed), batch_size):
                 chunk = listed[start : start + batch_size]
-                pixels = np.stack([_pixels(image, start + place) for place, image in enumerate(chunk)])
+                pixels = np.stack([_pixels(image, start + place, finder) for place, image in enumerate(chunk)])
                 sums.append(self(pixels, flip).sum(axis=1))
         return np.concatenate(sums)
 
-    def match(self, a: Image | Features, b: Image | Features, *, flip: bool = False) -> float:
-        """Cosine of two faces, from -1 to 1; higher means more alike.
+    def match(
+        self,
+        a: Image | Features,
+        b: Image | Features,
+        *,
+        flip: bool = False,
+        detector: "FaceDetector | Path | str | None" = None,
+    ) -> float:
+        """Cosine of two faces, from -1 to 1; higher means more alike. `match_photos` says more of two photos.
 
         Args:
             a: an image as for `embed`, or an embedding (D,).
             b: likewise.
             flip: as for `embed`.
+            detector: as for `embed`.
 
         Raises:
-            DataError: an image cannot be read, or an embedding is zero or not finite.
+            DataError: an image cannot be read, a photo has no face, or an embedding is zero or not finite.
+            CheckpointError: the detector is missing or broken.
         """
-        rows = [one if _is_array(one, 1) else self.embed(one, flip=flip)[0] for one in (a, b)]  # type: ignore[arg-type]
+        given: dict[str, Any] = {"flip": flip, "detector": detector}
+        rows = [one if _is_array(one, 1) else self.embed(one, **given)[0] for one in (a, b)]  # type: ignore[arg-type]
         first, second = (np.asarray(row, dtype=np.float64) for row in rows)
         length = float(np.linalg.norm(first) * np.linalg.norm(second))
         if not 0 < length < np.inf:
@@ -448,26 +474,12 @@ def _is_array(image: object, dimensions: int) -> bool:
     return isinstance(image, np.ndarray) and image.ndim == dimensions
 
 
-def _pixels(image: Image, index: int) -> Batch:
+def _pixels(image: Image, index: int, detector: "FaceDetector | None") -> Batch:
     """The pixels of an image as `Model.embed` takes it: (112, 112, 3) uint8."""
-    from facebones.data.images import decode
+    from facebones.datatools.photo_faces import find_face, read_photo
 
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise DataError(
-                f"image {index}: {image.dtype} of shape {image.shape}; give uint8 of shape (112, 112, 3), RGB"
-            )
-        if image.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE):
-            import cv2
-
-            image = cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
-        return np.asarray(image)
-    if isinstance(image, bytes):
-        return decode(image, f"image {index}", IMAGE_SIZE)
-    try:
-        return decode(Path(image).read_bytes(), str(image), IMAGE_SIZE)
-    except OSError as error:
-        raise DataError(f"{image}: cannot be read: {error.strerror}; check the path") from error
+    photo, what = read_photo(image, None if isinstance(image, Path | str) else f"image {index}")
+    return find_face(photo, detector, what).image
 
 
 def _digest(path: Path) -> str:

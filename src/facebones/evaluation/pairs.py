@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.data.pair_bins import PairSet, read_pairs
+from facebones.data.published_pairs import PUBLISHED, image_folder, published_lists, set_name
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, register_protocol
 from facebones.evaluation.verification import (
@@ -26,7 +27,13 @@ from facebones.evaluation.verification import (
     pair_set_notes,
     verify_features,
 )
-from facebones.statistics.bootstrap import REPLICATES, ResampledMetric, resample_accuracy, resample_verification
+from facebones.statistics.bootstrap import (
+    REPLICATES,
+    Identities,
+    ResampledMetric,
+    resample_accuracy,
+    resample_verification,
+)
 from facebones.statistics.metric import Metric, MetricComparison
 from facebones.statistics.significance import compare_models
 
@@ -47,7 +54,7 @@ class PairsProtocol(Protocol):
 
     Args:
         path: the file.
-        root: folder that the paths in a list start from; the list's own folder by default.
+        root: folder that the paths in a list start from; by default that of `published_pairs.image_folder`.
     """
 
     name = "pairs"
@@ -55,12 +62,13 @@ class PairsProtocol(Protocol):
     def __init__(self, path: Path | str, root: Path | None = None) -> None:
         super().__init__(path)
         self.root = root
+        self.set = set_name(self.path)
 
     @classmethod
     def find(cls, path: Path) -> list[Self]:
-        """The `.bin` files of a folder, or a file that is a `.bin` or by its name a list of pairs."""
+        """The sets of a folder, or a file that is a `.bin` or by its name a list of pairs."""
         if path.is_dir():
-            return [cls(file) for file in _bin_files(path)]
+            return [cls(file) for file in _sets_in(path)]
         return [cls(path)] if path.suffix.lower() == ".bin" or is_pair_list(path) else []
 
     @cached_property
@@ -75,6 +83,10 @@ class PairsProtocol(Protocol):
     def check(self) -> None:
         """Read the set and let it go; no image is decoded."""
         read_sound_set(self.path, self.root)
+
+    def items(self) -> npt.NDArray[np.integer[Any]]:
+        """The number of the name in each place."""
+        return self._names[1]
 
     def images(self) -> "EncodedImages":
         """The images of all pairs; pair k is images 2k and 2k + 1."""
@@ -168,48 +180,55 @@ class PairsProtocol(Protocol):
 
 
 def compare_on_pairs(
-    pair_set: PairSet, results: Mapping[str, PairSetResult], bootstrap: int = REPLICATES, seed: int = 0
+    pair_set: PairSet,
+    results: Mapping[str, PairSetResult],
+    bootstrap: int = REPLICATES,
+    seed: int = 0,
+    identities: Identities | None = None,
 ) -> list[MetricComparison]:
     """Compare models on a set: accuracy, TAR at FAR 0.001 (strict), AUC and EER, with intervals and tests.
 
-    On a set with folds of one kind of pair, the accuracy over shuffled folds follows, and is the main metric.
+    On a set with folds of one kind of pair, the accuracy over shuffled folds follows, and is the main metric. People
+    are resampled where `identities` names those of both sides, (P,) each, from 0; else pairs.
     """
     same = pair_set.is_same
     verifications = [result.verification for result in results.values()]
     correct = [correct_pairs(one, same) for one in verifications]
-    accuracy = resample_accuracy(correct, same, replicates=bootstrap, seed=seed)
-    accuracies = [accuracy, *_shuffled_accuracy(verifications, same, bootstrap, seed)]
+    drawing: dict[str, Any] = {"identities": identities, "replicates": bootstrap, "seed": seed}
+    accuracy = resample_accuracy(correct, same, **drawing)
+    accuracies = [accuracy, *_shuffled_accuracy(verifications, same, drawing)]
     if len(accuracies) > 1:
         accuracies[0] = replace(accuracy, metric=replace(accuracy.metric, main=False))
     scores = [-one.distances for one in verifications]
-    curves = resample_verification(scores, same, far_targets=(FAR_TARGET,), replicates=bootstrap, seed=seed)
+    curves = resample_verification(scores, same, far_targets=(FAR_TARGET,), **drawing)
     return compare_models(list(results), [*accuracies, *curves])
 
 
 def _shuffled_accuracy(
-    verifications: Sequence[PairResult], same: npt.NDArray[np.bool_], bootstrap: int, seed: int
+    verifications: Sequence[PairResult], same: npt.NDArray[np.bool_], drawing: Mapping[str, Any]
 ) -> list[ResampledMetric]:
     """The accuracy over shuffled folds, if the set's own folds hold one kind of pair."""
     correct = [one.correct_shuffled for one in verifications if one.correct_shuffled is not None]
     if not correct:
         return []
-    found = resample_accuracy(correct, same, replicates=bootstrap, seed=seed)
+    found = resample_accuracy(correct, same, **drawing)
     return [replace(found, metric=replace(found.metric, rule=SHUFFLED))]
 
 
 def pair_set_files(data: Sequence[Path]) -> list[Path]:
-    """The given files, and the `.bin` files of the given folders.
+    """The given files, and the sets of the given folders: `.bin` files, and the lists of CALFW, CPLFW and XQLFW.
 
     Raises:
         DataError: a folder without a set, or two sets of one name, whose results would overwrite each other.
     """
     files: list[Path] = []
     for path in data:
-        found = _bin_files(path) if path.is_dir() else [path]
+        found = _sets_in(path) if path.is_dir() else [path]
         if not found:
-            raise DataError(f"{path}: holds no pair set (NAME.bin)")
+            lists = ", ".join(sorted(PUBLISHED))
+            raise DataError(f"{path}: holds no pair set (NAME.bin), and no list ({lists}); name a list of another name")
         files.extend(found)
-    names = [path.stem for path in files]
+    names = [set_name(path) for path in files]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"--data: two pair sets are called {twice[0]}; rename a file or evaluate them separately")
     return files
@@ -233,17 +252,18 @@ def read_sound_set(path: Path, root: Path | None = None) -> PairSet:
 
     Args:
         path: a `.bin` file, or a list of pairs.
-        root: folder that the paths in a list start from.
+        root: folder that the paths in a list start from; by default that of `image_folder`.
 
     Raises:
-        DataError: as `read_pairs`, `read_pair_set` and `check_pair_set`.
+        DataError: as `read_pairs`, `read_pair_set`, `image_folder` and `check_pair_set`.
     """
     if path.suffix.lower() == ".bin" and root is None:
         pair_set = read_pairs(path)
     else:
         from facebones.data.pair_lists import read_pair_set
 
-        pair_set = read_pair_set(path, root)
+        given = image_folder(path) if root is None and is_pair_list(path) else root
+        pair_set = replace(read_pair_set(path, given), name=set_name(path))
     check_pair_set(pair_set)
     return pair_set
 
@@ -255,7 +275,7 @@ def is_pair_list(path: Path) -> bool:
     return path.suffix.lower() in PAIR_LIST_SUFFIXES
 
 
-def _bin_files(folder: Path) -> list[Path]:
+def _sets_in(folder: Path) -> list[Path]:
     from facebones.data.folders import pair_sets
 
-    return pair_sets(folder)
+    return [*pair_sets(folder), *published_lists(folder)]

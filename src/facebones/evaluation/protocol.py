@@ -6,7 +6,7 @@ new protocol is one class in one file, which may be a plug-in of the user's (`fa
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -17,11 +17,12 @@ import numpy.typing as npt
 
 from facebones.backbones.base import IMAGE_SIZE
 from facebones.errors import ConfigError, DataError, UnknownNameError
+from facebones.evaluation.built_in import BUILT_IN
 from facebones.plugins import import_entry_points
 from facebones.statistics.metric import Metric, MetricComparison, untested
 
 if TYPE_CHECKING:
-    from facebones.data.group_lists import Faces
+    from facebones.data.group_lists import Faces, Grouping
     from facebones.data.image_sources import ImageSource
     from facebones.statistics.calibration import ScoredPairs
 
@@ -154,6 +155,14 @@ class Protocol(ABC):
         """
         raise ConfigError(f"{self.path}: the protocol {self.name} does not name its images; groups need another set")
 
+    def groupings(self) -> "list[Grouping]":
+        """Groups of its people that the set itself states, for `evaluate groups` without a file; by default none."""
+        return []
+
+    def items(self) -> "npt.NDArray[np.integer[Any]]":
+        """(N,) the number that `scored_pairs` gives each image; by default its place in `images`."""
+        return np.arange(len(self.images()))
+
     def check(self) -> None:
         """Refuse, in seconds, a data set that would fail later; by default the first image is read.
 
@@ -226,25 +235,6 @@ class Protocol(ABC):
         return ProtocolResult(**where, sizes=sizes, metrics=named, notes=notes, **more)
 
 
-@dataclass(frozen=True)
-class _BuiltIn:
-    """A protocol of ours, imported at its first use: evaluating pairs needs nothing of the others.
-
-    Attributes:
-        module: that registers it.
-        may_hold: a quick test of a path, before the module is imported, unless the protocol is asked for by name.
-    """
-
-    module: str
-    may_hold: Callable[[Path], bool]
-
-
-_BUILT_IN = {
-    "pairs": _BuiltIn("pairs", lambda _: True),
-    "ijb_verification": _BuiltIn("ijb_verification", lambda path: (path / "meta").is_dir()),
-    "ijb_identification": _BuiltIn("ijb_identification", lambda path: (path / "meta").is_dir()),
-    "folder": _BuiltIn("folder", lambda _: False),  # many folders hold faces of people
-}
 _REGISTRY: dict[str, type[Protocol]] = {}
 _ProtocolClass = TypeVar("_ProtocolClass", bound=type[Protocol])
 
@@ -260,7 +250,7 @@ def register_protocol(protocol: _ProtocolClass) -> _ProtocolClass:
     name = getattr(protocol, "name", "")
     if lacking := [*([] if name else ["name"]), *sorted(protocol.__abstractmethods__)]:
         raise ConfigError(f"protocol {name or protocol.__name__}: lacks {', '.join(lacking)}; define them in the class")
-    ours = name in _BUILT_IN and protocol.__module__ != f"{__package__}.{_BUILT_IN[name].module}"
+    ours = name in BUILT_IN and protocol.__module__ != f"{__package__}.{BUILT_IN[name].module}"
     if ours or (name in _REGISTRY and _REGISTRY[name].__module__ != protocol.__module__):
         raise ConfigError(f"protocol {name}: the name is taken; choose another name")
     _REGISTRY[name] = protocol
@@ -274,7 +264,7 @@ def list_protocols() -> list[str]:
     ['pairs', 'ijb_verification', 'ijb_identification']
     """
     import_entry_points()
-    return [*_BUILT_IN, *(name for name in _REGISTRY if name not in _BUILT_IN)]
+    return [*BUILT_IN, *(name for name in _REGISTRY if name not in BUILT_IN)]
 
 
 def lookup_protocol(name: str) -> type[Protocol]:
@@ -286,8 +276,8 @@ def lookup_protocol(name: str) -> type[Protocol]:
     >>> lookup_protocol("pairs").file
     'pairs.json'
     """
-    if name in _BUILT_IN:
-        import_module(f"{__package__}.{_BUILT_IN[name].module}")
+    if name in BUILT_IN:
+        import_module(f"{__package__}.{BUILT_IN[name].module}")
     elif name not in _REGISTRY:
         import_entry_points()
     if name not in _REGISTRY:
@@ -314,7 +304,7 @@ def find_protocols(path: Path | str, protocol: str | None = None) -> list[Protoc
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; check the path of the evaluation set")
     asked = list_protocols() if protocol is None else [protocol]
-    names = [name for name in asked if name == protocol or name not in _BUILT_IN or _BUILT_IN[name].may_hold(path)]
+    names = [name for name in asked if name == protocol or name not in BUILT_IN or BUILT_IN[name].may_hold(path)]
     found = [one for name in names for one in lookup_protocol(name).find(path)]
     if not found:
         raise DataError(f"{path}: no evaluation set of the protocols {', '.join(asked)}; check the path")

@@ -272,6 +272,8 @@ def _measure(
         from facebones.evaluation.models_of_group import check_alike
 
         check_alike(opened, sources, world, batch_size=batch_size, flip=flip)
+    # Random weights, of a backbone that is named alone, have no digest by which features could be found again.
+    keeps = all(model.weights_sha256 for model in opened.values())
     results: list[ProtocolResult] = []
     for group, source, found_N in zip(groups, sources, left_apart, strict=True):
         features = _embed(
@@ -282,7 +284,7 @@ def _measure(
             workers=workers,
             image_size=IMAGE_SIZE,
             flip=flip or any(one.needs_flip for one in group),
-            folder=_features_folder(output, group, groups),
+            folder=_features_folder(output, group, groups) if keeps else None,
             progress=progress,
             world=world,
         )

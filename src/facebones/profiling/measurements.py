@@ -13,8 +13,9 @@ all networks, and no result depends on one stretch of time. A turn starts with a
 device, then repeats until its time is filled. Medians and percentiles are over all repetitions of all rounds.
 
 A result that other work on the machine has changed is marked as busy: the process waited for a processor (the clock ran
-WAITED times as long as its processors), or the rounds disagree (their median latencies are SPREAD of their median
-apart).
+WAITED times as long as its processors, or its threads stood in the system's queue for QUEUED of the time, which shows
+where a network on several threads got fewer processors), or the rounds disagree (their median latencies are SPREAD of
+their median apart).
 """
 
 import importlib
@@ -41,6 +42,7 @@ from facebones.profiling.networks import Source, open_network
 from facebones.system.device import select_device
 from facebones.system.progress import track
 
+TASKS = Path("/proc/self/task")
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # man 5 proc_pid_clear_refs
 REPETITIONS = 3  # the second pass may need more: the first result is freed only after the second is computed
@@ -129,6 +131,7 @@ def _resident(kind: str) -> int:
 
 LEAST_SINGLES, LEAST_BATCHES = 4, 1  # repetitions per turn, however long they take
 WAITED = 1.2
+QUEUED = 0.2
 SPREAD = 0.25
 
 
@@ -142,6 +145,7 @@ class Timings:
         batch: durations with `batch_size` images.
         rounds: median of `single` in each round.
         processor: time of the process on all processors, over all repetitions.
+        queued: time that its threads were ready but had no processor, likewise; 0 where the system does not tell it.
     """
 
     batch_size: int
@@ -149,15 +153,18 @@ class Timings:
     batch: list[float] = field(default_factory=list)
     rounds: list[float] = field(default_factory=list)
     processor: float = 0.0
+    queued: float = 0.0
 
     def add_turn(self, infer: Callable[[int], None], seconds: float) -> None:
-        """Time one image, then a batch, for so many seconds each."""
+        """Time one image, then a batch unless that is one image too, for so many seconds each."""
+        before = _queued()
         single, taken = _repeat(infer, 1, seconds, LEAST_SINGLES)
-        batch, more = _repeat(infer, self.batch_size, seconds, LEAST_BATCHES)
+        batch, more = _repeat(infer, self.batch_size, seconds, LEAST_BATCHES) if self.batch_size > 1 else ([], 0.0)
         self.single += single
         self.batch += batch
         self.rounds.append(float(np.median(single)))
         self.processor += taken + more
+        self.queued += max(0.0, _queued() - before)  # below 0 if a thread has ended
 
     def summary(self) -> dict[str, float]:
         """Latency percentiles in milliseconds, images per second from the median batch, and how busy the machine was.
@@ -165,17 +172,19 @@ class Timings:
         Where time is spent on another device, the processors' time says nothing, so only the spread does.
         """
         p50, p90 = np.percentile(self.single, [50, 90]) * 1000
-        waited = (sum(self.single) + sum(self.batch)) / max(self.processor, 1e-9)
+        batch = self.batch if self.batch_size > 1 else self.single
+        wall = sum(self.single) + sum(self.batch)
+        waited = wall / max(self.processor, 1e-9)
         spread = (max(self.rounds) - min(self.rounds)) / float(np.median(self.rounds)) if self.rounds else 0.0
         return {
             "latency_p50_ms": float(p50),
             "latency_p90_ms": float(p90),
             "latency_repetitions": len(self.single),
-            "throughput_images_per_second": float(self.batch_size / np.median(self.batch)),
-            "throughput_repetitions": len(self.batch),
+            "throughput_images_per_second": float(self.batch_size / np.median(batch)),
+            "throughput_repetitions": len(batch),
             "wall_to_processor_time": waited,
             "spread_of_rounds": spread,
-            "busy": waited > WAITED or spread > SPREAD,
+            "busy": waited > WAITED or self.queued > QUEUED * wall or spread > SPREAD,
         }
 
 
@@ -192,6 +201,14 @@ def measure_timings(inferences: Sequence[Callable[[int], None]], batch_size: int
     for infer, timing in track(turns, f"latency and throughput, {ROUNDS} rounds"):
         timing.add_turn(infer, seconds / ROUNDS)
     return timings
+
+
+def _queued() -> float:
+    """Seconds for which threads of this process were ready but had no processor (man 5 proc_pid_schedstat)."""
+    try:
+        return sum(int(path.read_text().split()[1]) for path in TASKS.glob("*/schedstat")) / 1e9
+    except (OSError, ValueError, IndexError):  # not Linux, or a thread has just ended
+        return 0.0
 
 
 def _repeat(infer: Callable[[int], None], images: int, seconds: float, least: int) -> tuple[list[float], float]:

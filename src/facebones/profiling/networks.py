@@ -13,7 +13,7 @@ from facebones.evaluation.models import open_backbone
 from facebones.system.device import select_device
 from facebones.system.progress import say
 
-SUFFIXES = {".onnx", ".pt", ".pth", ".safetensors"}
+SUFFIXES = {".h5", ".onnx", ".pt", ".pth", ".safetensors"}
 
 
 @dataclass(frozen=True)

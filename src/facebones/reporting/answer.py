@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from facebones.reporting.results import MetricResult, Results
+from facebones.reporting.seeds import SEED_RULE, seed_sentences
 from facebones.reporting.variants import variant_name
 from facebones.reporting.words import MOST_LISTED, listed, spread_words
 from facebones.system.number_format import short_number
 
 MACS_BUDGETS = tuple(1e6 * value for value in (10, 50, 150, 500, 1e3, 5e3, 20e3))
 LATENCY_BUDGETS = (2.0, 5.0, 20.0, 100.0, 500.0)
+MOST_SENTENCES = 5  # of an answer
 MOST_GROUPS = 4  # sentences for a factor by one metric
+
+QUESTIONS = ("verdict", "budget", "unknown", "cheapest", "factor", "tuning", "seeds", "latency")
+NO_SENTENCES = {question: list[str]() for question in QUESTIONS}
 
 BEST_RULE = (
     "The best {noun} has the best mean over its seeds. {Noun}s are compared by the main metric of each evaluated"
@@ -51,24 +56,83 @@ class Answer:
     """The beginning of a report.
 
     Attributes:
-        sentences: plain text, the most important first.
+        sentences: at most MOST_SENTENCES, plain text, the most important first.
         rules: how they were derived; plain text.
+        details: every sentence of every metric, where they are more.
     """
 
     sentences: Sequence[str]
     rules: Sequence[str]
+    details: Sequence[str] = ()
 
 
 def answer(results: Results) -> Answer:
     """The answer that the metrics give, or the statement that there are none."""
     metrics = results.main_metrics()
-    sentences = [sentence for metric in metrics for sentence in _by_metric(results, metric)]
+    parts = [_by_metric(results, metric) for metric in metrics]
     if metrics:
-        sentences += _by_latency(results, metrics[0])
-    if not sentences:
-        sentences = [f"Nothing has been measured yet, so no {results.noun} can be recommended."]
+        parts[0]["latency"] = _by_latency(results, metrics[0])
+    reservations = _reservations(results, metrics)
+    details = [sentence for part in parts for sentences in part.values() for sentence in sentences] + reservations
+    if not any(map(any, parts)):
+        details.insert(0, f"Nothing has been measured yet, so no {results.noun} can be recommended.")
     rules = _rules(results, metrics) if metrics else []
-    return Answer(sentences=[*sentences, *_reservations(results, metrics)], rules=rules)
+    if len(details) <= MOST_SENTENCES:
+        return Answer(sentences=details, rules=rules)
+    return Answer(sentences=_summary(results, metrics, parts[0], reservations), rules=rules, details=details)
+
+
+def _summary(
+    results: Results, metrics: Sequence[MetricResult], first: Mapping[str, list[str]], reservations: Sequence[str]
+) -> list[str]:
+    """One sentence for each question: what is best, by the other metrics too, for a budget, and is it real?"""
+    beginning = [*first["verdict"], *_by_others(results, metrics)]
+    end = [_joined(reservations)] if reservations else []
+    parts = [first["factor"][:1], first["tuning"][:1], _in_one(first["budget"]), first["cheapest"], first["seeds"]]
+    chosen = [sentence for part in [*parts, _in_one(first["latency"])] for sentence in part]
+    return [*beginning, *chosen[: MOST_SENTENCES - len(beginning) - len(end)], *end]
+
+
+def _in_one(sentences: Sequence[str]) -> list[str]:
+    """Sentences on several budgets as one: what is best, without the verdict on the others."""
+    if len(sentences) < 2:
+        return [*sentences]
+    parts = [sentence.rstrip(".").split("; ")[0] for sentence in sentences]
+    return ["; ".join([parts[0], *(part[0].lower() + part[1:] for part in parts[1:])]) + "."]
+
+
+def _joined(sentences: Sequence[str]) -> str:
+    """Sentences as one; what begins with a name keeps its letters."""
+    parts = [sentence.rstrip(".") for sentence in sentences]
+    small = [part[0].lower() + part[1:] if part.startswith(("Each ", "The ")) else part for part in parts[1:]]
+    return "; ".join([parts[0], *small]) + "."
+
+
+def _by_others(results: Results, metrics: Sequence[MetricResult]) -> list[str]:
+    """What is best by the metrics after the first, and by which of them nothing is significant."""
+    best = dict[tuple[str, ...], list[str]]()
+    unclear, first = list[str](), tuple[str, ...]()
+    for metric in metrics:
+        ranking = results.ranking(metric)
+        if len(ranking) > 1 and not _all_guess(metric):
+            ties, _, worse, untested = _sides(results, metric, ranking)
+            if metric is not metrics[0]:
+                best.setdefault(tuple(ties), []).append(metric.title)
+                unclear += [] if worse or untested else [metric.title]
+            else:
+                first = tuple(ties)
+    if not best:
+        return []
+    whole = f"all {len(metrics) - 1} other metrics"
+    parts = [
+        f"by {whole if len(titles) == len(metrics) - 1 > 2 else listed(titles)}, {listed([*names])} {_is(names)} best"
+        + (" as well" if names == first else "")
+        for names, titles in sorted(best.items(), key=lambda item: item[0] != first)
+    ]
+    if unclear:
+        parts.append(f"no difference from the best is significant by {listed(unclear)}")
+    whole = "; ".join(parts)
+    return [whole[0].upper() + whole[1:] + "."]
 
 
 def _rules(results: Results, metrics: Sequence[MetricResult]) -> list[str]:
@@ -79,28 +143,40 @@ def _rules(results: Results, metrics: Sequence[MetricResult]) -> list[str]:
         rules[:2] = [VARIANT_RULE.format(factors=", ".join(results.factors)), best_rule, VARIANT_TEST_RULE]
     if any(_by_tuning(results, metric) for metric in metrics):
         rules.append(ORDER_RULE)
+    if any(seed_sentences(results, metric) for metric in metrics):
+        rules.append(SEED_RULE.format(noun=results.noun))
     return rules
 
 
-def _by_metric(results: Results, metric: MetricResult) -> list[str]:
+def _by_metric(results: Results, metric: MetricResult) -> dict[str, list[str]]:
+    """The sentences on a metric by what they are about."""
     ranking = results.ranking(metric)
     if _all_guess(metric):
         chance = f"{100 * (metric.chance or 0):g} %"
-        return [f"By {metric.title}, no {results.noun} is better than guessing ({chance}); no conclusion is possible."]
+        guessing = (
+            f"By {metric.title}, no {results.noun} is better than guessing ({chance}); no conclusion is possible."
+        )
+        return NO_SENTENCES | {"verdict": [guessing]}
     if not ranking:
-        return []
+        return dict(NO_SENTENCES)
     if len(ranking) == 1:
-        return [f"{ranking[0]} reaches {_value(results, metric, ranking[0])} by {metric.title}; nothing to compare."]
+        value = _value(results, metric, ranking[0])
+        return NO_SENTENCES | {"verdict": [f"{ranking[0]} reaches {value} by {metric.title}; nothing to compare."]}
     costs = {name: macs for name in ranking if (macs := results.costs[name].macs) is not None}
     best = costs.get(ranking[0])
-    sentences = [_verdict(results, metric, ranking, place="" if best is None else f", at {short_number(best)} MACs,")]
-    sentences += _by_budget(results, metric, costs, MACS_BUDGETS, lambda value: f"{short_number(value)} MACs")
-    unknown = [name for name in ranking if name not in costs]
-    if unknown and costs:
-        them = "it" if len(unknown) == 1 else "them"
-        sentences.append(f"The MACs of {listed(unknown)} are unknown, so no budget includes {them}.")
-    sentences += _cheapest(results, metric, ranking) + _by_factor(results, metric, ranking)
-    return sentences + _by_tuning(results, metric)
+    unknown = [name for name in ranking if name not in costs] if costs else []
+    them = "it" if len(unknown) == 1 else "them"
+    return NO_SENTENCES | {
+        "verdict": [
+            _verdict(results, metric, ranking, place="" if best is None else f", at {short_number(best)} MACs,")
+        ],
+        "budget": _by_budget(results, metric, costs, MACS_BUDGETS, lambda value: f"{short_number(value)} MACs"),
+        "unknown": [f"The MACs of {listed(unknown)} are unknown, so no budget includes {them}."] if unknown else [],
+        "cheapest": _cheapest(results, metric, ranking),
+        "factor": _by_factor(results, metric, ranking),
+        "tuning": _by_tuning(results, metric),
+        "seeds": seed_sentences(results, metric),
+    }
 
 
 def _by_factor(results: Results, metric: MetricResult, ranking: Sequence[str]) -> list[str]:
@@ -189,15 +265,7 @@ def _verdict(
     def named(names: Sequence[str]) -> str:
         return listed([called[name] if called else name for name in names])
 
-    means = {name: spread.mean for name in ranking if (spread := results.spread(metric, name)) is not None}
-    best, ties = ranking[0], [name for name in ranking if means[name] == means[ranking[0]]]
-    others = [name for name in ranking if name not in ties]
-    pairs = [{test.first, test.second} for test in results.tests(metric)]
-    tested = {name for pair in pairs if best in pair for name in pair}
-    same = results.not_different_from(metric, best)
-    alike = [name for name in others if name in same]
-    worse = [name for name in others if name in tested and name not in alike]
-    untested = [name for name in others if name not in tested]
+    best, (ties, alike, worse, untested) = ranking[0], _sides(results, metric, ranking)
     if alike and not worse and not untested:
         return (
             f"{lead}{'by' if lead else 'By'} {metric.title}, no difference from the best is significant:"
@@ -213,6 +281,21 @@ def _verdict(
     if untested:
         parts.append(f"{named(untested)} {_is(untested)} worse, but no test confirms it")
     return "; ".join(parts) + "."
+
+
+def _sides(
+    results: Results, metric: MetricResult, ranking: Sequence[str]
+) -> tuple[list[str], list[str], list[str], list[str]]:
+    """These variants, the best first, as those that are best, and those that the tests call alike, worse or neither."""
+    means = {name: spread.mean for name in ranking if (spread := results.spread(metric, name)) is not None}
+    best, ties = ranking[0], [name for name in ranking if means[name] == means[ranking[0]]]
+    others = [name for name in ranking if name not in ties]
+    pairs = [{test.first, test.second} for test in results.tests(metric)]
+    tested = {name for pair in pairs if best in pair for name in pair}
+    same = results.not_different_from(metric, best)
+    alike = [name for name in others if name in same]
+    worse = [name for name in others if name in tested and name not in alike]
+    return ties, alike, worse, [name for name in others if name not in tested]
 
 
 def _cheapest(results: Results, metric: MetricResult, ranking: Sequence[str]) -> list[str]:

@@ -149,7 +149,7 @@ def print_evaluation(content: Mapping[str, Any]) -> None:
         for note in section.get("notes") or ():
             tell(f"note: {note}")
         _print_details(section)
-        _print_tests(metrics, models, title)
+        print_tests(metrics, models, title)
 
 
 def print_calibration(content: Mapping[str, Any]) -> None:
@@ -256,7 +256,7 @@ def _detail(key: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _print_tests(metrics: Sequence[MetricJson], models: Sequence[str], title: str) -> None:
+def print_tests(metrics: Sequence[MetricJson], models: Sequence[str], title: str) -> None:
     """Print the tests between every two models, or against the best if there are many models."""
     rows = []
     for metric in metrics:

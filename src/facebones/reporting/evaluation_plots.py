@@ -1,4 +1,4 @@
-"""The plots of one evaluation, drawn from its result and score files: ROC, CMC and DET of all its models."""
+"""The plots of one evaluation, drawn from its result and score files: ROC, CMC, DET and Rank-1 of all its models."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -7,6 +7,7 @@ from typing import Any
 
 from facebones.reporting.evaluations import evaluated_set, metric_results, read_roc
 from facebones.reporting.plots.curves import plot_cmc, plot_det, plot_roc, roc_bands
+from facebones.reporting.plots.distractors import plot_distractors
 from facebones.reporting.plots.style import Style, model_styles, plot_paths
 from facebones.reporting.runs import OTHER_SHAPE, unexpected
 from facebones.reporting.words import set_words
@@ -25,7 +26,7 @@ def write_evaluation_plots(result: Mapping[str, Any], output: Path) -> list[Path
 
     Returns:
         the files, PNG and PDF: of ROC curves `roc_SET`, `roc_SETTING` if one set was evaluated in several settings, or
-        `roc` (all sets of a single model); `cmc`; and `det_GALLERY`.
+        `roc` (all sets of a single model); `cmc`; `det_GALLERY`; and `distractors`.
 
     Raises:
         DataError: a score file is missing or damaged.
@@ -57,6 +58,11 @@ def _plots(result: Mapping[str, Any], output: Path, styles: Mapping[str, Style])
         title = set_words(section)
         if rates := section["curves"].get("cmc"):
             yield "cmc", partial(_draw_cmc, rates, f"{title}: closed-set identification", styles)
+        if among := section["curves"].get("distractors"):
+            yield (
+                "distractors",
+                partial(_draw_distractors, among, f"{title}: Rank-1 by the number of distractors", styles),
+            )
         for kind, errors in section["curves"].items():
             if kind.startswith(DET) and errors:
                 gallery = kind.removeprefix(DET)
@@ -91,6 +97,12 @@ def _curve(entry: Any, output: Path) -> RocCurve:
 
 def _draw_cmc(rates: Mapping[str, Any], title: str, styles: Mapping[str, Style], paths: tuple[Path, ...]) -> None:
     plot_cmc(rates, paths, title, styles=styles)
+
+
+def _draw_distractors(
+    among: Mapping[str, Any], title: str, styles: Mapping[str, Style], paths: tuple[Path, ...]
+) -> None:
+    plot_distractors(among, paths, title, styles=styles)
 
 
 def _draw_det(errors: Mapping[str, Any], title: str, styles: Mapping[str, Style], paths: tuple[Path, ...]) -> None:

@@ -23,6 +23,7 @@ from facebones.reporting.plots.heat_map import heat_tables
 from facebones.reporting.plots.style import COLOURS as PLOT_COLOURS
 from facebones.reporting.plots.style import DASHES, MARKERS, Style, side_by_side, variant_styles
 from facebones.reporting.results import MetricResult, Results, Run
+from facebones.reporting.seeds import bars_words
 from facebones.reporting.tables import Cell, Table
 from facebones.reporting.words import set_words
 from facebones.statistics.curves import RocCurve, area_under_curve
@@ -73,6 +74,7 @@ def page_text(results: Results, tables: Sequence[Table], answer: Answer) -> str:
         title=results.title or "facebones",
         answer=answer,
         cautions=cautions(results),
+        bars=bars_words(results),
         data=data,
         json=Markup(script_json(data)),  # noqa: S704 - escaped by script_json
         overview=[_shown(results, table) for table in tables[:1]],

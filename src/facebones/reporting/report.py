@@ -15,6 +15,7 @@ from facebones.reporting.load import load_results
 from facebones.reporting.page import cautions, page_text, save_page
 from facebones.reporting.plots.report_plots import PLOT_KINDS, plot_files, write_plots
 from facebones.reporting.results import MetricResult, Results, Run
+from facebones.reporting.seeds import seed_tests
 from facebones.reporting.table_files import Beginning, save_tables, table_texts
 from facebones.reporting.tables import report_tables
 from facebones.reporting.variants import VariantTest
@@ -39,7 +40,8 @@ def write_report(folders: Sequence[Path], output: Path) -> dict[str, Any]:
         output: folder of the report, created if missing; an earlier report there is replaced, including its plots.
 
     Returns:
-        the content of results.json: the sentences of the "answer", the file names of the "plots", and `results_json`.
+        the content of results.json: the sentences of the "answer" and, where they are more, those of every metric
+        ("answer_details"), the file names of the "plots", and `results_json`.
 
     Raises:
         FaceBonesError: a folder holds nothing to report or something damaged, or the report cannot be written.
@@ -51,6 +53,7 @@ def write_report(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     plots = plot_files(results, output / PLOTS)
     content = {
         "answer": list(words.sentences),
+        **({"answer_details": list(words.details)} if words.details else {}),
         "plots": [path.name for path in plots],
         **results_json(results),
     }
@@ -84,7 +87,8 @@ def results_json(results: Results) -> dict[str, Any]:
         - "runs": of each its name, backbone, levels if there are factors, seed, folder, source, state, error, versions,
           steps, final_loss, and "accuracy": set to final and best validation accuracy;
         - "metrics": of each its "title", the fields of `MetricResult`, "backbones": the spread of each variant over its
-          seeds, the best first, and "tests" of every two variants;
+          seeds, the best first, "tests" of every two variants and, of a main metric, "seeds": the `SeedTest` of every
+          two variants with two seeds or more, from which the answer says how many seeds would tell;
         - "cmc": set to run to the hit rates at ranks 1, 2, ...
         - "tuning": of each study with `tune:`, what its study.json says of it: "people" on whom no trial trained,
           "pairs" of them, and "backbones", each with "levels" (of other factors), the number of the "chosen" trial and
@@ -121,7 +125,8 @@ def _metric(results: Results, metric: MetricResult) -> dict[str, Any]:
     fields = {key: value for key, value in vars(metric).items() if key != "comparisons"}
     spreads = {name: vars(results.spread(metric, name)) for name in results.ranking(metric)}
     tests = [_test(results, test) for test in results.tests(metric)]
-    return {"title": metric.title, **fields, "backbones": spreads, "tests": tests}
+    found = {"title": metric.title, **fields, "backbones": spreads, "tests": tests}
+    return found | ({"seeds": [vars(one) for one in seed_tests(results, metric)]} if metric.main else {})
 
 
 def _test(results: Results, test: VariantTest) -> dict[str, Any]:

@@ -106,8 +106,9 @@ def _overview(results: Results) -> Table:
     }
     measured = {metric.title: _metric_column(results, metric, names) for metric in metrics}
     # A narrow page hides the columns on the right, so those that matter most for a choice come first.
+    main = dict([*measured.items()][:1])
     first = {heading: costs.pop(heading) for heading in FIRST_COSTS if heading in costs}
-    for heading, column in (first | measured | costs).items():
+    for heading, column in (main | first | measured | costs).items():
         columns.append(heading)
         cells.append(column)
     columns.append("seeds done")

@@ -20,6 +20,11 @@ METRICS = {
     "eer": "EER",
     "rank": "Rank-{rank:g}",
     "tpir": "TPIR at FPIR {fpir:g}",
+    "map": "mAP",
+    "fnmr": "FNMR at {discarded:g} discarded",
+    "pauc": "pAUC to {discarded:g}",
+    "group_deviation": "standard deviation between groups",
+    "rank_among": "Rank-{rank:g} among {distractors:,.0f} distractors",
 }
 USUAL_RULES = ("", "strict")  # any other rule is part of the display name
 DETAILS = {
@@ -39,7 +44,15 @@ DETAILS = {
 }
 # Details in percent, as the metrics are. False accept rates are small, and stay fractions.
 RATES = ("accuracy_std", "tar_at_far_1e3", "tar_at_far_1e3_std", "published", "strict", "tpir")
-PROTOCOLS = {"pairs": "", "folder": "all pairs", "ijb_verification": "1:1", "ijb_identification": "1:N"}
+PROTOCOLS = {
+    "pairs": "",
+    "rfw": "",
+    "folder": "all pairs",
+    "ijb_verification": "1:1",
+    "ijb_identification": "1:N",
+    "tinyface": "1:N",
+    "megaface": "1:N",
+}
 
 
 def metric_words(metric: Any) -> str:

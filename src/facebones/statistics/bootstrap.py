@@ -186,6 +186,49 @@ def resample_rank(
     return _mean_metric(Metric(name="rank", at={"rank": rank}, main=main), design, hits)
 
 
+def resample_mean(
+    values_MN: Sequence[Scores] | Scores,
+    subject_N: npt.ArrayLike,
+    metric: Metric,
+    *,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> ResampledMetric:
+    """Mean over probes of a value from 0 to 1 that is no outcome, such as an average precision.
+
+    Args:
+        values_MN: M arrays (N,), an entry for each probe.
+        subject_N: (N,) its subject, an integer from 0.
+        metric: what the mean is.
+        replicates: number R of resampled data sets.
+        seed: of the draws.
+
+    Raises:
+        DataError: as `resample_rank`.
+
+    >>> found = resample_mean([[1.0, 0.5, 0.75]], [0, 1, 1], Metric(name="map"), replicates=10)
+    >>> float(found.values[0]), found.resampled
+    (0.75, 'identities')
+    """
+    values = _rows(values_MN, np.float64)
+    design = probes_design(np.zeros(values[0].size, dtype=np.bool_), subject_N, replicates, seed)
+    _check_length(values, design)
+    (unit,) = design.genuine.units
+    units = design.counts.shape[1]
+    sums = np.stack([np.bincount(unit, row, minlength=units) for row in values], axis=1)  # (U, M)
+    probes = design.counts[1:] @ np.bincount(unit, minlength=units)
+    return ResampledMetric(
+        metric=metric,
+        values=np.array([row.mean() for row in values]),
+        replicates=design.counts[1:] @ sums / probes[:, None],
+        excess=np.zeros((len(values), len(values))),
+        resampled=design.resampled,
+        units=design.units,
+        evidence=design.units,
+        outcomes=design.outcomes,
+    )
+
+
 def resample_open_set(
     scores_MN: Sequence[Scores] | Scores,
     hits_MN: Sequence[BoolArray] | BoolArray,

@@ -261,13 +261,31 @@ def effective_outcomes(outcome_N: BoolArray, person_N: IntArray | None) -> tuple
     return min(outcomes, binomial * outcomes / spread) if binomial and spread else float(sums.size), sums.size
 
 
+def effective_interval(rate: float, outcomes: float, units: int, *, by_people: bool) -> Interval:
+    """Score interval of a share of outcomes that tell as much as so many independent ones.
+
+    Args:
+        rate: the share.
+        outcomes: effective number of outcomes, such as `effective_outcomes` gives.
+        units: people, or outcomes where people are unknown; few of them widen it as Student's t does.
+        by_people: whether `units` are people.
+
+    >>> found = effective_interval(0.9, 100.4, 50, by_people=True)
+    >>> round(found.low, 4), round(found.high, 4), found.method
+    (0.8235, 0.9455, 'score interval of 100 effective outcomes')
+    """
+    low, high = wilson(rate, outcomes, t_quantile(LEVEL, max(units - 1, 1)))
+    return Interval(
+        low=min(low, rate),  # they differ by rounding near 0 and 1
+        high=max(high, rate),
+        level=LEVEL,
+        method=f"score interval of {outcomes:.0f} effective outcomes",
+        resampled="identities" if by_people else "pairs",
+        replicates=0,
+    )
+
+
 def _genuine_interval(pairs: ScoredPairs, accepted_G: BoolArray) -> Interval:
     """Interval of the share of accepted genuine pairs, by people where they are known."""
-    rate = float(accepted_G.mean())
     outcomes, units = effective_outcomes(accepted_G, None if pairs.first is None else pairs.first[pairs.is_same])
-    low, high = wilson(rate, outcomes, t_quantile(LEVEL, max(units - 1, 1)))
-    resampled = "pairs" if pairs.first is None else "identities"
-    method = f"score interval of {outcomes:.0f} effective outcomes"
-    return Interval(
-        low=min(low, rate), high=max(high, rate), level=LEVEL, method=method, resampled=resampled, replicates=0
-    )
+    return effective_interval(float(accepted_G.mean()), outcomes, units, by_people=pairs.first is not None)

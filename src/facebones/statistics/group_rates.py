@@ -29,12 +29,12 @@ import numpy.typing as npt
 
 from facebones.errors import DataError
 from facebones.statistics.bootstrap import REPLICATES
-from facebones.statistics.calibration import LEAST_ACCEPTED, design_effects, effective_outcomes
+from facebones.statistics.calibration import LEAST_ACCEPTED, design_effects, effective_interval, effective_outcomes
 from facebones.statistics.fairness import INDICES, Index, undefined
 from facebones.statistics.group_permutation import PERMUTATIONS, alike
 from facebones.statistics.metric import Interval
 from facebones.statistics.resampling import ColumnTotals, Kind, pairs_design
-from facebones.statistics.significance import LEVEL, SIGNIFICANT, holm, t_quantile, wilson
+from facebones.statistics.significance import LEVEL, SIGNIFICANT, holm, t_quantile
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.integer[Any]]
@@ -258,22 +258,13 @@ def _rate(pairs: GroupedPairs, error: BoolArray, kind: str) -> Rate:
         effective, units = effective_outcomes(error, None if people is None else people[0])
     else:
         effective, units = _effective_impostors(pairs.score, *people, number)
-    low, high = wilson(value, effective, t_quantile(LEVEL, max(units - 1, 1)))
-    interval = Interval(
-        low=min(low, value),
-        high=max(high, value),
-        level=LEVEL,
-        method=f"score interval of {effective:.0f} effective outcomes",
-        resampled="pairs" if people is None else "identities",
-        replicates=0,
-    )
     return Rate(
         errors=number,
         pairs=error.size,
         people=None if people is None else units,
         effective=effective,
         value=value,
-        interval=interval,
+        interval=effective_interval(value, effective, units, by_people=people is not None),
         counts=units >= (LEAST_PAIRS if people is None else LEAST_PEOPLE),
     )
 
@@ -348,7 +339,7 @@ def _index(
         return MeasuredIndex(name=index.name, reason=reason, at_least=at_least)
     value = float(index.of(*(values[kind] for kind in index.needs)))
     replicates = index.of(*(drawn[kind][:, enough] for kind in index.needs))
-    low, high = _corrected(replicates, value)
+    low, high = bias_corrected(replicates, value)
     if not differ.intersection(index.needs):
         low, high = min(low, index.equal), max(high, index.equal)
     interval = Interval(
@@ -362,7 +353,7 @@ def _index(
     return MeasuredIndex(name=index.name, value=value, interval=interval)
 
 
-def _corrected(replicates_R: FloatArray, value: float) -> tuple[float, float]:
+def bias_corrected(replicates_R: FloatArray, value: float) -> tuple[float, float]:
     """Bias-corrected percentiles (B. Efron, Canadian Journal of Statistics 9 (1981)), no narrower than plain ones.
 
     The correction alone cuts the far end too short: 89 % of intervals held a true difference that half of

@@ -4,8 +4,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import torch
 
 from facebones.data.joined_sets import beside
 from facebones.errors import RunError, UnknownNameError
@@ -17,15 +21,17 @@ from facebones.study.evaluate import check_evaluation, evaluate_all
 from facebones.study.launchers.local import LOOK_SECONDS, train_all
 from facebones.study.leases import StudyLeases, check_leases, unfinished
 from facebones.study.plan import Plan, make_plan
-from facebones.study.planned_run import DONE, TO_DO, UNFINISHED
+from facebones.study.planned_run import DONE, TO_DO, UNFINISHED, PlannedRun
 from facebones.study.proposals import import_optuna
 from facebones.study.record import STUDY_FILE, describe, entry_title, read_entries, write_record
+from facebones.study.seed_rounds import check_auto_seeds, decisions, next_round, refuse_auto_seeds, seeds_so_far
 from facebones.study.study import Study, load_study
 from facebones.study.trials import is_vain
 from facebones.system.device import select_device
 from facebones.system.heartbeat import Heartbeat
 from facebones.system.lease import EXPIRY_SECONDS, Lease, LeaseName, Watch, take
-from facebones.system.progress import say
+from facebones.system.progress import format_seconds, say, track
+from facebones.training.autotune import training_rate
 from facebones.training.start import read_start
 from facebones.training.validation import Validation
 
@@ -89,25 +95,19 @@ def compare(
         Interrupted: SIGINT or SIGTERM arrived; all trainings have saved.
     """
     output, worker = Path(output), worker or Worker(jobs=jobs)
+    study = study if isinstance(study, Study) else load_study(str(study))
+    if worker.only or not worker.wait:
+        refuse_auto_seeds(study, "--only" if worker.only else "--worker")
     plan = checked_plan(study, output, device, runtime, autotune=autotune, accept_version=accept_version)
     _refuse_unknown(worker.only, plan)
     for note in plan.notes():
         say(f"note: {note}")
     check_leases(output / STUDY_FILE, shared=worker.shared)
     if not (output / STUDY_FILE).exists():
-        write_record(plan, {}, [])
+        write_record(seeds_so_far(plan), {}, [])
     plan, failed = _tune(plan, worker, device, accept_version=accept_version)
-    leases = StudyLeases(plan.runs, expiry=worker.expiry, shared=worker.shared)
-    errors = train_all(
-        leases,
-        lambda errors: write_record(plan, failed | errors, read_entries(output / STUDY_FILE)),
-        jobs=worker.jobs,
-        device=device,
-        only=worker.only,
-        wait=worker.wait,
-    )
-    errors = failed | errors
-    if left := unfinished(leases):
+    plan, errors, left = _train(plan, failed, worker, device)
+    if left:
         return _leave(plan, errors, left)
     with _measuring(output, worker) as busy:
         if busy:
@@ -127,17 +127,46 @@ def _tune(plan: Plan, worker: Worker, device: str, *, accept_version: bool) -> t
         The plan with what the trials have chosen, and why trials have failed, by name.
     """
     failed = dict[str, str]()
-
-    def note(errors: Mapping[str, str]) -> None:
-        write_record(plan, failed | dict(errors), read_entries(plan.output / STUDY_FILE))
-
     if not plan.ahead:
         return plan, failed
     plan.tunings[0].held_out.write()
     while runs := [run for tuning in plan.tunings if (run := tuning.next_run(failed)) is not None]:
         leases = StudyLeases(runs, expiry=worker.expiry, shared=worker.shared)
+        note = partial(_record_errors, seeds_so_far(plan), dict(failed))
         failed |= train_all(leases, note, jobs=worker.jobs, device=device)
     return replace(make_plan(plan.study, plan.output, accept_version=accept_version), unusable=plan.unusable), failed
+
+
+def _train(whole: Plan, failed: Mapping[str, str], worker: Worker, device: str) -> tuple[Plan, dict[str, str], str]:
+    """Train all runs that have not ended; with `seeds: auto` round by round.
+
+    Returns:
+        the plan with the seeds that it has come to, why runs and trials have failed, and what other workers still do.
+    """
+    plan, errors = seeds_so_far(whole), dict(failed)
+    for earlier in decisions(plan)[:-1] if plan.study.auto_seeds else ():
+        say(f"seeds: {earlier.why}")
+    while True:
+        leases = StudyLeases(plan.runs, expiry=worker.expiry, shared=worker.shared)
+        errors |= train_all(
+            leases,
+            partial(_record_errors, plan, dict(errors)),
+            jobs=worker.jobs,
+            device=device,
+            only=worker.only,
+            wait=worker.wait,
+        )
+        left = unfinished(leases)
+        if left or (decided := next_round(whole, plan)) is None:
+            return plan, errors, left
+        plan, decision = decided
+        say(f"seeds: {decision.why}")
+        if not decision.more:
+            return plan, errors, left
+
+
+def _record_errors(plan: Plan, failed: Mapping[str, str], errors: Mapping[str, str]) -> None:
+    write_record(plan, {**failed, **errors}, read_entries(plan.output / STUDY_FILE))
 
 
 def _refuse_unknown(names: Sequence[str], plan: Plan) -> None:
@@ -185,13 +214,32 @@ def preview(
 ) -> list[dict[str, Any]]:
     """What `compare` with the same arguments would do: a row for each run. Nothing is trained or written.
 
+    A backbone that no run of the study has timed yet is timed by a few steps here, unless it was before.
+
     Raises:
         FaceBonesError: as `compare` raises before its first training.
     """
     plan = checked_plan(study, Path(output), device, runtime, autotune=autotune, accept_version=accept_version)
     for note in plan.notes():
         say(f"note: {note}")
-    return plan_rows(plan)
+    rates = _measured_rates(plan, select_device(device))
+    if plan.study.auto_seeds is not None:
+        say(f"note: {_least_and_most(plan, rates)}")
+    return plan_rows(seeds_so_far(plan), rates)
+
+
+def _least_and_most(plan: Plan, rates: Mapping[str, float]) -> str:
+    """What `seeds: auto` may cost, in words."""
+    rows = list(zip([*plan.runs, *plan.ahead], plan_rows(replace(plan, tunings=()), rates), strict=True))
+    parts = []
+    for seeds in (len(seeds_so_far(plan).study.seeds), len(plan.study.seeds)):
+        some = [row for run, row in rows if run.seed < seeds]
+        hours = [row["hours"] for row in some]
+        left = "unknown time" if None in hours else format_seconds(3600 * sum(hours))
+        parts.append(
+            f"{seeds} seeds, {len(some)} trainings, {sum(row['images'] for row in some):,} images, {left} left"
+        )
+    return f"seeds: auto: at least {parts[0]}; at most {parts[1]}"
 
 
 def checked_plan(
@@ -219,6 +267,7 @@ def checked_plan(
     for begun in {run.recipe.backbone: run.recipe for run in plan.runs if run.state == TO_DO}.values():
         if begun.backbone.weights != TIMM_WEIGHTS:  # those may have to be downloaded first
             read_start(begun)
+    check_auto_seeds(plan)
     if plan.ahead:
         import_optuna()
     return replace(plan, unusable=check_evaluation(plan, device, runtime))
@@ -243,18 +292,41 @@ def _unfinished(tuned: Mapping[str, Any]) -> list[str]:
     return [f"{tuned['name']}_trial{one['trial']}" for one in trials if one["error"] and one["state"] == UNFINISHED]
 
 
-def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+def _known_rates(runs: Sequence[PlannedRun]) -> dict[str, float]:
+    """Images per second by backbone and by variant, from the last line of a run of each."""
+    known = [(run, rate) for run in runs if (rate := run.progress()["images_per_second"])]
+    return {run.backbone: rate for run, rate in known} | {run.variant: rate for run, rate in known}
+
+
+def _measured_rates(plan: Plan, device: torch.device) -> dict[str, float]:
+    """Images per second by variant, of those of which no run of their backbone has got far enough to tell."""
+    known = _known_rates(plan.all_runs)
+    waiting = {
+        run.variant: run.recipe
+        for run in plan.all_runs
+        if run.state != DONE
+        and not {run.variant, run.backbone} & {*known}
+        and network_costs(run.backbone, run.recipe.backbone.embedding_size)["problem"] is None
+    }
+    shown = track(waiting.items(), "timing a few steps of each backbone", len(waiting))
+    return {name: training_rate(recipe, device) for name, recipe in shown}
+
+
+def plan_rows(plan: Plan, measured: Mapping[str, float] = MappingProxyType({})) -> list[dict[str, Any]]:
     """A row for each run: its network's cost, how far it is, and the hours left.
 
     "worker" is the process that has the run's lease.
-    The hours follow from the last rate of a run of the same backbone, at best of its levels too, in the study's folder;
-    None if there is none.
+    The hours follow from the last rate of a run of the same backbone, at best of its levels too, in the study's folder,
+    or else from a measured rate; None if there is none.
+
+    Args:
+        plan: of the study.
+        measured: images per second by variant.
     """
     runs = plan.all_runs
     progress = {run.name: run.progress() for run in runs}
     held = StudyLeases(runs).elsewhere()
-    known = [(run, rate) for run in runs if (rate := progress[run.name]["images_per_second"])]
-    rates = {run.backbone: rate for run, rate in known} | {run.variant: rate for run, rate in known}
+    rates = {**measured, **_known_rates(runs)}
     rows = []
     for run in runs:
         step = run.steps if run.state == DONE else progress[run.name]["step"]

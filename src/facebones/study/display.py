@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from facebones.errors import counted
 from facebones.reporting.tables import COSTS, FIRST_COSTS, cost_cell
 from facebones.reporting.variants import several_levels
 from facebones.reporting.words import metric_words, set_words
@@ -129,6 +130,19 @@ def _accuracy_text(progress: Mapping[str, Any]) -> str:
 def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows of a plan as a table."""
     return ("run", "parameters", "MACs", "images", "steps", "left", "state"), [_plan_cells(row) for row in rows]
+
+
+def plan_hours(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the rows of a plan take in all, in words.
+
+    >>> plan_hours([{"hours": 1.5}, {"hours": 0.25}])
+    'left: 1h45m of training steps, one training after the other; validation and evaluation come on top'
+    """
+    unknown = sum(row["hours"] is None for row in rows)
+    left = format_seconds(3600 * sum(row["hours"] or 0.0 for row in rows))
+    besides = f" besides {counted(unknown, 'training')} of unknown speed" if unknown else ""
+    steps = f"{left} of training steps{besides}, one training after the other"
+    return f"left: {steps}; validation and evaluation come on top"
 
 
 def _plan_cells(row: Mapping[str, Any]) -> Sequence[str]:

@@ -22,6 +22,7 @@ from facebones.study.leases import StudyLeases, check_leases
 from facebones.study.plan import Plan, make_plan
 from facebones.study.planned_run import DONE
 from facebones.study.record import STUDY_FILE
+from facebones.study.seed_rounds import refuse_auto_seeds, seeds_so_far
 from facebones.study.study import Study
 from facebones.system.lease import EXPIRY_SECONDS
 from facebones.system.progress import say
@@ -58,6 +59,7 @@ def launch(
     Raises:
         FaceBonesError: input that cannot be used, the launcher is not installed, or the file system has no leases.
     """
+    refuse_auto_seeds(study, f"--launcher {launcher}")
     {"slurm": lambda: check_slurm(options), "ray": check_ray}.get(launcher, lambda: None)()
     plan = checked_plan(study, output, device, runtime, accept_version=accept_version)
     if plan.ahead and launcher == "print":
@@ -136,14 +138,16 @@ def watch(study: Study, output: Path, wait: Callable[[float], object] = time.sle
     """
     said = False
     while True:
-        plan = make_plan(study, output)
+        whole = make_plan(study, output)
+        plan = seeds_so_far(whole)
         with closing(Progress(plan)) as progress:
             while (more := progress.show()) and not (plan.ahead and progress.trials_have_ended):
                 if not progress.has_worker and not said:
                     said = True
                     say(f"note: no worker trains in {output} now; the same command without --watch starts one")
                 wait(LOOK_SECONDS)
-        if not more or not plan.ahead:
+        grown = len(seeds_so_far(whole).runs) > len(plan.runs)
+        if not grown and not (more and plan.ahead):
             break
     say(f"all trainings have ended; the report: {output / REPORT_FOLDER / PAGE}")
 

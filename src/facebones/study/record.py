@@ -14,6 +14,7 @@ from facebones.reporting.words import headline
 from facebones.statistics.significance import over_seeds
 from facebones.study.plan import Plan
 from facebones.study.planned_run import DONE, PlannedRun, versions_here
+from facebones.study.seed_rounds import decisions
 from facebones.system.files import write_json
 
 STUDY_FILE = "study.json"
@@ -53,6 +54,7 @@ def describe(plan: Plan, errors: Mapping[str, str], evaluation: Sequence[Entry])
         "recipe": plan.study.resolved_recipe().to_dict(),
         "models": {name: str(path) for name, path in finished_models(plan).items()},
         **({"tuning": _tuning(plan, errors)} if plan.tunings else {}),
+        **({"auto_seeds": [one.to_json() for one in decisions(plan)]} if plan.study.auto_seeds else {}),
         "runs": runs,
         "evaluation": list(evaluation),
         "summary": _summary(plan, runs, evaluation),

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from facebones.errors import ConfigError, UnknownNameError
 from facebones.plugins import import_plugins
 from facebones.recipe import Recipe, load_recipe
-from facebones.strict_yaml import check_value, find_shipped, read_yaml, setting
+from facebones.strict_yaml import check_value, fill, find_shipped, read_yaml, setting
 from facebones.study.tuning import TuneSettings, read_space, read_tuning
 from facebones.study.vary import (
     FREE_FIELDS,
@@ -26,6 +26,9 @@ from facebones.study.vary import (
     read_factors,
     sets_section,
 )
+
+AUTO = "auto"  # as many seeds as it takes
+FIRST_SEEDS = 3  # of each level, before anything is decided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,18 @@ class ProfileSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AutoSeeds:
+    """When `seeds: auto` has enough of them; see `study.seed_rounds`."""
+
+    difference: float = setting(1.0, "points between any two levels that would be found", above=0, maximum=100)
+    power: float = setting(0.8, "chance of finding it", minimum=0.5, maximum=0.999)
+    confidence: float = setting(0.8, "of the upper limit of the spread between seeds", minimum=0.5, maximum=0.999)
+    set: str = setting("", "validation set whose accuracy counts; by default the first")
+    most: int = setting(10, "seeds of each level", minimum=FIRST_SEEDS, maximum=1000)
+    hours: float = setting(0.0, "of training in all, added up over the trainings; 0: any number", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A comparison of backbones, and of levels of recipe fields.
 
@@ -48,6 +63,8 @@ class Study:
         overrides: "section.field" of the recipe to its value's text.
         vary: factor to level to the fields that it sets, as in `overrides`; every combination is trained.
         tune: how each backbone gets fields of its own; None: not at all.
+        seeds: of each training; with `auto_seeds` all that there may be.
+        auto_seeds: when the seeds are enough; None where they are given as numbers.
         evaluate: what the models are measured on: names beside the data, paths, or PROTOCOL=PATH.
         pair_sets: short for pair sets in `evaluate`; the trainings validate on them too.
         ijb: short for IJB-B and IJB-C folders in `evaluate`.
@@ -62,6 +79,7 @@ class Study:
     tune: TuneSettings | None = None
     backbones: list[str] = setting([], "names, shell patterns, timm:NAME; or trained models: runs and ONNX files")
     seeds: list[int] = setting([0], "one training for each", minimum=0)
+    auto_seeds: AutoSeeds | None = None
     data: str = setting("", "the training data; --data sets it")
     evaluate: list[str] = setting([], "names beside the data, or paths, of pair sets, IJB folders, ...")
     pair_sets: list[str] = setting([], "names beside the data, or paths; by default the recipe's validation sets")
@@ -119,12 +137,13 @@ class Study:
         return tuned or sets_section(self.vary, "backbone")
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as plain values; `vary` and `tune` only where they are used.
+        """All fields as plain values; `vary`, `tune` and `auto_seeds` only where they are used.
 
         >>> Study(recipe="demo", backbones=["iresnet18"]).to_json()["seeds"]
         [0]
         """
-        return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in ("vary", "tune")}
+        optional = ("vary", "tune", "auto_seeds")
+        return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in optional}
 
 
 def _decisive(recipe: Recipe) -> str:
@@ -182,6 +201,7 @@ def _build(
     checked: dict[str, Any] = {"imports": _plugins(file, values.get("import", []), where["import"])}
     import_plugins(checked["imports"], where["import"], listed_in=file)  # the recipe may name a head of theirs
     values = {**values, "evaluate": _with_protocols(values.get("evaluate", []), where["evaluate"])}
+    values, auto_seeds = _with_seeds(values, where)
     hints = get_type_hints(Study)
     checked |= {
         item.name: check_value(values[item.name], hints[item.name], item.metadata, where[item.name])
@@ -195,7 +215,9 @@ def _build(
         own.pop("validation.sets", None)
     factors = read_factors(values.get("vary", {}), where["vary"])
     tune = read_tuning(values.get("tune", {}), where["tune"])
-    study = Study(name=file.stem, overrides=own | dict(overrides), vary=factors, tune=tune, **checked)
+    study = Study(
+        name=file.stem, overrides=own | dict(overrides), vary=factors, tune=tune, auto_seeds=auto_seeds, **checked
+    )
     _check_complete(study, where)
     # Refuse overrides and levels that the recipe does not know.
     of_file = {key: f"{where['overrides']}.{key}" for key in own if key not in overrides}
@@ -205,6 +227,23 @@ def _build(
             if study.tune is not None:
                 read_space(study.tune, recipe, study.vary, where["tune"])
     return study
+
+
+def _with_seeds(values: dict[str, Any], where: Mapping[str, str]) -> tuple[dict[str, Any], AutoSeeds | None]:
+    """The values with all seeds that there may be in place of `auto`, and when they are enough.
+
+    "auto:0.5" on the command line is `auto` with another difference.
+    """
+    content = values.get("auto_seeds", {})
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where['auto_seeds']}: must be a mapping, such as auto_seeds: {{difference: 0.5}}")
+    settings = fill(AutoSeeds, content, lambda key: f"{where['auto_seeds']}.{key}")
+    auto, colon, difference = str(values.get("seeds", "")).partition(":")
+    if auto.strip() != AUTO:
+        return values, None
+    if colon:
+        settings = fill(AutoSeeds, {**content, "difference": difference.strip()}, lambda _: where["seeds"])
+    return {**values, "seeds": [*range(settings.most)]}, settings
 
 
 def _plugins(file: Path, names: Any, where: str) -> list[str]:

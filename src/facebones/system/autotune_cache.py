@@ -6,13 +6,12 @@ conditions of a measurement to its value. Anyone may edit these files, so the ca
 
 import fcntl
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from facebones.errors import FaceBonesError
-from facebones.system.files import write_json
+from facebones.system.files import cache_folder, write_json
 from facebones.system.progress import say
 
 LARGEST_FILE = 2**20  # bytes
@@ -42,9 +41,7 @@ def warn_unusable(kind: str, what: str) -> None:
 
 
 def _file(kind: str) -> Path:
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    folder = given if given.is_absolute() else Path(os.path.expanduser("~/.cache"))  # noqa: PTH111 (never raises)
-    return folder / "facebones" / f"{kind}.json"
+    return cache_folder() / f"{kind}.json"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -276,6 +276,13 @@ def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, np
         raise ValueError(f"no .npz file of {' and '.join(names)}: {error}") from error
 
 
+def cache_folder() -> Path:
+    """Where files that can be fetched or measured again are kept: `~/.cache/facebones`, or under $XDG_CACHE_HOME."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = given if given.is_absolute() else Path(os.path.expanduser("~/.cache"))  # noqa: PTH111 (never raises)
+    return folder / "facebones"
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write `content` as indented JSON, atomically.
 

@@ -6,7 +6,10 @@ import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
-from typing import TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 Item = TypeVar("Item")
 
@@ -15,6 +18,7 @@ BAR_SECONDS = 0.1
 
 
 _silent: list[bool] = []
+_shown: list["Progress"] = []  # at most one: two would overwrite each other on the terminal
 
 
 def printable(text: str, *, breaks: bool = True) -> str:
@@ -93,22 +97,80 @@ def track(
 
 
 def _bar(items: Iterable[Item], description: str, total: int | None, size: int, unit: str) -> Iterator[Item]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    if unit:
-        columns.insert(3, TextColumn("{task.fields[rate]}"))
-    start = last = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(description, total=total, rate=unit)
+    start = time.monotonic()
+    with Bar(description, total) as bar:
         for done, item in enumerate(items, 1):
             yield item
-            if (now := time.monotonic()) - last < BAR_SECONDS:  # do not slow down millions of short items
-                continue
-            last = now
-            finished = min(done * size, total or done * size)
-            progress.update(task, completed=finished, rate=_rate(finished, now - start, unit))
+            if bar.due():  # do not slow down millions of short items
+                finished = min(done * size, total or done * size)
+                seconds = time.monotonic() - start
+                left = format_seconds(seconds / finished * (total - finished)) + " left" if total else ""
+                bar.update(finished, f"{_rate(finished, seconds, unit)}  {left}" if unit else left)
+
+
+class Bar:
+    """A progress bar on a terminal, with lines above it; a bar within another one is a second row below it.
+
+    It draws in the thread that updates it, so that processes that are forked meanwhile hold no lock of another thread.
+
+    Args:
+        description: what is being done.
+        total: the number of units; None: unknown.
+    """
+
+    def __init__(self, description: str, total: int | None) -> None:
+        self._description, self._total = description, total
+        self._last = -BAR_SECONDS
+        self._begun = False
+
+    def __enter__(self) -> "Bar":
+        if not _shown:
+            _shown.append(_progress())
+            _shown[0].start()
+            self._begun = True
+        self._progress = _shown[0]
+        self._task = self._progress.add_task(self._description, total=self._total, words="")
+        return self
+
+    def due(self) -> bool:
+        """Whether the last update is long enough ago for the next one."""
+        return time.monotonic() - self._last >= BAR_SECONDS
+
+    def update(self, done: int, words: str = "") -> None:
+        """Show the units done, and words behind them."""
+        self._last = time.monotonic()
+        self._progress.update(self._task, completed=done, words=words)
+        self._progress.refresh()
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.remove_task(self._task)
+        if self._begun:
+            self._progress.stop()
+            _shown.clear()
+
+
+def _progress() -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.table import Column
+
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(None, table_column=Column(ratio=1, max_width=40)),  # what the words leave
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[words]}", markup=False),
+    ]
+    return Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False, expand=True)
+
+
+@contextmanager
+def shown(description: str, total: int) -> Iterator[Bar | None]:
+    """A bar within the block on a terminal; elsewhere, and where this process is silent, None."""
+    if _silent or not sys.stderr.isatty():
+        yield None
+        return
+    with Bar(description, total) as bar:
+        yield bar
 
 
 def _lines(items: Iterable[Item], description: str, total: int | None, size: int, unit: str) -> Iterator[Item]:

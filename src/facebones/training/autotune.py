@@ -33,6 +33,7 @@ AGREEMENT = 0.8  # smallest cosine between the gradients of the backbone
 LOSS_DIFFERENCE = 0.01  # largest relative difference of the loss
 MEASURED = 5  # steps
 CACHE = "autotune"
+RATES = "training_rates"
 # Compiling takes 40 to 95 s on two cores; it is tried if the fastest run without it takes ten times as long.
 COMPILING_SECONDS = 60.0
 
@@ -104,6 +105,25 @@ def choose_settings(recipe: Recipe, device: torch.device) -> Recipe:
     return _with(recipe, best.precision, best.compile)
 
 
+def training_rate(recipe: Recipe, device: torch.device) -> float:
+    """Images per second of the steps of a training, from a few of them, or as measured here before.
+
+    The first step is left out, and with it the compiling; settings that are still to be chosen are measured as they
+    are. Reading the images of later batches is not part of it: the loader works beside the steps.
+
+    Raises:
+        FaceBonesError: the data cannot be used, or the loss is not finite.
+    """
+    recipe = _with(recipe, None, recipe.training.compile)
+    key = _conditions(recipe, device)
+    found = load_measurement(RATES, key)
+    if isinstance(found, float) and 0 < found < math.inf:
+        return found
+    rate = recipe.training.step_images / measure(recipe, device, steps=2, aim="").step_seconds
+    save_measurement(RATES, key, rate)
+    return rate
+
+
 def _try(recipe: Recipe, device: torch.device) -> Trial | None:
     """Measure a setting; None if it does not work here."""
     try:
@@ -114,8 +134,14 @@ def _try(recipe: Recipe, device: torch.device) -> Trial | None:
         return None
 
 
-def measure(recipe: Recipe, device: torch.device) -> Trial:
+def measure(recipe: Recipe, device: torch.device, *, steps: int = MEASURED, aim: str = "autotune") -> Trial:
     """Time a few steps, all on the first batch and with the same random numbers, so that settings are comparable.
+
+    Args:
+        recipe: with the settings to measure.
+        device: where it computes.
+        steps: number that are timed, after two that are not.
+        aim: what a line on stderr says it is for; empty: no line.
 
     Raises:
         FaceBonesError: the data cannot be used, or the loss is not finite.
@@ -124,12 +150,13 @@ def measure(recipe: Recipe, device: torch.device) -> Trial:
         recipe,
         data=replace(recipe.data, workers=0),
         validation=replace(recipe.validation, sets=[]),
-        log=replace(recipe.log, tensorboard=False),
+        log=replace(recipe.log, trackers=[]),
     )
-    say(f"autotune: measuring {_named(recipe.training.precision, recipe.training.compile)}")
+    if aim:
+        say(f"{aim}: measuring {_named(recipe.training.precision, recipe.training.compile)}")
     trainer = Trainer(recipe, device)
-    with closing(trainer.step_batches()) as steps:
-        batches = next(steps)
+    with closing(trainer.step_batches()) as drawn:
+        batches = next(drawn)
 
     def step() -> float:
         torch.manual_seed(recipe.training.seed)  # mirrored images, dropout, sampled centres
@@ -152,7 +179,7 @@ def measure(recipe: Recipe, device: torch.device) -> Trial:
     hook.remove()
     loss = trainer.meter.loss
     step()
-    step_seconds = statistics.median(step() for _ in range(MEASURED))
+    step_seconds = statistics.median(step() for _ in range(steps))
     return Trial(
         precision=recipe.training.precision,
         compile=recipe.training.compile,

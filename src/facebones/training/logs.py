@@ -1,4 +1,4 @@
-"""What a run logs: lines for people, one JSON object a line in metrics.jsonl, TensorBoard files on request.
+"""What a run logs: lines for people, one JSON object a line in metrics.jsonl, trackers on request.
 
 metrics.jsonl is the source of every plot and table. A checkpoint stores the length of the file; a resumed run cuts the
 file back to it, so that no line is written twice. If lines before that are lost, the run says so and continues: no
@@ -8,24 +8,23 @@ weight depends on them.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from facebones.errors import ConfigError, RunError
+from facebones.errors import RunError
 from facebones.system.number_format import percent
 from facebones.system.progress import format_seconds, say
+from facebones.training.trackers import Trackers
 
 SHUFFLED = "accuracy_shuffled"  # in the line of a set whose own folds hold one kind of pair
 
 LARGEST_WRITTEN_OUT = 1e5
-
-SummaryWriter = Callable[[str], Any]
 
 
 class Meter:
@@ -116,23 +115,26 @@ class Stopwatch:
     def read(self, images_left: int) -> tuple[float, float]:
         """Images per second since the last call, and the seconds left at the mean rate."""
         rate = self._images / max(self._seconds, 1e-9)
-        left = images_left * self._all_seconds / max(self._all_images, 1)
         self._images, self._seconds = 0, 0.0
-        return rate, left
+        return rate, self.left(images_left)
+
+    def left(self, images: int) -> float:
+        """Seconds that this many images take at the mean rate."""
+        return images * self._all_seconds / max(self._all_images, 1)
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl, and to TensorBoard files on request.
+    """Appends to metrics.jsonl, and writes the same to trackers.
 
     Args:
         path: metrics.jsonl.
         length: bytes to keep; what a killed run wrote after its last checkpoint is cut off.
-        summary_writer: writes TensorBoard files beside it.
+        trackers: of the run, if it has any.
     """
 
-    def __init__(self, path: Path, length: int, summary_writer: SummaryWriter | None = None) -> None:
+    def __init__(self, path: Path, length: int, trackers: Trackers | None = None) -> None:
         self.path = path
-        self._board = summary_writer(str(path.parent / "tensorboard")) if summary_writer else None
+        self._trackers = trackers
         try:
             self._file = path.open("a+b")
             self._cut(length)
@@ -161,19 +163,32 @@ class MetricsLog:
             self._file.flush()
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written: {error.strerror}; free space, then resume") from error
-        if self._board is not None:
+        if self._trackers is not None:
             prefix = "/".join(str(part) for part in (kind, values.get("set")) if part)
             scalars = line | {f"head/{key}": value for key, value in line.get("head", {}).items()}
-            for key, value in scalars.items():
-                if isinstance(value, int | float) and key not in ("step", "epoch"):
-                    self._board.add_scalar(f"{prefix}/{key}", value, values["step"])
+            numbers = {
+                f"{prefix}/{key}": value
+                for key, value in scalars.items()
+                if isinstance(value, int | float) and key not in ("step", "epoch")
+            }
+            self._trackers.write(values["step"], numbers)
 
-    def close(self) -> None:
-        """Close the files."""
+    def close(self, *, failed: bool = False) -> None:
+        """Close the files.
+
+        Args:
+            failed: whether the training ends before its last step.
+        """
         with suppress(OSError):  # what could not be written has been an error of `write`
             self._file.close()
-        if self._board is not None:
-            self._board.close()
+        if self._trackers is not None:
+            self._trackers.close(failed=failed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.close(failed=kind is not None)
 
 
 class NoLog(MetricsLog):
@@ -190,7 +205,7 @@ class NoLog(MetricsLog):
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
         """Write nothing."""
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Close nothing."""
 
 
@@ -235,18 +250,3 @@ def finite_or_none(values: Mapping[str, Any]) -> dict[str, Any]:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return {key: finite(value) for key, value in values.items()}
-
-
-def find_summary_writer() -> SummaryWriter:
-    """TensorBoard's file writer.
-
-    Raises:
-        ConfigError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(
-            "log.tensorboard: TensorBoard is not installed; pip install 'facebones[tensorboard]', or set it to false"
-        ) from error
-    return SummaryWriter

@@ -16,15 +16,17 @@ from facebones.errors import FaceBonesError, RunError, counted
 from facebones.recipe import Recipe
 from facebones.run_folder import RunFolder
 from facebones.system.background_save import BackgroundSave
+from facebones.system.number_format import percent
 from facebones.system.process_group import agreed, gather_objects
 from facebones.system.processes import Interrupted, StopRequest, stop_signals
-from facebones.system.progress import say
+from facebones.system.progress import Bar, format_seconds, say, shown
 from facebones.system.sharded_checkpoint import save_state
 from facebones.training.advice import Advice
 from facebones.training.callbacks import Callback, Callbacks, RunInfo, registered_callbacks
 from facebones.training.logs import MetricsLog, NoLog, train_line, validation_line
 from facebones.training.run_files import describe_environment, note_environment, write_result
 from facebones.training.step import Batch
+from facebones.training.trackers import Trackers
 from facebones.training.trainer import Trainer
 from facebones.training.validation import mean_accuracy
 
@@ -42,6 +44,7 @@ class TrainingLoop:
         self.trainer, self.recipe, self.folder = trainer, trainer.recipe, folder
         self.world = trainer.world
         self._advice = Advice()
+        self._news: dict[str, str] = {}  # of the last log line and validation, shown behind the bar
         self._saving = BackgroundSave(folder.last, folder.last_index, trainer.world)
         info = RunInfo(folder=folder.path, recipe=trainer.recipe, total_steps=trainer.total_steps)
         every = [*callbacks, *registered_callbacks()] if self.world.is_first else []
@@ -53,7 +56,9 @@ class TrainingLoop:
         self._introduce()
         with agreed(self.world):
             log = self._begin_log()
-        with closing(log), closing(trainer.step_batches()) as steps, stop_signals() as stop:
+        line_every = recipe.log.interval(trainer.total_steps)
+        bar_shown, trainer_steps = shown("training", trainer.total_steps), closing(trainer.step_batches())
+        with bar_shown as bar, log, trainer_steps as steps, stop_signals() as stop:
             self._save_beginning(log)
             while True:
                 if self._validation_due():
@@ -67,13 +72,15 @@ class TrainingLoop:
                 trainer.stopwatch.start()
                 batches = self._next_batches(steps, log, stop)
                 trainer.train_step(batches)
-                line_due = trainer.step % recipe.log.every == 0 or trainer.step == trainer.total_steps
+                line_due = trainer.step % line_every == 0 or trainer.step == trainer.total_steps
                 if line_due:
                     trainer.read_back_metrics()  # waits for the device, which is part of the steps' time
                 trainer.stopwatch.stop(trainer.step_images)
                 self.callbacks.on_step(trainer.step)
                 if line_due:
                     self._log_interval(log)
+                if bar is not None and (line_due or bar.due()):
+                    self._show(bar)
                 stopped = stop.received if self.world.size == 1 else None
                 due = trainer.step % recipe.training.checkpoint_every == 0
                 if due or stopped:
@@ -126,6 +133,7 @@ class TrainingLoop:
             }
             log.write("validation", row)
             say(validation_line(row))
+        self._news["validation"] = f"accuracy {percent(mean_accuracy(rows))}"
         trainer.validated_step = trainer.step
         if mean_accuracy(rows) > trainer.best["mean_accuracy"]:
             trainer.best |= {"mean_accuracy": mean_accuracy(rows), "step": trainer.step}
@@ -162,8 +170,17 @@ class TrainingLoop:
         say(train_line(values, trainer.total_steps, self.recipe.training.epochs, seconds_left))
         for note in self._advice.notes(trainer.meter.head, trainer.meter.counted * trainer.step_images):
             say(note)
+        loss = "" if values["loss"] is None else f"  loss {values['loss']:.4g}"
+        self._news["train"] = f"{rate:.0f} images/s{loss}"
         trainer.meter.reset()
         self.callbacks.on_log(values)
+
+    def _show(self, bar: Bar) -> None:
+        """Show the step, and what the last log line and validation said; the device is not waited for."""
+        trainer = self.trainer
+        images_left = (trainer.total_steps - trainer.step) * trainer.step_images
+        left = f"{format_seconds(trainer.stopwatch.left(images_left))} left"
+        bar.update(trainer.step, "  ".join([left, *self._news.values()]))
 
     def _next_batches(self, steps: Iterator[list[Batch]], log: MetricsLog, stop: StopRequest) -> list[Batch]:
         """The batches of the next step, on which all processes agree: none failed to read, and none is to stop.
@@ -225,7 +242,8 @@ class TrainingLoop:
         if not self.world.is_first:
             return NoLog()
         self.folder.error.unlink(missing_ok=True)
-        return MetricsLog(self.folder.metrics, trainer.metrics_bytes, trainer.summary_writer)
+        trackers = Trackers(self.recipe, self.folder.path, trainer.step) if self.recipe.log.trackers else None
+        return MetricsLog(self.folder.metrics, trainer.metrics_bytes, trackers)
 
     def _save_beginning(self, log: MetricsLog) -> None:
         """Save before the first step, so that a run folder without a checkpoint is one that has lost it.

@@ -27,7 +27,7 @@ from facebones.training.validation import VALIDATION_METRICS
 # became of `backbone.weights`.
 CHANGEABLE_FIELDS = (
     *("data.path", "data.workers", "data.max_unreadable", "distillation.embeddings", "backbone.weights"),
-    *("training.checkpoint_every", "training.background_saves", "validation.sets", "log.tensorboard"),
+    *("training.checkpoint_every", "training.background_saves", "validation.sets", "log.trackers"),
 )
 
 # Parts that are compared by value, depend on the device (the random state), or may have any length.

@@ -25,11 +25,12 @@ from facebones.system.progress import say
 from facebones.training import step as steps
 from facebones.training.data_parallel import DataParallel
 from facebones.training.logical_state import head_state, load_head_state, load_optimizer_state, optimizer_state
-from facebones.training.logs import Meter, Stopwatch, find_summary_writer
+from facebones.training.logs import Meter, Stopwatch
 from facebones.training.optimizer import build_optimizer, build_schedule, materialise_optimizer_state
 from facebones.training.start import StartWeights
 from facebones.training.state import check_state, restore_random_state
 from facebones.training.teaching import Teaching, open_training_data
+from facebones.training.trackers import check_trackers
 from facebones.training.validation import Validation
 
 
@@ -56,7 +57,7 @@ class Trainer:
         self.unreadable = UnreadableImages(recipe.data.max_unreadable, len(self.data))
         self.steps_per_epoch = config.steps_per_epoch(len(self.data), self.data.path)
         self.total_steps = self.steps_per_epoch * config.epochs
-        self.summary_writer = find_summary_writer() if recipe.log.tensorboard else None
+        check_trackers(recipe.log.trackers)
         self.validation = Validation(recipe, beside(recipe.data.path))
 
         torch.manual_seed(config.seed)

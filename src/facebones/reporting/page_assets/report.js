@@ -2,8 +2,7 @@
 "use strict";
 (() => {
   const PRINT_SIZE = { width: 660, height: 380 };
-  const ROOM_FOR_NAMES = 560; // pixels of a plot's width
-  const MOST_NAMES = 8;
+  const LETTER = { width: 6.9, height: 15 }; // pixels of the names in a plot
 
   const data = JSON.parse(document.getElementById("data").textContent);
   const off = new Set(); // indices of the variants that are switched off
@@ -101,10 +100,10 @@
     const front = paretoFront(points, metric.higher_is_better ? 1 : -1);
     const log = byId("cost-log").checked;
     const width = isPrinting() ? PRINT_SIZE.width : plot.clientWidth;
-    const isNamed = width >= ROOM_FOR_NAMES && points.length <= MOST_NAMES;
     sideBySide(points, log);
-    const side = (point) => (isNamed ? nameSide(point, points, log) : "");
-    const traces = [frontTrace(front), ...points.map((point) => pointTrace(point, metric, cost, side(point)))];
+    const height = isPrinting() ? PRINT_SIZE.height : plot.clientHeight;
+    const sides = namePlaces(points, log, width - 80, height - 70);
+    const traces = [frontTrace(front), ...points.map((point, place) => pointTrace(point, metric, cost, sides[place]))];
     const ticks = log ? logTicks(points, width) : { type: "linear", rangemode: "tozero", nticks: 7 };
     const title = cost.name === "macs" ? "MACs (FLOPs = 2 × MACs)" : cost.title;
     const x = axis(title, { tickformat: "~s", ...ticks });
@@ -135,11 +134,38 @@
     return { type: "log", tickvals: ticks, ticktext: ticks.map(short) };
   }
 
-  // A name is placed on the side that has room.
-  function nameSide(point, points, log) {
-    const place = (cost) => (log ? Math.log(cost) : cost);
-    const [first, last] = [Math.min, Math.max].map((end) => end(...points.map((one) => place(one.cost))));
-    return place(point.cost) > (first + last) / 2 ? "top left" : "top right";
+  // On which side of its mark each name has room; empty where it has none: the mark tells its name when pointed at.
+  function namePlaces(points, log, width, height) {
+    const across = points.map(({ x }) => (log ? Math.log(x) : x));
+    const up = points.map(({ mean }) => mean);
+    const ends = points.flatMap(({ mean, low, high }) => [mean, low ?? mean, high ?? mean]);
+    const scale = (value, some, size) => {
+      const [first, last] = [Math.min(...some), Math.max(...some)];
+      return first === last ? size / 2 : (0.06 + (0.88 * (value - first)) / (last - first)) * size;
+    };
+    const marks = points.map((_, place) => {
+      const [x, y] = [scale(across[place], log ? across : [0, ...across], width), scale(up[place], ends, height)];
+      return { left: x - 7, right: x + 7, bottom: y - 7, top: y + 7 };
+    });
+    const overlap = (a, b) => Math.max(0, Math.min(a.right, b.right) - Math.max(a.left, b.left))
+      * Math.max(0, Math.min(a.top, b.top) - Math.max(a.bottom, b.bottom));
+    const taken = [...marks];
+    return points.map(({ model }, place) => {
+      const mark = marks[place];
+      const [x, y, wide] = [(mark.left + mark.right) / 2, (mark.bottom + mark.top) / 2, data.models[model].name.length * LETTER.width];
+      const boxes = ["middle right", "middle left", "top center", "bottom center", "top right", "top left", "bottom right", "bottom left"]
+        .map((side) => {
+          const [vertical, horizontal] = side.split(" ");
+          const left = { right: x + 9, left: x - 9 - wide, center: x - wide / 2 }[horizontal];
+          const bottom = { middle: y - LETTER.height / 2, top: y + 8, bottom: y - 8 - LETTER.height }[vertical];
+          return { side, left, right: left + wide, bottom, top: bottom + LETTER.height };
+        });
+      const isFree = (box) => box.left >= 0 && box.right <= width && box.bottom >= 0 && box.top <= height
+        && taken.every((other) => other === mark || overlap(box, other) === 0);
+      const found = boxes.find(isFree);
+      if (found) taken.push(found);
+      return found?.side ?? "";
+    });
   }
 
   function frontTrace(front) {
@@ -239,7 +265,11 @@
     }
     for (const part of all(".heat [data-model]")) part.hidden = off.has(Number(part.dataset.model));
     all(".heat").forEach(nameHeatMap);
-    for (const plot of all(".plot")) (plot.dataset.key === "cost" ? drawCost : drawLines)(plot);
+    for (const plot of all(".plot")) drawPlot(plot);
+  }
+
+  function drawPlot(plot) {
+    if (!isFolded(plot)) (plot.dataset.key === "cost" ? drawCost : drawLines)(plot);
   }
 
   function nameHeatMap(map) {
@@ -313,15 +343,57 @@
     draw();
   }
 
-  async function copyCommand() {
+  async function copy({ currentTarget }) {
+    const source = byId(currentTarget.dataset.of);
     let words = "Copied.";
     try {
-      await navigator.clipboard.writeText(byId("command").textContent);
+      await navigator.clipboard.writeText(source.innerText.trim().replace(/\n+/g, "\n"));
     } catch {
-      getSelection().selectAllChildren(byId("command"));
+      getSelection().selectAllChildren(source);
       words = "Selected; press Ctrl+C or Cmd+C.";
     }
-    byId("copied").textContent = words;
+    currentTarget.nextElementSibling.textContent = words;
+  }
+
+  // Files that the reader saves ---------------------------------------------------------------------------------
+
+  function savePlot() {
+    const plot = document.querySelector('[data-key="cost"]');
+    const { clientWidth: width, clientHeight: height } = plot;
+    Plotly.downloadImage(plot, { format: "png", scale: 2, width, height, filename: "accuracy_and_cost" });
+  }
+
+  function saveTable(table) {
+    const text = (cell) => cell.textContent.trim().replace(/\s+/g, " ");
+    // A spreadsheet takes a cell that begins so for a formula.
+    const safe = (word) => (/^[=+@\t]/.test(word) || /^-[^\d]/.test(word) ? `'${word}` : word);
+    const quoted = (word) => (/[",\n]/.test(word) ? `"${word.replaceAll('"', '""')}"` : word);
+    const rows = all("tr", table).map((row) => [...row.cells].map((cell) => quoted(safe(text(cell)))).join(","));
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([`${rows.join("\r\n")}\r\n`], { type: "text/csv" }));
+    link.download = `${table.caption.textContent.trim().toLowerCase().replace(/[^a-z0-9]+/g, "_")}.csv`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  function addSaving(table) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "save";
+    button.textContent = "Save the table as CSV";
+    button.addEventListener("click", () => saveTable(table));
+    table.closest(".scroll").after(button);
+  }
+
+  // Folded parts ------------------------------------------------------------------------------------------------
+
+  const isFolded = (part) => !isPrinting() && part.closest("details:not([open])") !== null;
+
+  // A link into a folded part opens it.
+  function unfold() {
+    const target = location.hash ? byId(decodeURIComponent(location.hash.slice(1))) : null;
+    for (let part = target?.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
+    if (target?.closest("details")) target.scrollIntoView();
   }
 
   function begin() {
@@ -346,7 +418,11 @@
       showHeatMap();
     }
     byId("theme").addEventListener("click", changeTheme);
-    byId("copy")?.addEventListener("click", copyCommand);
+    for (const button of all(".copy")) button.addEventListener("click", copy);
+    byId("png")?.addEventListener("click", savePlot);
+    all(".sortable").forEach(addSaving);
+    for (const part of all("details")) part.addEventListener("toggle", () => all(".plot", part).forEach(drawPlot));
+    addEventListener("hashchange", unfold);
     darkSystem.addEventListener("change", () => { nameTheme(); draw(); });
     paper.addEventListener("change", draw);
     addEventListener("beforeprint", () => { root.dataset.printing = ""; draw(); });
@@ -354,6 +430,7 @@
     new ResizeObserver(([bar]) => { root.style.scrollPaddingTop = `${bar.target.offsetHeight + 12}px`; }).observe(byId("models"));
     nameTheme();
     draw();
+    unfold();
   }
 
   begin();
