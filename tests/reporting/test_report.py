@@ -164,3 +164,11 @@ assert not [name for name in loaded if name.split(".")[1:2] in (["evaluation"], 
 def test_a_report_of_a_finished_study_loads_few_modules_and_no_torch(study, tmp_path):
     code = MODULES.format(study=str(study), output=str(tmp_path / "report"))
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_title_of_ones_own_is_that_of_page_tables_and_json(tmp_path):
+    study = make_study(tmp_path / "s")
+    content = write_report([study], tmp_path / "report", title="Which network for our <door>?")
+    assert content["title"] == "Which network for our <door>?"
+    assert "<h1>Which network for our &lt;door&gt;?</h1>" in (tmp_path / "report/report.html").read_text()
+    assert (tmp_path / "report/tables.md").read_text().startswith("# Which network for our ")

@@ -76,6 +76,7 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
         help="train what no other worker has taken, then end; the last worker measures and reports",
     )
     parser.add_argument("--only", metavar="LIST", help="comma-separated names of the trainings that this process takes")
+    _title_option(parser)
     recipe_options(parser)
     runtime_option(parser)
     device_option(parser)
@@ -104,7 +105,8 @@ def _compare(arguments: Arguments) -> None:
         _launch(arguments, study, launched, options)
     else:
         worker = _worker(arguments, launched.expiry)
-        _print_study(compare(study, arguments.output, worker=worker, **options), as_json=arguments.json)
+        content = compare(study, arguments.output, worker=worker, title=arguments.title, **options)
+        _print_study(content, as_json=arguments.json)
 
 
 def _worker(arguments: Arguments, expiry: float) -> "Worker":
@@ -177,9 +179,14 @@ def _demo(arguments: Arguments) -> None:
     _print_study(demo(arguments.output, arguments.device), as_json=arguments.json)
 
 
+def _title_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--title", default="", metavar="TEXT", help="title of the report [the name of the study]")
+
+
 def _report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of a study, run or evaluation")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder, created here [report, in the first DIR]")
+    _title_option(parser)
     json_option(parser)
 
 
@@ -187,7 +194,7 @@ def _report(arguments: Arguments) -> None:
     from facebones.reporting.report import PAGE, write_report
 
     output = arguments.output or arguments.folders[0] / REPORT_FOLDER
-    content = write_report(arguments.folders, output)
+    content = write_report(arguments.folders, output, title=arguments.title)
     if arguments.json:
         print(json.dumps(content, indent=2))
     else:

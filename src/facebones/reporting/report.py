@@ -5,6 +5,7 @@ import math
 import re
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ PLOT_LISTS = {"plots": PLOTS, "pictures": "pictures"}
 PLOT_NAME = re.compile(rf"[a-z0-9_]+\.({'|'.join(PLOT_KINDS)})")
 
 
-def write_report(folders: Sequence[Path], output: Path) -> dict[str, Any]:
+def write_report(folders: Sequence[Path], output: Path, *, title: str = "") -> dict[str, Any]:
     """Write `report.html`, `tables.md`, `.tex` and `.csv`, `results.json`, and `plots/` (PNG, PDF, SVG).
 
     Args:
         folders: studies, runs, evaluations; see `load_results`.
         output: folder of the report, created if missing; an earlier report there is replaced, including its plots.
+        title: of the page and the tables; by default the names of the folders, or of the study.
 
     Returns:
         the content of results.json: the sentences of the "answer" and, where they are more, those of every metric
@@ -47,6 +49,7 @@ def write_report(folders: Sequence[Path], output: Path) -> dict[str, Any]:
         FaceBonesError: a folder holds nothing to report or something damaged, or the report cannot be written.
     """
     results = load_results(*folders)
+    results = replace(results, title=title or results.title)
     for note in results.notes:
         say(f"note: {note}")
     tables, words = report_tables(results), answer(results)

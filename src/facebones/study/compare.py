@@ -67,6 +67,7 @@ def compare(
     autotune: bool = False,
     accept_version: bool = False,
     worker: Worker | None = None,
+    title: str = "",
 ) -> dict[str, Any]:
     """Train every backbone, at every level and from every seed, by one recipe, measure all models, and write a report.
 
@@ -84,6 +85,7 @@ def compare(
         accept_version: continue runs of an older version even where a field says that this version computes other
             numbers.
         worker: how this process works beside others; replaces `jobs`.
+        title: of the report; by default the name of the study.
 
     Returns:
         The content of study.json, with the sentences of the report ("answer") and the path of its page ("report").
@@ -113,7 +115,7 @@ def compare(
         if busy:
             return _leave(plan, errors, busy)
         content = write_record(plan, errors, evaluate_all(plan, device, runtime, read_entries(output / STUDY_FILE)))
-        answer = write_report([output], output / REPORT_FOLDER)["answer"]
+        answer = write_report([output], output / REPORT_FOLDER, title=title)["answer"]
     return {**content, "answer": answer, "report": str(output / REPORT_FOLDER / PAGE)}
 
 
