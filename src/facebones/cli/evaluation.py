@@ -24,7 +24,8 @@ DEFAULT_BOOTSTRAP = 1000
 MOST_PAIRS = 10_000_000
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """A number of an option that is finite."""
     try:
         number = float(text)
     except ValueError:
@@ -44,9 +45,9 @@ def foreign_model_options(parser: argparse.ArgumentParser) -> None:
     """What a file of weights from elsewhere may not say of itself."""
     parser.add_argument("--backbone", metavar="NAME", help="the backbone, if the file does not name it")
     parser.add_argument(
-        "--mean", type=_finite, metavar="X", help="a foreign model's input is (x - mean) / scale [127.5]"
+        "--mean", type=finite, metavar="X", help="a foreign model's input is (x - mean) / scale [127.5]"
     )
-    parser.add_argument("--scale", type=_finite, metavar="X", help="likewise [127.5]")
+    parser.add_argument("--scale", type=finite, metavar="X", help="likewise [127.5]")
     parser.add_argument("--colour", choices=("rgb", "bgr"), help="order of a foreign model's input channels [rgb]")
     parser.add_argument(
         "--output-name", metavar="NAME", help="the output of an ONNX file that is the embedding, if several may be"
@@ -63,16 +64,18 @@ def embedding_options(parser: argparse.ArgumentParser, devices: bool = True) -> 
     runtime_option(parser)
 
 
-def _result_options(parser: argparse.ArgumentParser, what: str) -> None:
+def result_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """Where results go, and how intervals are drawn."""
     parser.add_argument("--output", type=Path, metavar="DIR", help=f"write {what} here")
     parser.add_argument(
-        "--bootstrap", type=_bootstrap, default=DEFAULT_BOOTSTRAP, metavar="N", help="bootstrap replicates [1000]"
+        "--bootstrap", type=bootstrap_count, default=DEFAULT_BOOTSTRAP, metavar="N", help="bootstrap replicates [1000]"
     )
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="seed of the bootstrap [0]")
     json_option(parser)
 
 
-def _flip_option(parser: argparse.ArgumentParser) -> None:
+def flip_option(parser: argparse.ArgumentParser) -> None:
+    """--no-flip."""
     parser.add_argument("--no-flip", dest="flip", action="store_false", help="do not add the mirror image's embedding")
 
 
@@ -85,7 +88,8 @@ def _without_overlap_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _bootstrap(text: str) -> int:
+def bootstrap_count(text: str) -> int:
+    """A number of resamples that an interval can be made of."""
     number = positive(text)
     if not 100 <= number <= 100_000:
         raise argparse.ArgumentTypeError(f"{number} replicates; give 100 to 100,000")
@@ -112,9 +116,9 @@ def _pairs_options(parser: argparse.ArgumentParser) -> None:
         help="pair sets (.bin), pair lists, or folders of them",
     )
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the images in pair lists [the list's own]")
-    _flip_option(parser)
+    flip_option(parser)
     _without_overlap_option(parser)
-    _result_options(parser, "pairs.json, scores and ROC plots")
+    result_options(parser, "pairs.json, scores and ROC plots")
 
 
 def _evaluate_pairs(arguments: Arguments) -> None:
@@ -139,9 +143,9 @@ def _folder_options(parser: argparse.ArgumentParser) -> None:
         metavar="all|N",
         help="all impostor pairs, or so many random ones, at most 10,000,000 [all]",
     )
-    _flip_option(parser)
+    flip_option(parser)
     parser.set_defaults(without_overlap=None)  # a folder is measured as a whole
-    _result_options(parser, "folder.json and ROC plots")
+    result_options(parser, "folder.json and ROC plots")
 
 
 def _pairs(text: str) -> int | None:
@@ -164,9 +168,9 @@ def _named_options(name: str, parser: argparse.ArgumentParser) -> None:
     known = BUILT_IN[name]
     _model_options(parser)
     parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="DIR", help=known.folder)
-    _flip_option(parser)
+    flip_option(parser)
     parser.set_defaults(without_overlap=None)  # these sets are measured as a whole
-    _result_options(parser, f"{name}.json, {known.results}")
+    result_options(parser, f"{name}.json, {known.results}")
 
 
 def _evaluate_named(name: str, arguments: Arguments) -> None:
@@ -180,9 +184,9 @@ def _sets_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser)
     parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="SET", help="files or folders of sets")
     parser.add_argument("--protocol", metavar="NAME", help="evaluate by this protocol only, such as one of a plug-in")
-    _flip_option(parser)
+    flip_option(parser)
     _without_overlap_option(parser)
-    _result_options(parser, "a result file for each protocol, scores and plots")
+    result_options(parser, "a result file for each protocol, scores and plots")
 
 
 def _evaluate_sets(arguments: Arguments) -> None:
@@ -208,7 +212,7 @@ def _templates_options(parser: argparse.ArgumentParser) -> None:
         help="N1D1F1,N0D0F0,... or all: use of norm, detector score and flip [N1D1F1]",
     )
     _without_overlap_option(parser)
-    _result_options(parser, "templates.json, MODEL_TARGET.npy, ROC plots and the features")
+    result_options(parser, "templates.json, MODEL_TARGET.npy, ROC plots and the features")
 
 
 def _evaluate_templates(arguments: Arguments) -> None:
@@ -224,7 +228,7 @@ def _identification_options(parser: argparse.ArgumentParser) -> None:
         "--pooling", default="N1D1F1", metavar="NAME", help="use of norm, detector score and flip [N1D1F1]"
     )
     _without_overlap_option(parser)
-    _result_options(parser, "identification.json, CMC and DET plots and the features")
+    result_options(parser, "identification.json, CMC and DET plots and the features")
 
 
 def _evaluate_identification(arguments: Arguments) -> None:
@@ -276,158 +280,10 @@ def _run(arguments: Arguments, protocols: Callable[[], Any], **options: Any) -> 
         raise RunError("; ".join(f"{name} was left out: {error}" for name, error in left_out.items()))
 
 
-def _calibrate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", required=True, metavar="RUN|FILE", help="a run, checkpoint, safetensors or ONNX file"
-    )
-    foreign_model_options(parser)
-    embedding_options(parser, devices=False)
-    parser.add_argument(
-        "--data",
-        required=True,
-        nargs="+",
-        metavar="SET",
-        help="files or folders of sets whose pairs are pooled; folder=DIR: all pairs of a folder of people",
-    )
-    parser.add_argument(
-        "--fmr", nargs="+", type=_finite, metavar="RATE", default=[1e-3], help="false match rates to keep [0.001]"
-    )
-    parser.add_argument(
-        "--confidence", type=_finite, default=0.95, metavar="X", help="of each promise, one-sided [0.95]"
-    )
-    _flip_option(parser)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="MODEL|FILE.json",
-        help="the model itself, to keep the thresholds beside it; or a file",
-    )
-    json_option(parser)
-
-
-def _calibrate(arguments: Arguments) -> None:
-    from facebones.evaluation.calibrate import calibrate
-
-    taken = ("confidence", "flip", "output", "batch_size", "workers", "backbone", "output_name", "device", "runtime")
-    content = calibrate(
-        arguments.model,
-        arguments.data,
-        false_match_rates=arguments.fmr,
-        preprocessing=given_preprocessing(arguments),
-        progress=True,
-        **{name: getattr(arguments, name) for name in taken},
-    )
-    from facebones.reporting.console import print_calibration
-
-    _tell(arguments, content, print_calibration)
-    if content["refused"]:
-        from facebones.errors import DataError
-
-        raise DataError("; ".join(content["refused"].values()))
-
-
-def _groups_options(parser: argparse.ArgumentParser) -> None:
-    models_option(parser)
-    foreign_model_options(parser)
-    embedding_options(parser, devices=False)
-    parser.add_argument(
-        "--data", required=True, metavar="SET", help="a set with pairs; folder=DIR: all pairs of a folder of people"
-    )
-    parser.add_argument(
-        "--groups", type=Path, metavar="FILE", help="CSV: image or person, and a column per grouping [beside the set]"
-    )
-    parser.add_argument(
-        "--threshold", type=_finite, metavar="X", help="cosine from which pairs are accepted [that of `calibrate`]"
-    )
-    parser.add_argument("--fmr", type=_finite, metavar="RATE", help="instead: the threshold of this FMR on all pairs")
-    _flip_option(parser)
-    parser.add_argument(
-        "--permutations", type=_bootstrap, default=999, metavar="N", help="permutations of the groups in a test [999]"
-    )
-    _result_options(parser, "groups.json")
-
-
-def _evaluate_groups(arguments: Arguments) -> None:
-    from facebones.evaluation.groups import evaluate_groups
-    from facebones.evaluation.models import named_files
-
-    taken = ("threshold", "flip", "bootstrap", "permutations", "seed", "output", "batch_size", "workers", "runtime")
-    content = evaluate_groups(
-        {label: str(path) for label, path in named_files(arguments.model, "--model").items()},
-        arguments.data,
-        arguments.groups,
-        false_match_rate=arguments.fmr,
-        preprocessing=given_preprocessing(arguments),
-        progress=True,
-        **{name: getattr(arguments, name) for name in (*taken, "backbone", "output_name", "device")},
-    )
-    from facebones.reporting.group_tables import print_groups
-
-    _tell(arguments, content, print_groups)
-
-
-def _quality_options(parser: argparse.ArgumentParser) -> None:
-    models_option(parser)
-    foreign_model_options(parser)
-    embedding_options(parser, devices=False)
-    parser.add_argument(
-        "--data", required=True, metavar="SET", help="a set with pairs; folder=DIR: all pairs of a folder of people"
-    )
-    parser.add_argument(
-        "--scores",
-        nargs="+",
-        default=[],
-        metavar="[LABEL=]FILE",
-        help="quality scores, a line 'image,score' for each image [the embedding norm alone]",
-    )
-    parser.add_argument(
-        "--fmr",
-        type=_finite,
-        default=1e-3,
-        metavar="RATE",
-        help="threshold: that of this FMR on all pairs [0.001]",
-    )
-    parser.add_argument("--threshold", type=_finite, metavar="X", help="instead: cosine below which pairs are rejected")
-    parser.add_argument(
-        "--up-to", type=_finite, default=0.3, metavar="SHARE", help="pAUC up to this discarded share [0.3]"
-    )
-    _flip_option(parser)
-    _result_options(parser, "quality.json and the plots")
-
-
-def _evaluate_quality(arguments: Arguments) -> None:
-    from facebones.evaluation.models import named_files
-    from facebones.evaluation.quality import evaluate_quality
-
-    taken = ("threshold", "up_to", "flip", "bootstrap", "seed", "output", "batch_size", "workers", "runtime")
-    content = evaluate_quality(
-        {label: str(path) for label, path in named_files(arguments.model, "--model").items()},
-        arguments.data,
-        named_files(arguments.scores, "--scores") if arguments.scores else None,
-        false_match_rate=arguments.fmr,
-        preprocessing=given_preprocessing(arguments),
-        progress=True,
-        **{name: getattr(arguments, name) for name in (*taken, "backbone", "output_name", "device")},
-    )
-    from facebones.reporting.quality_tables import print_quality, write_quality_plots
-
-    if arguments.output is not None:
-        write_quality_plots(content, arguments.output)
-    _tell(arguments, content, print_quality)
-
-
-def _tell(arguments: Arguments, content: Any, print_content: Callable[[Any], None]) -> None:
-    """Print a result as JSON, or for people."""
-    if arguments.json:
-        print(json.dumps(content, indent=2))
-    else:
-        print_content(content)
-
-
 def _scores_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scores", nargs="+", metavar="[LABEL=]FILE.npy", help="one score per pair, in list order")
     parser.add_argument("--labels", required=True, type=Path, metavar="META", help="the pair list, or its folder")
-    _result_options(parser, "scores.json and ROC plots")
+    result_options(parser, "scores.json and ROC plots")
 
 
 def _evaluate_scores(arguments: Arguments) -> None:
@@ -463,12 +319,6 @@ def _show(arguments: Arguments, contents: list[Any]) -> None:
 
 
 COMMANDS = {
-    "calibrate": Command(
-        "choose thresholds that keep a false match rate with stated confidence",
-        "facebones calibrate --model runs/mbf --data lfw.bin folder=friends --fmr 1e-3 1e-4 --output runs/mbf",
-        _calibrate_options,
-        _calibrate,
-    ),
     "evaluate pairs": Command(
         "verify pairs (LFW, CFP-FP, AgeDB-30, ...) by the published protocol",
         "facebones evaluate pairs --model runs/mbf --model theirs=r50.onnx --data lfw.bin cfp_fp.bin",
@@ -503,18 +353,6 @@ COMMANDS = {
         for name, known in BUILT_IN.items()
         if known.help
     },
-    "evaluate groups": Command(
-        "false match and non-match rates by group of people, at one threshold",
-        "facebones evaluate groups --model runs/mbf --data folder=friends --groups sexes.csv --fmr 1e-3",
-        _groups_options,
-        _evaluate_groups,
-    ),
-    "evaluate quality": Command(
-        "error versus discard: do quality scores, or the embedding norm, tell where a model fails?",
-        "facebones evaluate quality --model runs/mbf --data lfw.bin --scores crfiqa.csv --output results/quality",
-        _quality_options,
-        _evaluate_quality,
-    ),
     "evaluate sets": Command(
         "evaluate sets by every protocol that knows them, plug-ins included",
         "facebones evaluate sets --import my_protocol.py --model runs/mbf --data lfw.bin IJBC my_set",

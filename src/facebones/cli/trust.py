@@ -1,0 +1,192 @@
+"""Commands on what a model promises: thresholds, error rates by group, and quality scores."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from facebones.cli.evaluation import (
+    bootstrap_count,
+    embedding_options,
+    finite,
+    flip_option,
+    foreign_model_options,
+    given_preprocessing,
+    result_options,
+)
+from facebones.cli.options import Arguments, Command, json_option, models_option
+
+
+def _calibrate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="RUN|FILE", help="a run, checkpoint, safetensors or ONNX file"
+    )
+    foreign_model_options(parser)
+    embedding_options(parser, devices=False)
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="SET",
+        help="files or folders of sets whose pairs are pooled; folder=DIR: all pairs of a folder of people",
+    )
+    parser.add_argument(
+        "--fmr", nargs="+", type=finite, metavar="RATE", default=[1e-3], help="false match rates to keep [0.001]"
+    )
+    parser.add_argument(
+        "--confidence", type=finite, default=0.95, metavar="X", help="of each promise, one-sided [0.95]"
+    )
+    flip_option(parser)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="MODEL|FILE.json",
+        help="the model itself, to keep the thresholds beside it; or a file",
+    )
+    json_option(parser)
+
+
+def _calibrate(arguments: Arguments) -> None:
+    from facebones.evaluation.calibrate import calibrate
+
+    taken = ("confidence", "flip", "output", "batch_size", "workers", "backbone", "output_name", "device", "runtime")
+    content = calibrate(
+        arguments.model,
+        arguments.data,
+        false_match_rates=arguments.fmr,
+        preprocessing=given_preprocessing(arguments),
+        progress=True,
+        **{name: getattr(arguments, name) for name in taken},
+    )
+    from facebones.reporting.console import print_calibration
+
+    _tell(arguments, content, print_calibration)
+    if content["refused"]:
+        from facebones.errors import DataError
+
+        raise DataError("; ".join(content["refused"].values()))
+
+
+def _groups_options(parser: argparse.ArgumentParser) -> None:
+    models_option(parser)
+    foreign_model_options(parser)
+    embedding_options(parser, devices=False)
+    parser.add_argument(
+        "--data", required=True, metavar="SET", help="a set with pairs; folder=DIR: all pairs of a folder of people"
+    )
+    parser.add_argument(
+        "--groups", type=Path, metavar="FILE", help="CSV: image or person, and a column per grouping [beside the set]"
+    )
+    parser.add_argument(
+        "--threshold", type=finite, metavar="X", help="cosine from which pairs are accepted [that of `calibrate`]"
+    )
+    parser.add_argument("--fmr", type=finite, metavar="RATE", help="instead: the threshold of this FMR on all pairs")
+    flip_option(parser)
+    parser.add_argument(
+        "--permutations",
+        type=bootstrap_count,
+        default=999,
+        metavar="N",
+        help="permutations of the groups in a test [999]",
+    )
+    result_options(parser, "groups.json")
+
+
+def _evaluate_groups(arguments: Arguments) -> None:
+    from facebones.evaluation.groups import evaluate_groups
+    from facebones.evaluation.models import named_files
+
+    taken = ("threshold", "flip", "bootstrap", "permutations", "seed", "output", "batch_size", "workers", "runtime")
+    content = evaluate_groups(
+        {label: str(path) for label, path in named_files(arguments.model, "--model").items()},
+        arguments.data,
+        arguments.groups,
+        false_match_rate=arguments.fmr,
+        preprocessing=given_preprocessing(arguments),
+        progress=True,
+        **{name: getattr(arguments, name) for name in (*taken, "backbone", "output_name", "device")},
+    )
+    from facebones.reporting.group_tables import print_groups
+
+    _tell(arguments, content, print_groups)
+
+
+def _quality_options(parser: argparse.ArgumentParser) -> None:
+    models_option(parser)
+    foreign_model_options(parser)
+    embedding_options(parser, devices=False)
+    parser.add_argument(
+        "--data", required=True, metavar="SET", help="a set with pairs; folder=DIR: all pairs of a folder of people"
+    )
+    parser.add_argument(
+        "--scores",
+        nargs="+",
+        default=[],
+        metavar="[LABEL=]FILE",
+        help="quality scores, a line 'image,score' for each image [the embedding norm alone]",
+    )
+    parser.add_argument(
+        "--fmr",
+        type=finite,
+        default=1e-3,
+        metavar="RATE",
+        help="threshold: that of this FMR on all pairs [0.001]",
+    )
+    parser.add_argument("--threshold", type=finite, metavar="X", help="instead: cosine below which pairs are rejected")
+    parser.add_argument(
+        "--up-to", type=finite, default=0.3, metavar="SHARE", help="pAUC up to this discarded share [0.3]"
+    )
+    flip_option(parser)
+    result_options(parser, "quality.json and the plots")
+
+
+def _evaluate_quality(arguments: Arguments) -> None:
+    from facebones.evaluation.models import named_files
+    from facebones.evaluation.quality import evaluate_quality
+
+    taken = ("threshold", "up_to", "flip", "bootstrap", "seed", "output", "batch_size", "workers", "runtime")
+    content = evaluate_quality(
+        {label: str(path) for label, path in named_files(arguments.model, "--model").items()},
+        arguments.data,
+        named_files(arguments.scores, "--scores") if arguments.scores else None,
+        false_match_rate=arguments.fmr,
+        preprocessing=given_preprocessing(arguments),
+        progress=True,
+        **{name: getattr(arguments, name) for name in (*taken, "backbone", "output_name", "device")},
+    )
+    from facebones.reporting.quality_tables import print_quality, write_quality_plots
+
+    if arguments.output is not None:
+        write_quality_plots(content, arguments.output)
+    _tell(arguments, content, print_quality)
+
+
+def _tell(arguments: Arguments, content: Any, print_content: Callable[[Any], None]) -> None:
+    """Print a result as JSON, or for people."""
+    if arguments.json:
+        print(json.dumps(content, indent=2))
+    else:
+        print_content(content)
+
+
+COMMANDS = {
+    "calibrate": Command(
+        "choose thresholds that keep a false match rate with stated confidence",
+        "facebones calibrate --model runs/mbf --data lfw.bin folder=friends --fmr 1e-3 1e-4 --output runs/mbf",
+        _calibrate_options,
+        _calibrate,
+    ),
+    "evaluate groups": Command(
+        "false match and non-match rates by group of people, at one threshold",
+        "facebones evaluate groups --model runs/mbf --data folder=friends --groups sexes.csv --fmr 1e-3",
+        _groups_options,
+        _evaluate_groups,
+    ),
+    "evaluate quality": Command(
+        "error versus discard: do quality scores, or the embedding norm, tell where a model fails?",
+        "facebones evaluate quality --model runs/mbf --data lfw.bin --scores crfiqa.csv --output results/quality",
+        _quality_options,
+        _evaluate_quality,
+    ),
+}
