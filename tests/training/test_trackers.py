@@ -152,13 +152,39 @@ def test_a_tracker_that_fails_does_not_end_the_training(tiny_recipe, tmp_path, m
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) > 10
 
 
-def test_a_tracker_that_does_not_open_is_one_line(tiny_recipe, tmp_path, monkeypatch):
-    def refuse(run):
-        raise ValueError("no api key")
+def test_a_tracker_that_does_not_open_is_one_short_line_and_resume_begins_no_entry_twice(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    opened = []
 
+    class Opening(Failing):
+        def __init__(self, run):
+            super().__init__(run)
+            opened.append(run.identifier)
+
+    def refuse(run):
+        if len(opened) < 2:
+            raise ValueError("no api key" + ", which is needed" * 30)
+        return Failing(run)
+
+    monkeypatch.setitem(trackers.TRACKERS, "opening", trackers.Kind(Opening, "json", "try again"))
     monkeypatch.setitem(trackers.TRACKERS, "refusing", trackers.Kind(refuse, "json", "log in"))
-    with pytest.raises(RunError, match=r"^log\.trackers: refusing does not start: no api key; log in$"):
-        train(tiny_recipe(**{"log.trackers": ["refusing"]}), tmp_path / "run", "cpu")
+    folder = tmp_path / "run"
+    with pytest.raises(RunError) as caught:
+        train(tiny_recipe(**{"log.trackers": ["opening", "refusing"]}), folder, "cpu")
+    reason, remedy = str(caught.value).split(" ...; ")
+    assert reason.startswith("log.trackers: refusing does not start: no api key, which")
+    assert len(reason) < 170
+    assert remedy == f"log in, then: facebones resume {folder}"
+    resume(folder, "cpu")
+    assert opened == ["", "abc"]
+
+
+def test_mlflow_says_where_it_writes(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    with pytest.raises(RunError, match=r"mlflow does not start: The filesystem .*; set MLFLOW_TRACKING_URI to sqlite:"):
+        train(tiny_recipe(**{"log.trackers": ["mlflow"]}), tmp_path / "run", "cpu")
 
 
 def test_unknown_and_missing_trackers_are_refused(monkeypatch):

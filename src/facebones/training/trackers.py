@@ -14,14 +14,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Protocol
 
 from facebones.errors import ConfigError, RunError, first_line
 from facebones.recipe import Recipe
+from facebones.run_folder import RunFolder
 from facebones.system.files import write_json
 from facebones.system.progress import say
 
 PROJECT = "facebones"
+MOST_OF_A_REASON = 120  # characters: those of MLflow are paragraphs
 
 
 class Tracker(Protocol):
@@ -172,7 +175,9 @@ class Kind:
 TRACKERS = {
     "tensorboard": Kind(TensorBoard, "tensorboard", "check that the run folder can be written"),
     "wandb": Kind(WeightsAndBiases, "wandb", "run `wandb login`, or set WANDB_MODE=offline"),
-    "mlflow": Kind(MLflow, "mlflow", "check MLFLOW_TRACKING_URI"),
+    "mlflow": Kind(
+        MLflow, "mlflow", "set MLFLOW_TRACKING_URI to sqlite:///FILE.db or to the address of a server that answers"
+    ),
     "trackio": Kind(Trackio, "trackio", "check TRACKIO_DIR"),
 }
 
@@ -215,11 +220,15 @@ class Trackers:
                 self._open[name] = TRACKERS[name].open(run)
             except Exception as error:  # of a package that is not ours, or of its server
                 self.close(failed=True)
-                remedy = TRACKERS[name].remedy
-                raise RunError(f"log.trackers: {name} does not start: {first_line(error)}; {remedy}") from error
-        found = {name: tracker.identifier for name, tracker in self._open.items() if tracker.identifier}
-        if found != known:
-            write_json(path, known | found)
+                reason = shorten(first_line(error), MOST_OF_A_REASON, placeholder=" ...")
+                raise RunError(
+                    f"log.trackers: {name} does not start: {reason}; {TRACKERS[name].remedy}, then:"
+                    f" {RunFolder(folder).resume_command}"
+                ) from error
+            identifier = self._open[name].identifier
+            if identifier != known.get(name, ""):  # noted at once: should the next one fail, this one is not begun twice
+                known[name] = identifier
+                write_json(path, known)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log values of a step; a tracker that fails is closed, with a note."""
