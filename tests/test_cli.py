@@ -626,3 +626,17 @@ def test_a_stop_that_a_library_takes_for_its_own_failure_is_still_a_stop(monkeyp
     monkeypatch.setattr("facebones.backbones.catalogue.catalogued_backbones", run)
     assert main(["backbones"]) == 143
     assert "stopped by SIGTERM" in capsys.readouterr().err
+
+
+def test_a_stopped_command_says_what_remains_of_its_output(tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        (out / "scores.npz").write_bytes(b"whole")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr("facebones.evaluation.groups.evaluate_groups", stop)
+    command = ["evaluate", "groups", "--model", "a.onnx", "--data", "lfw.bin", "--output", str(out)]
+    assert main(command) == 143
+    end = f"each file in {out} is whole, but some may be missing; run the same command again"
+    assert capsys.readouterr().err.splitlines()[-1] == f"facebones: stopped by SIGTERM; {end}"

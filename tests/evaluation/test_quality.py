@@ -137,3 +137,11 @@ def test_people_of_a_folder_are_resampled(weights, many_people):
     assert content["people_known"]
     metrics = content["results"]["model"]["metrics"]
     assert metrics[-1]["intervals"][NORM]["resampled"] == "identities"
+
+
+def test_a_rate_that_the_pairs_are_too_few_for_is_refused_before_any_image_is_embedded(weights, pairs, monkeypatch):
+    monkeypatch.setattr("facebones.evaluation.quality.embed", None)
+    with pytest.raises(DataError, match=r"0\.001 is below 1 / 50 impostor pairs; give a higher --fmr, or --threshold"):
+        evaluate_quality(weights, pairs, device="cpu")
+    with pytest.raises(ConfigError, match="a threshold and a false match rate: give one of them"):
+        evaluate_quality(weights, pairs, threshold=0.2, false_match_rate=0.1, device="cpu")

@@ -150,3 +150,8 @@ def test_the_command_searches(folder, weights, tmp_path, capsys):
     (section,) = json.loads((tmp_path / "out" / "tinyface.json").read_text())["results"]
     assert section["sizes"]["distractors"] == 3 and (tmp_path / "out" / "cmc.png").is_file()
     assert list((tmp_path / "out" / "features").glob("*.npy"))
+
+
+def test_a_model_without_a_file_is_said_to_have_random_weights(folder, capsys):
+    assert main(["evaluate", "tinyface", "--model", "shufflefacenet_0_5", "--data", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("shufflefacenet_0_5: shufflefacenet_0_5, random weights\n")

@@ -298,7 +298,7 @@ def test_the_file_and_the_command_line_say_when_it_is_enough(write):
         ("difference: 0", "auto", "auto_seeds.difference: .* out of range"),
         ("most: 2", "auto", "auto_seeds.most: 2 is out of range"),
         ("power: 1", "[0]", "auto_seeds.power: 1.* is out of range"),
-        ("", "auto:much", "seeds: 'much' is not a finite number"),
+        ("", "auto:much", "seeds: auto:POINTS: 'much' is not a finite number"),
         ("", "automatic", "seeds: 'automatic' is not a whole number"),
     ],
 )

@@ -221,6 +221,9 @@ def _continuation(arguments: Arguments, argv: list[str]) -> str:
     keeps = name in {"evaluate templates", "evaluate identification"} and arguments.output is not None
     if name in {"compare", "data embed"} or keeps:
         return f"continue with: facebones {shlex.join(argv)}"
+    output = getattr(arguments, "output", None)
+    if isinstance(output, Path) and output.is_dir() and any(output.iterdir()):  # of it, or of an earlier command
+        return f"each file in {output} is whole, but some may be missing; run the same command again"
     return "no partial output is left; run the same command again"
 
 

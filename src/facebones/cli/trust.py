@@ -129,7 +129,6 @@ def _quality_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fmr",
         type=finite,
-        default=1e-3,
         metavar="RATE",
         help="threshold: that of this FMR on all pairs [0.001]",
     )
@@ -184,7 +183,7 @@ COMMANDS = {
         _evaluate_groups,
     ),
     "evaluate quality": Command(
-        "error versus discard: do quality scores, or the embedding norm, tell where a model fails?",
+        "error versus discard: do quality scores, or the embedding norm, tell where a model fails",
         "facebones evaluate quality --model runs/mbf --data lfw.bin --scores crfiqa.csv --output results/quality",
         _quality_options,
         _evaluate_quality,

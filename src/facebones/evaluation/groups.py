@@ -74,7 +74,7 @@ def evaluate_groups(
     Raises:
         FaceBonesError: a model, the set or the file cannot be used, or there is no threshold; in one line.
     """
-    _check_options(threshold, false_match_rate)
+    check_options(threshold, false_match_rate)
     protocol = one_set_with_pairs(data)
     protocol.check()
     faces = protocol.faces()
@@ -83,6 +83,8 @@ def evaluate_groups(
     groupings = groupings or read_groups(path, faces, protocol.set)
     if output is not None:
         check_output(Path(output), [RESULT])
+    if false_match_rate is not None:
+        check_supported(protocol, false_match_rate)
     opened = open_models(models if isinstance(models, Mapping) else {"model": models}, **opening)
     flip, images = flip or protocol.needs_flip, protocol.images()
     if runtime is not None:
@@ -133,11 +135,21 @@ def threshold_at(pairs: ScoredPairs, false_match_rate: float) -> float:
     if not accepted:
         raise DataError(
             f"a false match rate of {false_match_rate:g} is below 1 / {impostors.size:,} impostor pairs; give a higher"
-            " rate, or a threshold"
+            " --fmr, or --threshold"
         )
     if accepted >= impostors.size:
         return float(impostors[-1])
     return float(np.nextafter(impostors[accepted], np.inf))
+
+
+def check_supported(protocol: Protocol, false_match_rate: float) -> None:
+    """Refuse a rate that the pairs of a set are too few for, before any image is embedded.
+
+    Raises:
+        DataError: the rate is below 1 / impostor pairs.
+    """
+    made_up_NxVxD = np.random.default_rng(0).standard_normal((len(protocol.images()), 2, 2), dtype=np.float32)
+    threshold_at(protocol.scored_pairs(made_up_NxVxD), false_match_rate)  # which pairs there are needs no model
 
 
 def grouped(pairs: ScoredPairs, grouping: Grouping, person: Any) -> GroupedPairs:
@@ -150,7 +162,8 @@ def grouped(pairs: ScoredPairs, grouping: Grouping, person: Any) -> GroupedPairs
     )
 
 
-def _check_options(threshold: float | None, false_match_rate: float | None) -> None:
+def check_options(threshold: float | None, false_match_rate: float | None) -> None:
+    """Refuse both, or a rate that is none."""
     if threshold is not None and false_match_rate is not None:
         raise ConfigError("a threshold and a false match rate: give one of them")
     if false_match_rate is not None:

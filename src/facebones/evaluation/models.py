@@ -191,7 +191,7 @@ class Model:
         return {
             "backbone": network.name,
             "embedding_size": network.embedding_size,
-            "checkpoint": str(self.path),
+            "checkpoint": "" if self.path is None else str(self.path),
             **self.settings(),
         }
 

@@ -13,9 +13,8 @@ import numpy.typing as npt
 import facebones
 from facebones.data.quality_scores import read_quality
 from facebones.errors import ConfigError, DataError
-from facebones.evaluation.calibrate import check_rate
 from facebones.evaluation.embed import embed
-from facebones.evaluation.groups import one_set_with_pairs, threshold_at
+from facebones.evaluation.groups import check_options, check_supported, one_set_with_pairs, threshold_at
 from facebones.evaluation.models import BATCH_SIZE, Features, Model, open_models
 from facebones.evaluation.protocol import Protocol
 from facebones.evaluation.runtimes import with_runtime
@@ -46,7 +45,7 @@ def evaluate_quality(
     scores: Mapping[str, Path | str] | None = None,
     *,
     threshold: float | None = None,
-    false_match_rate: float = FALSE_MATCH_RATE,
+    false_match_rate: float | None = None,
     up_to: float = UP_TO,
     flip: bool = True,
     bootstrap: int = REPLICATES,
@@ -65,7 +64,7 @@ def evaluate_quality(
         data: what `find_protocols` finds, such as "lfw.bin" or "folder=friends"; or a `Protocol`. One set.
         scores: name -> file of quality scores. The norm of the model's own embedding is always measured beside them.
         threshold: a pair is rejected where its cosine is below this.
-        false_match_rate: without a threshold, that with this FMR on all pairs of the set.
+        false_match_rate: instead, the threshold with this FMR on all pairs of the set. Without both, 0.001.
         up_to: pAUC is the mean of FNMR from nothing discarded to this share of the genuine pairs, 0.01 to 0.9.
         flip: whether the embeddings of image and mirror image are added, also before the norm is taken.
         bootstrap: replicates, over people where they are known.
@@ -85,7 +84,8 @@ def evaluate_quality(
     Raises:
         FaceBonesError: a model, the set or a file cannot be used, or no genuine pair is rejected; in one line.
     """
-    check_rate(false_match_rate)
+    check_options(threshold, false_match_rate)
+    rate = false_match_rate or FALSE_MATCH_RATE
     files = {name: Path(path) for name, path in (scores or {}).items()}
     if taken := {NORM, AT_RANDOM} & files.keys():
         raise ConfigError(f"scores: the name {taken.pop()!r} is taken; name the file another way")
@@ -94,6 +94,8 @@ def evaluate_quality(
     protocol = one_set_with_pairs(data)
     protocol.check()
     given = _given_qualities(protocol, files)
+    if threshold is None:
+        check_supported(protocol, rate)
     if output is not None:
         check_output(Path(output), [RESULT])
     opened = open_models(models if isinstance(models, Mapping) else {"model": models}, **opening)
@@ -107,7 +109,7 @@ def evaluate_quality(
         pairs = protocol.scored_pairs(rows)
         people = pairs.first is not None
         own = {NORM: _by_item(norms(rows), protocol.items())}
-        limit = threshold_at(pairs, false_match_rate) if threshold is None else threshold
+        limit = threshold_at(pairs, rate) if threshold is None else threshold
         drawing = {"replicates": bootstrap, "seed": seed}
         results[name] = _measured(name, pairs, {**own, **given}, threshold=limit, up_to=up_to, drawing=drawing)
     content = {
@@ -120,7 +122,7 @@ def evaluate_quality(
         "scores": {name: str(path) for name, path in files.items()},
         "models": {name: model.describe() for name, model in opened.items()},
         "options": {
-            "false_match_rate": false_match_rate if threshold is None else None,
+            "false_match_rate": rate if threshold is None else None,
             "up_to": up_to,
             "flip": flip,
             "bootstrap": bootstrap,

@@ -136,8 +136,8 @@ def print_evaluation(content: Mapping[str, Any]) -> None:
         content: of a result file, format 2.
     """
     for name, model in content["models"].items():
-        backbone = f"{model['backbone']}, " if model.get("backbone") else ""
-        tell(f"{name}: {backbone}{model.get('checkpoint') or model.get('scores', '')}")
+        parts = [model.get("backbone"), model.get("checkpoint", model.get("scores")) or "random weights"]
+        tell(f"{name}: {', '.join(part for part in parts if part)}")
     models = list(content["models"])
     for section in content["results"]:
         metrics = section["metrics"]
