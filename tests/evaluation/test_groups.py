@@ -168,7 +168,9 @@ def test_read_pairs_has_no_names(small_data):
     assert read_pairs(small_data / "tiny.bin").names is None
 
 
-def test_a_rate_that_the_pairs_are_too_few_for_is_refused_before_any_image_is_embedded(run, many_people, sexes, monkeypatch):
+def test_a_rate_that_the_pairs_are_too_few_for_is_refused_before_any_image_is_embedded(
+    run, many_people, sexes, monkeypatch
+):
     monkeypatch.setattr("facebones.evaluation.groups.embed", None)
     with pytest.raises(DataError, match=r"1e-09 is below 1 / [\d,]+ impostor pairs; give a higher --fmr"):
         evaluate_groups(run, f"folder={many_people}", sexes, false_match_rate=1e-9, device="cpu")

@@ -1,5 +1,6 @@
 """The interactive page as a reader meets it: in a real browser, with mouse, keyboard, phone and paper."""
 
+import csv
 import re
 from contextlib import ExitStack
 from dataclasses import replace
@@ -228,9 +229,22 @@ def test_the_plot_and_the_tables_are_saved(visit, tmp_path):
     page = visit()
     with page.expect_download() as download:
         page.locator("#overview .save").click()
-    lines = download.value.path().read_text().splitlines()
+    with download.value.path().open(newline="", encoding="utf-8") as file:
+        rows = [*csv.DictReader(file)]
     assert download.value.suggested_filename == "at_a_glance.csv"
-    assert len(lines) == 8 and lines[0].startswith("backbone,") and lines[1].startswith("alpha,")
+    assert len(rows) == 7 and rows[0]["backbone"] == "alpha"
+    headings = [text.strip() for text in page.locator("#overview th").all_inner_texts()]
+    shown = [
+        [text.strip() for text in row.locator("td").all_inner_texts()]
+        for row in page.locator("#overview tbody tr").all()
+    ]
+    assert [[" ".join(row[name].split()) for name in headings] for row in rows] == [
+        [" ".join(text.split()) for text in row] for row in shown
+    ]
+    values = page.locator("#overview td:nth-child(2)").evaluate_all(
+        "cells => cells.map(cell => cell.dataset.value ?? '')"
+    )
+    assert [row[f"{headings[1]}: value"] for row in rows] == values
     with page.expect_download() as download:
         page.locator("#png").click()
     assert download.value.path().read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

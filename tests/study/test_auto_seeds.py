@@ -87,7 +87,7 @@ def faked(monkeypatch):
 
         monkeypatch.setattr(module, "train_all", train_all)
         monkeypatch.setattr(module, "evaluate_all", lambda *_: [])
-        monkeypatch.setattr(module, "write_report", lambda *_: {"answer": []})
+        monkeypatch.setattr(module, "write_report", lambda *_, **__: {"answer": []})
         return trained
 
     return fake

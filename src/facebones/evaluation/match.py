@@ -248,7 +248,9 @@ def kept_threshold(model: Model, false_match_rate: float | None = None) -> Thres
     calibration = model.calibration
     if calibration is None:
         if false_match_rate is not None:
-            raise ConfigError(f"a false match rate of {false_match_rate:g}: the model has no thresholds; run `facebones calibrate`")
+            raise ConfigError(
+                f"a false match rate of {false_match_rate:g}: the model has no thresholds; run `facebones calibrate`"
+            )
         return None
     try:
         return _threshold(model, calibration, false_match_rate)

@@ -63,11 +63,15 @@ def costs_page(content: Mapping[str, Any]) -> str:
     published = sorted(content["published"], key=lambda row: order.index(row["backbone"]))
     parts = [INTRODUCTION, _counted_table(networks), PUBLISHED, _published_table(published), _sources(published)]
     parts += [_conclusion(published, networks), LATENCY, _machine(content["conditions"])]
-    for threads in (1, 2):
+    measured = [row for row in networks if content["latencies"].get(row["name"])]
+    for threads in (1, 2) if measured else ():
         parts += [
             f"### {threads} thread{'s' * (threads > 1)}\n",
-            _latency_table(networks, content["latencies"], threads),
+            _latency_table(measured, content["latencies"], threads),
         ]
+    if 0 < len(measured) < len(networks):
+        others = ", ".join(f"`{row['name']}`" for row in networks if row not in measured)
+        parts.append(f"Not measured yet: {others}.\n")
     return "\n".join([*parts, *_problems(content["latencies"])])
 
 

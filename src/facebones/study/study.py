@@ -242,7 +242,9 @@ def _with_seeds(values: dict[str, Any], where: Mapping[str, str]) -> tuple[dict[
     if auto.strip() != AUTO:
         return values, None
     if colon:
-        settings = fill(AutoSeeds, {**content, "difference": difference.strip()}, lambda _: f"{where['seeds']}: auto:POINTS")
+        settings = fill(
+            AutoSeeds, {**content, "difference": difference.strip()}, lambda _: f"{where['seeds']}: auto:POINTS"
+        )
     return {**values, "seeds": [*range(settings.most)]}, settings
 
 

@@ -226,7 +226,9 @@ class Trackers:
                     f" {RunFolder(folder).resume_command}"
                 ) from error
             identifier = self._open[name].identifier
-            if identifier != known.get(name, ""):  # noted at once: should the next one fail, this one is not begun twice
+            if identifier != known.get(
+                name, ""
+            ):  # noted at once: should the next one fail, this one is not begun twice
                 known[name] = identifier
                 write_json(path, known)
 

@@ -102,14 +102,17 @@
     const width = isPrinting() ? PRINT_SIZE.width : plot.clientWidth;
     sideBySide(points, log);
     const height = isPrinting() ? PRINT_SIZE.height : plot.clientHeight;
-    const sides = namePlaces(points, log, width - 80, height - 70);
+    const [across, up] = [costRange(points, log), metricRange(points)];
+    const sides = namePlaces(points, front, { across, up, log, width: width - 80, height: height - 70 });
     const traces = [frontTrace(front), ...points.map((point, place) => pointTrace(point, metric, cost, sides[place]))];
-    const ticks = log ? logTicks(points, width) : { type: "linear", rangemode: "tozero", nticks: 7 };
+    const ticks = log ? logTicks(points, width) : { type: "linear", nticks: 7 };
     const title = cost.name === "macs" ? "MACs (FLOPs = 2 × MACs)" : cost.title;
-    const x = axis(title, { tickformat: "~s", ...ticks });
+    const x = axis(title, { tickformat: "~s", ...ticks, range: across });
+    const y = axis(`${metric.title} (%)`, { range: up.map((end) => 100 * end) });
     const unknown = data.models.filter((model, place) => isOn(place) && !isKnown(place)).map((model) => model.name);
     const key = [metric.title, cost.name, log].join("|");
-    show(plot, traces, layout(key, x, axis(`${metric.title} (%)`)), costWords(metric, cost, points, front, unknown));
+    const cut = points.filter(({ low, high }) => low !== null && (low < up[0] || high > up[1]));
+    show(plot, traces, layout(key, x, y), costWords(metric, cost, points, { front, unknown, cut }));
   }
 
   // Levels of one backbone cost the same; their marks stand beside each other, as in plots/cost.py.
@@ -134,22 +137,48 @@
     return { type: "log", tickvals: ticks, ticktext: ticks.map(short) };
   }
 
+  function padded([first, last], least) {
+    const room = Math.max(0.06 * (last - first), least);
+    return [first - room, last + room];
+  }
+
+  function costRange(points, log) {
+    const ends = points.map(({ x }) => (log ? Math.log10(x) : x));
+    if (!ends.length) return undefined;
+    const [first, last] = [Math.min(...ends), Math.max(...ends)];
+    return log ? padded([first, last], 0.1) : [0, 1.06 * last];
+  }
+
+  // With two or three seeds an interval is many times as long as what lies between the means; it may leave the plot.
+  function metricRange(points) {
+    const means = points.map(({ mean }) => mean);
+    if (!means.length) return [0, 1];
+    const [first, last] = [Math.min(...means), Math.max(...means)];
+    const most = first === last ? Infinity : 0.75 * (last - first);
+    const low = Math.min(first, ...points.map((point) => point.low ?? point.mean));
+    const high = Math.max(last, ...points.map((point) => point.high ?? point.mean));
+    return padded([Math.max(low, first - most), Math.min(high, last + most)], 1e-4);
+  }
+
   // On which side of its mark each name has room; empty where it has none: the mark tells its name when pointed at.
-  function namePlaces(points, log, width, height) {
-    const across = points.map(({ x }) => (log ? Math.log(x) : x));
-    const up = points.map(({ mean }) => mean);
-    const ends = points.flatMap(({ mean, low, high }) => [mean, low ?? mean, high ?? mean]);
-    const scale = (value, some, size) => {
-      const [first, last] = [Math.min(...some), Math.max(...some)];
-      return first === last ? size / 2 : (0.06 + (0.88 * (value - first)) / (last - first)) * size;
-    };
-    const marks = points.map((_, place) => {
-      const [x, y] = [scale(across[place], log ? across : [0, ...across], width), scale(up[place], ends, height)];
-      return { left: x - 7, right: x + 7, bottom: y - 7, top: y + 7 };
+  function namePlaces(points, front, { across, up, log, width, height }) {
+    const right = (x) => (((log ? Math.log10(x) : x) - across[0]) / (across[1] - across[0])) * width;
+    const above = (value) => Math.min(1, Math.max(0, (value - up[0]) / (up[1] - up[0]))) * height;
+    const around = (x, low, high, half) => ({ left: x - half, right: x + half, bottom: low - half, top: high + half });
+    const marks = points.map(({ x, mean }) => around(right(x), above(mean), above(mean), 7));
+    const bars = points.filter(({ low }) => low !== null)
+      .map(({ x, low, high }) => around(right(x), above(low), above(high), 3));
+    // The front goes right at the height of a point, then up to the next one.
+    const steps = front.slice(1).flatMap((point, place) => {
+      const [from, to, bottom, top] = [right(front[place].x), right(point.x), above(front[place].mean), above(point.mean)];
+      return [
+        { left: from, right: to, bottom: bottom - 1, top: bottom + 1 },
+        { left: to - 1, right: to + 1, bottom: Math.min(bottom, top), top: Math.max(bottom, top) },
+      ];
     });
     const overlap = (a, b) => Math.max(0, Math.min(a.right, b.right) - Math.max(a.left, b.left))
       * Math.max(0, Math.min(a.top, b.top) - Math.max(a.bottom, b.bottom));
-    const taken = [...marks];
+    const taken = [...marks, ...bars, ...steps];
     return points.map(({ model }, place) => {
       const mark = marks[place];
       const [x, y, wide] = [(mark.left + mark.right) / 2, (mark.bottom + mark.top) / 2, data.models[model].name.length * LETTER.width];
@@ -183,7 +212,7 @@
     const runs = point.runs > 1 ? `<br>mean of ${point.runs} runs` : "";
     return {
       x: [point.x], y: [100 * point.mean], meta: point.model, mode: nameSide ? "markers+text" : "markers",
-      text: [`  ${name}  `], textposition: nameSide || "top right", textfont: { size: 12 }, cliponaxis: false,
+      text: [`  ${name}  `], textposition: nameSide || "top right", textfont: { size: 12 },
       marker: { color: shade, size: 12, symbol: data.models[point.model].marker, line: { color: colour("surface"), width: 1 } },
       error_y: {
         visible: isBar, type: "data", symmetric: false, color: shade, thickness: 1.5, width: 5,
@@ -194,13 +223,14 @@
     };
   }
 
-  function costWords(metric, cost, points, front, unknown) {
+  function costWords(metric, cost, points, { front, unknown, cut }) {
+    const beyond = cut.length ? ` Longer than the plot: the interval of ${cut.map(({ model }) => data.models[model].name).join(", ")}.` : "";
     const missing = unknown.length ? ` Not shown, because one of the two is unknown: ${unknown.join(", ")}.` : "";
     if (!points.length) return `${metric.title} against ${cost.title}: no ${data.noun} to show.${missing}`;
     const best = front.at(-1);
     const names = front.map((point) => data.models[point.model].name).join(", ");
     return `${metric.title} against ${cost.title} of ${points.length} ${data.noun}s. Best is ${data.models[best.model].name} with `
-      + `${percent(best.mean)} at ${short(best.cost)}. Pareto front: ${names}.${missing}`;
+      + `${percent(best.mean)} at ${short(best.cost)}. Pareto front: ${names}.${beyond}${missing}`;
   }
 
   // Lines -------------------------------------------------------------------------------------------------------
@@ -363,12 +393,23 @@
     Plotly.downloadImage(plot, { format: "png", scale: 2, width, height, filename: "accuracy_and_cost" });
   }
 
+  // A column of numbers is saved twice: unrounded, then as it is shown, with its spread and its marks.
   function saveTable(table) {
     const text = (cell) => cell.textContent.trim().replace(/\s+/g, " ");
+    const value = (cell) => cell?.dataset.value ?? "";
+    const body = all("tbody tr", table);
+    const isNumber = [...table.tHead.rows[0].cells].map((_, place) => {
+      const values = body.map((row) => value(row.cells[place])).filter((one) => one !== "");
+      return values.length > 0 && values.every((one) => Number.isFinite(Number(one)));
+    });
+    const fields = (row) => [...row.cells].flatMap((cell, place) => {
+      if (!isNumber[place]) return [text(cell)];
+      return [row.parentElement === table.tHead ? `${text(cell)}: value` : value(cell), text(cell)];
+    });
     // A spreadsheet takes a cell that begins so for a formula.
     const safe = (word) => (/^[=+@\t]/.test(word) || /^-[^\d]/.test(word) ? `'${word}` : word);
     const quoted = (word) => (/[",\n]/.test(word) ? `"${word.replaceAll('"', '""')}"` : word);
-    const rows = all("tr", table).map((row) => [...row.cells].map((cell) => quoted(safe(text(cell)))).join(","));
+    const rows = all("tr", table).map((row) => fields(row).map((word) => quoted(safe(word))).join(","));
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([`${rows.join("\r\n")}\r\n`], { type: "text/csv" }));
     link.download = `${table.caption.textContent.trim().toLowerCase().replace(/[^a-z0-9]+/g, "_")}.csv`;
