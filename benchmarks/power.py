@@ -10,12 +10,16 @@ The second compares rules that add seeds: `seeds: auto`, which looks at the spre
 the upper 80 % limit), and one that looks at the p-value after each seed and stops at 0.05. "False" is the share of
 studies of equal levels in which the first two differ significantly in the end, "found" that of studies in which they
 differ by one point.
+
+The third has the verdict of a report, which asks about other seeds on other people (`statistics.seeds_and_set`), beside
+the t test between the seeds alone. "Set" is the standard deviation of what a set has for one of the levels, in units of
+the spread between seeds.
 """
 
 import argparse
 import json
 import math
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +28,13 @@ import numpy.typing as npt
 from scipy.special import stdtr
 
 from facebones.statistics.seed_power import chance_of_order, detectable_difference, seed_noise, seed_power
+from facebones.statistics.seeds_and_set import compare_levels
 
 FloatArray = npt.NDArray[np.float64]
 
 SEEDS, EFFECTS = (2, 3, 5, 10), (0.0, 1.0, 2.0, 4.0)
 SPREADS, LEVELS = (0.25, 0.5, 0.7), (2, 4)  # points, of a wanted difference of one point
+SETS = (0.0, 0.5, 1.0, 2.0)  # of the verdict
 FIRST, MOST = 3, 20
 CONFIDENCE, ALPHA = 0.8, 0.05
 
@@ -88,8 +94,18 @@ def sequential(random: np.random.Generator, rule: str, spread: float, levels: in
     return {**row, "found": finds / rounds if rule == "auto" else None}
 
 
+def verdict(random: np.random.Generator, seeds: int, of_set: float, effect: float, rounds: int) -> dict[str, Any]:
+    """How often two levels differ significantly by both kinds of noise, and by that of the seeds alone."""
+    first, second = random.standard_normal((2, rounds, seeds))
+    second = second + effect + of_set * random.standard_normal((rounds, 1))
+    both = [compare_levels(one, other, of_set**2).p_value <= ALPHA for one, other in zip(first, second, strict=True)]
+    alone = p_values(first, second) <= ALPHA
+    row = {"seeds": seeds, "set": of_set, "effect": effect}
+    return {**row, "both": float(np.mean(both)), "seeds_alone": float(np.mean(alone))}
+
+
 def main() -> None:
-    """Simulate both tables and print them."""
+    """Simulate the tables and print them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--studies", type=int, default=200_000, help="of a row of the first table")
     parser.add_argument("--rounds", type=int, default=4000, help="studies of a row of the second table")
@@ -97,7 +113,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     arguments = parser.parse_args()
     random = np.random.default_rng(arguments.seed)
-    tables: dict[str, list[dict[str, Any]]] = {"fixed": [], "sequential": []}
+    tables: dict[str, list[dict[str, Any]]] = {"fixed": [], "sequential": [], "verdict": []}
     print("seeds  difference / spread  computed  simulated  standard error  all runs in order")
     for seeds in SEEDS:
         for effect in EFFECTS:
@@ -118,6 +134,12 @@ def main() -> None:
         print(
             f"{rule:<7}  {spread:>6g}  {levels:>6}  {row['seeds']:>5.1f}  {row['false']:>6.1%}  {found:>6}", flush=True
         )
+    print("seeds  set  difference / spread    both  seeds alone")
+    random = np.random.default_rng([arguments.seed, 1])  # whatever --studies
+    for seeds, of_set, effect in product(SEEDS, SETS, (0.0, 2.0)):
+        row = verdict(random, seeds, of_set, effect, arguments.rounds)
+        tables["verdict"].append(row)
+        print(f"{seeds:>5}  {of_set:>3g}  {effect:>19g}  {row['both']:>6.1%}  {row['seeds_alone']:>11.1%}", flush=True)
     if arguments.output:
         arguments.output.write_text(json.dumps(tables, indent=2))
 

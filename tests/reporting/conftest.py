@@ -86,10 +86,14 @@ def _page_metric(where, name, runs, backbones, **more):
         {
             "first": first.name,
             "second": second.name,
-            "difference": values[first.name] - values[second.name],
-            "adjusted": 0.001 if backbones[0] in (first.backbone, second.backbone) else 0.6,
+            "difference": (difference := values[first.name] - values[second.name]),
+            "interval": {"low": difference - half, "high": difference + half},
+            "p_value": p_value,
+            "adjusted": p_value,
         }
         for first, second in itertools.combinations(runs, 2)
+        for is_clear in [backbones[0] in (first.backbone, second.backbone) or first.backbone == second.backbone]
+        for p_value, half in [(0.001, 0.001) if is_clear else (0.6, 0.5)]
     ]
     intervals = {run: {"low": value - 0.02, "high": value + 0.02} for run, value in values.items()}
     measured = {"values": values, "intervals": intervals, "comparisons": comparisons, "main": True}

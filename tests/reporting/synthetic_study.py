@@ -71,7 +71,7 @@ def interval(low, high):
 
 
 def metric_json(name, values, p=0.001, *, at=None, **changes):
-    """A measured metric: intervals of +- one point, and tests of every two models.
+    """A measured metric: intervals of +- one point, 20 points of a difference that is not significant, and tests.
 
     Args:
         name: of the metric.
@@ -84,7 +84,8 @@ def metric_json(name, values, p=0.001, *, at=None, **changes):
     for first, second in combinations(values, 2):
         found = p.get((first, second), 0.001) if isinstance(p, dict) else p
         difference = values[first] - values[second]
-        ends = interval(difference - 0.01, difference + 0.01)
+        half = 0.01 if found <= 0.05 else 0.2
+        ends = interval(difference - half, difference + half)
         test = {"first": first, "second": second, "difference": difference, "interval": ends}
         tests.append({**test, "p_value": found, "adjusted": found, "method": "McNemar mid-p"})
     intervals = {model: interval(value - 0.01, value + 0.01) for model, value in values.items()}

@@ -52,10 +52,12 @@ def compared(values):
     """All pairs of runs; significant where they are more than a point apart."""
     names = list(values)
     return [
-        {"first": one, "second": other, "difference": values[one] - values[other],
-         "adjusted": 0.001 if abs(values[one] - values[other]) > 0.01 else 0.8}
+        {"first": one, "second": other, "difference": difference, "p_value": p_value, "adjusted": p_value,
+         "interval": {"low": difference - half, "high": difference + half}}
         for index, one in enumerate(names)
         for other in names[index + 1 :]
+        for difference in [values[one] - values[other]]
+        for p_value, half in [(0.001, 0.001) if abs(difference) > 0.01 else (0.8, 0.05)]
     ]  # fmt: skip
 
 

@@ -136,6 +136,7 @@ def test_the_verdict_names_the_better_one(tmp_path):
     assert texts(table)[f"{SMALL} - {MIDDLE}"] == {
         "backbones": f"{SMALL} - {MIDDLE}",
         "difference in points": "-5.00",
+        "95 % interval": "[-6.00, -4.00]",
         "p": "< 0.0001",
         "verdict": f"{MIDDLE} is better",
     }

@@ -236,7 +236,12 @@ def make_results(values, alike=(), tested=True, higher_is_better=True):
         for key in values
     }
     comparisons = [
-        {"first": runs[a].name, "second": runs[b].name, "difference": values[a] - values[b]}
+        {
+            "first": runs[a].name,
+            "second": runs[b].name,
+            "difference": values[a] - values[b],
+            "interval": {"low": -1.0, "high": 1.0},
+        }
         | dict.fromkeys(("p_value", "adjusted"), 0.5 if {a, b} in map(set, alike) else 1e-6)
         for a, b in itertools.combinations(runs, 2)
     ]

@@ -23,15 +23,10 @@ BEST_RULE = (
     " set, which the protocol defines; here: {metrics}."
 )
 VARIANT_RULE = "A variant is a backbone with its level of each factor: {factors}. Its runs differ only in the seed."
-VARIANT_TEST_RULE = (
-    "Two variants differ significantly if every run of one differs from every run of the other, always in the same"
-    " direction, and the largest p-value of these tests is at most 0.05 after Holm's correction over all pairs of"
-    " variants. Not significantly different does not mean equal."
-)
 TEST_RULE = (
-    "Two backbones differ significantly if every run of one differs from every run of the other (p <= 0.05 after Holm's"
-    " correction over all pairs of runs), always in the same direction. Not significantly different does not mean"
-    " equal."
+    "Two {noun}s differ significantly if p <= 0.05 after Holm's correction over all pairs. Where one has several"
+    " seeds, p asks whether other seeds, on other people or pairs, would show the difference; with one seed each,"
+    " whether these two runs would show it on other people or pairs. Not significantly different does not mean equal."
 )
 SPREAD_RULE = (
     "± is the standard deviation over the seeds. For one seed, [low, high] is the 95 % interval over the people or"
@@ -138,9 +133,10 @@ def _by_others(results: Results, metrics: Sequence[MetricResult]) -> list[str]:
 def _rules(results: Results, metrics: Sequence[MetricResult]) -> list[str]:
     named = ", ".join(metric.title for metric in metrics)
     best_rule = BEST_RULE.format(metrics=named, noun=results.noun, Noun=results.noun.capitalize())
-    rules = [best_rule, TEST_RULE, SPREAD_RULE, BUDGET_RULE.format(noun=results.noun), CHEAPEST_RULE]
+    test_rule, budget_rule = (rule.format(noun=results.noun) for rule in (TEST_RULE, BUDGET_RULE))
+    rules = [best_rule, test_rule, SPREAD_RULE, budget_rule, CHEAPEST_RULE]
     if results.factors:
-        rules[:2] = [VARIANT_RULE.format(factors=", ".join(results.factors)), best_rule, VARIANT_TEST_RULE]
+        rules.insert(0, VARIANT_RULE.format(factors=", ".join(results.factors)))
     if any(_by_tuning(results, metric) for metric in metrics):
         rules.append(ORDER_RULE)
     if any(seed_sentences(results, metric) for metric in metrics):

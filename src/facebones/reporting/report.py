@@ -19,7 +19,7 @@ from facebones.reporting.results import MetricResult, Results, Run
 from facebones.reporting.seeds import seed_tests
 from facebones.reporting.table_files import Beginning, save_tables, table_texts
 from facebones.reporting.tables import report_tables
-from facebones.reporting.variants import VariantTest
+from facebones.reporting.variant_tests import VariantTest
 from facebones.reporting.words import set_words
 from facebones.system.files import check_written, write_json
 from facebones.system.progress import say
@@ -127,14 +127,13 @@ def _run(run: Run, sets: Sequence[str]) -> dict[str, Any]:
 def _metric(results: Results, metric: MetricResult) -> dict[str, Any]:
     fields = {key: value for key, value in vars(metric).items() if key != "comparisons"}
     spreads = {name: vars(results.spread(metric, name)) for name in results.ranking(metric)}
-    tests = [_test(results, test) for test in results.tests(metric)]
+    tests = [_test(test) for test in results.tests(metric)]
     found = {"title": metric.title, **fields, "backbones": spreads, "tests": tests}
     return found | ({"seeds": [vars(one) for one in seed_tests(results, metric)]} if metric.main else {})
 
 
-def _test(results: Results, test: VariantTest) -> dict[str, Any]:
-    hidden = () if results.factors else ("low", "high")
-    return {key: value for key, value in vars(test).items() if key not in hidden} | {"significant": test.significant}
+def _test(test: VariantTest) -> dict[str, Any]:
+    return {**vars(test), "significant": test.significant}
 
 
 def _plain(content: Any) -> Any:

@@ -10,18 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from facebones.errors import UnknownNameError
-from facebones.reporting.variants import (
-    BACKBONE,
-    Contrast,
-    Levels,
-    VariantTest,
-    level_words,
-    several_levels,
-    variant_name,
-    variant_tests,
-)
+from facebones.reporting.variant_tests import Contrast, VariantTest, variant_tests
+from facebones.reporting.variants import BACKBONE, Levels, level_words, several_levels, variant_name
 from facebones.reporting.words import headline, metric_title, metric_words
-from facebones.statistics.significance import holm, outcomes_interval, over_seeds
+from facebones.statistics.significance import outcomes_interval, over_seeds
 
 if TYPE_CHECKING:
     from facebones.reporting.tables import Table
@@ -373,11 +365,7 @@ class Results:
     def tests(self, metric: MetricResult) -> list[VariantTest]:
         """Every two variants by one metric, in the order of the variants; empty if nothing was tested."""
         owner = {run.name: run.variant for run in self.runs}
-        tests = variant_tests(metric.comparisons, owner, self.variants, "p_value" if self.factors else "adjusted")
-        if not self.factors:
-            return tests
-        adjusted = holm([test.p_value for test in tests]).tolist()
-        return [replace(test, p_value=p_value) for test, p_value in zip(tests, adjusted, strict=True)]
+        return variant_tests(metric.comparisons, metric.values, owner, self.variants, factors=bool(self.factors))
 
     def contrasts(self, metric: MetricResult) -> list[Contrast]:
         """The tests of two levels of one factor, and of two backbones, with everything else equal."""

@@ -18,7 +18,8 @@ from facebones.system.number_format import p_words, rounded
 SEED_RULE = (
     "How many seeds tell a difference follows from Student's t test between the seeds of two {noun}s: at 5 %, with 80 %"
     " power, from their pooled standard deviation over the seeds or, in brackets, from its upper 95 % confidence limit."
-    " It asks whether other seeds would show the difference; the other tests ask whether other people would."
+    " It asks whether other seeds would show the difference on the same people; the verdict, whether other seeds would"
+    " on other people or pairs."
 )
 # By whether there are seeds.
 BARS = {
@@ -27,8 +28,8 @@ BARS = {
     False: "Bars are 95 % intervals of each {noun} by itself, over people or pairs.",
 }
 PAIRED = {
-    True: " The tests compare runs of two {noun}s on the same people or pairs, where what is hard for both cancels out,"
-    " and do not ask about other seeds; so bars may overlap where a difference is significant, and lie apart where it"
+    True: " The tests compare two {noun}s on the same people or pairs, where what is hard for both cancels out, and ask"
+    " about other seeds on other people; so bars may overlap where a difference is significant, and lie apart where it"
     " is not.",
     False: " The tests compare two {noun}s on the same people or pairs, where what is hard for both cancels out; so"
     " bars may overlap where a difference is significant.",
@@ -119,15 +120,16 @@ def _of_observed(test: SeedTest, best: str, *, significant: bool | None) -> str:
         return "the two tie"
     seen, p = f"the {_points(test.difference)} points seen", p_words(test.p_value)
     chance = f"(p {p})" if p.startswith("<") else f"(p = {p})"
+    if significant:
+        return f"{seen} are more than seeds and set explain"
     if test.p_value <= SIGNIFICANT:
-        but = f", though not every run of {best} is significantly better" if significant is False else ""
-        return f"{seen} are more than seeds explain {chance}{but}"
+        return f"{seen} are more than seeds explain {chance}" + (
+            ", but not on other people" if significant is False else ""
+        )
     needed = f"more than {MOST_SEEDS:,} seeds each"
     if test.needed is not None:
         upper = f"more than {MOST_SEEDS:,}" if test.needed_upper is None else f"{test.needed_upper:,}"
         needed = f"about {test.needed:,} seeds each ({upper})"
-    if significant:
-        return f"{seen} may be luck of the seeds {chance}, though every run of {best} is better: {needed} would tell"
     return f"{seen} would take {needed}"
 
 

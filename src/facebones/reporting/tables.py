@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from facebones.reporting.results import EvaluatedSet, MetricResult, Results, Run
-from facebones.reporting.variants import BACKBONE, Contrast, VariantTest
+from facebones.reporting.variant_tests import Contrast, VariantTest
+from facebones.reporting.variants import BACKBONE
 from facebones.reporting.words import BUSY, MARKS, mark_best, set_words, spread_words
 from facebones.statistics.significance import over_seeds
 from facebones.system.number_format import decimal, p_words, percent, points
@@ -14,15 +15,10 @@ from facebones.system.number_format import decimal, p_words, percent, points
 HOW_METRICS = "Mean ± standard deviation over the seeds; for one seed, the value [95 % interval]."
 LOWEST_FAR = "Beside a set's main metric stands its TAR at the lowest FAR that its impostor pairs can measure."
 HOW_TESTS = (
-    "Each run of one backbone is tested against each run of the other. p is the largest p-value after Holm's"
-    " correction, or 1 if the tests disagree about which is better. Significant: p <= 0.05."
+    "Over the seeds of both and over the people or pairs of the set; p after Holm's correction. Significant: p <= 0.05."
+    " The interval is not corrected."
 )
-HOW_CONTRASTS = (
-    "Each row compares two levels of a factor, or two backbones, with everything else equal. Each run of one is tested"
-    " against each run of the other. p is the largest p-value, or 1 if the tests disagree about which is better, after"
-    " Holm's correction over all pairs of variants. Significant: p <= 0.05. The interval contains the 95 % intervals of"
-    " all pairs of runs, without that correction."
-)
+HOW_CONTRASTS = "Each row compares two levels of a factor, or two backbones, with everything else equal. " + HOW_TESTS
 HOW_TRAINING = (
     "Validation during training; mean ± standard deviation over the finished seeds. The best accuracy is selected on"
     " the set that it is reported on and therefore optimistic; compare backbones by the final accuracy."
@@ -240,7 +236,7 @@ def _tests(results: Results, metric: MetricResult) -> Table:
         key=_key(f"tests_{metric.title}"),
         title=f"{metric.title}: differences",
         note=HOW_TESTS,
-        columns=("backbones", "difference in points", "p", "verdict"),
+        columns=("backbones", "difference in points", "95 % interval", "p", "verdict"),
         rows=[_test_row(test, metric.higher_is_better) for test in results.tests(metric)],
     )
 
@@ -248,13 +244,12 @@ def _tests(results: Results, metric: MetricResult) -> Table:
 def _contrast_row(contrast: Contrast, higher_is_better: bool) -> list[Cell]:
     test = contrast.test
     better = contrast.levels[(test.difference > 0) != higher_is_better]
-    interval = "-" if test.low is None or test.high is None else f"[{points(test.low)}, {points(test.high)}]"
     return [
         replace(text_cell(contrast.factor), about=(test.first, test.second)),
         text_cell(contrast.within),
         text_cell(f"{contrast.levels[0]} - {contrast.levels[1]}"),
         Cell(text=points(test.difference), value=100 * test.difference),
-        text_cell(interval),
+        text_cell(f"[{points(test.low)}, {points(test.high)}]"),
         Cell(text=p_words(test.p_value), value=test.p_value),
         text_cell(f"{better} is better" if test.significant else "not significantly different"),
     ]
@@ -265,6 +260,7 @@ def _test_row(test: VariantTest, higher_is_better: bool) -> list[Cell]:
     return [
         text_cell(f"{test.first} - {test.second}"),
         Cell(text=points(test.difference), value=100 * test.difference),
+        text_cell(f"[{points(test.low)}, {points(test.high)}]"),
         Cell(text=p_words(test.p_value), value=test.p_value),
         text_cell(f"{better} is better" if test.significant else "not significantly different"),
     ]

@@ -7,12 +7,11 @@ the recipes differ.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from facebones.errors import some
-from facebones.statistics.significance import SIGNIFICANT
 from facebones.system.number_format import is_number
 
 if TYPE_CHECKING:
@@ -71,117 +70,6 @@ def several_levels(levels: Iterable[Levels]) -> list[str]:
     levels = list(levels)
     factors = dict.fromkeys(factor for one in levels for factor in one)
     return [factor for factor in factors if len({one.get(factor) for one in levels}) > 1]
-
-
-# --------------------------------------------------------------------------------------------------------- tests
-
-
-@dataclass(frozen=True, kw_only=True)
-class VariantTest:
-    """Two variants compared by one metric, over all pairs of their runs.
-
-    This is an intersection-union test: p is the largest p-value of the tests of a run of one against a run of the
-    other, and 1 if these disagree about which is better. A difference therefore counts only if it holds for every pair
-    of seeds. (R. L. Berger, Technometrics 24, 1982.) Without factors, each of those p-values is after Holm's correction
-    over all pairs of runs, as the evaluation made it. With factors there are many more runs than questions: the largest
-    uncorrected p-value is taken, and Holm's correction covers all pairs of variants.
-
-    Attributes:
-        first: a variant.
-        second: another.
-        difference: mean over the pairs of runs of the first's value minus the second's.
-        p_value: as above.
-        low: lower end of an interval that contains the 95 % intervals of the differences of all pairs of runs; None if
-            one is unknown.
-        high: its upper end.
-    """
-
-    first: str
-    second: str
-    difference: float
-    p_value: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def significant(self) -> bool:
-        """At 5 %."""
-        return self.p_value <= SIGNIFICANT
-
-
-class RunTest(NamedTuple):
-    """Two runs compared: first minus second, its interval, and the p-value."""
-
-    difference: float
-    low: float | None
-    high: float | None
-    p_value: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """Two variants that differ in one thing only.
-
-    Attributes:
-        factor: in which they differ; BACKBONE for backbones.
-        within: what they have in common, in words: the backbone, or levels of other factors.
-        levels: theirs of the factor, or the backbones.
-        test: of one against the other.
-    """
-
-    factor: str
-    within: str
-    levels: tuple[str, str]
-    test: VariantTest
-
-
-def variant_tests(
-    comparisons: Sequence[Mapping[str, Any]], owner: Mapping[str, str], variants: Sequence[str], key: str
-) -> list[VariantTest]:
-    """The tests of every two variants that were compared, in the order of the variants.
-
-    Args:
-        comparisons: of every two runs; see `MetricResult`.
-        owner: run to variant.
-        variants: in order.
-        key: which p-value of the comparisons counts, "p_value" or "adjusted".
-    """
-    order = {name: place for place, name in enumerate(variants)}
-    cells: dict[tuple[str, str], list[RunTest]] = {}
-    for test in comparisons:
-        first, second = owner.get(test["first"]), owner.get(test["second"])
-        if first is None or second is None or first == second:
-            continue
-        turned = order[first] > order[second]
-        pair = (second, first) if turned else (first, second)
-        cells.setdefault(pair, []).append(_run_test(test, key, turned))
-    pairs = sorted(cells, key=lambda pair: (order[pair[0]], order[pair[1]]))
-    return [_variant_test(pair, cells[pair]) for pair in pairs]
-
-
-def _run_test(test: Mapping[str, Any], key: str, turned: bool) -> RunTest:
-    """The test of two runs; turned: of the second against the first."""
-    difference, interval = test["difference"], test.get("interval") or {}
-    low, high = interval.get("low"), interval.get("high")
-    if not turned:
-        return RunTest(difference, low, high, test[key])
-    return RunTest(-difference, None if high is None else -high, None if low is None else -low, test[key])
-
-
-def _variant_test(pair: tuple[str, str], outcomes: Sequence[RunTest]) -> VariantTest:
-    differences = [outcome.difference for outcome in outcomes]
-    agree = all(value > 0 for value in differences) or all(value < 0 for value in differences)
-    lows = [outcome.low for outcome in outcomes if outcome.low is not None]
-    highs = [outcome.high for outcome in outcomes if outcome.high is not None]
-    known = len(lows) == len(highs) == len(outcomes)
-    return VariantTest(
-        first=pair[0],
-        second=pair[1],
-        difference=sum(differences) / len(differences),
-        p_value=max(outcome.p_value for outcome in outcomes) if agree else 1.0,
-        low=min(lows) if known else None,
-        high=max(highs) if known else None,
-    )
 
 
 # ------------------------------------------------------------------------------------------------ found factors

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from facebones.reporting.plots.labels import shortened
 from facebones.reporting.plots.style import new_figure, set_text
 from facebones.reporting.results import MetricResult, Results
-from facebones.reporting.variants import VariantTest
+from facebones.reporting.variant_tests import VariantTest
 from facebones.system.number_format import MINUS, p_words, percent, points
 
 if TYPE_CHECKING:
