@@ -15,6 +15,7 @@ from facebones.reporting.page import (
     DASH_NAMES,
     MARKER_NAMES,
     MOST_POINTS,
+    SCORE_BINS,
     cautions,
     model_looks,
     page_data,
@@ -23,7 +24,8 @@ from facebones.reporting.page import (
 )
 from facebones.reporting.plots.heat_map import SCALE, heat_tables
 from facebones.reporting.plots.style import model_styles
-from facebones.reporting.results import Cost, Run
+from facebones.reporting.results import Cost, EvaluatedSet, Run
+from facebones.statistics.curves import roc
 
 ANSWER = Answer(sentences=["Take alpha.", "Or beta, for less."], rules=["At 5 %."])
 HOSTILE = [
@@ -152,7 +154,7 @@ def test_headings_go_down_by_one_and_anchors_lead_somewhere(ordinary):
 
 
 def test_the_parts_stand_in_their_order(ordinary):
-    wanted = ["answer", "overview", "cost", "models", "tests", "roc", "cmc", "training", "tables", "made"]
+    wanted = ["answer", "overview", "cost", "models", "tests", "roc", "scores", "cmc", "training", "tables", "made"]
     assert [part for part in ordinary.values("id") if part in wanted] == wanted
 
 
@@ -184,7 +186,7 @@ def test_the_page_is_whole_whatever_is_missing(page_results, parse, changes, sai
     assert said in page.text
     assert "How it was made" in page.text
     groups = {plot["group"] for plot in page.data["plots"]}
-    assert {"roc", "cmc", "training"} & set(page.values("id")) == groups
+    assert {"roc", "scores", "cmc", "training"} & set(page.values("id")) == groups
 
 
 def test_a_study_without_any_table_or_answer_has_a_page(page_results):
@@ -240,3 +242,30 @@ def test_the_heat_map_has_the_colours_of_its_plot(name, half, page_results, page
     scale = colormaps[SCALE](np.linspace(*half, 200))[:, :3]
     for colour in colours:
         assert np.abs(scale - to_rgb(colour)).max(1).min() < 0.02
+
+
+def test_scores_are_histograms_of_the_first_seed_with_all_pairs(page_results):
+    random = np.random.default_rng(0)
+    is_same = np.arange(3000) % 3 == 0
+    score = np.where(is_same, 0.6, 0.1) + 0.1 * random.standard_normal(3000)
+    results = page_results(["alpha"], seeds=2, metrics=[], cmc={})
+    curves = {
+        EvaluatedSet("pairs", "lfw"): {
+            run.name: roc(score if run.seed == 0 else score[::-1], is_same) for run in results.runs
+        }
+    }
+    plots = page_data(page_results(["alpha"], seeds=2, metrics=[], cmc={}, curves=curves))["plots"]
+    (line,) = next(plot for plot in plots if plot["group"] == "scores")["lines"]
+    assert line["run"] == "alpha_seed0"
+    gap = line["x"].index(None)
+    edges = np.linspace(score.min(), score.max(), SCORE_BINS + 1)
+    for part, kind in ((slice(0, gap), ~is_same), (slice(gap + 1, None), is_same)):
+        x, y = np.array(line["x"][part]), np.array(line["y"][part])
+        counted = np.histogram(score[kind], edges)[0] / kind.sum()
+        assert y.sum() == pytest.approx(1) and y[-1] == 0
+        for left, share in zip(x, y, strict=True):
+            place = int(np.abs(edges - left).argmin())
+            expected = counted[place] if place < SCORE_BINS else 0.0
+            assert share == pytest.approx(
+                expected, abs=1.5 / kind.sum()
+            )  # between two scores, half a pair to each side

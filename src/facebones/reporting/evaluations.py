@@ -140,7 +140,7 @@ def _comparison(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_roc(file: Path) -> RocCurve:
-    """The ROC that an evaluation has saved: as scores, `distance` and `is_same`, or as the corners of the curve.
+    """The ROC, over cosines, that an evaluation has saved: as `distance` and `is_same`, or as the corners of the curve.
 
     Raises:
         DataError: the file is damaged.
@@ -149,7 +149,7 @@ def read_roc(file: Path) -> RocCurve:
         if file.name.endswith(CURVE_ENDING):
             return _curve(read_npz(file, CURVE_ARRAYS))
         scores = read_npz(file, ("distance", "is_same"))
-        return roc(-scores["distance"], scores["is_same"])
+        return roc(1 - scores["distance"] / 2, scores["is_same"])
     except (*OTHER_SHAPE, OSError) as error:
         raise unexpected(file, error) from error
 

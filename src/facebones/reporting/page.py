@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from facebones.reporting.answer import Answer
 from facebones.reporting.plots.curves import thin_steps
@@ -43,6 +44,7 @@ DASH_NAMES = dict(zip(DASHES, ("solid", "dash", "dot", "dashdot"), strict=True))
 MARKER_NAMES = dict(zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down"), strict=True))
 MOST_POINTS = 1000  # of a training curve
 MOST_RANKS = 200
+SCORE_BINS = 80
 COSTS = {"macs": "MACs of one image", "parameters": "parameters", "latency_ms": "latency of one image (ms)"}
 TRAINING = {"loss": "Loss", "learning_rate": "Learning rate", "gradient_scale": "Gradient scale"}
 
@@ -215,7 +217,7 @@ class LinePlot:
 
     Attributes:
         key: anchor in the page.
-        group: the section, "roc", "cmc" or "training".
+        group: the section, "roc", "scores", "cmc" or "training".
         title: heading.
         x: name of the axis.
         y: name of the axis.
@@ -270,8 +272,8 @@ def model_looks(styles: Mapping[str, Style]) -> list[dict[str, Any]]:
 
 
 def line_plots(results: Results) -> list[LinePlot]:
-    """ROC and CMC of each set, then the training curves; plots without a line are left out."""
-    plots = [*_roc_plots(results), *_cmc_plots(results), *_training_plots(results)]
+    """ROC, scores and CMC of each set, then the training curves; plots without a line are left out."""
+    plots = [*_roc_plots(results), *_score_plots(results), *_cmc_plots(results), *_training_plots(results)]
     return [plot for plot in plots if plot.lines]
 
 
@@ -324,6 +326,52 @@ def _roc_line(curves: Mapping[str, RocCurve], run: Run) -> dict[str, Any] | None
         return None
     x, y = thin_steps(curve.false_accept_rate, curve.true_accept_rate, min(1 / curve.impostors, 0.1))
     return {"x": _numbers(x), "y": _numbers(y), "value": area_under_curve(curve)}
+
+
+def _score_plots(results: Results) -> list[LinePlot]:
+    plots = []
+    for number, (where, curves) in enumerate(results.curves.items()):
+        first = {run.variant: run.name for run in reversed(results.runs) if run.name in curves}
+        shown = {name: curves[name] for name in first.values()}
+        ends = [curve.threshold[place] for curve in shown.values() for place in (1, -1)]
+        edges = np.linspace(min(ends), max(ends), SCORE_BINS + 1) if ends else np.empty(0)
+        plots.append(
+            LinePlot(
+                key=f"scores{number}",
+                group="scores",
+                title=set_words(where),
+                x="score",
+                y="share of pairs (%)",
+                percent=True,
+                steps=True,
+                lines=_lines(results, partial(_score_line, shown, edges)),
+            )
+        )
+    return plots
+
+
+def _score_line(curves: Mapping[str, RocCurve], edges: npt.NDArray[np.float64], run: Run) -> dict[str, Any] | None:
+    """The histograms of impostor and genuine pairs, with a gap between them."""
+    if (curve := curves.get(run.name)) is None:
+        return None
+    parts = [_histogram(curve, rate, edges) for rate in (curve.false_accept_rate, curve.true_accept_rate)]
+    x, y = (np.concatenate([parts[0][side], [np.nan], parts[1][side]]) for side in (0, 1))
+    return {"x": _numbers(x), "y": _numbers(y), "value": None}
+
+
+def _histogram(
+    curve: RocCurve, accepted: npt.NDArray[np.float64], edges: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The share of pairs from each edge to the next, from the share that each threshold accepts; empty ends left out.
+
+    Between the corners of a curve that has no other points, pairs are taken to be spread evenly.
+    """
+    at_least = np.interp(edges, curve.threshold[:0:-1], accepted[:0:-1], left=1.0, right=0.0)
+    at_least[-1] = 0.0  # the highest score belongs to the last bin
+    share = -np.diff(at_least)
+    held = np.flatnonzero(share > 0)
+    first, last = held[0], held[-1] + 1
+    return edges[first : last + 1], np.append(share[first:last], 0.0)
 
 
 def _cmc_plots(results: Results) -> list[LinePlot]:
