@@ -44,7 +44,7 @@ DASH_NAMES = dict(zip(DASHES, ("solid", "dash", "dot", "dashdot"), strict=True))
 MARKER_NAMES = dict(zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down"), strict=True))
 MOST_POINTS = 1000  # of a training curve
 MOST_RANKS = 200
-SCORE_BINS = 80
+SCORE_BINS = 40
 COSTS = {"macs": "MACs of one image", "parameters": "parameters", "latency_ms": "latency of one image (ms)"}
 TRAINING = {"loss": "Loss", "learning_rate": "Learning rate", "gradient_scale": "Gradient scale"}
 
