@@ -152,6 +152,7 @@ def test_landmarks_outside_of_the_image_give_no_black_face(photos, drawn, tmp_pa
 
 def test_what_is_not_found_is_listed_with_its_reason(photos, drawn, tmp_path):
     (photos / "person1" / "1.jpg").write_bytes(b"no image")
+    (photos / "person1" / "0.jpg").write_bytes(b"")
     (photos / "person2" / "notes.heic").write_bytes(b"")
     (photos / "person0" / ".hidden.jpg").write_bytes(b"")
     rows = [(name, face.landmarks) for name, face in drawn.items() if name != "person2/1.jpg"]
@@ -162,13 +163,14 @@ def test_what_is_not_found_is_listed_with_its_reason(photos, drawn, tmp_path):
     expected = {
         "gone/1.jpg": "no such image",
         "person0/1.jpg": "landmarks all in one place",
+        "person1/0.jpg": "unreadable image: an empty file, 0 bytes",
         "person1/1.jpg": "unreadable image",
         "person2/1.jpg": "no landmarks",
     }
     assert missing(tmp_path / "faces") == dict(done.not_found) == expected
-    assert (done.images, done.faces) == (6, 3)
+    assert (done.images, done.faces) == (7, 3)
     text = str(done)
-    assert "not found: 3 of 6 images (no such image: 1, " in text and str(tmp_path / "faces" / MISSING) in text
+    assert "not found: 4 of 7 images (unreadable image: 2, no such image: 1, " in text and str(tmp_path / "faces" / MISSING) in text
     assert "1 files that are no image left out: person2/notes.heic" in text
 
 

@@ -122,20 +122,26 @@ def test_a_photo_of_the_largest_size_is_searched_in_a_small_copy(photo_of, green
     ("content", "told"),
     [
         (None, "cannot be read: No such file or directory; check the path"),
-        (b"", "no readable image; JPEG, PNG, BMP and WebP are read"),
-        (b"\0\0\0\x18ftypheic", "convert others, such as a phone's HEIC, first"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 60000, 60000) + bytes(40), "no readable image"),
+        (b"", "an empty file, 0 bytes; copy it again from its source"),
+        (b"no image", "no readable image; JPEG, PNG, BMP and WebP are read; convert others, such as a phone's HEIC, first"),
+        (b"\0\0\0\x18ftypheic", "HEIC, which is not read; convert it to JPEG or PNG"),
+        (
+            b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 60000, 60000) + bytes(40),
+            "3,600,000,000 pixels (60000x60000), and at most 67,108,864 are read; make it smaller",
+        ),
+        (png(np.zeros((9, 9, 3), np.uint8))[:-20], "cut short at byte"),
+        (cv2.imencode(".bmp", np.zeros((9, 9, 3), np.uint8))[1].tobytes()[:200], "cut short at byte 200; copy it again"),
         ("wall", "(320x320 pixels): no face found; take a photo where the face is larger"),
     ],
-    ids=["missing", "empty", "HEIC", "giant", "no face"],
+    ids=["missing", "empty", "no image", "HEIC", "giant", "cut", "cut BMP", "no face"],
 )
-def test_a_photo_that_cannot_be_used_is_one_line(words, photos, tmp_path, capsys, content, told):
+def test_a_photo_that_cannot_be_used_is_one_line(words, photos, tmp_path, capfd, content, told):
     bad = tmp_path / "bad.png"
     if content is not None:
         bad.write_bytes((photos / "wall.png").read_bytes() if content == "wall" else content)
     show = tmp_path / "m.png"
     assert main(["match", str(photos / "p0_0.png"), str(bad), *words, "--show", str(show)]) == 2
-    line = capsys.readouterr().err
+    line = capfd.readouterr().err  # with what OpenCV itself says
     assert str(bad) in line and told in line and line.count("\n") == 1
     assert not show.exists()
 

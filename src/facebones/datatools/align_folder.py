@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import cv2
 
 from facebones.data.folders import read_image_file
-from facebones.data.images import ImageArray, decode
+from facebones.data.images import ImageArray, decode, why_unreadable
 from facebones.data.training_set import evenly
 from facebones.datatools.contact_sheet import IN_ROW, write_face_sheet
 from facebones.datatools.jpeg_damage import decoder_warnings
@@ -29,6 +29,7 @@ from facebones.system.progress import track
 
 FORMATS = ("jpg", "png")
 MISSING = "not_found.csv"
+UNREADABLE = "unreadable image"
 ENDINGS = {"jpg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
 AHEAD = 4  # images per thread that are submitted ahead
 SHOWN = 3
@@ -125,8 +126,8 @@ class Alignment:
         )
 
     def reasons(self) -> dict[str, int]:
-        """Number of photos per reason why they have no face, most frequent first."""
-        return dict(Counter(missing.reason for missing in self.not_found).most_common())
+        """Number of photos per reason why they have no face, without its details, most frequent first."""
+        return _counted_reasons(self.not_found)
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain values for JSON."""
@@ -260,9 +261,11 @@ def _unused(landmarks: LandmarkSource, names: set[str]) -> list[str]:
 
 def _align(source: Path, landmarks: LandmarkSource, encoding: Encoding, targets: dict[str, str], name: str) -> _Face:
     try:
-        image = decode(read_image_file(f"{source}/{name}"), name)
+        encoded = read_image_file(f"{source}/{name}")
+        image = decode(encoded, name)
     except DataError:
-        return _Face(name, "", b"", 0, "unreadable image")
+        fault = why_unreadable(encoded)
+        return _Face(name, "", b"", 0, f"{UNREADABLE}: {fault.reason}" if fault else UNREADABLE)
     except OSError as error:
         return _Face(name, "", b"", 0, f"cannot be read: {error.strerror}")
     points, faces = landmarks.find(name, image)
@@ -293,11 +296,15 @@ def _in_threads(work: Callable[[str], _Face], names: Sequence[str], workers: int
 
 
 def _fail_empty(folder: PartialFolder, source: Path, images: int, missing: Sequence[Missing]) -> None:
-    reasons = Counter(reason for _, reason in missing)
     if not folder.resume:
         shutil.rmtree(folder.path)
-    listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+    listed = ", ".join(f"{reason}: {count}" for reason, count in _counted_reasons(missing).items())
     raise DataError(f"{source}: no face in any of {images} images ({listed}); nothing is written")
+
+
+def _counted_reasons(missing: Sequence[Missing]) -> dict[str, int]:
+    """Number of photos per reason without its details, most frequent first."""
+    return dict(Counter(reason.partition(":")[0] for _, reason in missing).most_common())
 
 
 def _csv(missing: Sequence[Missing]) -> bytes:

@@ -18,8 +18,9 @@ from facebones.data.images import decode, single_threaded_opencv
 from facebones.data.joined_sets import is_system_folder
 from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.data.training_set import TrainingSet
+from facebones.data.unreadable import lacks_end
 from facebones.datatools.contact_sheet import write_contact_sheet
-from facebones.datatools.jpeg_damage import DecoderWarnings, decoder_warnings, lacks_end
+from facebones.datatools.jpeg_damage import DecoderWarnings, decoder_warnings
 from facebones.errors import ConfigError, DataError
 from facebones.system.files import check_writable
 from facebones.system.progress import track
