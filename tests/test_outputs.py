@@ -19,6 +19,7 @@ from facebones.cli.main import main
 from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, pack
+from facebones.datatools import contact_sheet as contact_sheets
 from facebones.datatools.convert import convert
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation import pairs
@@ -96,6 +97,22 @@ def test_a_contact_sheet_does_not_overwrite_data(small_data, capsys):
     assert main(["data", "inspect", str(small_data), "--output", str(small_data / "tiny.bin")]) == 2
     assert "tiny.bin: a contact sheet is a PNG; name it tiny.png" in capsys.readouterr().err
     assert files_below(small_data) == before
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_contact_sheet_does_not_overwrite_an_image(small_data, tmp_path, capsys):
+    images = tmp_path / "images"
+    for name in ("a/1.png", "b/1.png", "sheet.png", "flat/1.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_bytes(b"mine")
+    (tmp_path / "link").symlink_to(images / "a")
+    flat = images / "flat"
+    for data, sheet in ((images, images / "a/1.png"), (images, tmp_path / "link/1.png"), (flat, flat / "1.png")):
+        assert main(["data", "inspect", str(data), "--output", str(sheet)]) == 2
+        told = f"facebones: {sheet}: is an image of {data}, which would be lost; choose another place\n"
+        assert capsys.readouterr().err == told
+    contact_sheets.refuse_image_of(images, images / "sheet.png", beside_folders=True)  # an earlier sheet
+    contact_sheets.refuse_image_of(images, images / "a/2.png")  # a new one
 
 
 def test_a_bad_set_among_several_is_found_before_the_first_is_embedded(small_data, tmp_path, monkeypatch):

@@ -55,9 +55,12 @@ def table(drawn, tmp_path):
 
 
 def missing(folder):
+    """The photos without a face; where there are none, there is no list of them."""
+    if not (folder / MISSING).exists():
+        return {}
     with (folder / MISSING).open(newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["path", "reason"]
+    assert header == ["path", "reason"] and rows
     return dict(rows)
 
 
@@ -130,7 +133,7 @@ def test_folders_are_kept_as_they_lie(drawn, table, tmp_path, depth):
     sheet = tmp_path / "sheet.png"
     table = LandmarkTable(write_table(tmp_path / "points.csv", points))
     align_folder(tmp_path / "photos", tmp_path / "faces", table, contact_sheet=sheet)
-    assert set(files_below(tmp_path / "faces")) == {f"{depth}x.jpg", MISSING, RECORD}
+    assert set(files_below(tmp_path / "faces")) == {f"{depth}x.jpg", RECORD}
     assert sheet.read_bytes().startswith(b"\x89PNG")
 
 
@@ -170,8 +173,23 @@ def test_what_is_not_found_is_listed_with_its_reason(photos, drawn, tmp_path):
     assert missing(tmp_path / "faces") == dict(done.not_found) == expected
     assert (done.images, done.faces) == (7, 3)
     text = str(done)
-    assert "not found: 4 of 7 images (unreadable image: 2, no such image: 1, " in text and str(tmp_path / "faces" / MISSING) in text
-    assert "1 files that are no image left out: person2/notes.heic" in text
+    assert (
+        "not found: 4 of 7 images (unreadable image: 2, no such image: 1, " in text
+        and str(tmp_path / "faces" / MISSING) in text
+    )
+    assert "1 file that is no image left out: person2/notes.heic" in text
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_the_contact_sheet_never_replaces_a_photo(photos, table, tmp_path, link):
+    photo = next(path for path in sorted(photos.rglob("*")) if path.is_file())
+    before = photo.read_bytes()
+    sheet = tmp_path / "link.png" if link else photo.parent / ".." / photo.parent.name / photo.name
+    if link:
+        sheet.symlink_to(photo)
+    with pytest.raises(ConfigError, match="which would be lost; choose another place"):
+        align_folder(photos, tmp_path / "faces", LandmarkTable(table), contact_sheet=sheet)
+    assert photo.read_bytes() == before and not (tmp_path / "faces").exists()
 
 
 def test_decoders_say_nothing_and_damage_is_counted(photos, table, tmp_path, capfd):

@@ -104,7 +104,8 @@ def _ends_in_png(encoded: bytes) -> bool:
     """Whether a chunk reaches beyond the end, or the last one is missing."""
     place = len(PNG)
     while place + 8 <= len(encoded):
-        length, kind = struct.unpack_from(">I4s", encoded, place)
+        length = int.from_bytes(encoded[place : place + 4])
+        kind = encoded[place + 4 : place + 8]
         if not kind.isalpha() or length > MOST_OF_CHUNK:
             return False
         place += 12 + length

@@ -17,7 +17,7 @@ from facebones.data.joined_sets import is_system_folder
 from facebones.data.preprocessing import ALIGNED_SIZE, REFERENCE, align_face, similarity_transform
 from facebones.data.unreadable import Fault
 from facebones.datatools.landmarks import FaceDetector, quiet_opencv
-from facebones.errors import DataError, some
+from facebones.errors import DataError, counted, some
 
 SHOWN = 3  # names in a note
 Photo = Path | str | bytes | ImageArray
@@ -196,7 +196,8 @@ def list_images(root: Path) -> tuple[list[str], list[str]]:
     if not images:
         raise DataError(f"{root}: no image in it or below; check the path")
     shown = some(sorted(others), SHOWN)
-    return sorted(images), [f"{root}: {len(others)} files that are no image left out: {shown}"] if others else []
+    left_out = counted(len(others), "file that is no image", "files that are no image")
+    return sorted(images), [f"{root}: {left_out} left out: {shown}"] if others else []
 
 
 def _list_below(root: Path, inside: str, above: tuple[str, ...], images: list[str], others: list[str]) -> None:
