@@ -284,6 +284,16 @@ def test_a_heading_and_the_marks_of_other_programs_are_admitted(tmp_path):
 # --------------------------------------------------------------------------------------- interruption and resume
 
 
+@pytest.mark.parametrize("heading", ["", "path;x1;y1;x2;y2;x3;y3;x4;y4;x5;y5\n"])
+@pytest.mark.parametrize(("mark", "point"), [(";", ","), (";", "."), ("\t", ",")])
+def test_a_table_of_excel_with_semicolons_and_decimal_commas(tmp_path, heading, mark, point):
+    numbers = [38.5, 51.75, 73, 51.5, 56, 71.25, 41.5, 92, 70.5, 92.5]
+    fields = ["a, b.jpg", *(f"{number:g}".replace(".", point) for number in numbers)]
+    (tmp_path / "t.csv").write_text(heading.replace(";", mark) + mark.join(fields) + "\n", encoding="utf-8-sig")
+    points, _ = LandmarkTable(tmp_path / "t.csv").find("a, b.jpg", None)
+    assert points.ravel().tolist() == numbers
+
+
 def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(photos, table, tmp_path, monkeypatch):
     align_folder(photos, tmp_path / "whole", LandmarkTable(table))
     monkeypatch.setattr(PartialFolder, "_write", breaks_at(3))
