@@ -386,7 +386,7 @@ def test_a_list_may_go_about_inside_its_root(tmp_path, monkeypatch):
         ("Ann/Ann_0001.jpg 1\n../b.jpg 1\n", r"line 2: \.\./b\.jpg leads out of"),
         (f"{'9' * 5000}\n", "line 1: '9+' is not 'image image 0|1'"),
         (f"1 1\nAnn 1 {'9' * 5000}\nAnn 1 12\n", "line 2: .* is not 'name n m'"),
-        ("10 300\nAnn 1 12\n", "line 1: promises 6000 pairs, but 1 lines follow"),
+        ("10 300\nAnn 1 12\n", "line 1: promises 6000 pairs, but 1 line follows"),
         ("1 1\nAnn 1 12\nAnn 1\n", "line 3: 'Ann 1' is not 'name n m' or 'name n other m'"),
         ("1 1\nAnn 1 12\nAnn one Bo_Li 1\n", "line 3: 'Ann one Bo_Li 1' is not"),
         ("1 1\nAnn 1 12\nAnn 1 Bo_Li 7\n", r"line 3: .*Bo_Li/Bo_Li_0007\.jpg cannot be read: No such file"),

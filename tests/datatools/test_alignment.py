@@ -260,7 +260,7 @@ def test_what_exists_is_refused_and_stays(photos, table, tmp_path):
         ("path,x\n\na.jpg,1,2,3,4,5,6,7,8,9,x\n", "line 3: 'x' is not a number"),
         ("a.jpg,1,2,3,4,5,6,7,8,9,nan\n", "line 1: 'nan' is not a number"),
         ("a.jpg,1,2,3,4,5,6,7,8,9,1e300\n", "line 1: '1e300' is not a number"),
-        ("a.jpg\n", "line 1: 1 fields"),
+        ("a.jpg\n", "line 1: 1 field instead of"),
         ("a.jpg,1,2,3,4,5,6,7,8,9,0\n./a.jpg,1,2,3,4,5,6,7,8,9,0\n", "line 2: a.jpg is in the table twice"),
         (f"{'a' * 200_000},1\n", "line 1: field larger than field limit"),
         (b"\xff\xfe", "byte 0: not UTF-8 text"),

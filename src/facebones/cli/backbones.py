@@ -15,7 +15,7 @@ from facebones.cli.options import (
     positive_seconds,
     print_json,
 )
-from facebones.errors import ConfigError, UnknownNameError
+from facebones.errors import ConfigError, UnknownNameError, counted
 from facebones.system.progress import tell
 
 
@@ -176,7 +176,7 @@ def _costs(arguments: Arguments) -> None:
     )
     with atomic_write(output) as file:
         file.write(costs_page(content).encode())
-    tell(f"{output}: {len(content['networks'])} backbones, {len(content['latencies'])} of them measured")
+    tell(f"{output}: {counted(len(content['networks']), 'backbone')}, {len(content['latencies'])} of them measured")
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.data.text_lists import SHOWN_CHARACTERS, line_blocks, separator_of
-from facebones.errors import DataError
+from facebones.errors import DataError, counted
 
 FILE = "groups.csv"
 IMAGE, PERSON = "image", "person"
@@ -101,7 +101,7 @@ def read_groups(path: Path, faces: Faces, set_name: str) -> list[Grouping]:
     line = np.zeros(len(places), dtype=np.int64)
     for number, (name, *values) in rows:
         if len(values) != len(names):
-            _fail(path, number, f"{len(values) + 1} fields for {len(names) + 1} columns; correct the line")
+            _fail(path, number, f"{counted(len(values) + 1, 'field')} for {len(names) + 1} columns; correct the line")
         place = places.get(name)
         if place is None:
             kind, example = heading[0].lower(), next(iter(places))

@@ -388,7 +388,8 @@ def _check_count(path: Path, number: int, header: list[str], pairs: int) -> None
     counts = [int(field) for field in header]
     promised = 2 * (counts[0] * counts[1] if len(counts) == 2 else counts[0])
     if promised != pairs:
-        raise DataError(f"{path}, line {number}: promises {promised} pairs, but {pairs} lines follow; restore the list")
+        follow = "1 line follows" if pairs == 1 else f"{pairs} lines follow"
+        raise DataError(f"{path}, line {number}: promises {promised} pairs, but {follow}; restore the list")
 
 
 def _lfw_pair(path: Path, number: int, fields: list[str], root: Path) -> ListedPair:

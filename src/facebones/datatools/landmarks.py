@@ -22,7 +22,7 @@ import numpy.typing as npt
 from facebones.data.images import ImageArray, single_threaded_opencv
 from facebones.data.preprocessing import five_of_68
 from facebones.data.text_lists import decimal, separator_of
-from facebones.errors import CheckpointError, ConfigError, DataError
+from facebones.errors import CheckpointError, ConfigError, DataError, counted
 from facebones.system.files import read_at_most
 
 POINTS = (5, 68)
@@ -143,7 +143,7 @@ def _row(
     name = os.path.normpath(row[0].strip())
     if len(row) not in FIELDS:
         wanted = " or ".join(f"{fields} ({points} points)" for fields, points in zip(FIELDS, POINTS, strict=True))
-        _fail(path, line, f"{len(row)} fields instead of {wanted}")
+        _fail(path, line, f"{counted(len(row), 'field')} instead of {wanted}")
     values = [_number(field, read) for field in row[1:]]
     if None in values:
         _fail(path, line, f"{row[1 + values.index(None)][:40]!r} is not a number")
