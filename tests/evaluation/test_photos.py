@@ -335,7 +335,7 @@ def test_embed_writes_a_row_for_each_face_and_lists_the_others(words, photos, tm
     assert main(["embed", str(photos), str(photos / "p0_0.png"), *words, "--output", str(output)]) == 0
     out, err = capsys.readouterr()
     assert "7 faces, 16 numbers each" in out
-    assert "no face in 2 of 9 photos" in err and "wall.png (no face found)" in err and "1 photo with several" in err
+    assert "2 of 9 photos left out: " in err and "wall.png (no face found)" in err and "1 photo with several" in err
     with (tmp_path / f"e.{ending}.not_found.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["path", "reason"]
@@ -472,7 +472,7 @@ def test_search_finds_the_same_in_a_folder_and_in_a_file(calibrated, words, phot
     assert main([*probe, "--gallery", str(photos)]) == 0
     out, err = capsys.readouterr()
     assert out.count("reached") >= 2 and "of 7 strangers it accepts up to 2.8 on average" in out
-    assert "no face in 2 of 9 photos" in err
+    assert "2 of 9 photos left out: " in err
 
 
 def test_every_row_is_compared(monkeypatch):
@@ -499,7 +499,7 @@ def test_a_gallery_of_another_model_is_refused(run, photos, tiny_backbone, tmp_p
         with pytest.raises(ConfigError, match=r"e.parquet: a gallery is read from .npz, not from Parquet"):
             search_photos(run, photos / "p0_0.png", places, **crops)
     for others in (["f.npz"], [photos], [photos / "p0_0.png"], ["f.parquet"]):
-        with pytest.raises(ConfigError, match=r"e.npz: is a file of embeddings, beside which .* give it alone"):
+        with pytest.raises(ConfigError, match=r"e.npz: is a file of embeddings; give one alone as the gallery"):
             search_photos(run, photos / "p0_0.png", [tmp_path / "e.npz", *others], **crops)
     assert search_photos(run, photos / "p0_0.png", [tmp_path / "e.npz"], **crops).scores[0] > 0.99
     with pytest.raises(ConfigError, match="top: 0"):

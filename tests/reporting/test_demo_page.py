@@ -119,7 +119,9 @@ def test_a_detector_that_cannot_be_used_is_left_out_and_said(onnx_model, tmp_pat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("FACEBONES_DETECTOR", raising=False)
     page = write_demo_page(onnx_model, tmp_path / "page", title="<b>")
-    assert page.detector is None and "users click on the eyes" in page.notes[0]
+    (note,) = page.notes
+    assert page.detector is None
+    assert note == f"users click on the eyes, for lack of a face detector: {demo_page.MISSING_DETECTOR}"
     assert b"</script>" not in (tmp_path / "page" / "runtime.js").read_bytes()
     assert "<b>" not in (tmp_path / "page" / "model.js").read_text()
     (tmp_path / "no.onnx").write_bytes(b"no network")

@@ -231,7 +231,7 @@ def _note_left_out(found: "PhotoEmbeddings", more: str) -> None:
         listed = some([f"{path} ({reason})" for path, reason in found.missing], SHOWN_MISSING)
         everything = more if len(found.missing) > SHOWN_MISSING else ""
         total = len(found) + len(found.missing)
-        say(f"note: no face in {len(found.missing)} of {counted(total, 'photo')}: {listed}{everything}")
+        say(f"note: {len(found.missing)} of {counted(total, 'photo')} left out: {listed}{everything}")
     if several := int((found.faces > 1).sum()):
         say(f"note: {counted(several, 'photo')} with several faces, of which one was taken (--face)")
 
@@ -247,7 +247,7 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="FOLDER|FILE",
-        help="where to look: photos and folders, or one .npz file of `facebones embed`",
+        help="where to look: photos and folders, or one .npz file of `facebones embed` alone",
     )
     parser.add_argument("--top", type=positive, default=10, metavar="N", help="how many are listed [10]")
     _face_options(parser)

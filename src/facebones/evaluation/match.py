@@ -314,8 +314,8 @@ def _stored(gallery: PhotoEmbeddings | Sequence[Path | str] | Path | str) -> Pho
         return None
     if len(places) > 1:
         raise ConfigError(
-            f"{files[0]}: is a file of embeddings, beside which a gallery has nothing else; give it alone, or embed all"
-            " photos into one by `facebones embed`"
+            f"{files[0]}: is a file of embeddings; give one alone as the gallery, and embed all photos into it by"
+            " `facebones embed`"
         )
     if Path(files[0]).suffix == ".parquet":
         raise ConfigError(f"{files[0]}: a gallery is read from .npz, not from Parquet; write .npz by `facebones embed`")

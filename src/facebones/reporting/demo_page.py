@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from facebones.data.preprocessing import REFERENCE
-from facebones.datatools.detector_file import VARIABLE, detector_file
+from facebones.datatools.detector_file import VARIABLE, detector_file, detector_path
 from facebones.errors import CheckpointError, ConfigError, FaceBonesError, counted, some
 from facebones.evaluation.match import kept_threshold
 from facebones.evaluation.models import Model, is_onnx, load_model
@@ -32,6 +32,7 @@ PACKAGE = f"onnxruntime-web-{VERSION}.tgz"
 # The registry's own digest of the package.
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 MEMBERS = {"library": "package/dist/ort.wasm.bundle.min.mjs", "wasm": "package/dist/ort-wasm-simd-threaded.wasm"}
+MISSING_DETECTOR = "`facebones download detector` fetches one, --detector FILE names one"
 MOST_BYTES = 2**29  # of a model: a browser has to hold it
 SIDE = 640  # pixels of the image that YuNet's file declares
 STRIDE = 32  # sizes below are channels and numbers of a cell
@@ -226,7 +227,8 @@ def _detector(detector: Path | str | None) -> tuple[Path | None, bytes | None, t
     except FaceBonesError as error:
         if detector != "auto" or os.environ.get(VARIABLE):  # named by the user
             raise
-        return None, None, (f"without a face detector users click on the eyes: {error}",)
+        reason = str(error) if detector_path().exists() else MISSING_DETECTOR
+        return None, None, (f"users click on the eyes, for lack of a face detector: {reason}",)
     try:
         content = path.read_bytes()
     except OSError as error:
