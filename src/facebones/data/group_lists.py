@@ -92,7 +92,9 @@ def read_groups(path: Path, faces: Faces, set_name: str) -> list[Grouping]:
             names the line.
     """
     rows = _rows(path)
-    number, heading = next(rows)
+    number, heading = next(rows, (0, []))
+    if not number:
+        raise DataError(f"{path}: holds no line; write a heading such as person,sex, and a row for each")
     names = _headings(path, number, heading)
     of_people = heading[0].lower() == PERSON
     places = _people(path, faces, set_name) if of_people else {name: place for place, name in enumerate(faces.images)}
