@@ -98,6 +98,7 @@ def test_every_command_has_help_with_an_example(name, capsys):
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert f"example:\n  facebones {name}" in text
+    assert "?." not in text  # a question has no full stop behind it
 
 
 def test_help_of_train_names_the_fields_of_a_recipe(capsys):

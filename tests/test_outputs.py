@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+import facebones
 from facebones.cli.main import main
 from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, pack
+from facebones.datatools import contact_sheet as contact_sheets
 from facebones.datatools.convert import convert
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation import pairs
@@ -98,6 +100,22 @@ def test_a_contact_sheet_does_not_overwrite_data(small_data, capsys):
     assert files_below(small_data) == before
 
 
+@pytest.mark.usefixtures("no_work")
+def test_a_contact_sheet_does_not_overwrite_an_image(small_data, tmp_path, capsys):
+    images = tmp_path / "images"
+    for name in ("a/1.png", "b/1.png", "sheet.png", "flat/1.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_bytes(b"mine")
+    (tmp_path / "link").symlink_to(images / "a")
+    flat = images / "flat"
+    for data, sheet in ((images, images / "a/1.png"), (images, tmp_path / "link/1.png"), (flat, flat / "1.png")):
+        assert main(["data", "inspect", str(data), "--output", str(sheet)]) == 2
+        told = f"facebones: {sheet}: is an image of {data}, which would be lost; choose another place\n"
+        assert capsys.readouterr().err == told
+    contact_sheets.refuse_image_of(images, images / "sheet.png", beside_folders=True)  # an earlier sheet
+    contact_sheets.refuse_image_of(images, images / "a/2.png")  # a new one
+
+
 def test_a_bad_set_among_several_is_found_before_the_first_is_embedded(small_data, tmp_path, monkeypatch):
     tiny = read_pairs(small_data / "tiny.bin")
     write_pairs(tmp_path / "few.bin", tiny.images[:18], tiny.is_same[:9])
@@ -123,6 +141,45 @@ def test_names_that_are_no_unicode(small_data, tiny_recipe, tmp_path, capsys):
     assert r"r\udcff/model.safetensors" in capsys.readouterr().out
     (model,) = json.loads((output / "pairs.json").read_text())["models"].values()
     assert model["checkpoint"] == str(run / "model.safetensors")
+
+
+def strict_json(text):
+    """What a parser reads that takes neither NaN nor half a character."""
+    content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    json.dumps(content, ensure_ascii=False).encode()  # fails for a lone surrogate
+    text.encode("ascii")
+    return content
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names are Unicode here")
+def test_json_is_valid_for_names_that_are_no_unicode(small_data, run, tmp_path, capsys):
+    photos = tmp_path / os.fsdecode(b"p\xff")
+    for number, image in enumerate(read_pairs(small_data / "tiny.bin").images[:4]):
+        place = photos / "person" / os.fsdecode(b"%d\xe9.jpg" % number)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(image)
+    (photos / "person" / os.fsdecode(b"\xfe.jpg")).write_bytes(b"no image")
+    first, second, *_ = sorted(photos.rglob("[0-9]*.jpg"))
+    common = ["--model", run, "--aligned", "--device", "cpu", "--json"]
+    for words in (
+        ["match", first, second, *common],
+        ["search", first, "--gallery", photos, *common],
+        ["data", "inspect", photos, "--json"],
+    ):
+        assert main([str(word) for word in words]) == 0
+        content = strict_json(capsys.readouterr().out)
+        if words[0] in {"match", "search"}:
+            named = content["faces"][0] if words[0] == "match" else content["photo"]
+            assert named["photo"].endswith(r"/p\udcff/person/0\udce9.jpg")  # as on the terminal
+        else:
+            assert r"p\udcff" in json.dumps(content).replace("\\\\", "\\")
+
+
+def test_every_command_prints_json_by_one_function():
+    for path in (Path(facebones.__file__).parent / "cli").glob("*.py"):
+        text = path.read_text()
+        assert text.count("json.dumps(") == (path.name == "options.py"), path
+        assert ("json_option(" in text) <= ("print_json(" in text), path
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -31,6 +31,20 @@ def test_people_have_groups(read):
     assert (age.groups, age.group.tolist(), age.without) == (("old", "young"), [0, 0, -1, 1], 1)
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_excel_may_separate_the_fields_otherwise(read, mark):
+    text = 'person,sex,age\nann,f,old\nbo\\ jr,m,\n\ncy,f,"young, or so"\n'.replace(",", mark).replace("\\", ",")
+    sex, age = read(text.replace(f"young{mark}", "young,"))
+    assert (sex.groups, sex.group.tolist(), sex.without) == (("f", "m"), [0, 0, 1, 0], 0)
+    assert (age.groups, age.group.tolist(), age.without) == (("old", "young, or so"), [0, 0, -1, 1], 1)
+
+
+@pytest.mark.parametrize("text", ["\ufeff", "\u00a0\n", "\x1c"])
+def test_a_file_of_blanks_that_only_text_knows_is_one_line(read, text):
+    with pytest.raises(DataError, match="holds no line"):
+        read(text)
+
+
 def test_images_have_groups_and_those_without_are_counted(read):
     (camera,) = read(b"\xef\xbb\xbfIMAGE, camera\r\nann/2.jpg, door\r\nann/1.jpg,phone\r\n")
     assert camera.groups == ("door", "phone") and camera.group.tolist() == [1, 0, -1, -1] and camera.without == 2

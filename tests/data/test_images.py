@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from facebones.data import images
-from facebones.data.images import claimed_pixels, decode, image_size
+from facebones.data.images import claimed_pixels, decode, image_size, why_unreadable
+from facebones.data.unreadable import is_cut_short
 from facebones.errors import DataError
 
 FORMS = {
@@ -100,7 +101,7 @@ def test_what_opencv_does_not_bound_is_bounded_here(monkeypatch):
     monkeypatch.setattr(images, "MOST_PIXELS", 40 * 50)
     for form in FORMS:
         assert decode(encode(form, 40, 50), "x").shape == (40, 50, 3)
-        with pytest.raises(DataError, match="x: no readable image"):
+        with pytest.raises(DataError, match=r"x: 2,050 pixels \(50x41\), and at most 2,000 are read; make it smaller"):
             decode(encode(form, 41, 50), "x")
 
 
@@ -195,8 +196,35 @@ def test_a_jpeg_with_stray_bytes_between_its_segments_is_decoded_unless_it_could
     huge = huge_jpeg()
     huge = huge[:behind_jfif] + stray + huge[behind_jfif:]
     assert claimed_pixels(huge) == 9000 * 9000
-    with pytest.raises(DataError, match="huge: no readable image"):
+    with pytest.raises(DataError, match="huge: 81,000,000 pixels, and at most 67,108,864 are read"):
         decode(huge, "huge")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_image_that_is_cut_short_is_told_from_others_wherever_it_ends(form):
+    whole = encode(form, 40, 50)
+    assert not is_cut_short(whole)
+    told = set()
+    for end in (*range(64), *range(64, len(whole), 97), len(whole) - 3):
+        with pytest.raises(DataError, match=r"^x: ") as error:
+            decode(whole[:end], "x")
+        told.add(str(error.value).replace(str(end), "N"))
+    assert told == {
+        "x: an empty file, N bytes; copy it again from its source, or remove it",
+        "x: cut short at byte N; copy it again from its source, or remove it",
+        "x: no readable image (N bytes); remove it or restore it from the source",  # before the format is clear
+    }
+
+
+def test_a_fault_is_told_only_where_it_is_sure():
+    assert why_unreadable(b"no image") is None
+    assert why_unreadable(b"BM is text, too, of thirty letters") is None
+    assert why_unreadable(b"\xff\xd8\xffnothing") is None  # damaged in its header
+    damaged = bytearray(encode("jpeg", 40, 50))
+    damaged[20:60] = bytes(40)
+    assert why_unreadable(bytes(damaged)) is None
+    assert why_unreadable(encode("jpeg", 40, 50) + b"what a camera appends") is None
+    assert why_unreadable(b"\0\0\0\x18ftypheic").reason == "HEIC, which is not read"
 
 
 @pytest.mark.parametrize("ending", [".tiff", ".ppm", ".jp2", ".gif", ".hdr"])
@@ -205,7 +233,8 @@ def test_a_format_whose_header_is_not_read_here_is_refused(ending):
         pytest.skip(f"this OpenCV writes no {ending}")
     dtype = np.float32 if ending == ".hdr" else np.uint8
     encoded = cv2.imencode(ending, np.zeros((64, 64, 3), dtype))[1].tobytes()
-    with pytest.raises(DataError, match="x: no readable image"):
+    told = f"x: {ending[1:].upper()}, which is not read" if ending in (".tiff", ".gif") else "x: no readable image"
+    with pytest.raises(DataError, match=told):
         decode(encoded, "x")
 
 

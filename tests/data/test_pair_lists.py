@@ -214,7 +214,7 @@ def test_images_of_a_flat_folder(tmp_path):
     assert read_pair_list(path, tmp_path).images[3] == b"Bo_Li/Bo_Li_0001.jpg"
 
 
-@pytest.mark.parametrize("separator", [" ", "\t", ",", ", ", "   "])
+@pytest.mark.parametrize("separator", [" ", "\t", ",", ", ", "   ", ";", "; "])
 def test_plain_list(tmp_path, separator):
     lines = [["Ann/Ann_0001.jpg", "Ann/Ann_0012.png", "1"], ["Bo_Li/Bo_Li_0001.jpg", "Ann/Ann_0001.jpg", "0"]]
     path = write_lfw(tmp_path, "\n\n".join(separator.join(line) for line in lines))
@@ -250,6 +250,22 @@ def test_further_columns_are_left_out_by_their_names_with_a_note(tmp_path, order
     assert b"Bo_Li/Bo_Li_0001.jpg" in pairs.images[2:]
     [note] = pairs.notes
     assert "score" in note and "fold" in note and "not read" in note and "img1" not in note
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_marks_behind_a_comma_or_a_semicolon(tmp_path, separator):
+    path = write_marked(tmp_path, 20, 13, [1, 2] * 10)
+    path.write_text(path.read_text().replace("\t", separator))
+    assert len(read_pair_list(path, tmp_path)) == 33
+
+
+def test_commas_in_names_between_semicolons(tmp_path):
+    (tmp_path / "Lee, Ann").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / "Lee, Ann" / name).write_bytes(name.encode())
+    path = tmp_path / "pairs.csv"
+    path.write_text("Lee, Ann/1.jpg;Lee, Ann/2.jpg;1\n")
+    assert read_pair_list(path, tmp_path).images == [b"1.jpg", b"2.jpg"]
 
 
 @pytest.mark.parametrize("impostor", ["0", "-1"])
@@ -370,7 +386,7 @@ def test_a_list_may_go_about_inside_its_root(tmp_path, monkeypatch):
         ("Ann/Ann_0001.jpg 1\n../b.jpg 1\n", r"line 2: \.\./b\.jpg leads out of"),
         (f"{'9' * 5000}\n", "line 1: '9+' is not 'image image 0|1'"),
         (f"1 1\nAnn 1 {'9' * 5000}\nAnn 1 12\n", "line 2: .* is not 'name n m'"),
-        ("10 300\nAnn 1 12\n", "line 1: promises 6000 pairs, but 1 lines follow"),
+        ("10 300\nAnn 1 12\n", "line 1: promises 6000 pairs, but 1 line follows"),
         ("1 1\nAnn 1 12\nAnn 1\n", "line 3: 'Ann 1' is not 'name n m' or 'name n other m'"),
         ("1 1\nAnn 1 12\nAnn one Bo_Li 1\n", "line 3: 'Ann one Bo_Li 1' is not"),
         ("1 1\nAnn 1 12\nAnn 1 Bo_Li 7\n", r"line 3: .*Bo_Li/Bo_Li_0007\.jpg cannot be read: No such file"),

@@ -96,6 +96,12 @@ def test_lines_for_each_image_are_one_template(write):
     assert found.galleries["G1"].template.tolist() == [1]
 
 
+def test_lists_of_excel_may_have_semicolons(write):
+    rows = 'TEMPLATE_ID;SUBJECT_ID;FILENAME\n10;1;img/1.png\n10;1;"a, b"\n'
+    found = read_template_set(write(**{"1N_gallery_G1__csv": rows}))
+    assert found.galleries["G1"].template.tolist() == [1]
+
+
 def test_without_identification_lists_the_pairs_say_who_is_who(write):
     lists = dict.fromkeys(("1N_gallery_G1__csv", "1N_gallery_G2__csv", "1N_probe_mixed__csv"))
     found = read_template_set(write(**lists))

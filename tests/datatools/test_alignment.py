@@ -55,9 +55,12 @@ def table(drawn, tmp_path):
 
 
 def missing(folder):
+    """The photos without a face; where there are none, there is no list of them."""
+    if not (folder / MISSING).exists():
+        return {}
     with (folder / MISSING).open(newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["path", "reason"]
+    assert header == ["path", "reason"] and rows
     return dict(rows)
 
 
@@ -130,7 +133,7 @@ def test_folders_are_kept_as_they_lie(drawn, table, tmp_path, depth):
     sheet = tmp_path / "sheet.png"
     table = LandmarkTable(write_table(tmp_path / "points.csv", points))
     align_folder(tmp_path / "photos", tmp_path / "faces", table, contact_sheet=sheet)
-    assert set(files_below(tmp_path / "faces")) == {f"{depth}x.jpg", MISSING, RECORD}
+    assert set(files_below(tmp_path / "faces")) == {f"{depth}x.jpg", RECORD}
     assert sheet.read_bytes().startswith(b"\x89PNG")
 
 
@@ -152,6 +155,7 @@ def test_landmarks_outside_of_the_image_give_no_black_face(photos, drawn, tmp_pa
 
 def test_what_is_not_found_is_listed_with_its_reason(photos, drawn, tmp_path):
     (photos / "person1" / "1.jpg").write_bytes(b"no image")
+    (photos / "person1" / "0.jpg").write_bytes(b"")
     (photos / "person2" / "notes.heic").write_bytes(b"")
     (photos / "person0" / ".hidden.jpg").write_bytes(b"")
     rows = [(name, face.landmarks) for name, face in drawn.items() if name != "person2/1.jpg"]
@@ -162,14 +166,30 @@ def test_what_is_not_found_is_listed_with_its_reason(photos, drawn, tmp_path):
     expected = {
         "gone/1.jpg": "no such image",
         "person0/1.jpg": "landmarks all in one place",
+        "person1/0.jpg": "unreadable image: an empty file, 0 bytes",
         "person1/1.jpg": "unreadable image",
         "person2/1.jpg": "no landmarks",
     }
     assert missing(tmp_path / "faces") == dict(done.not_found) == expected
-    assert (done.images, done.faces) == (6, 3)
+    assert (done.images, done.faces) == (7, 3)
     text = str(done)
-    assert "not found: 3 of 6 images (no such image: 1, " in text and str(tmp_path / "faces" / MISSING) in text
-    assert "1 files that are no image left out: person2/notes.heic" in text
+    assert (
+        "not found: 4 of 7 images (unreadable image: 2, no such image: 1, " in text
+        and str(tmp_path / "faces" / MISSING) in text
+    )
+    assert "1 file that is no image left out: person2/notes.heic" in text
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_the_contact_sheet_never_replaces_a_photo(photos, table, tmp_path, link):
+    photo = next(path for path in sorted(photos.rglob("*")) if path.is_file())
+    before = photo.read_bytes()
+    sheet = tmp_path / "link.png" if link else photo.parent / ".." / photo.parent.name / photo.name
+    if link:
+        sheet.symlink_to(photo)
+    with pytest.raises(ConfigError, match="which would be lost; choose another place"):
+        align_folder(photos, tmp_path / "faces", LandmarkTable(table), contact_sheet=sheet)
+    assert photo.read_bytes() == before and not (tmp_path / "faces").exists()
 
 
 def test_decoders_say_nothing_and_damage_is_counted(photos, table, tmp_path, capfd):
@@ -240,7 +260,7 @@ def test_what_exists_is_refused_and_stays(photos, table, tmp_path):
         ("path,x\n\na.jpg,1,2,3,4,5,6,7,8,9,x\n", "line 3: 'x' is not a number"),
         ("a.jpg,1,2,3,4,5,6,7,8,9,nan\n", "line 1: 'nan' is not a number"),
         ("a.jpg,1,2,3,4,5,6,7,8,9,1e300\n", "line 1: '1e300' is not a number"),
-        ("a.jpg\n", "line 1: 1 fields"),
+        ("a.jpg\n", "line 1: 1 field instead of"),
         ("a.jpg,1,2,3,4,5,6,7,8,9,0\n./a.jpg,1,2,3,4,5,6,7,8,9,0\n", "line 2: a.jpg is in the table twice"),
         (f"{'a' * 200_000},1\n", "line 1: field larger than field limit"),
         (b"\xff\xfe", "byte 0: not UTF-8 text"),
@@ -262,6 +282,16 @@ def test_a_heading_and_the_marks_of_other_programs_are_admitted(tmp_path):
 
 
 # --------------------------------------------------------------------------------------- interruption and resume
+
+
+@pytest.mark.parametrize("heading", ["", "path;x1;y1;x2;y2;x3;y3;x4;y4;x5;y5\n"])
+@pytest.mark.parametrize(("mark", "point"), [(";", ","), (";", "."), ("\t", ",")])
+def test_a_table_of_excel_with_semicolons_and_decimal_commas(tmp_path, heading, mark, point):
+    numbers = [38.5, 51.75, 73, 51.5, 56, 71.25, 41.5, 92, 70.5, 92.5]
+    fields = ["a, b.jpg", *(f"{number:g}".replace(".", point) for number in numbers)]
+    (tmp_path / "t.csv").write_text(heading.replace(";", mark) + mark.join(fields) + "\n", encoding="utf-8-sig")
+    points, _ = LandmarkTable(tmp_path / "t.csv").find("a, b.jpg", None)
+    assert points.ravel().tolist() == numbers
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(photos, table, tmp_path, monkeypatch):

@@ -140,7 +140,7 @@ def test_report_for_people_and_programs(folder):
         "    set/a/3.png = set/b/1.bmp",
         "  label conflicts: 1",
         f"{folder}/lfw.bin: verification set, 10 pairs, 5 genuine, 5 impostor",
-        f"{folder} and {folder}/lfw.bin: 1 images in common",
+        f"{folder} and {folder}/lfw.bin: 1 image in common",
     ):
         assert line in text
 

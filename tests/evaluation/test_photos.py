@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
+import shutil
 import struct
+from argparse import Namespace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +16,7 @@ import torch
 import facebones
 from facebones.backbones import create_backbone
 from facebones.backbones.weights import save_weights
+from facebones.cli import photos as photo_commands
 from facebones.cli.main import main
 from facebones.data.images import decode
 from facebones.data.preprocessing import REFERENCE
@@ -122,27 +127,37 @@ def test_a_photo_of_the_largest_size_is_searched_in_a_small_copy(photo_of, green
     ("content", "told"),
     [
         (None, "cannot be read: No such file or directory; check the path"),
-        (b"", "no readable image; JPEG, PNG, BMP and WebP are read"),
-        (b"\0\0\0\x18ftypheic", "convert others, such as a phone's HEIC, first"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 60000, 60000) + bytes(40), "no readable image"),
+        (b"", "an empty file, 0 bytes; copy it again from its source"),
+        (
+            b"no image",
+            "no readable image; JPEG, PNG, BMP and WebP are read; convert others, such as a phone's HEIC, first",
+        ),
+        (b"\0\0\0\x18ftypheic", "HEIC, which is not read; convert it to JPEG or PNG"),
+        (
+            b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 60000, 60000) + bytes(40),
+            "3,600,000,000 pixels (60000x60000), and at most 67,108,864 are read; make it smaller",
+        ),
+        (png(np.zeros((9, 9, 3), np.uint8))[:-20], "cut short at byte"),
+        (
+            cv2.imencode(".bmp", np.zeros((9, 9, 3), np.uint8))[1].tobytes()[:200],
+            "cut short at byte 200; copy it again",
+        ),
         ("wall", "(320x320 pixels): no face found; take a photo where the face is larger"),
     ],
-    ids=["missing", "empty", "HEIC", "giant", "no face"],
+    ids=["missing", "empty", "no image", "HEIC", "giant", "cut", "cut BMP", "no face"],
 )
-def test_a_photo_that_cannot_be_used_is_one_line(words, photos, tmp_path, capsys, content, told):
+def test_a_photo_that_cannot_be_used_is_one_line(words, photos, tmp_path, capfd, content, told):
     bad = tmp_path / "bad.png"
     if content is not None:
         bad.write_bytes((photos / "wall.png").read_bytes() if content == "wall" else content)
     show = tmp_path / "m.png"
     assert main(["match", str(photos / "p0_0.png"), str(bad), *words, "--show", str(show)]) == 2
-    line = capsys.readouterr().err
+    line = capfd.readouterr().err  # with what OpenCV itself says
     assert str(bad) in line and told in line and line.count("\n") == 1
     assert not show.exists()
 
 
 def test_a_place_that_is_no_file_does_not_block(words, photos, tmp_path, capsys):
-    import os
-
     os.mkfifo(tmp_path / "pipe")
     assert main(["match", str(photos / "p0_0.png"), str(tmp_path / "pipe"), *words]) == 2
     assert "pipe: cannot be read: not a file" in capsys.readouterr().err
@@ -233,15 +248,68 @@ def test_thresholds_that_do_not_fit_are_one_line(calibrated, words, photos, caps
         (["--aligned", "--face", "central"], "--aligned looks for no face"),
         (["--aligned", "--detector", "x.onnx"], "--aligned looks for no face"),
         (["--detector", "x.onnx"], "x.onnx: cannot be read"),
-        (["--aligned", "--show", "."], "is a folder; name a file"),
+        (["--aligned", "--show", "."], "plots cannot be written as ''"),
+        (["--aligned", "--show", "new.png"], "new.png: is a folder; name a file"),
+        (["--aligned", "--show", "m.txt"], "m.txt: plots cannot be written as '.txt'"),
     ],
 )
 def test_wrong_options_are_one_line(run, photos, tmp_path, monkeypatch, capsys, more, told):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "new.png").mkdir()
     pair = [str(photos / "p0_0.png"), str(photos / "p0_1.png")]
     assert main(["match", *pair, "--model", str(run), *more]) == 2
     line = capsys.readouterr().err
     assert told in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("spelling", ["itself", "other words", "link to it", "link to the folder", "hard link"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_picture_never_replaces_a_photo(run, photos, tmp_path, monkeypatch, capsys, spelling, place):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(matching, "match_photos", lambda *_, **__: pytest.fail("the work has begun"))
+    shutil.copytree(photos, tmp_path / "p")
+    name = f"p0_{place}.png"
+    (tmp_path / "link.png").symlink_to(Path("p") / name)
+    (tmp_path / "folder").symlink_to("p")
+    os.link(tmp_path / "p" / name, tmp_path / "hard.png")
+    show = {
+        "itself": f"p/{name}",
+        "other words": f"p/../p/{name}",
+        "link to it": "link.png",
+        "link to the folder": str(tmp_path / "folder" / name),
+        "hard link": "hard.png",
+    }[spelling]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    words = ["match", "p/p0_0.png", "p/p0_1.png", "--model", str(run), "--aligned", "--show", show]
+    assert main(words) == 2
+    assert (
+        capsys.readouterr().err
+        == f"facebones: {show}: is the input p/{name}, which would be lost; choose another place\n"
+    )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+
+
+def test_the_picture_makes_its_folder_as_embeddings_do(run, photos, tmp_path):
+    pair = [str(photos / "p0_0.png"), str(photos / "p0_1.png")]
+    more = ["--model", str(run), "--aligned", "--device", "cpu"]
+    assert main(["match", *pair, *more, "--show", str(tmp_path / "new" / "m.png")]) == 0
+    assert main(["embed", *pair, *more, "--output", str(tmp_path / "other" / "e.npz")]) == 0
+    assert (tmp_path / "new" / "m.png").is_file() and (tmp_path / "other" / "e.npz").is_file()
+    with pytest.raises(DataError):
+        match_photos(run, photos / "broken.jpg", pair[0], detector=None)
+    assert main(["match", str(photos / "broken.jpg"), pair[0], *more, "--show", str(tmp_path / "none" / "m.png")]) == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_one_photo_is_not_enough(run, capsys):
+    assert main(["match", "a.jpg", "--model", str(run)]) == 2
+    assert "the following arguments are required: OTHER_PHOTO; see facebones match --help" in capsys.readouterr().err
+
+
+def test_the_advice_to_calibrate_repeats_the_input_that_was_given():
+    given = Namespace(backbone=None, mean=127.5, scale=128.0, colour="bgr", output_name="a b", model="x.onnx")
+    line = photo_commands._promise(None, given)
+    assert "--model x.onnx --mean 127.5 --scale 128 --colour bgr --output-name 'a b' --data PAIRS" in line
 
 
 def test_the_model_is_given_or_in_a_variable(run, photos, monkeypatch, capsys, tiny_backbone):
@@ -267,8 +335,8 @@ def test_embed_writes_a_row_for_each_face_and_lists_the_others(words, photos, tm
     assert main(["embed", str(photos), str(photos / "p0_0.png"), *words, "--output", str(output)]) == 0
     out, err = capsys.readouterr()
     assert "7 faces, 16 numbers each" in out
-    assert "no face in 2 of 9 photos" in err and "wall.png (no face found)" in err and "1 photo with several" in err
-    with (tmp_path / "e.not_found.csv").open(newline="") as file:
+    assert "2 of 9 photos left out: " in err and "wall.png (no face found)" in err and "1 photo with several" in err
+    with (tmp_path / f"e.{ending}.not_found.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["path", "reason"]
     assert {row[0].rpartition("/")[2]: row[1] for row in rows[1:]} == {
@@ -293,6 +361,17 @@ def test_embed_writes_a_row_for_each_face_and_lists_the_others(words, photos, tm
     assert embedding[0] @ embedding[2] == pytest.approx(score, abs=1e-5)
 
 
+def test_a_list_of_the_missing_is_there_only_where_a_photo_is_missing(run, photos, tmp_path):
+    crops = {"detector": None, "device": "cpu"}
+    some_missing = embed_photos(run, [photos / "p0_0.png", photos / "broken.jpg"], **crops)
+    none_missing = embed_photos(run, photos / "p0_0.png", **crops)
+    some_missing.save(tmp_path / "a.npz")
+    none_missing.save(tmp_path / "b.npz")
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["a.npz", "a.npz.not_found.csv", "b.npz"]
+    none_missing.save(tmp_path / "a.npz")  # the list of the earlier file would be wrong
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["a.npz", "b.npz"]
+
+
 def test_batches_and_threads_change_nothing(run, photos, green_detector):
     detector = FaceDetector(green_detector)
     whole = embed_photos(run, photos, detector=detector, device="cpu", workers=1)
@@ -306,6 +385,7 @@ def test_batches_and_threads_change_nothing(run, photos, green_detector):
     [
         (["nowhere"], "e.npz", "nowhere: no such photo or folder"),
         (["wall.png", "broken.jpg"], "e.npz", "no face in any of 2 photos (no face found, no readable image)"),
+        (["wall.png"], "e.npz", "wall.png: no face found; nothing is written"),
         (["wall.png"], "e.csv", "written as .npz or .parquet"),
         (["wall.png"], ".", "written as .npz or .parquet"),
     ],
@@ -358,6 +438,19 @@ def test_a_file_that_is_no_gallery_is_one_line(run, photos, tmp_path, capsys, ch
     assert "e.npz: " in line and "write it again by `facebones embed`" in line and line.count("\n") == 1
 
 
+@pytest.mark.parametrize("content", ["text", "cut", "other arrays", "empty"])
+def test_a_file_that_is_no_npz_is_one_short_reason(run, photos, tmp_path, capsys, content):
+    path = tmp_path / "e.npz"
+    np.savez(path, **({"path": SOUND["path"]} if content == "other arrays" else SOUND))
+    if content != "other arrays":
+        path.write_bytes({"text": b"a list", "cut": path.read_bytes()[:-100], "empty": b""}[content])
+    words = ["search", str(photos / "p0_0.png"), "--aligned", "--model", str(run), "--device", "cpu"]
+    assert main([*words, "--gallery", str(path)]) == 2
+    reason = "lacks the array 'box'" if content == "other arrays" else "no .npz file, or a damaged one"
+    told = f"{path}: no embeddings of photos ({reason}); write it again by `facebones embed`"
+    assert capsys.readouterr().err == f"facebones: {told}\n"
+
+
 # ---------------------------------------------------------------------------------------------------------- search
 
 
@@ -379,7 +472,7 @@ def test_search_finds_the_same_in_a_folder_and_in_a_file(calibrated, words, phot
     assert main([*probe, "--gallery", str(photos)]) == 0
     out, err = capsys.readouterr()
     assert out.count("reached") >= 2 and "of 7 strangers it accepts up to 2.8 on average" in out
-    assert "no face in 2 of 9 photos" in err
+    assert "2 of 9 photos left out: " in err
 
 
 def test_every_row_is_compared(monkeypatch):
@@ -402,8 +495,13 @@ def test_a_gallery_of_another_model_is_refused(run, photos, tiny_backbone, tmp_p
     for given in (gallery, tmp_path / "e.npz"):
         with pytest.raises(ConfigError, match="was embedded by another model, or from other input; embed it again"):
             search_photos(tmp_path / "other", photos / "p0_0.png", given, **crops)
-    with pytest.raises(ConfigError, match=r"e.parquet: a gallery is read from .npz"):
-        search_photos(run, photos / "p0_0.png", tmp_path / "e.parquet", **crops)
+    for places in (tmp_path / "e.parquet", [tmp_path / "e.parquet"]):
+        with pytest.raises(ConfigError, match=r"e.parquet: a gallery is read from .npz, not from Parquet"):
+            search_photos(run, photos / "p0_0.png", places, **crops)
+    for others in (["f.npz"], [photos], [photos / "p0_0.png"], ["f.parquet"]):
+        with pytest.raises(ConfigError, match=r"e.npz: is a file of embeddings; give one alone as the gallery"):
+            search_photos(run, photos / "p0_0.png", [tmp_path / "e.npz", *others], **crops)
+    assert search_photos(run, photos / "p0_0.png", [tmp_path / "e.npz"], **crops).scores[0] > 0.99
     with pytest.raises(ConfigError, match="top: 0"):
         search_photos(run, photos / "p0_0.png", gallery, top=0, **crops)
 

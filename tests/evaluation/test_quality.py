@@ -83,6 +83,12 @@ def test_forms_of_a_file(tmp_path, form):
     assert read_quality(tmp_path / "a.csv", ["x.jpg", "y b.jpg"], "made up").tolist() == [-1.5, 2]
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_file_of_excel_with_decimal_commas(tmp_path, mark):
+    (tmp_path / "a.csv").write_text(f"image{mark}score\ny, b.jpg{mark}0,95\nx.jpg{mark}-1,5\n")
+    assert read_quality(tmp_path / "a.csv", ["x.jpg", "y, b.jpg"], "made up").tolist() == [-1.5, 0.95]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

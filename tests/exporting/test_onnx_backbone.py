@@ -125,7 +125,7 @@ UNFIT = {
     "no embedding": ({"nodes": FLAT}, r"output for one image is of shape \(\), one number; an embedding is \(B, D\)"),
     "fails in the run": (
         {"nodes": PARTS, "weights": FIVE},
-        "cannot be run on 1 images",
+        "cannot be run on 1 image:",
     ),
     "operator": ({"nodes": STRANGE}, "no ONNX file that can be run: .*Strange"),
 }

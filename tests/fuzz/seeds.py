@@ -120,7 +120,11 @@ def pair_bins() -> list[Files]:
 
 def groups() -> list[Files]:
     """Groups of people and of images."""
-    texts = ('person,sex,age\nAnn,f,old\n"Bo, Li",m,young\n', "image,camera\n1.jpg,door\n2.jpg,\n3.jpg,phone\n")
+    texts = (
+        'person,sex,age\nAnn,f,old\n"Bo, Li",m,young\n',
+        "image,camera\n1.jpg,door\n2.jpg,\n3.jpg,phone\n",
+        'image;camera\n1.jpg;"door; front"\n2.jpg;\n3.jpg;phone\n',
+    )
     return [{"groups.csv": text.encode()} for text in texts]
 
 
@@ -192,9 +196,10 @@ def gallery() -> list[Files]:
 
 
 def landmarks() -> list[Files]:
-    """Tables of five and of 68 points."""
+    """Tables of five and of 68 points, and one with decimal commas."""
     five, many = (",".join(f"{k + 1}.5" for k in range(2 * count)) for count in (5, 68))
     texts = [f"path,{','.join('x' * 10)}\na.jpg,{five}\nb/c.jpg,{five}\n", f"a.jpg,{many}\n", f'"a b.jpg", {five}\n']
+    texts.append(texts[0].replace(",", ";").replace(".5", ",5"))
     return [{"landmarks.csv": text.encode()} for text in texts]
 
 

@@ -1,9 +1,11 @@
 """The page that matches two photos: what it needs is said in one line, and a browser answers as `match_photos` does."""
 
+import errno
 import os
 import shutil
 import subprocess
 from contextlib import ExitStack
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ from playwright.sync_api import Error
 
 import facebones
 from facebones.cli.main import main
+from facebones.errors import RunError
 from facebones.evaluation.match import match_photos
 from facebones.reporting import demo_page
 from facebones.reporting.demo_page import PACKAGE, VERSION, write_demo_page
@@ -70,8 +73,20 @@ def test_without_the_package_one_line_says_how_to_get_it(onnx_model, tmp_path, m
         (["--onnxruntime-web", str(tmp_path / "other.tgz")], "not the"),
     ):
         assert main([*line, *more]) == 2
-        error = capsys.readouterr().err
-        assert told in error and f"run `npm pack onnxruntime-web@{VERSION}`" in error and error.count("\n") == 1
+        *_, error = capsys.readouterr().err.splitlines(keepends=True)
+        assert told in error and f"run `npm pack onnxruntime-web@{VERSION}`" in error
+        # What to put, and where the command looks for it, whatever was given.
+        kept = tmp_path / "facebones" / PACKAGE
+        assert f"give the file {PACKAGE} that it writes as --onnxruntime-web, or put it at {kept}\n" in error
+    assert not (tmp_path / "page").exists()
+
+
+def test_the_model_is_checked_before_the_package_is_wanted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "no.onnx").write_bytes(b"no network")
+    assert main(["demo-page", str(tmp_path / "no.onnx"), "--output", str(tmp_path / "page")]) == 2
+    error = capsys.readouterr().err
+    assert "no.onnx" in error and "npm" not in error
     assert not (tmp_path / "page").exists()
 
 
@@ -104,7 +119,9 @@ def test_a_detector_that_cannot_be_used_is_left_out_and_said(onnx_model, tmp_pat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("FACEBONES_DETECTOR", raising=False)
     page = write_demo_page(onnx_model, tmp_path / "page", title="<b>")
-    assert not page.detector and "users click on the eyes" in page.notes[0]
+    (note,) = page.notes
+    assert page.detector is None
+    assert note == f"users click on the eyes, for lack of a face detector: {demo_page.MISSING_DETECTOR}"
     assert b"</script>" not in (tmp_path / "page" / "runtime.js").read_bytes()
     assert "<b>" not in (tmp_path / "page" / "model.js").read_text()
     (tmp_path / "no.onnx").write_bytes(b"no network")
@@ -112,8 +129,91 @@ def test_a_detector_that_cannot_be_used_is_left_out_and_said(onnx_model, tmp_pat
         "cannot run this form" in write_demo_page(onnx_model, tmp_path / "page", detector=tmp_path / "no.onnx").notes[0]
     )
     page = write_demo_page(onnx_model, tmp_path / "page", detector=green_detector)
-    assert page.detector and page.notes == ()
+    assert page.detector == green_detector and page.notes == ()
     assert page.bytes == sum(path.stat().st_size for path in (tmp_path / "page").iterdir())
+
+
+@pytest.mark.usefixtures("no_package")
+def test_auto_names_the_file_that_it_found(onnx_model, tmp_path, monkeypatch, green_detector, capsys):
+    line = ["demo-page", str(onnx_model), "--output", str(tmp_path / "page")]
+    monkeypatch.setenv("FACEBONES_DETECTOR", str(green_detector))
+    assert main(line) == 0
+    assert f"faces are found by {green_detector}\n" in capsys.readouterr().out
+    (tmp_path / "no.onnx").write_bytes(b"no network")
+    monkeypatch.setenv("FACEBONES_DETECTOR", str(tmp_path / "no.onnx"))
+    assert main(line) == 0
+    out, err = capsys.readouterr()
+    assert f"note: {tmp_path / 'no.onnx'}: ONNX Runtime cannot run this form" in err and "found by" not in out
+    monkeypatch.setenv("FACEBONES_DETECTOR", str(tmp_path / "gone.onnx"))
+    assert main(line) == 2
+    assert "gone.onnx: cannot be read: No such file or directory; $FACEBONES_DETECTOR names" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------ the folder
+
+
+@pytest.mark.usefixtures("no_package")
+def test_files_of_others_are_not_replaced_and_are_said(onnx_model, tmp_path, capsys):
+    output = tmp_path / "site"
+    output.mkdir()
+    (output / "index.html").write_text("my own page")
+    line = ["demo-page", str(onnx_model), "--output", str(output)]
+    assert main(line) == 2
+    told = "index.html: exists, and `facebones demo-page` did not write it; choose another --output\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert [path.name for path in output.iterdir()] == ["index.html"]
+    (output / "index.html").rename(output / "letters.txt")
+    for _ in range(2):  # an earlier page is replaced
+        assert main(line) == 0
+        assert (
+            f"note: {output}: holds 1 file or folder that is no part of the page: letters.txt\n"
+            in capsys.readouterr().err
+        )
+    assert (output / "letters.txt").read_text() == "my own page"
+
+
+def failing_at(call, at, reason):
+    """A call that fails with an error of the system the `at`-th time; and the arguments of all its calls."""
+    seen = []
+
+    def failing(*arguments):
+        seen.append(arguments)
+        if len(seen) == at:
+            raise OSError(reason, os.strerror(reason))
+        return call(*arguments)
+
+    return failing, seen
+
+
+@pytest.mark.usefixtures("no_package")
+@pytest.mark.parametrize("at", range(1, 6))
+def test_on_a_full_disk_an_earlier_page_stays_whole(onnx_model, tmp_path, at):
+    page = tmp_path / "page"
+    write_demo_page(onnx_model, page, detector=None, title="earlier")
+    before = {path.name: path.read_bytes() for path in page.iterdir()}
+    for output in (page, tmp_path / "new"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", failing_at(os.fsync, at, errno.ENOSPC)[0])
+            with pytest.raises(RunError, match=r"cannot be written: No space left on device; free space"):
+                write_demo_page(onnx_model, output, detector=None, title="later")
+    assert {path.name: path.read_bytes() for path in page.iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.usefixtures("no_package")
+@pytest.mark.parametrize("at", range(1, 6))
+def test_a_stop_at_any_file_leaves_no_page_that_is_not_whole(onnx_model, tmp_path, at):
+    page = tmp_path / "page"
+    write_demo_page(onnx_model, page, detector=None, title="earlier")
+    with pytest.MonkeyPatch.context() as patch:
+        replace, moved = failing_at(Path.replace, at, errno.EIO)
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(RunError, match="cannot be written: Input/output error"):
+            write_demo_page(onnx_model, page, detector=None, title="later")
+    assert not (page / "index.html").exists()
+    assert "index.html" not in [target.name for _, target in moved[:4]]
+    write_demo_page(onnx_model, page, detector=None, title="later")
+    assert sorted(path.name for path in page.iterdir()) == sorted(demo_page.FILES)
 
 
 # ----------------------------------------------------------------------------------------------------- in a browser

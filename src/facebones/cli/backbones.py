@@ -1,7 +1,6 @@
 """Commands about networks: list them, measure their cost, export them."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from facebones.cli.options import (
     not_negative,
     positive,
     positive_seconds,
+    print_json,
 )
-from facebones.errors import ConfigError, UnknownNameError
+from facebones.errors import ConfigError, UnknownNameError, counted
 from facebones.system.progress import tell
 
 
@@ -34,7 +34,7 @@ def _backbones(arguments: Arguments) -> None:
         return
     rows = _describe(arguments.pattern)
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     from facebones.reporting.console import print_table
 
@@ -137,7 +137,7 @@ def _profile(arguments: Arguments) -> None:
     if arguments.output is not None:
         write_profile_plots(result, arguments.output)
     if arguments.json:
-        print(json.dumps(result, indent=2))
+        print_json(result)
     else:
         print_table(*profile_table(result), title=profile_headline(result))
 
@@ -176,7 +176,7 @@ def _costs(arguments: Arguments) -> None:
     )
     with atomic_write(output) as file:
         file.write(costs_page(content).encode())
-    tell(f"{output}: {len(content['networks'])} backbones, {len(content['latencies'])} of them measured")
+    tell(f"{output}: {counted(len(content['networks']), 'backbone')}, {len(content['latencies'])} of them measured")
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
@@ -224,7 +224,7 @@ def _export(arguments: Arguments) -> None:
         data=arguments.data,
     )
     if arguments.json:
-        print(json.dumps(result, indent=2))
+        print_json(result)
         return
     tell("\n".join(export_lines(result)))
     if arguments.int8:

@@ -1,7 +1,6 @@
 """Commands that inspect, align, convert, sample and synthesize data."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from facebones.cli.options import (
     json_option,
     not_negative,
     positive,
+    print_json,
     runtime_option,
     share,
     whole,
@@ -38,7 +38,7 @@ def _inspect(arguments: Arguments) -> None:
 
     inspection = inspect_data(arguments.path, contact_sheet=arguments.output)
     if arguments.json:
-        print(json.dumps(inspection.to_json(), indent=2))
+        print_json(inspection.to_json())
     else:
         tell("\n".join(inspection.lines()))
 
@@ -92,7 +92,10 @@ def _align(arguments: Arguments) -> None:
         contact_sheet=arguments.output,
         resume=arguments.resume,
     )
-    tell(json.dumps(done.to_json(), indent=2) if arguments.json else done)
+    if arguments.json:
+        print_json(done.to_json())
+    else:
+        tell(done)
 
 
 def _given(arguments: Arguments, *names: str) -> dict[str, Any]:
@@ -249,7 +252,7 @@ def _overlap(arguments: Arguments) -> None:
         **_given(arguments, "false_rate", *taken),
     )
     if arguments.json:
-        print(json.dumps(result.to_json(), indent=2))
+        print_json(result.to_json())
     else:
         tell("\n".join([*result.lines(), f"wrote {arguments.output}"]))
 

@@ -1,7 +1,6 @@
 """Commands that measure trained backbones, and say whether they differ."""
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from facebones.cli.options import (
     models_option,
     not_negative,
     positive,
+    print_json,
     runtime_option,
 )
 from facebones.evaluation.built_in import BUILT_IN
@@ -310,7 +310,7 @@ def _show(arguments: Arguments, contents: list[Any]) -> None:
             write_evaluation_plots(content, arguments.output)
         check_written(results)
     if arguments.json:
-        print(json.dumps(contents[0] if len(contents) == 1 else contents, indent=2))
+        print_json(contents[0] if len(contents) == 1 else contents)
         return
     from facebones.reporting.console import print_evaluation
 

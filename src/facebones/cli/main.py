@@ -283,7 +283,7 @@ def _add_command(group: Any, leaf: str, name: str, command: Command) -> None:
     parser = group.add_parser(
         leaf,
         help=command.help,
-        description=f"{command.help[0].upper()}{command.help[1:]}.",
+        description=f"{command.help[0].upper()}{command.help[1:]}{'' if command.help.endswith('?') else '.'}",
         epilog=f"example:\n  {command.example}",
         formatter_class=_RecipeHelp if command.takes_recipe_fields else argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -1,6 +1,8 @@
 """What a command is, and the options that several commands share: one name, one meaning, one help text."""
 
 import argparse
+import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -165,6 +167,31 @@ def apply_recipe_options(arguments: Arguments, more: Mapping[str, str] | None = 
 def json_option(parser: argparse.ArgumentParser) -> None:
     """--json."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def print_json(content: Any) -> None:
+    r"""Print a result as JSON that every parser takes, in ASCII.
+
+    A file name that is no Unicode, which Python holds as lone surrogates, is printed as `tell` prints it; a number that
+    is not finite, which JSON does not have, as null.
+
+    >>> print_json({"path": "d\udcff.jpg", "score": float("nan")})
+    {
+      "path": "d\\udcff.jpg",
+      "score": null
+    }
+    """
+    print(json.dumps(_valid(content), indent=2, allow_nan=False))
+
+
+def _valid(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_valid(key): _valid(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_valid(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def current_names(words: list[str]) -> tuple[list[str], list[str]]:

@@ -1,7 +1,6 @@
 """Commands that use a model on photos: two photos, many photos, one photo against many."""
 
 import argparse
-import json
 import os
 import shlex
 from pathlib import Path
@@ -15,6 +14,7 @@ from facebones.cli.options import (
     device_option,
     json_option,
     positive,
+    print_json,
     runtime_option,
     share,
 )
@@ -92,7 +92,8 @@ def _trained(model: str) -> str:
 
 
 def _match_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photos", metavar="PHOTO", nargs=2, help="two photos")
+    parser.add_argument("photo", metavar="PHOTO", help="a photo")
+    parser.add_argument("other", metavar="OTHER_PHOTO", help="the photo that it is compared with")
     _model_options(parser)
     _face_options(parser)
     _fmr_option(parser)
@@ -103,23 +104,26 @@ def _match_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _match(arguments: Arguments) -> None:
-    from facebones.system.files import check_writable
-
     opening = _opening(arguments)
     if arguments.show is not None:
-        check_writable(arguments.show)
+        _check_picture(arguments)
     detector = _opened_detector(arguments)
     from facebones.evaluation.match import match_photos
 
     match = match_photos(
-        opening.pop("model"), *arguments.photos, detector=detector, false_match_rate=arguments.fmr, **opening
+        opening.pop("model"),
+        arguments.photo,
+        arguments.other,
+        detector=detector,
+        false_match_rate=arguments.fmr,
+        **opening,
     )
     if arguments.show is not None:
         from facebones.reporting.plots.match import plot_match
 
         plot_match(match, arguments.show)
     if arguments.json:
-        print(json.dumps(match.to_json(), indent=2))
+        print_json(match.to_json())
         return
     tell(f"score {match.score:.4f}: {_decision(match.same_person)}")
     tell(_promise(match.threshold, arguments))
@@ -127,6 +131,16 @@ def _match(arguments: Arguments) -> None:
         tell(_face_words(face, arguments.face))
     if arguments.show is not None:
         tell(f"wrote {arguments.show}")
+
+
+def _check_picture(arguments: Arguments) -> None:
+    """Check before any work that --show can be written, and replaces no input."""
+    from facebones.reporting.plots.style import check_plot_name
+    from facebones.system.files import check_not_input, check_writable
+
+    check_plot_name(arguments.show)
+    check_writable(arguments.show)
+    check_not_input(arguments.show, [arguments.photo, arguments.other])
 
 
 def _decision(same_person: bool | None) -> str:
@@ -141,12 +155,22 @@ def _promise(threshold: "Threshold | None", arguments: Arguments) -> str:
         model = shlex.quote(_model_name(arguments))
         return (
             "for a decision, choose a threshold on pairs that are like these photos: facebones calibrate --model"
-            f" {model} --data PAIRS --fmr 1e-3 --output {model}"
+            f" {model}{_input_words(arguments)} --data PAIRS --fmr 1e-3 --output {model}"
         )
     return (
         f"threshold {threshold.threshold:.4f}: accepts at most {threshold.false_match_rate:g} of pairs of strangers"
         f" (FMR), with {100 * threshold.confidence:g} % confidence on photos like {some(threshold.sets)}"
         f" ({threshold.impostors:,} pairs), where it accepts {100 * threshold.true_accept_rate:.2f} % of genuine pairs"
+    )
+
+
+def _input_words(arguments: Arguments) -> str:
+    """The options that decide the embeddings of a foreign model, as they were given: thresholds hold for one input."""
+    names = ("backbone", "mean", "scale", "colour", "output_name")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return "".join(
+        f" --{name.replace('_', '-')} {shlex.quote(f'{value:g}' if isinstance(value, float) else value)}"
+        for name, value in given.items()
     )
 
 
@@ -207,7 +231,7 @@ def _note_left_out(found: "PhotoEmbeddings", more: str) -> None:
         listed = some([f"{path} ({reason})" for path, reason in found.missing], SHOWN_MISSING)
         everything = more if len(found.missing) > SHOWN_MISSING else ""
         total = len(found) + len(found.missing)
-        say(f"note: no face in {len(found.missing)} of {counted(total, 'photo')}: {listed}{everything}")
+        say(f"note: {len(found.missing)} of {counted(total, 'photo')} left out: {listed}{everything}")
     if several := int((found.faces > 1).sum()):
         say(f"note: {counted(several, 'photo')} with several faces, of which one was taken (--face)")
 
@@ -223,7 +247,7 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="FOLDER|FILE",
-        help="where to look: photos and folders, or one .npz file of `facebones embed`",
+        help="where to look: photos and folders, or one .npz file of `facebones embed` alone",
     )
     parser.add_argument("--top", type=positive, default=10, metavar="N", help="how many are listed [10]")
     _face_options(parser)
@@ -251,7 +275,7 @@ def _search(arguments: Arguments) -> None:
         **opening,
     )
     if arguments.json:
-        print(json.dumps(found.to_json(), indent=2))
+        print_json(found.to_json())
         return
     from facebones.reporting.console import print_table
 
@@ -309,6 +333,8 @@ def _page(arguments: Arguments) -> None:
     )
     for note in page.notes:
         say(f"note: {note}")
+    if page.detector is not None:
+        tell(f"faces are found by {page.detector}")
     tell(f"wrote {page.path}: {page.bytes / 1e6:.1f} MB with its files; open it in a browser, it needs no server")
 
 

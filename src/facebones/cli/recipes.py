@@ -1,9 +1,8 @@
 """Commands that list the recipes and studies that come with the package."""
 
 import argparse
-import json
 
-from facebones.cli.options import Arguments, Command, json_option
+from facebones.cli.options import Arguments, Command, json_option, print_json
 
 
 def _recipes(arguments: Arguments) -> None:
@@ -19,7 +18,7 @@ def _list(arguments: Arguments, kind: str, folder: str) -> None:
 
     rows = [{"name": name, "summary": summary(path.read_text())} for name, path in shipped_files(folder).items()]
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     from facebones.reporting.console import print_table
 

@@ -1,7 +1,6 @@
 """Commands that compare: compare, demo and report."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from facebones.cli.options import (
     device_option,
     json_option,
     positive,
+    print_json,
     recipe_options,
     runtime_option,
 )
@@ -137,7 +137,7 @@ def _print_plan(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     from facebones.study.display import plan_hours, plan_table
 
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     print_table(*plan_table(rows))
     tell(plan_hours(rows))
@@ -150,7 +150,7 @@ def _print_study(content: dict[str, Any], *, as_json: bool) -> None:
     from facebones.study.display import study_table, study_title
 
     if as_json:
-        print(json.dumps(content, indent=2))
+        print_json(content)
     elif "elsewhere" in content:
         tell(content["elsewhere"])
         return
@@ -196,7 +196,7 @@ def _report(arguments: Arguments) -> None:
     output = arguments.output or arguments.folders[0] / REPORT_FOLDER
     content = write_report(arguments.folders, output, title=arguments.title)
     if arguments.json:
-        print(json.dumps(content, indent=2))
+        print_json(content)
     else:
         _print_answer(content["answer"], str(output / PAGE))
 

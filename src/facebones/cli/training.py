@@ -1,7 +1,6 @@
 """Commands that train, and one that imports the logs of other trainers: train, resume, logs."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from facebones.cli.options import (
     devices_option,
     json_option,
     not_negative,
+    print_json,
     recipe_options,
 )
 from facebones.system.progress import tell
@@ -94,7 +94,7 @@ def _logs(arguments: Arguments) -> None:
 
     summary = convert_logs(arguments.logs, arguments.output)
     if arguments.json:
-        print(json.dumps(summary, indent=2))
+        print_json(summary)
     else:
         print_logs(summary)
 

@@ -1,7 +1,6 @@
 """Commands on what a model promises: thresholds, error rates by group, and quality scores."""
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from facebones.cli.evaluation import (
     given_preprocessing,
     result_options,
 )
-from facebones.cli.options import Arguments, Command, json_option, models_option
+from facebones.cli.options import Arguments, Command, json_option, models_option, print_json
 
 
 def _calibrate_options(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +163,7 @@ def _evaluate_quality(arguments: Arguments) -> None:
 def _tell(arguments: Arguments, content: Any, print_content: Callable[[Any], None]) -> None:
     """Print a result as JSON, or for people."""
     if arguments.json:
-        print(json.dumps(content, indent=2))
+        print_json(content)
     else:
         print_content(content)
 

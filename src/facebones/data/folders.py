@@ -171,7 +171,7 @@ class RecordSet(TrainingSet):
             reason = "record 0 and the identity records do not fit the images; the labels come from the images alone"
             self.notes.append(f"{self.path}: {reason}")
         if not images:
-            raise DataError(f"{self.path}: {total} records, but no image; restore the file from its source")
+            raise DataError(f"{self.path}: {counted(total, 'record')}, but no image; restore the file from its source")
         by_key = self.records.key_runs.by_number().between(0, total)
         if isinstance(by_key, range) and images == total:
             self._places, self.labels = by_key, labels

@@ -4,8 +4,9 @@
     Ann_Lee,f,30-44              Ann_Lee/Ann_Lee_0001.jpg,phone
     Bo_Sand,m,                   Ann_Lee/Ann_Lee_0002.jpg,door
 
-The first column is `image` or `person`, each other column a grouping. An empty field is no group. Quotes
-protect commas. Every row must name something of the set, once; images without a row have no group, and are counted.
+The first column is `image` or `person`, each other column a grouping. An empty field is no group. Semicolons or tabs
+may separate the fields, as Excel writes them. Quotes protect these marks. Every row must name something of the set,
+once; images without a row have no group, and are counted.
 """
 
 import csv
@@ -17,8 +18,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.text_lists import SHOWN_CHARACTERS, line_blocks
-from facebones.errors import DataError
+from facebones.data.text_lists import SHOWN_CHARACTERS, line_blocks, separator_of
+from facebones.errors import DataError, counted
 
 FILE = "groups.csv"
 IMAGE, PERSON = "image", "person"
@@ -91,7 +92,9 @@ def read_groups(path: Path, faces: Faces, set_name: str) -> list[Grouping]:
             names the line.
     """
     rows = _rows(path)
-    number, heading = next(rows)
+    number, heading = next(rows, (0, []))
+    if not number:
+        raise DataError(f"{path}: holds no line; write a heading such as person,sex, and a row for each")
     names = _headings(path, number, heading)
     of_people = heading[0].lower() == PERSON
     places = _people(path, faces, set_name) if of_people else {name: place for place, name in enumerate(faces.images)}
@@ -100,7 +103,7 @@ def read_groups(path: Path, faces: Faces, set_name: str) -> list[Grouping]:
     line = np.zeros(len(places), dtype=np.int64)
     for number, (name, *values) in rows:
         if len(values) != len(names):
-            _fail(path, number, f"{len(values) + 1} fields for {len(names) + 1} columns; correct the line")
+            _fail(path, number, f"{counted(len(values) + 1, 'field')} for {len(names) + 1} columns; correct the line")
         place = places.get(name)
         if place is None:
             kind, example = heading[0].lower(), next(iter(places))
@@ -127,22 +130,24 @@ def read_groups(path: Path, faces: Faces, set_name: str) -> list[Grouping]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Numbers and fields of the lines that are not blank; at least one."""
+    """Numbers and fields of the lines that are not blank; at least one. The heading tells what separates fields."""
+    separator = ""
     for first, block in line_blocks(path):
         for number, line in enumerate(block[:-1].split(b"\n"), first):
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip(" \r\n")
             except UnicodeDecodeError:
                 _fail(path, number, "not UTF-8 text; save the file as CSV in UTF-8")
-            if text:
-                yield number, [field.strip() for field in _fields(path, number, text)]
+            if text.strip():  # a tab at the end is an empty field
+                separator = separator or separator_of(text)
+                yield number, [field.strip() for field in _fields(path, number, text, separator)]
 
 
-def _fields(path: Path, number: int, text: str) -> list[str]:
+def _fields(path: Path, number: int, text: str, separator: str) -> list[str]:
     if '"' not in text:
-        return text.split(",")
+        return text.split(separator)
     try:
-        return next(csv.reader([text], strict=True, skipinitialspace=True))
+        return next(csv.reader([text], strict=True, skipinitialspace=True, delimiter=separator))
     except csv.Error as error:
         _fail(path, number, f"{error}; correct the quotes")
 

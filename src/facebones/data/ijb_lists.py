@@ -34,6 +34,7 @@ from facebones.data.text_lists import (
     is_whole_number,
     leads_out,
     line_blocks,
+    separator_of,
     shown,
     whole_numbers,
 )
@@ -287,9 +288,12 @@ def _read_subjects(path: Path, template_ids: IntArray, subject_of: dict[int, tup
 
 def _subject_rows(path: Path) -> Iterator[tuple[int, int, int, bool]]:
     """Yield line number, template, subject, and whether more columns follow: then a line is an image."""
+    separator = b","
     for first, block in line_blocks(path):
         for number, line in enumerate(block[:-1].split(b"\n"), first):
-            fields = [field.strip(b' \t\r"') for field in line.split(b",", 2)]
+            if number == 1:
+                separator = separator_of(line.decode(errors="replace")).encode()
+            fields = [field.strip(b' \t\r"') for field in line.split(separator, 2)]
             numeric = len(fields) > 1 and all(map(is_whole_number, fields[:2]))
             if number == 1 and numeric:
                 raise DataError(f"{path}, line 1: {shown(line)} is data; a header line must stand before it")

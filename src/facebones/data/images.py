@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from facebones.data.unreadable import Fault, find_fault
 from facebones.errors import ConfigError, DataError
 
 ImageArray = npt.NDArray[np.uint8]
@@ -44,8 +45,8 @@ def decode(encoded: bytes, what: str | Callable[[], str], size: int | None = Non
         (H, W, 3) uint8, RGB.
 
     Raises:
-        DataError: the bytes are not a readable image of these formats, or claim more than `MOST_PIXELS` pixels,
-            or `MOST_SCANNED` in all scans.
+        DataError: the bytes are not a readable image of these formats, are cut short, or claim more than `MOST_PIXELS`
+            pixels, or `MOST_SCANNED` in all scans; it says which.
         ConfigError: `encoded` is something else than bytes, such as what a faulty data format returns.
     """
     if not issubclass(type(encoded), bytes | bytearray | memoryview):
@@ -63,10 +64,18 @@ def decode(encoded: bytes, what: str | Callable[[], str], size: int | None = Non
         image = None
     if image is None:
         place = what() if callable(what) else what
-        raise DataError(f"{place}: no readable image ({len(encoded)} bytes); remove it or restore it from the source")
+        fault = why_unreadable(encoded) or Fault(
+            f"no readable image ({len(encoded)} bytes)", "remove it or restore it from the source"
+        )
+        raise DataError(f"{place}: {fault.reason}; {fault.advice}")
     if size is not None and image.shape[:2] != (size, size):
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     return np.asarray(image, dtype=np.uint8)
+
+
+def why_unreadable(encoded: bytes) -> Fault | None:
+    """Why `decode` refuses an image: too many pixels, empty, cut short, a format that is not read; None for others."""
+    return find_fault(bytes(encoded), claimed_pixels(encoded), MOST_PIXELS, image_size(encoded))
 
 
 def claimed_pixels(encoded: bytes) -> int | None:

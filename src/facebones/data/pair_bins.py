@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from facebones.data.images import MOST_PIXELS, decoded_shape, has_colours, uncompressed
 from facebones.data.safe_pickle import PickledArray, PickledFile, read_pickle
-from facebones.errors import DataError
+from facebones.errors import DataError, counted
 
 PixelOrder = Literal["bgr", "rgb"]
 LEAST_BYTES = 64  # of an image in an array of images: smaller ones would take more memory than the file
@@ -74,9 +74,9 @@ def read_pairs(path: str | os.PathLike[str], pixel_order: PixelOrder | None = No
     if not images:
         _refuse(path, "holds no image")
     if len(images) % 2:
-        _refuse(path, f"{len(images)} images, an odd number; each pair needs two")
+        _refuse(path, f"{counted(len(images), 'image')}, an odd number; each pair needs two")
     if len(images) != 2 * len(same):
-        _refuse(path, f"{len(images)} images for {len(same)} pairs; each pair needs two images")
+        _refuse(path, f"{counted(len(images), 'image')} for {counted(len(same), 'pair')}; each pair needs two images")
     # A small file can refer to one image a million times: convert it once.
     converted: dict[int, bytes] = {}
     pixels: dict[int, bool] = {}  # whether decoded pixels have colours
@@ -119,7 +119,9 @@ def write_pairs(path: str | os.PathLike[str], images: Sequence[bytes], is_same: 
 
     same = [bool(value) for value in np.asarray(is_same)]
     if not same or len(images) != 2 * len(same):
-        raise DataError(f"{path}: {len(images)} images for {len(same)} pairs; each pair needs two images")
+        raise DataError(
+            f"{path}: {counted(len(images), 'image')} for {counted(len(same), 'pair')}; each pair needs two images"
+        )
     with atomic_write(path) as file:
         pickle.dump(([bytes(image) for image in images], same), file, protocol=4)
 

@@ -347,12 +347,29 @@ def _fields(line: str) -> list[str]:
     ['Lee, Ann/1.jpg', 'a "b".jpg', '1']
     """
     bare = _QUOTED.sub("", line)
-    separator = next((mark for mark in ("\t", ",") if mark in bare), ";" if bare.count(";") > 1 else None)
+    separator = _separator(bare)
     fields = line.split(separator) if '"' not in line else _quoted_fields(line.strip(" "), separator or " ")
     fields = [field.strip() for field in fields]
     while fields and not fields[-1]:
         fields.pop()
     return fields
+
+
+def _separator(bare: str) -> str | None:
+    """The mark between the fields of a line without its quoted parts; None: blanks.
+
+    A semicolon may be part of a name, and so may a comma be where semicolons separate.
+
+    >>> _separator("Lee, Ann/1.jpg;Lee, Ann/2.jpg;1"), _separator("a;b.jpg,c.jpg,1"), _separator("a.jpg;0")
+    (';', ',', ';')
+    """
+    if "\t" in bare:
+        return "\t"
+    parts = [part.strip() for part in bare.split(";")]
+    if "," in bare:
+        marked = len(parts) > 2 and any(part.lower() in MARKS or _is_number(part) for part in (parts[0], parts[-1]))
+        return ";" if marked else ","
+    return ";" if len(parts) > 2 or (len(parts) == 2 and len(bare.split()) == 1) else None
 
 
 def _quoted_fields(line: str, separator: str) -> list[str]:
@@ -371,7 +388,8 @@ def _check_count(path: Path, number: int, header: list[str], pairs: int) -> None
     counts = [int(field) for field in header]
     promised = 2 * (counts[0] * counts[1] if len(counts) == 2 else counts[0])
     if promised != pairs:
-        raise DataError(f"{path}, line {number}: promises {promised} pairs, but {pairs} lines follow; restore the list")
+        follow = "1 line follows" if pairs == 1 else f"{pairs} lines follow"
+        raise DataError(f"{path}, line {number}: promises {promised} pairs, but {follow}; restore the list")
 
 
 def _lfw_pair(path: Path, number: int, fields: list[str], root: Path) -> ListedPair:

@@ -1,17 +1,19 @@
 """Files of quality scores: a line `image,score` for each image, higher is better; a heading may stand above them.
 
-Fields are separated by a comma, a tab or blanks, so the lists that programs of quality assessment write are read as
-they are. Images have the names that a file of groups uses.
+Fields are separated by a comma, a semicolon, a tab or blanks, so the lists that programs of quality assessment write
+are read as they are; behind a semicolon or a tab, a score may have a decimal comma. Images have the names that a file
+of groups uses.
 """
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.text_lists import SHOWN_CHARACTERS, line_blocks
+from facebones.data.text_lists import SHOWN_CHARACTERS, decimal, line_blocks
 from facebones.errors import DataError, counted
 
 
@@ -65,10 +67,14 @@ def read_quality(path: Path, images: Sequence[str], set_name: str) -> npt.NDArra
 
 
 def _fields(line: str) -> tuple[str, float | None]:
-    """Name and score of a line; None where the last field is no number."""
-    separator = next((mark for mark in (",", "\t") if mark in line), None)
-    name, *rest = line.rsplit(separator, 1)
-    try:
-        return name.strip().strip('"'), float(rest[0])
-    except (IndexError, ValueError):
-        return name, None
+    """Name and score of a line; None where the last field is no number.
+
+    >>> _fields("a.jpg;0,95"), _fields("a;b.jpg,0.95"), _fields('"a b.jpg" 3')
+    (('a.jpg', 0.95), ('a;b.jpg', 0.95), ('a b.jpg', 3.0))
+    """
+    for separator in (";", "\t", ",", None):
+        name, *rest = line.rsplit(separator, 1)
+        if rest:
+            with suppress(ValueError):
+                return name.strip().strip('"'), float(rest[0]) if separator == "," else decimal(rest[0])
+    return line, None

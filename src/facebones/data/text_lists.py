@@ -4,6 +4,7 @@ NumPy parses a block of lines at once. Only if that fails, the lines of the bloc
 wrong line.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -16,9 +17,36 @@ from facebones.errors import DataError
 BLOCK_BYTES = 1 << 20  # the arrays of a block fit in the processor's cache
 LARGEST_NUMBER = 2**31 - 1  # of a template, medium or subject: fits in int32
 SHOWN_CHARACTERS = 60
+_QUOTED = re.compile(r'"[^"]*"')
 _OF_WHOLE_NUMBERS = np.isin(np.arange(256, dtype=np.uint8), np.frombuffer(b"0123456789 \t\n\v\f\r", np.uint8))
 
 IntArray = npt.NDArray[np.int32]
+
+
+def separator_of(line: str) -> str:
+    """The mark between the fields of a CSV file, by a line of it: a tab, a semicolon, or else a comma.
+
+    Excel writes semicolons where numbers have decimal commas, and tabs as "text". What stands in quotes does not count.
+
+    >>> separator_of("a.jpg;1,5;2,5"), separator_of("a;b.jpg,1,2"), separator_of('"Lee; Ann",f'), separator_of("a,b")
+    (';', ',', ',', ',')
+    """
+    bare = _QUOTED.sub("", line)
+    if "\t" in bare:
+        return "\t"
+    return ";" if bare.count(";") >= max(1, bare.count(",")) else ","
+
+
+def decimal(field: str) -> float:
+    """The number in a field that no comma separates from others: its decimal mark may be a comma.
+
+    Raises:
+        ValueError: it is no number.
+
+    >>> decimal("0,95"), decimal("-1.5e3")
+    (0.95, -1500.0)
+    """
+    return float(field.replace(",", ".", 1) if "." not in field else field)
 
 
 def leads_out(name: str) -> bool:

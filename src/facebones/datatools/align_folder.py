@@ -16,19 +16,20 @@ from typing import Any, NamedTuple
 import cv2
 
 from facebones.data.folders import read_image_file
-from facebones.data.images import ImageArray, decode
+from facebones.data.images import ImageArray, decode, why_unreadable
 from facebones.data.training_set import evenly
-from facebones.datatools.contact_sheet import IN_ROW, write_face_sheet
+from facebones.datatools.contact_sheet import IN_ROW, refuse_image_of, write_face_sheet
 from facebones.datatools.jpeg_damage import decoder_warnings
 from facebones.datatools.landmarks import LandmarkSource, LandmarkTable, quiet_opencv
 from facebones.datatools.partial_folder import PartialFolder, photos_origin
 from facebones.datatools.photo_faces import NoFaceError, cut_face, list_images
-from facebones.errors import ConfigError, DataError, some
+from facebones.errors import ConfigError, DataError, counted, some
 from facebones.system.files import check_writable
 from facebones.system.progress import track
 
 FORMATS = ("jpg", "png")
 MISSING = "not_found.csv"
+UNREADABLE = "unreadable image"
 ENDINGS = {"jpg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
 AHEAD = 4  # images per thread that are submitted ahead
 SHOWN = 3
@@ -115,18 +116,18 @@ class Alignment:
 
     def __str__(self) -> str:
         kept = f", {self.kept} of them kept from an earlier run" if self.kept else ""
-        lines = [f"{self.source} -> {self.destination}: {self.faces} faces in {self.folders} folders{kept}"]
+        faces = f"{counted(self.faces, 'face')} in {counted(self.folders, 'folder')}"
+        lines = [f"{self.source} -> {self.destination}: {faces}{kept}"]
         if self.several:
             lines.append(f"images with several faces, of which one was taken: {self.several}")
         reasons = ", ".join(f"{reason}: {count}" for reason, count in self.reasons().items())
         listed = f" ({reasons}); they are listed in {self.destination / MISSING}" if self.not_found else ""
-        return "\n".join(
-            [*lines, f"not found: {self.images - self.faces} of {self.images} images{listed}", *self.notes]
-        )
+        of_all = f"{self.images - self.faces} of {counted(self.images, 'image')}"
+        return "\n".join([*lines, f"not found: {of_all}{listed}", *self.notes])
 
     def reasons(self) -> dict[str, int]:
-        """Number of photos per reason why they have no face, most frequent first."""
-        return dict(Counter(missing.reason for missing in self.not_found).most_common())
+        """Number of photos per reason why they have no face, without its details, most frequent first."""
+        return _counted_reasons(self.not_found)
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain values for JSON."""
@@ -147,8 +148,8 @@ def align_folder(
 ) -> Alignment:
     """Align one face of each photo to 112x112, and keep the names of folders and files.
 
-    Photos without a face are listed in `not_found.csv`. The folder is filled as NAME.partial and renamed when it is
-    complete.
+    Photos without a face are listed in `not_found.csv`, if there are any. The folder is filled as NAME.partial and
+    renamed when it is complete.
 
     Args:
         source: a folder of photos at any depth; hidden files and folders are skipped.
@@ -166,6 +167,7 @@ def align_folder(
     encoding = encoding or Encoding()
     if contact_sheet is not None:
         check_writable(contact_sheet)
+        refuse_image_of(source, contact_sheet)
     _refuse_inside(source, destination)
     names, notes = list_images(source)
     targets = _targets(names, encoding.format, source)
@@ -178,7 +180,10 @@ def align_folder(
         missing = sorted([*missing, *without])
         if not (found := _found(targets, missing)):
             _fail_empty(folder, source, len(names), missing)
-        folder.place(MISSING, _csv(missing))
+        if missing:
+            folder.place(MISSING, _csv(missing))
+        else:  # an interrupted run may have missed some
+            (folder.path / MISSING).unlink(missing_ok=True)
     if contact_sheet is not None:
         _write_sheet(contact_sheet, destination, found)
     kept = len(names) - len(wanted)
@@ -260,9 +265,11 @@ def _unused(landmarks: LandmarkSource, names: set[str]) -> list[str]:
 
 def _align(source: Path, landmarks: LandmarkSource, encoding: Encoding, targets: dict[str, str], name: str) -> _Face:
     try:
-        image = decode(read_image_file(f"{source}/{name}"), name)
+        encoded = read_image_file(f"{source}/{name}")
+        image = decode(encoded, name)
     except DataError:
-        return _Face(name, "", b"", 0, "unreadable image")
+        fault = why_unreadable(encoded)
+        return _Face(name, "", b"", 0, f"{UNREADABLE}: {fault.reason}" if fault else UNREADABLE)
     except OSError as error:
         return _Face(name, "", b"", 0, f"cannot be read: {error.strerror}")
     points, faces = landmarks.find(name, image)
@@ -293,11 +300,15 @@ def _in_threads(work: Callable[[str], _Face], names: Sequence[str], workers: int
 
 
 def _fail_empty(folder: PartialFolder, source: Path, images: int, missing: Sequence[Missing]) -> None:
-    reasons = Counter(reason for _, reason in missing)
     if not folder.resume:
         shutil.rmtree(folder.path)
-    listed = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
-    raise DataError(f"{source}: no face in any of {images} images ({listed}); nothing is written")
+    listed = ", ".join(f"{reason}: {count}" for reason, count in _counted_reasons(missing).items())
+    raise DataError(f"{source}: no face in any of {counted(images, 'image')} ({listed}); nothing is written")
+
+
+def _counted_reasons(missing: Sequence[Missing]) -> dict[str, int]:
+    """Number of photos per reason without its details, most frequent first."""
+    return dict(Counter(reason.partition(":")[0] for _, reason in missing).most_common())
 
 
 def _csv(missing: Sequence[Missing]) -> bytes:
@@ -324,4 +335,4 @@ def _write_sheet(path: Path, root: Path, names: Sequence[str]) -> None:
     for folder in evenly(sorted(of_folder), IN_ROW):
         faces = [decode((root / name).read_bytes(), name) for name in evenly(of_folder[folder], IN_ROW)]
         rows.append((folder or root.name, faces))
-    write_face_sheet(path, f"{root.name}: {len(names)} faces in {len(of_folder)} folders", rows)
+    write_face_sheet(path, f"{root.name}: {counted(len(names), 'face')} in {counted(len(of_folder), 'folder')}", rows)

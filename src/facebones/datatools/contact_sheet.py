@@ -1,5 +1,6 @@
 """Contact sheets: a PNG with rows of faces and captions, to see at a glance what a data set holds."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from facebones.data.folders import is_image_name
 from facebones.data.images import ImageArray, decode
 from facebones.data.pair_bins import PairSet
 from facebones.data.training_set import TrainingSet, evenly
-from facebones.errors import DataError, RunError
+from facebones.errors import ConfigError, DataError, RunError, counted
 from facebones.system.files import atomic_write
 
 TILE = 112
@@ -35,6 +37,27 @@ class _Tile:
 
 
 _Row = tuple[str, list[_Tile]]  # a caption, and the tiles next to it
+
+
+def refuse_image_of(folder: Path, sheet: Path, *, beside_folders: bool = False) -> None:
+    """Refuse a sheet that would replace an image below a folder that is read, also by a link.
+
+    Args:
+        folder: of images; a file has none below.
+        sheet: the file to write.
+        beside_folders: an image beside the folders of people is none that is read, so it may be replaced.
+
+    Raises:
+        ConfigError: the sheet is such an image.
+    """
+    if not sheet.is_file() or not is_image_name(sheet.name):
+        return
+    root = Path(os.path.realpath(folder))
+    for place in (Path(os.path.realpath(sheet)), Path(os.path.realpath(sheet.parent)) / sheet.name):
+        outside = not place.is_relative_to(root) or place == root
+        if outside or (beside_folders and place.parent == root and any(each.is_dir() for each in root.iterdir())):
+            continue
+        raise ConfigError(f"{sheet}: is an image of {folder}, which would be lost; choose another place")
 
 
 def write_contact_sheet(path: Path, sets: Sequence[tuple[Path, TrainingSet | PairSet]]) -> None:
@@ -94,9 +117,10 @@ def _save(path: Path, blocks: Sequence[ImageArray]) -> None:
 
 def _section(path: Path, data: TrainingSet | PairSet) -> list[ImageArray]:
     if isinstance(data, PairSet):
-        title, rows = f"{path.name}: {len(data)} pairs", _pair_rows(data)
+        title, rows = f"{path.name}: {counted(len(data), 'pair')}", _pair_rows(data)
     else:
-        title = f"{path.name}: {len(data)} images of {len(np.unique(data.labels))} identities"
+        identities = counted(len(np.unique(data.labels)), "identity", "identities")
+        title = f"{path.name}: {counted(len(data), 'image')} of {identities}"
         rows = _identity_rows(data)
     return [_heading(title), *(_row(caption, tiles) for caption, tiles in rows)]
 

@@ -34,7 +34,7 @@ from facebones.datatools.partial_folder import (
     records_origin,
     refuse_existing,
 )
-from facebones.errors import DataError, RunError
+from facebones.errors import DataError, RunError, counted
 from facebones.system.files import atomic_write, cannot_write, temporary_folder
 from facebones.system.processes import CAN_FORK, map_forked
 from facebones.system.progress import track
@@ -72,7 +72,7 @@ class Conversion:
 
     def __str__(self) -> str:
         kept = f", {self.kept} of them kept from an earlier run" if self.kept else ""
-        head = f"{self.source} -> {self.destination}: {self.images} images of {self.groups}{kept}"
+        head = f"{self.source} -> {self.destination}: {counted(self.images, 'image')} of {self.groups}{kept}"
         return "\n".join([head, *self.notes])
 
 
@@ -242,7 +242,7 @@ def _rebuild_records(data: ImageFolder, headers: RecordFile, writer: RecordWrite
     fix = f"restore the folder, or remove {data.path / HEADERS_FOLDER} to write it with new keys"
     expected = int((headers.headers(np.arange(len(headers))).sizes > 0).sum())
     if expected != len(data):
-        raise DataError(f"{data.path}: {len(data)} images, but {expected} came from the .rec; {fix}")
+        raise DataError(f"{data.path}: {counted(len(data), 'image')}, but {expected} came from the .rec; {fix}")
     prefix = f"{data.path}/"
     for position, key in enumerate(track(headers.keys.tolist(), "converting")):
         head, name = headers.split(position)
@@ -293,7 +293,7 @@ def _pairs_to_folder(pairs: PairSet, source: Path, destination: Path, resume: bo
 
 
 def _pairs_summary(source: Path, destination: Path, pairs: PairSet, kept: int = 0) -> Conversion:
-    images, groups = len(pairs.images), f"{len(pairs)} pairs"
+    images, groups = len(pairs.images), counted(len(pairs), "pair")
     return Conversion(
         source=source, destination=destination, images=images, groups=groups, kept=kept, notes=pairs.notes
     )
@@ -302,7 +302,7 @@ def _pairs_summary(source: Path, destination: Path, pairs: PairSet, kept: int = 
 def _training_summary(
     source: Path, destination: Path, data: TrainingSet, notes: list[str], kept: int = 0
 ) -> Conversion:
-    groups = f"{len(np.unique(data.labels))} identities"
+    groups = counted(len(np.unique(data.labels)), "identity", "identities")
     return Conversion(
         source=source, destination=destination, images=len(data), groups=groups, kept=kept, notes=tuple(notes)
     )

@@ -49,7 +49,7 @@ def detector_file(detector: Path | str = "auto") -> Path:
     """The file that `open_detector` opens.
 
     Raises:
-        CheckpointError: "auto", and there is none, or not the published one.
+        CheckpointError: "auto", and there is none, or not the published one; or the variable names no file.
     """
     return _installed() if detector == "auto" else Path(detector)
 
@@ -100,7 +100,7 @@ def _fetch(place: Path) -> bytes:
 def _installed() -> Path:
     """The detector of this user."""
     if given := os.environ.get(VARIABLE):
-        return Path(given)
+        return _named(Path(given))
     place = detector_path()
     digest = _digest(place)
     if digest is None:
@@ -114,6 +114,17 @@ def _installed() -> Path:
             " --detector"
         )
     return place
+
+
+def _named(path: Path) -> Path:
+    """The file that the variable names."""
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.strerror}; ${VARIABLE} names this file: correct the variable, or unset it"
+        ) from error
 
 
 def _digest(path: Path) -> str | None:

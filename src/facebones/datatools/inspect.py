@@ -18,9 +18,10 @@ from facebones.data.images import decode, single_threaded_opencv
 from facebones.data.joined_sets import is_system_folder
 from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.data.training_set import TrainingSet
-from facebones.datatools.contact_sheet import write_contact_sheet
-from facebones.datatools.jpeg_damage import DecoderWarnings, decoder_warnings, lacks_end
-from facebones.errors import ConfigError, DataError
+from facebones.data.unreadable import lacks_end
+from facebones.datatools.contact_sheet import refuse_image_of, write_contact_sheet
+from facebones.datatools.jpeg_damage import DecoderWarnings, decoder_warnings
+from facebones.errors import ConfigError, DataError, counted
 from facebones.system.files import check_writable
 from facebones.system.progress import track
 
@@ -81,8 +82,12 @@ class TrainingPart(Part):
     def lines(self) -> list[str]:
         """Lines of text for a terminal."""
         spread = ", ".join(f"{name} {value:g}" for name, value in self.per_identity.items())
-        head = f"{self.path}: training set, {self.images} images of {self.identities} identities"
-        rows = [f"{name:>8} images  {_bar(count, self.histogram)} {count}" for name, count in self.histogram.items()]
+        identities = counted(self.identities, "identity", "identities")
+        head = f"{self.path}: training set, {counted(self.images, 'image')} of {identities}"
+        rows = [
+            f"{name:>8} {'image ' if name == '1' else 'images'}  {_bar(count, self.histogram)} {count}"
+            for name, count in self.histogram.items()
+        ]
         return [head, *_indent([f"images per identity: {spread}", *rows, *_image_lines(self)])]
 
 
@@ -104,7 +109,8 @@ class PairPart(Part):
 
     def lines(self) -> list[str]:
         """Lines of text for a terminal."""
-        head = f"{self.path}: verification set, {self.pairs} pairs, {self.genuine} genuine, {self.impostor} impostor"
+        pairs = counted(self.pairs, "pair")
+        head = f"{self.path}: verification set, {pairs}, {self.genuine} genuine, {self.impostor} impostor"
         return [head, *_indent([f"folds: {self.folds}", *_image_lines(self)])]
 
 
@@ -126,7 +132,7 @@ class Overlap:
 
     def lines(self) -> list[str]:
         """Lines of text for a terminal."""
-        head = f"{self.first} and {self.second}: {self.images} images in common"
+        head = f"{self.first} and {self.second}: {counted(self.images, 'image')} in common"
         return [head, *_indent(_first([f"{a} = {b}" for a, b in self.examples]))]
 
 
@@ -194,7 +200,7 @@ def inspect_data(path: Path, contact_sheet: Path | None = None, *, threads: int 
         ConfigError: the contact sheet is not a PNG or cannot be written; raised before the work.
     """
     if contact_sheet is not None:
-        _check_contact_sheet(contact_sheet)
+        _check_contact_sheet(contact_sheet, path)
     sets = _open(path)
     workers = threads or os.cpu_count() or 1
     parts: list[TrainingPart | PairPart] = []
@@ -216,10 +222,11 @@ def inspect_data(path: Path, contact_sheet: Path | None = None, *, threads: int 
     return Inspection(parts, overlaps)
 
 
-def _check_contact_sheet(path: Path) -> None:
+def _check_contact_sheet(path: Path, data: Path) -> None:
     if path.suffix.lower() != ".png":  # another ending may be a data set, which would be overwritten
         raise ConfigError(f"{path}: a contact sheet is a PNG; name it {path.stem}.png")
     check_writable(path)
+    refuse_image_of(data, path, beside_folders=True)
 
 
 def _open(path: Path) -> list[tuple[Path, TrainingSet | PairSet]]:
@@ -353,7 +360,8 @@ def _pair_part(images: _Images, found: _Findings, data: PairSet) -> PairPart:
     genuine = int(data.is_same.sum())
     notes = list(data.notes)
     if len(twins):
-        notes.append(f"{len(twins)} pairs show one image twice: {', '.join(map(str, twins[:SHOWN]))}")
+        show = counted(len(twins), "pair shows", "pairs show")
+        notes.append(f"{show} one image twice: {', '.join(map(str, twins[:SHOWN]))}")
     return PairPart(
         pairs=len(data),
         genuine=genuine,
@@ -413,7 +421,7 @@ def _histogram(counts: npt.NDArray[np.int64]) -> dict[str, int]:
 
 def _folds(is_same: npt.NDArray[np.bool_]) -> str:
     if len(is_same) < FOLDS:
-        return f"{len(is_same)} pairs are too few for {FOLDS}"
+        return f"{counted(len(is_same), 'pair is', 'pairs are')} too few for {FOLDS}"
     folds = np.array_split(is_same, FOLDS)
     sizes = sorted({len(fold) for fold in folds})
     uniform = sum(fold.all() or not fold.any() for fold in folds)

@@ -1,4 +1,4 @@
-"""Find JPEG damage that decoders tolerate: libjpeg's warnings on stderr, and files without their end.
+"""Find JPEG damage that decoders tolerate: libjpeg's warnings on stderr.
 
 libjpeg fills what it cannot read, mostly with grey, and warns. OpenCV lets it write the warning to file descriptor 2 of
 the process, without the name of the image.
@@ -14,18 +14,6 @@ from typing import IO, Any
 # Beginnings of libjpeg's warnings of damage (jerror.h); its other warnings are harmless.
 WARNINGS = (b"Corrupt JPEG data", b"Premature end of JPEG file", b"Inconsistent progression sequence")
 NOISE = (b"libpng error: ", b"libpng warning: ")  # a PNG that it cannot read is unreadable: that is reported
-START, START_OF_SCAN, END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
-
-
-def lacks_end(encoded: bytes) -> bool:
-    """Whether a JPEG has lost its end, so that its last rows may be invented; False for other formats.
-
-    Bytes after the end are ignored, because cameras and tools append some. A thumbnail has an end of its own, before
-    the scan.
-    """
-    if not encoded.startswith(START) or encoded.endswith(END):
-        return False
-    return encoded.rfind(END) < encoded.rfind(START_OF_SCAN)
 
 
 class DecoderWarnings:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from facebones.data.images import ImageArray, single_threaded_opencv
 from facebones.data.preprocessing import five_of_68
-from facebones.errors import CheckpointError, ConfigError, DataError
+from facebones.data.text_lists import decimal, separator_of
+from facebones.errors import CheckpointError, ConfigError, DataError, counted
 from facebones.system.files import read_at_most
 
 POINTS = (5, 68)
@@ -59,6 +60,8 @@ class LandmarkSource(Protocol):
 
 class LandmarkTable:
     """Landmarks from a CSV file: rows `path,x1,y1,x2,y2,...` with 5 or 68 points.
+
+    Semicolons or tabs may separate the fields, as Excel writes them; then numbers may have decimal commas.
 
     Paths start from the folder of images. x points right and y down, in pixels of the displayed image, after the
     rotation in its EXIF data; the centre of the first pixel is (0, 0). Five points have the order of
@@ -111,12 +114,14 @@ def _read(path: Path, content: bytes) -> dict[str, npt.NDArray[np.float64]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, byte {error.start}: not UTF-8 text; landmarks are a CSV file") from error
     found: dict[str, npt.NDArray[np.float64]] = {}
-    reader = csv.reader(io.StringIO(text, newline=""))
+    separator = separator_of(text.lstrip().partition("\n")[0])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    read = float if separator == "," else decimal
     try:
         for place, row in enumerate(row for row in reader if row):
-            if place == 0 and _is_heading(row):
+            if place == 0 and _is_heading(row, read):
                 continue
-            name, points = _row(path, reader.line_num, row)
+            name, points = _row(path, reader.line_num, row, read)
             if name in found:
                 _fail(path, reader.line_num, f"{name} is in the table twice; keep one face per image")
             found[name] = points
@@ -127,27 +132,29 @@ def _read(path: Path, content: bytes) -> dict[str, npt.NDArray[np.float64]]:
     return found
 
 
-def _is_heading(row: Sequence[str]) -> bool:
+def _is_heading(row: Sequence[str], read: Callable[[str], float]) -> bool:
     """Whether no field after the first one is a number."""
-    return len(row) > 1 and all(_number(field) is None for field in row[1:])
+    return len(row) > 1 and all(_number(field, read) is None for field in row[1:])
 
 
-def _row(path: Path, line: int, row: Sequence[str]) -> tuple[str, npt.NDArray[np.float64]]:
+def _row(
+    path: Path, line: int, row: Sequence[str], read: Callable[[str], float]
+) -> tuple[str, npt.NDArray[np.float64]]:
     name = os.path.normpath(row[0].strip())
     if len(row) not in FIELDS:
         wanted = " or ".join(f"{fields} ({points} points)" for fields, points in zip(FIELDS, POINTS, strict=True))
-        _fail(path, line, f"{len(row)} fields instead of {wanted}")
-    values = [_number(field) for field in row[1:]]
+        _fail(path, line, f"{counted(len(row), 'field')} instead of {wanted}")
+    values = [_number(field, read) for field in row[1:]]
     if None in values:
         _fail(path, line, f"{row[1 + values.index(None)][:40]!r} is not a number")
     points = np.array(values, dtype=np.float64).reshape(-1, 2)
     return name, five_of_68(points) if len(points) == 68 else points
 
 
-def _number(field: str) -> float | None:
+def _number(field: str, read: Callable[[str], float]) -> float | None:
     """The number in a field; None if it is not a finite number."""
     try:
-        number = float(field)
+        number = read(field)
     except ValueError:
         return None
     return number if abs(number) < 1e9 else None

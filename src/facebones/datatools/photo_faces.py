@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.data.folders import is_image_name, read_image_file
-from facebones.data.images import ImageArray, decode
+from facebones.data.images import ImageArray, decode, why_unreadable
 from facebones.data.joined_sets import is_system_folder
 from facebones.data.preprocessing import ALIGNED_SIZE, REFERENCE, align_face, similarity_transform
+from facebones.data.unreadable import Fault
 from facebones.datatools.landmarks import FaceDetector, quiet_opencv
-from facebones.errors import DataError, some
+from facebones.errors import DataError, counted, some
 
 SHOWN = 3  # names in a note
 Photo = Path | str | bytes | ImageArray
@@ -82,9 +83,11 @@ def read_photo(photo: Photo, what: str | None = None) -> tuple[ImageArray, str]:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{named}: cannot be read: {reason}; check the path") from error
     try:
-        return decode(encoded, named), named
+        with quiet_opencv():
+            return decode(encoded, named), named
     except DataError as error:
-        raise NoFaceError(named, "no readable image", FORMATS) from error
+        fault = why_unreadable(encoded) or Fault("no readable image", FORMATS)
+        raise NoFaceError(named, *fault) from error
 
 
 def _read_file(path: Path | str) -> bytes:
@@ -193,7 +196,8 @@ def list_images(root: Path) -> tuple[list[str], list[str]]:
     if not images:
         raise DataError(f"{root}: no image in it or below; check the path")
     shown = some(sorted(others), SHOWN)
-    return sorted(images), [f"{root}: {len(others)} files that are no image left out: {shown}"] if others else []
+    left_out = counted(len(others), "file that is no image", "files that are no image")
+    return sorted(images), [f"{root}: {left_out} left out: {shown}"] if others else []
 
 
 def _list_below(root: Path, inside: str, above: tuple[str, ...], images: list[str], others: list[str]) -> None:

@@ -15,6 +15,7 @@ from facebones.datatools.photo_faces import Face, Photo, cut_face, find_face, li
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.models import BATCH_SIZE, Model, load_model
 from facebones.evaluation.photos import (
+    ENDINGS,
     Detector,
     PhotoEmbeddings,
     embed_listed,
@@ -191,10 +192,10 @@ def search_photos(
     """
     if top < 1:
         raise ConfigError(f"top: {top}; give at least 1")
+    stored = _stored(gallery)
     finder = None if detector is None else open_detector(detector)
     pixels, what = read_photo(photo)
     face = find_face(pixels, finder, what)
-    stored = _stored(gallery)
     opened = _open(model, batch_size if stored is None else TWO, opening)
     threshold = kept_threshold(opened, false_match_rate)
     if stored is None:
@@ -309,11 +310,18 @@ def _stored(gallery: PhotoEmbeddings | Sequence[Path | str] | Path | str) -> Pho
     """A gallery that is embedded already; None for photos."""
     if isinstance(gallery, PhotoEmbeddings):
         return gallery
-    if isinstance(gallery, Path | str) and Path(gallery).suffix == ".npz":
-        return read_embeddings(gallery)
-    if isinstance(gallery, Path | str) and Path(gallery).suffix == ".parquet":
-        raise ConfigError(f"{gallery}: a gallery is read from .npz; write one by `facebones embed`")
-    return None
+    places = [gallery] if isinstance(gallery, Path | str) else list(gallery)
+    files = [place for place in places if Path(place).suffix in ENDINGS]
+    if not files:
+        return None
+    if len(places) > 1:
+        raise ConfigError(
+            f"{files[0]}: is a file of embeddings; give one alone as the gallery, and embed all photos into it by"
+            " `facebones embed`"
+        )
+    if Path(files[0]).suffix == ".parquet":
+        raise ConfigError(f"{files[0]}: a gallery is read from .npz, not from Parquet; write .npz by `facebones embed`")
+    return read_embeddings(files[0])
 
 
 def _embedded(model: Model, gallery: Any, finder: FaceDetector | None, **embedding: Any) -> PhotoEmbeddings:

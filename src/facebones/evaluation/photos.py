@@ -24,10 +24,10 @@ from facebones.backbones.base import evaluation_mode
 from facebones.datatools.detector_file import open_detector
 from facebones.datatools.landmarks import FaceDetector, quiet_opencv
 from facebones.datatools.photo_faces import Face, NoFaceError, find_face, list_photos, read_photo
-from facebones.errors import ConfigError, DataError, some
+from facebones.errors import ConfigError, DataError, first_line, some
 from facebones.evaluation.embed import ImageEmbeddings, flip_sum_normalised
 from facebones.evaluation.models import BATCH_SIZE, Features, Model, load_model
-from facebones.system.files import atomic_write, check_writable, check_written, parse_json, read_npz
+from facebones.system.files import atomic_write, cannot_write, check_writable, check_written, parse_json, read_npz
 from facebones.system.progress import track
 
 ENDINGS = (".npz", ".parquet")
@@ -73,7 +73,7 @@ class PhotoEmbeddings:
         return len(self.path)
 
     def save(self, path: Path | str) -> None:
-        """Write `.npz` or `.parquet`, and beside it the photos without a face as `NAME.not_found.csv`.
+        """Write `.npz` or `.parquet`, and beside it the photos without a face, if any, as `FILE.not_found.csv`.
 
         Raises:
             ConfigError: another ending, pyarrow is missing for Parquet, or the place cannot be written.
@@ -86,10 +86,7 @@ class PhotoEmbeddings:
             rows = {name: getattr(self, name) for name in ROWS}
             with atomic_write(path) as file:
                 np.savez(file, **rows, settings=np.array(json.dumps(self.settings)))
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows([Missing._fields, *self.missing])
-        with atomic_write(not_found_file(path)) as file:
-            file.write(text.getvalue().encode(errors="surrogateescape"))
+        _write_missing(not_found_file(path), self.missing)
         check_written([path])
 
 
@@ -177,6 +174,8 @@ def embed_listed(
             parts.append(unit_embeddings(model, batch, flip).astype(np.float32))
     if not rows:
         reasons = some(dict.fromkeys(one.reason for one in missing))
+        if len(paths) == 1:
+            raise DataError(f"{paths[0]}: {missing[0].reason}; nothing is written")
         raise DataError(f"no face in any of {len(paths)} photos ({reasons}), such as {paths[0]}; nothing is written")
     names, boxes, scores, faces = zip(*rows, strict=True)
     return PhotoEmbeddings(
@@ -251,9 +250,23 @@ def not_found_file(path: Path) -> Path:
     """Where the photos without a face are listed, beside the file of the embeddings.
 
     >>> not_found_file(Path("e.npz")).name
-    'e.not_found.csv'
+    'e.npz.not_found.csv'
     """
-    return path.with_suffix(".not_found.csv")
+    return path.with_name(f"{path.name}.not_found.csv")
+
+
+def _write_missing(path: Path, missing: Sequence[Missing]) -> None:
+    """Write the list of photos without a face; an earlier list is removed where all have one."""
+    if not missing:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        return
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([Missing._fields, *missing])
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode(errors="surrogateescape"))
 
 
 def read_embeddings(path: Path | str) -> PhotoEmbeddings:
@@ -269,7 +282,7 @@ def read_embeddings(path: Path | str) -> PhotoEmbeddings:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     except ValueError as error:
-        raise DataError(f"{path}: no embeddings of photos: {error}; {again}") from error
+        raise DataError(f"{path}: no embeddings of photos ({first_line(error)}); {again}") from error
     rows = len(found["path"]) if found["path"].ndim == 1 else -1
     kinds = {"path": "U", "box": "f", "score": "f", "faces": "i", "embedding": "f"}
     shapes = {"path": (rows,), "box": (rows, 4), "score": (rows,), "faces": (rows,)}
@@ -277,7 +290,7 @@ def read_embeddings(path: Path | str) -> PhotoEmbeddings:
     fitting = fitting and all(found[name].shape == shape for name, shape in shapes.items())
     embedding = found["embedding"]
     if not fitting or rows < 1 or embedding.ndim != 2 or len(embedding) != rows or not isinstance(settings, dict):
-        raise DataError(f"{path}: no embeddings of photos: its arrays do not fit each other; {again}")
+        raise DataError(f"{path}: no embeddings of photos (its arrays do not fit each other); {again}")
     with np.errstate(over="ignore"):  # refused below
         lengths = np.linalg.norm(embedding, axis=1)
     if not (np.abs(lengths - 1) < LENGTH_TOLERANCE).all():

@@ -21,7 +21,7 @@ from torch import nn
 from facebones.backbones.base import IMAGE_SIZE
 from facebones.data.images import aspect_note, image_size
 from facebones.data.pair_bins import PairSet, distinct
-from facebones.errors import DataError
+from facebones.errors import DataError, counted
 from facebones.evaluation.embed import ImageEmbeddings, embed_images, flip_sum_normalised, mean_norm
 from facebones.evaluation.models import Features, Precision
 from facebones.statistics.curves import RocCurve, area_under_curve, equal_error_rate, roc
@@ -274,7 +274,9 @@ def _check_pairs(rows: int, is_same: BoolArray, folds: int, name: str) -> None:
         raise DataError(f"{name}: {rows} images for labels of shape {is_same.shape}; give two images for each label")
     if is_same.size < folds:
         advice = f"give a set of {folds} pairs or more, or leave this one out"
-        raise DataError(f"{name}: {is_same.size} pairs cannot fill the {folds} folds of the protocol; {advice}")
+        raise DataError(
+            f"{name}: {counted(is_same.size, 'pair')} cannot fill the {folds} folds of the protocol; {advice}"
+        )
     if is_same.all() or not is_same.any():
         kind = "genuine" if is_same[0] else "impostor"
         raise DataError(f"{name}: all {is_same.size} pairs are {kind} pairs; verification needs both kinds")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from facebones import __version__
-from facebones.errors import ConfigError
+from facebones.errors import ConfigError, counted
 from facebones.importers.text_logs import Training, TrainingLines, TrainingLogs, read_logs
 from facebones.run_folder import RunFolder
 from facebones.system.files import atomic_write, check_writable, write_json
@@ -222,7 +222,7 @@ def _say_notes(logs: TrainingLogs, summary: dict[str, Any]) -> None:
         if summary[key]:
             say(f"note: {text}: {summary[key]}")
     if logs.settings_left_out:
-        say(f"note: {logs.settings_left_out} lines of configuration were dropped; {logs.settings} were kept")
+        say(f"note: configuration: {counted(logs.settings_left_out, 'line')} dropped, {logs.settings} kept")
     if not summary["training_lines"]:
         say("note: no training line, so there is no plot of the loss")
 

@@ -363,9 +363,8 @@ class TrainingLogs:
         if not found.lines:
             raise DataError(f"{path}: is empty; leave it out or give the text log of a training")
         if not found.understood:
-            raise DataError(
-                f"{path}: none of its {found.lines} lines is from a known training log; give the text log of a training"
-            )
+            none = "its only line is not" if found.lines == 1 else f"none of its {found.lines} lines is"
+            raise DataError(f"{path}: {none} from a known training log; give the text log of a training")
         self.files.append(found)
 
     def _read_line(self, line: str, found: LogFile, place: Place) -> None:

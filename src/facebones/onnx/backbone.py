@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from facebones.backbones.base import Backbone
-from facebones.errors import CheckpointError, ConfigError
+from facebones.errors import CheckpointError, ConfigError, counted
 from facebones.onnx.scaling import Scaling, find_scaling
 from facebones.onnx.signature import Array, Infer, Signature, find_signature
 from facebones.system.files import stand_in
@@ -118,9 +118,8 @@ class OnnxBackbone(Backbone):
         try:
             return list(self._session.run(None, {self._session.get_inputs()[0].name: images}))
         except _runtime_errors() as error:
-            raise CheckpointError(
-                f"{self.path}: cannot be run on {len(images)} images: {_one_line(error)}; restore or export it again"
-            ) from error
+            what = f"cannot be run on {counted(len(images), 'image')}: {_one_line(error)}"
+            raise CheckpointError(f"{self.path}: {what}; restore or export it again") from error
 
 
 def _open_session(path: Path, device: str, threads: int) -> Any:

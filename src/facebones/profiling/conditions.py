@@ -11,7 +11,7 @@ from torch import Tensor
 
 from facebones import __version__
 from facebones.backbones.base import IMAGE_SIZE, Backbone
-from facebones.errors import ConfigError, RunError
+from facebones.errors import ConfigError, RunError, counted
 from facebones.system.device import device_settings, select_device
 from facebones.system.environment import processor_model
 
@@ -131,4 +131,4 @@ def _too_large(count: int, error: RuntimeError) -> RuntimeError | RunError:
     """The error to raise for a failed batch: ours if memory ran out, else torch's own."""
     if "memory" not in str(error):
         return error
-    return RunError(f"a batch of {count} images does not fit into memory; give a smaller --batch-size")
+    return RunError(f"a batch of {counted(count, 'image')} does not fit into memory; give a smaller --batch-size")

@@ -8,8 +8,10 @@ import base64
 import gzip
 import hashlib
 import json
+import os
 import tarfile
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,22 +20,25 @@ from typing import Any
 import numpy as np
 
 from facebones.data.preprocessing import REFERENCE
-from facebones.datatools.detector_file import detector_file
-from facebones.errors import CheckpointError, ConfigError, FaceBonesError
+from facebones.datatools.detector_file import VARIABLE, detector_file, detector_path
+from facebones.errors import CheckpointError, ConfigError, FaceBonesError, counted, some
 from facebones.evaluation.match import kept_threshold
 from facebones.evaluation.models import Model, is_onnx, load_model
 from facebones.evaluation.photos import scored_with_flip
-from facebones.system.files import atomic_write, cache_folder, check_output, check_written
+from facebones.system.files import atomic_write, cache_folder, cannot_write, check_output, check_written
 
 VERSION = "1.30.0"  # of onnxruntime-web
 PACKAGE = f"onnxruntime-web-{VERSION}.tgz"
 # The registry's own digest of the package.
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 MEMBERS = {"library": "package/dist/ort.wasm.bundle.min.mjs", "wasm": "package/dist/ort-wasm-simd-threaded.wasm"}
+MISSING_DETECTOR = "`facebones download detector` fetches one, --detector FILE names one"
 MOST_BYTES = 2**29  # of a model: a browser has to hold it
 SIDE = 640  # pixels of the image that YuNet's file declares
 STRIDE = 32  # sizes below are channels and numbers of a cell
-FILES = ("index.html", "page.js", "runtime.js", "model.js", "detector.js")
+PAGE = "index.html"
+FILES = (PAGE, "page.js", "runtime.js", "model.js", "detector.js")
+MARK, MARK_BYTES = b"facebones", 4096  # what each of them has near its beginning, in capitals or not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +48,13 @@ class DemoPage:
     Attributes:
         path: of the page.
         bytes: of all files.
-        detector: whether the page finds faces by itself; else the user clicks on the eyes.
+        detector: the file of the face detector that the page holds; None: the user clicks on the eyes.
         notes: messages for the user.
     """
 
     path: Path
     bytes: int
-    detector: bool
+    detector: Path | None
     notes: tuple[str, ...]
 
 
@@ -66,36 +71,76 @@ def write_demo_page(
 
     Args:
         model: a run or a file of weights, which is exported (extra `export`), or an ONNX file.
-        output: the folder of the page; its files are replaced.
+        output: the folder of the page; the files of an earlier page are replaced.
         onnxruntime_web: the package that `npm pack onnxruntime-web@1.30.0` writes; None: the one in the cache folder.
         detector: YuNet's file, "auto" for the one of this user, if there is one, or None: users click on the eyes.
         title: of the page; by default the model's name.
         opening: further options of `load_model`.
 
     Raises:
-        ConfigError: the package is missing, or the output cannot be written.
+        ConfigError: the package is missing, or the output cannot be written or holds files of others with these names.
         CheckpointError: the model cannot be used, or not by a browser.
+        RunError: the disk is full; an earlier page is still whole.
     """
     output = Path(output)
     check_output(output, FILES)
-    runtime = _runtime(Path(onnxruntime_web) if onnxruntime_web else cache_folder() / PACKAGE)
+    _refuse_others(output)
     opened = load_model(model, **opening)
-    content = _onnx_bytes(opened)
-    found, notes = _detector_bytes(detector)
+    path = _for_browser(opened)
     settings = _settings(opened, title or Path(str(model)).stem)
+    detector_path, found, notes = _detector(detector)
+    runtime = _runtime(None if onnxruntime_web is None else Path(onnxruntime_web))
+    content = path.read_bytes() if is_onnx(opened.network) else _exported(path)
     files = {
-        "index.html": _asset("demo.html").replace("{{style}}", _asset("demo.css")).encode(),
+        PAGE: _asset("demo.html").replace("{{style}}", _asset("demo.css")).encode(),
         "page.js": _asset("demo.js").encode(),
         "runtime.js": _script(runtime),
         "model.js": _script({"model": content}, settings),
         "detector.js": _script({} if found is None else {"detector": found}),
     }
-    for name, text in files.items():
-        with atomic_write(output / name) as file:
-            file.write(text)
+    _write_together(output, files)
     check_written([output / name for name in files])
     total = sum(map(len, files.values()))
-    return DemoPage(path=output / "index.html", bytes=total, detector=found is not None, notes=notes)
+    notes = (*notes, *_other_files(output))
+    return DemoPage(path=output / PAGE, bytes=total, detector=detector_path, notes=notes)
+
+
+def _refuse_others(output: Path) -> None:
+    """Refuse a folder where a file of the page would replace one that no earlier call has written."""
+    for path in [output / name for name in FILES if (output / name).exists()]:
+        try:
+            with path.open("rb") as file:
+                ours = MARK in file.read(MARK_BYTES).lower()
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}; choose another --output") from error
+        if not ours:
+            raise ConfigError(f"{path}: exists, and `facebones demo-page` did not write it; choose another --output")
+
+
+def _other_files(output: Path) -> list[str]:
+    """A note on what else is in the folder: who publishes it publishes that, too."""
+    others = sorted(path.name for path in output.iterdir() if path.name not in FILES and not path.name.startswith("."))
+    if not others:
+        return []
+    count = counted(len(others), "file or folder that is no part", "files and folders that are no part")
+    return [f"{output}: holds {count} of the page: {some(others)}"]
+
+
+def _write_together(output: Path, files: dict[str, bytes]) -> None:
+    """Write all files or, on a full disk, none; the page itself, the first of them, takes its place last.
+
+    An earlier page is removed before the files that it loads are replaced: a page that is there is whole.
+    """
+    with ExitStack() as stack:
+        for name, text in files.items():
+            file = stack.enter_context(atomic_write(output / name))
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            (output / PAGE).unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(output / PAGE, error) from error
 
 
 def _asset(name: str) -> str:
@@ -110,9 +155,14 @@ def _script(parts: dict[str, bytes], settings: dict[str, Any] | None = None) -> 
     return f"globalThis.FACEBONES = {{ ...globalThis.FACEBONES, ...{text} }};\n".encode()
 
 
-def _runtime(package: Path) -> dict[str, bytes]:
-    """The files of ONNX Runtime for browsers, from its package."""
-    by_hand = f"run `npm pack onnxruntime-web@{VERSION}`, and give the file as --onnxruntime-web or put it at {package}"
+def _runtime(given: Path | None) -> dict[str, bytes]:
+    """The files of ONNX Runtime for browsers, from its package: the given one, or that in the cache folder."""
+    kept = cache_folder() / PACKAGE
+    package = kept if given is None else given
+    by_hand = (
+        f"where there is a network, run `npm pack onnxruntime-web@{VERSION}`; give the file {PACKAGE} that it writes as"
+        f" --onnxruntime-web, or put it at {kept}"
+    )
     try:
         with package.open("rb") as file:
             digest = base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
@@ -125,21 +175,26 @@ def _runtime(package: Path) -> dict[str, bytes]:
         return {name: member.read() for name, member in members.items() if member is not None}
 
 
-def _onnx_bytes(model: Model) -> bytes:
-    """The model as one ONNX file."""
+def _exported(path: Path) -> bytes:
+    """A run or a file of weights as one ONNX file."""
+    from facebones.exporting import export
+
+    with tempfile.TemporaryDirectory() as folder:
+        export(path, Path(folder) / "model.onnx")
+        return (Path(folder) / "model.onnx").read_bytes()
+
+
+def _for_browser(model: Model) -> Path:
+    """Path of a model; refuses one that no page can hold."""
     if model.path is None:
         raise ConfigError("a registered backbone has random weights; give a run or a file")
     if not is_onnx(model.network):
-        from facebones.exporting import export
-
-        with tempfile.TemporaryDirectory() as folder:
-            export(model.path, Path(folder) / "model.onnx")
-            return (Path(folder) / "model.onnx").read_bytes()
+        return model.path
     if model.path.with_name(f"{model.path.name}.data").exists():
         raise CheckpointError(f"{model.path}: its weights are in a second file; save it as one for a browser")
     if model.path.stat().st_size > MOST_BYTES:
         raise CheckpointError(f"{model.path}: more than {MOST_BYTES >> 20} MB are too much for a browser")
-    return model.path.read_bytes()
+    return model.path
 
 
 def _settings(model: Model, title: str) -> dict[str, Any]:
@@ -163,21 +218,24 @@ def _settings(model: Model, title: str) -> dict[str, Any]:
     }
 
 
-def _detector_bytes(detector: Path | str | None) -> tuple[bytes | None, tuple[str, ...]]:
-    """The face detector, if there is one that ONNX Runtime runs; and why not."""
+def _detector(detector: Path | str | None) -> tuple[Path | None, bytes | None, tuple[str, ...]]:
+    """Path and content of the face detector, if there is one that ONNX Runtime runs; and why not."""
     if detector is None:
-        return None, ()
+        return None, None, ()
     try:
-        content = detector_file(detector).read_bytes()
+        path = detector_file(detector)
     except FaceBonesError as error:
-        if detector != "auto":
+        if detector != "auto" or os.environ.get(VARIABLE):  # named by the user
             raise
-        return None, (f"without a face detector users click on the eyes: {error}",)
+        reason = str(error) if detector_path().exists() else MISSING_DETECTOR
+        return None, None, (f"users click on the eyes, for lack of a face detector: {reason}",)
+    try:
+        content = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{detector}: cannot be read: {error.strerror}; check the path") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     if not _runs(content):
-        return None, (f"{detector}: ONNX Runtime cannot run this form of YuNet, so users click on the eyes",)
-    return _with_free_size(content), ()
+        return None, None, (f"{path}: ONNX Runtime cannot run this form of YuNet, so users click on the eyes",)
+    return path, _with_free_size(content), ()
 
 
 def _with_free_size(content: bytes) -> bytes:

@@ -107,13 +107,13 @@ def note_words(section: Json, people: bool) -> list[str]:
     """What a reader must know of a grouping: images without a group, and groups that are too small."""
     notes = []
     if section["images_without_group"]:
-        notes.append(
-            f"{section['name']}: {section['images_without_group']:,} images without a group; their pairs are left out"
-        )
+        without = section["images_without_group"]
+        images = f"{without:,} {'image' if without == 1 else 'images'} without a group"
+        notes.append(f"{section['name']}: {images}; {'its' if without == 1 else 'their'} pairs are left out")
     if section["mixed_templates"]:
-        notes.append(
-            f"{section['name']}: {section['mixed_templates']:,} templates of several groups; their pairs are left out"
-        )
+        mixed = section["mixed_templates"]
+        templates = f"{mixed:,} {'template' if mixed == 1 else 'templates'} of several groups"
+        notes.append(f"{section['name']}: {templates}; {'its' if mixed == 1 else 'their'} pairs are left out")
     first = next(iter(section["results"].values()))
     least = f"{LEAST_PEOPLE} people" if people else f"{LEAST_PAIRS} pairs"
     for kind in ("fnmr", "fmr"):

@@ -362,7 +362,7 @@ def _check_known(identity: npt.NDArray[Any], what: str) -> None:
 
 def _check_enough(units: int, what: str) -> None:
     if units < 2:
-        raise DataError(f"{units} {what} cannot be resampled; give data of two {what} or more")
+        raise DataError(f"{what}: {units} cannot be resampled; give data of two or more")
 
 
 def _cell(first: IntArray, second: IntArray, persons: int) -> IntArray:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from facebones.data.joined_sets import beside
-from facebones.errors import RunError, UnknownNameError
+from facebones.errors import RunError, UnknownNameError, counted
 from facebones.plugins import import_plugins
 from facebones.profiling.cost import network_costs
 from facebones.recipe_sections import CHOOSABLE, TIMM_WEIGHTS
@@ -238,9 +238,8 @@ def _least_and_most(plan: Plan, rates: Mapping[str, float]) -> str:
         some = [row for run, row in rows if run.seed < seeds]
         hours = [row["hours"] for row in some]
         left = "unknown time" if None in hours else format_seconds(3600 * sum(hours))
-        parts.append(
-            f"{seeds} seeds, {len(some)} trainings, {sum(row['images'] for row in some):,} images, {left} left"
-        )
+        counts = f"{counted(seeds, 'seed')}, {counted(len(some), 'training')}"
+        parts.append(f"{counts}, {sum(row['images'] for row in some):,} images, {left} left")
     return f"seeds: auto: at least {parts[0]}; at most {parts[1]}"
 
 

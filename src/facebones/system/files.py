@@ -187,6 +187,22 @@ def check_writable(path: Path) -> None:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
 
 
+def check_not_input(output: Path, inputs: Iterable[object]) -> None:
+    """Check before any work that a result does not replace a file that is read, also by a link or another spelling.
+
+    Args:
+        output: the file to write.
+        inputs: paths that the command reads; what is no path, such as an image in memory, is none of them.
+
+    Raises:
+        ConfigError: it is one of them.
+    """
+    for one in inputs:
+        with suppress(OSError, ValueError):  # one of them is not there, or can never be
+            if isinstance(one, str | os.PathLike) and output.samefile(one):
+                raise ConfigError(f"{output}: is the input {one}, which would be lost; choose another place")
+
+
 def check_output(output: Path, files: Iterable[str]) -> None:
     """Check before long work that these files can be written into a folder; no file is left behind.
 
@@ -261,6 +277,8 @@ def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, np
     """
     try:
         with Path(path).open("rb") as file, ZipFile(file) as archive:
+            if lacking := [name for name in names if f"{name}.npy" not in archive.NameToInfo]:
+                raise ValueError(f"lacks the array '{lacking[0]}'")
             members = [archive.getinfo(f"{name}.npy") for name in names]
             if any(member.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for member in members):
                 raise ValueError("compressed otherwise than numpy does")
@@ -273,7 +291,7 @@ def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, np
                     found[name] = np.lib.format.read_array(content, allow_pickle=False)
             return found
     except (*_BAD_HEADER, BadZipFile, zlib.error, KeyError, RuntimeError) as error:  # RuntimeError: it is encrypted
-        raise ValueError(f"no .npz file of {' and '.join(names)}: {error}") from error
+        raise ValueError("no .npz file, or a damaged one") from error
 
 
 def cache_folder() -> Path:

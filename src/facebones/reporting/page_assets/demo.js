@@ -180,7 +180,7 @@
     try {
       photo.bitmap = await createImageBitmap(file);
     } catch {
-      return hint(photo, `${file.name}: no readable image`);
+      return hint(photo, `${file.name}: ${file.size ? "no readable image" : "an empty file, 0 bytes"}`);
     }
     photo.clicks = [];
     const scale = show(photo);

@@ -185,7 +185,7 @@ def save_plot(figure: "Figure", paths: Paths) -> None:
     from matplotlib import rc_context
 
     files = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
-    kinds = [_kind(figure, path) for path in files]
+    kinds = [check_plot_name(path) for path in files]
     fix_layout(figure)
     with rc_context(FILE_SETTINGS):
         for path, kind in zip(files, kinds, strict=True):
@@ -195,9 +195,19 @@ def save_plot(figure: "Figure", paths: Paths) -> None:
                 file.write(drawn.getbuffer())
 
 
-def _kind(figure: "Figure", path: Path) -> str:
+def check_plot_name(path: Path) -> str:
+    """Check before any work that a plot can be written in the format that a file's suffix names.
+
+    Returns:
+        the format, such as "png".
+
+    Raises:
+        ConfigError: it is not supported.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
     kind = path.suffix.removeprefix(".").lower()
-    known = figure.canvas.get_supported_filetypes()
+    known = FigureCanvasBase.get_supported_filetypes()
     if kind not in known:
         raise ConfigError(f"{path}: plots cannot be written as '{path.suffix}'; use one of {', '.join(sorted(known))}")
     return kind
