@@ -32,11 +32,11 @@ class StatedFile:
 
     Attributes:
         sha256: of its bytes, as `sha256sum` prints it.
-        bytes: its size.
+        size: in bytes.
     """
 
     sha256: str
-    bytes: int
+    size: int
 
     @classmethod
     def of(cls, path: Path) -> Self:
@@ -48,13 +48,18 @@ class StatedFile:
         try:
             with open_regular(path) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-                return cls(sha256=digest, bytes=file.tell())
+                return cls(sha256=digest, size=file.tell())
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 
+    @classmethod
+    def of_bytes(cls, content: bytes) -> Self:
+        """What is stated of a file with this content."""
+        return cls(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+
     def to_json(self) -> dict[str, Any]:
         """Both attributes."""
-        return {"sha256": self.sha256, "bytes": self.bytes}
+        return {"sha256": self.sha256, "bytes": self.size}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +104,8 @@ class HubConfig:
         found = StatedFile.of(weights)
         if found != self.weights:
             what = f"SHA-256 {found.sha256:.12}... instead of {self.weights.sha256:.12}..."
-            if found.bytes != self.weights.bytes:
-                what = f"{found.bytes:,} bytes instead of {self.weights.bytes:,}"
+            if found.size != self.weights.size:
+                what = f"{found.size:,} bytes instead of {self.weights.size:,}"
             raise CheckpointError(
                 f"{weights}: not the weights that {CONFIG} beside it names: {what}; remove the folder, and fetch the"
                 " model again"
@@ -193,5 +198,5 @@ def _stated(content: Any, most: int) -> StatedFile | None:
     """What is said of a file; None if that cannot be."""
     match content:
         case {"sha256": str(sha256), "bytes": int(size)} if len(sha256) == 64 and 0 <= size <= most:
-            return StatedFile(sha256=sha256, bytes=size)
+            return StatedFile(sha256=sha256, size=size)
     return None

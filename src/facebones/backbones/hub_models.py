@@ -33,10 +33,10 @@ def local_model(model: Path | str) -> Path:
         config = read_config(config_path)
     except CheckpointError as error:
         raise CheckpointError(f"{model}: {str(error).removeprefix(f'{config_path}: ')}") from error
-    weights = download(address, WEIGHTS, most=config.weights.bytes, size=config.weights.bytes)
+    weights = download(address, WEIGHTS, most=config.weights.size, size=config.weights.size)
     if config.calibration is not None:
         wanted = config.calibration
-        found = download(address, CALIBRATION, most=wanted.bytes, size=wanted.bytes)
+        found = download(address, CALIBRATION, most=wanted.size, size=wanted.size)
         if StatedFile.of(found) != wanted:
             raise CheckpointError(f"{address}: {CALIBRATION} is not the file that {CONFIG} names; fetch it again")
     return weights

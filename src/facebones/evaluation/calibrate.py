@@ -122,16 +122,30 @@ def read_calibration(weights: Path, weights_sha256: str) -> dict[str, Any] | Non
         DataError: the file is broken, or made for other weights.
     """
     path = calibration_file(weights)
+    return read_thresholds(path, weights_sha256, weights.name) if path.exists() else None
+
+
+def read_thresholds(path: Path, weights_sha256: str, weights_name: str) -> dict[str, Any]:
+    """The content of a file of `calibrate`, wherever it lies.
+
+    Args:
+        path: the file.
+        weights_sha256: digest of the weights that it must be made for.
+        weights_name: what an error calls them.
+
+    Raises:
+        DataError: the file is missing, broken, or made for other weights.
+    """
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; `facebones calibrate` writes one") from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON; {_AGAIN}") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict) or content.get("format") != FORMAT:
         raise DataError(f"{path}: holds no thresholds of this version; {_AGAIN}")
     if content["model"].get("weights_sha256") != weights_sha256:
-        raise DataError(f"{path}: was made for other weights than {weights.name} now holds; {_AGAIN}")
+        raise DataError(f"{path}: was made for other weights than {weights_name} now holds; {_AGAIN}")
     return content
 
 
