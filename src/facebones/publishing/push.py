@@ -126,8 +126,8 @@ def _files(
     parameters, macs = count_parameters(network), count_macs(network)
     files: dict[str, bytes | Path] = {WEIGHTS: run.folder.weights}
     if thresholds is not None:
-        files[CALIBRATION] = _json(thresholds)
-        stated = StatedFile.of_bytes(files[CALIBRATION])
+        content = _json(thresholds)
+        files[CALIBRATION], stated = content, StatedFile.of_bytes(content)
     config = HubConfig(
         backbone=network.name,
         embedding_size=network.embedding_size,

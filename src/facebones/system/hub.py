@@ -20,6 +20,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 # How the Hub's cache names the folder of a model; no name of a repository holds "--".
 CACHED = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
 NO_ACCESS = 401, 403
+NO_CONNECTION = "ConnectError", "ConnectTimeout", "ProxyError"  # of the HTTP client, which versions change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,8 @@ def download(address: HubAddress, file: str, *, most: int, size: int | None = No
         if found.file_size is None or found.file_size > most or size not in (None, found.file_size):
             wanted = f"up to {most:,}" if size is None else f"{size:,}"
             raise CheckpointError(f"{address}: {file} has {found.file_size or 0:,} bytes instead of {wanted}")
-        return Path(hub.hf_hub_download(address.repository, file, revision=found.commit_hash))
+        # By the name as given, which the cache then knows without a network.
+        return Path(hub.hf_hub_download(address.repository, file, revision=address.revision))
 
 
 def client() -> Any:
@@ -199,6 +201,8 @@ def _in_words(error: Exception, address: HubAddress, file: str) -> FaceBonesErro
             return RunError(f"{address}: the Hub answered {first_line(error):.200}; try again later")
         case errors.OfflineModeIsEnabled():
             return RunError(f"{address}: HF_HUB_OFFLINE forbids connections; unset it")
+    if type(error).__name__ in NO_CONNECTION:
+        return RunError(f"{address}: the Hub cannot be reached: {first_line(error):.160}; check the network")
     http_error = errors.HfHubHTTPError.__bases__[0]  # of the HTTP client that this version uses
     cut_short = isinstance(error, OSError) and "Consistency check failed" in str(error)
     if cut_short or isinstance(error, http_error):
