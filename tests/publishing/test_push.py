@@ -16,6 +16,8 @@ from facebones.errors import CheckpointError, ConfigError, DataError, MissingExt
 from facebones.evaluation.models import load_model
 from facebones.publishing.push import push
 
+# `huggingface_hub` uploads by an argument that its HTTP client has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 CPU = {"device": "cpu"}
 FILES = {"README.md", "config.json", "model.calibration.json", "model.safetensors"}
 
@@ -157,8 +159,9 @@ def test_a_licence_is_asked_for(finished, capsys):
 
 
 def test_a_licence_that_the_hub_does_not_know_is_one_line(hub, finished):
-    said = r"the Hub refuses the card: .license. must be one of \[...\]; check --license; nothing was published, and the new"
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(
+        ConfigError, match=r"refuses the card: .license. must be one of .*; check --license; nothing was"
+    ):
         push(finished, "ann/mbf", license="nonsense")
     assert hub.repositories["ann/mbf"].commits == []
 
@@ -208,8 +211,8 @@ def test_thresholds_of_other_weights_are_refused(run, finished, tmp_path):
         push(run, "ann/mbf", license="mit", calibration=other, dry_run=True)
     with pytest.raises(DataError, match=r"none.json: no such file"):
         push(run, "ann/mbf", license="mit", calibration=tmp_path / "none.json", dry_run=True)
-    other.write_text(json.dumps({**content, "model": json.loads((finished / "model.calibration.json").read_text())["model"],
-                                 "thresholds": [{"threshold": "high"}]}))  # fmt: skip
+    damaged = json.loads((finished / "model.calibration.json").read_text()) | {"thresholds": [{"threshold": "high"}]}
+    other.write_text(json.dumps(damaged))
     with pytest.raises(DataError, match=r"unexpected content"):
         push(run, "ann/mbf", license="mit", calibration=other, dry_run=True)
 

@@ -205,10 +205,11 @@ def _in_words(error: Exception, address: HubAddress, file: str) -> FaceBonesErro
         return RunError(f"{address}: the Hub cannot be reached: {first_line(error):.160}; check the network")
     http_error = errors.HfHubHTTPError.__bases__[0]  # of the HTTP client that this version uses
     cut_short = isinstance(error, OSError) and "Consistency check failed" in str(error)
-    if cut_short or isinstance(error, http_error):
+    # RuntimeError: of an upload, whose cause says why, and of the transfer protocol Xet.
+    if cut_short or isinstance(error, http_error | RuntimeError):
         return RunError(
-            f"{address}: {file} was not transferred as a whole: {first_line(error):.160}; check the network, and run"
-            " the same command again"
+            f"{address}: {file} was not transferred as a whole: {first_line(error.__cause__ or error):.160}; check the"
+            " network, and run the same command again"
         )
     return None
 
