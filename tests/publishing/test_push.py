@@ -60,7 +60,7 @@ def test_the_card_says_what_was_measured(finished, tmp_path):
     value, interval = measured["values"]["it"], measured["intervals"]["it"]
     assert f"| tiny | accuracy | {100 * value:.2f} % [{100 * interval['low']:.2f}, " in card
     assert f"`pairs` of facebones {facebones.__version__}" in card
-    assert f"95 % intervals ({interval['method']} over {interval['resampled']}, 100 replicates)" in card
+    assert f"95 % intervals ({interval['method']}; resampled: {interval['resampled']}, 100 replicates)" in card
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (
         f"| parameters | {config['parameters']:,} |" in card and f"| MACs for one face | {config['macs']:,} |" in card

@@ -110,7 +110,7 @@ class Card:
 
     def _training(self) -> str:
         recipe, result = self.run.recipe, self.run.result
-        data = " of ".join(
+        size = " of ".join(
             counted(int(number(result[key])), noun, plural)
             for key, noun, plural in (
                 ("training_images", "image", ""),
@@ -120,7 +120,7 @@ class Card:
         )
         training, optimizer = recipe["training"], recipe["optimizer"]
         rows = [
-            ("data", " ".join(filter(None, [f"`{_cell(result.get('training_data', 'unknown'))}`", data]))),
+            ("data", ": ".join(filter(None, [f"`{_cell(result.get('training_data', 'unknown'))}`", size]))),
             ("loss", f"`{_cell(recipe['head']['name'])}`"),
             ("optimizer", f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}"),
             ("epochs", f"{training['epochs']}{', stopped early' if result.get('stopped_early') else ''}"),
@@ -201,9 +201,9 @@ def _protocol_words(one: MeasuredMetric) -> str:
 def _interval_sentence(interval: Mapping[str, Any]) -> str:
     level, method = interval.get("level"), _cell(interval.get("method", "unknown"))
     replicates = f", {interval['replicates']:,} replicates" if interval.get("replicates") else ""
-    of = f" over {_cell(interval['resampled'])}" if interval.get("resampled") else ""
+    of = f"; resampled: {_cell(interval['resampled'])}{replicates}" if interval.get("resampled") else ""
     share = f"{100 * level:g} %" if isinstance(level, float) else "confidence"
-    return f"In brackets: {share} intervals ({method}{of}{replicates})."
+    return f"In brackets: {share} intervals ({method}{of})."
 
 
 def _versions_words(versions: Mapping[str, Any]) -> str:
