@@ -245,6 +245,11 @@ def test_a_training_begins_with_the_commit_that_it_has_found(published, tiny_rec
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["weights"]["path"] == f"hf:ann/mbf@{commit}"
 
 
+def test_thresholds_of_a_user_do_not_go_into_the_cache(published, small_data):
+    with pytest.raises(ConfigError, match=r"take a copy of the model by `hf download ann/mbf --local-dir mbf`"):
+        facebones.calibrate("hf:ann/mbf", small_data / "tiny.bin", false_match_rates=[0.5], output="hf:ann/mbf", **CPU)
+
+
 def test_a_folder_that_push_has_written_is_a_model_and_is_checked(published, tmp_path):
     folder = tmp_path / "as_pushed"
     assert load_model(folder, **CPU).describe()["checkpoint"] == str(folder / "model.safetensors")

@@ -190,6 +190,29 @@ def test_what_is_no_finished_model_is_refused(run, tmp_path, tiny_backbone):
         push(tmp_path / "nowhere", "ann/mbf", license="mit", dry_run=True)
 
 
+def test_weights_that_change_while_they_are_read_are_refused(run, tmp_path, monkeypatch):
+    from facebones.publishing import push as pushing
+
+    def cut(network):
+        path = run / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-9])
+        return 7
+
+    monkeypatch.setattr(pushing, "count_macs", cut)  # the last before the file is read again
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors: has changed while it was read, and nothing was publ"
+    ):
+        push(run, "ann/mbf", license="mit", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_that_are_not_finite_are_refused(run):
+    text = (run / "model.calibration.json").read_text()
+    (run / "model.calibration.json").write_text(re.sub(r'"cllr": [\d.]+', '"cllr": NaN', text))
+    with pytest.raises(DataError, match=r"model.calibration.json: a number in the results is not finite"):
+        push(run, "ann/mbf", license="mit", dry_run=True)
+
+
 def test_weights_that_are_not_finite_are_refused(run):
     from safetensors.torch import load, save
 

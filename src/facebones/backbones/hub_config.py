@@ -15,6 +15,7 @@ from torch import nn
 from facebones.backbones.base import LARGEST_EMBEDDING
 from facebones.errors import CheckpointError
 from facebones.system.files import parse_json, read_at_most
+from facebones.system.hub import origin, removable
 from facebones.system.safetensors_file import open_regular
 
 CONFIG, WEIGHTS, CALIBRATION = "config.json", "model.safetensors", "model.calibration.json"
@@ -107,8 +108,8 @@ class HubConfig:
             if found.size != self.weights.size:
                 what = f"{found.size:,} bytes instead of {self.weights.size:,}"
             raise CheckpointError(
-                f"{weights}: not the weights that {CONFIG} beside it names: {what}; remove the folder, and fetch the"
-                " model again"
+                f"{origin(weights)}: not the weights that {CONFIG} beside it names: {what}; remove"
+                f" {removable(weights)} and fetch the model again, or ask who published it"
             )
 
     def check_network(self, network: nn.Module, weights: Path) -> None:
@@ -120,14 +121,14 @@ class HubConfig:
         held = getattr(network, "name", None), getattr(network, "embedding_size", None)
         if held != (self.backbone, self.embedding_size):
             raise CheckpointError(
-                f"{weights}: holds {held[0]} of embedding size {held[1]}, and {CONFIG} beside it says"
+                f"{origin(weights)}: holds {held[0]} of embedding size {held[1]}, and {CONFIG} beside it says"
                 f" {self.backbone!r:.80} of {self.embedding_size}; ask who published it"
             )
         counted = sum(parameter.numel() for parameter in network.parameters())
         if counted != self.parameters:
             raise CheckpointError(
-                f"{weights}: the network has {counted:,} parameters, and {CONFIG} beside it says {self.parameters:,};"
-                " ask who published it"
+                f"{origin(weights)}: the network has {counted:,} parameters, and {CONFIG} beside it says"
+                f" {self.parameters:,}; ask who published it"
             )
 
 

@@ -16,6 +16,7 @@ from facebones.evaluation.protocol import Protocol, protocols_with_pairs
 from facebones.statistics.calibration import CONFIDENCE, PromisedThreshold, ScoredPairs, pooled, promised_threshold
 from facebones.statistics.likelihood_ratio import cross_fitted_cost, fit_isotonic, fit_logistic, least_cost
 from facebones.system.files import check_writable, write_json
+from facebones.system.hub import is_hub_address, parse_address
 
 FORMAT = 1
 ENDING = ".calibration.json"
@@ -154,6 +155,12 @@ _AGAIN = "make it again by `facebones calibrate`, or remove it"
 
 def _output(output: Path, model: Model) -> Path:
     """The file to write: a JSON file, or the one beside the model's weights."""
+    if is_hub_address(output):
+        address = parse_address(output)
+        raise ConfigError(
+            f"{output}: the Hub's cache keeps no thresholds of yours; take a copy of the model by `hf download"
+            f" {address.repository} --local-dir {address.name}`, or name a .json file"
+        )
     if output.suffix != ".json":
         places = [] if model.path is None else [model.path, model.path.parent]
         if model.path is None or output.resolve() not in [place.resolve() for place in places]:

@@ -39,6 +39,23 @@ class FinishedRun:
     result: Mapping[str, Any]
     environment: Mapping[str, Any]
 
+    def weights_bytes(self) -> bytes:
+        """The content of model.safetensors, the same that was loaded.
+
+        Raises:
+            CheckpointError: it cannot be read, or has changed since.
+        """
+        path = self.folder.weights
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        if StatedFile.of_bytes(content) != self.stated:
+            raise CheckpointError(
+                f"{path}: has changed while it was read, and nothing was published; run the same command again"
+            )
+        return content
+
 
 def open_finished(path: Path) -> FinishedRun:
     """Open a run that is to be published.
@@ -56,6 +73,7 @@ def open_finished(path: Path) -> FinishedRun:
     if not folder.weights.is_file():
         raise CheckpointError(f"{folder.weights}: is missing; restore it, or train again")
     run, recipe = read_run(path, path.resolve().name), load_config(folder.config)
+    stated = StatedFile.of(folder.weights)  # before it is loaded: `weights_bytes` notices a file that changes
     network, weights = load_backbone(folder.weights)
     if network.name != recipe.backbone.name and network.name != run.result.get("backbone"):
         raise CheckpointError(
@@ -67,7 +85,7 @@ def open_finished(path: Path) -> FinishedRun:
     return FinishedRun(
         folder=folder,
         network=network,
-        stated=StatedFile.of(weights),
+        stated=stated,
         weights_sha256=weights_digest(weights),
         recipe=without_folders(recipe.to_dict()),
         result=run.result,

@@ -111,12 +111,12 @@ class Card:
     def _training(self) -> str:
         recipe, result = self.run.recipe, self.run.result
         size = " of ".join(
-            counted(int(number(result[key])), noun, plural)
+            counted(result[key], noun, plural)
             for key, noun, plural in (
                 ("training_images", "image", ""),
                 ("training_identities", "identity", "identities"),
             )
-            if result.get(key) is not None
+            if isinstance(result.get(key), int)
         )
         training, optimizer = recipe["training"], recipe["optimizer"]
         rows = [
@@ -200,7 +200,8 @@ def _protocol_words(one: MeasuredMetric) -> str:
 
 def _interval_sentence(interval: Mapping[str, Any]) -> str:
     level, method = interval.get("level"), _cell(interval.get("method", "unknown"))
-    replicates = f", {interval['replicates']:,} replicates" if interval.get("replicates") else ""
+    drawn = interval.get("replicates")
+    replicates = f", {drawn:,} replicates" if isinstance(drawn, int) and drawn else ""
     of = f"; resampled: {_cell(interval['resampled'])}{replicates}" if interval.get("resampled") else ""
     share = f"{100 * level:g} %" if isinstance(level, float) else "confidence"
     return f"In brackets: {share} intervals ({method}{of})."

@@ -8,8 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import facebones
-from facebones.backbones.hub_config import CALIBRATION, CONFIG, WEIGHTS, HubConfig, StatedFile
-from facebones.errors import ConfigError
+from facebones.backbones.hub_config import (
+    CALIBRATION,
+    CONFIG,
+    LARGEST_CALIBRATION,
+    LARGEST_CONFIG,
+    LARGEST_WEIGHTS,
+    WEIGHTS,
+    HubConfig,
+    StatedFile,
+)
+from facebones.errors import ConfigError, DataError
 from facebones.profiling.cost import count_macs, count_parameters
 from facebones.publishing.finished_run import FinishedRun, open_finished, published_thresholds
 from facebones.publishing.model_card import Card
@@ -59,7 +68,7 @@ def push(
     repository: str,
     *,
     license: str | None,
-    results: Sequence[Path | str] = (),
+    results: Path | str | Sequence[Path | str] = (),
     calibration: Path | str | None = None,
     public: bool = False,
     message: str | None = None,
@@ -98,12 +107,11 @@ def push(
     if folder is not None and (folder.exists() or folder.is_symlink()):
         raise ConfigError(f"{folder}: exists already; choose another --output")
     opened = open_finished(Path(run))
-    metrics = measured_metrics([Path(place) for place in results], opened.folder.path, opened.weights_sha256)
+    places = [results] if isinstance(results, Path | str) else results
+    metrics = measured_metrics([Path(place) for place in places], opened.folder.path, opened.weights_sha256)
     thresholds = published_thresholds(opened, None if calibration is None else Path(calibration))
     files, card = _files(opened, repository, license, metrics, thresholds)
-    sizes = {
-        name: len(content) if isinstance(content, bytes) else opened.stated.size for name, content in files.items()
-    }
+    sizes = {name: len(content) for name, content in files.items()}
     told: dict[str, Any] = {"repository": repository, "files": sizes, "card": card}
     if folder is not None:
         _write(folder, files)
@@ -120,13 +128,13 @@ def _files(
     license_name: str,
     metrics: Sequence[MeasuredMetric],
     thresholds: Mapping[str, Any] | None,
-) -> tuple[dict[str, bytes | Path], str]:
+) -> tuple[dict[str, bytes], str]:
     """The files of the repository by name, and the text of the card."""
     network, stated = run.network, None
     parameters, macs = count_parameters(network), count_macs(network)
-    files: dict[str, bytes | Path] = {WEIGHTS: run.folder.weights}
+    files: dict[str, bytes] = {WEIGHTS: run.weights_bytes()}
     if thresholds is not None:
-        content = _json(thresholds)
+        content = _json(CALIBRATION, thresholds)
         files[CALIBRATION], stated = content, StatedFile.of_bytes(content)
     config = HubConfig(
         backbone=network.name,
@@ -138,7 +146,7 @@ def _files(
     more = {
         "macs": macs,
         "license": license_name,
-        **{key: run.result[key] for key in RESULT_FACTS if run.result.get(key) is not None},
+        **{key: run.result[key] for key in RESULT_FACTS if isinstance(run.result.get(key), int | str)},
         "trained_with": dict(run.environment),
         "published_with": facebones.__version__,
         "metrics": [one.to_json() for one in metrics],
@@ -152,19 +160,32 @@ def _files(
         metrics=metrics,
         thresholds=thresholds,
     ).write()
-    return files | {CONFIG: _json(config.to_json(more)), CARD: card.encode(errors="backslashreplace")}, card
+    files |= {CONFIG: _json(CONFIG, config.to_json(more)), CARD: card.encode(errors="backslashreplace")}
+    _check_sizes(files)
+    return files, card
 
 
-def _json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
+def _json(name: str, content: Mapping[str, Any]) -> bytes:
+    try:
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise DataError(f"{name}: a number in the results is not finite; make the results again") from error
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
-def _write(folder: Path, files: Mapping[str, bytes | Path]) -> None:
+def _check_sizes(files: Mapping[str, bytes]) -> None:
+    """Refuse to publish what `load_model` would refuse to fetch."""
+    for name, most in ((WEIGHTS, LARGEST_WEIGHTS), (CONFIG, LARGEST_CONFIG), (CALIBRATION, LARGEST_CALIBRATION)):
+        if (size := len(files.get(name, b""))) > most:
+            raise DataError(f"{name}: would have {size:,} bytes, and {most:,} are allowed; give fewer results")
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write the files into a new folder, which appears with all of them."""
     with temporary_folder(folder) as scratch:
         for name, content in files.items():
             with atomic_write(scratch / name) as file:
-                file.write(content.read_bytes() if isinstance(content, Path) else content)
+                file.write(content)
         try:
             scratch.rename(folder)
         except OSError as error:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import facebones
@@ -25,12 +24,12 @@ class Uploaded:
     private: bool
 
 
-def upload(repository: str, files: Mapping[str, bytes | Path], *, public: bool, message: str) -> Uploaded:
+def upload(repository: str, files: Mapping[str, bytes], *, public: bool, message: str) -> Uploaded:
     """Commit files to a repository, which is made if there is none.
 
     Args:
         repository: "owner/name".
-        files: content, or path, by the name in the repository. Other files there stay.
+        files: content by the name in the repository. Other files there stay.
         public: make a new repository public; without it, a new one is private, and a public one is refused.
         message: of the commit.
 
@@ -80,13 +79,8 @@ def _visibility(api: Any, repository: str, public: bool) -> bool | None:
     return private
 
 
-def _commit(api: Any, hub: Any, repository: str, files: Mapping[str, bytes | Path], message: str) -> Any:
-    operations = [
-        hub.CommitOperationAdd(
-            path_in_repo=name, path_or_fileobj=str(content) if isinstance(content, Path) else content
-        )
-        for name, content in files.items()
-    ]
+def _commit(api: Any, hub: Any, repository: str, files: Mapping[str, bytes], message: str) -> Any:
+    operations = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     try:
         return api.create_commit(repository, operations, commit_message=message)
     except ValueError as error:

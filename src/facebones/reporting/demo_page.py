@@ -24,6 +24,7 @@ from facebones.evaluation.match import kept_threshold
 from facebones.evaluation.models import Model, is_onnx, load_model
 from facebones.evaluation.photos import scored_with_flip
 from facebones.system.files import atomic_write, cache_folder, check_output, check_written
+from facebones.system.hub import is_hub_address, parse_address
 
 VERSION = "1.30.0"  # of onnxruntime-web
 PACKAGE = f"onnxruntime-web-{VERSION}.tgz"
@@ -82,7 +83,7 @@ def write_demo_page(
     opened = load_model(model, **opening)
     content = _onnx_bytes(opened)
     found, notes = _detector_bytes(detector)
-    settings = _settings(opened, title or Path(str(model)).stem)
+    settings = _settings(opened, title or _name(model))
     files = {
         "index.html": _asset("demo.html").replace("{{style}}", _asset("demo.css")).encode(),
         "page.js": _asset("demo.js").encode(),
@@ -123,6 +124,11 @@ def _runtime(package: Path) -> dict[str, bytes]:
     with tarfile.open(package) as archive:
         members = {name: archive.extractfile(member) for name, member in MEMBERS.items()}
         return {name: member.read() for name, member in members.items() if member is not None}
+
+
+def _name(model: Path | str) -> str:
+    """What the page calls a model: the name of its repository, run or file."""
+    return parse_address(model).name if is_hub_address(model) else Path(str(model)).stem
 
 
 def _onnx_bytes(model: Model) -> bytes:

@@ -104,6 +104,15 @@ def origin(path: Path) -> str:
     return str(path)
 
 
+def removable(path: Path) -> Path:
+    """The folder to remove so that a damaged file is fetched anew: in the Hub's cache, that of the repository.
+
+    >>> removable(Path("runs/mbf/model.safetensors"))
+    PosixPath('runs/mbf')
+    """
+    return path.parents[2] if is_hub_address(origin(path)) else path.parent
+
+
 def pinned(address: HubAddress, path: Path) -> HubAddress:
     """The address at the commit that a downloaded file is of."""
     return replace(address, revision=path.parent.name)
@@ -197,6 +206,8 @@ def _in_words(error: Exception, address: HubAddress, file: str) -> FaceBonesErro
                 f"{address}: access refused ({status}); log in by `hf auth login`, or set HF_TOKEN to a token that may"
                 " do this"
             )
+        case errors.HFValidationError():
+            return ConfigError(f"{address}: no name of a repository: {first_line(error):.160}")
         case errors.HfHubHTTPError():
             return RunError(f"{address}: the Hub answered {first_line(error):.200}; try again later")
         case errors.OfflineModeIsEnabled():
@@ -210,6 +221,11 @@ def _in_words(error: Exception, address: HubAddress, file: str) -> FaceBonesErro
         return RunError(
             f"{address}: {file} was not transferred as a whole: {first_line(error.__cause__ or error):.160}; check the"
             " network, and run the same command again"
+        )
+    if isinstance(error, OSError):
+        return RunError(
+            f"{address}: {file} cannot be kept in the cache: {error.strerror or first_line(error):.160}; free space, or"
+            " set HF_HOME to another folder"
         )
     return None
 
