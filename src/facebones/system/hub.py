@@ -105,7 +105,7 @@ def origin(path: Path) -> str:
 
 
 def removable(path: Path) -> Path:
-    """The folder to remove so that a damaged file is fetched anew: in the Hub's cache, that of the repository.
+    """The folder to remove so that a damaged file is fetched again: in the Hub's cache, that of the repository.
 
     >>> removable(Path("runs/mbf/model.safetensors"))
     PosixPath('runs/mbf')
