@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from facebones.heads.registry import register_head as register_head
     from facebones.profiling.profile import profile as profile
     from facebones.profiling.published import costs as costs
+    from facebones.publishing.push import push as push
     from facebones.recipe import load_recipe as load_recipe
     from facebones.reporting.load import load_results as load_results
     from facebones.study.compare import compare as compare
@@ -51,6 +52,7 @@ _API = {
     "load_results": "facebones.reporting.load",
     "match_photos": "facebones.evaluation.match",
     "profile": "facebones.profiling.profile",
+    "push": "facebones.publishing.push",
     "register_backbone": "facebones.backbones",
     "register_callback": "facebones.training.callbacks",
     "register_data_format": "facebones.data.training_set",

@@ -23,6 +23,7 @@ from facebones.onnx.graph import NETWORK_INPUT, OPSET, PIXEL_INPUT, InputForm, c
 from facebones.onnx.quantize import METHOD, Calibration, quantize, stack_images
 from facebones.profiling.measurements import measure_timings
 from facebones.system.files import atomic_write, check_writable, temporary_folder
+from facebones.system.hub import origin
 
 TOLERANCE = 1e-4  # relative to an embedding's norm
 PARITY_BATCHES = (1, 2, 5)
@@ -82,7 +83,7 @@ def export(
     metadata = _metadata(deployed, path, form)
     with atomic_write(output) as file, temporary_folder(output) as scratch:
         exported = _write_model(scratch / "fp32.onnx", to_onnx(deployed, str(path), form), metadata)
-        result: dict[str, Any] = {"output": str(output), "checkpoint": str(path), "opset": OPSET}
+        result: dict[str, Any] = {"output": str(output), "checkpoint": origin(path), "opset": OPSET}
         result["parity"] = _parity(network, exported, {"calibration": drawn, **faces}, path)
         if calibration:
             metadata |= {"quantization": METHOD}

@@ -25,7 +25,9 @@ class BackboneConfig:
     embedding_size: int = setting(512, "length of the embedding", minimum=1)
     dropout: float = setting(0.0, "dropout before the last linear layer", minimum=0, maximum=0.95)
     weights: str = setting(
-        "", "weights to begin with: a run, a checkpoint or file of weights, or timm, which has some for timm:NAME"
+        "",
+        "weights to begin with: a run, a checkpoint or file of weights, hf:OWNER/NAME, or timm, which has some for"
+        " timm:NAME",
     )
     frozen: int = setting(0, "how many of the first stages keep these weights (docs/training.md)", minimum=0)
 

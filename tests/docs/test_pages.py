@@ -11,9 +11,10 @@ from facebones.cli.main import _parse
 from facebones.errors import ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = [DOCS / "start.md", DOCS / "howto.md", DOCS / "faq.md", *sorted(DOCS.glob("tutorials/*.md")),
-         *sorted(DOCS.glob("concepts/*.md"))]  # fmt: skip
-LONG = ("start", "faq", "cost", "compare", "reproduce", "distil", "gpus", "slurm")  # they train or measure
+PAGES = [*(DOCS / f"{name}.md" for name in ("start", "howto", "faq", "publishing")),
+         *sorted(DOCS.glob("tutorials/*.md")), *sorted(DOCS.glob("concepts/*.md"))]  # fmt: skip
+# They train or measure.
+LONG = ("start", "faq", "publishing", "cost", "compare", "reproduce", "distil", "gpus", "slurm")
 
 
 def marked(page):

@@ -163,6 +163,12 @@ COMMANDS = {
             data="run/model.safetensors",
         ),
         Command(
+            name="push to a folder",
+            words=("push", "run", "ann/net", "--license", "mit", *NET, "--output", "made/published"),
+            output="made/published",
+            data="run/model.safetensors",
+        ),
+        Command(
             name="report",
             words=("report", "run", "results", "--output", "made/report"),
             output="made/report",

@@ -263,6 +263,29 @@ def safetensors() -> list[Files]:
     return [{"model.safetensors": save_safetensors(state(), metadata)} for metadata in (card, None)]
 
 
+def hub_config() -> list[Files]:
+    """What `facebones push` writes for a model, with thresholds and without."""
+    from facebones.backbones.hub_config import HubConfig, StatedFile
+
+    weights = safetensors()[0]["model.safetensors"]
+    count = sum(parameter.numel() for parameter in Tiny(4).parameters())
+    both = (StatedFile.of_bytes(b"{}"), None)
+    stated = [
+        HubConfig(
+            backbone=TINY,
+            embedding_size=4,
+            parameters=count,
+            weights=StatedFile.of_bytes(weights),
+            calibration=thresholds,
+        )
+        for thresholds in both
+    ]
+    return [
+        {"model.safetensors": weights, "config.json": json.dumps(one.to_json({"macs": 7}), indent=2).encode()}
+        for one in stated
+    ]
+
+
 def keras() -> list[Files]:
     """Layers of Keras: those that a GhostFaceNet ends with, and a whole model of many."""
     import h5py

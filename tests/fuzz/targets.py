@@ -176,6 +176,16 @@ def _weights(folder: Path) -> None:
         load_backbone(path, TINY)
 
 
+def _hub_config(folder: Path) -> None:
+    """A model of the Hub: what its config.json says, and the weights beside it."""
+    from facebones.backbones.hub_config import read_config
+    from facebones.backbones.weights import load_backbone
+
+    with _refusing():
+        load_backbone(folder / "model.safetensors")
+    read_config(folder / "config.json").to_json({})
+
+
 def _keras(folder: Path) -> None:
     from facebones.backbones.hdf5_file import read_hdf5
     from facebones.backbones.keras_weights import read_keras
@@ -258,6 +268,7 @@ TARGETS: Mapping[str, Target] = {
     "images": Target(_images, seeds.images),
     "checkpoints": Target(_weights, seeds.checkpoints),
     "safetensors": Target(_weights, seeds.safetensors),
+    "hub_config": Target(_hub_config, seeds.hub_config, fixed=("model.safetensors",)),
     "keras": Target(_keras, seeds.keras),
     "onnx": Target(_onnx, seeds.onnx_files),
     "sharded": Target(_sharded, seeds.sharded),

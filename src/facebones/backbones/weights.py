@@ -4,6 +4,7 @@ No pickled code runs: `.pt` and `.pth` files are read by torch's weights-only lo
 none.
 """
 
+import hashlib
 import json
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from facebones.backbones.base import LARGEST_EMBEDDING, Backbone
+from facebones.backbones.hub_config import config_beside
+from facebones.backbones.hub_models import local_model
 from facebones.backbones.registry import create_backbone, lookup_backbone
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError, some
 
@@ -49,7 +52,8 @@ def load_backbone(model: Path, name: str | None = None, embedding_size: int | No
     Args:
         model: a run's folder (its final weights, or else its newest checkpoint), a checkpoint, a `.safetensors` file,
             or a state dict of other code: InsightFace's `backbone.pth` or `checkpoint_gpu_0.pt`, the published study's
-            `model.pt`, the files of the MixFaceNet authors; or an `.h5` file of a GhostFaceNet.
+            `model.pt`, the files of the MixFaceNet authors; or an `.h5` file of a GhostFaceNet. Also the address of a
+            published model, such as hf:owner/name.
         name: the backbone; required if the file does not name it, checked if it does.
         embedding_size: likewise; if the file does not state it, it is read from the shapes.
 
@@ -57,12 +61,17 @@ def load_backbone(model: Path, name: str | None = None, embedding_size: int | No
         the backbone, and the path of the file that was read.
 
     Raises:
-        CheckpointError: a missing or broken file, or weights of another backbone or embedding size.
+        CheckpointError: a missing or broken file, weights of another backbone or embedding size, or others than the
+            config.json beside them says.
+        RunError: a published model cannot be fetched.
         UnknownNameError: `name` is not a backbone.
     """
-    path = _file_of(model)
+    path = _file_of(local_model(model))
     if path.suffix == ".onnx":
         raise CheckpointError(f"{path}: is an ONNX file, which only evaluate and profile take; give a run or weights")
+    published = config_beside(path)
+    if published is not None:
+        published.check_file(path)
     content, stated_name, stated_size = _read_weights(path)
     name = _agreed_name(path, name, stated_name)
     try:
@@ -76,6 +85,8 @@ def load_backbone(model: Path, name: str | None = None, embedding_size: int | No
         raise CheckpointError(f"{path}: {error}") from error
     if embedding_size not in (None, backbone.embedding_size):
         raise CheckpointError(f"{path}: its embeddings have {backbone.embedding_size} elements, not {embedding_size}")
+    if published is not None:
+        published.check_network(backbone, path)
     return backbone.eval(), path
 
 
@@ -115,6 +126,20 @@ def read_card(path: Path) -> Mapping[str, Any]:
         CheckpointError: a missing or broken file.
     """
     return _read_file(path)[1]
+
+
+def weights_digest(path: Path) -> str:
+    """Digest of a file of weights, and of the external data beside an ONNX file."""
+    digest = hashlib.sha256()
+    for part in (path, path.with_name(f"{path.name}.data")):
+        try:
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CheckpointError(f"{part}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 def check_weights(backbone: Backbone, weights: Mapping[str, Tensor], where: str) -> None:

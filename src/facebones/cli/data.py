@@ -7,6 +7,7 @@ from typing import Any
 from facebones.cli.evaluation import embedding_options, foreign_model_options, given_preprocessing
 from facebones.cli.options import (
     MODEL_HELP,
+    TRAINED_HELP,
     Arguments,
     Command,
     device_option,
@@ -215,9 +216,7 @@ def _overlap_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="pair sets (.bin), pair lists, IJB folders, or folders of them",
     )
-    parser.add_argument(
-        "--model", metavar="RUN|FILE", help="compare people too, by this run, checkpoint, safetensors or ONNX file"
-    )
+    parser.add_argument("--model", metavar="RUN|FILE", help=f"compare people too, by this model: {TRAINED_HELP}")
     parser.add_argument(
         "--false-rate", type=share, metavar="P", help="share of strangers' images that may be listed [0.01]"
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from facebones import __version__
-from facebones.cli import backbones, data, evaluation, photos, recipes, study, training, trust
+from facebones.cli import backbones, data, evaluation, photos, publishing, recipes, study, training, trust
 from facebones.cli.options import Arguments, Command, current_names, import_option
 from facebones.errors import ConfigError, FaceBonesError, RunError, first_line
 from facebones.plugins import import_plugins, raised_in_plugin
@@ -39,6 +39,7 @@ COMMANDS = (
     | trust.COMMANDS
     | evaluation.COMMANDS
     | backbones.COMMANDS
+    | publishing.COMMANDS
     | recipes.COMMANDS
     | data.COMMANDS
 )

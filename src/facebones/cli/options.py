@@ -13,7 +13,8 @@ from facebones.errors import ConfigError
 
 Arguments = argparse.Namespace
 
-MODEL_HELP = "a run, checkpoint, safetensors or ONNX file, or the name of a registered backbone (random weights)"
+TRAINED_HELP = "a run, checkpoint, safetensors or ONNX file, or hf:OWNER/NAME, a published model"
+MODEL_HELP = f"{TRAINED_HELP}; or the name of a registered backbone (random weights)"
 RUNTIME_HELP = (
     "how models are computed: eager, bf16, compiled, compiled-bf16, onnxruntime, openvino, openvino-bf16; auto: the"
     " fastest one here whose embeddings equal those of eager [eager]"
@@ -72,7 +73,11 @@ def import_option(parser: argparse.ArgumentParser) -> None:
 def model_option(parser: argparse.ArgumentParser) -> None:
     """--model, one trained PyTorch model."""
     parser.add_argument(
-        "--model", required=True, type=Path, metavar="RUN|FILE", help="a run, checkpoint or safetensors file"
+        "--model",
+        required=True,
+        type=Path,
+        metavar="RUN|FILE",
+        help="a run, checkpoint or safetensors file, or hf:OWNER/NAME, a published model",
     )
 
 

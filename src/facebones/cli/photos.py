@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from facebones.cli.evaluation import embedding_options, foreign_model_options, given_preprocessing
 from facebones.cli.options import (
     MODEL_HELP,
+    TRAINED_HELP,
     Arguments,
     Command,
     device_option,
@@ -19,6 +20,7 @@ from facebones.cli.options import (
     share,
 )
 from facebones.errors import ConfigError, counted, some
+from facebones.system.hub import is_hub_address, parse_address
 from facebones.system.progress import say, tell
 
 if TYPE_CHECKING:
@@ -152,9 +154,13 @@ def _decision(same_person: bool | None) -> str:
 def _promise(threshold: "Threshold | None", arguments: Arguments) -> str:
     """A threshold and its promise in words, or how to get one."""
     if threshold is None:
-        model = shlex.quote(_model_name(arguments))
+        model, copied = shlex.quote(_model_name(arguments)), ""
+        if is_hub_address(model):  # thresholds are kept beside the weights, and the Hub's cache is no place for them
+            address = parse_address(model)
+            revision = f" --revision {address.revision}" if address.revision else ""
+            model, copied = address.name, f"hf download {address.repository}{revision} --local-dir {address.name} && "
         return (
-            "for a decision, choose a threshold on pairs that are like these photos: facebones calibrate --model"
+            f"for a decision, choose a threshold on pairs that are like these photos: {copied}facebones calibrate --model"
             f" {model}{_input_words(arguments)} --data PAIRS --fmr 1e-3 --output {model}"
         )
     return (
@@ -304,7 +310,7 @@ def _reached(score: float, threshold: "Threshold | None") -> list[str]:
 
 
 def _page_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a run, checkpoint, safetensors or ONNX file")
+    parser.add_argument("model", metavar="MODEL", help=TRAINED_HELP)
     foreign_model_options(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="write index.html and its files here")
     parser.add_argument(

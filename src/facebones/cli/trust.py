@@ -14,13 +14,11 @@ from facebones.cli.evaluation import (
     given_preprocessing,
     result_options,
 )
-from facebones.cli.options import Arguments, Command, json_option, models_option, print_json
+from facebones.cli.options import TRAINED_HELP, Arguments, Command, json_option, models_option, print_json
 
 
 def _calibrate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", required=True, metavar="RUN|FILE", help="a run, checkpoint, safetensors or ONNX file"
-    )
+    parser.add_argument("--model", required=True, metavar="RUN|FILE", help=TRAINED_HELP)
     foreign_model_options(parser)
     embedding_options(parser, devices=False)
     parser.add_argument(

@@ -16,6 +16,7 @@ from facebones.evaluation.protocol import Protocol, protocols_with_pairs
 from facebones.statistics.calibration import CONFIDENCE, PromisedThreshold, ScoredPairs, pooled, promised_threshold
 from facebones.statistics.likelihood_ratio import cross_fitted_cost, fit_isotonic, fit_logistic, least_cost
 from facebones.system.files import check_writable, write_json
+from facebones.system.hub import is_hub_address, parse_address
 
 FORMAT = 1
 ENDING = ".calibration.json"
@@ -122,16 +123,30 @@ def read_calibration(weights: Path, weights_sha256: str) -> dict[str, Any] | Non
         DataError: the file is broken, or made for other weights.
     """
     path = calibration_file(weights)
+    return read_thresholds(path, weights_sha256, weights.name) if path.exists() else None
+
+
+def read_thresholds(path: Path, weights_sha256: str, weights_name: str) -> dict[str, Any]:
+    """The content of a file of `calibrate`, wherever it lies.
+
+    Args:
+        path: the file.
+        weights_sha256: digest of the weights that it must be made for.
+        weights_name: what an error calls them.
+
+    Raises:
+        DataError: the file is missing, broken, or made for other weights.
+    """
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; `facebones calibrate` writes one") from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON; {_AGAIN}") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict) or content.get("format") != FORMAT:
         raise DataError(f"{path}: holds no thresholds of this version; {_AGAIN}")
     if content["model"].get("weights_sha256") != weights_sha256:
-        raise DataError(f"{path}: was made for other weights than {weights.name} now holds; {_AGAIN}")
+        raise DataError(f"{path}: was made for other weights than {weights_name} now holds; {_AGAIN}")
     return content
 
 
@@ -140,6 +155,12 @@ _AGAIN = "make it again by `facebones calibrate`, or remove it"
 
 def _output(output: Path, model: Model) -> Path:
     """The file to write: a JSON file, or the one beside the model's weights."""
+    if is_hub_address(output):
+        address = parse_address(output)
+        raise ConfigError(
+            f"{output}: the Hub's cache keeps no thresholds of yours; take a copy of the model by `hf download"
+            f" {address.repository} --local-dir {address.name}`, or name a .json file"
+        )
     if output.suffix != ".json":
         places = [] if model.path is None else [model.path, model.path.parent]
         if model.path is None or output.resolve() not in [place.resolve() for place in places]:

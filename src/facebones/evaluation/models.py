@@ -1,6 +1,5 @@
 """Trained networks that are ready to embed faces: opened from a run, weights, an ONNX file, or a backbone's name."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,10 +13,12 @@ from torch import nn
 
 from facebones.backbones import Backbone, create_backbone, lookup_backbone
 from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
-from facebones.backbones.weights import load_backbone, read_card
+from facebones.backbones.hub_models import local_model
+from facebones.backbones.weights import load_backbone, read_card, weights_digest
 from facebones.data.preprocessing import OURS, Preprocessing, to_network_input
 from facebones.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from facebones.system.device import device_settings, select_device, to_device
+from facebones.system.hub import is_hub_address, origin, parse_address
 
 if TYPE_CHECKING:
     from facebones.datatools.landmarks import FaceDetector
@@ -191,7 +192,7 @@ class Model:
         return {
             "backbone": network.name,
             "embedding_size": network.embedding_size,
-            "checkpoint": "" if self.path is None else str(self.path),
+            "checkpoint": "" if self.path is None else str(origin(self.path)),
             **self.settings(),
         }
 
@@ -208,8 +209,8 @@ def load_model(
     """Open a model for embedding and evaluation.
 
     Args:
-        path_or_name: a run folder, checkpoint, safetensors file or ONNX file; or the name of a registered backbone,
-            whose weights are then drawn from torch's random state, which is left as it was.
+        path_or_name: a run folder, checkpoint, safetensors or ONNX file; hf:owner/name@revision, a published model;
+            or a registered backbone, whose weights are drawn from torch's random state, which is left as it was.
         backbone: name of the backbone of a file that does not state it.
         device: "auto", "cpu", "cuda", ...
         preprocessing: input that a file from elsewhere expects; ours is RGB, (x - 127.5) / 127.5. A mapping gives some
@@ -260,6 +261,7 @@ def open_backbone(
         CheckpointError: missing, broken, or of another backbone.
         ConfigError: no such device.
     """
+    checkpoint = local_model(checkpoint)
     if checkpoint.suffix == ".onnx":
         from facebones.onnx.backbone import OnnxBackbone
 
@@ -406,6 +408,7 @@ def named_files(texts: Iterable[str], option: str) -> dict[str, Path]:
         name, equals, path = text.partition("=")
         if not equals or Path(text).exists():
             path, name = text, Path(text).resolve().name if Path(text).is_dir() else Path(text).stem
+            name = parse_address(text).name if is_hub_address(text) else name
         if not name or not path or "/" in name or name.startswith(".") or len(name) > LONGEST_NAME:
             raise ConfigError(
                 f"{option} {text}: give NAME=PATH, with a name of at most {LONGEST_NAME} letters, without '/' and '=',"
@@ -427,8 +430,9 @@ def _open(path_or_name: Model | Path | str, backbone: str | None, device: str, o
         return path_or_name
     path = Path(path_or_name)
     # A path wins over a name: a run called "mobilefacenet" must not become a network with random weights.
-    if isinstance(path_or_name, str) and "/" not in path_or_name and not path.suffix and not path.exists():
-        return _fresh(path_or_name, device)
+    named = isinstance(path_or_name, str) and "/" not in path_or_name and not is_hub_address(path_or_name)
+    if named and not path.suffix and not path.exists():
+        return _fresh(str(path_or_name), device)
     network, file, computing = open_backbone(path, backbone, device, output_name)
     channels_last = not is_onnx(network)
     if channels_last:  # up to 1.8 times the speed of torch's convolutions
@@ -439,7 +443,7 @@ def _open(path_or_name: Model | Path | str, backbone: str | None, device: str, o
         channels_last=channels_last,
         runtime="eager" if channels_last else "onnxruntime",
         path=file,
-        weights_sha256=_digest(file),
+        weights_sha256=weights_digest(file),
     )
 
 
@@ -480,17 +484,3 @@ def _pixels(image: Image, index: int, detector: "FaceDetector | None") -> Batch:
 
     photo, what = read_photo(image, None if isinstance(image, Path | str) else f"image {index}")
     return find_face(photo, detector, what).image
-
-
-def _digest(path: Path) -> str:
-    """Digest of a file of weights, and of the external data beside an ONNX file."""
-    digest = hashlib.sha256()
-    for part in (path, path.with_name(f"{path.name}.data")):
-        try:
-            with part.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise CheckpointError(f"{part}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()

@@ -28,6 +28,7 @@ from facebones.datatools import near_images
 from facebones.errors import ConfigError, DataError, counted
 from facebones.evaluation.protocol import Protocol, given_protocols
 from facebones.system.files import atomic_write, check_output, write_json
+from facebones.system.hub import origin
 
 if TYPE_CHECKING:
     from facebones.data.preprocessing import Preprocessing
@@ -183,7 +184,7 @@ def find_overlap(
         for test in tests:
             rows = embedded(opened, test.images, output / "features" / "sets" / test.name, **passing)
             found += [_Match("person", test, *match) for match in known.matches(rows)]
-        people = {"model": str(opened.path), **known.to_json(data.identity_name)}
+        people = {"model": str(opened.path and origin(opened.path)), **known.to_json(data.identity_name)}
     result = _result(data, tests, found, people)
     _write(output, result, data, tests)
     return result

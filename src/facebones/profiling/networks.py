@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from facebones.backbones.base import Backbone, deploy_form
+from facebones.backbones.hub_models import local_model
 from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError
 from facebones.evaluation.models import open_backbone
 from facebones.system.device import select_device
+from facebones.system.hub import is_hub_address, origin
 from facebones.system.progress import say
 
 SUFFIXES = {".h5", ".onnx", ".pt", ".pth", ".safetensors"}
@@ -21,7 +23,7 @@ class Source:
     """Where a network comes from.
 
     Attributes:
-        name: its name in tables: the backbone, or the path as given.
+        name: its name in tables: the backbone, the path as given, or the address of a published model at its commit.
         path: a run, a file of weights or an ONNX file; None for a backbone with random weights.
         backbone: its name, for files that do not state it.
     """
@@ -40,8 +42,9 @@ def find_sources(words: Sequence[str], backbone: str | None = None) -> list[Sour
     """Find the networks that words name, each once, in the order named.
 
     Args:
-        words: names, aliases and shell patterns of backbones; paths of runs, weights and ONNX files. A word that is
-            both a name and a path is taken as a name; `./NAME` is the path.
+        words: names, aliases and shell patterns of backbones; paths of runs, weights and ONNX files; addresses of
+            published models (hf:owner/name). A word that is both a name and a path is taken as a name; `./NAME` is the
+            path.
         backbone: its name, for files that do not state it.
 
     Raises:
@@ -56,6 +59,9 @@ def find_sources(words: Sequence[str], backbone: str | None = None) -> list[Sour
 
 
 def _sources_of(word: str, backbone: str | None) -> list[Source]:
+    if is_hub_address(word):
+        path = local_model(word)
+        return [Source(origin(path), path, backbone)]
     names = list_backbones(word)
     if names:
         return [Source(name) for name in names if len(names) == 1 or _is_buildable(name)]

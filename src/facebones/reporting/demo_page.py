@@ -26,6 +26,7 @@ from facebones.evaluation.match import kept_threshold
 from facebones.evaluation.models import Model, is_onnx, load_model
 from facebones.evaluation.photos import scored_with_flip
 from facebones.system.files import atomic_write, cache_folder, cannot_write, check_output, check_written
+from facebones.system.hub import is_hub_address, parse_address
 
 VERSION = "1.30.0"  # of onnxruntime-web
 PACKAGE = f"onnxruntime-web-{VERSION}.tgz"
@@ -87,7 +88,7 @@ def write_demo_page(
     _refuse_others(output)
     opened = load_model(model, **opening)
     path = _for_browser(opened)
-    settings = _settings(opened, title or Path(str(model)).stem)
+    settings = _settings(opened, title or _name(model))
     detector_path, found, notes = _detector(detector)
     runtime = _runtime(None if onnxruntime_web is None else Path(onnxruntime_web))
     content = path.read_bytes() if is_onnx(opened.network) else _exported(path)
@@ -173,6 +174,11 @@ def _runtime(given: Path | None) -> dict[str, bytes]:
     with tarfile.open(package) as archive:
         members = {name: archive.extractfile(member) for name, member in MEMBERS.items()}
         return {name: member.read() for name, member in members.items() if member is not None}
+
+
+def _name(model: Path | str) -> str:
+    """What the page calls a model: the name of its repository, run or file."""
+    return parse_address(model).name if is_hub_address(model) else Path(str(model)).stem
 
 
 def _exported(path: Path) -> bytes:

@@ -37,6 +37,7 @@ from facebones.reporting.variants import different_recipes, repeated_seeds, vari
 from facebones.reporting.words import listed, set_words
 from facebones.run_folder import RunFolder
 from facebones.strict_yaml import find_shipped
+from facebones.system.hub import is_hub_address, parse_address
 
 if TYPE_CHECKING:
     from facebones.reporting.tables import Table
@@ -428,6 +429,8 @@ def _joined(first: MetricResult, second: MetricResult) -> MetricResult:
 def _profiled_name(row: Mapping[str, Any]) -> str:
     """A backbone's name, or that of the run or file that was profiled."""
     name = text(row["name"])
+    if is_hub_address(name):
+        return parse_address(name).name
     return name if name == row.get("backbone") or ":" in name else Path(name).name or name
 
 

@@ -23,6 +23,7 @@ from facebones.study.study import Study
 from facebones.study.trials import FOLDER as TRIALS
 from facebones.study.trials import HeldOut, Tuning
 from facebones.study.tuning import read_space, with_fields
+from facebones.system.hub import is_hub_address, parse_address
 from facebones.training.run import with_absolute_paths
 from facebones.training.teaching import check_teachers, open_all_people
 
@@ -286,7 +287,8 @@ def _trained_models(sources: Sequence[Source], taken: Sequence[str]) -> dict[str
     models: dict[str, Path] = {}
     for source in sources:
         path = source.path or Path()
-        name = folder_name(path.resolve().name if path.is_dir() else path.stem)
+        published = parse_address(source.name).name if is_hub_address(source.name) else None
+        name = folder_name(published or (path.resolve().name if path.is_dir() else path.stem))
         if name in taken or name in models:
             raise ConfigError(f"backbones: two models are called {name}; rename the folder or file {path}")
         models[name] = path

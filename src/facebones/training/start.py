@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from facebones.backbones import lookup_backbone
 from facebones.backbones.base import TIMM_PREFIX, is_deployed
+from facebones.backbones.hub_models import local_model
 from facebones.backbones.weights import load_backbone
 from facebones.errors import CheckpointError, ConfigError
 from facebones.recipe import Recipe
 from facebones.recipe_sections import TIMM_WEIGHTS
 from facebones.system.distributed import World
+from facebones.system.hub import is_hub_address, origin
 from facebones.system.process_group import gather_objects
 from facebones.system.progress import say
 
@@ -86,11 +88,12 @@ def _read_timm(recipe: Recipe) -> tuple[str, dict[str, Tensor]]:
 
 def _read_file(recipe: Recipe) -> tuple[str, dict[str, Tensor]]:
     config = recipe.backbone
-    if not Path(config.weights).exists():
+    place = local_model(config.weights)
+    if not place.exists():
         raise ConfigError(
             f"backbone.weights {config.weights}: no such run or file; give a run's folder or a file of weights"
         )
-    backbone, path = load_backbone(Path(config.weights), config.name)
+    backbone, path = load_backbone(place, config.name)
     if is_deployed(backbone):
         raise ConfigError(
             f"{path}: holds {backbone.name} in deploy form, whose batch normalisation is folded away; give weights in"
@@ -103,7 +106,7 @@ def _read_file(recipe: Recipe) -> tuple[str, dict[str, Tensor]]:
         )
     if backbone.known_input:
         say(f"note: {path}: was trained on another input than [-1, 1] RGB; the first epochs adapt it")
-    return str(path), backbone.state_dict()
+    return origin(path), backbone.state_dict()
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -130,8 +133,10 @@ def same_start(start: StartWeights | None, world: World) -> None:
 
 
 def with_absolute_weights(recipe: Recipe) -> Recipe:
-    """The recipe with the path of its weights absolute."""
+    """The recipe with the path of its weights absolute, and the address of a published model at its present commit."""
     weights = recipe.backbone.weights
     if weights in ("", TIMM_WEIGHTS):
         return recipe
+    if is_hub_address(weights):
+        return replace(recipe, backbone=replace(recipe.backbone, weights=origin(local_model(weights))))
     return replace(recipe, backbone=replace(recipe.backbone, weights=str(Path(weights).absolute())))
