@@ -188,9 +188,10 @@ def register_data_format(format: Format) -> Format:
 def data_formats() -> list[type[TrainingSet]]:
     """The registered data formats, in the order in which `open_training_set` asks them.
 
-    RecordIO comes first and image folders last: nearly every folder looks like one. Plug-ins are between them.
+    RecordIO comes first and image folders last: nearly every folder looks like one. The others of this package and
+    plug-ins are between them.
     """
-    from facebones.data import folders  # noqa: F401 (registers the formats of this package)
+    from facebones.data import folders, lmdb_set  # noqa: F401 (they register the formats of this package)
 
     import_entry_points()
     return sorted(_REGISTRY.values(), key=lambda format: {"recordio": 0, "folder": 2}.get(format.name, 1))
@@ -200,7 +201,7 @@ def list_data_formats() -> list[str]:
     """Names of the registered data formats.
 
     >>> list_data_formats()
-    ['recordio', 'folder']
+    ['recordio', 'lmdb', 'folder']
     """
     return [format.name for format in data_formats()]
 
