@@ -18,9 +18,7 @@ USUAL_LISTS = ("labels.txt", "train.txt")
 MOST_DIGITS = 18
 
 
-def number_labels(
-    labels: Sequence[int | bytes], describe: Callable[[int], str]
-) -> tuple[Integers, list[str] | None]:
+def number_labels(labels: Sequence[int | bytes], describe: Callable[[int], str]) -> tuple[Integers, list[str] | None]:
     """Number the identities of images.
 
     Args:

@@ -191,7 +191,7 @@ def data_formats() -> list[type[TrainingSet]]:
     RecordIO comes first and image folders last: nearly every folder looks like one. The others of this package and
     plug-ins are between them.
     """
-    from facebones.data import folders, lmdb_set  # noqa: F401 (they register the formats of this package)
+    from facebones.data import folders, lmdb_set, parquet_set  # noqa: F401 (they register this package's formats)
 
     import_entry_points()
     return sorted(_REGISTRY.values(), key=lambda format: {"recordio": 0, "folder": 2}.get(format.name, 1))
@@ -201,7 +201,7 @@ def list_data_formats() -> list[str]:
     """Names of the registered data formats.
 
     >>> list_data_formats()
-    ['recordio', 'lmdb', 'folder']
+    ['recordio', 'lmdb', 'parquet', 'folder']
     """
     return [format.name for format in data_formats()]
 

@@ -1,0 +1,364 @@
+"""Random access to the byte strings of a column in a Parquet file, page by page.
+
+Arrow's own reader gives a whole group of rows at a time, which may be gigabytes; a training wants one image here and one
+there. So the headers of the pages are read once, and then a page for each image: a megabyte in most files. Sizes in a
+header are checked before memory is allocated.
+
+The format: github.com/apache/parquet-format, README.md, Encodings.md and parquet.thrift.
+"""
+
+import struct
+from collections.abc import Mapping
+from mmap import mmap
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from facebones.data.mapped_file import Integers, MappedFile
+from facebones.errors import DataError
+
+DATA, DICTIONARY, DATA_2 = 0, 2, 3  # kinds of pages
+PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY = 0, 2, 8  # encodings
+ENCODINGS = {
+    3: "RLE",
+    5: "DELTA_BINARY_PACKED",
+    6: "DELTA_LENGTH_BYTE_ARRAY",
+    7: "DELTA_BYTE_ARRAY",
+    9: "BYTE_STREAM_SPLIT",
+}
+CODECS = {"SNAPPY": "snappy", "GZIP": "gzip", "BROTLI": "brotli", "ZSTD": "zstd", "LZ4_RAW": "lz4_raw"}
+LONGEST_HEADER = 2**16  # bytes of a page's header, with its statistics
+INFLATED, FREE_BYTES = 20, 2**20  # a page has at most so many times its bytes in the file, beside the free ones
+DEEPEST = 8  # structs of a header within one another
+
+
+class Chunk(NamedTuple):
+    """The pages of a column for one group of rows, as the file's footer says.
+
+    Attributes:
+        start: offset of the first page.
+        size: bytes of all pages.
+        rows: number of rows.
+        codec: name of the compression.
+        levels: 1 + the number of ways in which a value can be missing.
+    """
+
+    start: int
+    size: int
+    rows: int
+    codec: str
+    levels: int
+
+
+class Page(NamedTuple):
+    """A page: where its content is, and what its header says of it."""
+
+    kind: int
+    start: int
+    size: int
+    inflated: int
+    values: int
+    encoding: int
+    levels_size: int  # bytes of the levels before the values; -1 where the content says it
+    compressed: bool
+
+
+class ByteColumn:
+    """The byte strings of a column.
+
+    Args:
+        file: the Parquet file.
+        chunks: the groups of rows.
+
+    Attributes:
+        ends: (P,) number of rows up to the end of each page.
+        pages: the P pages that hold rows.
+
+    Raises:
+        DataError: a page is broken, is too long for its bytes, or has an encoding that is not read.
+    """
+
+    def __init__(self, file: MappedFile, chunks: list[Chunk]) -> None:
+        self.file = file
+        self.chunks = chunks
+        self.pages: list[Page] = []
+        self._chunk_of: list[int] = []
+        self._dictionaries: dict[int, Page] = {}
+        for number, chunk in enumerate(chunks):
+            self._read_headers(number, chunk)
+        self.ends: Integers = np.cumsum([page.values for page in self.pages], dtype=np.int64)
+
+    def page_of(self, row: int) -> tuple[int, int]:
+        """The page that holds a row, and the row's place in it."""
+        page = int(np.searchsorted(self.ends, row, side="right"))
+        return page, row - (int(self.ends[page - 1]) if page else 0)
+
+    def strings(self, number: int) -> "Strings":
+        """The byte strings of a page.
+
+        Raises:
+            DataError: the page is broken.
+        """
+        page, chunk = self.pages[number], self.chunks[self._chunk_of[number]]
+        try:
+            present, values, start = self._content(page, chunk)
+            count = page.values if present is None else int(present.sum())
+            if page.encoding == PLAIN:
+                return Strings(values, _plain(values, start, count), present)
+            dictionary = self._dictionaries[self._chunk_of[number]]
+            held = self._inflate(dictionary, chunk, dictionary.start, dictionary.size, dictionary.inflated)
+            spans = _plain(held, 0, dictionary.values)
+            width = values[start]
+            places = _run_lengths(values[start + 1 :], width, count)
+            return Strings(held, spans[places], present)
+        except (IndexError, ValueError, struct.error, OSError) as error:
+            self._fail(page.start, "the page is broken", error)
+
+    def page_sizes(self) -> Integers:
+        """(P,) bytes of each page in the file."""
+        return np.array([page.size for page in self.pages], np.int64)
+
+    # ------------------------------------------------------------------------------------------------- headers
+
+    def _read_headers(self, number: int, chunk: Chunk) -> None:
+        place, rows = chunk.start, 0
+        end = chunk.start + chunk.size
+        if not 0 < chunk.start <= end <= self.file.size:
+            self._fail(chunk.start, "a group of rows outside of the file, which may be cut short")
+        while place < end and rows < chunk.rows:
+            page, place = self._page(place, end)
+            if page.kind == DICTIONARY:
+                self._dictionaries[number] = page
+            elif page.kind in (DATA, DATA_2):
+                self._check_encoding(page, number)
+                self.pages.append(page)
+                self._chunk_of.append(number)
+                rows += page.values
+        if rows != chunk.rows:
+            self._fail(chunk.start, f"pages of {rows} rows, where the footer says {chunk.rows}")
+
+    def _page(self, place: int, end: int) -> tuple[Page, int]:
+        """The page whose header is at a place, and the place after it."""
+        window = self.file.content[place : min(end, place + LONGEST_HEADER)]
+        try:
+            header, length = _struct(window, 0)
+            kind, inflated, size = (_whole(header, field) for field in (1, 2, 3))
+            about = header.get({DATA: 5, DICTIONARY: 7, DATA_2: 8}.get(kind, 0), {})
+            values = _whole(about, 1) if about else 0
+            encoding = _whole(about, 4 if kind == DATA_2 else 2) if about else PLAIN
+            levels_size = _whole(about, 5) if kind == DATA_2 else -1
+            if kind == DATA_2 and _whole(about, 6):
+                raise ValueError("repeated values")
+            compressed = bool(about.get(7, True)) if kind == DATA_2 else True
+        except (IndexError, ValueError, TypeError, AttributeError) as error:
+            self._fail(place, "the header of a page is broken", error)
+        start = place + length
+        if start + size > end:
+            self._fail(place, "a page that ends outside of its group of rows")
+        if inflated > INFLATED * size + FREE_BYTES:
+            self._fail(place, f"a page of {size} bytes that claims to inflate to {inflated}")
+        return Page(kind, start, size, inflated, values, encoding, levels_size, compressed), start + size
+
+    def _check_encoding(self, page: Page, number: int) -> None:
+        if page.encoding in (PLAIN_DICTIONARY, RLE_DICTIONARY):
+            if number not in self._dictionaries:
+                self._fail(page.start, "a page without its dictionary")
+        elif page.encoding != PLAIN:
+            name = ENCODINGS.get(page.encoding, f"number {page.encoding}")
+            raise DataError(
+                f"{self.file.path}: images in the encoding {name}, which facebones does not read; write them with"
+                " use_dictionary=False and column_encoding=None, or as a folder"
+            )
+
+    # ------------------------------------------------------------------------------------------------- content
+
+    def _content(self, page: Page, chunk: Chunk) -> tuple[npt.NDArray[np.bool_] | None, bytes | mmap, int]:
+        """Which rows of a page have a value (None for all), and where the values begin, in which bytes."""
+        start, size = page.start, page.size
+        if page.kind == DATA_2:
+            levels = self.file.content[start : start + page.levels_size]
+            values, place = self._values(page, chunk, start + page.levels_size, size - page.levels_size)
+        else:
+            values, place = self._values(page, chunk, start, size)
+            levels = b""
+            if chunk.levels > 1:
+                length = struct.unpack_from("<I", values, place)[0]
+                levels = values[place + 4 : place + 4 + min(length, page.inflated)]
+                place += 4 + length
+        if chunk.levels < 2 or (page.kind == DATA_2 and not page.levels_size):
+            return None, values, place
+        full = chunk.levels - 1
+        if _one_run(levels, full, page.values):
+            return None, values, place
+        return _run_lengths(levels, full.bit_length(), page.values) == full, values, place
+
+    def _values(self, page: Page, chunk: Chunk, start: int, size: int) -> tuple[bytes | mmap, int]:
+        """The content of a page, inflated; a page that is not compressed is read in its place in the file."""
+        if chunk.codec == "UNCOMPRESSED" or not page.compressed:
+            return self.file.content, start
+        levels = max(page.levels_size, 0)
+        return self._inflate(page, chunk, start, size, page.inflated - levels), 0
+
+    def _inflate(self, page: Page, chunk: Chunk, start: int, size: int, inflated: int) -> bytes:
+        content = self.file.content[start : start + size]
+        if chunk.codec == "UNCOMPRESSED" or not inflated:
+            return content
+        import pyarrow as arrow
+
+        try:
+            whole: bytes = arrow.decompress(content, inflated, CODECS[chunk.codec], asbytes=True)
+        except (arrow.ArrowException, ValueError) as error:
+            self._fail(page.start, "the page is broken", error)
+        return whole
+
+    def _fail(self, offset: int, reason: str, error: BaseException | None = None) -> NoReturn:
+        message = f"{self.file.path}, byte {offset}: {reason}; restore the file from its source"
+        raise DataError(message) from error
+
+
+class Strings(NamedTuple):
+    """The byte strings of a page.
+
+    Attributes:
+        content: what they are in.
+        spans: (N, 2) first byte and last byte + 1 of each.
+        present: (R,) whether a row has a value, in order; None if all have.
+    """
+
+    content: bytes | mmap
+    spans: Integers
+    present: npt.NDArray[np.bool_] | None
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory: a page that is read in its place in the file takes none but that of its spans."""
+        return self.spans.nbytes + (len(self.content) if isinstance(self.content, bytes) else 0)
+
+    def at(self, row: int) -> bytes | None:
+        """The byte string of a row of the page, or None."""
+        if self.present is not None:
+            if not self.present[row]:
+                return None
+            row = int(self.present[:row].sum())
+        start, end = self.spans[row].tolist()
+        return self.content[start:end]
+
+
+# ------------------------------------------------------------------------------------------------------- encodings
+
+
+def _plain(content: bytes | mmap, start: int, count: int) -> Integers:
+    """(N, 2) spans of byte strings that each follow their length.
+
+    >>> _plain(b"\\x02\\0\\0\\0ab\\x01\\0\\0\\0c", 0, 2).tolist()
+    [[4, 6], [10, 11]]
+    """
+    ends, place = [], start
+    take, size = struct.Struct("<I").unpack_from, len(content)
+    for _ in range(count):
+        place += 4 + take(content, place)[0]
+        ends.append(place)
+    if place > size:
+        raise ValueError(place)
+    stops = np.array(ends, np.int64)
+    return np.stack([np.concatenate([[start], stops[:-1]])[: len(stops)] + 4, stops], axis=1)
+
+
+def _one_run(content: bytes, value: int, count: int) -> bool:
+    """Whether levels are one run of a value: no value is missing."""
+    try:
+        header, place = _varint(content, 0)
+    except IndexError:
+        return False
+    return header == count << 1 and content[place : place + 1] == bytes([value])
+
+
+def _run_lengths(content: bytes | mmap, width: int, count: int) -> Integers:
+    """(N,) numbers of `width` bits, in runs of one value and in runs of packed bits.
+
+    >>> _run_lengths(b"\\x06\\x03" + b"\\x03\\x05", 2, 5).tolist()  # three times 3, then 1, 1, 0, 0, ...
+    [3, 3, 3, 1, 1]
+    """
+    if width > 32:
+        raise ValueError(width)
+    numbers = np.zeros(count, np.int64)
+    size = (width + 7) // 8
+    done = place = 0
+    while done < count:
+        header, place = _varint(content, place)
+        if header & 1:
+            groups = min(header >> 1, -(-(count - done) // 8))
+            packed = np.frombuffer(content, np.uint8, groups * width, place)
+            place += (header >> 1) * width
+            bits = np.unpackbits(packed, bitorder="little").reshape(groups * 8, width)
+            run = bits.astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
+            taken = min(len(run), count - done)
+            numbers[done : done + taken] = run[:taken]
+        else:
+            taken = min(header >> 1, count - done)
+            numbers[done : done + taken] = int.from_bytes(content[place : place + size], "little")
+            place += size
+        if not taken:
+            raise ValueError("an empty run")
+        done += taken
+    return numbers
+
+
+# ---------------------------------------------------------------------------------------- Thrift's compact protocol
+
+
+def _varint(content: bytes | mmap, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = content[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number too long")
+
+
+def _struct(content: bytes, place: int, depth: int = 0) -> tuple[dict[int, Any], int]:
+    """The fields of a struct by their numbers, and the place after it."""
+    if depth > DEEPEST:
+        raise ValueError("structs within structs")
+    fields: dict[int, Any] = {}
+    number = 0
+    while kind := content[place]:
+        place += 1
+        if kind >> 4:
+            number += kind >> 4
+        else:
+            zigzag, place = _varint(content, place)
+            number = zigzag >> 1 ^ -(zigzag & 1)
+        fields[number], place = _field(content, place, kind & 15, depth)
+    return fields, place + 1
+
+
+def _field(content: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]:
+    if kind in (1, 2):
+        return kind == 1, place
+    if kind == 3:
+        return content[place], place + 1
+    if kind in (4, 5, 6):
+        zigzag, place = _varint(content, place)
+        return zigzag >> 1 ^ -(zigzag & 1), place
+    if kind == 7:
+        return None, place + 8
+    if kind == 8:
+        length, place = _varint(content, place)
+        return None, place + length
+    if kind == 12:
+        return _struct(content, place, depth + 1)
+    raise ValueError(f"a field of kind {kind}")  # headers of pages have no lists
+
+
+def _whole(fields: Mapping[int, Any], number: int) -> int:
+    """A field that is a whole number from 0."""
+    value = fields[number] if number in fields else None
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise ValueError(f"field {number}")
+    return value
