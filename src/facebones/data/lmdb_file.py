@@ -3,8 +3,8 @@
 The C library trusts the pages of a file: a damaged or malicious one ends the process. This reader checks each number
 against the file, visits each page once, and reads values in any order and from any number of processes.
 
-The format is that of LMDB 0.9 on 64-bit machines (openldap, libraries/liblmdb/mdb.c, data version 1): two meta pages, of
-which the one with the later transaction counts, and a B+ tree of branch pages, leaf pages, and pages that overflow.
+The format is that of LMDB 0.9 on 64-bit machines (openldap, libraries/liblmdb/mdb.c, data version 1): two meta pages,
+of which the one with the later transaction counts, and a B+ tree of branch pages, leaf pages, and pages that overflow.
 """
 
 import os
@@ -149,10 +149,7 @@ class LmdbFile(MappedFile):
         if (offsets + np.where(is_large, 8, sizes) > page_end).any():
             self._fail(page_end - self.page_size, "an entry that is longer than its page")
         offsets[is_large] = self._overflows(offsets[is_large], sizes[is_large])
-        if not (flags & SUBDATABASE).any():
-            kept = np.arange(len(nodes))
-        else:
-            kept = np.flatnonzero(flags & SUBDATABASE == 0)
+        kept = np.flatnonzero(flags & SUBDATABASE == 0)
         content = self.content
         starts, ends = (nodes[kept] + NODE).tolist(), (nodes + NODE + key_sizes)[kept].tolist()
         keys = [content[start:end] for start, end in zip(starts, ends, strict=True)]

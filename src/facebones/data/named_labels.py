@@ -67,7 +67,7 @@ def find_key_list(path: Path) -> Path | None:
     if len(found) > 1 and len(usual) != 1:
         names = some([each.name for each in found])
         raise DataError(f"{path}: {len(found)} text files ({names}); name the list of keys and labels {USUAL_LISTS[0]}")
-    return (usual or found or [None])[0]
+    return next(iter(usual or found), None)
 
 
 def read_key_list(path: Path) -> dict[bytes, bytes]:

@@ -54,7 +54,7 @@ def is_message(first: int) -> bool:
 
 
 def unpack_message(content: bytes | mmap, span: Span, what: str) -> Packed:
-    """Find image and label in an array of MessagePack.
+    r"""Find image and label in an array of MessagePack.
 
     Args:
         content: the file.
@@ -64,7 +64,7 @@ def unpack_message(content: bytes | mmap, span: Span, what: str) -> Packed:
     Raises:
         DataError: it is no array of an image and a label, or is broken.
 
-    >>> unpack_message(b"\\x92\\xc4\\x02ab\\x07", Span(0, 6), "key 0")
+    >>> unpack_message(b"\x92\xc4\x02ab\x07", Span(0, 6), "key 0")
     Packed(image=Span(start=3, size=2), label=7)
     """
     try:
@@ -102,9 +102,9 @@ def unpack_pickle(value: bytes, what: str) -> Packed:
 
 
 def lone_number(value: bytes) -> int | None:
-    """The number in a value such as that of `__len__`, packed with MessagePack or pickle; None if it holds no number.
+    r"""The number in a value such as that of `__len__`, packed with MessagePack or pickle; None if it holds no number.
 
-    >>> lone_number(b"\\xcd\\x01\\x00"), lone_number(b"\\x80\\x04K\\x07."), lone_number(b"?!")
+    >>> lone_number(b"\xcd\x01\x00"), lone_number(b"\x80\x04K\x07."), lone_number(b"?!")
     (256, 7, None)
     """
     try:

@@ -1,7 +1,7 @@
 """Random access to the byte strings of a column in a Parquet file, page by page.
 
-Arrow's own reader gives a whole group of rows at a time, which may be gigabytes; a training wants one image here and one
-there. So the headers of the pages are read once, and then a page for each image: a megabyte in most files. Sizes in a
+Arrow's own reader gives a whole group of rows at a time, which may be gigabytes; a training wants one image here and
+one there. So the headers of the pages are read once, and then a page for each image: a megabyte in most files. Sizes in a
 header are checked before memory is allocated.
 
 The format: github.com/apache/parquet-format, README.md, Encodings.md and parquet.thrift.
@@ -249,9 +249,9 @@ class Strings(NamedTuple):
 
 
 def _plain(content: bytes | mmap, start: int, count: int) -> Integers:
-    """(N, 2) spans of byte strings that each follow their length.
+    r"""(N, 2) spans of byte strings that each follow their length.
 
-    >>> _plain(b"\\x02\\0\\0\\0ab\\x01\\0\\0\\0c", 0, 2).tolist()
+    >>> _plain(b"\x02\0\0\0ab\x01\0\0\0c", 0, 2).tolist()
     [[4, 6], [10, 11]]
     """
     ends, place = [], start
@@ -275,9 +275,9 @@ def _one_run(content: bytes, value: int, count: int) -> bool:
 
 
 def _run_lengths(content: bytes | mmap, width: int, count: int) -> Integers:
-    """(N,) numbers of `width` bits, in runs of one value and in runs of packed bits.
+    r"""(N,) numbers of `width` bits, in runs of one value and in runs of packed bits.
 
-    >>> _run_lengths(b"\\x06\\x03" + b"\\x03\\x05", 2, 5).tolist()  # three times 3, then 1, 1, 0, 0, ...
+    >>> _run_lengths(b"\x06\x03" + b"\x03\x05\0", 2, 5).tolist()  # three times 3, then 1, 1, 0, 0, ...
     [3, 3, 3, 1, 1]
     """
     if width > 32:
@@ -358,7 +358,7 @@ def _field(content: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]
 
 def _whole(fields: Mapping[int, Any], number: int) -> int:
     """A field that is a whole number from 0."""
-    value = fields[number] if number in fields else None
+    value = fields.get(number)
     if type(value) is not int or not 0 <= value < 2**31:
         raise ValueError(f"field {number}")
     return value

@@ -31,8 +31,8 @@ INFLATED, FREE_BYTES = 20, 2**24  # labels in memory, for each byte of the file
 class ParquetSet(TrainingSet):
     """The images of one or several Parquet files, in the order of the files' names.
 
-    Opening it reads the footers, the labels, and the headers of the pages of images. An image is read with the page that
-    holds it; some pages stay in memory.
+    Opening it reads the footers, the labels, and the headers of the pages of images. An image is read with the page
+    that holds it; some pages stay in memory.
 
     Args:
         path: a file, or a folder with files that end in `.parquet`, or with a folder `data` of such files.
@@ -53,7 +53,7 @@ class ParquetSet(TrainingSet):
     def __init__(self, path: str | os.PathLike[str], files: Sequence[Path] = ()) -> None:
         self.path = Path(path)
         self.notes: list[str] = []
-        files = files or self._only_training(_files(self.path))
+        files = self._only_training(list(files) or _files(self.path), named=bool(files))
         self.parts = [_Part(each) for each in files]
         self._refuse_other_columns()
         self._ends = np.cumsum([part.rows for part in self.parts], dtype=np.int64)
@@ -105,11 +105,15 @@ class ParquetSet(TrainingSet):
         part, page = key
         return self.parts[part].images.strings(page)
 
-    def _only_training(self, files: list[Path]) -> list[Path]:
-        """The files of the split `train`, if the folder has several splits."""
+    def _only_training(self, files: list[Path], named: bool) -> list[Path]:
+        """The files of the split `train`, if the folder has several splits; all files that the user named."""
         training = [each for each in files if each.name.startswith(TRAINING)]
         others = [each for each in files if each.name.startswith(OTHER_SPLITS)]
         if not training or not others:
+            return files
+        if named:
+            names = some(each.name for each in others)
+            self.notes.append(f"{self.path}: {names}: named like test data, and trained on, because you named them")
             return files
         self.notes.append(f"{self.path}: {counted(len(others), 'file')} left out: {some(each.name for each in others)}")
         return [each for each in files if each not in others]
@@ -219,7 +223,7 @@ class _Part:
         columns = self._columns(arrow, opened.schema_arrow)
         self.images = ByteColumn(self.file, self._chunks(about, groups, columns.images, "BYTE_ARRAY"))
         self.names = _class_names(about.metadata or {}, columns.labels)
-        self._labels = self._read_labels(arrow, opened, about, groups, columns.labels)
+        self._labels: Any = self._read_labels(arrow, opened, about, groups, columns.labels)
 
     def _columns(self, arrow: Any, schema: Any) -> _Columns:
         types = arrow.types
