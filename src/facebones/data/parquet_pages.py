@@ -1,7 +1,7 @@
 """Random access to the byte strings of a column in a Parquet file, page by page.
 
-Arrow's own reader gives a whole group of rows at a time, which may be gigabytes; a training wants one image here and
-one there. So the headers of the pages are read once, and then a page for each image: a megabyte in most files. Sizes in a
+Arrow's own reader gives a whole group of rows at a time, which may be gigabytes; a training wants single images, in any
+order. So the headers of the pages are read once, and then a page for each image: a megabyte in most files. Sizes in a
 header are checked before memory is allocated.
 
 The format: github.com/apache/parquet-format, README.md, Encodings.md and parquet.thrift.
