@@ -27,7 +27,13 @@ ENCODINGS = {
     7: "DELTA_BYTE_ARRAY",
     9: "BYTE_STREAM_SPLIT",
 }
-CODECS = {"SNAPPY": "snappy", "GZIP": "gzip", "BROTLI": "brotli", "ZSTD": "zstd", "LZ4_RAW": "lz4_raw"}
+CODECS = {
+    "SNAPPY": "snappy",
+    "GZIP": "gzip",
+    "BROTLI": "brotli",
+    "ZSTD": "zstd",
+    "LZ4": "lz4_raw",
+}  # as pyarrow names them
 LONGEST_HEADER = 2**16  # bytes of a page's header, with its statistics
 INFLATED, FREE_BYTES = 20, 2**20  # a page has at most so many times its bytes in the file, beside the free ones
 DEEPEST = 8  # structs of a header within one another
