@@ -297,7 +297,7 @@ class ImageFolder(TrainingSet):
 def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
     """Open a training set in the first data format that recognises it.
 
-    The formats are asked in this order: a `.rec` file or InsightFace folder, LMDB, Parquet, the formats of plug-ins, an
+    The formats are asked in this order: a `.rec` file or InsightFace folder, the formats of plug-ins, LMDB, Parquet, an
     image folder.
 
     Args:
