@@ -207,6 +207,16 @@ def test_a_page_that_claims_too_much_is_refused_before_memory_is_allocated(tmp_p
     assert added_memory(code, path) < 150
 
 
+def test_large_pages_are_noted(rows, tmp_path):
+    image = rows[0][0] + bytes(300_000)
+    held = table([(image[:-n] if n else image, n % 2) for n in range(20)])
+    options = {"use_dictionary": False, "row_group_size": 20}
+    data = open_training_set(write(tmp_path / "a.parquet", held, **options))
+    assert "with its page, of up to 20 images and 5." in data.notes[0] and "row groups of 100" in data.notes[0]
+    assert open_training_set(write(tmp_path / "b.parquet", held, compression="none", **options)).notes == []
+    assert open_training_set(write(tmp_path / "c.parquet", held, **options | {"row_group_size": 5})).notes == []
+
+
 def test_rows_that_a_file_cannot_hold_are_refused(tmp_path):
     held = arrow.table({"image": [b"x"] * 100_000, "label": [0, 1] * 50_000})
     with pytest.raises(DataError, match=r"100000 rows in [0-9]+ bytes"):

@@ -16,43 +16,12 @@ from facebones.errors import UnknownNameError
 PAGE = Path(__file__).parents[2] / "docs" / "data-catalogue.md"
 SETS = read_catalogue().sets
 # What an issue asked for by name; a set may be split into several of one family.
-WANTED = [
-    "MS1MV2",
-    "MS1MV3",
-    "Glint360K",
-    "WebFace4M",
-    "WebFace12M",
-    "WebFace42M",
-    "WebFace260M",
-    "CASIA-WebFace",
-    "VGGFace2",
-    "CelebA",
-    "UMDFaces",
-    "IMDb-Face",
-    "DigiFace-1M",
-    "SynFace",
-    "DCFace",
-    "IDiff-Face",
-    "HSFace",
-    "GANDiffFace",
-    "CemiFace",
-    "Arc2Face",
-    "LFW",
-    "CFP-FP",
-    "AgeDB-30",
-    "CALFW",
-    "CPLFW",
-    "XQLFW",
-    "CACD-VS",
-    "IJB-A",
-    "IJB-B",
-    "IJB-C",
-    "MegaFace",
-    "TinyFace",
-    "RFW",
-    "SCface",
-    "BUPT-Balancedface",
-]
+WANTED = (
+    *("MS1MV2", "MS1MV3", "Glint360K", "WebFace4M", "WebFace12M", "WebFace42M", "WebFace260M", "CASIA-WebFace"),
+    *("VGGFace2", "CelebA", "UMDFaces", "IMDb-Face", "DigiFace-1M", "SynFace", "DCFace", "IDiff-Face", "HSFace"),
+    *("GANDiffFace", "CemiFace", "Arc2Face", "LFW", "CFP-FP", "AgeDB-30", "CALFW", "CPLFW", "XQLFW", "CACD-VS"),
+    *("IJB-A", "IJB-B", "IJB-C", "MegaFace", "TinyFace", "RFW", "SCface", "BUPT-Balancedface"),
+)
 
 
 @pytest.fixture(autouse=True)

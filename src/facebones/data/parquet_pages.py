@@ -27,6 +27,7 @@ ENCODINGS = {
     7: "DELTA_BYTE_ARRAY",
     9: "BYTE_STREAM_SPLIT",
 }
+UNCOMPRESSED = "UNCOMPRESSED"
 CODECS = {
     "SNAPPY": "snappy",
     "GZIP": "gzip",
@@ -121,6 +122,13 @@ class ByteColumn:
         except (IndexError, ValueError, struct.error, OSError) as error:
             self._fail(page.start, "the page is broken", error)
 
+    def packed_pages(self) -> list[Page]:
+        """The pages that are inflated to be read."""
+        codecs = (self.chunks[number].codec for number in self._chunk_of)
+        return [
+            page for page, codec in zip(self.pages, codecs, strict=True) if codec != UNCOMPRESSED and page.compressed
+        ]
+
     def page_sizes(self) -> Integers:
         """(P,) bytes of each page in the file."""
         return np.array([page.size for page in self.pages], np.int64)
@@ -201,14 +209,14 @@ class ByteColumn:
 
     def _values(self, page: Page, chunk: Chunk, start: int, size: int) -> tuple[bytes | mmap, int]:
         """The content of a page, inflated; a page that is not compressed is read in its place in the file."""
-        if chunk.codec == "UNCOMPRESSED" or not page.compressed:
+        if chunk.codec == UNCOMPRESSED or not page.compressed:
             return self.file.content, start
         levels = max(page.levels_size, 0)
         return self._inflate(page, chunk, start, size, page.inflated - levels), 0
 
     def _inflate(self, page: Page, chunk: Chunk, start: int, size: int, inflated: int) -> bytes:
         content = self.file.content[start : start + size]
-        if chunk.codec == "UNCOMPRESSED" or not inflated:
+        if chunk.codec == UNCOMPRESSED or not inflated:
             return content
         import pyarrow as arrow
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from facebones.data.mapped_file import Integers, MappedFile
 from facebones.data.named_labels import LARGEST_LABEL
-from facebones.data.parquet_pages import CODECS, ByteColumn, Chunk, Strings
+from facebones.data.parquet_pages import CODECS, UNCOMPRESSED, ByteColumn, Chunk, Strings
 from facebones.data.training_set import TrainingSet, register_data_format
 from facebones.errors import ConfigError, DataError, counted, first_line, some
 from facebones.system.files import parse_json
@@ -23,6 +23,7 @@ INSIDE = "bytes"  # field of an image that is a struct
 TRAINING = "train"
 OTHER_SPLITS = ("test", "val", "dev", "eval")  # beginnings of the names of files
 CACHED_BYTES = 2**26  # of pages, in each process
+LARGE_PAGE = 2**22  # bytes
 LEAST_BYTES = 8  # of the file, for each row
 INFLATED, FREE_BYTES = 20, 2**24  # labels in memory, for each byte of the file
 
@@ -62,6 +63,7 @@ class ParquetSet(TrainingSet):
         self._names = self.parts[0].names
         self.labels = self._number([part.take_labels() for part in self.parts])
         self._pages = PageCache(CACHED_BYTES)
+        self._note_large_pages()
 
     def read(self, index: int) -> tuple[bytes, int]:
         """Read an image and its label."""
@@ -117,6 +119,17 @@ class ParquetSet(TrainingSet):
             return files
         self.notes.append(f"{self.path}: {counted(len(others), 'file')} left out: {some(each.name for each in others)}")
         return [each for each in files if each not in others]
+
+    def _note_large_pages(self) -> None:
+        """Note pages that are slow to read an image from: each is inflated whole."""
+        packed = [page for part in self.parts for page in part.images.packed_pages()]
+        largest = max(packed, key=lambda page: page.inflated, default=None)
+        if largest is not None and largest.inflated > LARGE_PAGE:
+            self.notes.append(
+                f"{self.path}: an image is read with its page, of up to {largest.values} images and"
+                f" {largest.inflated / 2**20:.1f} MiB, which is slow in a random order: convert the set"
+                f" (facebones data convert {self.path} NEW.rec), or write it in row groups of 100"
+            )
 
     def _refuse_other_columns(self) -> None:
         first = self.parts[0]
@@ -263,7 +276,7 @@ class _Part:
             start = held.data_page_offset
             if held.has_dictionary_page and 0 < (held.dictionary_page_offset or 0) < start:
                 start = held.dictionary_page_offset
-            if held.compression not in (*CODECS, "UNCOMPRESSED"):
+            if held.compression not in (*CODECS, UNCOMPRESSED):
                 raise DataError(f"{self.file.path}: compression {held.compression}; write it with zstd, or with none")
             levels = column.max_definition_level + 1
             chunks.append(Chunk(start, held.total_compressed_size, group.num_rows, held.compression, levels))
