@@ -127,7 +127,7 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SRC",
         type=Path,
-        help="train.rec or its folder, an image folder (several: a:b, or 'parts/*'), a .bin, a pair list",
+        help="train.rec or its folder, an image folder, LMDB, Parquet (several: a:b, or 'parts/*'), a .bin, a pair list",
     )
     parser.add_argument("destination", metavar="DST", type=Path, help="the folder, .rec or .bin to create")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of a pair list's images [its own]")
@@ -333,7 +333,7 @@ COMMANDS = {
         takes_plugins=False,
     ),
     "data convert": Command(
-        "convert between train.rec, image folders, pair lists and .bin without changing the image bytes",
+        "convert between train.rec, image folders, pair lists and .bin, or from LMDB and Parquet; image bytes stay",
         "facebones data convert faces_vgg_112x112 vgg_images",
         _convert_options,
         _convert,
