@@ -200,7 +200,7 @@ def damaged(content, place, value, code="<H"):
 def test_a_damaged_database_is_refused_in_one_line(hsface, tmp_path, change, said):
     content = hsface.read_bytes()
     file = LmdbFile(hsface)
-    root = max(struct.unpack_from("<Q", content, page + 16 + 136)[0:1] + (page,) for page in (0, 4096))[1]
+    root = max(struct.unpack_from("<Q", content, page + 16 + 128)[0:1] + (page,) for page in (0, 4096))[1]
     leaf = struct.unpack_from("<Q", content, root + 16 + 24 + 48 + 40)[0] * file.page_size
     while struct.unpack_from("<H", content, leaf + 10)[0] & 1:  # down the first branch
         node = leaf + struct.unpack_from("<H", content, leaf + 16)[0]

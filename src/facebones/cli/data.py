@@ -127,7 +127,7 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SRC",
         type=Path,
-        help="train.rec or its folder, an image folder, LMDB, Parquet (several: a:b, or 'parts/*'), a .bin, a pair list",
+        help="train.rec or its folder, an image folder, LMDB, Parquet (several: a:b, 'parts/*'), .bin, a pair list",
     )
     parser.add_argument("destination", metavar="DST", type=Path, help="the folder, .rec or .bin to create")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of a pair list's images [its own]")

@@ -9,6 +9,7 @@ The format: github.com/apache/parquet-format, README.md, Encodings.md and parque
 
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 from mmap import mmap
 from typing import Any, NamedTuple, NoReturn
 
@@ -37,6 +38,7 @@ CODECS = {
 }  # as pyarrow names them
 LONGEST_HEADER = 2**16  # bytes of a page's header, with its statistics
 INFLATED, FREE_BYTES = 20, 2**20  # a page has at most so many times its bytes in the file, beside the free ones
+FREE_REPEATS = 2**24  # bytes of images that repeat, beside `INFLATED` times the file
 DEEPEST = 8  # structs of a header within one another
 
 
@@ -94,6 +96,7 @@ class ByteColumn:
         self._dictionaries: dict[int, Page] = {}
         for number, chunk in enumerate(chunks):
             self._read_headers(number, chunk)
+        self._refuse_overlaps()
         self.ends: Integers = np.cumsum([page.values for page in self.pages], dtype=np.int64)
 
     def page_of(self, row: int) -> tuple[int, int]:
@@ -117,8 +120,11 @@ class ByteColumn:
             held = self._inflate(dictionary, chunk, dictionary.start, dictionary.size, dictionary.inflated)
             spans = _plain(held, 0, dictionary.values)
             width = values[start]
-            places = _run_lengths(values[start + 1 :], width, count)
-            return Strings(held, spans[places], present)
+            rows = spans[_run_lengths(values[start + 1 : start + 1 + page.inflated], width, count)]
+            usual = len(held) * page.values // max(dictionary.values, 1)  # bytes of so many images
+            if int((rows[:, 1] - rows[:, 0]).sum()) > INFLATED * usual + FREE_BYTES // 4:
+                self._fail(page.start, "a page that repeats a large image very often")
+            return Strings(held, rows, present)
         except (IndexError, ValueError, struct.error, OSError) as error:
             self._fail(page.start, "the page is broken", error)
 
@@ -149,8 +155,20 @@ class ByteColumn:
                 self.pages.append(page)
                 self._chunk_of.append(number)
                 rows += page.values
+        dictionary = self._dictionaries.get(number)
+        if dictionary is not None:  # images that repeat are stored once
+            whole = rows * dictionary.inflated // max(dictionary.values, 1)
+            if whole > INFLATED * self.file.size + FREE_REPEATS:
+                self._fail(chunk.start, f"{rows} rows of {dictionary.values} images, {whole} bytes in all")
         if rows != chunk.rows:
             self._fail(chunk.start, f"pages of {rows} rows, where the footer says {chunk.rows}")
+
+    def _refuse_overlaps(self) -> None:
+        """Refuse pages within one another: a small file would hold any number of large images."""
+        spans = sorted((page.start, page.size) for page in (*self.pages, *self._dictionaries.values()))
+        for (start, size), (following, _) in pairwise(spans):
+            if start + size > following:
+                self._fail(following, "a page within another, or twice")
 
     def _page(self, place: int, end: int) -> tuple[Page, int]:
         """The page whose header is at a place, and the place after it."""

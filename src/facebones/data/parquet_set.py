@@ -203,6 +203,7 @@ class _Part:
     def __init__(self, path: Path) -> None:
         arrow, parquet = _pyarrow(path)
         self.file = MappedFile(path)
+        self._labels: Any = None
         limits = {"thrift_string_size_limit": self.file.size, "thrift_container_size_limit": max(self.file.size, 1000)}
         try:
             with parquet.ParquetFile(path, **limits) as opened:
@@ -236,7 +237,7 @@ class _Part:
         columns = self._columns(arrow, opened.schema_arrow)
         self.images = ByteColumn(self.file, self._chunks(about, groups, columns.images, "BYTE_ARRAY"))
         self.names = _class_names(about.metadata or {}, columns.labels)
-        self._labels: Any = self._read_labels(arrow, opened, about, groups, columns.labels)
+        self._labels = self._read_labels(arrow, opened, about, groups, columns.labels)
 
     def _columns(self, arrow: Any, schema: Any) -> _Columns:
         types = arrow.types

@@ -173,7 +173,7 @@ def read_catalogue() -> Catalogue:
 
 
 def _face_set(row: Mapping[str, Any]) -> FaceSet:
-    facts = {name: Fact(**row[name]) for name in FACTS}
+    facts: dict[str, Any] = {name: Fact(**row[name]) for name in FACTS}
     sums = tuple(Checksum(**each) for each in row["checksums"])
     rest = {name: value for name, value in row.items() if name not in (*FACTS, "checksums", "also")}
     return FaceSet(also=tuple(row["also"]), checksums=sums, **facts, **rest)
