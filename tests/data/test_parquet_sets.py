@@ -174,6 +174,12 @@ def test_what_is_no_set_of_faces_is_said_in_one_line(tmp_path, columns, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT"])
+def test_labels_may_have_any_encoding(rows, tmp_path, encoding):
+    options = {"use_dictionary": ["image.bytes"], "column_encoding": {"label": encoding}}
+    assert read_all(open_training_set(write(tmp_path / "a.parquet", table(rows), **options))) == rows
+
+
 def test_an_encoding_that_is_not_read_is_named(rows, tmp_path):
     options = {"use_dictionary": False, "column_encoding": {"image.bytes": "DELTA_LENGTH_BYTE_ARRAY"}}
     with pytest.raises(

@@ -8,15 +8,15 @@ The format: github.com/apache/parquet-format, README.md, Encodings.md and parque
 """
 
 import struct
-from collections.abc import Mapping
 from itertools import pairwise
 from mmap import mmap
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from facebones.data.mapped_file import Integers, MappedFile
+from facebones.data.parquet_encodings import is_one_run, plain_spans, read_struct, run_lengths, whole_field
 from facebones.errors import DataError
 
 DATA, DICTIONARY, DATA_2 = 0, 2, 3  # kinds of pages
@@ -39,7 +39,6 @@ CODECS = {
 LONGEST_HEADER = 2**16  # bytes of a page's header, with its statistics
 INFLATED, FREE_BYTES = 20, 2**20  # a page has at most so many times its bytes in the file, beside the free ones
 FREE_REPEATS = 2**24  # bytes of images that repeat, beside `INFLATED` times the file
-DEEPEST = 8  # structs of a header within one another
 
 
 class Chunk(NamedTuple):
@@ -95,7 +94,7 @@ class ByteColumn:
         self._chunk_of: list[int] = []
         self._dictionaries: dict[int, Page] = {}
         for number, chunk in enumerate(chunks):
-            self._read_headers(number, chunk)
+            self._add_chunk(number, chunk)
         self._refuse_overlaps()
         self.ends: Integers = np.cumsum([page.values for page in self.pages], dtype=np.int64)
 
@@ -115,12 +114,12 @@ class ByteColumn:
             present, values, start = self._content(page, chunk)
             count = page.values if present is None else int(present.sum())
             if page.encoding == PLAIN:
-                return Strings(values, _plain(values, start, count), present)
+                return Strings(values, plain_spans(values, start, count), present)
             dictionary = self._dictionaries[self._chunk_of[number]]
             held = self._inflate(dictionary, chunk, dictionary.start, dictionary.size, dictionary.inflated)
-            spans = _plain(held, 0, dictionary.values)
+            spans = plain_spans(held, 0, dictionary.values)
             width = values[start]
-            rows = spans[_run_lengths(values[start + 1 : start + 1 + page.inflated], width, count)]
+            rows = spans[run_lengths(values[start + 1 : start + 1 + page.inflated], width, count)]
             usual = len(held) * page.values // max(dictionary.values, 1)  # bytes of so many images
             if int((rows[:, 1] - rows[:, 0]).sum()) > INFLATED * usual + FREE_BYTES // 4:
                 self._fail(page.start, "a page that repeats a large image very often")
@@ -141,27 +140,20 @@ class ByteColumn:
 
     # ------------------------------------------------------------------------------------------------- headers
 
-    def _read_headers(self, number: int, chunk: Chunk) -> None:
-        place, rows = chunk.start, 0
-        end = chunk.start + chunk.size
-        if not 0 < chunk.start <= end <= self.file.size:
-            self._fail(chunk.start, "a group of rows outside of the file, which may be cut short")
-        while place < end and rows < chunk.rows:
-            page, place = self._page(place, end)
+    def _add_chunk(self, number: int, chunk: Chunk) -> None:
+        """Take the pages of a group of rows."""
+        for page in read_pages(self.file, chunk):
             if page.kind == DICTIONARY:
                 self._dictionaries[number] = page
-            elif page.kind in (DATA, DATA_2):
+            else:
                 self._check_encoding(page, number)
                 self.pages.append(page)
                 self._chunk_of.append(number)
-                rows += page.values
         dictionary = self._dictionaries.get(number)
         if dictionary is not None:  # images that repeat are stored once
-            whole = rows * dictionary.inflated // max(dictionary.values, 1)
+            whole = chunk.rows * dictionary.inflated // max(dictionary.values, 1)
             if whole > INFLATED * self.file.size + FREE_REPEATS:
-                self._fail(chunk.start, f"{rows} rows of {dictionary.values} images, {whole} bytes in all")
-        if rows != chunk.rows:
-            self._fail(chunk.start, f"pages of {rows} rows, where the footer says {chunk.rows}")
+                self._fail(chunk.start, f"{chunk.rows} rows of {dictionary.values} images, {whole} bytes in all")
 
     def _refuse_overlaps(self) -> None:
         """Refuse pages within one another: a small file would hold any number of large images."""
@@ -169,28 +161,6 @@ class ByteColumn:
         for (start, size), (following, _) in pairwise(spans):
             if start + size > following:
                 self._fail(following, "a page within another, or twice")
-
-    def _page(self, place: int, end: int) -> tuple[Page, int]:
-        """The page whose header is at a place, and the place after it."""
-        window = self.file.content[place : min(end, place + LONGEST_HEADER)]
-        try:
-            header, length = _struct(window, 0)
-            kind, inflated, size = (_whole(header, field) for field in (1, 2, 3))
-            about = header.get({DATA: 5, DICTIONARY: 7, DATA_2: 8}.get(kind, 0), {})
-            values = _whole(about, 1) if about else 0
-            encoding = _whole(about, 4 if kind == DATA_2 else 2) if about else PLAIN
-            levels_size = _whole(about, 5) if kind == DATA_2 else -1
-            if kind == DATA_2 and _whole(about, 6):
-                raise ValueError("repeated values")
-            compressed = bool(about.get(7, True)) if kind == DATA_2 else True
-        except (IndexError, ValueError, TypeError, AttributeError) as error:
-            self._fail(place, "the header of a page is broken", error)
-        start = place + length
-        if start + size > end:
-            self._fail(place, "a page that ends outside of its group of rows")
-        if inflated > INFLATED * size + FREE_BYTES:
-            self._fail(place, f"a page of {size} bytes that claims to inflate to {inflated}")
-        return Page(kind, start, size, inflated, values, encoding, levels_size, compressed), start + size
 
     def _check_encoding(self, page: Page, number: int) -> None:
         if page.encoding in (PLAIN_DICTIONARY, RLE_DICTIONARY):
@@ -221,9 +191,9 @@ class ByteColumn:
         if chunk.levels < 2 or (page.kind == DATA_2 and not page.levels_size):
             return None, values, place
         full = chunk.levels - 1
-        if _one_run(levels, full, page.values):
+        if is_one_run(levels, full, page.values):
             return None, values, place
-        return _run_lengths(levels, full.bit_length(), page.values) == full, values, place
+        return run_lengths(levels, full.bit_length(), page.values) == full, values, place
 
     def _values(self, page: Page, chunk: Chunk, start: int, size: int) -> tuple[bytes | mmap, int]:
         """The content of a page, inflated; a page that is not compressed is read in its place in the file."""
@@ -245,8 +215,54 @@ class ByteColumn:
         return whole
 
     def _fail(self, offset: int, reason: str, error: BaseException | None = None) -> NoReturn:
-        message = f"{self.file.path}, byte {offset}: {reason}; restore the file from its source"
-        raise DataError(message) from error
+        _fail(self.file, offset, reason, error)
+
+
+def read_pages(file: MappedFile, chunk: Chunk) -> list[Page]:
+    """The pages of a group of rows, from their headers: the dictionary, if there is one, and those of values.
+
+    Raises:
+        DataError: a header is broken, or claims what the file cannot hold.
+    """
+    place, rows, end = chunk.start, 0, chunk.start + chunk.size
+    pages = []
+    if not 0 < place <= end <= file.size:
+        _fail(file, place, "a group of rows outside of the file, which may be cut short")
+    while place < end and rows < chunk.rows:
+        page, place = _page(file, place, end)
+        if page.kind in (DICTIONARY, DATA, DATA_2):
+            pages.append(page)
+            rows += page.values if page.kind != DICTIONARY else 0
+    if rows != chunk.rows:
+        _fail(file, chunk.start, f"pages of {rows} rows, where the footer says {chunk.rows}")
+    return pages
+
+
+def _page(file: MappedFile, place: int, end: int) -> tuple[Page, int]:
+    """The page whose header is at a place, and the place after it."""
+    window = file.content[place : min(end, place + LONGEST_HEADER)]
+    try:
+        header, length = read_struct(window, 0)
+        kind, inflated, size = (whole_field(header, field) for field in (1, 2, 3))
+        about = header.get({DATA: 5, DICTIONARY: 7, DATA_2: 8}.get(kind, 0), {})
+        values = whole_field(about, 1) if about else 0
+        encoding = whole_field(about, 4 if kind == DATA_2 else 2) if about else PLAIN
+        levels_size = whole_field(about, 5) if kind == DATA_2 else -1
+        if kind == DATA_2 and whole_field(about, 6):
+            raise ValueError("repeated values")
+        compressed = bool(about.get(7, True)) if kind == DATA_2 else True
+    except (IndexError, ValueError, TypeError, AttributeError) as error:
+        _fail(file, place, "the header of a page is broken", error)
+    start = place + length
+    if start + size > end:
+        _fail(file, place, "a page that ends outside of its group of rows")
+    if inflated > INFLATED * size + FREE_BYTES:
+        _fail(file, place, f"a page of {size} bytes that claims to inflate to {inflated}")
+    return Page(kind, start, size, inflated, values, encoding, levels_size, compressed), start + size
+
+
+def _fail(file: MappedFile, offset: int, reason: str, error: BaseException | None = None) -> NoReturn:
+    raise DataError(f"{file.path}, byte {offset}: {reason}; restore the file from its source") from error
 
 
 class Strings(NamedTuple):
@@ -275,122 +291,3 @@ class Strings(NamedTuple):
             row = int(self.present[:row].sum())
         start, end = self.spans[row].tolist()
         return self.content[start:end]
-
-
-# ------------------------------------------------------------------------------------------------------- encodings
-
-
-def _plain(content: bytes | mmap, start: int, count: int) -> Integers:
-    r"""(N, 2) spans of byte strings that each follow their length.
-
-    >>> _plain(b"\x02\0\0\0ab\x01\0\0\0c", 0, 2).tolist()
-    [[4, 6], [10, 11]]
-    """
-    ends, place = [], start
-    take, size = struct.Struct("<I").unpack_from, len(content)
-    for _ in range(count):
-        place += 4 + take(content, place)[0]
-        ends.append(place)
-    if place > size:
-        raise ValueError(place)
-    stops = np.array(ends, np.int64)
-    return np.stack([np.concatenate([[start], stops[:-1]])[: len(stops)] + 4, stops], axis=1)
-
-
-def _one_run(content: bytes, value: int, count: int) -> bool:
-    """Whether levels are one run of a value: no value is missing."""
-    try:
-        header, place = _varint(content, 0)
-    except IndexError:
-        return False
-    return header == count << 1 and content[place : place + 1] == bytes([value])
-
-
-def _run_lengths(content: bytes | mmap, width: int, count: int) -> Integers:
-    r"""(N,) numbers of `width` bits, in runs of one value and in runs of packed bits.
-
-    >>> _run_lengths(b"\x06\x03" + b"\x03\x05\0", 2, 5).tolist()  # three times 3, then 1, 1, 0, 0, ...
-    [3, 3, 3, 1, 1]
-    """
-    if width > 32:
-        raise ValueError(width)
-    numbers = np.zeros(count, np.int64)
-    size = (width + 7) // 8
-    done = place = 0
-    while done < count:
-        header, place = _varint(content, place)
-        if header & 1:
-            groups = min(header >> 1, -(-(count - done) // 8))
-            packed = np.frombuffer(content, np.uint8, groups * width, place)
-            place += (header >> 1) * width
-            bits = np.unpackbits(packed, bitorder="little").reshape(groups * 8, width)
-            run = bits.astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
-            taken = min(len(run), count - done)
-            numbers[done : done + taken] = run[:taken]
-        else:
-            taken = min(header >> 1, count - done)
-            numbers[done : done + taken] = int.from_bytes(content[place : place + size], "little")
-            place += size
-        if not taken:
-            raise ValueError("an empty run")
-        done += taken
-    return numbers
-
-
-# ---------------------------------------------------------------------------------------- Thrift's compact protocol
-
-
-def _varint(content: bytes | mmap, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = content[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number too long")
-
-
-def _struct(content: bytes, place: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """The fields of a struct by their numbers, and the place after it."""
-    if depth > DEEPEST:
-        raise ValueError("structs within structs")
-    fields: dict[int, Any] = {}
-    number = 0
-    while kind := content[place]:
-        place += 1
-        if kind >> 4:
-            number += kind >> 4
-        else:
-            zigzag, place = _varint(content, place)
-            number = zigzag >> 1 ^ -(zigzag & 1)
-        fields[number], place = _field(content, place, kind & 15, depth)
-    return fields, place + 1
-
-
-def _field(content: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in (1, 2):
-        return kind == 1, place
-    if kind == 3:
-        return content[place], place + 1
-    if kind in (4, 5, 6):
-        zigzag, place = _varint(content, place)
-        return zigzag >> 1 ^ -(zigzag & 1), place
-    if kind == 7:
-        return None, place + 8
-    if kind == 8:
-        length, place = _varint(content, place)
-        return None, place + length
-    if kind == 12:
-        return _struct(content, place, depth + 1)
-    raise ValueError(f"a field of kind {kind}")  # headers of pages have no lists
-
-
-def _whole(fields: Mapping[int, Any], number: int) -> int:
-    """A field that is a whole number from 0."""
-    value = fields.get(number)
-    if type(value) is not int or not 0 <= value < 2**31:
-        raise ValueError(f"field {number}")
-    return value

@@ -11,7 +11,7 @@ import numpy as np
 
 from facebones.data.mapped_file import Integers, MappedFile
 from facebones.data.named_labels import LARGEST_LABEL
-from facebones.data.parquet_pages import CODECS, UNCOMPRESSED, ByteColumn, Chunk, Strings
+from facebones.data.parquet_pages import CODECS, UNCOMPRESSED, ByteColumn, Chunk, Strings, read_pages
 from facebones.data.training_set import TrainingSet, register_data_format
 from facebones.errors import ConfigError, DataError, counted, first_line, some
 from facebones.system.files import parse_json
@@ -301,8 +301,7 @@ class _Part:
 
     def _check_inflated(self, chunks: list[Chunk]) -> None:
         """Refuse labels that take far more memory than the file: Arrow allocates what the pages claim."""
-        column = ByteColumn(self.file, chunks)
-        claimed = sum(page.inflated for page in column.pages)
+        claimed = sum(page.inflated for chunk in chunks for page in read_pages(self.file, chunk))
         if claimed > INFLATED * self.file.size + FREE_BYTES:
             self._fail(f"labels that inflate to {claimed} bytes")
 
