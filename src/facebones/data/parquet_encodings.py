@@ -4,7 +4,7 @@ The format: github.com/apache/parquet-format, Encodings.md, and the compact prot
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from mmap import mmap
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from facebones.data.mapped_file import Integers
 
-DEEPEST = 8  # structs of a header within one another
+DEEPEST = 16  # structs and lists within one another
+BINARY, LIST, SET, STRUCT = 8, 9, 10, 12  # kinds of fields
 
 
 def plain_spans(content: bytes | mmap, start: int, count: int) -> Integers:
@@ -88,8 +89,20 @@ def _varint(content: bytes | mmap, place: int) -> tuple[int, int]:
             raise ValueError("a number too long")
 
 
-def read_struct(content: bytes, place: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """The fields of a struct by their numbers, and the place after it."""
+def read_struct(
+    content: bytes, place: int, depth: int = 0, lists: dict[int, int] | None = None
+) -> tuple[dict[int, Any], int]:
+    """The fields of a struct by their numbers, and the place after it.
+
+    Args:
+        content: the bytes.
+        place: where the struct begins.
+        depth: structs around this one.
+        lists: if given, lists are not read, and their places are noted here.
+
+    Raises:
+        IndexError, ValueError: it is broken.
+    """
     if depth > DEEPEST:
         raise ValueError("structs within structs")
     fields: dict[int, Any] = {}
@@ -101,8 +114,31 @@ def read_struct(content: bytes, place: int, depth: int = 0) -> tuple[dict[int, A
         else:
             zigzag, place = _varint(content, place)
             number = zigzag >> 1 ^ -(zigzag & 1)
+        if lists is not None and kind & 15 in (LIST, SET):
+            lists[number] = place
         fields[number], place = _field(content, place, kind & 15, depth)
     return fields, place + 1
+
+
+def each_struct(content: bytes, place: int) -> Iterator[tuple[dict[int, Any], int]]:
+    """The structs of the list at a place, one by one, each with the place after it; errors as of `read_struct`."""
+    count, kind, place = _list_header(content, place)
+    if count and kind != STRUCT:
+        raise ValueError("a list of other things")
+    for _ in range(count):
+        fields, place = read_struct(content, place, 1)
+        yield fields, place
+
+
+def _list_header(content: bytes, place: int) -> tuple[int, int, int]:
+    """Number and kind of the elements of a list, and where the first one begins."""
+    header = content[place]
+    count, place = header >> 4, place + 1
+    if count == 15:
+        count, place = _varint(content, place)
+    if count > len(content):  # each takes a byte at least
+        raise ValueError("a list longer than its bytes")
+    return count, header & 15, place
 
 
 def _field(content: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]:
@@ -115,17 +151,31 @@ def _field(content: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]
         return zigzag >> 1 ^ -(zigzag & 1), place
     if kind == 7:
         return None, place + 8
-    if kind == 8:
+    if kind == BINARY:
         length, place = _varint(content, place)
-        return None, place + length
-    if kind == 12:
+        return content[place : place + length], place + length
+    if kind in (LIST, SET):
+        return _list(content, place, depth)
+    if kind == STRUCT:
         return read_struct(content, place, depth + 1)
-    raise ValueError(f"a field of kind {kind}")  # headers of pages have no lists
+    raise ValueError(f"a field of kind {kind}")
 
 
-def whole_field(fields: Mapping[int, Any], number: int) -> int:
-    """A field that is a whole number from 0."""
+def _list(content: bytes, place: int, depth: int) -> tuple[list[Any], int]:
+    count, kind, place = _list_header(content, place)
+    values = []
+    for _ in range(count):
+        if kind in (1, 2):  # of a list, truth takes a byte
+            value, place = content[place] == 1, place + 1
+        else:
+            value, place = _field(content, place, kind, depth + 1)
+        values.append(value)
+    return values, place
+
+
+def whole_field(fields: Mapping[int, Any], number: int, most: int = 2**31) -> int:
+    """A field that is a whole number from 0, below `most`."""
     value = fields.get(number)
-    if type(value) is not int or not 0 <= value < 2**31:
+    if type(value) is not int or not 0 <= value < most:
         raise ValueError(f"field {number}")
     return value

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from facebones.data.mapped_file import Integers, MappedFile
 from facebones.data.parquet_encodings import is_one_run, plain_spans, read_struct, run_lengths, whole_field
+from facebones.data.parquet_footer import Chunk
 from facebones.errors import DataError
 
 DATA, DICTIONARY, DATA_2 = 0, 2, 3  # kinds of pages
@@ -34,29 +35,11 @@ CODECS = {
     "GZIP": "gzip",
     "BROTLI": "brotli",
     "ZSTD": "zstd",
-    "LZ4": "lz4_raw",
-}  # as pyarrow names them
+    "LZ4_RAW": "lz4_raw",
+}
 LONGEST_HEADER = 2**16  # bytes of a page's header, with its statistics
 INFLATED, FREE_BYTES = 20, 2**20  # a page has at most so many times its bytes in the file, beside the free ones
 FREE_REPEATS = 2**24  # bytes of images that repeat, beside `INFLATED` times the file
-
-
-class Chunk(NamedTuple):
-    """The pages of a column for one group of rows, as the file's footer says.
-
-    Attributes:
-        start: offset of the first page.
-        size: bytes of all pages.
-        rows: number of rows.
-        codec: name of the compression.
-        levels: 1 + the number of ways in which a value can be missing.
-    """
-
-    start: int
-    size: int
-    rows: int
-    codec: str
-    levels: int
 
 
 class Page(NamedTuple):

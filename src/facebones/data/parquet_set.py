@@ -11,7 +11,8 @@ import numpy as np
 
 from facebones.data.mapped_file import Integers, MappedFile
 from facebones.data.named_labels import LARGEST_LABEL
-from facebones.data.parquet_pages import CODECS, UNCOMPRESSED, ByteColumn, Chunk, Strings, read_pages
+from facebones.data.parquet_footer import Chunk, read_chunks
+from facebones.data.parquet_pages import CODECS, UNCOMPRESSED, ByteColumn, Strings, read_pages
 from facebones.data.training_set import TrainingSet, register_data_format
 from facebones.errors import ConfigError, DataError, counted, first_line, some
 from facebones.system.files import parse_json
@@ -229,15 +230,16 @@ class _Part:
         self.file.read_ahead(starts, starts + sizes)
 
     def _read(self, arrow: Any, opened: Any) -> None:
-        about = opened.metadata
-        groups = [about.row_group(number) for number in range(about.num_row_groups)]
-        self.rows = sum(group.num_rows for group in groups)
-        if self.rows != about.num_rows or self.rows * LEAST_BYTES > self.file.size:
-            self._fail(f"{self.rows} rows in {self.file.size} bytes, and the footer says {about.num_rows}")
         columns = self._columns(arrow, opened.schema_arrow)
-        self.images = ByteColumn(self.file, self._chunks(about, groups, columns.images, "BYTE_ARRAY"))
-        self.names = _class_names(about.metadata or {}, columns.labels)
-        self._labels = self._read_labels(arrow, opened, about, groups, columns.labels)
+        images, labels = read_chunks(self.file, [columns.images, columns.labels])
+        self.rows = sum(chunk.rows for chunk in images)
+        if self.rows * LEAST_BYTES > self.file.size:
+            self._fail(f"{self.rows} rows in {self.file.size} bytes")
+        if packed := {chunk.codec for chunk in (*images, *labels)} - {*CODECS, UNCOMPRESSED}:
+            raise DataError(f"{self.file.path}: compression {some(sorted(packed))}; write it with zstd, or with none")
+        self.images = ByteColumn(self.file, images)
+        self.names = _class_names(opened.schema_arrow.metadata or {}, columns.labels)
+        self._labels = self._read_labels(arrow, opened, labels, columns.labels)
 
     def _columns(self, arrow: Any, schema: Any) -> _Columns:
         types = arrow.types
@@ -264,27 +266,8 @@ class _Part:
         self.has_names = not types.is_integer(kind.value_type if types.is_dictionary(kind) else kind)
         return _Columns(found[image], label)
 
-    def _chunks(self, about: Any, groups: list[Any], path: str, physical: str = "") -> list[Chunk]:
-        """The groups of rows of a column."""
-        schema = about.schema
-        number = next((each for each in range(about.num_columns) if schema.column(each).path == path), None)
-        column = None if number is None else schema.column(number)
-        if column is None or column.max_repetition_level or (physical and column.physical_type != physical):
-            raise DataError(f"{self.file.path}: column {path} has lists of values; give one for each row")
-        chunks = []
-        for group in groups:
-            held = group.column(number)
-            start = held.data_page_offset
-            if held.has_dictionary_page and 0 < (held.dictionary_page_offset or 0) < start:
-                start = held.dictionary_page_offset
-            if held.compression not in (*CODECS, UNCOMPRESSED):
-                raise DataError(f"{self.file.path}: compression {held.compression}; write it with zstd, or with none")
-            levels = column.max_definition_level + 1
-            chunks.append(Chunk(start, held.total_compressed_size, group.num_rows, held.compression, levels))
-        return chunks
-
-    def _read_labels(self, arrow: Any, opened: Any, about: Any, groups: list[Any], name: str) -> Any:
-        self._check_inflated(self._chunks(about, groups, name))
+    def _read_labels(self, arrow: Any, opened: Any, chunks: list[Chunk], name: str) -> Any:
+        self._check_inflated(chunks)
         column = opened.read([name], use_threads=False).column(0)
         if column.null_count:
             self._fail(f"{counted(column.null_count, 'row')} without a label in column '{name}'")
