@@ -17,6 +17,7 @@ from facebones.data import loader as loading
 from facebones.data import parquet_set
 from facebones.data.folders import open_labelled_images, open_training_set
 from facebones.data.loader import EpochOrder, training_batches
+from facebones.data.parquet_encodings import read_struct
 from facebones.data.parquet_set import ParquetSet
 from facebones.data.training_set import same_data
 from facebones.errors import CheckpointError, ConfigError, DataError
@@ -221,6 +222,12 @@ def test_large_pages_are_noted(rows, tmp_path):
     assert "with its page, of up to 20 images and 5." in data.notes[0] and "row groups of 100" in data.notes[0]
     assert open_training_set(write(tmp_path / "b.parquet", held, compression="none", **options)).notes == []
     assert open_training_set(write(tmp_path / "c.parquet", held, **options | {"row_group_size": 5})).notes == []
+
+
+def test_lists_within_lists_are_refused():
+    """They were a RecursionError, found by the fuzzer."""
+    with pytest.raises(ValueError, match="lists within lists"):
+        read_struct(b"\x19" * 5000, 0)
 
 
 def test_rows_that_a_file_cannot_hold_are_refused(tmp_path):

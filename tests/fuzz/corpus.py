@@ -211,6 +211,16 @@ CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
         lambda: _parquet([seeds.image(".bmp", (200, 100))] * 7_000, compression="none", data_page_size=100),
         "7000 rows of 1 images",
     ),
+    # Lists within lists in a footer: Python's recursion limit, as a traceback.
+    "Parquet of nested lists": (
+        "parquet",
+        lambda: _changed(
+            seeds.parquet_sets,
+            "a.parquet",
+            lambda held: held[:-8] + b"\x19" * 3000 + (3000).to_bytes(4, "little") + b"PAR1",
+        ),
+        "a.parquet",
+    ),
     "Parquet of labels that inflate": ("parquet", lambda: _parquet([b"x"] * 10**6, compression="zstd"), "rows in"),
     # A shape of texts: their product was computed, 2 GB of it; or a product of numbers of 255 bytes, for minutes.
     "pickle of a shape of texts": (

@@ -4,7 +4,7 @@ The format: github.com/apache/parquet-format, Encodings.md, and the compact prot
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from mmap import mmap
 from typing import Any
 
@@ -90,15 +90,15 @@ def _varint(content: bytes | mmap, place: int) -> tuple[int, int]:
 
 
 def read_struct(
-    content: bytes, place: int, depth: int = 0, lists: dict[int, int] | None = None
+    content: bytes, place: int, depth: int = 0, each: Mapping[int, Callable[[dict[int, Any]], object]] | None = None
 ) -> tuple[dict[int, Any], int]:
     """The fields of a struct by their numbers, and the place after it.
 
     Args:
         content: the bytes.
         place: where the struct begins.
-        depth: structs around this one.
-        lists: if given, lists are not read, and their places are noted here.
+        depth: structs and lists around this one.
+        each: for long lists of structs, by the number of the field: gets each struct, and none is kept.
 
     Raises:
         IndexError, ValueError: it is broken.
@@ -114,20 +114,22 @@ def read_struct(
         else:
             zigzag, place = _varint(content, place)
             number = zigzag >> 1 ^ -(zigzag & 1)
-        if lists is not None and kind & 15 in (LIST, SET):
-            lists[number] = place
-        fields[number], place = _field(content, place, kind & 15, depth)
+        if each and number in each and kind & 15 == LIST:
+            place = _each_struct(content, place, each[number])
+        else:
+            fields[number], place = _field(content, place, kind & 15, depth)
     return fields, place + 1
 
 
-def each_struct(content: bytes, place: int) -> Iterator[tuple[dict[int, Any], int]]:
-    """The structs of the list at a place, one by one, each with the place after it; errors as of `read_struct`."""
+def _each_struct(content: bytes, place: int, take: Callable[[dict[int, Any]], object]) -> int:
+    """Pass on the structs of the list at a place, one by one; the place after it."""
     count, kind, place = _list_header(content, place)
     if count and kind != STRUCT:
         raise ValueError("a list of other things")
     for _ in range(count):
         fields, place = read_struct(content, place, 1)
-        yield fields, place
+        take(fields)
+    return place
 
 
 def _list_header(content: bytes, place: int) -> tuple[int, int, int]:
@@ -162,6 +164,8 @@ def _field(content: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]
 
 
 def _list(content: bytes, place: int, depth: int) -> tuple[list[Any], int]:
+    if depth > DEEPEST:
+        raise ValueError("lists within lists")
     count, kind, place = _list_header(content, place)
     values = []
     for _ in range(count):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from facebones.data.mapped_file import MappedFile
-from facebones.data.parquet_encodings import each_struct, read_struct, whole_field
+from facebones.data.parquet_encodings import read_struct, whole_field
 from facebones.errors import DataError
 
 MAGIC = b"PAR1"
@@ -63,26 +63,25 @@ def read_chunks(file: MappedFile, paths: Sequence[str]) -> list[list[Chunk]]:
     if content[-4:] != MAGIC or start < 4:
         _fail(file, max(file.size - 8, 0), "no footer of a Parquet file, which may be cut short")
     footer = content[start : file.size - 8]
+    elements: list[dict[int, Any]] = []
+    leaves: list[Leaf] = []
+    wanted: list[int] = []
+    chunks: list[list[Chunk]] = [[] for _ in paths]
+
+    def take_group(group: dict[int, Any]) -> None:
+        if not leaves:  # the schema is complete
+            leaves.extend(_leaves(elements))
+            wanted.extend(_find(file, leaves, path) for path in paths)
+        for found, place in zip(chunks, wanted, strict=True):
+            found.append(_chunk(group, leaves, place))
+
     try:
-        fields, lists = _top(footer)
-        leaves = _leaves([element for element, _ in each_struct(footer, lists[2])])
-        wanted = [_find(file, leaves, path) for path in paths]
-        chunks: list[list[Chunk]] = [[] for _ in paths]
-        for group, _ in each_struct(footer, lists[4]) if 4 in lists else ():
-            for found, place in zip(chunks, wanted, strict=True):
-                found.append(_chunk(group, leaves, place))
+        fields, _ = read_struct(footer, 0, each={2: elements.append, 4: take_group})
         if sum(chunk.rows for chunk in chunks[0]) != whole_field(fields, 3, 2**62):
             raise ValueError("rows")
     except (IndexError, KeyError, ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise DataError(f"{file.path}: the footer is broken; restore the file from its source") from error
     return chunks
-
-
-def _top(footer: bytes) -> tuple[dict[int, Any], dict[int, int]]:
-    """The fields of the footer that are no lists, and where its lists begin: they are read piece by piece."""
-    lists: dict[int, int] = {}
-    fields, _ = read_struct(footer, 0, lists=lists)
-    return fields, lists
 
 
 def _leaves(elements: list[dict[int, Any]]) -> list[Leaf]:
