@@ -277,9 +277,9 @@ class _Part:
                 self._fail(f"label {numbers.min() if numbers.min() < 0 else numbers.max()} in column '{name}'")
             return np.array(numbers, np.int64)
         held = column.dictionary_encode().unify_dictionaries() if len(column) else column
-        chunks = held.chunks if len(column) else []
-        names = [str(each) for each in chunks[0].dictionary.to_pylist()] if chunks else []
-        places = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks]
+        parts = held.chunks if len(column) else []
+        names = [str(each) for each in parts[0].dictionary.to_pylist()] if parts else []
+        places = [part.indices.to_numpy(zero_copy_only=False) for part in parts]
         return names, np.concatenate([np.zeros(0, np.int64), *places]).astype(np.int64)
 
     def _check_inflated(self, chunks: list[Chunk]) -> None:
