@@ -82,7 +82,7 @@ class DistillationConfig:
 class DataConfig:
     """The training images."""
 
-    path: str = setting("", "folder with train.rec, or with one folder an identity; --data sets it")
+    path: str = setting("", "folder with train.rec or with one folder an identity, LMDB, or Parquet; --data sets it")
     order: str = setting(
         "fresh", "fresh: each epoch has its own order; repeated: all have the first one's", choices=REPETITION
     )

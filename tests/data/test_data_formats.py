@@ -71,10 +71,10 @@ def write_images(folder, images, labels):
 
 
 def test_a_format_of_a_users_own_file_is_read_like_any_other(csv_faces, small_data):
-    with pytest.raises(DataError, match=r"list\.csv: not a training set; name a \.rec file"):
+    with pytest.raises(DataError, match=r"list\.csv: not a training set; name a \.rec, \.lmdb or \.parquet file"):
         open_training_set(csv_faces)
     import_plugins([str(EXAMPLE)])
-    assert list_data_formats() == ["recordio", "csv", "folder"]
+    assert list_data_formats() == ["recordio", "csv", "lmdb", "parquet", "folder"]
     data, records = open_training_set(csv_faces), open_training_set(small_data)
     assert type(data).__name__ == "CsvFaces"
     assert data.labels.tolist() == records.labels.tolist()

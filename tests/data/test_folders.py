@@ -205,9 +205,9 @@ def test_large_image_is_read_to_its_end(tmp_path):
     ("names", "target", "message"),
     [
         ([], "missing", "no such file or folder"),
-        ([], "", "an empty folder; looked for train.rec, or <identity>/"),
-        (["a.txt"], "", r"only a.txt; looked for train.rec, or <identity>/"),
-        (["a.txt"], "a.txt", "not a training set; name a .rec file, or a folder"),
+        ([], "", r"an empty folder; looked for train.rec, data.mdb, \*.parquet, or <identity>/"),
+        (["a.txt"], "", r"only a.txt; looked for train.rec, data.mdb, \*.parquet, or <identity>/"),
+        (["a.txt"], "a.txt", "not a training set; name a .rec, .lmdb or .parquet file, or a folder"),
         (["train.idx"], "", "train.idx is there, but train.rec is not"),
         (["a/b.txt"], "", "no image in any <identity>/"),
         (["a/1.jpg", "a/2.jpg"], "", "2 images, all of one identity"),

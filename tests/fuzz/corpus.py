@@ -162,7 +162,66 @@ def _in_recipe(section: str, field: str, value: object) -> Callable[[dict], obje
 
 _LONG_NAME = b"a" * 5000
 
+
+def _lmdb(change: Callable[[bytearray, int], object]) -> Files:
+    """A sound database of one leaf page of images, changed; the function gets the leaf's offset."""
+    (content,) = seeds.lmdb_sets()[0].values()
+    newest = max((0, 4096), key=lambda page: struct.unpack_from("<Q", content, page + 16 + 128)[0])
+    leaf = struct.unpack_from("<Q", content, newest + 16 + 24 + 48 + 40)[0] * 4096
+    changed = bytearray(content)
+    change(changed, leaf)
+    return {"a.lmdb": bytes(changed)}
+
+
+def _repeat_nodes(content: bytearray, leaf: int) -> None:
+    """Every entry of the leaf becomes the first one: a value many times."""
+    count = (struct.unpack_from("<H", content, leaf + 12)[0] - 16) // 2
+    content[leaf + 16 : leaf + 16 + 2 * count] = content[leaf + 16 : leaf + 18] * count
+
+
+def _loop(content: bytearray, leaf: int) -> None:
+    """The leaf becomes a branch whose only child is itself."""
+    number = leaf // 4096
+    struct.pack_into("<HHH", content, leaf + 10, 1, 18, 4000)
+    struct.pack_into("<HHHH", content, leaf + 16, 32, 0, 0, 0)
+    struct.pack_into("<HHHH", content, leaf + 32, number & 0xFFFF, number >> 16, 0, 0)
+
+
+def _parquet(images: list[bytes], **options: object) -> Files:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    content = io.BytesIO()
+    table = arrow.table({"image": images, "label": [number % 2 for number in range(len(images))]})
+    parquet.write_table(table, content, **options)
+    return {"a.parquet": content.getvalue()}
+
+
 CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
+    # What a database or a Parquet file could be made to do; thought of, not found.
+    "database of a page within itself": ("lmdb", lambda: _lmdb(_loop), "in the tree twice"),
+    "database of one value many times": ("lmdb", lambda: _lmdb(_repeat_nodes), "a value within another"),
+    "Parquet of a page that inflates": (
+        "parquet",
+        lambda: _parquet([bytes(50_000_000)] * 2, compression="zstd", use_dictionary=False),
+        "claims to inflate",
+    ),
+    "Parquet of one image many times": (
+        "parquet",
+        lambda: _parquet([seeds.image(".bmp", (200, 100))] * 7_000, compression="none", data_page_size=100),
+        "7000 rows of 1 images",
+    ),
+    # Lists within lists in a footer: Python's recursion limit, as a traceback.
+    "Parquet of nested lists": (
+        "parquet",
+        lambda: _changed(
+            seeds.parquet_sets,
+            "a.parquet",
+            lambda held: held[:-8] + b"\x19" * 3000 + (3000).to_bytes(4, "little") + b"PAR1",
+        ),
+        "a.parquet",
+    ),
+    "Parquet of labels that inflate": ("parquet", lambda: _parquet([b"x"] * 10**6, compression="zstd"), "rows in"),
     # A shape of texts: their product was computed, 2 GB of it; or a product of numbers of 255 bytes, for minutes.
     "pickle of a shape of texts": (
         "pair_bins",

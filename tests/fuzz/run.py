@@ -128,6 +128,7 @@ def prepare(weights: bool = True) -> None:
     import cv2
     import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
     import torch
 
     from facebones.backbones import list_backbones

@@ -98,6 +98,81 @@ def records() -> list[Files]:
     return [in_folder(insightface), in_folder(plain)]
 
 
+def lmdb_sets() -> list[Files]:
+    """LMDB databases in every layout: packed by MessagePack and pickle, numbered pairs, and images by path and list."""
+    import lmdb
+    import msgpack
+
+    def database(entries: Mapping[bytes, bytes], subdir: bool = True) -> Callable[[Path], None]:
+        def make(folder: Path) -> None:
+            place = str(folder if subdir else folder / "a.lmdb")
+            with lmdb.open(place, subdir=subdir, map_size=2**20) as opened, opened.begin(write=True) as writing:
+                for key, value in entries.items():
+                    writing.put(key, value)
+            for lock in (*folder.glob("lock.mdb"), *folder.glob("*-lock")):
+                lock.unlink()
+
+        return make
+
+    pictures = [image(number=number) for number in range(4)]
+    large = image(".bmp", (40, 30))  # on pages of its own
+    packed = {str(place).encode(): (picture, place // 2) for place, picture in enumerate([*pictures, large, large])}
+
+    def by(dumps: Callable[[object], bytes], made: Mapping[bytes, object] = packed) -> dict[bytes, bytes]:
+        about = {b"__len__": len(made), b"__keys__": list(made)}
+        return {key: dumps(value) for key, value in {**made, **about}.items()}
+
+    named = {
+        str(place).encode(): (picture, b"features", f"person {place % 2}") for place, picture in enumerate(pictures)
+    }
+    arrays = {
+        str(place).encode(): (np.frombuffer(picture, np.uint8), np.int64(place))
+        for place, picture in enumerate(pictures)
+    }
+    pairs = {b"num-samples": b"4"}
+    for place, picture in enumerate(pictures, 1):
+        pairs |= {b"image-%09d" % place: picture, b"label-%09d" % place: b"%d" % (place % 2)}
+    paths = {b"ann/%d.jpg" % place: picture for place, picture in enumerate(pictures[:2])}
+    paths |= {b"bo/%d.jpg" % place: picture for place, picture in enumerate(pictures[2:])}
+    listed = {"labels.txt": b"ann/0.jpg 3\nann/1.jpg 3\nbo/0.jpg\t4\n"}
+    made = [
+        database(by(msgpack.dumps), subdir=False),
+        database(by(pickle.dumps)),
+        database(by(lambda value: pickle.dumps(value, 2), arrays)),
+        database(by(msgpack.dumps, named)),
+        database(pairs),
+        database(paths),
+    ]
+    return [*map(in_folder, made), {**in_folder(made[-1]), **listed}]
+
+
+def parquet_sets() -> list[Files]:
+    """Parquet files as `datasets` and pandas write them: structs, bytes, codecs, dictionaries, two kinds of pages."""
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    pictures = [image(number=number) for number in range(6)]
+    structs = [{"bytes": picture, "path": f"{place}.jpg"} for place, picture in enumerate(pictures)]
+    kinds = {
+        "struct": {"image": structs, "label": [0, 0, 1, 1, 2, 2]},
+        "bytes": {"img": [*pictures[:5], None], "identity": ["ann", "ann", "bo", "bo", "cy", "cy"]},
+    }
+    settings = [
+        {"compression": "snappy", "row_group_size": 4},
+        {"compression": "none", "use_dictionary": False, "data_page_version": "2.0"},
+        {"compression": "zstd", "data_page_size": 900, "write_page_index": True},
+    ]
+
+    def file(columns: Mapping[str, list[object]], **options: object) -> bytes:
+        content = io.BytesIO()
+        parquet.write_table(arrow.table(dict(columns)), content, **options)
+        return content.getvalue()
+
+    files = [file(columns, **options) for columns in kinds.values() for options in settings]
+    shards = {f"train-{place}.parquet": content for place, content in enumerate(files[:2])}
+    return [*({"a.parquet": content} for content in files), {**shards, "test-0.parquet": files[0]}]
+
+
 def pair_bins() -> list[Files]:
     """Verification sets of every form: protocols, lists and arrays, encoded and decoded."""
     one, other = image(), image(number=1)

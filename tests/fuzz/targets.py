@@ -256,6 +256,8 @@ def _resume(folder: Path) -> None:
 
 TARGETS: Mapping[str, Target] = {
     "records": Target(_records, seeds.records),
+    "lmdb": Target(_records, seeds.lmdb_sets),
+    "parquet": Target(_records, seeds.parquet_sets),
     "pair_bins": Target(_pair_bins, seeds.pair_bins),
     "pair_lists": Target(_pair_lists, seeds.pair_lists, fixed=("Ann/", "Bo_Li/")),
     "groups": Target(_groups, seeds.groups),

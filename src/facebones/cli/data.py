@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facebones.cli.evaluation import embedding_options, foreign_model_options, given_preprocessing
 from facebones.cli.options import (
@@ -21,6 +21,13 @@ from facebones.cli.options import (
 )
 from facebones.errors import ConfigError
 from facebones.system.progress import tell
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from facebones.datatools.face_sets import Catalogue, FaceSet
+
+WIDE = 150  # columns of a terminal that shows terms and papers of face sets
 
 
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +131,7 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SRC",
         type=Path,
-        help="train.rec or its folder, an image folder (several: a:b, or 'parts/*'), a .bin, a pair list",
+        help="train.rec or its folder, an image folder, LMDB, Parquet (several: a:b, 'parts/*'), .bin, a pair list",
     )
     parser.add_argument("destination", metavar="DST", type=Path, help="the folder, .rec or .bin to create")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of a pair list's images [its own]")
@@ -205,6 +212,56 @@ def _embed(arguments: Arguments) -> None:
             tell(f"wrote {path}; train with --distillation.embeddings {path if arguments.output else name}")
 
 
+def _catalogue_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words",
+        metavar="NAME",
+        nargs="*",
+        help="a set, which is shown whole; or a part of names, and words such as training, test, synthetic, free, lmdb",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the page of the documentation")
+    json_option(parser)
+
+
+def _catalogue(arguments: Arguments) -> None:
+    from facebones.datatools.face_sets import read_catalogue
+
+    catalogue = read_catalogue()
+    if arguments.markdown:
+        if arguments.json or arguments.words:
+            raise ConfigError("--markdown prints the whole page; leave NAME and --json out")
+        from facebones.datatools.face_sets_page import catalogue_page
+
+        print(catalogue_page(catalogue), end="")
+        return
+    found = catalogue.find(arguments.words)
+    if arguments.json:
+        print(json.dumps(catalogue.to_json(found), indent=2))
+    elif len(found) == 1:
+        tell("\n".join(catalogue.lines(found[0])))
+    else:
+        _print_sets(catalogue, found)
+
+
+def _print_sets(catalogue: "Catalogue", sets: "Sequence[FaceSet]") -> None:
+    """Print tables of sets; a wide terminal shows terms and papers too."""
+    from rich.console import Console
+
+    from facebones.datatools.face_sets_page import SECTIONS, short_cells
+    from facebones.reporting.console import print_table
+
+    console = Console()
+    columns = ["set", "people", "images", "year", "state", "reads", "terms", "paper"]
+    shown = len(columns) if not console.is_terminal or console.width >= WIDE else columns.index("terms")
+    for title, use, kind in SECTIONS:
+        if rows := [short_cells(each)[:shown] for each in sets if (each.use, each.kind) == (use, kind)]:
+            print_table(columns[:shown], rows, title=title)
+    tell(
+        f"{len(sets)} sets, looked up on {catalogue.date}; ? = not verified;"
+        " 'facebones data catalogue NAME' shows one with its sources"
+    )
+
+
 def _overlap_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "train", metavar="TRAIN", type=Path, help="the training set (several: a:b, or 'parts/*'), as for train --data"
@@ -278,7 +335,7 @@ COMMANDS = {
         takes_plugins=False,
     ),
     "data convert": Command(
-        "convert between train.rec, image folders, pair lists and .bin without changing the image bytes",
+        "convert between train.rec, image folders, pair lists and .bin, or from LMDB and Parquet; image bytes stay",
         "facebones data convert faces_vgg_112x112 vgg_images",
         _convert_options,
         _convert,
@@ -288,6 +345,13 @@ COMMANDS = {
         "facebones data embed faces_vgg_112x112 --model r100=glint360k_r100.onnx",
         _embed_options,
         _embed,
+    ),
+    "data catalogue": Command(
+        "the field's face sets: people, images, terms, links, and the formats that facebones reads",
+        "facebones data catalogue synthetic lmdb",
+        _catalogue_options,
+        _catalogue,
+        takes_plugins=False,
     ),
     "data overlap": Command(
         "find test images and people that the training data hold",

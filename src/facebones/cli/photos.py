@@ -160,8 +160,8 @@ def _promise(threshold: "Threshold | None", arguments: Arguments) -> str:
             revision = f" --revision {address.revision}" if address.revision else ""
             model, copied = address.name, f"hf download {address.repository}{revision} --local-dir {address.name} && "
         return (
-            f"for a decision, choose a threshold on pairs that are like these photos: {copied}facebones calibrate --model"
-            f" {model}{_input_words(arguments)} --data PAIRS --fmr 1e-3 --output {model}"
+            f"for a decision, choose a threshold on pairs that are like these photos: {copied}facebones calibrate"
+            f" --model {model}{_input_words(arguments)} --data PAIRS --fmr 1e-3 --output {model}"
         )
     return (
         f"threshold {threshold.threshold:.4f}: accepts at most {threshold.false_match_rate:g} of pairs of strangers"

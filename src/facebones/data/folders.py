@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 EXACT_FLOATS = 2**24
 READ_BYTES = 2**16
 MOST_LEVELS = 5  # where images are searched that are not in <identity>/
+SHARD_ENDINGS = frozenset({".rec", PARQUET := ".parquet"})  # of files that may be the shards of one set
 MOST_SEARCHED = 1000  # folders of each level
 # A head has a centre for each label. Beyond so many, labels are renumbered: a file of 200 bytes may say 16 million.
 MOST_LABELS, LABELS_EACH = 10_000, 10  # of any set; for each image
@@ -296,7 +297,8 @@ class ImageFolder(TrainingSet):
 def open_training_set(path: str | os.PathLike[str]) -> TrainingSet:
     """Open a training set in the first data format that recognises it.
 
-    The formats are asked in this order: a `.rec` file or InsightFace folder, the formats of plug-ins, an image folder.
+    The formats are asked in this order: a `.rec` file or InsightFace folder, the formats of plug-ins, LMDB, Parquet, an
+    image folder.
 
     Args:
         path: a file or a folder; several, or a pattern, are opened as `JoinedSets` (see `data_roots`), and record files
@@ -327,18 +329,22 @@ def open_labelled_images(path: Path) -> TrainingSet:
 
 
 def _by_folder(roots: Iterable[Path]) -> list[list[Path]]:
-    """The record files of each folder together; every other place by itself."""
-    groups: dict[tuple[bool, Path], list[Path]] = {}
+    """The record files of each folder together, likewise its Parquet files; every other place by itself."""
+    groups: dict[tuple[str, Path], list[Path]] = {}
     for root in roots:
-        is_records = root.suffix.lower() == ".rec" and root.is_file()
-        groups.setdefault((is_records, root.parent.resolve() if is_records else root), []).append(root)
+        ending = root.suffix.lower() if root.suffix.lower() in SHARD_ENDINGS and root.is_file() else ""
+        groups.setdefault((ending, root.parent.resolve() if ending else root), []).append(root)
     return list(groups.values())
 
 
 def _open_together(roots: list[Path]) -> Sequence[TrainingSet]:
-    """Open a place, or several record files of one folder, as one set if they are shards."""
+    """Open a place, or several record or Parquet files of one folder, as one set if they are shards."""
     if len(roots) == 1:
         return [_open_one(roots[0])]
+    if roots[0].suffix.lower() == PARQUET:
+        from facebones.data.parquet_set import ParquetSet
+
+        return [ParquetSet(roots[0].parent, roots)]
     parts = [RecordSet(root, shard=True) for root in roots]
     if not are_separate(parts, [part.complete for part in parts]):
         return [RecordShards(roots[0].parent, parts)]
@@ -351,7 +357,7 @@ def _open_one(path: Path) -> TrainingSet:
     formats = data_formats()
     format = next((format for format in formats if format.find(path)), None)
     if format is None:
-        _fail_unrecognised(path, [each.name for each in formats if each not in (RecordSet, ImageFolder)])
+        _fail_unrecognised(path, [each.name for each in formats if not each.__module__.startswith("facebones.data.")])
     data = format.open(path)
     labels = np.asarray(data.labels)
     if labels.shape != (len(data),) or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
@@ -448,7 +454,7 @@ def _fail_unrecognised(path: Path, formats: Iterable[str] = ()) -> NoReturn:
     """Raise for a path that is not a training set, in the words that fit what is there."""
     others = f"; or data of the format {', '.join(formats)}" if formats else ""
     if path.is_file():
-        wanted = "name a .rec file, or a folder with train.rec or image folders"
+        wanted = "name a .rec, .lmdb or .parquet file, or a folder with train.rec or image folders"
         raise DataError(f"{path}: not a training set; {wanted}{others}")
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder; check the path of the training set")
@@ -456,7 +462,7 @@ def _fail_unrecognised(path: Path, formats: Iterable[str] = ()) -> NoReturn:
     if "train.idx" in files:
         raise DataError(f"{path}: train.idx is there, but train.rec is not; restore it from its source")
     found = f"only {some(files)}" if files else "an empty folder"
-    wanted = f"train.rec, or <identity>/*{{{_suffixes()}}}"
+    wanted = f"train.rec, data.mdb, *.parquet, or <identity>/*{{{_suffixes()}}}"
     raise DataError(f"{path}: {found}; looked for {wanted}{others}")
 
 

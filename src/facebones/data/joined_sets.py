@@ -14,6 +14,7 @@ from facebones.data.training_set import Integers, TrainingSet, used_labels
 from facebones.errors import DataError, some
 
 PATTERN = frozenset("*?[")
+FILE_ENDINGS = frozenset({".rec", ".parquet", ".lmdb", ".mdb"})  # of files that a pattern finds
 # What a note says of a name, and of several, that is in more than one part.
 NUMBERS_REPEAT = (
     "number is in several parts and counts as different people",
@@ -150,7 +151,7 @@ def data_roots(path: str | os.PathLike[str]) -> list[Path]:
 
     Args:
         path: one path; several, joined by `os.pathsep` (":" or ";"); or a pattern, such as "parts/*", for the folders
-            and `.rec` files that match it.
+            and the `.rec`, Parquet and LMDB files that match it.
 
     Folders that match a pattern but hold neither an image nor records are left out; `without_data` names them.
 
@@ -288,9 +289,9 @@ def _matches(part: str) -> list[Path]:
 
 
 def _candidates(part: str) -> list[Path]:
-    """The folders and `.rec` files that match a pattern, without those of the system."""
+    """The folders and files of training data that match a pattern, without those of the system."""
     found = sorted(Path(match) for match in glob.glob(part) if not is_system_folder(Path(match).name))  # noqa: PTH207 (absolute too)
-    return [match for match in found if match.is_dir() or match.suffix.lower() == ".rec"]
+    return [match for match in found if match.is_dir() or match.suffix.lower() in FILE_ENDINGS]
 
 
 def _holds_data(place: Path) -> bool:

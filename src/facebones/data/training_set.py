@@ -188,19 +188,21 @@ def register_data_format(format: Format) -> Format:
 def data_formats() -> list[type[TrainingSet]]:
     """The registered data formats, in the order in which `open_training_set` asks them.
 
-    RecordIO comes first and image folders last: nearly every folder looks like one. Plug-ins are between them.
+    RecordIO comes first, then plug-ins, which may know a certain Parquet file better, then LMDB and Parquet, and image
+    folders last: nearly every folder looks like one.
     """
-    from facebones.data import folders  # noqa: F401 (registers the formats of this package)
+    from facebones.data import folders, lmdb_set, parquet_set  # noqa: F401 (they register this package's formats)
 
     import_entry_points()
-    return sorted(_REGISTRY.values(), key=lambda format: {"recordio": 0, "folder": 2}.get(format.name, 1))
+    places = {"recordio": 0, "lmdb": 2, "parquet": 2, "folder": 3}
+    return sorted(_REGISTRY.values(), key=lambda format: places.get(format.name, 1))
 
 
 def list_data_formats() -> list[str]:
     """Names of the registered data formats.
 
     >>> list_data_formats()
-    ['recordio', 'folder']
+    ['recordio', 'lmdb', 'parquet', 'folder']
     """
     return [format.name for format in data_formats()]
 

@@ -26,7 +26,7 @@ from facebones.data.pair_bins import PairSet, PixelOrder, read_pairs, write_pair
 from facebones.data.pair_lists import PAIR_LIST_SUFFIXES, read_pair_list
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, RecordFile, pack
-from facebones.data.training_set import TrainingSet
+from facebones.data.training_set import TrainingSet, data_formats
 from facebones.datatools.partial_folder import (
     PartialFolder,
     is_occupied,
@@ -92,6 +92,7 @@ def convert(
     `.rec` file or InsightFace folder    image folder
     image folder                         InsightFace folder, or a file that ends in `.rec`
     several folders or a pattern         InsightFace folder, or a file that ends in `.rec`
+    LMDB, Parquet, format of a plug-in   InsightFace folder, or a file that ends in `.rec`
     pair list (`.txt`, `.csv`, `.tsv`)   file that ends in `.bin`
     `.bin` file                          folder of images with a `pairs.txt`
     `.bin` file                          file that ends in `.bin`: lists of bytes and booleans
@@ -122,14 +123,22 @@ def convert(
     roots = data_roots(source)
     if len(roots) > 1 and destination.suffix.lower() != ".bin":
         return _to_records(open_labelled_images(source), source, destination)
+    if destination.suffix.lower() != ".bin" and _has_other_format(roots[0]):
+        return _to_records(open_labelled_images(source), source, destination)
     if ending in {"", ".rec"}:
         records = find_records(roots[0])  # a pattern may match one folder only
         if records is not None and not to_file:
             return _records_to_folder(records, destination, resume)
         if records is None and destination.suffix.lower() != ".bin":
             return _to_records(ImageFolder(roots[0]), source, destination)
-    known = ".rec to folder, folder to folder or .rec, pair list to .bin, .bin to folder or .bin"
+    known = ".rec to folder, folder, LMDB or Parquet to folder or .rec, pair list to .bin, .bin to folder or .bin"
     raise DataError(f"{source}: cannot be converted to {destination}; the conversions are {known}")
+
+
+def _has_other_format(path: Path) -> bool:
+    """Whether the first data format that recognises a place is neither that of record files nor that of folders."""
+    found = next((each for each in data_formats() if each.find(path)), None)
+    return found is not None and found not in (RecordSet, ImageFolder)
 
 
 def _records_to_folder(source: Path, destination: Path, resume: bool) -> Conversion:
