@@ -121,7 +121,8 @@ def _opened(state: State, name: str, path: Path, batch_size: int) -> Backbone:
 
 def _embedded(network: Backbone, x_B3HW: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        return network(x_B3HW).double()
+        embeddings: torch.Tensor = network(x_B3HW)
+        return embeddings.double()
 
 
 def _embed_copies(network: Backbone, image: torch.Tensor, copies: int) -> None:
