@@ -1,9 +1,12 @@
 """What the child process of an export does for each format: write, compare, evaluate, time. All names are pickled."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -50,10 +53,17 @@ class Order:
 
 def prepare(state: State, order: Order) -> None:
     """Load the network; the other functions need it."""
+    _keep_tqdm_in_process()
     import_plugins(order.plugins)
     torch.set_num_threads(order.threads)
     network, path = load_for_export(order.model, order.backbone)
     state["material"] = Material(network, path, order.folder, order.calibration, order.float_layers)
+
+
+def _keep_tqdm_in_process() -> None:
+    """Give tqdm, which torch's exporter shows its progress by, a lock that a crash does not leave to the system."""
+    with suppress(ImportError):
+        import_module("tqdm").tqdm.set_lock(RLock())
 
 
 def size_of_weights(state: State) -> int:

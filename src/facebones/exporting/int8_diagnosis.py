@@ -162,6 +162,7 @@ def _best_of(trials: Sequence[Mapping[str, Any]], fp16_cosine: float | None) -> 
         sentences.append(f"What helps: {best['name']}{how}: least cosine {best['cosine_min']:.4f}.")
     else:
         sentences.append("None of the settings that were tried reaches the bound; weights are per channel already.")
-        sentences.append("Try more calibration images, of the kind that the model will see (--calibration).")
-    fp16 = "" if fp16_cosine is None else f": least cosine {fp16_cosine:.6f}"
-    return [*sentences, f"fp16 has half the size of fp32 and keeps the embeddings{fp16}."]
+        sentences.append("Try more images, of the kind that the model will see: --calibration, --calibration-images.")
+    if fp16_cosine is None:
+        return [*sentences, "Or take 16 bits, half the size of fp32: --formats onnx-fp16."]
+    return [*sentences, f"16 bits (onnx-fp16), half the size of fp32, have least cosine {fp16_cosine:.6f}."]
