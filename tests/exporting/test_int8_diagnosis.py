@@ -43,13 +43,6 @@ class Convolutions(Backbone):
             self.end[0].weight[5] /= SCALE
 
 
-def made(folder, network, images, **settings):
-    """The network as ONNX, and in 8 bits."""
-    folder.mkdir(exist_ok=True)
-    before = write_model(folder / "fp32.onnx", to_onnx(network, "here"), {})
-    return before, write_int8(before, folder / "int8.onnx", images, {}, **settings)
-
-
 @pytest.fixture(scope="module")
 def images():
     return list(np.random.default_rng(0).integers(0, 256, (12, 112, 112, 3), dtype=np.uint8))
@@ -62,6 +55,12 @@ def network():
 
 
 @pytest.fixture(scope="module")
+def plain(network, tmp_path_factory):
+    """The network as ONNX."""
+    return write_model(tmp_path_factory.mktemp("plain") / "fp32.onnx", to_onnx(network, "here"), {})
+
+
+@pytest.fixture(scope="module")
 def collapsed(network, images, tmp_path_factory):
     """The files of the network with one channel scaled, and their diagnosis."""
     torch.manual_seed(0)
@@ -71,7 +70,8 @@ def collapsed(network, images, tmp_path_factory):
     with torch.no_grad():
         torch.testing.assert_close(scaled(x), network(x), atol=1e-4, rtol=1e-3)
     folder = tmp_path_factory.mktemp("collapsed")
-    before, after = made(folder, scaled, images)
+    before = write_model(folder / "fp32.onnx", to_onnx(scaled, "here"), {})
+    after = write_int8(before, folder / "int8.onnx", images, {})
     return before, after, diagnose(before, after, images, images, folder), folder
 
 
@@ -98,10 +98,10 @@ def test_leaving_it_in_fp32_helps_and_is_said(collapsed):
     assert "times its median one" in words and "--float-layers middle.0" in words and "0.999987" in words
 
 
-def test_a_sound_network_has_no_layer_that_departs(network, images, tmp_path):
-    before, after = made(tmp_path, network, images)
-    assert not is_below_bound(embedding_cosines(before, after, images)[0])
-    found = diagnose(before, after, images, images, tmp_path)
+def test_a_sound_network_has_no_layer_that_departs(plain, images, tmp_path):
+    after = write_int8(plain, tmp_path / "int8.onnx", images, {})
+    assert not is_below_bound(embedding_cosines(plain, after, images)[0])
+    found = diagnose(plain, after, images, images, tmp_path)
     assert found["first"] is None and len(found["worst"]) == 1
     assert "small losses of many layers add up" in advice(found)[0]
     assert [row["layer"] for row in found["layers"] if row["operator"] in ("Conv", "Gemm")] == [
@@ -112,13 +112,13 @@ def test_a_sound_network_has_no_layer_that_departs(network, images, tmp_path):
     ]
 
 
-def test_layers_in_float_are_not_quantised(network, images, tmp_path):
-    _, after = made(tmp_path, network, images, float_layers=["first", "linear"])
+def test_layers_in_float_are_not_quantised(plain, images, tmp_path):
+    after = write_int8(plain, tmp_path / "int8.onnx", images, {}, ["first", "linear"])
     held = {tensor.name: tensor.data_type for tensor in onnx.load(after.path).graph.initializer}
     assert held["stem.0.weight"] == onnx.TensorProto.FLOAT == held["linear.weight"]
     assert held["end.0.weight_quantized"] == onnx.TensorProto.INT8
-    with pytest.raises(UnknownNameError, match="--float-layers: unknown layer 'middel.0'; did you mean 'middle.0'"):
-        made(tmp_path, network, images, float_layers=["middel.0"])
+    with pytest.raises(UnknownNameError, match=r"--float-layers: unknown layer 'middel\.0'; did you mean 'middle\.0'"):
+        write_int8(plain, tmp_path / "int8.onnx", images, {}, ["middel.0"])
 
 
 def test_a_float_layer_reaches_to_the_next_layers_and_no_further():

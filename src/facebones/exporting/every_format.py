@@ -1,7 +1,7 @@
 """One network in many formats, and one table of what each changes and costs. A format that fails stops no other."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -67,6 +67,8 @@ def export_formats(
     if output.exists():
         raise ConfigError(f"{output}: exists already; remove it or name a new folder")
     check_writable(output)
+    if all(FORMATS[name].missing for name in asked):
+        raise RunError(f"{output}: no format can be written; {_reasons(asked)}")
     network, path = load_for_export(model, backbone)
     deployed = deploy_form(network)
     _check_layers(deployed, float_layers)
@@ -238,6 +240,10 @@ def _check_layers(network: Backbone, names: Sequence[str]) -> None:
     known = {name for name, _ in network.named_modules() if name} | {FIRST, LAST}
     if unknown := [name for name in names if name not in known]:
         raise UnknownNameError("layer", unknown[0], known, where="--float-layers")
+
+
+def _reasons(names: Iterable[str]) -> str:
+    return "; ".join(f"{name}: {not_installed(FORMATS[name])}" for name in names)
 
 
 def _description(network: Backbone) -> dict[str, Any]:

@@ -57,8 +57,12 @@ def refusal(row: Row) -> str | None:
 
 
 def judge(row: Row) -> None:
-    """Compare a written row of 16 or 8 bits with its bound; set its state and reason."""
-    cosine, losses = row["parity"]["cosine_min"], [-one["difference"] for one in row["sets"]]
+    """Compare a written row of 16 or 8 bits with its bound; set its state and reason.
+
+    A loss of accuracy counts if its interval excludes 0: of few pairs, one decided otherwise is more than a point.
+    """
+    cosine = row["parity"]["cosine_min"]
+    losses = [-one["difference"] for one in row["sets"] if one["difference_interval"][1] < 0]
     least = {"fp16": LEAST_FP16_COSINE, "int8": LEAST_COSINE}.get(row["precision"], 0.0)
     if not cosine >= least:
         row["state"], row["reason"] = BELOW_BOUND, f"least cosine {cosine:.4f}; bound {least}"

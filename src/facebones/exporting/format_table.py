@@ -78,8 +78,8 @@ def bounds_words(result: Mapping[str, Any]) -> str:
     bounds = result["bounds"]
     return (
         f"Bounds: deviation {bounds['fp32_deviation']:.0e} of an embedding's norm in fp32 (else the file is discarded);"
-        f" least cosine {bounds['fp16_cosine']} in fp16 and {bounds['int8_cosine']} in int8, and there at most"
-        f" {100 * bounds['accuracy_loss']:g} point of accuracy lost."
+        f" least cosine {bounds['fp16_cosine']} in fp16 and {bounds['int8_cosine']} in int8; there also"
+        f" {100 * bounds['accuracy_loss']:g} point of accuracy lost, if the interval excludes 0."
     )
 
 
