@@ -38,7 +38,8 @@ class Small(Backbone):
     def __init__(self, embedding_size):
         super().__init__()
         self.embedding_size = embedding_size
-        self.layers = nn.Sequential(nn.Conv2d(3, 8, 7, 8), nn.PReLU(8), nn.Flatten(), nn.Linear(8 * 14 * 14, embedding_size))
+        linear = nn.Linear(8 * 14 * 14, embedding_size)
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 7, 8), nn.PReLU(8), nn.Flatten(), linear)
 
     def forward(self, x):
         return self.layers(x)

@@ -39,7 +39,7 @@ from facebones.plugins import imported_plugins
 from facebones.profiling.conditions import ROUNDS
 from facebones.system.crash_proof import CrashProof, State
 from facebones.system.environment import processor_model, version_of
-from facebones.system.files import check_writable, temporary_folder, write_json
+from facebones.system.files import atomic_write, check_writable, temporary_folder, write_json
 from facebones.system.progress import say
 
 Given = ParamSpec("Given")
@@ -109,7 +109,8 @@ def export_formats(
             "failed": failed_by_name(rows),
         }
         write_json(making.files / "export.json", result)
-        (making.files / "export.md").write_text(markdown(result), encoding="utf-8")
+        with atomic_write(making.files / "export.md") as file:
+            file.write(markdown(result).encode())
         _publish(making.files, output)
     return result
 

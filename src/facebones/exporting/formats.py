@@ -77,8 +77,7 @@ class Format:
         write: writes them; it gets the path of the first.
         open: the path and the largest batch, to a network that computes on the CPU.
         packages: import names of what both need.
-        distribution: what installs the packages.
-        extra: the extra that does, too.
+        extra: the extra that installs them.
     """
 
     precision: str
@@ -86,7 +85,6 @@ class Format:
     write: Callable[[Material, Path], None]
     open: Callable[[Path, int], Backbone]
     packages: tuple[str, ...] = ()
-    distribution: str = ""
     extra: str = ""
 
     @property
@@ -252,13 +250,11 @@ def _open_litert(path: Path, _: int) -> Backbone:
 _ONNX: dict[str, Any] = {
     "open": _open_onnx,
     "packages": ("onnx", "onnxscript", "onnxruntime"),
-    "distribution": "onnx onnxscript onnxruntime",
     "extra": "export",
 }
 _OPENVINO: dict[str, Any] = {
     "open": _open_openvino,
     "packages": ("onnx", "onnxscript", "onnxruntime", "openvino"),
-    "distribution": "openvino",
     "extra": "export,openvino",
 }
 FORMATS = {
@@ -289,7 +285,6 @@ FORMATS = {
         write=_write_executorch,
         open=_open_executorch,
         packages=("executorch",),
-        distribution="executorch",
         extra="executorch",
     ),
     "litert": Format(
@@ -298,7 +293,6 @@ FORMATS = {
         write=_write_litert,
         open=_open_litert,
         packages=("litert_torch", "ai_edge_litert"),
-        distribution="litert-torch",
         extra="litert",
     ),
 }
