@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from facebones import plugins
+from facebones import exporting, plugins
 from facebones.backbones import create_backbone
 from facebones.backbones.weights import save_weights
 from facebones.cli.main import main
@@ -129,6 +129,7 @@ def test_formats_that_fail_or_crash_say_why_and_stop_no_other(exported):
     assert result["failed"] == []  # none was asked for by name
 
 
+@pytest.mark.slow
 def test_the_files_compute_the_network(exported, small_run):
     faces = np.stack(draw_people(0, 3))
     expected = load_model(small_run, device="cpu").embed(list(faces))
@@ -159,7 +160,23 @@ def test_the_table_is_the_same_in_markdown(exported):
         assert not any(text.encode() in path.read_bytes() for path in folder.glob("model*"))
 
 
-def test_the_command_ends_with_1_if_a_format_that_was_named_failed(small_run, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_the_table_and_ends_with_1_if_a_format_that_was_named_failed(
+    exported, tmp_path, monkeypatch, capsys
+):
+    words = ["export", "run", "--formats", "all", "--output", str(tmp_path / "out")]
+    for failed, status in (([], 0), (["litert"], 1)):
+        monkeypatch.setattr(exporting, "export", lambda *_, failed=failed, **__: exported[0] | {"failed": failed})
+        assert main(words) == status
+        printed = capsys.readouterr()
+        assert "crashed: its process was ended by SIGSEGV" in printed.out and "Bounds: deviation 1e-04" in printed.out
+        assert printed.err == (
+            "" if not failed else f"facebones: {tmp_path}/out: not written: litert; the table says why\n"
+        )
+    assert main([*words, "--json"]) == 1 and json.loads(capsys.readouterr().out)["failed"] == ["litert"]
+
+
+@pytest.mark.slow
+def test_a_format_that_was_named_and_is_not_installed(small_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(every_format, "TIMED_SECONDS", 0.05)
     monkeypatch.setitem(FORMATS, "litert", replace(FORMATS["litert"], packages=("no_such_package",)))
     words = ["export", str(small_run), "--formats", "litert,torch-export", "--output", str(tmp_path / "new" / "out")]
