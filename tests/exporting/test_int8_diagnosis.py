@@ -88,13 +88,14 @@ def test_the_layer_of_the_scaled_channel_is_named(collapsed, images):
     assert {path.name for path in folder.iterdir()} == {"fp32.onnx", "int8.onnx", "int8.prepared.onnx"}
 
 
-def test_leaving_it_in_fp32_helps_and_is_said(collapsed):
+def test_leaving_it_in_fp32_helps_and_is_said(collapsed, images):
     found = collapsed[2]
     trials = {one["name"]: one for one in found["trials"]}
     assert trials["middle.0 in fp32"]["cosine_min"] > 0.95
     assert trials["ranges from extremes, not means"]["cosine_min"] < 0.9
+    assert found["trials"][0]["cosine_min"] == embedding_cosines(*collapsed[:2], images)[0]
     words = " ".join(advice(found, 0.999987))
-    assert "first layer that departs is middle.0 (Conv, activation 3 of 8)" in words
+    assert "first layer that departs is middle.0 (Conv, activation 3 of 7)" in words
     assert "times its median one" in words and "--float-layers middle.0" in words and "0.999987" in words
 
 
@@ -139,6 +140,18 @@ def test_a_float_layer_reaches_to_the_next_layers_and_no_further():
     assert nodes_in_float(graph, ["a"]) == ["n_a", "n_r", "n_b", "n_s"]
     assert nodes_in_float(graph, ["last", "b"]) == ["n_c", "n_b", "n_s"]
     assert owners_of(graph) == {"a": "a", "r": "a", "b": "b", "s": "b", "c": "c"}
+
+
+def test_a_setting_that_changes_little_is_no_advice():
+    def trial(name, cosine):
+        return {"name": name, "options": f"--{name}", "cosine_min": cosine, "cosine_mean": cosine}
+
+    found = {"layers": [], "first": None, "worst": [], "trials": [trial("as exported", 0.977), trial("a", 0.978)]}
+    assert any("helps much" in sentence for sentence in advice(found))
+    found["trials"].append(trial("b", 0.99))
+    assert "What helps: b, by --b: least cosine 0.9900." in advice(found)
+    found["trials"] = [trial("as exported", None), trial("a", None), trial("b", 0.6)]
+    assert any("helps much" in sentence for sentence in advice(found))
 
 
 def test_each_channel_counts_alike():

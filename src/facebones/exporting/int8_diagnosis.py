@@ -25,6 +25,8 @@ LARGEST_STEP = 0.1  # a layer's cosine this far below those of what it reads: it
 MOST_NAMED = 3  # layers that lose most
 IMAGES_COMPARED = 8
 MOST_CALIBRATION = 64  # images, in each trial
+HELPFUL_SHARE = 0.5  # of the distance of the least cosine from 1: a setting helps if it leaves no more
+AS_EXPORTED = "as exported"
 LARGE_SPREAD = 30.0  # times the median channel: 8 bits leave the median two digits
 
 
@@ -57,11 +59,13 @@ def diagnose(
         "bounds"; "layers": all activations in the order of computing, as `LayerActivation`; "first": the place among
         them of the first whose cosine is below its bound, or None; "worst": the layers that lose most, worst first;
         "trials": of each setting its "name", "options" of the command line, "cosine_min" and "cosine_mean" between
-        embeddings in fp32 and in 8 bits.
+        embeddings in fp32 and in 8 bits; the file as it is comes first.
     """
     rows = compare_activations(before, after, faces[:IMAGES_COMPARED], folder)
     worst = worst_layers(rows)
-    trials = [_tried(trial, before, calibration[:MOST_CALIBRATION], faces, folder) for trial in _trials(worst)]
+    least, mean = embedding_cosines(before, after, faces)
+    trials = [{"name": AS_EXPORTED, "options": "", "cosine_min": least, "cosine_mean": mean}]
+    trials += [_tried(trial, before, calibration[:MOST_CALIBRATION], faces, folder) for trial in _trials(worst)]
     return {
         "bounds": {"embedding_cosine": LEAST_COSINE, "accuracy_loss": LARGEST_LOSS, "layer_cosine": LEAST_LAYER_COSINE},
         "layers": [row.to_json() for row in rows],
@@ -154,14 +158,16 @@ def advice(diagnosis: Mapping[str, Any], fp16_cosine: float | None = None) -> li
 
 
 def _best_of(trials: Sequence[Mapping[str, Any]], fp16_cosine: float | None) -> list[str]:
-    known = [one for one in trials if one["cosine_min"] is not None]
+    present, *others = trials
+    before = -1.0 if present["cosine_min"] is None else present["cosine_min"]
+    known = [one for one in others if one["cosine_min"] is not None]
     best = max(known, key=lambda one: one["cosine_min"], default=None)
     sentences = []
-    if best is not None and best["cosine_min"] >= LEAST_COSINE:
+    if best is not None and best["cosine_min"] >= max(LEAST_COSINE, 1 - HELPFUL_SHARE * (1 - before)):
         how = f", by {best['options']}" if best["options"] else ""
         sentences.append(f"What helps: {best['name']}{how}: least cosine {best['cosine_min']:.4f}.")
     else:
-        sentences.append("None of the settings that were tried reaches the bound; weights are per channel already.")
+        sentences.append("None of the settings that were tried helps much; weights are per channel already.")
         sentences.append("Try more images, of the kind that the model will see: --calibration, --calibration-images.")
     if fp16_cosine is None:
         return [*sentences, "Or take 16 bits, half the size of fp32: --formats onnx-fp16."]

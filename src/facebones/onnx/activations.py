@@ -20,6 +20,9 @@ from facebones.onnx.quantize import stack_images
 
 ROUNDED_SUFFIX = "_DequantizeLinear_Output"  # what the quantiser appends to the name of a value that it rounds
 
+# They lose nothing themselves, but may give an activation a form of which the channels cannot be told.
+SHAPE_OPERATORS = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -58,6 +61,8 @@ def compare_activations(
     before: OnnxBackbone, after: OnnxBackbone, images: Sequence[ImageArray], folder: Path
 ) -> list[LayerActivation]:
     """Compare all activations of a file with those of its quantised form, in the order of computing.
+
+    What only has another shape is left out.
 
     Args:
         before: the fp32 file.
@@ -154,7 +159,9 @@ def _rows(graph: Any, sums: dict[str, Sums]) -> list[LayerActivation]:
     cosine = {value: one.cosine for value, one in sums.items()}
     for node in graph.node:
         value = node.output[0]
-        if value in sums:
+        if node.op_type in SHAPE_OPERATORS:
+            cosine[value] = cosine.get(node.input[0], 1.0)
+        elif value in sums:
             exact, approximate = sums[value].norms
             least = min((cosine[one] for one in node.input if one in cosine), default=1.0)
             row = LayerActivation(
