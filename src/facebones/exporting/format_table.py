@@ -65,9 +65,11 @@ def formats_title(result: Mapping[str, Any]) -> str:
     form = f" ({result['form']} form)" if result["form"] else ""
     faces, ranges, conditions = result["faces"], result["calibration"], result["conditions"]
     threads = conditions["threads"]
+    has_int8 = any(row["precision"] == "int8" for row in result["formats"])
+    calibrated = f"; int8 calibrated on {ranges['count']}: {ranges['source']}" if has_int8 else ""
     return (
         f"{result['output']}: {result['backbone']}{form}, {result['embedding_size']}-d; compared with PyTorch on"
-        f" {faces['count']} faces: {faces['source']}; int8 calibrated on {ranges['count']}: {ranges['source']}\n"
+        f" {faces['count']} faces: {faces['source']}{calibrated}\n"
         f"{conditions['processor']}, {threads} thread{'s' * (threads > 1)}; latency of one face, median;"
         f" {BUSY}: the machine did other work meanwhile"
     )
