@@ -12,13 +12,12 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import facebones
-from facebones import exporting
 from facebones.backbones import create_backbone, list_backbones
 from facebones.backbones.weights import save_weights
 from facebones.cli.main import main
 from facebones.errors import RunError
 from facebones.evaluation.models import load_model
-from facebones.exporting import export
+from facebones.exporting import export, onnx_file
 from facebones.onnx.backbone import OnnxBackbone
 from facebones.onnx.graph import count_onnx
 from facebones.onnx.quantize import Calibration
@@ -84,7 +83,7 @@ def test_a_network_with_a_deploy_form_is_written_in_it_and_compared_with_the_oth
 ):
     run, backbone = trained("facelivtv2_xs", 64)
     compared = []
-    monkeypatch.setattr(exporting, "_parity", lambda network, *rest: compared.append(network) or {})
+    monkeypatch.setattr(onnx_file, "_parity", lambda network, *rest: compared.append(network) or {})
     assert main(["export", "--model", str(run), "--output", str(tmp_path / "out.onnx")]) == 0
     assert "facelivtv2_xs (deploy form), 64-d" in capsys.readouterr().out
     properties = {entry.key: entry.value for entry in onnx.load(tmp_path / "out.onnx").metadata_props}
@@ -202,8 +201,8 @@ def test_calibration_images_are_drawn_by_the_seed(small_data):
 @pytest.mark.parametrize(("factor", "figure"), [(1.01, "e-0"), (float("nan"), "nan")])
 def test_a_file_that_answers_otherwise_is_not_kept(factor, figure, trained, tiny_backbone, tmp_path, monkeypatch):
     run, _ = trained(tiny_backbone, 16)
-    original = exporting.OnnxBackbone.forward
-    monkeypatch.setattr(exporting.OnnxBackbone, "forward", lambda self, x: original(self, x) * factor)
+    original = onnx_file.OnnxBackbone.forward
+    monkeypatch.setattr(onnx_file.OnnxBackbone, "forward", lambda self, x: original(self, x) * factor)
     message = rf"differs from torch by .*{figure}.* of an embedding's norm on random, batch of 1; 1e-04 is"
     with pytest.raises(RunError, match=message):
         export(run, tmp_path / "out.onnx")
@@ -271,6 +270,6 @@ def test_bad_input(words, message, trained, tiny_backbone, small_data, tmp_path,
 
 def test_missing_packages(trained, tiny_backbone, tmp_path, monkeypatch, capfd):
     run, _ = trained(tiny_backbone, 16)
-    monkeypatch.setattr(exporting, "PACKAGES", ("onnx", "no_such_package"))
+    monkeypatch.setattr(onnx_file, "PACKAGES", ("onnx", "no_such_package"))
     assert main(["export", "--model", str(run), "--output", str(tmp_path / "out.onnx")]) == 2
     assert "exporting needs no_such_package; pip install 'facebones[export]'" in capfd.readouterr().err

@@ -2,21 +2,23 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facebones.cli.options import (
     Arguments,
     Command,
     device_option,
     json_option,
-    model_option,
     not_negative,
     positive,
     positive_seconds,
     print_json,
 )
-from facebones.errors import ConfigError, UnknownNameError, counted
+from facebones.errors import ConfigError, RunError, UnknownNameError, counted
 from facebones.system.progress import tell
+
+if TYPE_CHECKING:
+    from facebones.onnx.quantize import Calibration
 
 
 def _backbones_options(parser: argparse.ArgumentParser) -> None:
@@ -180,8 +182,23 @@ def _costs(arguments: Arguments) -> None:
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
-    model_option(parser)
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.onnx", help="file to write; must not exist")
+    parser.add_argument(
+        "named", nargs="?", type=Path, metavar="MODEL", help="a run, checkpoint or safetensors file; short for --model"
+    )
+    parser.add_argument("--model", type=Path, metavar="RUN|FILE", help="the same")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE.onnx|DIR",
+        help="file to write, or folder with --formats; must not exist",
+    )
+    parser.add_argument(
+        "--formats",
+        metavar="LIST",
+        help="write many formats and a table of them: all, or names with commas between them: onnx, onnx-fp16,"
+        " onnx-int8, openvino, openvino-fp16, openvino-int8, torch-export, executorch, litert",
+    )
     parser.add_argument("--backbone", metavar="NAME", help="the backbone, if the file does not name it")
     parser.add_argument(
         "--fold-preprocessing",
@@ -189,46 +206,84 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
         help="the model takes pixels, uint8 (B, 112, 112, 3), and scales them itself",
     )
     parser.add_argument("--int8", action="store_true", help="quantise to 8 bits, calibrated on images of --calibration")
-    parser.add_argument("--calibration", type=Path, metavar="DATA", help="a training set, or a .bin, for --int8")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DATA",
+        help="a training set, or a .bin, for --int8, or for formats of 8 bits [drawn faces]",
+    )
     parser.add_argument("--calibration-images", type=positive, metavar="N", help="images sampled from it [256]")
     parser.add_argument("--seed", type=not_negative, metavar="N", help="seed of the sample [0]")
     parser.add_argument(
+        "--float-layers",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="layers that stay in fp32 in files of 8 bits: first, last, or names such as blocks.0.2.0",
+    )
+    parser.add_argument(
         "--data",
+        "--pairs",
         nargs="+",
         type=Path,
         default=[],
         metavar="SET.bin",
-        help="pair sets or a folder: also compare with torch on their faces; with --int8, accuracy before and after",
+        help="pair sets or a folder: also compare with torch on their faces; with --formats the accuracy of each"
+        " format, with --int8 before and after",
     )
     json_option(parser)
 
 
 def _export(arguments: Arguments) -> None:
-    if arguments.int8 != (arguments.calibration is not None):
-        raise ConfigError("--int8 and --calibration DATA go together: the images give the range of the activations")
-    sample = {"images": arguments.calibration_images, "seed": arguments.seed}
-    sample = {key: value for key, value in sample.items() if value is not None}
-    if sample and not arguments.int8:
-        raise ConfigError("--calibration-images and --seed are for --int8")
+    calibration, model = _calibration(arguments), _exported_model(arguments)
 
     from facebones.exporting import export
-    from facebones.onnx.quantize import Calibration
-    from facebones.reporting.console import export_lines, export_table, print_table
 
     result = export(
-        arguments.model,
+        model,
         arguments.output,
+        formats=arguments.formats,
         backbone=arguments.backbone,
         fold_preprocessing=arguments.fold_preprocessing,
-        calibration=Calibration(arguments.calibration, **sample) if arguments.int8 else None,
+        calibration=calibration,
         data=arguments.data,
+        float_layers=arguments.float_layers,
     )
     if arguments.json:
         print_json(result)
-        return
-    tell("\n".join(export_lines(result)))
-    if arguments.int8:
-        print_table(*export_table(result))
+    else:
+        from facebones.reporting.export_tables import print_export
+
+        print_export(result)
+    if failed := result.get("failed"):
+        raise RunError(f"{arguments.output}: not written: {', '.join(failed)}; the table says why")
+
+
+def _exported_model(arguments: Arguments) -> Path:
+    given: list[Path] = [path for path in (arguments.named, arguments.model) if path is not None]
+    if len(given) != 1:
+        raise ConfigError("give one model to export, as MODEL or as --model RUN|FILE")
+    return given[0]
+
+
+def _calibration(arguments: Arguments) -> "Calibration | None":
+    """The images that give the ranges of the activations, checked against the other options."""
+    if arguments.formats is not None and arguments.int8:
+        raise ConfigError("--int8: is for one ONNX file; with --formats name onnx-int8")
+    if arguments.formats is None and arguments.int8 != (arguments.calibration is not None):
+        raise ConfigError("--int8 and --calibration DATA go together: the images give the range of the activations")
+    sample = {"images": arguments.calibration_images, "seed": arguments.seed}
+    sample = {key: value for key, value in sample.items() if value is not None}
+    if sample and arguments.calibration is None:
+        raise ConfigError("--calibration-images and --seed are for --int8, or --formats with --calibration")
+    if arguments.float_layers and not (arguments.int8 or arguments.formats):
+        raise ConfigError("--float-layers is for --int8 and --formats")
+    if arguments.calibration is None:
+        return None
+
+    from facebones.onnx.quantize import Calibration
+
+    return Calibration(arguments.calibration, **sample)
 
 
 COMMANDS = {
@@ -249,8 +304,8 @@ COMMANDS = {
         takes_plugins=False,
     ),
     "export": Command(
-        "export a trained backbone to ONNX, in fp32 or int8, checked against torch",
-        "facebones export --model runs/mbf --output mbf.onnx --data lfw.bin",
+        "export a trained backbone to ONNX, or to all formats with a table of what each changes; checked against torch",
+        "facebones export runs/mbf --formats all --output exported --pairs lfw.bin",
         _export_options,
         _export,
     ),

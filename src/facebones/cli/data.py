@@ -236,7 +236,7 @@ def _catalogue(arguments: Arguments) -> None:
         return
     found = catalogue.find(arguments.words)
     if arguments.json:
-        print(json.dumps(catalogue.to_json(found), indent=2))
+        print_json(catalogue.to_json(found))
     elif len(found) == 1:
         tell("\n".join(catalogue.lines(found[0])))
     else:

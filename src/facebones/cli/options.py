@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from facebones.errors import ConfigError
@@ -67,17 +66,6 @@ def import_option(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE|MODULE",
         help="import your own backbones, heads, protocols or data formats first; repeat it for several",
-    )
-
-
-def model_option(parser: argparse.ArgumentParser) -> None:
-    """--model, one trained PyTorch model."""
-    parser.add_argument(
-        "--model",
-        required=True,
-        type=Path,
-        metavar="RUN|FILE",
-        help="a run, checkpoint or safetensors file, or hf:OWNER/NAME, a published model",
     )
 
 

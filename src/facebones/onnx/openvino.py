@@ -1,4 +1,4 @@
-"""ONNX files in OpenVINO, compiled for one batch size."""
+"""ONNX files in OpenVINO: compiled for one batch size, and saved in its own format (IR)."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -16,7 +16,7 @@ def compile_openvino(path: Path, shape: Sequence[int], precision: str) -> Infer:
     """Compile a file for the CPU.
 
     Args:
-        path: the file.
+        path: an ONNX file, or the .xml file of an IR.
         shape: of the input, the batch first.
         precision: OpenVINO's name, "f32" or "bf16".
 
@@ -39,6 +39,19 @@ def compile_openvino(path: Path, shape: Sequence[int], precision: str) -> Infer:
         return [np.array(answers[index]) for index in outputs]  # copies: the next batch overwrites this memory
 
     return infer
+
+
+def save_openvino(source: Path, target: Path, *, half: bool = False) -> None:
+    """Save an ONNX file as OpenVINO's IR: `target`, an .xml, and its weights in a .bin beside it.
+
+    Args:
+        source: the ONNX file.
+        target: the .xml file.
+        half: store fp32 weights in 16 bits; OpenVINO computes them in fp32 on processors without fp16.
+    """
+    import openvino
+
+    openvino.save_model(_core().read_model(str(source)), str(target), compress_to_fp16=half)
 
 
 @cache

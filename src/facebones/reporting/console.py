@@ -1,4 +1,4 @@
-"""Tables on stdout, and what the commands `evaluate`, `logs`, `profile` and `export` print.
+"""Tables on stdout, and what the commands `evaluate`, `logs` and `profile` print.
 
 Tables are complete also where stdout is not a terminal.
 """
@@ -328,7 +328,7 @@ def profile_table(result: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequen
     """Column names and rows of a profile (the content of profile.json); unknown values are "-"."""
     rows: list[Sequence[str]] = []
     for row in result["networks"]:
-        named = row | {"name": _with_form(row["name"], row.get("form"))}
+        named = row | {"name": with_form(row["name"], row.get("form"))}
         cells = {key: _cell(named[key], unit, form) for key, unit, form in PROFILE_COLUMNS.values()}
         if _is_busy(row):
             cells |= {key: f"{cells[key]} {BUSY}" for key in TIMED}
@@ -336,7 +336,7 @@ def profile_table(result: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequen
     return tuple(PROFILE_COLUMNS), rows
 
 
-def _with_form(name: str, form: str | None) -> str:
+def with_form(name: str, form: str | None) -> str:
     """The name of a network, and its form if it has several."""
     return f"{name} ({form} form)" if form else name
 
@@ -364,42 +364,3 @@ def _cell(value: Any, unit: float, form: str) -> str:
     if value is None:
         return "-"
     return form.format(value if unit == 1 else value / unit)
-
-
-def export_lines(result: Mapping[str, Any]) -> list[str]:
-    """What `export` wrote, and its difference from torch."""
-    metadata = result["metadata"]
-    lines = [
-        f"{result['output']}: {_with_form(metadata['backbone'], metadata.get('form'))}, {metadata['embedding_size']}-d,"
-        f" {result['bytes'] / 1e6:.2f} MB,"
-        f" opset {result['opset']}; takes {metadata['input_layout']}",
-        f"preprocessing: {metadata['preprocessing']}",
-        "largest difference from torch in fp32, relative to the embedding's norm:",
-        *(f"  {name}: {difference:.1e}" for name, difference in result["parity"].items()),
-    ]
-    if changes := result.get("int8"):
-        lines.append(
-            f"int8 after {changes['calibration_images']} images of {changes['calibration']}: cosine to fp32 on"
-            f" {changes['cosine_images']} of these: mean {changes['cosine_mean']:.4f},"
-            f" minimum {changes['cosine_min']:.4f}"
-        )
-    return lines
-
-
-def export_table(result: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequence[str]]]:
-    """Column names and rows that compare fp32 with int8, of an export with calibration."""
-    changes = result["int8"]
-    before, after = changes["fp32"], changes["int8"]
-    rows: list[Sequence[str]] = [
-        ("size", f"{before['bytes'] / 1e6:.2f} MB", f"{after['bytes'] / 1e6:.2f} MB", f"{changes['size_ratio']:.3f}"),
-        (
-            "latency of one image",
-            f"{before['latency_ms']:.2f} ms",
-            f"{after['latency_ms']:.2f} ms",
-            f"{changes['latency_ratio']:.3f}",
-        ),
-    ]
-    for old, new in zip(before["sets"], after["sets"], strict=True):
-        cells = [percent(row["accuracy"], row["accuracy_std"]) for row in (old, new)]
-        rows.append((f"accuracy on {old['set']}", *cells, ""))
-    return ("", "fp32", "int8", "int8 / fp32"), rows

@@ -11,13 +11,15 @@ from torch.nn.functional import cosine_similarity
 
 from facebones import __version__
 from facebones.backbones.base import IMAGE_SIZE, Backbone, deploy_form, is_deployed
-from facebones.backbones.weights import load_backbone, read_card
+from facebones.backbones.weights import read_card
 from facebones.data.images import ImageArray, decode
 from facebones.data.pair_bins import PairSet, read_pairs
-from facebones.data.preprocessing import OURS, Preprocessing, to_network_input
+from facebones.data.preprocessing import to_network_input
 from facebones.errors import ConfigError, RunError
 from facebones.evaluation.pairs import pair_set_files
 from facebones.evaluation.verification import check_pair_set, evaluate_pair_set
+from facebones.exporting.int8_diagnosis import diagnose, is_below_bound
+from facebones.exporting.network import load_for_export
 from facebones.onnx.backbone import OnnxBackbone
 from facebones.onnx.graph import NETWORK_INPUT, OPSET, PIXEL_INPUT, InputForm, check_packages, quiet, to_onnx
 from facebones.onnx.quantize import METHOD, Calibration, quantize, stack_images
@@ -33,7 +35,7 @@ CPU = torch.device("cpu")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def export(
+def export_onnx(
     model: str | Path,
     output: str | Path,
     *,
@@ -42,6 +44,7 @@ def export(
     calibration: Calibration | str | Path | None = None,
     data: Sequence[str | Path] = (),
     batch_size: int = 128,
+    float_layers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write a trained backbone, in deploy form (`Backbone.deploy`), as an ONNX file with a free batch size.
 
@@ -57,70 +60,47 @@ def export(
         data: pair sets, or folders of them. Their faces join the comparison with torch; with `calibration`, the
             accuracy on each set is measured in fp32 and int8.
         batch_size: images per forward pass in that measurement.
+        float_layers: layers that `calibration` leaves in fp32: "first", "last", or names as `int8_diagnosis` prints
+            them.
 
     Returns:
         "output", "checkpoint", "opset", "bytes" and "metadata" of the file; "parity", the largest difference from torch
         on random pixels and on each set of faces, relative to the norm; with `calibration` also "int8", the effect of
-        quantisation.
+        quantisation, which holds a "diagnosis" where that is below its bound.
 
     Raises:
+        UnknownNameError: no such backbone or layer.
         ConfigError: the output exists or cannot be written, or packages are missing.
         CheckpointError, DataError: weights or images are missing or broken.
         RunError: the network cannot be exported, or its embeddings differ too much from torch's.
     """
     output = Path(output)
     _check(output)
-    network, path = _loaded(Path(model), backbone)
+    network, path = load_for_export(Path(model), backbone)
     sets = [read_pairs(file) for file in pair_set_files([Path(item) for item in data])]
     for pair_set in sets:
         check_pair_set(pair_set)
-    faces = {pair_set.name: _first_faces(pair_set) for pair_set in sets}
+    faces = {pair_set.name: first_faces(pair_set) for pair_set in sets}
     if isinstance(calibration, str | Path):
         calibration = Calibration(Path(calibration))
     drawn = calibration.draw() if calibration else []
     form = PIXEL_INPUT if fold_preprocessing else NETWORK_INPUT
     deployed = deploy_form(network)
-    metadata = _metadata(deployed, path, form)
+    metadata = describe(deployed, path, form)
     with atomic_write(output) as file, temporary_folder(output) as scratch:
-        exported = _write_model(scratch / "fp32.onnx", to_onnx(deployed, str(path), form), metadata)
+        exported = write_model(scratch / "fp32.onnx", to_onnx(deployed, str(path), form), metadata)
         result: dict[str, Any] = {"output": str(output), "checkpoint": origin(path), "opset": OPSET}
         result["parity"] = _parity(network, exported, {"calibration": drawn, **faces}, path)
         if calibration:
             metadata |= {"quantization": METHOD}
-            quantized = _quantized(exported, scratch / "int8.onnx", drawn, metadata)
+            quantized = write_int8(exported, scratch / "int8.onnx", drawn, metadata, float_layers)
             changes = _effect_of_int8(exported, quantized, drawn[:FACES_COMPARED], sets, batch_size)
+            if is_below_bound(changes["cosine_min"]):
+                changes["diagnosis"] = diagnose(exported, quantized, drawn, drawn[:FACES_COMPARED], scratch)
             result["int8"] = {"calibration": str(calibration.data), "calibration_images": len(drawn), **changes}
             exported = quantized
         file.write(exported.path.read_bytes())
     return {**result, "bytes": output.stat().st_size, "metadata": metadata}
-
-
-def _loaded(model: Path, name: str | None) -> tuple[Backbone, Path]:
-    """The network, which takes our input, and the path of the file that was read."""
-    network, path = load_backbone(model, name)
-    known = getattr(network, "known_input", None)  # a plug-in's network may be any module
-    if known:
-        network = _TakesOurs(network, Preprocessing(**known)).eval()
-    return network, path
-
-
-class _TakesOurs(Backbone):
-    """A network that was trained with another input, with our input."""
-
-    def __init__(self, network: Backbone, theirs: Preprocessing) -> None:
-        super().__init__()
-        self.name, self.embedding_size, self.is_deployed = network.name, network.embedding_size, is_deployed(network)
-        self.network, self._theirs = network, theirs
-
-    def forward(self, x_B3HW: Tensor) -> Tensor:
-        theirs = self._theirs
-        x = x_B3HW.flip(1) if theirs.colour != OURS.colour else x_B3HW
-        embeddings: Tensor = self.network(x * (OURS.scale / theirs.scale) + (OURS.mean - theirs.mean) / theirs.scale)
-        return embeddings
-
-    def deploy(self) -> Backbone:
-        form = deploy_form(self.network)
-        return self if form is self.network else _TakesOurs(form, self._theirs).eval()
 
 
 def _check(output: Path) -> None:
@@ -132,13 +112,14 @@ def _check(output: Path) -> None:
     check_writable(output)
 
 
-def _first_faces(pair_set: PairSet) -> list[ImageArray]:
+def first_faces(pair_set: PairSet) -> list[ImageArray]:
+    """The first images of a set, (112, 112, 3) uint8 RGB, at most `FACES_COMPARED`."""
     some = pair_set.images[:FACES_COMPARED]
     return [decode(image, f"{pair_set.name}: image {index}", IMAGE_SIZE) for index, image in enumerate(some)]
 
 
-def _metadata(network: Backbone, path: Path, form: InputForm) -> dict[str, str]:
-    """The file's metadata."""
+def describe(network: Backbone, path: Path, form: InputForm) -> dict[str, str]:
+    """What an exported file says of itself: the metadata of the ONNX file."""
     metadata = {
         "backbone": network.name,
         "embedding_size": str(network.embedding_size),
@@ -152,7 +133,7 @@ def _metadata(network: Backbone, path: Path, form: InputForm) -> dict[str, str]:
     return {**metadata, "training_data": training_data} if isinstance(training_data, str) else metadata
 
 
-def _write_model(path: Path, model: Any, metadata: Mapping[str, str]) -> OnnxBackbone:
+def write_model(path: Path, model: Any, metadata: Mapping[str, str]) -> OnnxBackbone:
     """Write a model with our metadata; the exporter's contains paths of this machine."""
     import onnx
 
@@ -197,14 +178,19 @@ def _difference(network: Backbone, exported: OnnxBackbone, x_B3HW: Tensor) -> fl
         return float((difference / expected.norm(dim=1)).max())
 
 
-def _quantized(
-    exported: OnnxBackbone, target: Path, images: Sequence[ImageArray], metadata: Mapping[str, str]
+def write_int8(
+    exported: OnnxBackbone,
+    target: Path,
+    images: Sequence[ImageArray],
+    metadata: Mapping[str, str],
+    float_layers: Sequence[str] = (),
 ) -> OnnxBackbone:
+    """Quantise an fp32 file to 8 bits, and write it with our metadata; errors as `quantize`."""
     import onnx
 
     with quiet():
-        quantize(exported, target, images)
-    return _write_model(target, onnx.load(str(target)), metadata)
+        quantize(exported, target, images, float_layers=float_layers)
+    return write_model(target, onnx.load(str(target)), metadata)
 
 
 def _effect_of_int8(
