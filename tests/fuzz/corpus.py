@@ -3,6 +3,7 @@
 python tests/fuzz/corpus.py     reads each within the limits, and prints the outcomes as JSON
 """
 
+import base64
 import io
 import json
 import pickle
@@ -197,6 +198,25 @@ def _parquet(images: list[bytes], **options: object) -> Files:
     return {"a.parquet": content.getvalue()}
 
 
+# A file whose footer has columns on which pyarrow 26.0.1 ends the process (SIGABRT) when their metadata are read.
+PARQUET_ABORT = (
+    "eNqTlBGbwi/qJcbAICnWZMEgKSO0SUDUA8yVYRBlkbQxZZBgK07OSM1NFGVhEOVRZZZgzsxNB7GYJDgyU1LzSjJLKlUZfGQYGBjEeCRl"
+    "JHXUGGREeSRNGdgEJMFqRXnEeMSaLMWu8atN4VfjkDFj0rjM+v/G/wcMAl5unm4MjIwMDIxAyPD/NoMzAxMjCIBIJiBoYmEGUawsLMws"
+    "bKxsbGDMzskBxOxsbBzcHJxcIABk8XBz8YA4IEPAWoG6mJlZudjZ2LlIBv8PMAhyMPAw8DAzKjEwCTIyCzL+P8LAD3QnK9h5QMdCACMT"
+    "MwsrGzvQGdxABVsFgM5nZmZiYWYFuhgoWwuUZ2ARZBVSNHRkEw5MZFcqFDFqnLiQQ9lp40HRoIsfVIyTipo4ucTEJSSlVNXUNTS1TEzN"
+    "zC0srZxdXN3cPTy9gkNCw8IjIqOSU1LT0jMys4pLSsvKKyqrmlta29o7OrsmTZ4yddr0GTNnLVq8ZOmy5StWrtq0ecvWbdt37Nx16PCR"
+    "o8eOnzh56tLlK1evXb9x89bDR4+fPH32/MXLVx8/ff7y9dv3Hz9/AZ0tz8jAzAgDWP0lCPQXEygO2EH+YmQqBykQZGFVNGQTcgxkTywU"
+    "VjJq5BBxmrhw40FOZeOgD6JJRRe5xFRMHqp+BHpNDuwz4jzWRJbP4B5D+OsWKPaAkccsyGDP8Mv90fVjseyP+jr/9i4WNcpVfppzvdH7"
+    "g/iRSycutdYYC3/Xtv9WPS3SJnDrkzTp6U3F8bEH8/OfLH8n/K7/odzUv7ZHti49FHG07XC22PqVP+Qv5yserkh8pMqzXz8vYKr165fy"
+    "n+3/35Q4TWyqZsKVqvkHIFXLj6Zq8lK11ICn6nf7hOvO3NP/wLf97/KV7Td3yM+yCd93eJWrjLck89MAq+ur/wRv297vpmYh6Hf5osN6"
+    "/sl/k+v3ZP+MqjN4fjP4W8hD6fo4tz21D/cFfll0VpmBoYHBb63piSlm2x/e+H9TUJBBUkeURZRBlIkBSAgAKRtgDSHJJqnGxAUs6ido"
+    "iMqJ/RIQfSbGgFzgw6sEcKlfITaHUW2TgNo9fhkzBg2m5EoJ5sS8PKxGy4BMBiZOBrF1GqIyYg/URQ0YxH5ZivGocYh9EgBWTBI8jkFB"
+    "/uFWkMpI4gGjPgiYOYJAoCMEeDs6ljs6pTu6OTqmOzqng8WcnBwdfUEMZ0dHT7AAgnaEMJ1c4Xy/EKChFkCGqxtEsBxEujrCAchQp4Io"
+    "97DSFPccg1SwzS6+IKcAFYWC5IH2e4DcAXaXE0yfqyvEvHQ083zB5iWFJ4OUuiK84ujIIKFQkFhUWJpaoptcUKCbWFSUX65QllpUnJmf"
+    "p2BkpmegZyipA6x2QTXvKnYGhgDHIEMA33JZXg=="
+)
+
+
 CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
     # What a database or a Parquet file could be made to do; thought of, not found.
     "database of a page within itself": ("lmdb", lambda: _lmdb(_loop), "in the tree twice"),
@@ -210,6 +230,11 @@ CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
         "parquet",
         lambda: _parquet([seeds.image(".bmp", (200, 100))] * 7_000, compression="none", data_page_size=100),
         "7000 rows of 1 images",
+    ),
+    "Parquet on whose columns pyarrow aborts": (
+        "parquet",
+        lambda: {"a.parquet": zlib.decompress(base64.b64decode(PARQUET_ABORT))},
+        "the header of a page is broken",
     ),
     # Lists within lists in a footer: Python's recursion limit, as a traceback.
     "Parquet of nested lists": (
