@@ -317,11 +317,14 @@ def test_an_image_that_the_set_lacks_is_refused(half_known, small_data):
         KnownOverlap(half_known).of("tiny", source)
 
 
-def test_bad_options_are_one_line(planted, tiny_backbone, tmp_path, capsys):
+def test_bad_options_are_one_line(planted, tiny_backbone, weights, tmp_path, capsys):
     with pytest.raises(ConfigError, match="has random weights"):
         find_overlap(planted / "train", planted / "sets", tmp_path, model=tiny_backbone)
     with pytest.raises(ConfigError, match="false_rate 1: is not between 0 and 1"):
         find_overlap(planted / "train", planted / "sets", tmp_path, false_rate=1)
+    with pytest.raises(DataError, match="40 people cannot say what one in 100 strangers reaches; give a false rate of"):
+        find_overlap(planted / "train", planted / "sets", tmp_path / "late", model=weights, false_rate=0.01)
+    assert not (tmp_path / "late" / "features").exists()
     words = ["data", "overlap", str(planted / "train"), str(planted / "sets"), "--output", str(tmp_path)]
     assert main([*words, "--false-rate", "0.1"]) == 2
     assert "--false-rate: goes with --model" in capsys.readouterr().err

@@ -53,6 +53,7 @@ def test_the_interval_excludes_zero_where_p_is_below_five_percent():
 def test_runs_without_any_noise_differ_or_are_equal():
     assert compare_levels([0.9, 0.9], [0.8], 0.0).p_value == 0
     assert compare_levels([0.9, 0.9], [0.9], 0.0).p_value == 1
+    assert all(compare_levels([value], [value] * 3, 0.0).p_value == 1 for value in np.arange(3000, 6001) / 6000)
     assert compare_levels([0.9, 0.9], [0.1, 0.1], 1e-12).p_value < 1e-200
 
 

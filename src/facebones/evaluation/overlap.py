@@ -169,10 +169,12 @@ def find_overlap(
     tests = [_TestSet(group) for group in _groups(sets)]
     opened = None
     if model is not None:
-        from facebones.evaluation.shared_people import open_recogniser
+        from facebones.evaluation.shared_people import check_people, open_recogniser
+
 
         options = {"device": device, "preprocessing": preprocessing, "backbone": backbone, "output_name": output_name}
         opened = open_recogniser(model, runtime, **options)
+        check_people(data.labels, false_rate, str(data.path))
     found = _images_in(data, tests, workers, progress)
     people = None
     if opened is not None:

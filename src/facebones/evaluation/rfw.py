@@ -208,7 +208,7 @@ def skewed_error_ratio(accuracy_RG: npt.ArrayLike) -> FloatArray:
     >>> round(float(skewed_error_ratio([0.9487, 0.9557, 0.9708, 0.9563])), 2)
     1.76
     """
-    error = 1 - np.asarray(accuracy_RG, dtype=np.float64)
+    error = np.clip(1 - np.asarray(accuracy_RG, dtype=np.float64), 0, 1)  # replicates spread beyond what is possible
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = error.max(axis=-1) / error.min(axis=-1)
     return np.where(np.isnan(ratio), 1.0, ratio)  # no error in any group
@@ -259,5 +259,5 @@ def _skewness(accuracies: Sequence[ResampledMetric], model: int) -> dict[str, An
     drawn = skewed_error_ratio(np.stack([one.replicates[:, model] for one in accuracies], axis=-1))
     finite = drawn[np.isfinite(drawn)]
     low, high = bias_corrected(finite, ratio) if finite.size else (1.0, ratio)
-    ends = {"ratio_low": min(low, ratio), "ratio_high": max(high, ratio)}
+    ends = {"ratio_low": min(max(low, 1.0), ratio), "ratio_high": max(high, ratio)}
     return found | {"skewed_error_ratio": ratio, **ends}

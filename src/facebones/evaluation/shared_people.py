@@ -33,6 +33,19 @@ OUTLYING = 5 * 1.4826  # standard deviations of a normal distribution, in median
 MOST_REPEATED = 100  # named in the result
 
 
+def check_people(labels_N: Integers, false_rate: float, name: str) -> None:
+    """Refuse fewer than 1 / false_rate people, before any of their images is embedded.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    if (people := len(np.unique(labels_N))) * false_rate < 1:
+        raise DataError(
+            f"{name}: {counted(people, 'person', 'people')} cannot say what one in {1 / false_rate:,.0f} strangers"
+            f" reaches; give a false rate of {1 / people:.2g} or more, or more people"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class SharedPeople:
     """The people of the training data, and the cosine from which on an image is likely one of them.
@@ -67,14 +80,10 @@ class SharedPeople:
             name: of the training data, for errors.
 
         Raises:
-            DataError: fewer than 1 / false_rate people, or an embedding has no direction.
+            DataError: as `check_people`, or an embedding has no direction.
         """
+        check_people(labels_N, false_rate, name)
         people, place_N, count_P = np.unique(labels_N, return_inverse=True, return_counts=True)
-        if len(people) * false_rate < 1:
-            raise DataError(
-                f"{name}: {counted(len(people), 'person', 'people')} cannot say what one in {1 / false_rate:,.0f}"
-                f" strangers reaches; give a false rate of {1 / len(people):.2g} or more, or more people"
-            )
         sums_PxD = _sums(place_N, features_NxVxD, len(people), name)
         centroids = _unit(sums_PxD, f"{name}, people")
         by_person = np.argsort(place_N, kind="stable")

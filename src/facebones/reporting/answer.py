@@ -1,5 +1,6 @@
 """The answer in words: which backbone or level for which budget, and which are not significantly different."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -284,7 +285,7 @@ def _sides(
 ) -> tuple[list[str], list[str], list[str], list[str]]:
     """These variants, the best first, as those that are best, and those that the tests call alike, worse or neither."""
     means = {name: spread.mean for name in ranking if (spread := results.spread(metric, name)) is not None}
-    best, ties = ranking[0], [name for name in ranking if means[name] == means[ranking[0]]]
+    best, ties = ranking[0], [name for name in ranking if math.isclose(means[name], means[ranking[0]], abs_tol=1e-12)]
     others = [name for name in ranking if name not in ties]
     pairs = [{test.first, test.second} for test in results.tests(metric)]
     tested = {name for pair in pairs if best in pair for name in pair}
@@ -328,7 +329,8 @@ def _reservations(results: Results, metrics: Sequence[MetricResult]) -> list[str
         sentences.append(f"Each {results.noun} has one seed, so the variation between seeds is unknown.")
     elif single:
         verb = "has" if len(single) == 1 else "have"
-        sentences.append(f"{listed(single)} {verb} one seed only, so the variation between seeds is unknown.")
+        assumed = f"the tests take it to vary between seeds as the {results.noun} does that it is compared with"
+        sentences.append(f"{listed(single)} {verb} one seed only; {assumed}.")
     return sentences
 
 

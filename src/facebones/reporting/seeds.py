@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from facebones.reporting.results import MetricResult, Results
+from facebones.reporting.variant_tests import VariantTest
 from facebones.statistics.seed_power import (
     MOST_SEEDS,
     compare_seeds,
@@ -12,6 +13,7 @@ from facebones.statistics.seed_power import (
     seed_noise,
     seeds_needed,
 )
+from facebones.statistics.seeds_and_set import left_for_seeds
 from facebones.statistics.significance import SIGNIFICANT, over_seeds
 from facebones.system.number_format import p_words, rounded
 
@@ -103,34 +105,37 @@ def seed_sentences(results: Results, metric: MetricResult) -> list[str]:
     if found is None or not found[1].deviation:
         return []
     other, test = found
-    verdicts = {frozenset((one.first, one.second)): one.significant for one in results.tests(metric)}
+    verdicts = {frozenset((one.first, one.second)): one for one in results.tests(metric)}
     one, two = test.seeds if test.first == best else test.seeds[::-1]
     seeds = f"{one} seeds each" if one == two else f"{one} and {two} seeds"
     return [
         f"Between seeds of {best} and {other}, {metric.title} varies by ± {_points(test.deviation)} points (at most"
         f" ± {_points(test.upper)}): {seeds} would find a difference of {_points(test.detectable)} points"
         f" ({_points(test.detectable_upper)}) with 80 % power;"
-        f" {_of_observed(test, best, significant=verdicts.get(frozenset((best, other))))}."
+        f" {_of_observed(test, verdicts.get(frozenset((best, other))))}."
     ]
 
 
-def _of_observed(test: SeedTest, best: str, *, significant: bool | None) -> str:
-    """What that means for the observed difference, and for the verdict of the other tests, if there is one."""
+def _of_observed(test: SeedTest, verdict: VariantTest | None) -> str:
+    """What that means for the observed difference, beside the verdict over seeds and set, if there is one."""
     if not test.difference:
         return "the two tie"
     seen, p = f"the {_points(test.difference)} points seen", p_words(test.p_value)
-    chance = f"(p {p})" if p.startswith("<") else f"(p = {p})"
-    if significant:
+    if verdict is not None and verdict.significant:
         return f"{seen} are more than seeds and set explain"
     if test.p_value <= SIGNIFICANT:
-        return f"{seen} are more than seeds explain {chance}" + (
-            ", but not on other people" if significant is False else ""
+        chance = f"p {p}" if p.startswith("<") else f"p = {p}"
+        return f"{seen} are more than the seeds alone explain ({chance}, without the set's noise and Holm's correction)"
+    left = left_for_seeds(test.difference, verdict.set_error or 0.0 if verdict is not None else 0.0)
+    if not left:
+        return (
+            f"no number of seeds would find the {_points(test.difference)} points seen on this set, a larger one might"
         )
-    needed = f"more than {MOST_SEEDS:,} seeds each"
-    if test.needed is not None:
-        upper = f"more than {MOST_SEEDS:,}" if test.needed_upper is None else f"{test.needed_upper:,}"
-        needed = f"about {test.needed:,} seeds each ({upper})"
-    return f"{seen} would take {needed}"
+    needed, upper = (seeds_needed(left, spread) for spread in (test.deviation, test.upper))
+    if needed is None:
+        return f"{seen} would take more than {MOST_SEEDS:,} seeds each"
+    most = f"more than {MOST_SEEDS:,}" if upper is None else f"{upper:,}"
+    return f"{seen} would take about {needed:,} seeds each ({most})"
 
 
 def bars_words(results: Results) -> str:

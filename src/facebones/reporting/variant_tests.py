@@ -27,6 +27,7 @@ class VariantTest:
         low: lower end of the 95 % interval of the difference, without a correction.
         high: its upper end.
         from_seeds: share of the variance of the difference that is from the seeds; None with one run each.
+        set_error: standard error of the difference that is from the set; None with one run each.
     """
 
     first: str
@@ -36,6 +37,7 @@ class VariantTest:
     low: float
     high: float
     from_seeds: float | None = None
+    set_error: float | None = None
 
     @property
     def significant(self) -> bool:
@@ -83,7 +85,10 @@ def variant_tests(
     *,
     factors: bool,
 ) -> list[VariantTest]:
-    """The tests of every two variants that were compared, in the order of the variants.
+    """The tests of every two variants of which all runs were compared, in the order of the variants.
+
+    A variant with a run that has the metric from elsewhere, such as from validation, has no test: its mean is of other
+    runs than a test would be.
 
     Args:
         comparisons: of every two runs; see `MetricResult`.
@@ -93,8 +98,10 @@ def variant_tests(
         factors: whether variants have levels; then there are more of them than an evaluation knows.
     """
     cells, within = _cells(comparisons, owner, variants)
-    compared = dict.fromkeys(test[side] for test in comparisons for side in ("first", "second"))
-    runs = {name: [values[run] for run in compared if owner.get(run) == name] for name in variants}
+    compared = {test[side] for test in comparisons for side in ("first", "second")}
+    runs = {name: [values[run] for run in values if owner.get(run) == name] for name in variants}
+    untested = {owner[run] for run in values if run in owner and run not in compared}
+    cells = {pair: outcomes for pair, outcomes in cells.items() if untested.isdisjoint(pair)}
     single = not factors and all(len(runs[name]) == 1 for pair in cells for name in pair)
     tests = [_variant_test(pair, outcomes, runs, within) for pair, outcomes in cells.items()]
     if single:

@@ -26,7 +26,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from facebones.statistics.significance import SIGNIFICANT
+from facebones.statistics.significance import SIGNIFICANT, mean_of
 
 FloatArray = npt.NDArray[np.float64]
 Values = Sequence[float] | FloatArray
@@ -73,7 +73,7 @@ def seed_noise(levels: Sequence[Values], confidence: float = CONFIDENCE) -> Seed
     degrees = sum(max(len(values) - 1, 0) for values in levels)
     if not degrees:
         raise ValueError(f"levels: {len(levels)}, none of which has two seeds; a spread needs them")
-    # Equal values have no spread at all, although their mean may differ from them by rounding.
+    # Equal values have no spread at all, although np.mean of them may differ from them by rounding.
     squares = sum(len(values) * float(np.var(values)) for values in levels if np.ptp(values))
     deviation = math.sqrt(squares / degrees)
     upper = deviation * math.sqrt(degrees / float(chdtri(degrees, confidence)))
@@ -93,9 +93,9 @@ def compare_seeds(first: Values, second: Values) -> float:
     """
     from scipy.special import stdtr
 
-    noise, difference = seed_noise([first, second]), float(np.mean(first) - np.mean(second))
+    noise, difference = seed_noise([first, second]), mean_of(first) - mean_of(second)
     if not noise.deviation:
-        return float(np.mean(first) == np.mean(second))
+        return float(not difference)
     t = difference / (noise.deviation * math.sqrt(1 / len(first) + 1 / len(second)))
     return 2 * float(stdtr(noise.degrees, -abs(t)))
 

@@ -18,11 +18,12 @@ Source: W. G. Cochran, "Approximate significance levels of the Behrens-Fisher te
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
-from facebones.statistics.seed_power import Values, seed_noise
-from facebones.statistics.significance import LEVEL
+from facebones.statistics.seed_power import POWER, Values, seed_noise
+from facebones.statistics.significance import LEVEL, SIGNIFICANT, mean_of
 
 LEAST_LOGARITHM = -300.0  # of a p-value, to base 10
 
@@ -37,6 +38,7 @@ class LevelTest:
         high: its upper end.
         p_value: two-sided, of no difference.
         from_seeds: share of the variance that the seeds make; more people cannot reduce it.
+        set_error: standard error that the set makes; more seeds cannot reduce it.
     """
 
     difference: float
@@ -44,6 +46,7 @@ class LevelTest:
     high: float
     p_value: float
     from_seeds: float
+    set_error: float
 
 
 def shared_variance(between: Sequence[float], within_first: Sequence[float], within_second: Sequence[float]) -> float:
@@ -85,12 +88,13 @@ def compare_levels(first: Values, second: Values, shared: float) -> LevelTest:
     >>> round(both.p_value, 4), round(both.from_seeds, 4)
     (0.0891, 0.7273)
     """
-    noise, difference = seed_noise([first, second]), float(np.mean(first) - np.mean(second))
+    noise, difference = seed_noise([first, second]), mean_of(first) - mean_of(second)
     of_seeds = noise.deviation**2 * (1 / len(first) + 1 / len(second))
     whole = of_seeds + shared
     if not whole:  # all runs agree on every set
         p_value = float(not difference)
-        return LevelTest(difference=difference, low=difference, high=difference, p_value=p_value, from_seeds=0.0)
+        none = {"from_seeds": 0.0, "set_error": 0.0}
+        return LevelTest(difference=difference, low=difference, high=difference, p_value=p_value, **none)
     part, error = of_seeds / whole, math.sqrt(whole)
     half = error * _bound(1 - LEVEL, part, noise.degrees)
     return LevelTest(
@@ -99,7 +103,20 @@ def compare_levels(first: Values, second: Values, shared: float) -> LevelTest:
         high=difference + half,
         p_value=_p_value(abs(difference) / error, part, noise.degrees),
         from_seeds=part,
+        set_error=math.sqrt(shared),
     )
+
+
+def left_for_seeds(difference: float, set_error: float, *, power: float = POWER, alpha: float = SIGNIFICANT) -> float:
+    """The difference by itself that seeds must find so that, with the set's noise, this difference is found.
+
+    0 where no number of seeds finds it with this power: the set's noise alone hides it.
+
+    >>> left_for_seeds(0.01, 0.0), left_for_seeds(0.01, 0.004), round(left_for_seeds(0.01, 0.002), 5)
+    (0.01, 0.0, 0.00828)
+    """
+    hidden = set_error * (NormalDist().inv_cdf(1 - alpha / 2) + NormalDist().inv_cdf(power))
+    return math.sqrt(max(difference**2 - hidden**2, 0.0))
 
 
 def _bound(p_value: float, part: float, degrees: int) -> float:

@@ -121,15 +121,24 @@ def over_seeds(values: Sequence[float], level: float = LEVEL) -> SeedSpread:
     """
     if not len(values):
         raise ValueError("values: none; give the value of at least one seed")
-    mean, seeds = float(np.mean(values)), len(values)
+    mean, seeds = mean_of(values), len(values)
     if seeds == 1:
         return SeedSpread(mean=mean, deviation=None, seeds=1, interval=None)
-    deviation = float(np.std(values, ddof=1))
+    deviation = float(np.std(values, ddof=1)) if np.ptp(values) else 0.0
     half = t_quantile(level, seeds - 1) * deviation / math.sqrt(seeds)
     interval = Interval(
         low=mean - half, high=mean + half, level=level, method="Student's t", resampled="seeds", replicates=0
     )
     return SeedSpread(mean=mean, deviation=deviation, seeds=seeds, interval=interval)
+
+
+def mean_of(values: Sequence[float] | FloatArray) -> float:
+    """The mean; of equal values exactly this value, whatever their number.
+
+    >>> float(np.mean([0.8345] * 3)) == 0.8345, mean_of([0.8345] * 3) == 0.8345
+    (False, True)
+    """
+    return float(np.mean(values)) if np.ptp(values) else float(values[0])
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
