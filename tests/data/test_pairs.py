@@ -318,9 +318,9 @@ def test_numpy_array_by_hand_is_otherwise_read():
         ((3, [True]), "the images are a int instead of a list"),
         ((IMAGES, None), "is_same is None instead of a list"),
         (([], []), "holds no image"),
-        ((IMAGES[:1], [True]), "1 images, an odd number"),
+        ((IMAGES[:1], [True]), "1 image, an odd number"),
         ((IMAGES, [True, False]), "2 images for 2 pairs; each pair needs two"),
-        ((IMAGES * 2, [True]), "4 images for 1 pairs"),
+        ((IMAGES * 2, [True]), "4 images for 1 pair;"),
         (([IMAGES[0], 3], [True]), "image 1 is a int instead of bytes"),
         (([IMAGES[0], "\u4e00"], [True]), "image 1 is a str instead of bytes"),
         (([IMAGES[0], np.zeros(3, np.int64)], [True]), "image 1 is a numpy array of int64 instead of bytes"),
@@ -365,7 +365,7 @@ def test_written_file_is_read_by_us_and_by_pickle(tmp_path, rows):
 
 
 def test_wrong_counts_are_not_written(tmp_path):
-    with pytest.raises(DataError, match="3 images for 1 pairs"):
+    with pytest.raises(DataError, match="3 images for 1 pair;"):
         write_pairs(tmp_path / "a.bin", IMAGES + IMAGES[:1], [True])
     assert list(tmp_path.iterdir()) == []
 

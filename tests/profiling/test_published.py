@@ -189,7 +189,7 @@ def test_the_command_writes_the_page_with_marks_and_reasons(quick, tmp_path, cap
     assert capsys.readouterr().out == f"{file}: 2 backbones, 1 of them measured\n"
     (line, other) = [line for line in file.read_text().splitlines() if line.startswith(f"| `{SMALL}` | 1.50")]
     assert line.startswith(f"| `{SMALL}` | 1.50* | 1.50 |") and "*" not in other
-    assert f"| `study_mixfacenet_s` |{' not measured |' * 6}" in file.read_text()
+    assert "Not measured yet: `study_mixfacenet_s`." in file.read_text()
 
     data = json.loads(file.with_suffix(".json").read_text())
     data["latencies"][SMALL]["2"]["openvino-int8"] = {"problem": "it crashes"}

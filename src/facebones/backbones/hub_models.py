@@ -6,7 +6,6 @@ config.json, model.safetensors and the thresholds that config.json names are fet
 
 from pathlib import Path
 
-from facebones.backbones.hub_config import CALIBRATION, CONFIG, LARGEST_CONFIG, WEIGHTS, StatedFile, read_config
 from facebones.errors import CheckpointError
 from facebones.system.hub import download, is_hub_address, parse_address, pinned
 
@@ -26,6 +25,8 @@ def local_model(model: Path | str) -> Path:
     """
     if not is_hub_address(model):
         return Path(model)
+    from facebones.backbones.hub_config import CALIBRATION, CONFIG, LARGEST_CONFIG, WEIGHTS, StatedFile, read_config
+
     address = parse_address(model)
     config_path = download(address, CONFIG, most=LARGEST_CONFIG)
     address = pinned(address, config_path)

@@ -18,7 +18,6 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from facebones.backbones.base import LARGEST_EMBEDDING, Backbone
-from facebones.backbones.hub_config import config_beside
 from facebones.backbones.hub_models import local_model
 from facebones.backbones.registry import create_backbone, lookup_backbone
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError, some
@@ -69,7 +68,11 @@ def load_backbone(model: Path, name: str | None = None, embedding_size: int | No
     path = _file_of(local_model(model))
     if path.suffix == ".onnx":
         raise CheckpointError(f"{path}: is an ONNX file, which only evaluate and profile take; give a run or weights")
-    published = config_beside(path)
+    published = None
+    if path.with_name("config.json").is_file():
+        from facebones.backbones.hub_config import config_beside
+
+        published = config_beside(path)
     if published is not None:
         published.check_file(path)
     content, stated_name, stated_size = _read_weights(path)

@@ -1,10 +1,9 @@
 """The command that publishes a model."""
 
 import argparse
-import json
 from pathlib import Path
 
-from facebones.cli.options import Arguments, Command, json_option
+from facebones.cli.options import Arguments, Command, json_option, print_json
 from facebones.system.progress import tell
 
 
@@ -41,7 +40,7 @@ def _push(arguments: Arguments) -> None:
     taken = ("license", "results", "calibration", "public", "message", "output", "dry_run")
     published = push(arguments.run, arguments.repository, **{name: getattr(arguments, name) for name in taken})
     if arguments.json:
-        print(json.dumps(published.to_json(), indent=2))
+        print_json(published.to_json())
         return
     if arguments.dry_run:
         tell(published.card)

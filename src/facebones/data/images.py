@@ -9,14 +9,18 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.unreadable import Fault, find_fault
 from facebones.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from facebones.data.unreadable import Fault
+
+ADVICE = "remove it or restore it from the source"
 ImageArray = npt.NDArray[np.uint8]
 
 MOST_PIXELS = 2**26  # of an image: 8192 x 8192
@@ -64,17 +68,20 @@ def decode(encoded: bytes, what: str | Callable[[], str], size: int | None = Non
         image = None
     if image is None:
         place = what() if callable(what) else what
-        fault = why_unreadable(encoded) or Fault(
-            f"no readable image ({len(encoded)} bytes)", "remove it or restore it from the source"
+        fault = why_unreadable(encoded)
+        reason, advice = (
+            (fault.reason, fault.advice) if fault else (f"no readable image ({len(encoded)} bytes)", ADVICE)
         )
-        raise DataError(f"{place}: {fault.reason}; {fault.advice}")
+        raise DataError(f"{place}: {reason}; {advice}")
     if size is not None and image.shape[:2] != (size, size):
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     return np.asarray(image, dtype=np.uint8)
 
 
-def why_unreadable(encoded: bytes) -> Fault | None:
+def why_unreadable(encoded: bytes) -> "Fault | None":
     """Why `decode` refuses an image: too many pixels, empty, cut short, a format that is not read; None for others."""
+    from facebones.data.unreadable import find_fault  # most images are sound
+
     return find_fault(bytes(encoded), claimed_pixels(encoded), MOST_PIXELS, image_size(encoded))
 
 

@@ -104,7 +104,7 @@ def unpack_pickle(value: bytes, what: str) -> Packed:
 def lone_number(value: bytes) -> int | None:
     r"""The number in a value such as that of `__len__`, packed with MessagePack or pickle; None if it holds no number.
 
-    >>> lone_number(b"\xcd\x01\x00"), lone_number(b"\x80\x04K\x07."), lone_number(b"?!")
+    >>> lone_number(b"\xcd\x01\x00"), lone_number(b"\x80\x04K\x07."), lone_number(b"\xc1")
     (256, 7, None)
     """
     try:

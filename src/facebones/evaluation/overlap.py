@@ -171,7 +171,6 @@ def find_overlap(
     if model is not None:
         from facebones.evaluation.shared_people import check_people, open_recogniser
 
-
         options = {"device": device, "preprocessing": preprocessing, "backbone": backbone, "output_name": output_name}
         opened = open_recogniser(model, runtime, **options)
         check_people(data.labels, false_rate, str(data.path))
