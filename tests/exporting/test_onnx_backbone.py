@@ -211,6 +211,7 @@ def test_evaluate_pairs_takes_an_onnx_file(tmp_path, small_data, capsys):
     assert "holds mobilefacenet, not r50; leave --backbone out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_foreign_recogniser_on_real_faces(real_faces):
     from facebones.data.pair_bins import PairSet, read_pairs
     from facebones.evaluation.verification import evaluate_pair_set
