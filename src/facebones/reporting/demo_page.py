@@ -79,7 +79,7 @@ def write_demo_page(
         opening: further options of `load_model`.
 
     Raises:
-        ConfigError: the package is missing, or the output cannot be written or holds files of others with these names.
+        ConfigError: the package is missing, or the output cannot be written or holds other files with these names.
         CheckpointError: the model cannot be used, or not by a browser.
         RunError: the disk is full; an earlier page is still whole.
     """
