@@ -319,5 +319,7 @@ def test_frozen_stages_train_compiled(tiny_recipe):
     plain, before = steps_of(tiny_recipe(**options), 3)
     compiled, _ = steps_of(tiny_recipe(**options, **{"training.compile": True}), 3)
     for name, value in compiled.backbone.state_dict().items():
-        assert torch.allclose(value, plain.backbone.state_dict()[name], rtol=1e-4, atol=1e-5), name
+        expected, start = plain.backbone.state_dict()[name].double(), before[name].double()
+        # Compiled code sums in another order, and each step carries that on: the bound is a part of what was learnt.
+        assert (value - expected).norm() <= 1e-3 * (expected - start).norm() + 1e-5, name
     assert torch.equal(compiled.backbone.norm2d.running_mean, before["norm2d.running_mean"])
