@@ -482,6 +482,16 @@ def test_what_a_killed_process_left_is_removed_by_the_next_write_and_what_is_in_
         assert path.read_bytes() == b"1"
 
 
+def test_an_evaluation_beside_the_leftovers_of_a_killed_one(run, small_data, tmp_path):
+    output = tmp_path / "results"
+    output.mkdir()
+    for name in ("roc.pdf", "pairs.json"):
+        in_child(lambda name=name: killed_while_writing(output / name))
+    words = ["evaluate", "pairs", "--model", run, "--data", small_data, "--device", "cpu", "--output", output]
+    assert main([str(word) for word in words]) == 0
+    assert not list(output.glob(".*"))
+
+
 def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -46,9 +46,12 @@ profile: false
 """
 IDENTITIES, IMAGES_EACH, PAIRS = 4, 7, 20
 # `inputs` is a digest that counts the times of files.
-TIMES = {"inputs", "images_per_second", "seconds", "created", "started", "ended", "embedding_seconds", "images_per_s"}
-# Of no interest: logs for people, locks, leases and their numbers.
-IGNORED = re.compile(r"(.*/)?(seed\d+\.log|\.lock|\.[^/]+\.lease\.\d+)")
+TIMES = {
+    *("inputs", "images_per_second", "seconds", "created", "started", "ended", "embedding_seconds", "images_per_s"),
+    "latency",
+}
+# Of no interest: logs for people, locks, leases and their numbers, and a table of latencies, which are in a .json file too.
+IGNORED = re.compile(r"(.*/)?(seed\d+\.log|\.lock|\.[^/]+\.lease\.\d+|export\.md)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,11 @@ def _with_resume(command: Command, work: Path) -> tuple[str, ...]:
     if (work / f"{command.output}.partial").exists():
         return *command.words, "--resume"
     return command.words
+
+
+def _unless_whole(command: Command, work: Path) -> tuple[str, ...]:
+    """A folder that appears with all its files is not written again."""
+    return ("--version",) if (work / command.output).exists() else command.words
 
 
 TRAIN = (
@@ -139,6 +147,12 @@ COMMANDS = {
             data="images/person1/3.jpg",
         ),
         Command(
+            name="convert from LMDB",
+            words=("data", "convert", "faces.lmdb", "made/records"),
+            output="made/records",
+            data="faces.lmdb",
+        ),
+        Command(
             name="align",
             words=("data", "align", "images", "made/faces", "--landmarks", "points.csv", "--workers", "2"),
             output="made/faces",
@@ -163,9 +177,47 @@ COMMANDS = {
             data="run/model.safetensors",
         ),
         Command(
+            name="export in formats",
+            words=("export", "run", *NET, "--formats", "onnx,torch-export", "--output", "made/formats"),
+            output="made/formats",
+            again=_unless_whole,
+            data="run/model.safetensors",
+        ),
+        Command(
+            name="evaluate folder",
+            words=("evaluate", "folder", *NET, "--model", "run", "--data", "images", "--output", "made/all", *CPU),
+            output="made/all",
+            data="images/person1/3.jpg",
+        ),
+        Command(
+            name="evaluate groups",
+            words=(
+                *("evaluate", "groups", *NET, "--model", "run", "--data", "folder=images", "--groups", "groups.csv"),
+                *("--fmr", "0.2", "--permutations", "100", "--output", "made/groups", *CPU),
+            ),
+            output="made/groups",
+            data="groups.csv",
+        ),
+        Command(
+            name="calibrate",
+            words=(
+                *("calibrate", *NET, "--model", "run", "--data", "data/tiny.bin", "--fmr", "0.5"),
+                *("--output", "made/threshold.json", *CPU),
+            ),
+            output="made/threshold.json",
+            data="data/tiny.bin",
+        ),
+        Command(
+            name="find overlap",
+            words=("data", "overlap", "data", "data/tiny.bin", "--output", "made/overlap"),
+            output="made/overlap",
+            data="data/tiny.bin",
+        ),
+        Command(
             name="push to a folder",
             words=("push", "run", "ann/net", "--license", "mit", *NET, "--output", "made/published"),
             output="made/published",
+            again=_unless_whole,
             data="run/model.safetensors",
         ),
         Command(
@@ -204,12 +256,32 @@ def make_inputs(folder: Path) -> None:
             (folder / "images" / name).write_bytes(image(identity, number))
             rows.append(f"{name},38,52,74,52,56,72,42,92,71,92")
     (folder / "points.csv").write_text("\n".join(rows) + "\n")
+    people = [f"person{identity},{'ab'[identity % 2]}" for identity in range(IDENTITIES)]
+    (folder / "groups.csv").write_text("\n".join(["person,group", *people]) + "\n")
     convert(folder / "images", folder / "data")
+    _write_lmdb(folder)
     same = [pair % 2 == 0 for pair in range(PAIRS)]
     people = [(100 + pair, 100 + pair if same[pair] else 500 + pair) for pair in range(PAIRS)]
     write_pairs(folder / "data/tiny.bin", [image(who, n) for pair in people for n, who in enumerate(pair)], same)
     (folder / "net.py").write_text(NETWORK)
     (folder / "study.yaml").write_text(STUDY)
+
+
+def _write_lmdb(folder: Path) -> None:
+    """Write the images as HSFace comes: one database, values packed with MessagePack."""
+    import lmdb
+    import msgpack
+
+    images = sorted((folder / "images").glob("person*/*.jpg"))
+    values: dict[str, Any] = {
+        str(number): (path.read_bytes(), int(path.parent.name.removeprefix("person")))
+        for number, path in enumerate(images)
+    }
+    about = {"__keys__": [key.encode() for key in values], "__len__": len(images), "__classnum__": IDENTITIES}
+    database = lmdb.open(str(folder / "faces.lmdb"), subdir=False, lock=False, map_size=2**24)
+    with database, database.begin(write=True) as writing:
+        for key, value in {**values, **about}.items():
+            writing.put(key.encode(), msgpack.dumps(value))
 
 
 def _content(path: Path) -> Any:

@@ -217,7 +217,7 @@ def kill_a_worker(harness: Harness, command: Command, after: float) -> str:
 def _unlike_changed_data(harness: Harness, command: Command, fault: str, work: Path) -> str:
     """How the output differs from that of the command where its data was changed before, as one may do."""
     found = command.content(work)
-    shutil.rmtree(work / "made")
+    shutil.rmtree(work / "made", ignore_errors=True)  # the fault may have removed it
     (work / "made").mkdir()
     if fault not in CHANGES_DATA or harness.run(work, command.words).status:
         return differences(harness.undisturbed(command).content, found)

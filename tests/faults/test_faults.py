@@ -25,7 +25,10 @@ def test_a_training_that_is_killed_again_and_again_ends_equal_to_the_bit(harness
 
 # A run takes a fraction of a second, one or two seconds, and more.
 SHORT = ["train", "convert to folder", "convert to records", "align", "embed"]
-LONG = ["evaluate pairs", "export", "report", "compare"]
+LONG = [
+    *("evaluate pairs", "evaluate folder", "evaluate groups", "calibrate", "find overlap", "convert from LMDB"),
+    *("embed photos", "export", "export in formats", "push to a folder", "report", "compare"),
+]
 
 
 def spread(changes, times, chance):

@@ -305,7 +305,8 @@ def _show(arguments: Arguments, contents: list[Any]) -> None:
         from facebones.reporting.evaluation_plots import write_evaluation_plots
         from facebones.system.files import check_written
 
-        results = [path for path in arguments.output.iterdir() if path.is_file()]
+        # Hidden files are temporary ones, of another process or of one that was killed: they may go.
+        results = [path for path in arguments.output.iterdir() if path.is_file() and not path.name.startswith(".")]
         for content in contents:
             write_evaluation_plots(content, arguments.output)
         check_written(results)

@@ -39,7 +39,7 @@ from facebones.plugins import imported_plugins
 from facebones.profiling.conditions import ROUNDS
 from facebones.system.crash_proof import CrashProof, State
 from facebones.system.environment import processor_model, version_of
-from facebones.system.files import atomic_write, check_writable, temporary_folder, write_json
+from facebones.system.files import atomic_write, check_writable, check_written, temporary_folder, write_json
 from facebones.system.hub import origin
 from facebones.system.progress import say
 
@@ -113,6 +113,8 @@ def export_formats(
         with atomic_write(making.files / "export.md") as file:
             file.write(markdown(result).encode())
         _publish(making.files, output)
+    written = [name for row in rows if row["state"] in WRITTEN for name in row["files"]]
+    check_written(output / name for name in (*written, "export.json", "export.md"))
     return result
 
 
