@@ -255,7 +255,7 @@ _ONNX: dict[str, Any] = {
 _OPENVINO: dict[str, Any] = {
     "open": _open_openvino,
     "packages": ("onnx", "onnxscript", "onnxruntime", "openvino"),
-    "extra": "export,openvino",
+    "extra": "openvino",
 }
 FORMATS = {
     "onnx": Format(precision="fp32", files=(f"{STEM}.onnx",), write=_write_onnx, **_ONNX),
