@@ -4,25 +4,25 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facebones import __version__
 from facebones.errors import ConfigError, RunError
-from facebones.reporting.answer import answer
+from facebones.reporting.answer import Answer, answer
 from facebones.reporting.load import load_results
 from facebones.reporting.page import cautions, page_text, save_page
 from facebones.reporting.plots.report_plots import PLOT_KINDS, plot_files, write_plots
 from facebones.reporting.results import MetricResult, Results, Run
 from facebones.reporting.seeds import seed_tests
 from facebones.reporting.table_files import Beginning, save_tables, table_texts
-from facebones.reporting.tables import report_tables
+from facebones.reporting.tables import Table, report_tables
 from facebones.reporting.variant_tests import VariantTest
 from facebones.reporting.words import set_words
 from facebones.system.files import check_written, write_json
-from facebones.system.progress import say
+from facebones.system.progress import say, track
 
 if TYPE_CHECKING:
     from facebones.reporting.face_pairs import SetFaces
@@ -62,14 +62,14 @@ def write_report(
     for note in results.notes:
         say(f"note: {note}")
     shown, of_faces = _faces(results, faces)
-    tables, words = report_tables(results), answer(results)
+    tables, words, numbers = _made(results, progress)
     plots = plot_files(results, output / PLOTS)
     content = {
         "answer": list(words.sentences),
         **({"answer_details": list(words.details)} if words.details else {}),
         "plots": [path.name for path in plots],
         **of_faces,
-        **results_json(results),
+        **numbers,
     }
     # Everything is built and every path checked before the first write, so that an error leaves the old report whole.
     beginning = Beginning(title=results.title or "facebones", sentences=words.sentences, notes=cautions(results))
@@ -85,6 +85,13 @@ def write_report(
     save_page(page, output / PAGE)
     check_written([*drawn, *files])
     return content
+
+
+def _made(results: Results, progress: bool) -> tuple[list[Table], Answer, dict[str, Any]]:
+    """The tables, the answer and the numbers of results.json: seconds each in a large study."""
+    steps: tuple[Callable[[Results], Any], ...] = (report_tables, answer, results_json)
+    tables, words, numbers = (make(results) for make in (track(steps, "making tables") if progress else steps))
+    return tables, words, numbers
 
 
 def _faces(results: Results, sets: Sequence[Path]) -> tuple["Sequence[SetFaces]", dict[str, Any]]:
