@@ -157,10 +157,10 @@ class PairsProtocol(Protocol):
         if output is not None:
             from facebones.system.files import atomic_write
 
-            known = {"is_same": self.pair_set.is_same, "images_sha256": np.array(self.images().fingerprint())}
+            is_same, digest = self.pair_set.is_same, np.array(self.images().fingerprint())
             for model, result in results.items():
                 with atomic_write(output / self._scores_file(model)) as file:
-                    np.savez(file, distance=result.verification.distances, **known)
+                    np.savez(file, distance=result.verification.distances, is_same=is_same, images_sha256=digest)
             curves = {"roc": {model: self._scores_file(model) for model in results}}
         metrics = compare_on_pairs(self.pair_set, results, bootstrap, seed)
         return [self.result(metrics, details={name: one.to_json() for name, one in results.items()}, curves=curves)]

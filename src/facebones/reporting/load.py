@@ -166,7 +166,7 @@ class _Reader:
             tunings=self.tunings,
         )
 
-    def _tracked(self, rows: Any, words: str) -> Iterable[Any]:
+    def _tracked(self, rows: Iterable[Any], words: str) -> Iterable[Any]:
         return track(rows, words) if self.progress else rows
 
     # ------------------------------------------------------------------------------------------ runs and studies
