@@ -120,7 +120,7 @@ def test_the_page_shows_faces_only_where_they_are_asked_for(evaluation):
     assert "<img" not in without and "data:image" not in without and "--faces SET.bin" in without
     text = page(evaluation, evaluation.parent / "lfw.bin")
     assert text.count("<img ") == MOST_MODELS * 2 * MOST_PAIRS * 2
-    assert "3 best of 4 backbones by accuracy, among 20 pairs" in text and "--faces SET.bin" not in text
+    assert "The best 3 of 4 backbones by accuracy, among 20 pairs" in text and "--faces SET.bin" not in text
     section = text.partition('<section id="faces"')[2].partition("</section>")[0]
     assert section.count('<details class="fold">') == 1 and "<details open" not in section
     assert 'alt="Pair 19, first face"' in section and "<b>0.2750</b>" in section

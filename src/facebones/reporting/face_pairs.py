@@ -137,7 +137,7 @@ def faces_json(faces: Sequence[SetFaces]) -> list[dict[str, Any]]:
 
 
 def _evaluated_files(sets: Sequence[Path], known: Mapping[str, EvaluatedSet]) -> dict[str, Path]:
-    """Name to file of the sets to show."""
+    """Name to file of the sets to show, in the order of the report."""
     have = f"there are scores of {listed(list(known))}" if known else "there are no scores of pair sets"
     found: dict[str, Path] = {}
     for given in sets:
@@ -153,7 +153,7 @@ def _evaluated_files(sets: Sequence[Path], known: Mapping[str, EvaluatedSet]) ->
             found[set_name(path)] = path
     if len(found) > MOST_SETS:
         raise ConfigError(f"{OPTION}: {len(found)} sets; a page shows at most {MOST_SETS}, so name the ones to show")
-    return found
+    return {name: found[name] for name in known if name in found}
 
 
 def _read_set(path: Path) -> PairSet:

@@ -29,6 +29,7 @@ from facebones.reporting.tables import Cell, Table
 from facebones.reporting.words import set_words
 from facebones.statistics.curves import RocCurve, area_under_curve
 from facebones.system.files import atomic_write
+from facebones.system.number_format import MINUS
 
 if TYPE_CHECKING:
     from facebones.reporting.face_pairs import SetFaces
@@ -70,7 +71,7 @@ def page_text(results: Results, tables: Sequence[Table], answer: Answer, faces: 
     from plotly.offline import get_plotlyjs
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["unbroken"] = unbroken
+    environment.filters |= {"unbroken": unbroken, "minus": minus}
     data = page_data(results)
     scripts = [_inline(get_plotlyjs()), _inline(_resource("report.js"))]
     return environment.from_string(
@@ -110,6 +111,15 @@ def unbroken(text: str) -> str:
     return re.sub(
         r"(?<=\d) (?=[%GMk](?:\W|$))|(?<=%) (?=[±\[])|(?<=±) |(?<=\d,) (?=[\d.]+\])", "\N{NO-BREAK SPACE}", text
     )
+
+
+def minus(text: str) -> str:
+    """Numbers and intervals with minus signs for hyphens, as in the heat map; any other text as it is.
+
+    >>> minus("[-0.23, +1.77]"), minus("-0.5"), minus("-"), minus("net-1")
+    ('[−0.23, +1.77]', '−0.5', '-', 'net-1')
+    """
+    return re.sub(r"(?<![\d.])-(?=\d)", MINUS, text) if re.fullmatch(r"[-+\d., ±%\[\]]+", text) else text
 
 
 def script_json(content: Any) -> str:
