@@ -116,8 +116,8 @@ def unbroken(text: str) -> str:
 def minus(text: str) -> str:
     """Numbers and intervals with minus signs for hyphens, as in the heat map; any other text as it is.
 
-    >>> minus("[-0.23, +1.77]"), minus("-0.5"), minus("-"), minus("net-1")
-    ('[−0.23, +1.77]', '−0.5', '-', 'net-1')
+    >>> [minus(text).replace(MINUS, "~") for text in ("[-0.23, +1.77]", "-0.5", "-", "net-1", "2e-05")]
+    ['[~0.23, +1.77]', '~0.5', '-', 'net-1', '2e-05']
     """
     return re.sub(r"(?<![\d.])-(?=\d)", MINUS, text) if re.fullmatch(r"[-+\d., ±%\[\]]+", text) else text
 
