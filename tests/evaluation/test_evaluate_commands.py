@@ -18,7 +18,11 @@ from facebones.backbones import create_backbone
 from facebones.backbones.weights import save_weights
 from facebones.cli.main import main as cli
 from facebones.data.ijb_pairs import read_pair_labels
-from facebones.data.image_sources import LooseCrops
+from facebones.data.image_sources import EncodedImages, LooseCrops
+from facebones.data.pair_bins import read_pairs
+from facebones.reporting.evaluations import read_pair_scores
+from facebones.reporting.face_pairs import face_pairs
+from facebones.reporting.load import load_results
 from facebones.run_folder import RunFolder
 from facebones.statistics.curves import corners, roc
 from facebones.synthetic.dataset import synthesize
@@ -104,10 +108,24 @@ def test_pairs_of_many_models_have_intervals_tests_and_plots(models, small_data,
     assert written == sorted(
         ["pairs.json", "roc_tiny.pdf", "roc_tiny.png", *(f"{name}_tiny_scores.npz" for name in models)]
     )
+    images = EncodedImages("tiny", read_pairs(small_data / "tiny.bin").images)
+    for name in models:  # by which a report finds the images of a pair
+        found = read_pair_scores(tmp_path / "out" / f"{name}_tiny_scores.npz")
+        assert found.images_sha256 == images.fingerprint() and found.scores.shape == found.is_same.shape == (20,)
     assert cli(words) == 0
     printed = capsys.readouterr().out
     assert "*: not significantly different from the best" in printed
     assert "first - second" in printed and f"third: tiny_for_tests, {models['third']}" in printed
+
+
+def test_the_worst_pairs_of_an_evaluation_can_be_shown_as_faces(models, small_data, tmp_path):
+    assert cli(words_of(models, "pairs", "--data", small_data / "tiny.bin", "--output", tmp_path / "out")) == 0
+    (section,) = json.loads((tmp_path / "out" / "pairs.json").read_text())["results"]
+    (found,) = face_pairs(load_results(tmp_path / "out"), [small_data / "tiny.bin"])
+    assert {model.run for model in found.models} == set(models)
+    for model in found.models:
+        wrong = round(20 * (1 - metric(section, "accuracy")["values"][model.run]))
+        assert sum(model.errors) == wrong  # both folds of two pairs and thresholds are those of the protocol
 
 
 def test_each_model_gets_what_it_gets_alone(models, small_data, capsys):

@@ -245,6 +245,7 @@ def arrays() -> list[Files]:
     scores = io.BytesIO()
     np.save(scores, np.array([0.5, 0.25, -1.0], np.float32))
     pairs = {"distance": np.array([0.1, 2.0, 1.0, 0.2]), "is_same": np.array([True, False, True, True])}
+    pairs["images_sha256"] = np.array("00" * 32)
     values = [np.array([0, 0.5, 1]), np.array([0, 0.75, 1]), np.array([2, 1, 0.0]), np.array(4), np.array(6)]
     curve = npz(False, **dict(zip(CURVE_ARRAYS, values, strict=True)))
     return [

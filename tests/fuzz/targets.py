@@ -104,11 +104,13 @@ def _arrays(folder: Path) -> None:
     import numpy as np
 
     from facebones.data.ijb_pairs import read_scores
-    from facebones.reporting.evaluations import read_roc
+    from facebones.reporting.evaluations import read_pair_scores, read_roc
 
     for path in folder.glob("*.npz"):
         with _refusing():
             read_roc(path)
+        with _refusing():
+            read_pair_scores(path)
     read_scores(folder / "scores.npy", SimpleNamespace(is_same=np.ones(3, bool)))
 
 

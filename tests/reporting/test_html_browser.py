@@ -5,13 +5,16 @@ import re
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import chromium
 from playwright.sync_api import Error, expect
 
 from facebones.reporting.answer import Answer
+from facebones.reporting.face_pairs import FacePair, ModelFaces, SetFaces, _data_url
 from facebones.reporting.page import page_text, save_page
 from facebones.system.number_format import rounded
 
@@ -75,8 +78,23 @@ def address(page_results, page_tables, tmp_path_factory):
     overview, runs = page_tables(results)
     tuning = replace(runs, key="tuning", title="Tuning", section="tuning")
     trials = replace(runs, key="tuning_trials", title="All trials", section="tuning", folded=True)
-    save_page(page_text(results, [overview, runs, tuning, trials], answer), path)
+    save_page(page_text(results, [overview, runs, tuning, trials], answer, faces_of(results)), path)
     return path.as_uri()
+
+
+def faces_of(results):
+    """The worst pairs of the first two backbones on a set, as grey images."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 112, 112, 3), np.uint8)
+    pairs = [
+        FacePair(number=1000 + place, score=0.5, is_wrong=place < 2, images=(_data_url(one), _data_url(one)))
+        for place, one in enumerate(noise)
+    ]
+    models = [
+        ModelFaces(place=place, run=results.runs[0].name, errors=(2, 0), impostors=pairs[:6], genuine=pairs[6:12])
+        for place in (0, 1)
+    ]
+    known = {"file": Path("lfw.bin"), "pairs": 6000, "measure": "accuracy", "chosen_of": 7}
+    return [SetFaces(title="lfw", models=models, **known)]
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +361,20 @@ def test_without_scripts_text_and_tables_are_all_there(visit):
     assert page.locator("#tables td:visible").count() == 28
     for selector in (".plot", "button", "select", "input"):
         assert page.locator(f"{selector}:visible").count() == 0
+
+
+def test_the_faces_of_a_backbone_are_hidden_with_it(visit):
+    page = visit()
+    faces, empty = page.locator("#faces .faces:visible"), page.locator("#faces .nobody")
+    assert faces.count() == 2 and page.locator("#faces img:visible").count() == 48
+    sizes = page.evaluate("[...document.querySelectorAll('#faces img')].map(image => image.naturalWidth)")
+    assert set(sizes) == {112}  # the page's policy lets them be shown
+    expect(empty).to_be_hidden()
+    page.locator(".chip input").nth(0).uncheck()
+    assert faces.count() == 1
+    page.locator(".chip input").nth(1).uncheck()
+    assert faces.count() == 0
+    expect(empty).to_be_visible()
 
 
 def test_without_a_backbone_the_heat_map_says_so(visit):

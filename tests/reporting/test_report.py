@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -63,6 +64,16 @@ def test_plots_of_an_older_version_are_removed_from_their_folder(study, undrawn,
     (tmp_path / RESULTS).write_text(json.dumps({"pictures": ["mine.png"]}))
     write_report([study], tmp_path)
     assert not folder.exists()
+
+
+def test_the_command_shows_its_progress_and_a_call_from_python_does_not(study, undrawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("facebones.system.progress.PLAIN_LINE_SECONDS", 0)
+    write_report([study], tmp_path / "report")
+    assert "reading" not in (said := capsys.readouterr().err) and "drawing" not in said
+    assert main(["report", str(study), "--output", str(tmp_path / "report")]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"reading runs: 3/4, \d+s left", said)
+    assert re.search(r"drawing plots: 2/\d+, \d+s left, \d[\d,.]* plots/s", said)
 
 
 HOSTILE_LISTS = [

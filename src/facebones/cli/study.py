@@ -187,6 +187,14 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of a study, run or evaluation")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder, created here [report, in the first DIR]")
     _title_option(parser)
+    parser.add_argument(
+        "--faces",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="SET",
+        help="show the worst pairs of these evaluated pair sets as faces: .bin files, pair lists, or folders of them",
+    )
     json_option(parser)
 
 
@@ -194,7 +202,7 @@ def _report(arguments: Arguments) -> None:
     from facebones.reporting.report import PAGE, write_report
 
     output = arguments.output or arguments.folders[0] / REPORT_FOLDER
-    content = write_report(arguments.folders, output, title=arguments.title)
+    content = write_report(arguments.folders, output, title=arguments.title, faces=arguments.faces, progress=True)
     if arguments.json:
         print_json(content)
     else:

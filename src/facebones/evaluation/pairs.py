@@ -149,16 +149,18 @@ class PairsProtocol(Protocol):
     ) -> list[ProtocolResult]:
         """Verify the pairs with several models, and test their differences.
 
-        With an output, MODEL_SET_scores.npz holds the squared distance and the label of each pair.
+        With an output, MODEL_SET_scores.npz holds the squared distance and the label of each pair, and the digest of
+        all images, by which a report finds the pairs again.
         """
         results = {model: verify_features(row, self.pair_set) for model, row in features.items()}
         curves = {}
         if output is not None:
             from facebones.system.files import atomic_write
 
+            is_same, digest = self.pair_set.is_same, np.array(self.images().fingerprint())
             for model, result in results.items():
                 with atomic_write(output / self._scores_file(model)) as file:
-                    np.savez(file, distance=result.verification.distances, is_same=self.pair_set.is_same)
+                    np.savez(file, distance=result.verification.distances, is_same=is_same, images_sha256=digest)
             curves = {"roc": {model: self._scores_file(model) for model in results}}
         metrics = compare_on_pairs(self.pair_set, results, bootstrap, seed)
         return [self.result(metrics, details={name: one.to_json() for name, one in results.items()}, curves=curves)]

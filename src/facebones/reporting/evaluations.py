@@ -1,10 +1,13 @@
 """The JSON of an evaluation (format 2) as `MetricResult` records and curves, checked on reading."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from facebones.errors import DataError
 from facebones.reporting.results import EvaluatedSet, MetricResult
@@ -16,6 +19,8 @@ FORMAT = 2
 OLDER_FILES = ("pairs.json", "templates.json", "identification.json")
 CURVE_ENDING = "_roc.npz"
 CURVE_ARRAYS = ("far", "tar", "threshold", "genuine", "impostors")
+SCORE_ARRAYS = ("distance", "is_same")
+IMAGES_DIGEST = "images_sha256"  # beside these, since version 0.2
 CALIBRATIONS = "*.calibration.json"
 TRUST_FILES = ("groups.json", "quality.json", "overlap.json")
 NOT_EVALUATIONS = (
@@ -148,10 +153,59 @@ def read_roc(file: Path) -> RocCurve:
     try:
         if file.name.endswith(CURVE_ENDING):
             return _curve(read_npz(file, CURVE_ARRAYS))
-        scores = read_npz(file, ("distance", "is_same"))
+        scores = read_npz(file, SCORE_ARRAYS)
         return roc(1 - scores["distance"] / 2, scores["is_same"])
     except (*OTHER_SHAPE, OSError) as error:
         raise unexpected(file, error) from error
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairScores:
+    """What a model says of each pair of a set.
+
+    Attributes:
+        scores: (P,) float64 cosines, in the order of the set.
+        is_same: (P,) bool, True for a genuine pair.
+        images_sha256: digest of the set's images; None in files of older versions.
+    """
+
+    scores: npt.NDArray[np.float64]
+    is_same: npt.NDArray[np.bool_]
+    images_sha256: str | None
+
+
+def read_pair_scores(file: Path) -> PairScores:
+    """The scores of all pairs, in their order, that an evaluation has saved.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        arrays, digest = read_npz(file, SCORE_ARRAYS), None
+        with suppress(ValueError):  # of an older version
+            digest = str(read_npz(file, (IMAGES_DIGEST,))[IMAGES_DIGEST])
+        scores, is_same = 1 - arrays["distance"].astype(np.float64) / 2, arrays["is_same"]
+        if scores.ndim != 1 or is_same.shape != scores.shape or is_same.dtype != np.bool_:
+            raise ValueError("not a score and a label for each pair")
+        if not np.isfinite(scores).all():
+            raise ValueError("a score that is not finite")
+        return PairScores(scores=scores, is_same=is_same, images_sha256=digest)
+    except (*OTHER_SHAPE, OSError) as error:
+        raise unexpected(file, error) from error
+
+
+def fold_thresholds(details: Any) -> list[float]:
+    """The thresholds of a model's folds as cosines, by what an evaluation holds of the model; empty if unknown.
+
+    Where folds hold one kind of pair, their thresholds say little: these are left out too.
+
+    >>> fold_thresholds({"fold_threshold": [1.0, 1.5]})
+    [0.5, 0.25]
+    """
+    known = (
+        details.get("fold_threshold") if isinstance(details, Mapping) and not details.get("one_kind_folds") else None
+    )
+    return [1 - number(one) / 2 for one in known] if isinstance(known, list) else []
 
 
 def _curve(arrays: Mapping[str, Any]) -> RocCurve:

@@ -1,7 +1,7 @@
 """Folders in, one `Results` out: studies, runs, imported logs, evaluations and profiles."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,14 @@ from facebones.reporting.evaluations import (
     check_format,
     evaluated_set,
     evaluation_files,
+    fold_thresholds,
     hit_rates,
     metric_results,
     read_evaluation,
     read_roc,
     trust_files,
 )
-from facebones.reporting.results import Cost, EvaluatedSet, MetricResult, Results, Run
+from facebones.reporting.results import Cost, EvaluatedSet, MetricResult, Results, Run, ScoreFile
 from facebones.reporting.runs import (
     OTHER_SHAPE,
     checked_levels,
@@ -38,6 +39,7 @@ from facebones.reporting.words import listed, set_words
 from facebones.run_folder import RunFolder
 from facebones.strict_yaml import find_shipped
 from facebones.system.hub import is_hub_address, parse_address
+from facebones.system.progress import track
 
 if TYPE_CHECKING:
     from facebones.reporting.tables import Table
@@ -47,12 +49,13 @@ STUDY_FILE, PROFILE_FILE = "study.json", "profile.json"
 STUDY_FIELDS = ("recipe", "data", "backbones", "seeds", "evaluate", "pair_sets", "ijb")
 
 
-def load_results(*folders: str | Path) -> Results:
+def load_results(*folders: str | Path, progress: bool = False) -> Results:
     """Read what trainings, studies, evaluations and profiles have written.
 
     Args:
         folders: each a study, a run (of facebones, or imported by `facebones logs`), or a folder with the JSON files of
             evaluations or of a profile.
+        progress: show the progress on stderr.
 
     Returns:
         the runs, costs and metrics: the content of a report, also for notebooks.
@@ -63,7 +66,7 @@ def load_results(*folders: str | Path) -> Results:
     """
     if not folders:
         raise ConfigError("nothing to report: give at least one folder of a study or a run")
-    reader = _Reader()
+    reader = _Reader(progress=progress)
     places = [Path(folder).resolve() for folder in folders]
     for folder, place in zip(map(Path, folders), places, strict=True):
         if places.count(place) > 1:
@@ -92,12 +95,14 @@ class _Reader:
     metrics: list[MetricResult] = field(default_factory=list)
     curves: dict[EvaluatedSet, dict[str, Any]] = field(default_factory=dict)
     cmc: dict[EvaluatedSet, dict[str, list[float]]] = field(default_factory=dict)
+    pair_scores: dict[EvaluatedSet, dict[str, ScoreFile]] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
     versions: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     titles: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     tunings: list["Tuning"] = field(default_factory=list)
+    progress: bool = False
     trust: list["Table"] = field(default_factory=list)
 
     def read(self, folder: Path) -> None:
@@ -147,6 +152,7 @@ class _Reader:
             curves=self.curves,
             cmc=self.cmc,
             trust=self.trust,
+            pair_scores=self.pair_scores,
             conditions=self.conditions,
             recipe=shared_recipe(runs),
             notes=[
@@ -159,6 +165,9 @@ class _Reader:
             command="\n".join(self.commands),
             tunings=self.tunings,
         )
+
+    def _tracked(self, rows: Iterable[Any], words: str) -> Iterable[Any]:
+        return track(rows, words) if self.progress else rows
 
     # ------------------------------------------------------------------------------------------ runs and studies
 
@@ -210,7 +219,7 @@ class _Reader:
         tuning = _tuning(content)
         if tuning is not None:
             self.tunings.append(tuning)
-        for row in content["runs"]:
+        for row in self._tracked(content["runs"], "reading runs"):
             run = read_study_run(folder, row)
             if tuning is not None:
                 run = replace(run, tuned=tuning.fields_of(run.levels))
@@ -267,7 +276,7 @@ class _Reader:
             for name, model in content["models"].items():
                 if name not in known:
                     self._add_other(_only_evaluated(name, model), path.parent.resolve().name)
-            for section in content["results"]:
+            for section in self._tracked(content["results"], f"reading {path.name}"):
                 self._add_section(path.parent, section)
             label = ", ".join(dict.fromkeys(set_words(evaluated_set(one)) for one in content["results"]))
             self.versions.append((f"the evaluation on {label}", known_versions(versions or content)))
@@ -288,6 +297,9 @@ class _Reader:
             path = folder / Path(file).name
             if path.is_file():
                 self.curves.setdefault(where, {})[name] = read_roc(path)
+                if where.protocol == "pairs":
+                    scored = ScoreFile(path, fold_thresholds(section.get("details", {}).get(model)))
+                    self.pair_scores.setdefault(where, {})[name] = scored
             else:
                 self.notes.append(f"{path}: is missing, so there is no ROC of {name} on {set_words(where)}")
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,10 @@ from facebones.reporting.tables import Cell, Table
 from facebones.reporting.words import set_words
 from facebones.statistics.curves import RocCurve, area_under_curve
 from facebones.system.files import atomic_write
+from facebones.system.number_format import MINUS
+
+if TYPE_CHECKING:
+    from facebones.reporting.face_pairs import SetFaces
 
 # The colours of `plots.style`, each with a contrast of at least 3:1 on a light page and, second, on a dark one.
 COLOURS = (
@@ -60,14 +64,14 @@ def save_page(text: str, path: Path) -> None:
         file.write(text.encode(errors="backslashreplace"))
 
 
-def page_text(results: Results, tables: Sequence[Table], answer: Answer) -> str:
-    """The page: the answer, the first table (the overview), the plots, and the other tables."""
+def page_text(results: Results, tables: Sequence[Table], answer: Answer, faces: "Sequence[SetFaces]" = ()) -> str:
+    """The page: the answer, the first table (the overview), the plots, pairs as faces, and the other tables."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["unbroken"] = unbroken
+    environment.filters |= {"unbroken": unbroken, "minus": minus}
     data = page_data(results)
     scripts = [_inline(get_plotlyjs()), _inline(_resource("report.js"))]
     return environment.from_string(
@@ -84,6 +88,8 @@ def page_text(results: Results, tables: Sequence[Table], answer: Answer) -> str:
         tuning=[_shown(results, table) for table in tables[1:] if table.section == "tuning"],
         trust=[_shown(results, table) for table in tables[1:] if table.section == "trust"],
         heat_tables=heat_tables(results),
+        faces=faces,
+        can_show_faces=bool(results.pair_scores),
         recipe=sections(results.recipe),
         conditions=sections(results.conditions),
         environments=environments(results),
@@ -105,6 +111,15 @@ def unbroken(text: str) -> str:
     return re.sub(
         r"(?<=\d) (?=[%GMk](?:\W|$))|(?<=%) (?=[±\[])|(?<=±) |(?<=\d,) (?=[\d.]+\])", "\N{NO-BREAK SPACE}", text
     )
+
+
+def minus(text: str) -> str:
+    """Numbers and intervals with minus signs for hyphens, as in the heat map; any other text as it is.
+
+    >>> [minus(text).replace(MINUS, "~") for text in ("[-0.23, +1.77]", "-0.5", "-", "net-1", "2e-05")]
+    ['[~0.23, +1.77]', '~0.5', '-', 'net-1', '2e-05']
+    """
+    return re.sub(r"(?<![\d.])-(?=\d)", MINUS, text) if re.fullmatch(r"[-+\d., ±%\[\]]+", text) else text
 
 
 def script_json(content: Any) -> str:

@@ -4,25 +4,28 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facebones import __version__
 from facebones.errors import ConfigError, RunError
-from facebones.reporting.answer import answer
+from facebones.reporting.answer import Answer, answer
 from facebones.reporting.load import load_results
 from facebones.reporting.page import cautions, page_text, save_page
 from facebones.reporting.plots.report_plots import PLOT_KINDS, plot_files, write_plots
 from facebones.reporting.results import MetricResult, Results, Run
 from facebones.reporting.seeds import seed_tests
 from facebones.reporting.table_files import Beginning, save_tables, table_texts
-from facebones.reporting.tables import report_tables
+from facebones.reporting.tables import Table, report_tables
 from facebones.reporting.variant_tests import VariantTest
 from facebones.reporting.words import set_words
 from facebones.system.files import check_written, write_json
-from facebones.system.progress import say
+from facebones.system.progress import say, track
+
+if TYPE_CHECKING:
+    from facebones.reporting.face_pairs import SetFaces
 
 PAGE = "report.html"
 RESULTS = "results.json"
@@ -33,40 +36,48 @@ PLOT_LISTS = {"plots": PLOTS, "pictures": "pictures"}
 PLOT_NAME = re.compile(rf"[a-z0-9_]+\.({'|'.join(PLOT_KINDS)})")
 
 
-def write_report(folders: Sequence[Path], output: Path, *, title: str = "") -> dict[str, Any]:
+def write_report(
+    folders: Sequence[Path], output: Path, *, title: str = "", faces: Sequence[Path] = (), progress: bool = False
+) -> dict[str, Any]:
     """Write `report.html`, `tables.md`, `.tex` and `.csv`, `results.json`, and `plots/` (PNG, PDF, SVG).
 
     Args:
         folders: studies, runs, evaluations; see `load_results`.
         output: folder of the report, created if missing; an earlier report there is replaced, including its plots.
         title: of the page and the tables; by default the names of the folders, or of the study.
+        faces: pair sets, or folders of them, whose worst pairs the page shows as faces; see `face_pairs`.
+        progress: show the progress on stderr.
 
     Returns:
         the content of results.json: the sentences of the "answer" and, where they are more, those of every metric
-        ("answer_details"), the file names of the "plots", and `results_json`.
+        ("answer_details"), the file names of the "plots", with `faces` the pairs that are shown ("face_pairs"), and
+        `results_json`.
 
     Raises:
-        FaceBonesError: a folder holds nothing to report or something damaged, or the report cannot be written.
+        FaceBonesError: a folder holds nothing to report or something damaged, a set of faces was not evaluated, or the
+            report cannot be written.
     """
-    results = load_results(*folders)
+    results = load_results(*folders, progress=progress)
     results = replace(results, title=title or results.title)
     for note in results.notes:
         say(f"note: {note}")
-    tables, words = report_tables(results), answer(results)
+    shown, of_faces = _faces(results, faces)
+    tables, words, numbers = _made(results, progress)
     plots = plot_files(results, output / PLOTS)
     content = {
         "answer": list(words.sentences),
         **({"answer_details": list(words.details)} if words.details else {}),
         "plots": [path.name for path in plots],
-        **results_json(results),
+        **of_faces,
+        **numbers,
     }
     # Everything is built and every path checked before the first write, so that an error leaves the old report whole.
     beginning = Beginning(title=results.title or "facebones", sentences=words.sentences, notes=cautions(results))
-    texts, page = table_texts(tables, beginning), page_text(results, tables, words)
+    texts, page = table_texts(tables, beginning), page_text(results, tables, words, shown)
     files = [output / name for name in (*texts, RESULTS, PAGE)]
     check_places(output, [*plots, *files])
     stale = listed_plots(output / RESULTS) - set(plots)
-    write_plots(results, output / PLOTS)
+    write_plots(results, output / PLOTS, progress=progress)
     drawn = [path for path in plots if path.is_file()]
     remove_plots(stale)
     save_tables(texts, output)
@@ -74,6 +85,23 @@ def write_report(folders: Sequence[Path], output: Path, *, title: str = "") -> d
     save_page(page, output / PAGE)
     check_written([*drawn, *files])
     return content
+
+
+def _made(results: Results, progress: bool) -> tuple[list[Table], Answer, dict[str, Any]]:
+    """The tables, the answer and the numbers of results.json: seconds each in a large study."""
+    steps: tuple[Callable[[Results], Any], ...] = (report_tables, answer, results_json)
+    tables, words, numbers = (make(results) for make in (track(steps, "making tables") if progress else steps))
+    return tables, words, numbers
+
+
+def _faces(results: Results, sets: Sequence[Path]) -> tuple["Sequence[SetFaces]", dict[str, Any]]:
+    """The pairs to show, and what results.json says of them."""
+    if not sets:
+        return (), {}
+    from facebones.reporting.face_pairs import face_pairs, faces_json  # few reports show faces
+
+    found = face_pairs(results, sets)
+    return found, {"face_pairs": faces_json(found)}
 
 
 # ----------------------------------------------------------------------------------------------------------- JSON

@@ -36,6 +36,18 @@ class EvaluatedSet(NamedTuple):
     setting: str = ""
 
 
+class ScoreFile(NamedTuple):
+    """Where the scores of all pairs of a set by one model are.
+
+    Attributes:
+        path: of the file, see `evaluations.read_pair_scores`.
+        fold_thresholds: cosines above which the folds accept a pair; empty if unknown.
+    """
+
+    path: Path
+    fold_thresholds: Sequence[float] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A trained, failed or unfinished network.
@@ -231,6 +243,7 @@ class Results:
         command: reproduces the study, or the runs.
         tunings: of the studies that have one.
         trust: tables of thresholds, rates by group, quality and overlap.
+        pair_scores: pair set to model to the file of its scores.
     """
 
     title: str
@@ -246,6 +259,7 @@ class Results:
     command: str
     tunings: Sequence["Tuning"] = ()
     trust: Sequence["Table"] = ()
+    pair_scores: Mapping[EvaluatedSet, Mapping[str, ScoreFile]] = field(default_factory=dict)
 
     @cached_property
     def variants(self) -> list[str]:

@@ -115,7 +115,7 @@ def compare(
         if busy:
             return _leave(plan, errors, busy)
         content = write_record(plan, errors, evaluate_all(plan, device, runtime, read_entries(output / STUDY_FILE)))
-        answer = write_report([output], output / REPORT_FOLDER, title=title)["answer"]
+        answer = write_report([output], output / REPORT_FOLDER, title=title, progress=True)["answer"]
     return {**content, "answer": answer, "report": str(output / REPORT_FOLDER / PAGE)}
 
 

@@ -293,7 +293,7 @@
     for (const row of all("tr[data-models]")) {
       row.classList.toggle("off", row.dataset.models.split(" ").some((model) => model && off.has(Number(model))));
     }
-    for (const part of all(".heat [data-model]")) part.hidden = off.has(Number(part.dataset.model));
+    for (const part of all(".heat [data-model], .faces[data-model]")) part.hidden = off.has(Number(part.dataset.model));
     all(".heat").forEach(nameHeatMap);
     for (const plot of all(".plot")) drawPlot(plot);
   }

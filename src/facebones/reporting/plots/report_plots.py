@@ -32,6 +32,7 @@ from facebones.reporting.results import EvaluatedSet, Line, Results, Run
 from facebones.reporting.words import set_words
 from facebones.statistics.curves import RocCurve, area_under_curve
 from facebones.system.number_format import decimal, percent
+from facebones.system.progress import track
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,8 +87,16 @@ def report_plots(results: Results) -> Plots:
     return Plots(training_plots(results) | curve_plots(results) | cost_plots(results) | heat_map_plots(results))
 
 
-def write_plots(results: Results, folder: Path, kinds: Sequence[str] = PLOT_KINDS) -> list[Path]:
+def write_plots(
+    results: Results, folder: Path, kinds: Sequence[str] = PLOT_KINDS, *, progress: bool = False
+) -> list[Path]:
     """Write all plots, each in several formats; the folder is created.
+
+    Args:
+        results: of a report.
+        folder: of the files.
+        kinds: formats, by the endings of their files.
+        progress: show the progress on stderr.
 
     Returns:
         the files, those of one plot after another.
@@ -97,7 +106,8 @@ def write_plots(results: Results, folder: Path, kinds: Sequence[str] = PLOT_KIND
         ConfigError: a format is not supported.
         RunError, ConfigError: the disk is full, or the place cannot be written.
     """
-    for name, figure in report_plots(results).items():
+    plots = report_plots(results).items()
+    for name, figure in track(plots, "drawing plots", unit="plots") if progress else plots:
         save_plot(figure, plot_paths(folder / name, kinds))
     return plot_files(results, folder, kinds)
 
