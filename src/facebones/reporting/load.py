@@ -40,6 +40,7 @@ from facebones.strict_yaml import find_shipped
 from facebones.system.hub import is_hub_address, parse_address
 
 if TYPE_CHECKING:
+    from facebones.reporting.added_seeds import AddedSeeds
     from facebones.reporting.tables import Table
     from facebones.reporting.tuning import Tuning
 
@@ -99,6 +100,7 @@ class _Reader:
     commands: list[str] = field(default_factory=list)
     tunings: list["Tuning"] = field(default_factory=list)
     trust: list["Table"] = field(default_factory=list)
+    added_seeds: list["AddedSeeds"] = field(default_factory=list)
 
     def read(self, folder: Path) -> None:
         """Read all that a folder holds.
@@ -147,6 +149,7 @@ class _Reader:
             curves=self.curves,
             cmc=self.cmc,
             trust=self.trust,
+            added_seeds=self.added_seeds,
             conditions=self.conditions,
             recipe=shared_recipe(runs),
             notes=[
@@ -210,6 +213,8 @@ class _Reader:
         tuning = _tuning(content)
         if tuning is not None:
             self.tunings.append(tuning)
+        if content.get("auto_seeds"):
+            self._read_added_seeds(content)
         for row in content["runs"]:
             run = read_study_run(folder, row)
             if tuning is not None:
@@ -234,6 +239,11 @@ class _Reader:
         self._share_profiles(content["summary"])
         self.commands.append(_study_command(content["study"], folder, content.get("plugins", ())))
         self.titles.append(text(content["study"]["name"]))
+
+    def _read_added_seeds(self, content: Mapping[str, Any]) -> None:
+        from facebones.reporting.added_seeds import read_added_seeds  # few studies add seeds
+
+        self.added_seeds.append(read_added_seeds(content))
 
     def _share_profiles(self, summary: Sequence[Mapping[str, Any]]) -> None:
         """Give the profile of a backbone to its variants, unless levels change the network itself."""

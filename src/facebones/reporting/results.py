@@ -16,6 +16,7 @@ from facebones.reporting.words import headline, metric_title, metric_words
 from facebones.statistics.significance import outcomes_interval, over_seeds
 
 if TYPE_CHECKING:
+    from facebones.reporting.added_seeds import AddedSeeds
     from facebones.reporting.tables import Table
     from facebones.reporting.tuning import Tuning
 
@@ -231,6 +232,7 @@ class Results:
         command: reproduces the study, or the runs.
         tunings: of the studies that have one.
         trust: tables of thresholds, rates by group, quality and overlap.
+        added_seeds: the rounds of the studies with `seeds: auto`.
     """
 
     title: str
@@ -246,6 +248,7 @@ class Results:
     command: str
     tunings: Sequence["Tuning"] = ()
     trust: Sequence["Table"] = ()
+    added_seeds: Sequence["AddedSeeds"] = ()
 
     @cached_property
     def variants(self) -> list[str]:
