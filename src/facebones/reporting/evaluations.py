@@ -17,7 +17,8 @@ OLDER_FILES = ("pairs.json", "templates.json", "identification.json")
 CURVE_ENDING = "_roc.npz"
 CURVE_ARRAYS = ("far", "tar", "threshold", "genuine", "impostors")
 CALIBRATIONS = "*.calibration.json"
-TRUST_FILES = ("groups.json", "quality.json", "overlap.json")
+OVERLAP = "overlap"  # the folder of an audit beside what it is of
+TRUST_FILES = ("groups.json", "quality.json", f"{OVERLAP}.json", f"{OVERLAP}/{OVERLAP}.json")
 NOT_EVALUATIONS = (
     *TRUST_FILES,
     "study.json",

@@ -17,6 +17,7 @@ from facebones.reporting.evaluations import (
     read_roc,
     trust_files,
 )
+from facebones.reporting.overlap_words import OverlapAudits, is_audit
 from facebones.reporting.results import Cost, EvaluatedSet, MetricResult, Results, Run
 from facebones.reporting.runs import (
     OTHER_SHAPE,
@@ -83,6 +84,7 @@ class _Reader:
         costs: as studies tell them, by variant.
         profiled: as separate profiles tell them, by the name or file that was profiled.
         versions: what each result was made with: label of the result, and its versions.
+        overlap: audits of training data, and the sets that they are compared with.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -100,6 +102,7 @@ class _Reader:
     commands: list[str] = field(default_factory=list)
     tunings: list["Tuning"] = field(default_factory=list)
     trust: list["Table"] = field(default_factory=list)
+    overlap: OverlapAudits = field(default_factory=OverlapAudits)
     added_seeds: list["AddedSeeds"] = field(default_factory=list)
 
     def read(self, folder: Path) -> None:
@@ -127,7 +130,11 @@ class _Reader:
         if trusted:
             from facebones.reporting.trust_tables import read_trust  # few folders hold such files
 
-            self.trust += [table for path in trusted for table in read_trust(path)]
+            for path in trusted:
+                if is_audit(path):
+                    self.overlap.add(path, read_trust(path))
+                else:
+                    self.trust += read_trust(path)
         if not is_study:
             self.titles.append(folder.resolve().name)
 
@@ -148,7 +155,8 @@ class _Reader:
             metrics=self.metrics,
             curves=self.curves,
             cmc=self.cmc,
-            trust=self.trust,
+            trust=[*self.trust, *self.overlap.tables(runs)],
+            overlap=self.overlap.sentences(runs, folders[0]),
             added_seeds=self.added_seeds,
             conditions=self.conditions,
             recipe=shared_recipe(runs),
@@ -214,7 +222,9 @@ class _Reader:
         if tuning is not None:
             self.tunings.append(tuning)
         if content.get("auto_seeds"):
-            self._read_added_seeds(content)
+            from facebones.reporting.added_seeds import read_added_seeds  # few studies add seeds
+
+            self.added_seeds.append(read_added_seeds(content))
         for row in content["runs"]:
             run = read_study_run(folder, row)
             if tuning is not None:
@@ -239,11 +249,6 @@ class _Reader:
         self._share_profiles(content["summary"])
         self.commands.append(_study_command(content["study"], folder, content.get("plugins", ())))
         self.titles.append(text(content["study"]["name"]))
-
-    def _read_added_seeds(self, content: Mapping[str, Any]) -> None:
-        from facebones.reporting.added_seeds import read_added_seeds  # few studies add seeds
-
-        self.added_seeds.append(read_added_seeds(content))
 
     def _share_profiles(self, summary: Sequence[Mapping[str, Any]]) -> None:
         """Give the profile of a backbone to its variants, unless levels change the network itself."""
@@ -287,6 +292,7 @@ class _Reader:
     def _add_section(self, folder: Path, section: Mapping[str, Any]) -> None:
         """Add an evaluated set with its curves."""
         where, curves = evaluated_set(section), section.get("curves", {})
+        self.overlap.add_set(section)
         self.notes += [note for note in map(text, section.get("notes", ())) if note not in self.notes]
         for model, name in self._add_metrics(where, section).items():
             rates = hit_rates(curves, model)

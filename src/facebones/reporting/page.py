@@ -82,6 +82,7 @@ def page_text(results: Results, tables: Sequence[Table], answer: Answer) -> str:
         overview=[_shown(results, table) for table in tables[:1]],
         tables=[_shown(results, table) for table in tables[1:] if table.section == "tables"],
         tuning=[_shown(results, table) for table in tables[1:] if table.section == "tuning"],
+        overlap=results.overlap,
         trust=[_shown(results, table) for table in tables[1:] if table.section == "trust"],
         heat_tables=heat_tables(results),
         recipe=sections(results.recipe),

@@ -232,6 +232,7 @@ class Results:
         command: reproduces the study, or the runs.
         tunings: of the studies that have one.
         trust: tables of thresholds, rates by group, quality and overlap.
+        overlap: sentences on the overlap of training data with the sets; commands are between backticks.
         added_seeds: the rounds of the studies with `seeds: auto`.
     """
 
@@ -248,6 +249,7 @@ class Results:
     command: str
     tunings: Sequence["Tuning"] = ()
     trust: Sequence["Table"] = ()
+    overlap: Sequence[str] = ()
     added_seeds: Sequence["AddedSeeds"] = ()
 
     @cached_property
