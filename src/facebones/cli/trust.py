@@ -16,6 +16,9 @@ from facebones.cli.evaluation import (
 )
 from facebones.cli.options import TRAINED_HELP, Arguments, Command, json_option, models_option, print_json
 
+# What `calibrate` and both evaluations take, by one name.
+COMMON = ("flip", "output", "batch_size", "workers", "backbone", "output_name", "device", "runtime")
+
 
 def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="RUN|FILE", help=TRAINED_HELP)
@@ -47,15 +50,8 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
 def _calibrate(arguments: Arguments) -> None:
     from facebones.evaluation.calibrate import calibrate
 
-    taken = ("confidence", "flip", "output", "batch_size", "workers", "backbone", "output_name", "device", "runtime")
-    content = calibrate(
-        arguments.model,
-        arguments.data,
-        false_match_rates=arguments.fmr,
-        preprocessing=given_preprocessing(arguments),
-        progress=True,
-        **{name: getattr(arguments, name) for name in taken},
-    )
+    passed = _passed(arguments, "confidence")
+    content = calibrate(arguments.model, arguments.data, false_match_rates=arguments.fmr, **passed)
     from facebones.reporting.console import print_calibration
 
     _tell(arguments, content, print_calibration)
@@ -65,13 +61,18 @@ def _calibrate(arguments: Arguments) -> None:
         raise DataError("; ".join(content["refused"].values()))
 
 
-def _groups_options(parser: argparse.ArgumentParser) -> None:
+def _set_options(parser: argparse.ArgumentParser) -> None:
+    """The models of an evaluation, and its one set."""
     models_option(parser)
     foreign_model_options(parser)
     embedding_options(parser, devices=False)
     parser.add_argument(
         "--data", required=True, metavar="SET", help="a set with pairs; folder=DIR: all pairs of a folder of people"
     )
+
+
+def _groups_options(parser: argparse.ArgumentParser) -> None:
+    _set_options(parser)
     parser.add_argument(
         "--groups", type=Path, metavar="FILE", help="CSV: image or person, and a column per grouping [beside the set]"
     )
@@ -92,30 +93,17 @@ def _groups_options(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate_groups(arguments: Arguments) -> None:
     from facebones.evaluation.groups import evaluate_groups
-    from facebones.evaluation.models import named_files
 
-    taken = ("threshold", "flip", "bootstrap", "permutations", "seed", "output", "batch_size", "workers", "runtime")
-    content = evaluate_groups(
-        {label: str(path) for label, path in named_files(arguments.model, "--model").items()},
-        arguments.data,
-        arguments.groups,
-        false_match_rate=arguments.fmr,
-        preprocessing=given_preprocessing(arguments),
-        progress=True,
-        **{name: getattr(arguments, name) for name in (*taken, "backbone", "output_name", "device")},
-    )
+    models = _models(arguments)
+    passed = _passed(arguments, "threshold", "bootstrap", "permutations", "seed")
+    content = evaluate_groups(models, arguments.data, arguments.groups, false_match_rate=arguments.fmr, **passed)
     from facebones.reporting.group_tables import print_groups
 
     _tell(arguments, content, print_groups)
 
 
 def _quality_options(parser: argparse.ArgumentParser) -> None:
-    models_option(parser)
-    foreign_model_options(parser)
-    embedding_options(parser, devices=False)
-    parser.add_argument(
-        "--data", required=True, metavar="SET", help="a set with pairs; folder=DIR: all pairs of a folder of people"
-    )
+    _set_options(parser)
     parser.add_argument(
         "--scores",
         nargs="+",
@@ -141,21 +129,28 @@ def _evaluate_quality(arguments: Arguments) -> None:
     from facebones.evaluation.models import named_files
     from facebones.evaluation.quality import evaluate_quality
 
-    taken = ("threshold", "up_to", "flip", "bootstrap", "seed", "output", "batch_size", "workers", "runtime")
-    content = evaluate_quality(
-        {label: str(path) for label, path in named_files(arguments.model, "--model").items()},
-        arguments.data,
-        named_files(arguments.scores, "--scores") if arguments.scores else None,
-        false_match_rate=arguments.fmr,
-        preprocessing=given_preprocessing(arguments),
-        progress=True,
-        **{name: getattr(arguments, name) for name in (*taken, "backbone", "output_name", "device")},
-    )
+    models = _models(arguments)
+    scores = named_files(arguments.scores, "--scores") if arguments.scores else None
+    passed = _passed(arguments, "threshold", "up_to", "bootstrap", "seed")
+    content = evaluate_quality(models, arguments.data, scores, false_match_rate=arguments.fmr, **passed)
     from facebones.reporting.quality_tables import print_quality, write_quality_plots
 
     if arguments.output is not None:
         write_quality_plots(content, arguments.output)
     _tell(arguments, content, print_quality)
+
+
+def _models(arguments: Arguments) -> dict[str, str]:
+    """The models by label; a file, or a backbone's name."""
+    from facebones.evaluation.models import named_files
+
+    return {label: str(path) for label, path in named_files(arguments.model, "--model").items()}
+
+
+def _passed(arguments: Arguments, *own: str) -> dict[str, Any]:
+    """The options that a function takes by their own names: the common ones, and these."""
+    taken = {name: getattr(arguments, name) for name in (*COMMON, *own)}
+    return {**taken, "preprocessing": given_preprocessing(arguments), "progress": True}
 
 
 def _tell(arguments: Arguments, content: Any, print_content: Callable[[Any], None]) -> None:
