@@ -29,20 +29,25 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="SET",
-        help="files or folders of sets whose pairs are pooled; folder=DIR: all pairs of a folder of people",
+        help="sets whose pairs are taken together; folder=DIR: all pairs of a folder of people",
     )
     parser.add_argument(
-        "--fmr", nargs="+", type=finite, metavar="RATE", default=[1e-3], help="false match rates to keep [0.001]"
+        "--fmr",
+        nargs="+",
+        type=finite,
+        metavar="RATE",
+        default=[1e-3],
+        help="false match rates to keep: how often two people are taken for one at most [0.001]",
     )
     parser.add_argument(
-        "--confidence", type=finite, default=0.95, metavar="X", help="of each promise, one-sided [0.95]"
+        "--confidence", type=finite, default=0.95, metavar="X", help="how sure it must be that each rate is kept [0.95]"
     )
     flip_option(parser)
     parser.add_argument(
         "--output",
         type=Path,
         metavar="MODEL|FILE.json",
-        help="the model itself, to keep the thresholds beside it; or a file",
+        help="the model, to store the thresholds beside its weights; or a JSON file",
     )
     json_option(parser)
 
@@ -74,19 +79,27 @@ def _set_options(parser: argparse.ArgumentParser) -> None:
 def _groups_options(parser: argparse.ArgumentParser) -> None:
     _set_options(parser)
     parser.add_argument(
-        "--groups", type=Path, metavar="FILE", help="CSV: image or person, and a column per grouping [beside the set]"
+        "--groups",
+        type=Path,
+        metavar="FILE",
+        help="CSV: a column image or person, and one for each grouping [the file beside the set]",
     )
     parser.add_argument(
-        "--threshold", type=finite, metavar="X", help="cosine from which pairs are accepted [that of `calibrate`]"
+        "--threshold",
+        type=finite,
+        metavar="X",
+        help="accept pairs whose cosine is at least X [the threshold that `calibrate` has stored]",
     )
-    parser.add_argument("--fmr", type=finite, metavar="RATE", help="instead: the threshold of this FMR on all pairs")
+    parser.add_argument(
+        "--fmr", type=finite, metavar="RATE", help="instead: the threshold with this false match rate on all pairs"
+    )
     flip_option(parser)
     parser.add_argument(
         "--permutations",
         type=bootstrap_count,
         default=999,
         metavar="N",
-        help="permutations of the groups in a test [999]",
+        help="how often a test exchanges the groups at random [999]",
     )
     result_options(parser, "groups.json")
 
@@ -115,11 +128,11 @@ def _quality_options(parser: argparse.ArgumentParser) -> None:
         "--fmr",
         type=finite,
         metavar="RATE",
-        help="threshold: that of this FMR on all pairs [0.001]",
+        help="the threshold with this false match rate on all pairs [0.001]",
     )
-    parser.add_argument("--threshold", type=finite, metavar="X", help="instead: cosine below which pairs are rejected")
+    parser.add_argument("--threshold", type=finite, metavar="X", help="instead: reject pairs whose cosine is below X")
     parser.add_argument(
-        "--up-to", type=finite, default=0.3, metavar="SHARE", help="pAUC up to this discarded share [0.3]"
+        "--up-to", type=finite, default=0.3, metavar="SHARE", help="discard up to this share of the pairs [0.3]"
     )
     flip_option(parser)
     result_options(parser, "quality.json and the plots")
