@@ -12,8 +12,8 @@ from facebones.cli.main import main
 from facebones.data.pair_bins import read_pairs
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.calibrate import calibrate
-from facebones.evaluation.folder import FolderProtocol
 from facebones.evaluation.embedded_set import threshold_at
+from facebones.evaluation.folder import FolderProtocol
 from facebones.evaluation.groups import evaluate_groups, grouped
 from facebones.evaluation.pairs import PairsProtocol
 from facebones.evaluation.protocol import find_protocols

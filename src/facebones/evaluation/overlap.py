@@ -174,7 +174,8 @@ def find_overlap(
         options = {"device": device, "preprocessing": preprocessing, "backbone": backbone, "output_name": output_name}
         opened = open_recogniser(model, runtime, **options)
         check_people(data.labels, false_rate, str(data.path))
-    found, people = _images_in(data, tests, workers, progress), None
+    found = _images_in(data, tests, workers, progress)
+    people: dict[str, Any] | None = None
     if opened is not None:
         passing: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
         shared, people = _people_in(data, tests, opened, output / "features", false_rate, **passing)

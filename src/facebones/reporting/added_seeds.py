@@ -92,14 +92,15 @@ def read_added_seeds(content: Mapping[str, Any]) -> AddedSeeds:
 
 
 def _round(row: Mapping[str, Any]) -> Round:
-    numbers = ("deviation", "upper", "power", "detectable")
+    known: dict[str, Any] = {name: " ".join(text(row.get(name, "")).split()) for name in ("set", "verdict")}
+    for name in ("deviation", "upper", "power", "detectable"):
+        known[name] = None if row.get(name) is None else number(row[name])
     return Round(
         seeds=int(number(row["seeds"])),
         more=bool(row["more"]),
         why=" ".join(text(row["why"]).split()),
         levels=[text(name) for name in row["levels"]],
-        **{name: " ".join(text(row.get(name, "")).split()) for name in ("set", "verdict")},
-        **{name: None if row.get(name) is None else number(row[name]) for name in numbers},
+        **known,
     )
 
 
