@@ -12,8 +12,9 @@ from facebones.cli.main import main
 from facebones.data.pair_bins import read_pairs
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.calibrate import calibrate
+from facebones.evaluation.embedded_set import threshold_at
 from facebones.evaluation.folder import FolderProtocol
-from facebones.evaluation.groups import evaluate_groups, grouped, threshold_at
+from facebones.evaluation.groups import evaluate_groups, grouped
 from facebones.evaluation.pairs import PairsProtocol
 from facebones.evaluation.protocol import find_protocols
 from facebones.reporting.load import load_results
@@ -171,6 +172,6 @@ def test_read_pairs_has_no_names(small_data):
 def test_a_rate_that_the_pairs_are_too_few_for_is_refused_before_any_image_is_embedded(
     run, many_people, sexes, monkeypatch
 ):
-    monkeypatch.setattr("facebones.evaluation.groups.embed", None)
+    monkeypatch.setattr("facebones.evaluation.embedded_set.embed", None)
     with pytest.raises(DataError, match=r"1e-09 is below 1 / [\d,]+ impostor pairs; give a higher --fmr"):
         evaluate_groups(run, f"folder={many_people}", sexes, false_match_rate=1e-9, device="cpu")

@@ -146,7 +146,7 @@ def test_people_of_a_folder_are_resampled(weights, many_people):
 
 
 def test_a_rate_that_the_pairs_are_too_few_for_is_refused_before_any_image_is_embedded(weights, pairs, monkeypatch):
-    monkeypatch.setattr("facebones.evaluation.quality.embed", None)
+    monkeypatch.setattr("facebones.evaluation.embedded_set.embed", None)
     with pytest.raises(DataError, match=r"0\.001 is below 1 / 50 impostor pairs; give a higher --fmr, or --threshold"):
         evaluate_quality(weights, pairs, device="cpu")
     with pytest.raises(ConfigError, match="a threshold and a false match rate: give one of them"):

@@ -482,10 +482,23 @@ def run_folders() -> list[Files]:
 
 
 def study_folders() -> list[Files]:
-    """A study of two runs with its evaluations and profile."""
+    """A study of two runs with its evaluations and profile, the rounds of its seeds, and an audit of overlap."""
     from synthetic_study import make_study
 
-    return [in_folder(lambda folder: make_study(folder, seeds=(0,)))]
+    def make(folder: Path) -> None:
+        content = json.loads((make_study(folder, seeds=(0,)) / "study.json").read_text())
+        spread = {"set": "lfw", "levels": ["a", "b"], "deviation": 0.8, "upper": 1.2, "power": 0.9, "detectable": 1.1}
+        content["auto_seeds"] = [{"seeds": 3, "more": False, "why": "enough", "verdict": "enough", **spread}]
+        wanted = {"difference": 1.0, "power": 0.8, "confidence": 0.8, "set": "", "most": 9, "hours": 2.0}
+        content["study"]["auto_seeds"] = wanted
+        (folder / "study.json").write_text(json.dumps(content))
+        finding = {"kind": "person", "set": "lfw", "image": 0, "person": 3}
+        found = {"set": "lfw", "images": 12, "fingerprint": "a", "found": {"identical": 0, "near": 1, "person": 1}}
+        people = {"model": "m", "cut_off": 0.5, "false_rate": 0.01}
+        audit = {"format": 1, "training": {"data": "faces"}, "people": people, "sets": [found], "findings": [finding]}
+        (folder / "overlap.json").write_text(json.dumps(audit))
+
+    return [in_folder(make)]
 
 
 @lru_cache

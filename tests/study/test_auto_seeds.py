@@ -14,7 +14,10 @@ from facebones.cli.main import main
 from facebones.data.pair_bins import write_pairs
 from facebones.errors import ConfigError, UnknownNameError
 from facebones.recipe import dump_recipe
-from facebones.statistics.seed_power import seed_noise, seed_power
+from facebones.reporting.answer import answer
+from facebones.reporting.load import load_results
+from facebones.reporting.tables import report_tables
+from facebones.statistics.seed_power import detectable_difference, seed_noise, seed_power
 from facebones.study import compare as module
 from facebones.study.compare import compare, preview
 from facebones.study.launch import watch
@@ -110,12 +113,14 @@ def test_the_first_three_seeds_decide_by_their_spread(write, tmp_path):
     found = decide(plan, 3)
     assert found.deviation == pytest.approx(0.8) and found.upper == pytest.approx(100 * noise.upper)
     assert found.power == pytest.approx(seed_power(2, 100 * noise.upper, 3)) and found.power < 0.8
-    assert found.more and set(found.levels) == {SMALL, LARGE}
+    assert found.detectable == pytest.approx(detectable_difference(100 * noise.upper, 3, power=0.8))
+    assert seed_power(found.detectable, found.upper, 3) == pytest.approx(0.8)
+    assert found.more and set(found.levels) == {SMALL, LARGE} and found.set == "tiny"
     assert found.why.startswith(
         "3 seeds: tiny accuracy varies by 0.80 points between seeds of shufflefacenet_0_5 and shufflefacenet_1_0, or up"
         " to 1.25; then a difference of 2 points would be found with "
     )
-    assert found.why.endswith("one seed more of up to 6; it would take about 8")
+    assert found.verdict == "one seed more of up to 6; it would take about 8" and found.why.endswith(found.verdict)
     assert len(seeds_so_far(plan).study.seeds) == 4
 
 
@@ -192,6 +197,12 @@ def test_seeds_are_added_for_all_levels_until_they_are_enough(write, tmp_path, f
     assert content["study"]["seeds"] == [0, 1, 2, 3, 4] and len(content["runs"]) == 10
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("seeds: ")]
     assert said == [f"seeds: {one['why']}" for one in content["auto_seeds"]]
+    results = load_results(tmp_path / "out")
+    (table,) = [one for one in report_tables(results) if one.key == "added_seeds"]
+    assert [row[0].value for row in table.rows] == [3, 4, 5]
+    assert [row[4].value for row in table.rows] == [one["detectable"] for one in content["auto_seeds"]]
+    last = "5 seeds each would find a difference of 2 points in tiny accuracy with "
+    assert any(one.startswith(last) and "so no more were added" in one for one in answer(results).sentences)
 
 
 @pytest.mark.parametrize("killed_after", [2, 6, 7, 9])
@@ -358,3 +369,5 @@ def test_a_study_with_auto_seeds_trains_and_reports(write, tmp_path):
     results = json.loads((tmp_path / "out" / "report" / "results.json").read_text())
     assert results["metrics"][0]["seeds"][0]["seeds"] == [4, 4]
     assert any(sentence.startswith("Between seeds of") for sentence in content["answer"])
+    assert any(sentence.startswith("4 seeds each would find a difference") for sentence in content["answer"])
+    assert 'id="table-added_seeds"' in (tmp_path / "out" / "report" / "report.html").read_text()

@@ -275,7 +275,10 @@ def _overlap_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", metavar="RUN|FILE", help=f"compare people too, by this model: {TRAINED_HELP}")
     parser.add_argument(
-        "--false-rate", type=share, metavar="P", help="share of strangers' images that may be listed [0.01]"
+        "--false-rate",
+        type=share,
+        metavar="P",
+        help="share of images of other people that may be listed by mistake [0.01]",
     )
     foreign_model_options(parser)
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per forward pass [128]")
@@ -283,7 +286,11 @@ def _overlap_options(parser: argparse.ArgumentParser) -> None:
     device_option(parser)
     runtime_option(parser)
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", required=True, help="write overlap.json, overlap.csv and sheets here"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        required=True,
+        help="write overlap.json, overlap.csv and contact sheets here",
     )
     json_option(parser)
 

@@ -84,7 +84,7 @@ def _without_overlap_option(parser: argparse.ArgumentParser) -> None:
         "--without-overlap",
         type=Path,
         metavar="FILE",
-        help="overlap.json of `data overlap`, or its folder: measure also without what is in the training data",
+        help="overlap.json of `data overlap`, or its folder: measure each set again without the images that it lists",
     )
 
 
@@ -135,13 +135,13 @@ def _folder_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="DIR",
-        help="folders of people's folders, or record files",
+        help="folders with a folder for each person, or record files",
     )
     parser.add_argument(
         "--pairs",
         type=_pairs,
         metavar="all|N",
-        help="all impostor pairs, or so many random ones, at most 10,000,000 [all]",
+        help="pairs of two people: all, or N random ones, at most 10,000,000 [all]",
     )
     flip_option(parser)
     parser.set_defaults(without_overlap=None)  # a folder is measured as a whole

@@ -31,7 +31,11 @@ STUDY_OPTIONS = (
     ("recipe", "NAME", "name or file of a recipe"),
     ("data", "PATH", "training data"),
     ("backbones", "LIST", "comma-separated names, patterns, runs and ONNX files"),
-    ("seeds", "LIST", "comma-separated whole numbers; or auto, or auto:POINTS: until such a difference would be found"),
+    (
+        "seeds",
+        "LIST",
+        "comma-separated whole numbers; or auto:POINTS: add seeds until a difference of POINTS would be found",
+    ),
     ("evaluate", "LIST", "comma-separated evaluation sets: names beside the data, paths, or PROTOCOL=PATH"),
     (
         "pair_sets",

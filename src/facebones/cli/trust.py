@@ -16,6 +16,9 @@ from facebones.cli.evaluation import (
 )
 from facebones.cli.options import TRAINED_HELP, Arguments, Command, json_option, models_option, print_json
 
+# What `calibrate` and both evaluations take, by one name.
+COMMON = ("flip", "output", "batch_size", "workers", "backbone", "output_name", "device", "runtime")
+
 
 def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="RUN|FILE", help=TRAINED_HELP)
@@ -26,20 +29,25 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="SET",
-        help="files or folders of sets whose pairs are pooled; folder=DIR: all pairs of a folder of people",
+        help="sets whose pairs are taken together; folder=DIR: all pairs of a folder of people",
     )
     parser.add_argument(
-        "--fmr", nargs="+", type=finite, metavar="RATE", default=[1e-3], help="false match rates to keep [0.001]"
+        "--fmr",
+        nargs="+",
+        type=finite,
+        metavar="RATE",
+        default=[1e-3],
+        help="false match rates to keep: how often two people are taken for one at most [0.001]",
     )
     parser.add_argument(
-        "--confidence", type=finite, default=0.95, metavar="X", help="of each promise, one-sided [0.95]"
+        "--confidence", type=finite, default=0.95, metavar="X", help="how sure it must be that each rate is kept [0.95]"
     )
     flip_option(parser)
     parser.add_argument(
         "--output",
         type=Path,
         metavar="MODEL|FILE.json",
-        help="the model itself, to keep the thresholds beside it; or a file",
+        help="the model, to store the thresholds beside its weights; or a JSON file",
     )
     json_option(parser)
 
@@ -47,15 +55,8 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
 def _calibrate(arguments: Arguments) -> None:
     from facebones.evaluation.calibrate import calibrate
 
-    taken = ("confidence", "flip", "output", "batch_size", "workers", "backbone", "output_name", "device", "runtime")
-    content = calibrate(
-        arguments.model,
-        arguments.data,
-        false_match_rates=arguments.fmr,
-        preprocessing=given_preprocessing(arguments),
-        progress=True,
-        **{name: getattr(arguments, name) for name in taken},
-    )
+    passed = _passed(arguments, "confidence")
+    content = calibrate(arguments.model, arguments.data, false_match_rates=arguments.fmr, **passed)
     from facebones.reporting.console import print_calibration
 
     _tell(arguments, content, print_calibration)
@@ -65,57 +66,57 @@ def _calibrate(arguments: Arguments) -> None:
         raise DataError("; ".join(content["refused"].values()))
 
 
-def _groups_options(parser: argparse.ArgumentParser) -> None:
+def _set_options(parser: argparse.ArgumentParser) -> None:
+    """The models of an evaluation, and its one set."""
     models_option(parser)
     foreign_model_options(parser)
     embedding_options(parser, devices=False)
     parser.add_argument(
         "--data", required=True, metavar="SET", help="a set with pairs; folder=DIR: all pairs of a folder of people"
     )
+
+
+def _groups_options(parser: argparse.ArgumentParser) -> None:
+    _set_options(parser)
     parser.add_argument(
-        "--groups", type=Path, metavar="FILE", help="CSV: image or person, and a column per grouping [beside the set]"
+        "--groups",
+        type=Path,
+        metavar="FILE",
+        help="CSV: a column image or person, and one for each grouping [the file beside the set]",
     )
     parser.add_argument(
-        "--threshold", type=finite, metavar="X", help="cosine from which pairs are accepted [that of `calibrate`]"
+        "--threshold",
+        type=finite,
+        metavar="X",
+        help="accept pairs whose cosine is at least X [the threshold that `calibrate` has stored]",
     )
-    parser.add_argument("--fmr", type=finite, metavar="RATE", help="instead: the threshold of this FMR on all pairs")
+    parser.add_argument(
+        "--fmr", type=finite, metavar="RATE", help="instead: the threshold with this false match rate on all pairs"
+    )
     flip_option(parser)
     parser.add_argument(
         "--permutations",
         type=bootstrap_count,
         default=999,
         metavar="N",
-        help="permutations of the groups in a test [999]",
+        help="how often a test exchanges the groups at random [999]",
     )
     result_options(parser, "groups.json")
 
 
 def _evaluate_groups(arguments: Arguments) -> None:
     from facebones.evaluation.groups import evaluate_groups
-    from facebones.evaluation.models import named_files
 
-    taken = ("threshold", "flip", "bootstrap", "permutations", "seed", "output", "batch_size", "workers", "runtime")
-    content = evaluate_groups(
-        {label: str(path) for label, path in named_files(arguments.model, "--model").items()},
-        arguments.data,
-        arguments.groups,
-        false_match_rate=arguments.fmr,
-        preprocessing=given_preprocessing(arguments),
-        progress=True,
-        **{name: getattr(arguments, name) for name in (*taken, "backbone", "output_name", "device")},
-    )
+    models = _models(arguments)
+    passed = _passed(arguments, "threshold", "bootstrap", "permutations", "seed")
+    content = evaluate_groups(models, arguments.data, arguments.groups, false_match_rate=arguments.fmr, **passed)
     from facebones.reporting.group_tables import print_groups
 
     _tell(arguments, content, print_groups)
 
 
 def _quality_options(parser: argparse.ArgumentParser) -> None:
-    models_option(parser)
-    foreign_model_options(parser)
-    embedding_options(parser, devices=False)
-    parser.add_argument(
-        "--data", required=True, metavar="SET", help="a set with pairs; folder=DIR: all pairs of a folder of people"
-    )
+    _set_options(parser)
     parser.add_argument(
         "--scores",
         nargs="+",
@@ -127,11 +128,11 @@ def _quality_options(parser: argparse.ArgumentParser) -> None:
         "--fmr",
         type=finite,
         metavar="RATE",
-        help="threshold: that of this FMR on all pairs [0.001]",
+        help="the threshold with this false match rate on all pairs [0.001]",
     )
-    parser.add_argument("--threshold", type=finite, metavar="X", help="instead: cosine below which pairs are rejected")
+    parser.add_argument("--threshold", type=finite, metavar="X", help="instead: reject pairs whose cosine is below X")
     parser.add_argument(
-        "--up-to", type=finite, default=0.3, metavar="SHARE", help="pAUC up to this discarded share [0.3]"
+        "--up-to", type=finite, default=0.3, metavar="SHARE", help="discard up to this share of the pairs [0.3]"
     )
     flip_option(parser)
     result_options(parser, "quality.json and the plots")
@@ -141,21 +142,28 @@ def _evaluate_quality(arguments: Arguments) -> None:
     from facebones.evaluation.models import named_files
     from facebones.evaluation.quality import evaluate_quality
 
-    taken = ("threshold", "up_to", "flip", "bootstrap", "seed", "output", "batch_size", "workers", "runtime")
-    content = evaluate_quality(
-        {label: str(path) for label, path in named_files(arguments.model, "--model").items()},
-        arguments.data,
-        named_files(arguments.scores, "--scores") if arguments.scores else None,
-        false_match_rate=arguments.fmr,
-        preprocessing=given_preprocessing(arguments),
-        progress=True,
-        **{name: getattr(arguments, name) for name in (*taken, "backbone", "output_name", "device")},
-    )
+    models = _models(arguments)
+    scores = named_files(arguments.scores, "--scores") if arguments.scores else None
+    passed = _passed(arguments, "threshold", "up_to", "bootstrap", "seed")
+    content = evaluate_quality(models, arguments.data, scores, false_match_rate=arguments.fmr, **passed)
     from facebones.reporting.quality_tables import print_quality, write_quality_plots
 
     if arguments.output is not None:
         write_quality_plots(content, arguments.output)
     _tell(arguments, content, print_quality)
+
+
+def _models(arguments: Arguments) -> dict[str, str]:
+    """The models by label; a file, or a backbone's name."""
+    from facebones.evaluation.models import named_files
+
+    return {label: str(path) for label, path in named_files(arguments.model, "--model").items()}
+
+
+def _passed(arguments: Arguments, *own: str) -> dict[str, Any]:
+    """The options that a function takes by their own names: the common ones, and these."""
+    taken = {name: getattr(arguments, name) for name in (*COMMON, *own)}
+    return {**taken, "preprocessing": given_preprocessing(arguments), "progress": True}
 
 
 def _tell(arguments: Arguments, content: Any, print_content: Callable[[Any], None]) -> None:

@@ -1,5 +1,6 @@
 """Verification sets: InsightFace's `.bin` files, pickles of images and labels."""
 
+import hashlib
 import mmap
 import os
 import pickle
@@ -45,6 +46,13 @@ class PairSet:
 
     def __len__(self) -> int:
         return len(self.is_same)
+
+    def digest(self) -> str:
+        """SHA-256 of the labels and all images, in their order: the name in the environment.json of a run."""
+        digest = hashlib.sha256(self.is_same.tobytes())
+        for image in self.images:
+            digest.update(hashlib.sha256(image).digest())
+        return digest.hexdigest()
 
 
 def read_pairs(path: str | os.PathLike[str], pixel_order: PixelOrder | None = None) -> PairSet:

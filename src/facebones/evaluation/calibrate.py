@@ -68,17 +68,11 @@ def calibrate(
         raise ConfigError("false_match_rates: none; give at least one, such as 0.001")
     for rate in (*false_match_rates, confidence):
         check_rate(rate)
-    if not (protocols := protocols_with_pairs(data)):
-        raise ConfigError("no evaluation set; give at least one")
-    for protocol in protocols:
-        protocol.check()
+    protocols = _checked_sets(data)
     opened = model if isinstance(model, Model) else load_model(model, **opening)
     path = None if output is None else _output(Path(output), opened)
     embedding: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
-    parts = []
-    for one in protocols:
-        features = embed({"model": opened}, one.images(), flip=flip or one.needs_flip, **embedding)
-        parts.append(one.scored_pairs(features["model"]))
+    parts = [_scored(opened, one, flip=flip or one.needs_flip, **embedding) for one in protocols]
     pairs = pooled(parts)
     thresholds, refused = _thresholds(pairs, false_match_rates, confidence)
     content = {
@@ -95,6 +89,21 @@ def calibrate(
     if path is not None:
         write_json(path, content)
     return content
+
+
+def _checked_sets(data: Protocol | Path | str | Sequence[Protocol | Path | str]) -> list[Protocol]:
+    """The sets whose pairs are pooled, each checked before a model is opened."""
+    if not (protocols := protocols_with_pairs(data)):
+        raise ConfigError("no evaluation set; give at least one")
+    for protocol in protocols:
+        protocol.check()
+    return protocols
+
+
+def _scored(model: Model, protocol: Protocol, **embedding: Any) -> ScoredPairs:
+    """The pairs of a set by the model; its embeddings are let go."""
+    features = embed({"model": model}, protocol.images(), **embedding)
+    return protocol.scored_pairs(features["model"])
 
 
 def check_rate(rate: float) -> None:

@@ -7,22 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import facebones
 from facebones.data.group_lists import Grouping, groups_file, read_groups
-from facebones.errors import ConfigError, DataError
-from facebones.evaluation.calibrate import check_rate
-from facebones.evaluation.embed import embed
-from facebones.evaluation.models import BATCH_SIZE, Model, open_models
-from facebones.evaluation.protocol import Protocol, protocols_with_pairs
-from facebones.evaluation.runtimes import with_runtime
+from facebones.errors import ConfigError
+from facebones.evaluation.embedded_set import ThresholdRule, embed_set, one_set_with_pairs
+from facebones.evaluation.models import BATCH_SIZE, Model
+from facebones.evaluation.protocol import Protocol
 from facebones.statistics.bootstrap import REPLICATES
 from facebones.statistics.calibration import ScoredPairs
 from facebones.statistics.fairness import ALPHA
 from facebones.statistics.group_permutation import PERMUTATIONS
 from facebones.statistics.group_rates import GroupedPairs, compare_groups
-from facebones.statistics.resampling import TOLERANCE
 from facebones.system.files import check_output, write_json
 
 FORMAT = 1
@@ -74,7 +69,7 @@ def evaluate_groups(
     Raises:
         FaceBonesError: a model, the set or the file cannot be used, or there is no threshold; in one line.
     """
-    check_options(threshold, false_match_rate)
+    rule = ThresholdRule(threshold, false_match_rate)
     protocol = one_set_with_pairs(data)
     protocol.check()
     faces = protocol.faces()
@@ -83,23 +78,17 @@ def evaluate_groups(
     groupings = groupings or read_groups(path, faces, protocol.set)
     if output is not None:
         check_output(Path(output), [RESULT])
-    if false_match_rate is not None:
-        check_supported(protocol, false_match_rate)
-    opened = open_models(models if isinstance(models, Mapping) else {"model": models}, **opening)
-    flip, images = flip or protocol.needs_flip, protocol.images()
-    if runtime is not None:
-        opened = with_runtime(opened, runtime, [images], batch_size=batch_size, flip=flip)
-    given = {name: _given_threshold(name, one, flip, threshold, false_match_rate) for name, one in opened.items()}
-    features = embed(opened, images, flip=flip, batch_size=batch_size, workers=workers, progress=progress)
+    rule.check(protocol)
+    passing: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "runtime": runtime, "progress": progress}
+    embedded = embed_set(models, protocol, rule, flip=flip, **passing, **opening)
     drawing: dict[str, Any] = {"replicates": bootstrap, "permutations": permutations, "seed": seed}
     thresholds: dict[str, float] = {}
     found: list[dict[str, Any]] = [{} for _ in groupings]
-    for name in opened:
-        pairs = protocol.scored_pairs(features.pop(name))
-        thresholds[name] = threshold_at(pairs, false_match_rate) if false_match_rate is not None else given[name]
+    for name, _, pairs, limit in embedded.scored():
+        thresholds[name] = limit
         for results, grouping in zip(found, groupings, strict=True):
             parts = grouped(pairs, grouping, faces.person)
-            results[name] = compare_groups(parts, grouping.groups, thresholds[name], **drawing).to_json()
+            results[name] = compare_groups(parts, grouping.groups, limit, **drawing).to_json()
     content = {
         "format": FORMAT,
         "facebones": facebones.__version__,
@@ -108,9 +97,9 @@ def evaluate_groups(
         "set": protocol.set,
         "data": str(protocol.path),
         "groups_file": str(path),
-        "models": {name: model.describe() for name, model in opened.items()},
+        "models": {name: model.describe() for name, model in embedded.models.items()},
         "thresholds": thresholds,
-        "options": {"false_match_rate": false_match_rate, "flip": flip, "alpha": ALPHA, **drawing},
+        "options": {"false_match_rate": false_match_rate, "flip": embedded.flip, "alpha": ALPHA, **drawing},
         "people_known": faces.person is not None,
         "groupings": [_section(one, results) for one, results in zip(groupings, found, strict=True)],
         "notes": protocol.notes(),
@@ -118,38 +107,6 @@ def evaluate_groups(
     if output is not None:
         write_json(Path(output) / RESULT, content)
     return content
-
-
-def threshold_at(pairs: ScoredPairs, false_match_rate: float) -> float:
-    """The lowest threshold that accepts no more than this share of the impostor pairs.
-
-    Raises:
-        DataError: the rate is below 1 / impostor pairs.
-
-    >>> pairs = ScoredPairs(np.array([0.9, 0.5, 0.4, 0.3, 0.2]), np.array([True, False, False, False, False]))
-    >>> 0.4 < threshold_at(pairs, 0.25) <= 0.5
-    True
-    """
-    impostors = np.sort(pairs.score[~pairs.is_same])[::-1]
-    accepted = int(false_match_rate * impostors.size * (1 + TOLERANCE))
-    if not accepted:
-        raise DataError(
-            f"a false match rate of {false_match_rate:g} is below 1 / {impostors.size:,} impostor pairs; give a higher"
-            " --fmr, or --threshold"
-        )
-    if accepted >= impostors.size:
-        return float(impostors[-1])
-    return float(np.nextafter(impostors[accepted], np.inf))
-
-
-def check_supported(protocol: Protocol, false_match_rate: float) -> None:
-    """Refuse a rate that the pairs of a set are too few for, before any image is embedded.
-
-    Raises:
-        DataError: the rate is below 1 / impostor pairs.
-    """
-    made_up_NxVxD = np.random.default_rng(0).standard_normal((len(protocol.images()), 2, 2), dtype=np.float32)
-    threshold_at(protocol.scored_pairs(made_up_NxVxD), false_match_rate)  # which pairs there are needs no model
 
 
 def grouped(pairs: ScoredPairs, grouping: Grouping, person: Any) -> GroupedPairs:
@@ -160,56 +117,6 @@ def grouped(pairs: ScoredPairs, grouping: Grouping, person: Any) -> GroupedPairs
     return GroupedPairs(
         score=pairs.score, is_same=pairs.is_same, first=first, second=second, group=grouping.group, person=person
     )
-
-
-def check_options(threshold: float | None, false_match_rate: float | None) -> None:
-    """Refuse both, or a rate that is none."""
-    if threshold is not None and false_match_rate is not None:
-        raise ConfigError("a threshold and a false match rate: give one of them")
-    if false_match_rate is not None:
-        check_rate(false_match_rate)
-
-
-def one_set_with_pairs(data: Protocol | Path | str) -> Protocol:
-    """The only set with pairs.
-
-    Raises:
-        FaceBonesError: there is none, or several.
-    """
-    found = protocols_with_pairs(data)
-    if len(found) != 1:
-        raise ConfigError(
-            f"{data}: {len(found)} sets with pairs; name one, since files of groups and of scores belong to a set"
-        )
-    return found[0]
-
-
-def _given_threshold(
-    name: str, model: Model, flip: bool, threshold: float | None, false_match_rate: float | None
-) -> float:
-    """The threshold of a model before its pairs are scored; 0 where they decide it."""
-    if threshold is not None or false_match_rate is not None:
-        return threshold or 0.0
-    return _kept_threshold(name, model, flip)
-
-
-def _kept_threshold(name: str, model: Model, flip: bool) -> float:
-    """The threshold that `calibrate` has kept beside the weights."""
-    calibration = model.calibration
-    if calibration is None:
-        raise ConfigError(f"{name}: no threshold; give --threshold or --fmr, or run `facebones calibrate` first")
-    kept = [float(one["threshold"]) for one in calibration["thresholds"]]
-    if len(kept) != 1:
-        shown = ", ".join(
-            f"{one['threshold']:.4f} (FMR {one['false_match_rate']:g})" for one in calibration["thresholds"]
-        )
-        raise ConfigError(f"{name}: {len(kept)} calibrated thresholds, {shown}; give one of them by --threshold")
-    if calibration["flip"] != flip:
-        made = "with" if calibration["flip"] else "without"
-        raise ConfigError(
-            f"{name}: its threshold was made {made} mirror images; evaluate likewise, or give --threshold"
-        )
-    return kept[0]
 
 
 def _section(grouping: Grouping, results: Mapping[str, Any]) -> dict[str, Any]:

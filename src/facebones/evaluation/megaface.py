@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,9 @@ from facebones.errors import DataError
 from facebones.evaluation.accept_rates import FAR_TARGETS, write_curves
 from facebones.evaluation.folder import LEVELS, SAMPLED, STEP, sampled_pairs, score_levels, with_exact_values
 from facebones.evaluation.image_search import TIE, blocks, unit_rows
-from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, register_protocol
-from facebones.statistics.bootstrap import REPLICATES, ResampledMetric, resample_rank, resample_verification
+from facebones.evaluation.protocol import Features, ProtocolResult, register_protocol
+from facebones.evaluation.published_folder import PublishedFolder
+from facebones.statistics.bootstrap import ResampledMetric, resample_rank, resample_verification
 from facebones.statistics.curves import RocCurve, corners, roc_of_counts
 from facebones.statistics.metric import Metric
 from facebones.statistics.significance import compare_models
@@ -89,7 +90,7 @@ class Scored:
 
 
 @register_protocol
-class MegaFace(Protocol):
+class MegaFace(PublishedFolder):
     """Known people among distractors: Rank-1 by the number of distractors, TAR at each FAR.
 
     Args:
@@ -99,11 +100,6 @@ class MegaFace(Protocol):
     name = "megaface"
     keep_features = True
 
-    @classmethod
-    def find(cls, path: Path) -> list[Self]:
-        """The folder itself; `check` says what it lacks."""
-        return [cls(path)] if path.is_dir() else []
-
     @cached_property
     def data(self) -> Crowd:
         """The images.
@@ -112,10 +108,6 @@ class MegaFace(Protocol):
             DataError: a folder is missing or empty, or no person has two photos.
         """
         return read_crowd(self.path)
-
-    def check(self) -> None:
-        """List the images and read the first."""
-        Protocol.check(type(self)(self.path))
 
     def images(self) -> ImageFiles:
         """Probes, then distractors."""
@@ -134,11 +126,6 @@ class MegaFace(Protocol):
     def written_files(self, models: Sequence[str]) -> list[str]:
         """The ROC curves, MODEL_SET_roc.npz."""
         return [self._curve_file(model) for model in models]
-
-    def evaluate(self, features_NxVxD: Features) -> list[Metric]:
-        """Search with one model; intervals by bootstrap over people."""
-        (result,) = self.compare({"": features_NxVxD}, bootstrap=REPLICATES, seed=0)
-        return result.of("")
 
     def compare(
         self, features: Mapping[str, Features], *, bootstrap: int, seed: int, output: Path | None = None

@@ -76,8 +76,8 @@ class Overlap:
 
     Attributes:
         training: what was trained on: path, counts, fingerprint.
-        sets: the test sets: "set", "protocols", "data", "images", "fingerprint", and "found", the number of images of
-            each kind.
+        sets: the test sets: "set", "protocols", "data", "images", "fingerprint", of a pair set "pairs_sha256" (as runs
+            record it of their validation sets), and "found", the number of images of each kind.
         findings: all findings, by set, image and kind; of an image at most one of each kind.
         people: how the cut-off was chosen, or None without a model: "model", "false_rate", "cut_off", "impostors",
             "repeated".
@@ -175,17 +175,11 @@ def find_overlap(
         opened = open_recogniser(model, runtime, **options)
         check_people(data.labels, false_rate, str(data.path))
     found = _images_in(data, tests, workers, progress)
-    people = None
+    people: dict[str, Any] | None = None
     if opened is not None:
-        from facebones.evaluation.shared_people import SharedPeople, embedded
-
         passing: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
-        trained = embedded(opened, TrainingImages(data), output / "features" / "training", **passing)
-        known = SharedPeople.fitted(data.labels, trained, false_rate, str(data.path))
-        for test in tests:
-            rows = embedded(opened, test.images, output / "features" / "sets" / test.name, **passing)
-            found += [_Match("person", test, *match) for match in known.matches(rows)]
-        people = {"model": str(opened.path and origin(opened.path)), **known.to_json(data.identity_name)}
+        shared, people = _people_in(data, tests, opened, output / "features", false_rate, **passing)
+        found += shared
     result = _result(data, tests, found, people)
     _write(output, result, data, tests)
     return result
@@ -219,12 +213,16 @@ class _TestSet:
         return [int(place) for place in self._sorted_places[first:end]]
 
     def to_json(self) -> dict[str, Any]:
+        from facebones.evaluation.pairs import PairsProtocol
+
+        pairs = [one.pair_set.digest() for one in self.protocols if isinstance(one, PairsProtocol)]
         return {
             "set": self.name,
             "protocols": [one.name for one in self.protocols],
             "data": str(self.protocols[0].path),
             "images": len(self.images.row),
             "fingerprint": self.images.fingerprint(),
+            **({"pairs_sha256": pairs[0]} if pairs else {}),
         }
 
 
@@ -328,6 +326,33 @@ def _verified(
 def _score(grey: ImageArray, other: ImageArray, mirrored: bool, start: npt.NDArray[np.float32]) -> float:
     image = np.ascontiguousarray(grey[:, ::-1]) if mirrored else grey
     return near_images.same_detail(image, other, start)
+
+
+# --------------------------------------------------------------------------------------------------------- people
+
+
+def _people_in(
+    data: TrainingSet, tests: Sequence[_TestSet], model: "Model", folder: Path, false_rate: float, **passing: Any
+) -> tuple[list[_Match], dict[str, Any]]:
+    """The test images that show people trained on, likely; and how the cut-off was chosen.
+
+    Args:
+        data: the training data.
+        tests: the test sets.
+        model: that recognises people.
+        folder: of the embeddings.
+        false_rate: the share of strangers' images that may be listed.
+        passing: options of `shared_people.embedded`.
+    """
+    from facebones.evaluation.shared_people import SharedPeople, embedded
+
+    trained = embedded(model, TrainingImages(data), folder / "training", **passing)
+    known = SharedPeople.fitted(data.labels, trained, false_rate, str(data.path))
+    found = []
+    for test in tests:
+        rows = embedded(model, test.images, folder / "sets" / test.name, **passing)
+        found += [_Match("person", test, *match) for match in known.matches(rows)]
+    return found, {"model": str(model.path and origin(model.path)), **known.to_json(data.identity_name)}
 
 
 # --------------------------------------------------------------------------------------------------------- result

@@ -38,6 +38,7 @@ class ProtocolResult:
         set: name of the data set.
         setting: variant of the protocol, such as "N1D1F1"; empty where there is one only.
         data: where the data set was read from.
+        fingerprint: of the images that were embedded (`ImageSource.fingerprint`); filled in by the caller.
         sizes: counts of the data set, such as {"pairs": 6000}.
         metrics: the metrics of all models, with intervals and tests where the protocol computes them.
         details: for each model what else the protocol measures, as plain values.
@@ -49,6 +50,7 @@ class ProtocolResult:
     set: str
     setting: str = ""
     data: Path
+    fingerprint: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
     metrics: Sequence[MetricComparison] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class ProtocolResult:
             "set": self.set,
             "setting": self.setting,
             "data": str(self.data),
+            **({"fingerprint": self.fingerprint} if self.fingerprint else {}),
             "sizes": dict(self.sizes),
             "metrics": [metric.to_json() for metric in self.metrics],
             "details": dict(self.details),

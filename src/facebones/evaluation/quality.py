@@ -13,11 +13,9 @@ import numpy.typing as npt
 import facebones
 from facebones.data.quality_scores import read_quality
 from facebones.errors import ConfigError, DataError
-from facebones.evaluation.embed import embed
-from facebones.evaluation.groups import check_options, check_supported, one_set_with_pairs, threshold_at
-from facebones.evaluation.models import BATCH_SIZE, Features, Model, open_models
+from facebones.evaluation.embedded_set import ThresholdRule, embed_set, one_set_with_pairs
+from facebones.evaluation.models import BATCH_SIZE, Features, Model
 from facebones.evaluation.protocol import Protocol
-from facebones.evaluation.runtimes import with_runtime
 from facebones.statistics.bootstrap import REPLICATES
 from facebones.statistics.calibration import ScoredPairs
 from facebones.statistics.discard import (
@@ -84,8 +82,8 @@ def evaluate_quality(
     Raises:
         FaceBonesError: a model, the set or a file cannot be used, or no genuine pair is rejected; in one line.
     """
-    check_options(threshold, false_match_rate)
-    rate = false_match_rate or FALSE_MATCH_RATE
+    ThresholdRule(threshold, false_match_rate)  # refuses both
+    rule = ThresholdRule(threshold, (false_match_rate or FALSE_MATCH_RATE) if threshold is None else None)
     files = {name: Path(path) for name, path in (scores or {}).items()}
     if taken := {NORM, AT_RANDOM} & files.keys():
         raise ConfigError(f"scores: the name {taken.pop()!r} is taken; name the file another way")
@@ -94,24 +92,17 @@ def evaluate_quality(
     protocol = one_set_with_pairs(data)
     protocol.check()
     given = _given_qualities(protocol, files)
-    if threshold is None:
-        check_supported(protocol, rate)
+    rule.check(protocol)
     if output is not None:
         check_output(Path(output), [RESULT])
-    opened = open_models(models if isinstance(models, Mapping) else {"model": models}, **opening)
-    flip, images = flip or protocol.needs_flip, protocol.images()
-    if runtime is not None:
-        opened = with_runtime(opened, runtime, [images], batch_size=batch_size, flip=flip)
-    features = embed(opened, images, flip=flip, batch_size=batch_size, workers=workers, progress=progress)
+    passing: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "runtime": runtime, "progress": progress}
+    embedded = embed_set(models, protocol, rule, flip=flip, **passing, **opening)
+    drawing = {"replicates": bootstrap, "seed": seed}
     results, people = {}, False
-    for name in opened:
-        rows = features.pop(name)
-        pairs = protocol.scored_pairs(rows)
+    for name, rows, pairs, limit in embedded.scored():
         people = pairs.first is not None
-        own = {NORM: _by_item(norms(rows), protocol.items())}
-        limit = threshold_at(pairs, rate) if threshold is None else threshold
-        drawing = {"replicates": bootstrap, "seed": seed}
-        results[name] = _measured(name, pairs, {**own, **given}, threshold=limit, up_to=up_to, drawing=drawing)
+        qualities = {NORM: _by_item(norms(rows), protocol.items()), **given}
+        results[name] = _measured(name, pairs, qualities, threshold=limit, up_to=up_to, drawing=drawing)
     content = {
         "format": FORMAT,
         "facebones": facebones.__version__,
@@ -120,11 +111,11 @@ def evaluate_quality(
         "set": protocol.set,
         "data": str(protocol.path),
         "scores": {name: str(path) for name, path in files.items()},
-        "models": {name: model.describe() for name, model in opened.items()},
+        "models": {name: model.describe() for name, model in embedded.models.items()},
         "options": {
-            "false_match_rate": rate if threshold is None else None,
+            "false_match_rate": rule.false_match_rate,
             "up_to": up_to,
-            "flip": flip,
+            "flip": embedded.flip,
             "bootstrap": bootstrap,
             "seed": seed,
         },

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,10 @@ from facebones.data.image_sources import EncodedImages
 from facebones.data.images import image_size
 from facebones.errors import DataError
 from facebones.evaluation.pairs import PairsProtocol, compare_on_pairs
-from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, register_protocol
+from facebones.evaluation.protocol import Features, ProtocolResult, register_protocol
+from facebones.evaluation.published_folder import PublishedFolder
 from facebones.evaluation.verification import PairSetResult, correct_pairs, verify_features
-from facebones.statistics.bootstrap import ACCURACY, REPLICATES, ResampledMetric, resample_accuracy
+from facebones.statistics.bootstrap import ACCURACY, ResampledMetric, resample_accuracy
 from facebones.statistics.calibration import ScoredPairs
 from facebones.statistics.group_rates import bias_corrected
 from facebones.statistics.metric import Metric
@@ -44,7 +45,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 @register_protocol
-class RFW(Protocol):
+class RFW(PublishedFolder):
     """The four groups of RFW: accuracy, TAR at FAR 0.001, AUC and EER of each, and the differences between them.
 
     Args:
@@ -52,11 +53,6 @@ class RFW(Protocol):
     """
 
     name = "rfw"
-
-    @classmethod
-    def find(cls, path: Path) -> list[Self]:
-        """The folder itself; `check` says what it lacks."""
-        return [cls(path)] if path.is_dir() else []
 
     @cached_property
     def groups(self) -> dict[str, PairsProtocol]:
@@ -71,10 +67,6 @@ class RFW(Protocol):
             found[group] = PairsProtocol(root / LISTS / group / f"{group}_pairs.txt", root / IMAGES / group)
             _ = found[group].pair_set
         return found
-
-    def check(self) -> None:
-        """Read all lists and images and let them go; the first image is decoded."""
-        Protocol.check(type(self)(self.path))
 
     def images(self) -> EncodedImages:
         """The images of all pairs, group by group."""
@@ -126,11 +118,6 @@ class RFW(Protocol):
         sizes = [len(one.faces().images) for one in self.groups.values()]
         group = np.repeat(np.arange(len(GROUPS)), sizes)
         return [Grouping(name="group", groups=GROUPS, group=group, without=0, mixed=0)]
-
-    def evaluate(self, features_NxVxD: Features) -> list[Metric]:
-        """Verify the groups with one model; intervals by bootstrap over people."""
-        results = self.compare({"": features_NxVxD}, bootstrap=REPLICATES, seed=0)
-        return [metric for result in results for metric in result.of("")]
 
     def compare(
         self, features: Mapping[str, Features], *, bootstrap: int, seed: int, output: Path | None = None

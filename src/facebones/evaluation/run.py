@@ -291,7 +291,8 @@ def _measure(
         with world.apart():  # the others wait while process 0 compares
             if world.is_first:
                 options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed, "output": output}
-                results += _compared(group, source.name, features, left_out, found_N=found_N, **options)
+                found = _compared(group, source.name, features, left_out, found_N=found_N, **options)
+                results += [replace(one, fingerprint=source.fingerprint()) for one in found]
         left_out |= world.gather_objects(left_out)[0]
     return opened, results
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,9 @@ from facebones.data.image_sources import ImageFiles
 from facebones.data.images import aspect_note, image_size
 from facebones.errors import DataError, counted, first_line
 from facebones.evaluation.image_search import Found, search_images, unit_rows
-from facebones.evaluation.protocol import Features, Protocol, ProtocolResult, register_protocol
-from facebones.statistics.bootstrap import REPLICATES, ResampledMetric, resample_mean, resample_rank
+from facebones.evaluation.protocol import Features, ProtocolResult, register_protocol
+from facebones.evaluation.published_folder import PublishedFolder
+from facebones.statistics.bootstrap import ResampledMetric, resample_mean, resample_rank
 from facebones.statistics.metric import Metric
 from facebones.statistics.significance import compare_models
 
@@ -68,7 +69,7 @@ class TinyFaceImages:
 
 
 @register_protocol
-class TinyFace(Protocol):
+class TinyFace(PublishedFolder):
     """Searches with TinyFace's probes: Rank-1, 5 and 20, and mAP.
 
     Args:
@@ -78,11 +79,6 @@ class TinyFace(Protocol):
     name = "tinyface"
     keep_features = True
 
-    @classmethod
-    def find(cls, path: Path) -> list[Self]:
-        """The folder itself; `check` says what it lacks."""
-        return [cls(path)] if path.is_dir() else []
-
     @cached_property
     def data(self) -> TinyFaceImages:
         """The images and their people.
@@ -91,10 +87,6 @@ class TinyFace(Protocol):
             DataError: a folder is missing or empty, a file has no person in its name, or a list is broken.
         """
         return read_tinyface(self.path)
-
-    def check(self) -> None:
-        """Read the lists and the first image."""
-        Protocol.check(type(self)(self.path))
 
     def images(self) -> ImageFiles:
         """Gallery, distractors and probes."""
@@ -122,11 +114,6 @@ class TinyFace(Protocol):
         searched = len(found.files) - found.probes
         probes = unit_rows(name, features_NxVxD, slice(searched, None))
         return search_images(probes, found.person[searched:], name, features_NxVxD[:searched], found.person[:searched])
-
-    def evaluate(self, features_NxVxD: Features) -> list[Metric]:
-        """Search with one model; intervals by bootstrap over people."""
-        (result,) = self.compare({"": features_NxVxD}, bootstrap=REPLICATES, seed=0)
-        return result.of("")
 
     def compare(
         self, features: Mapping[str, Features], *, bootstrap: int, seed: int, output: Path | None = None

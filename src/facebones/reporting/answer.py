@@ -68,22 +68,25 @@ def answer(results: Results) -> Answer:
     parts = [_by_metric(results, metric) for metric in metrics]
     if metrics:
         parts[0]["latency"] = _by_latency(results, metrics[0])
-    reservations = _reservations(results, metrics)
-    details = [sentence for part in parts for sentences in part.values() for sentence in sentences] + reservations
+    added, reservations = _added_seeds(results), _reservations(results, metrics)
+    measured = [sentence for part in parts for sentences in part.values() for sentence in sentences]
+    details = [*measured, *added, *reservations]
     if not any(map(any, parts)):
         details.insert(0, f"Nothing has been measured yet, so no {results.noun} can be recommended.")
     rules = _rules(results, metrics) if metrics else []
     if len(details) <= MOST_SENTENCES:
         return Answer(sentences=details, rules=rules)
-    return Answer(sentences=_summary(results, metrics, parts[0], reservations), rules=rules, details=details)
+    if added:
+        parts[0]["seeds"] = []  # the sentence on the added seeds tells their spread, too
+    end = [*added[:1], *([_joined(reservations)] if reservations else [])]
+    return Answer(sentences=_summary(results, metrics, parts[0], end), rules=rules, details=details)
 
 
 def _summary(
-    results: Results, metrics: Sequence[MetricResult], first: Mapping[str, list[str]], reservations: Sequence[str]
+    results: Results, metrics: Sequence[MetricResult], first: Mapping[str, list[str]], end: Sequence[str]
 ) -> list[str]:
     """One sentence for each question: what is best, by the other metrics too, for a budget, and is it real?"""
     beginning = [*first["verdict"], *_by_others(results, metrics)]
-    end = [_joined(reservations)] if reservations else []
     parts = [first["factor"][:1], first["tuning"][:1], _in_one(first["budget"]), first["cheapest"], first["seeds"]]
     chosen = [sentence for part in [*parts, _in_one(first["latency"])] for sentence in part]
     return [*beginning, *chosen[: MOST_SENTENCES - len(beginning) - len(end)], *end]
@@ -142,6 +145,10 @@ def _rules(results: Results, metrics: Sequence[MetricResult]) -> list[str]:
         rules.append(ORDER_RULE)
     if any(seed_sentences(results, metric) for metric in metrics):
         rules.append(SEED_RULE.format(noun=results.noun))
+    if results.added_seeds:
+        from facebones.reporting.added_seeds import RULE
+
+        rules.append(RULE.format(noun=results.noun))
     return rules
 
 
@@ -198,6 +205,15 @@ def _by_tuning(results: Results, metric: MetricResult) -> list[str]:
     from facebones.reporting.tuning_order import order_sentences  # few studies are tuned
 
     return order_sentences(results, metric)[:MOST_GROUPS]
+
+
+def _added_seeds(results: Results) -> list[str]:
+    """How `seeds: auto` ended, a sentence for each study that has it."""
+    if not results.added_seeds:
+        return []
+    from facebones.reporting.added_seeds import added_seeds_sentence
+
+    return [added_seeds_sentence(one) for one in results.added_seeds]
 
 
 def _alike(results: Results, factor: str, ranking: Sequence[str]) -> list[tuple[str, list[str]]]:

@@ -22,7 +22,8 @@ CURVE_ARRAYS = ("far", "tar", "threshold", "genuine", "impostors")
 SCORE_ARRAYS = ("distance", "is_same")
 IMAGES_DIGEST = "images_sha256"  # beside these, since version 0.2
 CALIBRATIONS = "*.calibration.json"
-TRUST_FILES = ("groups.json", "quality.json", "overlap.json")
+OVERLAP = "overlap"  # the folder of an audit beside what it is of
+TRUST_FILES = ("groups.json", "quality.json", f"{OVERLAP}.json", f"{OVERLAP}/{OVERLAP}.json")
 NOT_EVALUATIONS = (
     *TRUST_FILES,
     "study.json",

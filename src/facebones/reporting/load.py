@@ -18,6 +18,7 @@ from facebones.reporting.evaluations import (
     read_roc,
     trust_files,
 )
+from facebones.reporting.overlap_words import OverlapAudits, is_audit
 from facebones.reporting.results import Cost, EvaluatedSet, MetricResult, Results, Run, ScoreFile
 from facebones.reporting.runs import (
     OTHER_SHAPE,
@@ -42,6 +43,7 @@ from facebones.system.hub import is_hub_address, parse_address
 from facebones.system.progress import track
 
 if TYPE_CHECKING:
+    from facebones.reporting.added_seeds import AddedSeeds
     from facebones.reporting.tables import Table
     from facebones.reporting.tuning import Tuning
 
@@ -85,6 +87,7 @@ class _Reader:
         costs: as studies tell them, by variant.
         profiled: as separate profiles tell them, by the name or file that was profiled.
         versions: what each result was made with: label of the result, and its versions.
+        overlap: audits of training data, and the sets that they are compared with.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -104,6 +107,8 @@ class _Reader:
     tunings: list["Tuning"] = field(default_factory=list)
     progress: bool = False
     trust: list["Table"] = field(default_factory=list)
+    overlap: OverlapAudits = field(default_factory=OverlapAudits)
+    added_seeds: list["AddedSeeds"] = field(default_factory=list)
 
     def read(self, folder: Path) -> None:
         """Read all that a folder holds.
@@ -130,7 +135,11 @@ class _Reader:
         if trusted:
             from facebones.reporting.trust_tables import read_trust  # few folders hold such files
 
-            self.trust += [table for path in trusted for table in read_trust(path)]
+            for path in trusted:
+                if is_audit(path):
+                    self.overlap.add(path, read_trust(path))
+                else:
+                    self.trust += read_trust(path)
         if not is_study:
             self.titles.append(folder.resolve().name)
 
@@ -151,8 +160,10 @@ class _Reader:
             metrics=self.metrics,
             curves=self.curves,
             cmc=self.cmc,
-            trust=self.trust,
             pair_scores=self.pair_scores,
+            trust=[*self.trust, *self.overlap.tables(runs)],
+            overlap=self.overlap.sentences(runs, folders[0]),
+            added_seeds=self.added_seeds,
             conditions=self.conditions,
             recipe=shared_recipe(runs),
             notes=[
@@ -219,6 +230,10 @@ class _Reader:
         tuning = _tuning(content)
         if tuning is not None:
             self.tunings.append(tuning)
+        if content.get("auto_seeds"):
+            from facebones.reporting.added_seeds import read_added_seeds  # few studies add seeds
+
+            self.added_seeds.append(read_added_seeds(content))
         for row in self._tracked(content["runs"], "reading runs"):
             run = read_study_run(folder, row)
             if tuning is not None:
@@ -286,6 +301,7 @@ class _Reader:
     def _add_section(self, folder: Path, section: Mapping[str, Any]) -> None:
         """Add an evaluated set with its curves."""
         where, curves = evaluated_set(section), section.get("curves", {})
+        self.overlap.add_set(section)
         self.notes += [note for note in map(text, section.get("notes", ())) if note not in self.notes]
         for model, name in self._add_metrics(where, section).items():
             rates = hit_rates(curves, model)

@@ -86,6 +86,7 @@ def page_text(results: Results, tables: Sequence[Table], answer: Answer, faces: 
         overview=[_shown(results, table) for table in tables[:1]],
         tables=[_shown(results, table) for table in tables[1:] if table.section == "tables"],
         tuning=[_shown(results, table) for table in tables[1:] if table.section == "tuning"],
+        overlap=results.overlap,
         trust=[_shown(results, table) for table in tables[1:] if table.section == "trust"],
         heat_tables=heat_tables(results),
         faces=faces,

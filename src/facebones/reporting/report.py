@@ -123,7 +123,10 @@ def results_json(results: Results) -> dict[str, Any]:
         - "cmc": set to run to the hit rates at ranks 1, 2, ...
         - "tuning": of each study with `tune:`, what its study.json says of it: "people" on whom no trial trained,
           "pairs" of them, and "backbones", each with "levels" (of other factors), the number of the "chosen" trial and
-          all "trials": "fields", "state", "accuracy", "steps", "step" and "error".
+          all "trials": "fields", "state", "accuracy", "steps", "step" and "error";
+        - "overlap": whether training data were audited for overlap with the sets, and what was found, in sentences;
+        - "added_seeds": of each study with `seeds: auto`, what was "wanted" and, of each of its "rounds", the numbers
+          that decided whether there was another.
 
         None stands for an unknown value. NaN and infinities become None, because JSON lacks them.
     """
@@ -140,6 +143,8 @@ def results_json(results: Results) -> dict[str, Any]:
         "metrics": [_metric(results, metric) for metric in results.known_metrics],
         "cmc": {set_words(where): rates for where, rates in results.cmc.items()},
         "tuning": [tuning.content for tuning in results.tunings],
+        "overlap": results.overlap,
+        "added_seeds": [found.content for found in results.added_seeds],
     }
     plain: dict[str, Any] = _plain(content)
     return plain

@@ -16,6 +16,7 @@ from facebones.reporting.words import headline, metric_title, metric_words
 from facebones.statistics.significance import outcomes_interval, over_seeds
 
 if TYPE_CHECKING:
+    from facebones.reporting.added_seeds import AddedSeeds
     from facebones.reporting.tables import Table
     from facebones.reporting.tuning import Tuning
 
@@ -244,6 +245,8 @@ class Results:
         tunings: of the studies that have one.
         trust: tables of thresholds, rates by group, quality and overlap.
         pair_scores: pair set to model to the file of its scores.
+        overlap: sentences on the overlap of training data with the sets; commands are between backticks.
+        added_seeds: the rounds of the studies with `seeds: auto`.
     """
 
     title: str
@@ -260,6 +263,8 @@ class Results:
     tunings: Sequence["Tuning"] = ()
     trust: Sequence["Table"] = ()
     pair_scores: Mapping[EvaluatedSet, Mapping[str, ScoreFile]] = field(default_factory=dict)
+    overlap: Sequence[str] = ()
+    added_seeds: Sequence["AddedSeeds"] = ()
 
     @cached_property
     def variants(self) -> list[str]:

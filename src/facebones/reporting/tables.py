@@ -84,6 +84,7 @@ def report_tables(results: Results) -> list[Table]:
         *(_tests(results, metric) for metric in results.main_metrics()),
         *_tuning(results),
         *results.trust,
+        *_added_seeds(results),
         _training(results),
         _runs(results),
     ]
@@ -275,6 +276,15 @@ def _tuning(results: Results) -> list[Table]:
     from facebones.reporting.tuning_tables import tuning_tables  # which imports this module
 
     return tuning_tables(results)
+
+
+def _added_seeds(results: Results) -> list[Table]:
+    if not results.added_seeds:
+        return []
+    from facebones.reporting.added_seeds import added_seeds_table  # which imports this module
+
+    several = len(results.added_seeds) > 1
+    return [added_seeds_table(one, noun=results.noun, several=several) for one in results.added_seeds]
 
 
 def _training(results: Results) -> Table:

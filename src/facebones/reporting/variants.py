@@ -80,7 +80,7 @@ def with_factors(runs: "Sequence[Run]") -> "list[Run]":
 
     If more than MOST_FACTORS fields are needed, or a recipe is unknown, the only level is the first run of the recipe.
     """
-    compared = _with_equal_fingerprints(runs)
+    compared = with_equal_fingerprints(runs)
     begun = {(_place(run), kind): run for run in reversed(compared) if (kind := _kind(run)) is not None}
     found, named = _factors(compared)
     if not found and not named:
@@ -191,7 +191,7 @@ def repeated_seeds(runs: "Sequence[Run]") -> list[str]:
 
 def different_recipes(runs: "Sequence[Run]") -> list[str]:
     """Notes if recipes differ in more than backbones and levels: then more than these is compared."""
-    compared = [run for run in _with_equal_fingerprints(runs) if run.recipe]
+    compared = [run for run in with_equal_fingerprints(runs) if run.recipe]
     of_levels: dict[Any, list[Run]] = {}
     for run in compared:
         of_levels.setdefault(tuple(sorted(run.levels.items())), []).append(run)
@@ -242,7 +242,7 @@ def _kind(run: "Run") -> str | None:
     return json.dumps(_compared(run), sort_keys=True)
 
 
-def _with_equal_fingerprints(runs: "Sequence[Run]") -> "list[Run]":
+def with_equal_fingerprints(runs: "Sequence[Run]") -> "list[Run]":
     """The runs, each with the fingerprint of the first run on the same data: versions know different keys."""
     found = [data for run in runs if isinstance(data := run.environment.get("data"), dict)]
     if all(data == found[0] for data in found):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facebones.errors import ConfigError, some
-from facebones.statistics.seed_power import SeedNoise, seed_noise, seed_power, seeds_needed
+from facebones.statistics.seed_power import SeedNoise, detectable_difference, seed_noise, seed_power, seeds_needed
 from facebones.study.planned_run import DONE, TO_DO, PlannedRun
 from facebones.study.study import FIRST_SEEDS, AutoSeeds, Study
 
@@ -30,19 +30,25 @@ class Decision:
         seeds: of each level, so far.
         more: whether there is to be one more.
         why: in words.
+        set: whose accuracy decides; empty before all runs are done.
         levels: the two that vary most between seeds.
         deviation: their pooled standard deviation between seeds, in points; None if it is not known.
         upper: its upper confidence limit, in points.
         power: of finding the wanted difference between them, if the deviation is at that limit.
+        detectable: the smallest difference that would be found with the wanted power, in points, at that limit.
+        verdict: the end of `why`: what follows from these numbers.
     """
 
     seeds: int
     more: bool
     why: str
+    set: str = ""
     levels: Sequence[str] = ()
     deviation: float | None = None
     upper: float | None = None
     power: float | None = None
+    detectable: float | None = None
+    verdict: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return all attributes."""
@@ -98,15 +104,18 @@ def decide(plan: "Plan", seeds: int) -> Decision:
         f" {' and '.join(names)}, or up to {upper:.2f}; then a difference of {wanted:g} points would be found with"
         f" {100 * power:.0f} % power"
     )
-    why, more = _verdict(plan, runs, seeds, enough=power >= settings.power, upper=upper)
+    verdict, more = _verdict(plan, runs, seeds, enough=power >= settings.power, upper=upper)
     return Decision(
         seeds=seeds,
         more=more,
-        why=f"{found}; {why}",
+        why=f"{found}; {verdict}",
+        set=chosen,
         levels=names,
         deviation=100 * noise.deviation,
         upper=upper,
         power=power,
+        detectable=detectable_difference(upper, seeds, power=settings.power),
+        verdict=verdict,
     )
 
 

@@ -4,7 +4,6 @@ Validation computes in the precision of the training, which is faster; `facebone
 its metrics differ slightly after a training in bf16 or fp16.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +55,7 @@ class Validation:
         if twice := {name for name in names if names.count(name) > 1}:
             raise ConfigError(f"validation.sets: two sets are called {', '.join(twice)}; rename a file")
         self.fingerprint = {
-            pair_set.name: {"pairs": len(pair_set), "sha256": _digest(pair_set)} for pair_set in self.sets
+            pair_set.name: {"pairs": len(pair_set), "sha256": pair_set.digest()} for pair_set in self.sets
         }
 
     def try_out(self, backbone: Backbone, device: torch.device, world: World = ALONE) -> None:
@@ -144,13 +143,6 @@ def _decode_all(pair_set: PairSet, world: World) -> None:
             images.read(index, IMAGE_SIZE)
 
         list(pool.map(check, part_of(len(images), world.rank, world.size)))
-
-
-def _digest(pair_set: PairSet) -> str:
-    digest = hashlib.sha256(pair_set.is_same.tobytes())
-    for image in pair_set.images:
-        digest.update(hashlib.sha256(image).digest())
-    return digest.hexdigest()
 
 
 def mean_accuracy(rows: Sequence[dict[str, Any]]) -> float:
