@@ -16,11 +16,13 @@ from torch.utils.data import DataLoader
 
 from facebones.cli.main import main
 from facebones.data import loader as loading
-from facebones.data.folders import ImageFolder, RecordSet, open_labelled_images, open_training_set
+from facebones.data.folders import open_labelled_images, open_training_set
+from facebones.data.image_folder import ImageFolder
 from facebones.data.lmdb_file import LmdbFile
 from facebones.data.lmdb_set import LmdbSet
 from facebones.data.loader import EpochOrder, training_batches
 from facebones.data.packed_values import Span, unpack_message, unpack_pickle
+from facebones.data.record_set import RecordSet
 from facebones.errors import CheckpointError, DataError
 from facebones.training.run import resume, train
 

@@ -31,8 +31,7 @@ from facebones.exporting.format_rows import (
 )
 from facebones.exporting.format_table import markdown
 from facebones.exporting.formats import FORMATS, find_formats
-from facebones.exporting.network import load_for_export
-from facebones.exporting.onnx_file import FACES_COMPARED, first_faces
+from facebones.exporting.onnx_file import FACES_COMPARED, first_faces, load_for_export
 from facebones.onnx.graph_layers import FIRST, LAST
 from facebones.onnx.quantize import Calibration
 from facebones.plugins import imported_plugins
