@@ -456,5 +456,5 @@ def _indent(lines: Iterable[str]) -> list[str]:
     return [f"  {line}" for line in lines]
 
 
-def _bar(count: int, histogram: dict[str, int], width: int = 30) -> str:
-    return "#" * max(1, round(width * count / max(histogram.values())))
+def _bar(count: int, histogram: dict[str, int]) -> str:
+    return "#" * max(1, round(30 * count / max(histogram.values())))
