@@ -22,8 +22,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from facebones.data.folders import RecordSet
 from facebones.data.loader import EpochOrder
+from facebones.data.record_set import RecordSet
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, pack
 
@@ -68,7 +68,7 @@ def read(data: RecordSet, images: int, seed: int, how: tuple[int, int, bool]) ->
     """Read that many in order; images a second, and bytes from the disk for each byte used."""
     block, advice, ahead = how
     forget(data)
-    data.records._bytes.madvise(advice)
+    data.records.content.madvise(advice)
     batches = images // BATCH_SIZE
     order = EpochOrder(
         data,

@@ -21,7 +21,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from facebones.data.folders import ImageFolder, RecordSet
+from facebones.data.image_folder import ImageFolder
+from facebones.data.record_set import RecordSet
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, pack
 from facebones.datatools.convert import convert

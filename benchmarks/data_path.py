@@ -97,8 +97,9 @@ def from_loader(batches: Iterator[object], workers: int) -> Side:
 
 def our_batches(records: Path, workers: int, index: int = 0) -> Iterator[object]:
     """Batches without end, as `facebones train` gets them; with `index`, of a set that is as long."""
-    from facebones.data.folders import RecordSet, open_training_set
+    from facebones.data.folders import open_training_set
     from facebones.data.loader import EpochOrder, training_batches
+    from facebones.data.record_set import RecordSet
     from facebones.system.malloc import tune_malloc
 
     tune_malloc()

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from facebones.data.folders import RecordSet
 from facebones.data.ijb_pairs import read_pair_labels
 from facebones.data.pair_lists import read_pair_list
 from facebones.data.record_index import read_index
+from facebones.data.record_set import RecordSet
 from facebones.data.recordio import MAGIC
 from facebones.reporting.runs import read_run
 from facebones.run_folder import RunFolder

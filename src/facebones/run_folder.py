@@ -220,7 +220,7 @@ class RunFolder:
 
 
 @contextmanager
-def folder_lock(path: Path, work: str = "trains") -> Iterator[None]:
+def folder_lock(path: Path) -> Iterator[None]:
     """Make a folder and lock it against other processes, until this one leaves the block or dies.
 
     The lock is a POSIX record lock because forked processes do not inherit it: data workers that outlive a killed
@@ -243,11 +243,11 @@ def folder_lock(path: Path, work: str = "trains") -> Iterator[None]:
         try:
             _lock(file, LOCK_SECONDS if PARENT_VARIABLE in os.environ else 0)
         except (BlockingIOError, PermissionError) as error:
-            raise ConfigError(f"{path}: another process {work} here; wait until it ends, or stop it") from error
+            raise ConfigError(f"{path}: another process trains here; wait until it ends, or stop it") from error
         except OSError as error:
             from facebones.system.progress import say
 
-            say(f"note: {path}: cannot be locked ({error.strerror}): make sure that no other process {work} here")
+            say(f"note: {path}: cannot be locked ({error.strerror}): make sure that no other process trains here")
         yield
 
 

@@ -15,8 +15,10 @@ import torch
 
 from facebones.data import loader as loading
 from facebones.data import training_set as registry
-from facebones.data.folders import ImageFolder, RecordSet, open_training_set
+from facebones.data.folders import open_training_set
+from facebones.data.image_folder import ImageFolder
 from facebones.data.loader import EpochOrder, training_batches
+from facebones.data.record_set import RecordSet
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, pack
 from facebones.data.training_set import LABEL_KEYS, TrainingSet, list_data_formats, register_data_format, same_data

@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from facebones.data.folders import ImageFolder, RecordSet, find_pair_set, open_training_set, pair_sets
+from facebones.data.folders import find_pair_set, open_training_set, pair_sets
+from facebones.data.image_folder import ImageFolder
+from facebones.data.record_set import RecordSet
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, pack
 from facebones.errors import DataError

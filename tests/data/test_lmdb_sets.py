@@ -11,16 +11,14 @@ import lmdb
 import msgpack
 import numpy as np
 import pytest
-import torch
-from torch.utils.data import DataLoader
 
 from facebones.cli.main import main
-from facebones.data import loader as loading
-from facebones.data.folders import ImageFolder, RecordSet, open_labelled_images, open_training_set
+from facebones.data.folders import open_labelled_images, open_training_set
+from facebones.data.image_folder import ImageFolder
 from facebones.data.lmdb_file import LmdbFile
 from facebones.data.lmdb_set import LmdbSet
-from facebones.data.loader import EpochOrder, training_batches
 from facebones.data.packed_values import Span, unpack_message, unpack_pickle
+from facebones.data.record_set import RecordSet
 from facebones.errors import CheckpointError, DataError
 from facebones.training.run import resume, train
 
@@ -264,27 +262,12 @@ def test_labels_below_0_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_training_equals_that_on_records(hsface, tiny_recipe, tmp_path, workers):
-    options = {"training.epochs": 1, "validation.sets": [], "data.workers": workers}
-    train(tiny_recipe(**{"data.path": str(hsface)}, **options), tmp_path / "lmdb", "cpu")
-    train(tiny_recipe(**options), tmp_path / "records", "cpu")
-    one, other = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("lmdb", "records"))
-    losses = [[json.loads(line).get("loss") for line in text.splitlines()] for text in (one, other)]
-    assert losses[0] == losses[1] and any(losses[0])
+def test_a_training_equals_that_on_records(hsface, workers, assert_trains_as_on_records):
+    assert_trains_as_on_records(hsface, workers)
 
 
-def test_workers_that_are_spawned_read_the_same(hsface, monkeypatch):
-    data = open_training_set(hsface)
-    order = EpochOrder(data, batch_size=4, batches_per_epoch=7, first=0, last=3, seed=0, block=4)
-    alone = list(training_batches(order, workers=0))
-    monkeypatch.setattr(loading, "CAN_INHERIT", False)
-    monkeypatch.setattr(
-        loading,
-        "DataLoader",
-        lambda *args, **options: DataLoader(*args, **options | {"multiprocessing_context": "spawn"}),
-    )
-    spawned = list(training_batches(order, workers=1))
-    assert all(torch.equal(a, b) for pair in zip(alone, spawned, strict=True) for a, b in zip(*pair, strict=True))
+def test_workers_that_are_spawned_read_the_same(hsface, assert_spawned_workers_read_the_same):
+    assert_spawned_workers_read_the_same(hsface)
 
 
 def test_resume_takes_the_same_images_only(hsface, rows, tiny_recipe, tmp_path):

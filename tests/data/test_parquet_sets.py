@@ -8,15 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as arrow
 import pytest
-import torch
 from pyarrow import parquet
-from torch.utils.data import DataLoader
 
 from facebones.cli.main import main
-from facebones.data import loader as loading
 from facebones.data import parquet_set
 from facebones.data.folders import open_labelled_images, open_training_set
-from facebones.data.loader import EpochOrder, training_batches
 from facebones.data.parquet_encodings import read_struct
 from facebones.data.parquet_set import ParquetSet
 from facebones.data.training_set import same_data
@@ -248,27 +244,12 @@ def test_without_pyarrow_one_line_names_the_extra(shards, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_training_equals_that_on_records(shards, tiny_recipe, tmp_path, workers):
-    options = {"training.epochs": 1, "validation.sets": [], "data.workers": workers}
-    train(tiny_recipe(**{"data.path": str(shards)}, **options), tmp_path / "parquet", "cpu")
-    train(tiny_recipe(**options), tmp_path / "records", "cpu")
-    one, other = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("parquet", "records"))
-    losses = [[json.loads(line).get("loss") for line in text.splitlines()] for text in (one, other)]
-    assert losses[0] == losses[1] and any(losses[0])
+def test_a_training_equals_that_on_records(shards, workers, assert_trains_as_on_records):
+    assert_trains_as_on_records(shards, workers)
 
 
-def test_workers_that_are_spawned_read_the_same(shards, monkeypatch):
-    data = open_training_set(shards)
-    order = EpochOrder(data, batch_size=4, batches_per_epoch=7, first=0, last=3, seed=0, block=4)
-    alone = list(training_batches(order, workers=0))
-    monkeypatch.setattr(loading, "CAN_INHERIT", False)
-    monkeypatch.setattr(
-        loading,
-        "DataLoader",
-        lambda *args, **options: DataLoader(*args, **options | {"multiprocessing_context": "spawn"}),
-    )
-    spawned = list(training_batches(order, workers=1))
-    assert all(torch.equal(a, b) for pair in zip(alone, spawned, strict=True) for a, b in zip(*pair, strict=True))
+def test_workers_that_are_spawned_read_the_same(shards, assert_spawned_workers_read_the_same):
+    assert_spawned_workers_read_the_same(shards)
 
 
 def test_threads_share_the_pages(shards, rows, monkeypatch):

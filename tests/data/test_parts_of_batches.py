@@ -1,5 +1,6 @@
 """One training on several processes: each reads its rows of every batch, together those of one process."""
 
+import mmap
 from collections import Counter
 from itertools import chain
 
@@ -9,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from facebones.data import loader as loading
-from facebones.data import recordio as module
-from facebones.data.folders import RecordSet, open_training_set
+from facebones.data.folders import open_training_set
 from facebones.data.loader import EpochOrder, training_batches
+from facebones.data.record_set import RecordSet
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, RecordFile, pack
 from facebones.system.distributed import part_of
@@ -123,7 +124,7 @@ class Asked:
         return self.mapped.size()
 
     def madvise(self, option, start, length):
-        assert start % module.mmap.PAGESIZE == 0 and 0 < length <= len(self.mapped) - start
+        assert start % mmap.PAGESIZE == 0 and 0 < length <= len(self.mapped) - start
         self.parts.append(range(start, start + length))
 
 
@@ -142,12 +143,12 @@ def test_processes_together_read_ahead_little_more_than_the_file_once(tmp_path, 
             data = open_training_set(tmp_path / "*.rec")
             files = [part.records for part in getattr(data, "parts", [data])]
             for file in files:
-                file._map = Asked(file._bytes)
+                file._map = Asked(file.content)
             for batch in EpochOrder(data, part=(rank, processes), **fields):
                 for file, place in (place_of(data, index) for index in batch):
                     assert any(place in part for part in file._map.parts), "before its turn"
             announced.append(sum(len(part) for file in files for part in file._map.parts))
-        assert max(announced) <= share * sum(file.size for file in files) + 2 * module.mmap.PAGESIZE * len(files)
+        assert max(announced) <= share * sum(file.size for file in files) + 2 * mmap.PAGESIZE * len(files)
 
 
 def place_of(data, index):
@@ -163,7 +164,7 @@ def test_the_end_of_a_record_is_found_in_a_file_whose_index_has_another_order(tm
     index = (tmp_path / "a.idx").read_text().splitlines()
     (tmp_path / "a.idx").write_text("\n".join(sorted(index)) + "\n")
     file = RecordFile(tmp_path / "a.rec")
-    file._map = asked = Asked(file._bytes)
+    file._map = asked = Asked(file.content)
     file.read_ahead(file.positions_of([2]))
     file.read_ahead(file.positions_of([1]))
     first, second = asked.parts

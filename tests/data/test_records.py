@@ -1,6 +1,7 @@
 """RecordIO: what is written is read back, real files are understood, broken ones are named."""
 
 import contextlib
+import mmap
 import pickle
 import struct
 from pathlib import Path
@@ -12,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from facebones.data import record_writer
-from facebones.data import recordio as module
 from facebones.data.record_writer import RecordWriter, cut
 from facebones.data.recordio import MAGIC, MAGIC_BYTES, Header, RecordFile, pack, split, unpack
 from facebones.errors import DataError, FaceBonesError, RunError
@@ -337,7 +337,7 @@ def test_reading_ahead_asks_for_each_record_and_leaves_out_what_is_between(tmp_p
             return file.size
 
         def madvise(self, option, start, length):
-            assert option == module.mmap.MADV_WILLNEED and start % module.mmap.PAGESIZE == 0
+            assert option == mmap.MADV_WILLNEED and start % mmap.PAGESIZE == 0
             self.parts.append(range(start, start + length))
 
     file._map = asked = Asked()

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from facebones.data import record_index, recordio
-from facebones.data.folders import RecordSet
 from facebones.data.record_index import Runs, read_index
+from facebones.data.record_set import RecordSet
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import MAGIC, Header, pack
 from facebones.errors import DataError

@@ -13,7 +13,7 @@ from facebones.backbones import create_backbone
 from facebones.backbones.weights import save_weights
 from facebones.cli.main import main as cli
 from facebones.data.pair_bins import read_pairs, write_pairs
-from facebones.evaluation.models_of_group import open_in_all
+from facebones.evaluation.many_processes import open_in_all
 from facebones.evaluation.run import evaluate
 from facebones.reporting import evaluation_plots
 from facebones.run_folder import RunFolder

@@ -18,7 +18,7 @@ from facebones.backbones import create_backbone
 from facebones.data.image_sources import EncodedImages
 from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.errors import ConfigError
-from facebones.evaluation import feature_store, rows_of_group
+from facebones.evaluation import feature_store, many_processes
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import Model
 from facebones.recipe import Recipe
@@ -96,7 +96,7 @@ def contents(folder):
 def test_features_are_those_of_one_process_to_the_bit(
     in_group, source, tmp_path, monkeypatch, size, batch_size, on_disk
 ):
-    monkeypatch.setattr(rows_of_group, "PIECE_BYTES", 64)
+    monkeypatch.setattr(many_processes, "PIECE_BYTES", 64)
     models = {"a": model(1), "b": model(2, Small(2, width=7))}
     folder = tmp_path / "many" if on_disk else None
 

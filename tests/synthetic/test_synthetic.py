@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facebones.data.folders import RecordSet, pair_sets
+from facebones.data.folders import pair_sets
 from facebones.data.images import decode
 from facebones.data.pair_bins import read_pairs
+from facebones.data.record_set import RecordSet
 from facebones.errors import ConfigError, DataError, RunError, UnknownNameError
 from facebones.synthetic import image as synthetic_image
 from facebones.synthetic.dataset import (

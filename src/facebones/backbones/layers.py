@@ -35,9 +35,9 @@ def conv_block(
     return [*conv_bn(in_channels, out_channels, kernel, stride, groups), nn.PReLU(out_channels)]
 
 
-def global_depthwise(channels: int, size: int = 7) -> list[nn.Module]:
-    """Learned pooling (MobileFaceNet, arXiv 1804.07573): a size x size filter per channel, then batch normalisation."""
-    return [GroupedConv2d(channels, channels, size, groups=channels, bias=False), nn.BatchNorm2d(channels)]
+def global_depthwise(channels: int) -> list[nn.Module]:
+    """Learned pooling (MobileFaceNet, arXiv 1804.07573): a 7 x 7 filter per channel, then batch normalisation."""
+    return [GroupedConv2d(channels, channels, 7, groups=channels, bias=False), nn.BatchNorm2d(channels)]
 
 
 def initialize(network: nn.Module) -> None:

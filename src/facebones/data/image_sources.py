@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.images import ImageArray, decode, single_threaded_opencv
+from facebones.data.images import ImageArray, decode, read_image_file, single_threaded_opencv
 from facebones.errors import DataError
 
 if TYPE_CHECKING:
@@ -208,8 +208,6 @@ class ImageFiles:
         Raises:
             DataError: it cannot be read.
         """
-        from facebones.data.folders import read_image_file
-
         try:
             return read_image_file(self._what(index))
         except OSError as error:

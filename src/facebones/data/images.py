@@ -1,8 +1,9 @@
-"""Decode face images: RGB pixels from JPEG, PNG, BMP and WebP bytes.
+"""Encoded face images: which names and bytes are images, and RGB pixels from JPEG, PNG, BMP and WebP.
 
 An image's header is read before OpenCV decodes it: a PNG of 20 kB can claim a gigapixel.
 """
 
+import os
 import re
 import struct
 import threading
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 ADVICE = "remove it or restore it from the source"
 ImageArray = npt.NDArray[np.uint8]
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+READ_BYTES = 2**16
+
 MOST_PIXELS = 2**26  # of an image: 8192 x 8192
 MOST_SCANNED = 2**33  # pixels in all scans of a JPEG: ten bytes are a scan, and the decoder goes over the whole image
 
@@ -34,6 +38,42 @@ _segment = struct.Struct(">BBH").unpack_from
 _frame = struct.Struct(">HH").unpack_from
 _PNG_EXPANDING = frozenset((b"zTXt", b"iTXt", b"iCCP"))
 _png_part = struct.Struct(">I4s").unpack_from
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file has the ending of an image.
+
+    >>> is_image_name("0001.JPG")
+    True
+    """
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES  # eight times as fast as Path
+
+
+def image_suffix(encoded: bytes) -> str | None:
+    """File ending of an encoded image, from its first bytes; None if it is not an image.
+
+    >>> image_suffix(bytes.fromhex("ffd8ffe0"))
+    '.jpg'
+    """
+    if encoded.startswith(b"\xff\xd8\xff"):
+        return ".jpg"
+    if encoded.startswith(b"\x89PNG\r\n\x1a\n"):
+        return ".png"
+    if encoded.startswith(b"BM"):
+        return ".bmp"
+    return ".webp" if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP" else None
+
+
+def read_image_file(path: str) -> bytes:
+    """Read a small file in half the time of a file object; that matters for millions of files."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = os.read(descriptor, READ_BYTES)
+        while len(content) % READ_BYTES == 0 and (more := os.read(descriptor, READ_BYTES)):
+            content += more
+        return content
+    finally:
+        os.close(descriptor)
 
 
 def decode(encoded: bytes, what: str | Callable[[], str], size: int | None = None) -> ImageArray:

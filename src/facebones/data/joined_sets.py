@@ -10,6 +10,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from facebones.data.image_folder import is_system_folder
+from facebones.data.images import is_image_name
 from facebones.data.training_set import Integers, TrainingSet, used_labels
 from facebones.errors import DataError, some
 
@@ -24,20 +26,6 @@ NAMES_REPEAT = (
     "name is in several parts and counts as one person",
     "names are in several parts and count as one person each",
 )
-# What file servers and operating systems put among people's folders, in lower case.
-SYSTEM_FOLDERS = frozenset(
-    {"@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "lost+found"}
-    | {"system volume information"}
-)
-
-
-def is_system_folder(name: str) -> bool:
-    """Whether a folder belongs to a file server or an operating system, such as thumbnails of a Synology.
-
-    >>> is_system_folder("@eaDir"), is_system_folder("Ann_Lee")
-    (True, False)
-    """
-    return name.lower() in SYSTEM_FOLDERS
 
 
 class Concatenated(TrainingSet):
@@ -296,7 +284,6 @@ def _candidates(part: str) -> list[Path]:
 
 def _holds_data(place: Path) -> bool:
     """Whether a file or folder has a data format, or has an image at any level."""
-    from facebones.data.folders import is_image_name
     from facebones.data.training_set import data_formats
 
     if not place.is_dir() or any(each.find(place) for each in data_formats() if each.name != "folder"):

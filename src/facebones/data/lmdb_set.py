@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from facebones.data.folders import image_suffix
+from facebones.data.images import image_suffix
 from facebones.data.lmdb_file import LmdbFile
 from facebones.data.mapped_file import MANY_BYTES
 from facebones.data.named_labels import find_key_list, number_labels, read_key_list
@@ -89,7 +89,7 @@ class LmdbSet(TrainingSet):
     def read_ahead_some(self, indices: Integers) -> None:
         """Have the system fetch these images, without what lies between them."""
         starts = self._starts[indices]
-        self.file.read_ahead(starts, starts + self._sizes[indices])
+        self.file.fetch(starts, starts + self._sizes[indices])
 
     def describe(self, index: int) -> str:
         """Name an image by file and byte offset."""

@@ -67,7 +67,7 @@ class MappedFile:
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
-    def read_ahead(self, starts: Integers, ends: Integers) -> None:
+    def fetch(self, starts: Integers, ends: Integers) -> None:
         """Have the system fetch parts of the file in the background, (M,) first and last byte + 1 of each.
 
         What lies between two parts is not fetched.

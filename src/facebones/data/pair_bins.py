@@ -14,7 +14,7 @@ from typing import Literal, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.images import MOST_PIXELS, decoded_shape, has_colours, uncompressed
+from facebones.data.images import MOST_PIXELS, decoded_shape, has_colours, image_suffix, uncompressed
 from facebones.data.safe_pickle import PickledArray, PickledFile, read_pickle
 from facebones.errors import DataError, counted
 
@@ -214,8 +214,6 @@ def _is_pixels(image: object) -> bool:
         return False
     if image.values.ndim == 3:  # whatever its first pixel is: some begin as JPEG and BMP files do
         return True
-    from facebones.data.folders import image_suffix
-
     return image_suffix(image.values.ravel()[:12].tobytes()) is None
 
 

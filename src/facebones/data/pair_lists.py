@@ -18,7 +18,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.folders import IMAGE_SUFFIXES, is_image_name
+from facebones.data.images import IMAGE_SUFFIXES, is_image_name
 from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.data.text_lists import leads_out
 from facebones.errors import DataError

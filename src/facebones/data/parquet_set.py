@@ -227,7 +227,7 @@ class _Part:
         used = np.unique(np.searchsorted(self.images.ends, rows, side="right"))
         pages = [self.images.pages[page] for page in used.tolist()]
         starts, sizes = (np.array([part[place] for part in pages], np.int64) for place in (1, 2))
-        self.file.read_ahead(starts, starts + sizes)
+        self.file.fetch(starts, starts + sizes)
 
     def _read(self, arrow: Any, opened: Any) -> None:
         columns = self._columns(arrow, opened.schema_arrow)

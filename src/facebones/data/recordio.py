@@ -6,8 +6,6 @@ several parts, so the magic at a multiple of 4 always starts a part. The text in
 `key<TAB>offset` per record.
 """
 
-import errno
-import mmap
 import os
 import struct
 from array import array
@@ -18,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from facebones.data.mapped_file import MappedFile
 from facebones.data.record_index import Integers, Runs, read_index
 from facebones.errors import DataError
 
@@ -27,7 +26,6 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)
 LENGTH_BITS = 29
 LENGTH_MASK = 2**LENGTH_BITS - 1
 HEADER_BLOCK = 2**15  # the arrays of a block fit in the processor's cache
-READ_AHEAD_BYTES = 2**17  # Linux may fetch only the beginning of a larger request
 
 FRAME = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
@@ -117,7 +115,7 @@ def unpack(record: bytes) -> tuple[Header, bytes]:
     return Header(label, identifier, second), content
 
 
-class RecordFile:
+class RecordFile(MappedFile):
     """A memory-mapped RecordIO file; records are read in any order.
 
     Without an index, the file is scanned, and the key of a record is the id in its header. Instances can be pickled;
@@ -135,10 +133,8 @@ class RecordFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], index_path: str | os.PathLike[str] | None = None) -> None:
-        self.path = Path(path)
-        self._map: mmap.mmap | None = None
+        super().__init__(path)
         self._sorted_offsets: Integers | None = None
-        self.size = _file_size(self.path)
         beside = self.path.with_suffix(".idx")
         self.index_path = Path(index_path) if index_path is not None else beside if beside.is_file() else None
         self.key_runs = Runs(np.zeros(1, np.int64), np.zeros(0, np.int64))
@@ -168,7 +164,7 @@ class RecordFile:
         return ids
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None, "_sorted_offsets": None}
+        return {**super().__getstate__(), "_sorted_offsets": None}
 
     def where(self, position: int) -> str:
         """Name a record in an error: file, key and byte offset."""
@@ -236,15 +232,8 @@ class RecordFile:
 
     def read_ahead(self, positions: Integers) -> None:
         """Tell the system that these records are read soon; it fetches their pages in the background."""
-        if not hasattr(mmap, "MADV_WILLNEED") or not len(positions):
-            return
-        starts = np.sort(self.offsets[positions])
-        ends = self._ends_of(starts)
-        starts = starts // mmap.PAGESIZE * mmap.PAGESIZE
-        cuts = np.flatnonzero(starts[1:] > ends[:-1]) + 1  # what lies between is not fetched
-        for first, end in zip(starts[np.append(0, cuts)].tolist(), ends[np.append(cuts, 0) - 1].tolist(), strict=True):
-            for start in range(first, end, READ_AHEAD_BYTES):
-                self._bytes.madvise(mmap.MADV_WILLNEED, start, min(READ_AHEAD_BYTES, end - start))
+        offsets = self.offsets[positions]
+        self.fetch(offsets, self._ends_of(offsets))
 
     def _ends_of(self, offsets: Integers) -> Integers:
         """Where the records at these offsets end, at the latest: at the next record, or the end of the file."""
@@ -287,7 +276,7 @@ class RecordFile:
 
     def _header_block(self, positions: Integers) -> HeaderTable:
         offsets = self.offsets[positions]
-        words = np.frombuffer(self._bytes, WORD, self.size // 4)
+        words = np.frombuffer(self.content, WORD, self.size // 4)
         lengths, kinds = self._check_frames(words, offsets)
         columns = np.minimum((offsets >> 2)[:, None] + np.arange(2, 10), len(words) - 1)
         header = words[columns]  # (N, 8): flag, label, id, id, id2, id2, first and second of several labels
@@ -298,8 +287,7 @@ class RecordFile:
         table = HeaderTable(flags, labels, ids, lengths - _HEADER.size - 4 * flags)
         for row in np.flatnonzero((kinds != WHOLE) | (table.sizes < 0)):
             self._fill_row(table, int(row), int(positions[row]))
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._bytes.madvise(mmap.MADV_DONTNEED)  # the pages stay in the system's cache; here they count as memory
+        self.forget()
         return table
 
     def _fill_row(self, table: HeaderTable, row: int, position: int) -> None:
@@ -325,7 +313,7 @@ class RecordFile:
         """Kind and payload of the part at `offset`, and the offset after it, which is `end` at most."""
         if offset + 8 > self.size:
             self._fail(offset, f"the file ends at byte {self.size} in the middle of a record")
-        content = self._bytes
+        content = self.content
         magic, word = FRAME.unpack_from(content, offset)
         if magic != MAGIC:
             self._fail(offset, f"0x{magic:08x} instead of the magic number 0x{MAGIC:08x}")
@@ -339,7 +327,7 @@ class RecordFile:
 
     def _scan(self) -> Integers:
         """Offsets of all records: go from part to part, and read eight bytes of each."""
-        content, size, take = self._bytes, self.size, FRAME.unpack_from
+        content, size, take = self.content, self.size, FRAME.unpack_from
         starts = array("q")
         offset = last = 0
         inside = False
@@ -401,25 +389,6 @@ class RecordFile:
             fix = "restore the index, or remove it to have the .rec scanned"
             raise DataError(f"{index}: cut short: {known}, but {self.path} has {self.size} bytes; {fix}")
 
-    @property
-    def _bytes(self) -> mmap.mmap:
-        """The mapped file. One that was cut meanwhile is refused: the system kills who reads beyond its end."""
-        if self._map is not None and self._map.size() < self.size:  # of the file; it may also have grown
-            raise DataError(
-                f"{self.path}: the file was cut to {self._map.size()} bytes while it was read, from {self.size};"
-                " restore it"
-            )
-        if self._map is None:
-            if _file_size(self.path) != self.size:
-                raise DataError(f"{self.path}: the file has changed since it was opened; start again")
-            try:
-                with self.path.open("rb") as file:
-                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # keeps a descriptor open
-            except OSError as error:
-                fix = "raise the limit (ulimit -n)" if error.errno == errno.EMFILE else "check the file"
-                raise DataError(f"{self.path}: cannot be mapped into memory: {error.strerror}; {fix}") from error
-        return self._map
-
     def _fail(self, offset: int, reason: str) -> NoReturn:
         raise DataError(f"{self.path}, byte {offset}: {reason}; restore the file from its source")
 
@@ -427,27 +396,3 @@ class RecordFile:
 def blocks(count: int) -> Iterator[slice]:
     """Cut `count` records into blocks whose headers are read at once."""
     return (slice(start, start + HEADER_BLOCK) for start in range(0, count, HEADER_BLOCK))
-
-
-def _file_size(path: Path) -> int:
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise DataError(f"{path}: not a file; name the .rec file")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
-    if size == 0:
-        raise DataError(f"{path}: the file is empty; restore it from its source")
-    _refuse_stand_in(path)
-    return size
-
-
-def _refuse_stand_in(path: Path) -> None:
-    from facebones.system.files import stand_in
-
-    try:
-        instead = stand_in(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
-    if instead:
-        raise DataError(f"{path}: {instead}")

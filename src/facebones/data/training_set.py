@@ -1,7 +1,7 @@
 """The contract of a training set, and the registry of data formats that can be one.
 
-A data format is a subclass of `TrainingSet` under the decorator `register_data_format`. RecordIO and image folders are
-two of them (`facebones.data.folders`); a module of the user's can register more, see `docs/data_formats.md`.
+A data format is a subclass of `TrainingSet` under the decorator `register_data_format`. `record_set` and
+`image_folder` are two of them; a module of the user's can register more, see `docs/data_formats.md`.
 """
 
 import hashlib
@@ -191,7 +191,7 @@ def data_formats() -> list[type[TrainingSet]]:
     RecordIO comes first, then plug-ins, which may know a certain Parquet file better, then LMDB and Parquet, and image
     folders last: nearly every folder looks like one.
     """
-    from facebones.data import folders, lmdb_set, parquet_set  # noqa: F401 (they register this package's formats)
+    from facebones.data import image_folder, lmdb_set, parquet_set, record_set  # noqa: F401 (they register themselves)
 
     import_entry_points()
     places = {"recordio": 0, "lmdb": 2, "parquet": 2, "folder": 3}

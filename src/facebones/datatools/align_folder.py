@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import cv2
 
-from facebones.data.folders import read_image_file
-from facebones.data.images import ImageArray, decode, why_unreadable
+from facebones.data.images import ImageArray, decode, read_image_file, why_unreadable
 from facebones.data.training_set import evenly
 from facebones.datatools.contact_sheet import IN_ROW, refuse_image_of, write_face_sheet
 from facebones.datatools.jpeg_damage import decoder_warnings

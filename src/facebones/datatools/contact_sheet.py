@@ -8,8 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from facebones.data.folders import is_image_name
-from facebones.data.images import ImageArray, decode
+from facebones.data.images import ImageArray, decode, is_image_name
 from facebones.data.pair_bins import PairSet
 from facebones.data.training_set import TrainingSet, evenly
 from facebones.errors import ConfigError, DataError, RunError, counted

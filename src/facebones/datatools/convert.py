@@ -11,19 +11,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.folders import (
-    ImageFolder,
-    RecordSet,
-    find_records,
-    image_suffix,
-    open_labelled_images,
-    pair_sets,
-    read_image_file,
-)
-from facebones.data.images import decode
+from facebones.data.folders import find_records, open_labelled_images, pair_sets
+from facebones.data.image_folder import ImageFolder
+from facebones.data.images import decode, image_suffix, read_image_file
 from facebones.data.joined_sets import data_roots
 from facebones.data.pair_bins import PairSet, PixelOrder, read_pairs, write_pairs
 from facebones.data.pair_lists import PAIR_LIST_SUFFIXES, read_pair_list
+from facebones.data.record_set import RecordSet
 from facebones.data.record_writer import RecordWriter
 from facebones.data.recordio import Header, RecordFile, pack
 from facebones.data.training_set import TrainingSet, data_formats

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.folders import image_suffix, open_labelled_images, pair_sets
+from facebones.data.folders import open_labelled_images, pair_sets
 from facebones.data.ijb_lists import listed_targets
-from facebones.data.images import decode, single_threaded_opencv
-from facebones.data.joined_sets import is_system_folder
+from facebones.data.image_folder import is_system_folder
+from facebones.data.images import decode, image_suffix, single_threaded_opencv
 from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.data.training_set import TrainingSet
 from facebones.data.unreadable import lacks_end
@@ -456,5 +456,5 @@ def _indent(lines: Iterable[str]) -> list[str]:
     return [f"  {line}" for line in lines]
 
 
-def _bar(count: int, histogram: dict[str, int], width: int = 30) -> str:
-    return "#" * max(1, round(width * count / max(histogram.values())))
+def _bar(count: int, histogram: dict[str, int]) -> str:
+    return "#" * max(1, round(30 * count / max(histogram.values())))

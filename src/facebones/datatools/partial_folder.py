@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from facebones.data.folders import RecordSet
 from facebones.data.pair_bins import PairSet
+from facebones.data.record_set import RecordSet
 from facebones.data.training_set import LABEL_KEYS, evenly
 from facebones.errors import DataError, RunError
 from facebones.system.files import BAD_PLACE, cannot_write, remove_leftovers, write_json

@@ -11,9 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.folders import is_image_name, read_image_file
-from facebones.data.images import ImageArray, decode, why_unreadable
-from facebones.data.joined_sets import is_system_folder
+from facebones.data.image_folder import is_system_folder
+from facebones.data.images import ImageArray, decode, is_image_name, read_image_file, why_unreadable
 from facebones.data.preprocessing import ALIGNED_SIZE, REFERENCE, align_face, similarity_transform
 from facebones.data.unreadable import Fault
 from facebones.datatools.landmarks import FaceDetector, quiet_opencv

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from facebones.data.folders import ImageFolder
+from facebones.data.image_folder import ImageFolder
 from facebones.data.pair_lists import FOLDS
 from facebones.datatools.partial_folder import refuse_existing
 from facebones.errors import ConfigError, DataError

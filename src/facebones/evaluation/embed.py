@@ -257,7 +257,7 @@ class FeatureArray:
         """All features, (N, V, D), in process 0; a collective. The other processes get their own."""
         if self._world.size == 1:
             return self._features
-        from facebones.evaluation.rows_of_group import rows_in_first
+        from facebones.evaluation.many_processes import rows_in_first
 
         features: Features = rows_in_first(self._world, self._features)
         return features

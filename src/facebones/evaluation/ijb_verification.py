@@ -335,7 +335,6 @@ def evaluate_templates(
     template_set: TemplateSet,
     features_Nx2xD: npt.NDArray[np.floating[Any]],
     pooling: Sequence[Pooling] = (USUAL_POOLING,),
-    far_targets: Sequence[float] = FAR_TARGETS,
 ) -> dict[Pooling, TemplateResult]:
     """Verify the template pairs of a set from the features of its images, for each pooling; see `template_scores`.
 
@@ -343,7 +342,7 @@ def evaluate_templates(
         DataError: as in `template_scores` and `verify_templates`.
     """
     return {
-        one: verify_templates(scores, template_set.is_same, far_targets, template_set.name)
+        one: verify_templates(scores, template_set.is_same, FAR_TARGETS, template_set.name)
         for one, scores in template_scores(template_set, features_Nx2xD, pooling)
     }
 

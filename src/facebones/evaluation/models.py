@@ -13,8 +13,7 @@ from torch import nn
 
 from facebones.backbones import Backbone, create_backbone, lookup_backbone
 from facebones.backbones.base import IMAGE_SIZE, evaluation_mode
-from facebones.backbones.hub_models import local_model
-from facebones.backbones.weights import load_backbone, read_card, weights_digest
+from facebones.backbones.weights import load_backbone, local_model, read_card, weights_digest
 from facebones.data.preprocessing import OURS, Preprocessing, to_network_input
 from facebones.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from facebones.system.device import device_settings, select_device, to_device

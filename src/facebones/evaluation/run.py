@@ -264,12 +264,12 @@ def _measure(
         left_apart = _found_before(without_overlap, groups, sources)
     opened = _opened(models, left_out, world, **opening)
     if runtime is not None:
-        from facebones.evaluation.models_of_group import run_in_all
+        from facebones.evaluation.many_processes import run_in_all
 
         embedded = [distinct(source, batch_size) for source in sources]
         opened = run_in_all(opened, runtime, embedded, left_out=left_out, world=world, batch_size=batch_size, flip=flip)
     if world.size > 1:
-        from facebones.evaluation.models_of_group import check_alike
+        from facebones.evaluation.many_processes import check_alike
 
         check_alike(opened, sources, world, batch_size=batch_size, flip=flip)
     # Random weights, of a backbone that is named alone, have no digest by which features could be found again.
@@ -300,7 +300,7 @@ def _measure(
 def _opened(models: Mapping[str, AnyModel], left_out: dict[str, str], world: World, **opening: Any) -> dict[str, Model]:
     if world.size == 1:
         return open_models(models, left_out=left_out, **opening)
-    from facebones.evaluation.models_of_group import open_in_all
+    from facebones.evaluation.many_processes import open_in_all
 
     return open_in_all(models, left_out=left_out, world=world, **opening)
 

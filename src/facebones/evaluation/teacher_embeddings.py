@@ -22,7 +22,7 @@ from facebones.data.wrapped_sets import SomePeople
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.embed import embed
 from facebones.evaluation.feature_record import read_record
-from facebones.evaluation.models_of_group import check_alike, open_in_all, run_in_all
+from facebones.evaluation.many_processes import check_alike, open_in_all, run_in_all
 from facebones.system.distributed import ALONE, World
 from facebones.system.files import is_file, map_array
 

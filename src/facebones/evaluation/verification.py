@@ -145,13 +145,13 @@ def evaluate_pair_set(
     return verify_embeddings(embeddings, pair_set, folds)
 
 
-def verify_features(features_2PxVxD: Features, pair_set: PairSet, folds: int = 10) -> PairSetResult:
+def verify_features(features_2PxVxD: Features, pair_set: PairSet) -> PairSetResult:
     """Verify a pair set by the features of its images from `embed`, with or without mirror images.
 
     Raises:
         DataError: the set cannot be verified, in one line that starts with its name.
     """
-    return verify_embeddings(ImageEmbeddings.of(pair_set.name, features_2PxVxD), pair_set, folds)
+    return verify_embeddings(ImageEmbeddings.of(pair_set.name, features_2PxVxD), pair_set)
 
 
 def verify_embeddings(embeddings: ImageEmbeddings, pair_set: PairSet, folds: int = 10) -> PairSetResult:

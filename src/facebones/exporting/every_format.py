@@ -31,8 +31,7 @@ from facebones.exporting.format_rows import (
 )
 from facebones.exporting.format_table import markdown
 from facebones.exporting.formats import FORMATS, find_formats
-from facebones.exporting.network import load_for_export
-from facebones.exporting.onnx_file import FACES_COMPARED, first_faces
+from facebones.exporting.onnx_file import FACES_COMPARED, first_faces, load_for_export
 from facebones.onnx.graph_layers import FIRST, LAST
 from facebones.onnx.quantize import Calibration
 from facebones.plugins import imported_plugins
@@ -73,9 +72,7 @@ def export_formats(
     network, path = load_for_export(model, backbone)
     deployed = deploy_form(network)
     _check_layers(deployed, float_layers)
-    sets = {file: read_sound_set(file) for file in pair_set_files(data)}
-    for note in (note for pair_set in sets.values() for note in pair_set_notes(pair_set)):
-        say(f"note: {note}")
+    sets = _read_sets(data)
     drawn = calibration.draw() if calibration else None
     source, faces = _faces(list(sets.values()), drawn)
     ranges = draw_people(0, DRAWN_CALIBRATION) if drawn is None else drawn
@@ -229,6 +226,14 @@ def draw_people(first: int, count: int) -> list[ImageArray]:
 
     people = range(first, first + count)
     return [draw_face(numbered_identity(0, one), image_generator(0, one, 1)).pixels for one in people]
+
+
+def _read_sets(data: Sequence[Path]) -> dict[Path, PairSet]:
+    """The pair sets by their files; notes on them are printed."""
+    sets = {file: read_sound_set(file) for file in pair_set_files(data)}
+    for note in (note for pair_set in sets.values() for note in pair_set_notes(pair_set)):
+        say(f"note: {note}")
+    return sets
 
 
 def _faces(sets: Sequence[PairSet], drawn: Sequence[ImageArray] | None) -> tuple[str, list[ImageArray]]:

@@ -17,7 +17,7 @@ from facebones.evaluation.pairs import read_sound_set
 from facebones.evaluation.verification import PairSetResult, evaluate_pair_set
 from facebones.exporting.formats import FORMATS, Material
 from facebones.exporting.int8_diagnosis import diagnose
-from facebones.exporting.network import load_for_export
+from facebones.exporting.onnx_file import load_for_export
 from facebones.onnx.quantize import stack_images
 from facebones.plugins import import_plugins
 from facebones.profiling.measurements import measure_timings

@@ -11,15 +11,14 @@ from torch.nn.functional import cosine_similarity
 
 from facebones import __version__
 from facebones.backbones.base import IMAGE_SIZE, Backbone, deploy_form, is_deployed
-from facebones.backbones.weights import read_card
+from facebones.backbones.weights import load_backbone, read_card
 from facebones.data.images import ImageArray, decode
 from facebones.data.pair_bins import PairSet, read_pairs
-from facebones.data.preprocessing import to_network_input
+from facebones.data.preprocessing import OURS, Preprocessing, to_network_input
 from facebones.errors import ConfigError, RunError
 from facebones.evaluation.pairs import pair_set_files
 from facebones.evaluation.verification import check_pair_set, evaluate_pair_set
 from facebones.exporting.int8_diagnosis import diagnose, is_below_bound
-from facebones.exporting.network import load_for_export
 from facebones.onnx.backbone import OnnxBackbone
 from facebones.onnx.graph import NETWORK_INPUT, OPSET, PIXEL_INPUT, InputForm, check_packages, quiet, to_onnx
 from facebones.onnx.quantize import METHOD, Calibration, quantize, stack_images
@@ -110,6 +109,41 @@ def _check(output: Path) -> None:
     if output.suffix != ".onnx":
         raise ConfigError(f"{output}: name the file .onnx, so that other commands recognise it")
     check_writable(output)
+
+
+def load_for_export(model: Path, name: str | None) -> tuple[Backbone, Path]:
+    """Load the backbone of a run or a file of weights; it takes our input whatever it was trained with.
+
+    Returns:
+        the network, in eval mode on the CPU, and the path of the file that was read.
+
+    Raises:
+        CheckpointError, UnknownNameError: as `load_backbone`.
+    """
+    network, path = load_backbone(model, name)
+    known = getattr(network, "known_input", None)  # a plug-in's network may be any module
+    if known:
+        network = _TakesOurs(network, Preprocessing(**known)).eval()
+    return network, path
+
+
+class _TakesOurs(Backbone):
+    """A network that was trained with another input, with our input."""
+
+    def __init__(self, network: Backbone, theirs: Preprocessing) -> None:
+        super().__init__()
+        self.name, self.embedding_size, self.is_deployed = network.name, network.embedding_size, is_deployed(network)
+        self.network, self._theirs = network, theirs
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        theirs = self._theirs
+        x = x_B3HW.flip(1) if theirs.colour != OURS.colour else x_B3HW
+        embeddings: Tensor = self.network(x * (OURS.scale / theirs.scale) + (OURS.mean - theirs.mean) / theirs.scale)
+        return embeddings
+
+    def deploy(self) -> Backbone:
+        form = deploy_form(self.network)
+        return self if form is self.network else _TakesOurs(form, self._theirs).eval()
 
 
 def first_faces(pair_set: PairSet) -> list[ImageArray]:

@@ -26,14 +26,14 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def unused_parameters(network: nn.Module, image_size: int = IMAGE_SIZE) -> list[str]:
+def unused_parameters(network: nn.Module) -> list[str]:
     """Names of the trainable parameters that the output does not depend on: they never get a gradient.
 
     The network is not changed. It may be on the meta device.
     """
     device = next(network.parameters()).device
     with evaluation_mode(network), torch.enable_grad():
-        output = network(torch.empty(1, 3, image_size, image_size, device=device))
+        output = network(torch.empty(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=device))
     reached, trained = _leaves(output), set(getattr(network, "only_in_training", ()))
     unused = [name for name, p in network.named_parameters() if p.requires_grad and id(p) not in reached]
     return [name for name in unused if name not in trained]

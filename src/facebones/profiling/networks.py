@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from facebones.backbones.base import Backbone, deploy_form
-from facebones.backbones.hub_models import local_model
 from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
+from facebones.backbones.weights import local_model
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError
 from facebones.evaluation.models import open_backbone
 from facebones.system.device import select_device

@@ -28,8 +28,7 @@ from facebones.study.seed_rounds import check_auto_seeds, decisions, next_round,
 from facebones.study.study import Study, load_study
 from facebones.study.trials import is_vain
 from facebones.system.device import select_device
-from facebones.system.heartbeat import Heartbeat
-from facebones.system.lease import EXPIRY_SECONDS, Lease, LeaseName, Watch, take
+from facebones.system.lease import EXPIRY_SECONDS, Heartbeat, Lease, LeaseName, Watch, take
 from facebones.system.progress import format_seconds, say, track
 from facebones.training.autotune import training_rate
 from facebones.training.start import read_start

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from facebones.system.heartbeat import Heartbeat
-from facebones.system.lease import Lease, LeaseName, join
+from facebones.system.lease import Heartbeat, Lease, LeaseName, join
 from facebones.system.processes import PARENT_VARIABLE
 from facebones.system.progress import say
 from facebones.training.callbacks import Callback, RunInfo, register_callback

@@ -22,11 +22,12 @@ import re
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from threading import Event, Lock, Thread
+from typing import Any, Self
 
 from facebones.errors import ConfigError
 from facebones.system.files import cannot_write
@@ -246,6 +247,50 @@ def join(name: LeaseName, number: int, token: str, expiry: float) -> Lease | Non
         return lease
     lease.close()
     return None
+
+
+class Heartbeat:
+    """Keeps a lease within a `with` block; the lease itself is released by the caller.
+
+    Args:
+        lease: held by this process.
+        lost: called once, from any thread, when another process has taken it up.
+
+    Attributes:
+        is_lost: whether that has happened.
+    """
+
+    def __init__(self, lease: Lease, lost: Callable[[], None] = lambda: None) -> None:
+        self.lease, self.is_lost = lease, False
+        self._lost, self._lock, self._stop = lost, Lock(), Event()
+        self._last = awake_time()
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Ask for the lease at once if there was no sign of life for half of its expiry: the process was suspended."""
+        if awake_time() - self._last > self.lease.expiry / 2:
+            self._beat()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.lease.expiry / BEATS):
+            self._beat()
+
+    def _beat(self) -> None:
+        with self._lock:
+            if self.is_lost:
+                return
+            self.is_lost = not self.lease.beat()
+            self._last = awake_time()
+            if self.is_lost:
+                self._lost()
 
 
 # ------------------------------------------------------------------------------------------------------ watching

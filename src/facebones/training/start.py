@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from facebones.backbones import lookup_backbone
 from facebones.backbones.base import TIMM_PREFIX, is_deployed
-from facebones.backbones.hub_models import local_model
-from facebones.backbones.weights import load_backbone
+from facebones.backbones.weights import load_backbone, local_model
 from facebones.errors import CheckpointError, ConfigError
 from facebones.recipe import Recipe
 from facebones.recipe_sections import TIMM_WEIGHTS
