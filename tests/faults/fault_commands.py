@@ -50,7 +50,7 @@ TIMES = {
     *("inputs", "images_per_second", "seconds", "created", "started", "ended", "embedding_seconds", "images_per_s"),
     "latency",
 }
-# Of no interest: logs for people, locks, leases and their numbers, and a table of latencies, which are in a .json file too.
+# Of no interest: logs for people, locks, leases and their numbers, and a table whose latencies a .json file has, too.
 IGNORED = re.compile(r"(.*/)?(seed\d+\.log|\.lock|\.[^/]+\.lease\.\d+|export\.md)")
 
 
