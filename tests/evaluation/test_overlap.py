@@ -112,7 +112,7 @@ def test_a_report_matches_it_with_evaluations_and_runs_by_digests(audit, planted
     shutil.copy(audit[1] / "overlap.json", tmp_path)
     words = ["evaluate", "pairs", "--model", weights, "--data", planted / "sets" / "same.bin", "--output", tmp_path]
     assert main([*map(str, words), "--bootstrap", "100", "--device", "cpu"]) == 0
-    run = tmp_path / "run"
+    run = tmp_path / "trained"
     run.mkdir()
     pairs = read_pairs(planted / "sets" / "strangers.bin")
     environment = {

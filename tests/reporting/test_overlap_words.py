@@ -4,7 +4,7 @@ import html
 import json
 
 import pytest
-from synthetic_study import LARGE, MIDDLE, SMALL, make_run, make_study, models_json, write
+from synthetic_study import LARGE, MIDDLE, SMALL, make_run, make_study, metric_json, models_json, write, write_pairs
 
 from facebones.errors import DataError
 from facebones.reporting.answer import answer
@@ -117,6 +117,16 @@ def test_a_run_by_itself_is_matched_by_the_digest_of_its_validation(tmp_path):
     audit(run / "overlap", audited(pairs_sha256="v-lfw"))
     (sentence,) = load_results(run).overlap
     assert "Of the 12,000 images of lfw, 3 are in them" in sentence
+
+
+def test_a_model_without_a_run_asks_for_no_set_that_only_a_run_validated_on(tmp_path):
+    run = make_run(tmp_path / "r")
+    environment = json.loads((run / "environment.json").read_text())
+    write(run / "environment.json", environment | {"validation": {"lfw": {"pairs": 6000, "sha256": "v-lfw"}}})
+    write_pairs(run, {"cfp_fp": [metric_json("accuracy", {"theirs": 0.9})]})
+    audit(run / "overlap", audited(pairs_sha256="v-lfw"))
+    found, undated, unknown = load_results(run).overlap
+    assert "images of lfw, 3" in found and "matched with cfp_fp:" in undated and unknown.startswith("What theirs was")
 
 
 def test_runs_on_different_data_are_told_apart(tmp_path):

@@ -129,11 +129,14 @@ def evaluated(section: Mapping[str, Any]) -> ReportedSet:
 
 
 def validated(runs: Sequence[Run], names: Sequence[str]) -> list[ReportedSet]:
-    """The sets that runs validated on, each as often as there are digests of it."""
+    """The sets of these names that runs validated on, each as often as there are digests of it."""
     found = []
     for run in runs:
         known = run.environment.get("validation")
+        final = {row["set"] for row in run.result.get("final", ())}
         for name in names:
+            if name not in final:
+                continue
             own = known.get(name) if isinstance(known, dict) else None
             digest = own.get("sha256") if isinstance(own, dict) else None
             found.append(ReportedSet(name, _beside(run, name), pairs=digest if isinstance(digest, str) else ""))
