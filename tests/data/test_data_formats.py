@@ -149,7 +149,7 @@ def test_a_format_needs_a_name_of_its_own_and_a_way_to_be_found():
         class Nameless(ImageFolder):
             name = ""
 
-    with pytest.raises(ConfigError, match=r"'folder' is registered already, by facebones\.data\.folders"):
+    with pytest.raises(ConfigError, match=r"'folder' is registered already, by facebones\.data\.image_folder"):
 
         @register_data_format
         class Second(ImageFolder):
