@@ -84,8 +84,8 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 def _warmth(rng: np.random.Generator, spread: float) -> Array:
     """Logarithms of RGB factors from candle light to shade, with a trace of green or magenta."""
-    warmth, tint = np.clip(rng.normal(0, spread), -2 * spread, 2 * spread), rng.normal(0, 0.015)
-    return np.array((warmth, tint, -1.2 * warmth))
+    warmth, tint = spread * np.clip(rng.normal(0.15, 1), -1.5, 2), rng.normal(0, 0.015)
+    return np.array((warmth, tint, -1.1 * warmth))
 
 
 def shine(pixels: ImageArray, relief: Relief, view: View, head_width: float, light: Light) -> ImageArray:
