@@ -27,7 +27,9 @@ def test_long_rows_are_broken_and_the_sheet_keeps_its_width(tmp_path, count):
 def test_four_pairs_are_as_wide_as_eight_faces(tmp_path):
     write_face_sheet(tmp_path / "faces.png", "a", [("b", [FACE] * 8)])
     write_pair_sheet(tmp_path / "pairs.png", "a", [("0.91 lfw 12, 345", FACE, FACE)] * 4)
-    used = [np.flatnonzero((sheet(tmp_path / name) == 90).all(axis=(2)).any(axis=0)) for name in ("faces.png", "pairs.png")]
+    used = [
+        np.flatnonzero((sheet(tmp_path / name) == 90).all(axis=(2)).any(axis=0)) for name in ("faces.png", "pairs.png")
+    ]
     assert used[0][0] == used[1][0] and used[0][-1] == used[1][-1]
 
 

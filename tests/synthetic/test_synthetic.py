@@ -114,7 +114,7 @@ def test_eyes_and_mouth_stand_at_the_landmarks(monkeypatch):
 def test_images_are_neither_black_nor_burnt_out_nor_garish():
     faces = [draw_shot(2, Shot(number, 1, "any")).pixels for number in range(60)]
     levels = np.array([face.mean() for face in faces])
-    assert 20 < levels.min() and levels.max() < 225
+    assert levels.min() > 20 and levels.max() < 225
     assert levels.std() > 15  # dim and bright images all the same
     assert max((face.min(axis=2) > 250).mean() for face in faces) < 0.3
     spread = np.array([np.ptp(face.mean(axis=(0, 1))) for face in faces])

@@ -165,7 +165,9 @@ def _heading(title: str) -> ImageArray:
     """Draw a title; what follows a colon is set smaller and grey."""
     block, (name, _, details) = _blank(44), title.partition(": ")
     room = CONTENT - lettering.text_width(details, TEXT_SIZE) - MARGIN
-    x = lettering.write(block, lettering.shortened(name, TITLE_SIZE + 2, room), (MARGIN, 28), TITLE_SIZE, INK, bold=True)
+    x = lettering.write(
+        block, lettering.shortened(name, TITLE_SIZE + 2, room), (MARGIN, 28), TITLE_SIZE, INK, bold=True
+    )
     lettering.write(block, details, (x + 12, 28), TEXT_SIZE, GREY)
     return block
 

@@ -17,7 +17,9 @@ DOTS_PER_INCH = 72  # so that a size is in pixels
 SUBPIXELS = 64
 
 
-def write(paper: ImageArray, text: str, place: tuple[int, int], size: int, colour: Colour, *, bold: bool = False) -> int:
+def write(
+    paper: ImageArray, text: str, place: tuple[int, int], size: int, colour: Colour, *, bold: bool = False
+) -> int:
     """Write a line of text; what does not fit on the paper is cut off, and a letter without a glyph becomes "?".
 
     Args:
@@ -73,7 +75,7 @@ def _without_middle(text: str, kept: int) -> str:
     return text[: (kept + 1) // 2] + ELLIPSIS + text[len(text) - kept // 2 :]
 
 
-def _set(line: str, size: int, bold: bool) -> Any:  # noqa: ANN401 - a font of Matplotlib, imported late
+def _set(line: str, size: int, bold: bool) -> Any:
     font, _ = _font(bold)
     font.set_size(size, DOTS_PER_INCH)
     font.set_text(line, 0.0)

@@ -13,11 +13,14 @@ WALLS = np.array(
     (
         (228, 223, 213), (208, 200, 188), (182, 184, 178), (158, 168, 172), (204, 184, 162), (172, 150, 128),
         (128, 136, 138), (98, 110, 120), (74, 88, 104), (142, 152, 134), (110, 122, 102), (184, 158, 140),
-        (152, 116, 98), (116, 88, 72), (88, 74, 66), (60, 58, 60), (42, 46, 54), (198, 206, 210), (66, 82, 78), (132, 112, 122),
+        (152, 116, 98), (116, 88, 72), (88, 74, 66), (60, 58, 60), (42, 46, 54), (198, 206, 210),
+        (66, 82, 78), (132, 112, 122),
     ),
     dtype=float,
 )  # fmt: skip
-PLANTS = np.array(((92, 108, 74), (122, 132, 92), (70, 86, 66), (148, 142, 98), (104, 112, 100), (150, 118, 84)), dtype=float)
+PLANTS = np.array(
+    ((92, 108, 74), (122, 132, 92), (70, 86, 66), (148, 142, 98), (104, 112, 100), (150, 118, 84)), dtype=float
+)
 SKIES = np.array(((188, 204, 216), (206, 210, 212), (166, 186, 204), (222, 212, 198), (140, 152, 168)), dtype=float)
 LAMPS = np.array(((238, 206, 156), (228, 180, 128), (214, 216, 206), (176, 196, 214)), dtype=float)
 
@@ -26,7 +29,7 @@ def tone(rng: np.random.Generator, palette: Array) -> Array:
     """Draw a colour (3,) of a palette, somewhat lighter, darker or warmer."""
     warmth = rng.normal(0, 4)
     colour = palette[rng.integers(len(palette))] * rng.uniform(0.82, 1.12) + np.array((warmth, 0, -warmth))
-    return np.asarray(np.clip(colour, 12, 242))
+    return np.minimum(np.maximum(colour, 12.0), 242.0)
 
 
 def background(rng: np.random.Generator, height: int, width: int) -> ImageArray:
@@ -34,9 +37,9 @@ def background(rng: np.random.Generator, height: int, width: int) -> ImageArray:
     rows = round(COARSE * height / width)
     draw = (_wall, _room, _room, _outdoors, _evening)[rng.integers(5)]
     pixels = draw(rng, rows)
-    focus = rng.uniform(0.6, 2.4)
+    focus = rng.uniform(0.9, 2.4)
     blurred = cv2.GaussianBlur(pixels, (0, 0), focus)
-    return np.asarray(cv2.resize(blurred, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+    return np.asarray(cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def _gradient(first: Array, second: Array, rows: int, corners: Array) -> ImageArray:
@@ -69,7 +72,9 @@ def _outdoors(rng: np.random.Generator, rows: int) -> ImageArray:
     sky, green = tone(rng, SKIES), tone(rng, PLANTS)
     horizon = rng.uniform(-0.2, 0.7) * rows
     share = 1 / (1 + np.exp((horizon - np.arange(rows)) / rng.uniform(0.5, 3)))
-    pixels = np.ascontiguousarray(np.broadcast_to((sky + share[:, None, None] * (green - sky)), (rows, COARSE, 3))).astype(np.uint8)
+    pixels = np.ascontiguousarray(
+        np.broadcast_to((sky + share[:, None, None] * (green - sky)), (rows, COARSE, 3))
+    ).astype(np.uint8)
     _spots(rng, pixels, (green * 0.7, green * 1.15, sky, tone(rng, PLANTS)), 16)
     return pixels
 

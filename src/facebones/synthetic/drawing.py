@@ -17,6 +17,7 @@ SUPERSAMPLING = 2
 SUBPIXEL_BITS = 4
 NEUTRAL = 128  # of a relief
 NEUTRAL_RGB = (NEUTRAL, NEUTRAL, NEUTRAL)
+WHITE = (255, 255, 255)
 SHADOW = (0.56, 0.44, 0.41)
 
 
@@ -27,7 +28,7 @@ class Canvas:
     """
 
     def __init__(self, pixels: ImageArray, supersampling: float = SUPERSAMPLING) -> None:
-        """Draw on `pixels`, uint8 (H, W, 3), which is `supersampling` times the final size."""
+        """Draw on `pixels`, uint8 (H, W, 3) or (H, W), which is `supersampling` times the final size."""
         self.pixels = pixels
         self._scale = supersampling
 
@@ -61,7 +62,9 @@ class Canvas:
     def _fixed(self, points: Points) -> npt.NDArray[np.int32]:
         ones = 2**SUBPIXEL_BITS
         # The last half rounds; what is left of the image or above it may be a sixteenth of a pixel off.
-        fixed: npt.NDArray[np.int32] = (points * (self._scale * ones) + ((self._scale - 1) / 2 * ones + 0.5)).astype(np.int32)
+        fixed: npt.NDArray[np.int32] = (points * (self._scale * ones) + ((self._scale - 1) / 2 * ones + 0.5)).astype(
+            np.int32
+        )
         return fixed
 
 
@@ -76,13 +79,21 @@ class Relief:
     Attributes:
         broad: forms as wide as a cheek; half the size, so that a small blur makes them soft.
         fine: forms as small as a nostril, and the hair of beards.
+        form: white where the head is, which is as round as the light shows; the rest is flat.
     """
 
     def __init__(self, height: int, width: int) -> None:
         """Start a neutral relief for an image of height x width pixels."""
         self._size = (width, height)
-        self.broad = Canvas(np.full(((height + 1) // 2, (width + 1) // 2, 3), NEUTRAL, dtype=np.uint8), 0.5)
+        half = ((height + 1) // 2, (width + 1) // 2)
+        self.broad = Canvas(np.full((*half, 3), NEUTRAL, dtype=np.uint8), 0.5)
+        self.form = Canvas(np.zeros(half, dtype=np.uint8), 0.5)
         self.fine = Canvas(np.full((height, width, 3), NEUTRAL, dtype=np.uint8), 1)
+
+    def roundness(self) -> npt.NDArray[np.float32]:
+        """Return where the head is: float32 (H, W), 1 inside and 0 outside."""
+        large = cv2.resize(self.form.pixels, self._size, interpolation=cv2.INTER_LINEAR)
+        return np.multiply(large, 1 / 255, dtype=np.float32)
 
     def factors(self, scale: float) -> npt.NDArray[np.float32]:
         """Return the factors, float32 (H, W, 3); `scale` is the size of a head unit in pixels."""
@@ -130,7 +141,7 @@ class View:
 
     def __call__(self, points: Points) -> Points:
         """Project head points (..., 3) to pixels (..., 2)."""
-        return points @ self.matrix.T + self.offset
+        return np.asarray(np.dot(points, self.matrix.T) + self.offset)
 
     @cached_property
     def scale(self) -> float:

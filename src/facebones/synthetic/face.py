@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from facebones.synthetic.drawing import NEUTRAL, NEUTRAL_RGB, Canvas, Relief, View, grey, shaded, smooth
+from facebones.synthetic.drawing import NEUTRAL, NEUTRAL_RGB, WHITE, Canvas, Relief, View, grey, shaded, smooth
 from facebones.synthetic.features import draw_features
 from facebones.synthetic.hair import draw_back_hair, draw_beard_behind, draw_facial_hair, draw_front_hair, is_long
 from facebones.synthetic.head import COSINE, SIDES, SINE, Head, at_depth, ellipse
@@ -30,8 +30,10 @@ def draw_head(canvas: Canvas, relief: Relief, view: View, head: Head, wears_glas
     draw_beard_behind(canvas, view, head)
     outline = view(head.outline(view.yaw))
     canvas.fill(outline, identity.skin)
+    relief.form.fill(outline, WHITE)
     relief.broad.fill(outline, NEUTRAL_RGB)  # the shadow of the chin ends here
-    relief.broad.line(view(head.outline(view.yaw, -5.0)), grey(NEUTRAL - 12), 5 * view.scale, closed=True)
+    middle = outline.mean(axis=0)
+    relief.broad.line(middle + 0.89 * (outline - middle), grey(NEUTRAL - 12), 5 * view.scale, closed=True)
     _draw_skull(relief, view, head)
     draw_facial_hair(canvas, relief, view, head)
     draw_features(canvas, relief, view, head)
@@ -77,13 +79,15 @@ def _draw_skull(relief: Relief, view: View, head: Head) -> None:
     outlines = view(head.on_surface(patches[:, 0] + patches[:, 2] * COSINE, patches[:, 1] + patches[:, 3] * SINE))
     for outline, light in zip(outlines, patches[:, 4, 0].tolist(), strict=True):
         relief.broad.fill(outline, grey(NEUTRAL + light))
-    for side in SIDES:
-        x_blush, y_blush = ellipse(side * (x + 3), 22, 6, 5)
-        relief.fine.fill(view(head.on_surface(x_blush, y_blush)), BLUSH)
+    blush_x, blush_y = ellipse(x + 3, 22, 6, 5)
+    for outline in view(head.on_surface(np.stack((-blush_x, blush_x)), blush_y)):
+        relief.fine.fill(outline, BLUSH)
     fold_x = np.array((one.nose_width + 1, one.nose_width + 5, head.mouth_half_width + 4))
     fold_y = np.array((one.nose_y, one.nose_y + 7, one.mouth_y - 2))
     depth = 6 + 22 * one.folds + 14 * max(0.0, expression.smile)
-    relief.fine.line(view(head.on_surface(np.stack((-fold_x, fold_x)), fold_y)), grey(NEUTRAL - depth), 1.6 * view.scale)
+    relief.fine.line(
+        view(head.on_surface(np.stack((-fold_x, fold_x)), fold_y)), grey(NEUTRAL - depth), 1.6 * view.scale
+    )
 
 
 def _draw_glasses(canvas: Canvas, view: View, head: Head, glasses: Glasses) -> None:

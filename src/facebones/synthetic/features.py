@@ -2,7 +2,19 @@
 
 import numpy as np
 
-from facebones.synthetic.drawing import NEUTRAL, NEUTRAL_RGB, Canvas, Relief, View, between, grey, mixed, shaded, smooth
+from facebones.synthetic.drawing import (
+    NEUTRAL,
+    NEUTRAL_RGB,
+    Canvas,
+    Points,
+    Relief,
+    View,
+    between,
+    grey,
+    mixed,
+    shaded,
+    smooth,
+)
 from facebones.synthetic.head import COSINE, EYE_LIFT, SIDES, SINE, SMILE_RISE, Head
 from facebones.synthetic.identity import RGB
 
@@ -10,7 +22,10 @@ BOTH = np.array(SIDES)[:, None]
 
 ACROSS = np.linspace(-1, 1, 9)
 EYE_WHITE = (226, 219, 212)
+EYE_SHADE = (124, 112, 108)  # of the upper lid
+IRIS_LIGHT, PUPIL, GLINT = (236, 214, 170), (20, 17, 17), (246, 246, 244)
 LASHES = (38, 28, 26)
+NO_CREASE = 0.25  # eye_crease up to which the upper lid has no fold
 BROWN = (58, 42, 34)
 MOUTH_INSIDE = (84, 38, 38)
 TEETH = (226, 219, 207)
@@ -20,8 +35,7 @@ TURNED = 0.3  # yaw from which the nose hides a part of the cheek
 def draw_features(canvas: Canvas, relief: Relief, view: View, head: Head) -> None:
     """Draw eyes, brows, nose and mouth."""
     _draw_mouth(canvas, relief, view, head)
-    for side in SIDES:
-        _draw_eye(canvas, relief, view, head, side)
+    _draw_eyes(canvas, relief, view, head)
     _draw_brows(canvas, view, head)
     _draw_nose(canvas, relief, view, head)
 
@@ -59,42 +73,59 @@ def _draw_mouth(canvas: Canvas, relief: Relief, view: View, head: Head) -> None:
         relief.fine.dot(place, 1.5 * view.scale, grey(NEUTRAL - 34))
 
 
-def _draw_eye(canvas: Canvas, relief: Relief, view: View, head: Head, side: float) -> None:
+def _draw_eyes(canvas: Canvas, relief: Relief, view: View, head: Head) -> None:
     """Draw eyeball and iris, then the lids over them: this needs no mask."""
-    one, expression = head.identity, head.expression
-    opening = one.eye_height * expression.lids
-    reach = max(one.iris_size + 1 - 0.9 * opening, 1.4)  # distance that a lid needs to hide the iris
-    outward = side * ACROSS  # -1 at the inner corner
-    arch = np.sqrt(1 - ACROSS**2)
-    upper_arch = arch * (1 - 0.12 * outward)
-    lids = np.stack((-opening * upper_arch, 0.7 * opening * arch * (1 + 0.15 * outward)))
-    covers = lids + np.array((-reach, reach))[:, None] * arch**0.5
-    shadow = lids[:1] + np.minimum(0.9, 0.5 * opening) * arch
-    lashes = lids[:1] - (0.35 + 0.55 * np.maximum(outward + 0.4, 0)) * arch**0.5
-    creases = lids + np.stack((-2.4 * arch - 0.3, 4.6 * arch + 1.5 * one.folds))
-    tilt = side * one.eye_slant * one.eye_width * ACROSS
-    x = side * one.eye_x + one.eye_width * ACROSS
-    rows = np.concatenate((lids, covers, creases, shadow, lashes)) + tilt
-    upper, lower, upper_cover, lower_cover, crease, bag, shade, lash = view(head.on_surface(x, rows, EYE_LIFT))
-    gaze_x, gaze_y = expression.gaze
-    iris = view(head.on_surface(side * one.eye_x + gaze_x, gaze_y - 0.15 * opening, EYE_LIFT))
-    scale, size, colour = view.scale, one.iris_size * view.scale, one.iris_colour
+    one, scale = head.identity, view.scale
+    gaze_x, gaze_y = head.expression.gaze
+    opening = one.eye_height * head.expression.lids
+    irises = view(head.on_surface(BOTH[:, 0] * one.eye_x + gaze_x, gaze_y - 0.15 * opening, EYE_LIFT))
+    bags = []
+    for curves, iris in zip(_eye_curves(view, head, opening), irises, strict=True):
+        upper, lower, upper_cover, lower_cover, crease, bag, shade, lash = curves
+        canvas.fill(between(upper, lower), mixed(EYE_WHITE, one.skin, 0.16))
+        _draw_iris(canvas, iris, scale, head)
+        canvas.fill(between(upper, shade), EYE_SHADE)
+        canvas.fill(between(upper_cover, upper), shaded(one.skin, 0.1 + 0.12 * one.eye_depth))
+        canvas.fill(between(lower, lower_cover), shaded(one.skin, 0.03))
+        canvas.line(lower[1:-1], shaded(one.skin, 0.34), 0.5 * scale)
+        canvas.fill(between(lash, upper), LASHES)
+        canvas.line(upper, LASHES, 0.5 * scale)
+        if one.eye_crease > NO_CREASE:
+            canvas.line(crease[1:-1], shaded(one.skin, 0.15 + 0.35 * one.eye_crease), 0.5 * scale)
+        bags.append(bag[1:-1])
+    relief.fine.line(np.array(bags), grey(NEUTRAL - 6 - 20 * one.folds), 1.2 * scale)
 
-    canvas.fill(between(upper, lower), mixed(EYE_WHITE, one.skin, 0.16))
-    canvas.dot(iris, size, shaded(colour, 0.6))
-    canvas.dot(iris, 0.84 * size, colour)
-    canvas.dot(iris + (0, 0.3 * size), 0.5 * size, mixed(colour, (236, 214, 170), 0.22))
-    canvas.dot(iris, 0.42 * size, (20, 17, 17))
-    canvas.fill(between(upper, shade), (124, 112, 108))
-    canvas.dot(iris + (-0.32 * size, -0.3 * size), 0.6 * scale, (246, 246, 244))
-    canvas.fill(between(upper_cover, upper), shaded(one.skin, 0.1 + 0.12 * one.eye_depth))
-    canvas.fill(between(lower, lower_cover), shaded(one.skin, 0.03))
-    canvas.line(lower[1:-1], shaded(one.skin, 0.34), 0.5 * scale)
-    canvas.fill(between(lash, upper), LASHES)
-    canvas.line(upper, LASHES, 0.5 * scale)
-    if one.eye_crease > 0.25:
-        canvas.line(crease[1:-1], shaded(one.skin, 0.15 + 0.35 * one.eye_crease), 0.5 * scale)
-    relief.fine.line(bag[1:-1], grey(NEUTRAL - 6 - 20 * one.folds), 1.2 * scale)
+
+def _eye_curves(view: View, head: Head, opening: float) -> Points:
+    """Curves (2, 8, 9, 2) of both eyes: lids, outer edges of their covers, crease, bag, shade and lashes."""
+    one = head.identity
+    reach = max(one.iris_size + 1 - 0.9 * opening, 1.4)  # distance that a lid needs to hide the iris
+    arch = np.sqrt(1 - ACROSS**2)  # from the inner to the outer corner
+    upper = -opening * arch * (1 - 0.12 * ACROSS)
+    lower = 0.7 * opening * arch * (1 + 0.15 * ACROSS)
+    rows = np.stack(
+        (
+            upper,
+            lower,
+            upper - reach * arch**0.5,
+            lower + reach * arch**0.5,
+            upper - 2.4 * arch - 0.3,
+            lower + 4.6 * arch + 1.5 * one.folds,
+            upper + min(0.9, 0.5 * opening) * arch,
+            upper - (0.35 + 0.55 * np.maximum(ACROSS + 0.4, 0)) * arch**0.5,
+        )
+    )
+    rows += one.eye_slant * one.eye_width * ACROSS
+    return view(head.on_surface(BOTH[:, None] * (one.eye_x + one.eye_width * ACROSS), rows, EYE_LIFT))
+
+
+def _draw_iris(canvas: Canvas, centre: Points, scale: float, head: Head) -> None:
+    size, colour = head.identity.iris_size * scale, head.identity.iris_colour
+    canvas.dot(centre, size, shaded(colour, 0.6))
+    canvas.dot(centre, 0.84 * size, colour)
+    canvas.dot(centre + (0, 0.3 * size), 0.5 * size, mixed(colour, IRIS_LIGHT, 0.22))
+    canvas.dot(centre, 0.42 * size, PUPIL)
+    canvas.dot(centre + (-0.32 * size, -0.3 * size), 0.6 * scale, GLINT)
 
 
 def _draw_brows(canvas: Canvas, view: View, head: Head) -> None:

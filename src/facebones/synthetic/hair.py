@@ -4,16 +4,29 @@ from functools import lru_cache
 
 import numpy as np
 
-from facebones.synthetic.drawing import NEUTRAL, NEUTRAL_RGB, Canvas, Points, Relief, View, grey, mixed, shaded, smooth
-from facebones.synthetic.head import Array, Head, at_depth, ellipse
+from facebones.synthetic.drawing import (
+    NEUTRAL,
+    NEUTRAL_RGB,
+    WHITE,
+    Canvas,
+    Points,
+    Relief,
+    View,
+    grey,
+    mixed,
+    shaded,
+    smooth,
+)
+from facebones.synthetic.head import Array, Head, at_depth
 from facebones.synthetic.identity import RGB, Hair
 
 CROPPED = 1.5  # volume up to which the skin shows through
 COILED = 1.8  # curl from which hair lies in coils, not in strands
 LONG = 16.0  # length from which hair falls behind the shoulders
-STRANDS, COILS, ROOTS = 22, 56, 22
+STRANDS, COILS, ROOTS = 22, 72, 22
 SHEEN = (255, 240, 222)
 STUBBLE, BEARD = 0.24, 0.68
+BEARD_DEPTH = 2.2
 GOLDEN = 0.618034
 
 
@@ -50,7 +63,9 @@ def draw_front_hair(canvas: Canvas, relief: Relief, view: View, head: Head) -> N
     colour = mixed(one.skin, hair.colour, 0.66) if cropped else list(hair.colour)
     shell, hairline = _shell(view, head), _hairline(head)
     relief.broad.line(view(hairline + (0, 2.0, 0)), grey(NEUTRAL - (8 if cropped else 26)), 4 * view.scale)
-    canvas.fill(view(np.vstack((shell, _inner_edge(view, head, hairline)))), shaded(colour, 0.12))
+    outline = view(np.vstack((shell, _inner_edge(view, head, hairline))))
+    canvas.fill(outline, shaded(colour, 0.12))
+    relief.form.fill(outline, WHITE)
     if not cropped:  # the hair is round: dark by its outline, with a sheen between it and the hairline
         outer = shell[(np.linspace(0.14, 0.86, 9) * len(shell)).astype(int)]
         inner = hairline[::-1][(np.linspace(0.02, 0.98, 9) * len(hairline)).astype(int)]
@@ -59,10 +74,14 @@ def draw_front_hair(canvas: Canvas, relief: Relief, view: View, head: Head) -> N
     placed = view(hairline)
     places = placed[np.linspace(1, len(placed) - 2, ROOTS).astype(int)]
     down = (view.matrix[:, 1] * np.array((1.2, 2.2, 1.6, 2.8))[np.arange(ROOTS) % 4][:, None]).astype(float)
-    canvas.line(np.stack((places - down, places + 0.7 * down), axis=1), mixed(colour, one.skin, 0.3), 0.5 * view.scale)
+    canvas.line(
+        np.stack((places - 0.2 * down, places + 0.7 * down), axis=1), mixed(colour, one.skin, 0.45), 0.5 * view.scale
+    )
     if not cropped:
-        draw = _draw_coils if hair.curl > COILED else _draw_strands
-        draw(canvas, view, head, shell, hairline)
+        if hair.curl > COILED:
+            _draw_coils(canvas, view, hair, shell, hairline)
+        else:
+            _draw_strands(canvas, view, head, hairline)
 
 
 def _curly(outline: Points, hair: Hair) -> Points:
@@ -115,39 +134,38 @@ def _inner_edge(view: View, head: Head, hairline: Points) -> Points:
     return np.vstack((right[::-1], hairline, left[::-1]))
 
 
-def _draw_strands(canvas: Canvas, view: View, head: Head, shell: Points, hairline: Points) -> None:
+def _draw_strands(canvas: Canvas, view: View, head: Head, hairline: Points) -> None:
     """Draw strands of four tones from the parting down to the edges of the hair."""
     one, hair = head.identity, head.identity.hair
     end, shift = _spread(STRANDS)
-    x = hair.parting * np.array((0.7, 0.75, 0.45, 0))[:, None] + one.forehead_width * np.array((0, 0.3, 0.7, 0.98))[:, None] * end
+    x = (
+        hair.parting * np.array((0.7, 0.75, 0.45, 0))[:, None]
+        + one.forehead_width * np.array((0, 0.3, 0.7, 0.98))[:, None] * end
+    )
     line_y = np.interp(end, hairline[::-1, 0] / one.forehead_width, hairline[::-1, 1])
     side = np.abs(end) ** 3
-    y = np.stack((np.full(STRANDS, -64.0), -62 + 5 * end**2, 0.45 * line_y - 30 + 6 * side, line_y - 1.5 + 3 * shift + 4 * side))
+    y = np.stack(
+        (np.full(STRANDS, -64.0), -62 + 5 * end**2, 0.45 * line_y - 30 + 6 * side, line_y - 1.5 + 3 * shift + 4 * side)
+    )
     x[1:] += hair.curl * np.sin(np.array((2.0, 4.5, 7.0))[:, None] + hair.phase + 3 * shift)
     lift = hair.volume * np.array((0.5, 0.5, 0.25, 0.0))[:, None]
     strands = view(smooth(head.on_surface(x.T, (y - lift).T, 2.0), closed=False, steps=3))
     tones = _tones(hair.colour)
     for number, tone in enumerate(tones):
         canvas.line(strands[number :: len(tones)], tone, 0.5 * view.scale)
-    half = len(shell) // 2
-    for part in (shell[4:half:3], shell[half:-4:3]):  # strands along the sides, inside the outline
-        inner = part * (0.95, 1, 1) + (0, 2.5, 0)
-        if len(inner) > 3:
-            canvas.line(view(inner), tones[1], 0.6 * view.scale)
 
 
-def _draw_coils(canvas: Canvas, view: View, head: Head, shell: Points, hairline: Points) -> None:
+def _draw_coils(canvas: Canvas, view: View, hair: Hair, shell: Points, hairline: Points) -> None:
     """Draw small arcs of four tones between the hairline and the outline of the hair."""
-    hair = head.identity.hair
     share, shift = _spread(COILS)
     outer = shell[((0.5 + 0.3 * share) * len(shell)).astype(int)]
     inner = hairline[np.clip((0.5 - 0.49 * share) * len(hairline), 0, len(hairline) - 1).astype(int)]
     places = view(inner + (0.16 + 0.76 * shift)[:, None] * (outer - inner))
     turn = 2 * np.pi * shift[:, None] * 7 + hair.phase + np.linspace(0, 3.6, 5)
-    arcs = places[:, None] + 1.5 * view.scale * np.stack((np.cos(turn), np.sin(turn)), axis=-1)
-    tones = _tones(hair.colour)
+    arcs = places[:, None] + 1.1 * view.scale * np.stack((np.cos(turn), np.sin(turn)), axis=-1)
+    tones = _tones(hair.colour)[1:]
     for number, tone in enumerate(tones):
-        canvas.line(arcs[number :: len(tones)], tone, 0.8 * view.scale)
+        canvas.line(arcs[number :: len(tones)], tone, 0.5 * view.scale)
 
 
 @lru_cache(maxsize=8)
@@ -164,7 +182,7 @@ def draw_beard_behind(canvas: Canvas, view: View, head: Head) -> None:
     """Draw what a full beard adds to the outline of the jaw."""
     one = head.identity
     if one.facial_hair == "beard":
-        outline = head.outline(view.yaw, 2.2)
+        outline = head.outline(view.yaw) + BEARD_DEPTH * (head.outline(view.yaw, 1.0) - head.outline(view.yaw))
         canvas.fill(view(outline[outline[:, 1] > 16]), mixed(one.skin, shaded(one.hair.colour, 0.3), 0.8))
 
 
@@ -190,7 +208,9 @@ def draw_facial_hair(canvas: Canvas, relief: Relief, view: View, head: Head) -> 
         for size, share in ((1.0, 0.4), (0.92, 0.7), (0.84, 1.0)) if strength == STUBBLE else ((1.0, 1.0),):
             relief.fine.fill(middle + size * (outline - middle), mixed(NEUTRAL_RGB, tint, share))
         if strength == BEARD:
-            roots = middle + np.array((0.93, 0.82, 0.98, 0.88))[np.arange(len(outline)) % 4][:, None] * (outline - middle)
+            roots = middle + np.array((0.93, 0.82, 0.98, 0.88))[np.arange(len(outline)) % 4][:, None] * (
+                outline - middle
+            )
             tips = roots + 0.07 * (outline - middle) + view.matrix[:, 1] * 1.8
             hairs = np.stack((roots, tips), axis=1)
             canvas.line(hairs[::2], mixed(one.skin, hair, 0.35), 0.5 * view.scale)
@@ -199,7 +219,7 @@ def draw_facial_hair(canvas: Canvas, relief: Relief, view: View, head: Head) -> 
 def _beard_area(view: View, head: Head) -> Points:
     """Outline of cheeks, upper lip, jaw and chin as far as a beard grows."""
     one, mouth = head.identity, head.identity.mouth_y
-    rim = head.outline(view.yaw, 0.6)
+    rim = head.outline(view.yaw)
     width = one.jaw_width
     x = np.array((-1.04, -0.95, -0.72, -0.4, 0, 0.4, 0.72, 0.95, 1.04)) * width
     lip = one.nose_y + 0.45 * (mouth - one.nose_y)

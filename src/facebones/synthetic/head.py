@@ -53,7 +53,7 @@ class Head:
             (8, cheek, 42, 1),
             (one.mouth_y - 12, 0.66 * cheek + 0.34 * jaw, 37, 4),
             (one.mouth_y + 1, jaw, 31, 8),
-            (one.mouth_y + 0.42 * below, 0.64 * jaw + 0.36 * chin, 24, 13),
+            (one.mouth_y + 0.42 * below, 0.6 * jaw + 0.4 * chin, 24, 13),
             (one.mouth_y + 0.76 * below, 0.94 * chin, 16, 19),
             (one.mouth_y + 0.94 * below, 0.58 * chin, 10, 23),
             (self.chin_y, 0.2 * chin, 8, 24),
@@ -82,7 +82,7 @@ class Head:
         return np.vstack((self.on_surface(np.array((-one.eye_x, one.eye_x)), 0.0, EYE_LIFT), tip[None], corners))
 
     def outline(self, yaw: float, grow: float = 0.0) -> Points:
-        """Points (104, 3) of the silhouette of the head turned by `yaw`, widened by `grow`: down the right, up the left."""
+        """Silhouette (104, 3) of the head turned by `yaw`, widened by `grow`: down the right, up the left."""
         if (yaw, grow) not in self._outlines:
             width, depth = self._widths + grow, self._depths + grow
             reach = np.hypot(width * np.cos(yaw), depth * np.sin(yaw))

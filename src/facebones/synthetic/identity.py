@@ -122,7 +122,7 @@ def draw_identity(rng: np.random.Generator) -> Identity:
     return Identity(
         forehead_width=cheek_width * uniform(0.85, 1.0),
         cheek_width=cheek_width,
-        jaw_width=cheek_width * uniform(0.66, 0.93),
+        jaw_width=cheek_width * uniform(0.66, 0.89),
         chin_width=cheek_width * uniform(0.26, 0.54),
         chin_y=mouth_y + uniform(15, 26),
         eye_x=uniform(15.2, 20.4),
@@ -132,7 +132,7 @@ def draw_identity(rng: np.random.Generator) -> Identity:
         eye_depth=uniform(0.0, 1.0),
         eye_crease=uniform(0.0, 1.0),
         iris_size=uniform(2.6, 3.7),
-        iris_colour=_colour(rng, IRIS_COLOURS, depth, 6),
+        iris_colour=_colour(rng, IRIS_COLOURS, depth, 0.08),
         brow_gap=uniform(6.0, 12.5),
         brow_length=uniform(7.0, 12.5),
         brow_thickness=uniform(0.7, 2.8),
@@ -174,7 +174,7 @@ def _colour(
     """Choose from a palette as often as skin of this depth has the colour."""
     odds = np.array([(1 - depth) * pale + depth * deep for _, pale, deep in palette])
     colour = palette[rng.choice(len(palette), p=odds / odds.sum())][0]
-    return _rgb(np.array(colour) + rng.normal(0, spread) + rng.normal(0, 0.4 * spread, 3))
+    return _rgb(np.array(colour) * (1 + rng.normal(0, spread) + rng.normal(0, 0.3 * spread, 3)))
 
 
 def _rgb(colour: np.ndarray[tuple[int], np.dtype[np.float64]]) -> RGB:
@@ -187,7 +187,7 @@ def _hair(rng: np.random.Generator, depth: float) -> Hair:
     volume = 0.0 if kind < 0.07 else rng.uniform(0.5, 1.5) if kind < 0.15 else rng.uniform(3, 14)
     long = bool(rng.uniform() < 0.45) and volume > 2
     return Hair(
-        colour=_colour(rng, HAIR_COLOURS, depth, 7),
+        colour=_colour(rng, HAIR_COLOURS, depth, 0.09),
         volume=volume,
         sides=rng.uniform(0.55, 0.95) if long else rng.uniform(0.1, 0.8),
         length=rng.uniform(22, 95) if long else rng.uniform(-14, 14),

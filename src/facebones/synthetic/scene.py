@@ -11,7 +11,7 @@ from facebones.synthetic.drawing import Points, Relief, View
 from facebones.synthetic.head import Array, Expression
 
 EYE_BLINK = 0.04
-MIDDLE_GREY = 106.0  # mean that a camera aims at
+MIDDLE_GREY = 114.0  # mean that a camera aims at
 LUMINANCE = np.array((0.299, 0.587, 0.114))
 WRAP = 0.3  # how far light reaches around the head, as it does in skin
 BEHIND = 0.6  # light on what is beside the head, where a face turned to the lamp has 1
@@ -75,7 +75,7 @@ def draw_light(rng: np.random.Generator) -> Light:
         direction=direction,
         key=0.8 * share * lamp,
         ambient=0.8 * (1 - share) * room,
-        gain=np.exp(_warmth(rng, 0.07) + np.clip(rng.normal(0, 0.27), -0.55, 0.35)),
+        gain=np.exp(_warmth(rng, 0.07) + min(max(rng.normal(0, 0.27), -0.55), 0.35)),
         gamma=float(np.exp(rng.normal(0, 0.17))),
         metering=rng.uniform(0.6, 0.95),
         saturation=rng.uniform(0.6, 1.1),
@@ -84,7 +84,7 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 def _warmth(rng: np.random.Generator, spread: float) -> Array:
     """Logarithms of RGB factors from candle light to shade, with a trace of green or magenta."""
-    warmth, tint = spread * np.clip(rng.normal(0.15, 1), -1.5, 2), rng.normal(0, 0.015)
+    warmth, tint = spread * min(max(rng.normal(0.15, 1), -1.5), 2.0), rng.normal(0, 0.015)
     return np.array((warmth, tint, -1.1 * warmth))
 
 
@@ -103,16 +103,15 @@ def shine(pixels: ImageArray, relief: Relief, view: View, head_width: float, lig
     """
     height, width = pixels.shape[:2]
     x0, y0 = view(np.array((0.0, 2.0, 0.0)))
-    across = ((np.arange(width, dtype=np.float32) - x0) / (1.07 * head_width * view.scale)).astype(np.float32)
+    across = ((np.arange(width, dtype=np.float32) - x0) / (1.1 * head_width * view.scale)).astype(np.float32)
     down = ((np.arange(height, dtype=np.float32) - y0) / (76 * view.scale)).astype(np.float32)[:, None]
-    inside = 1 - across**2 - down**2
-    facing = np.sqrt(np.maximum(inside, 0.03, dtype=np.float32))
+    facing = np.sqrt(np.maximum(1 - across**2 - down**2, 0.03, dtype=np.float32))
     lx, ly, lz = (float(value) / (1 + WRAP) for value in light.direction)
     lambert = np.maximum(lx * across + ly * down + lz * facing + np.float32(WRAP / (1 + WRAP)), 0)
-    beside = np.clip(-6 * inside, 0, 1)
-    lambert += beside * (np.float32(BEHIND) - lambert)
+    lambert = np.float32(BEHIND) + relief.roundness() * (lambert - np.float32(BEHIND))
     channels = [
-        cv2.addWeighted(lambert, key, lambert, 0, ambient) for key, ambient in zip(light.key, light.ambient, strict=True)
+        cv2.addWeighted(lambert, key, lambert, 0, ambient)
+        for key, ambient in zip(light.key, light.ambient, strict=True)
     ]
     light_map = cv2.multiply(cv2.merge(channels), relief.factors(view.scale))
     return np.asarray(cv2.multiply(pixels, light_map, dtype=cv2.CV_8U), dtype=np.uint8)

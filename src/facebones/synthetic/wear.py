@@ -9,11 +9,14 @@ from facebones.synthetic.head import SIDES, Array, Head, at_depth
 CLOTHES = np.array(
     (
         (232, 229, 222), (200, 196, 188), (64, 72, 90), (46, 50, 60), (40, 39, 42), (112, 124, 138), (146, 162, 174),
-        (120, 62, 60), (158, 98, 84), (92, 104, 82), (66, 86, 84), (186, 158, 122), (140, 112, 92), (204, 176, 168), (122, 104, 126),
+        (120, 62, 60), (158, 98, 84), (92, 104, 82), (66, 86, 84), (186, 158, 122), (140, 112, 92), (204, 176, 168),
+        (122, 104, 126),
     ),
     dtype=float,
 )  # fmt: skip
-MASKS = np.array(((178, 202, 214), (234, 234, 230), (48, 50, 56), (150, 172, 160), (206, 190, 182), (92, 104, 122)), dtype=float)
+MASKS = np.array(
+    ((178, 202, 214), (234, 234, 230), (48, 50, 56), (150, 172, 160), (206, 190, 182), (92, 104, 122)), dtype=float
+)
 STRAP = (214, 212, 206)
 
 
@@ -21,7 +24,7 @@ def draw_clothes(canvas: Canvas, relief: Relief, view: View, head: Head, rng: np
     """Draw shoulders in clothes with one of several necklines."""
     one = head.identity
     neck, collar = 0.72 * one.jaw_width, head.chin_y + rng.uniform(15, 23)
-    slope, drop = rng.uniform(10, 24), rng.choice((5.0, 11.0, 30.0))
+    slope, drop = rng.uniform(10, 24), (5.0, 11.0, 30.0)[rng.integers(3)]
     colour = tone(rng, CLOTHES)
     if view(np.array((0, collar - 20, -8.0)))[1] > len(canvas):
         return  # not in the picture
@@ -35,7 +38,9 @@ def draw_clothes(canvas: Canvas, relief: Relief, view: View, head: Head, rng: np
     canvas.line(neckline, mixed(colour, (255, 250, 240), 0.12), 3.2 * view.scale)
     canvas.line(neckline, shaded(colour, 0.3), 0.6 * view.scale)
     for side in SIDES:
-        fold = np.array(((side * (neck + 8), collar + 8, -8), (side * 52, collar + 34, -8), (side * 60, collar + 80, -8)))
+        fold = np.array(
+            ((side * (neck + 8), collar + 8, -8), (side * 52, collar + 34, -8), (side * 60, collar + 80, -8))
+        )
         relief.broad.line(view(smooth(fold, closed=False)), grey(NEUTRAL - 18), 5 * view.scale)
 
 
@@ -65,7 +70,16 @@ def _draw_sunglasses(canvas: Canvas, view: View, head: Head, rng: np.random.Gene
         canvas.fill(view(upper[8:]), dark * 1.35 + 8)
         canvas.line(view(lens), dark * 0.6, 1.4 * view.scale, closed=True)
     width = head.identity.cheek_width
-    top = np.array(((-width - 1, 0, 0), (-eye - 12, -2, 40), (-4, -1.5, 46), (4, -1.5, 46), (eye + 12, -2, 40), (width + 1, 0, 0.0)))
+    top = np.array(
+        (
+            (-width - 1, 0, 0),
+            (-eye - 12, -2, 40),
+            (-4, -1.5, 46),
+            (4, -1.5, 46),
+            (eye + 12, -2, 40),
+            (width + 1, 0, 0.0),
+        )
+    )
     canvas.line(view(top), dark * 0.6, 1.6 * view.scale)
 
 
@@ -89,7 +103,15 @@ def _draw_mask(canvas: Canvas, relief: Relief, view: View, head: Head, colour: A
     canvas.line(outline, shaded(colour, 0.18), 0.6 * view.scale, closed=True)
     for share in (0.3, 0.5, 0.7):
         y = top + share * (chin - top)
-        pleat = np.array(((-0.86 * jaw, y - 2, 14), (-0.4 * jaw, y + 1, 38), (0, y + 2, 48), (0.4 * jaw, y + 1, 38), (0.86 * jaw, y - 2, 14.0)))
+        pleat = np.array(
+            (
+                (-0.86 * jaw, y - 2, 14),
+                (-0.4 * jaw, y + 1, 38),
+                (0, y + 2, 48),
+                (0.4 * jaw, y + 1, 38),
+                (0.86 * jaw, y - 2, 14.0),
+            )
+        )
         canvas.line(view(smooth(pleat, closed=False)), shaded(colour, 0.2), 0.6 * view.scale)
 
 
@@ -117,7 +139,7 @@ def _draw_hat(canvas: Canvas, relief: Relief, view: View, head: Head, rng: np.ra
 
 def _draw_hand(canvas: Canvas, view: View, head: Head, rng: np.random.Generator) -> None:
     """Draw fingers of the person's own hand, from one side."""
-    skin, side, height = head.identity.skin, rng.choice((-1, 1)), rng.uniform(-12, 56)
+    skin, side, height = head.identity.skin, SIDES[rng.integers(2)], rng.uniform(-12, 56)
     reach, lean, count = rng.uniform(8, 32), rng.uniform(22, 46), int(rng.integers(3, 5))
     lengths = (0, -5, -3, 4)
     for finger in range(count):
