@@ -29,7 +29,7 @@ def tone(rng: np.random.Generator, palette: Array) -> Array:
     """Draw a colour (3,) of a palette, somewhat lighter, darker or warmer."""
     warmth = rng.normal(0, 4)
     colour = palette[rng.integers(len(palette))] * rng.uniform(0.82, 1.12) + np.array((warmth, 0, -warmth))
-    return np.minimum(np.maximum(colour, 12.0), 242.0)
+    return np.asarray(np.minimum(np.maximum(colour, 12.0), 242.0))
 
 
 def background(rng: np.random.Generator, height: int, width: int) -> ImageArray:

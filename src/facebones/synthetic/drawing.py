@@ -93,7 +93,7 @@ class Relief:
     def roundness(self) -> npt.NDArray[np.float32]:
         """Return where the head is: float32 (H, W), 1 inside and 0 outside."""
         large = cv2.resize(self.form.pixels, self._size, interpolation=cv2.INTER_LINEAR)
-        return np.multiply(large, 1 / 255, dtype=np.float32)
+        return np.asarray(np.multiply(large, 1 / 255, dtype=np.float32))
 
     def factors(self, scale: float) -> npt.NDArray[np.float32]:
         """Return the factors, float32 (H, W, 3); `scale` is the size of a head unit in pixels."""
