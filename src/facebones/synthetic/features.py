@@ -153,14 +153,12 @@ def _draw_nose(canvas: Canvas, relief: Relief, view: View, head: Head) -> None:
     ridge = head.on_surface(0.0, ridge_y, np.array((1.0, 0.55 * depth, depth)))
     flank_x = np.array((bridge + 1, bridge + 1.5, wing))
     flanks = head.on_surface(BOTH * flank_x, ridge_y + (0, 0, 1), np.array((0, 1, 1.0)))
-    wings = head.on_surface(BOTH * wing * (0.72 + 0.32 * COSINE), tip - 0.6 + 3 * SINE, 0.3 * depth)
     edge_x, edge_y = np.array((0.82, 1.05, 1.02, 0.74)) * wing, tip + np.array((-4.5, -2, 1.5, 3.0))
     edges = head.on_surface(BOTH * edge_x, edge_y, 0.25 * depth)
     hole_x, hole_y = wing * (0.43 + 0.22 * COSINE), tip + 2.4 + SINE - 0.08 * wing * COSINE
     holes = view(head.on_surface(BOTH * hole_x, hole_y, 0.5 * depth))
-    for side, flank, rounded, hole in zip(SIDES, flanks, view(wings), holes, strict=True):
+    for side, flank, hole in zip(SIDES, flanks, holes, strict=True):
         relief.fine.fill(view(between(ridge, flank)), grey(NEUTRAL - 15 - 9 * side * np.sign(view.yaw or 1)))
-        relief.fine.fill(rounded, grey(NEUTRAL + 8))
         canvas.fill(hole, shaded(one.skin, 0.72))
     relief.fine.line(view(edges), grey(NEUTRAL - 42), 1.1 * view.scale)
     under = head.on_surface(np.array((-0.8, -0.3, 0, 0.3, 0.8)) * wing, tip + np.array((3.6, 4.2, 4.8, 4.2, 3.6)))

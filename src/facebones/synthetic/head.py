@@ -110,4 +110,6 @@ def ellipse(x: float, y: float, width: float, height: float) -> tuple[Array, Arr
 
 def at_depth(x: Array, y: Array, z: float) -> Points:
     """Return the points (N, 3) of a plane across the line of sight of an unturned head."""
-    return np.stack((x, y, np.full(len(x), z)), axis=1)
+    points = np.empty((len(x), 3))
+    points[:, 0], points[:, 1], points[:, 2] = x, y, z
+    return points

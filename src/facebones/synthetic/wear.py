@@ -26,7 +26,7 @@ def draw_clothes(canvas: Canvas, relief: Relief, view: View, head: Head, rng: np
     neck, collar = 0.72 * one.jaw_width, head.chin_y + rng.uniform(15, 23)
     slope, drop = rng.uniform(10, 24), (5.0, 11.0, 30.0)[rng.integers(3)]
     colour = tone(rng, CLOTHES)
-    if view(np.array((0, collar - 20, -8.0)))[1] > len(canvas):
+    if view(np.array((0, collar - 10, -8.0)))[1] > len(canvas):
         return  # not in the picture
     x = np.array((150, 104, 62, neck + 5, neck + 1, 0.62 * neck, 0))
     y = collar + np.array((60 + slope, 14 + slope, 0.4 * slope + 3, -5, -3, 0.72 * drop, drop))
