@@ -61,9 +61,7 @@ def _room(rng: np.random.Generator, rows: int) -> ImageArray:
         left, top = rng.uniform(-6, COARSE - 4), rng.uniform(-8, 0.7 * rows)
         right, bottom = left + rng.uniform(3, 14), top + rng.uniform(5, rows)
         corners = np.array(((left, top), (right, top), (right, bottom), (left, bottom)))
-        colour = tone(rng, WALLS)
-        canvas.fill(corners, colour)
-        canvas.line(corners, colour * 0.8, 1, closed=True)
+        canvas.fill(corners, tone(rng, WALLS))
     return pixels
 
 

@@ -18,7 +18,7 @@ SUBPIXEL_BITS = 4
 NEUTRAL = 128  # of a relief
 NEUTRAL_RGB = (NEUTRAL, NEUTRAL, NEUTRAL)
 WHITE = (255, 255, 255)
-SHADOW = (0.56, 0.44, 0.41)
+SHADOW = (0.44, 0.56, 0.59)  # what red, green and blue lose in the shadow of skin or hair
 
 
 class Canvas:
@@ -111,7 +111,8 @@ def grey(level: float) -> tuple[float, float, float]:
 
 def shaded(colour: Colour, amount: float) -> list[float]:
     """Darken a colour towards its shadow."""
-    return [value * (1 - amount * (1 - shadow)) for value, shadow in zip(colour, SHADOW, strict=True)]
+    red, green, blue = colour
+    return [red * (1 - amount * SHADOW[0]), green * (1 - amount * SHADOW[1]), blue * (1 - amount * SHADOW[2])]
 
 
 def mixed(first: Colour, second: Colour, share: float) -> list[float]:
@@ -120,7 +121,8 @@ def mixed(first: Colour, second: Colour, share: float) -> list[float]:
     >>> mixed((0, 0, 100), (200, 100, 100), 0.25)
     [50.0, 25.0, 100.0]
     """
-    return [(1 - share) * one + share * other for one, other in zip(first, second, strict=True)]
+    (r1, g1, b1), (r2, g2, b2) = first, second
+    return [r1 + share * (r2 - r1), g1 + share * (g2 - g1), b1 + share * (b2 - b1)]
 
 
 def between(first: Points, second: Points) -> Points:

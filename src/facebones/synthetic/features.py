@@ -69,8 +69,6 @@ def _draw_mouth(canvas: Canvas, relief: Relief, view: View, head: Head) -> None:
     canvas.line(curves[3] if gap > 0.5 else curves[1], shaded(lip, 0.6), 0.5 * view.scale)
     relief.fine.line(curves[0], grey(NEUTRAL + 14), 0.8 * view.scale)
     relief.fine.line(curves[5, 2:-2], grey(NEUTRAL + 20), 0.35 * one.lower_lip * view.scale)
-    for place in curves[1, [0, -1]]:
-        relief.fine.dot(place, 1.5 * view.scale, grey(NEUTRAL - 34))
 
 
 def _draw_eyes(canvas: Canvas, relief: Relief, view: View, head: Head) -> None:
@@ -89,7 +87,6 @@ def _draw_eyes(canvas: Canvas, relief: Relief, view: View, head: Head) -> None:
         canvas.fill(between(lower, lower_cover), shaded(one.skin, 0.03))
         canvas.line(lower[1:-1], shaded(one.skin, 0.34), 0.5 * scale)
         canvas.fill(between(lash, upper), LASHES)
-        canvas.line(upper, LASHES, 0.5 * scale)
         if one.eye_crease > NO_CREASE:
             canvas.line(crease[1:-1], shaded(one.skin, 0.15 + 0.35 * one.eye_crease), 0.5 * scale)
         bags.append(bag[1:-1])
@@ -112,7 +109,7 @@ def _eye_curves(view: View, head: Head, opening: float) -> Points:
             upper - 2.4 * arch - 0.3,
             lower + 4.6 * arch + 1.5 * one.folds,
             upper + min(0.9, 0.5 * opening) * arch,
-            upper - (0.35 + 0.55 * np.maximum(ACROSS + 0.4, 0)) * arch**0.5,
+            upper - (0.6 + 0.55 * np.maximum(ACROSS + 0.4, 0)) * arch**0.5,
         )
     )
     rows += one.eye_slant * one.eye_width * ACROSS

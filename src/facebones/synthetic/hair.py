@@ -88,7 +88,8 @@ def _curly(outline: Points, hair: Hair) -> Points:
     """Roughen an outline (N, 3) with the person's curls."""
     number = np.arange(len(outline))
     wave = 1 + hair.curl / 75 * (np.sin(1.1 * number + hair.phase) + 0.5 * np.sin(0.47 * number))
-    rough: Points = outline * np.stack((wave, wave, np.ones(len(outline))), axis=1)
+    rough = outline.copy()
+    rough[:, :2] *= wave[:, None]
     return rough
 
 
@@ -128,7 +129,8 @@ def _inner_edge(view: View, head: Head, hairline: Points) -> Points:
     hair, rim = head.identity.hair, head.outline(view.yaw)
     half, y = len(rim) // 2, rim[:, 1]
     covered = 1 - (0.1 if hair.length >= LONG else 0.06) * np.sqrt(np.clip((_side_end(hair) - y) / 24, 0, 1))
-    edge = rim * np.stack((covered, np.ones(len(rim)), np.ones(len(rim))), axis=1)
+    edge = rim.copy()
+    edge[:, 0] *= covered
     right = edge[:half][(y[:half] < _side_end(hair)) & (y[:half] > hairline[0, 1] + 2)]
     left = edge[half:][(y[half:] < _side_end(hair)) & (y[half:] > hairline[-1, 1] + 2)]
     return np.vstack((right[::-1], hairline, left[::-1]))

@@ -88,9 +88,11 @@ class Head:
             reach = np.hypot(width * np.cos(yaw), depth * np.sin(yaw))
             x, z = width**2 * np.cos(yaw) / reach, depth**2 * np.sin(yaw) / reach
             y = self._heights + grow * RISE
-            right = np.stack((x, y, self._centres + z), axis=1)
-            left = np.stack((-x, y, self._centres - z), axis=1)
-            self._outlines[yaw, grow] = smooth(np.vstack((right, left[::-1])))
+            controls = np.empty((2 * len(y), 3))
+            controls[: len(y), 0], controls[: len(y), 1], controls[: len(y), 2] = x, y, self._centres + z
+            left = controls[: len(y) - 1 : -1]
+            left[:, 0], left[:, 1], left[:, 2] = -x, y, self._centres - z
+            self._outlines[yaw, grow] = smooth(controls)
         return self._outlines[yaw, grow]
 
     def _mouth_corners(self) -> Points:
