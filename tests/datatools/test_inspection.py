@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from facebones.data.pair_bins import write_pairs
+from facebones.datatools.contact_sheet import EDGE, GENUINE, IMPOSTOR, INK, MARGIN, PAPER, RULE
 from facebones.datatools.inspect import PairPart, TrainingPart, inspect_data
 from facebones.errors import DataError
 
@@ -218,10 +219,13 @@ def test_contact_sheet(folder, tmp_path):
     write_pairs(folder / "lfw.bin", [image(number, size=(20, 10)) for number in range(20)], [True, False] * 5)
     inspect_data(folder, tmp_path / "out" / "sheet.png")
     sheet = cv2.imread(str(tmp_path / "out" / "sheet.png"), cv2.IMREAD_COLOR_RGB)
-    rows = 3 * 128 + 2 * 2 * 152  # three identities; of either kind five pairs, four in a row
-    assert sheet.shape[0] == 2 * 36 + rows
-    for color in ((0, 130, 0), (200, 0, 0), (200, 200, 200)):
-        assert (sheet == color).all(axis=2).any()
+    captions = 3 + 2  # three identities; genuine and impostor pairs
+    lines = 3 * 122 + 2 * 2 * 148  # of either kind five pairs, four in a line
+    assert sheet.shape[:2] == (2 * 14 + 2 * 44 + 25 + captions * 26 + lines, 1024)
+    for colour in (GENUINE, IMPOSTOR, EDGE, RULE, INK):
+        assert (sheet == colour).all(axis=2).any()
+    empty = (sheet == PAPER).all(axis=(0, 2))
+    assert empty[:MARGIN].all() and empty[-MARGIN:].all() and not empty[MARGIN] and not empty[-MARGIN - 1]
 
 
 def test_contact_sheet_of_a_single_broken_pair(tmp_path):

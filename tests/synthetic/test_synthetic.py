@@ -23,8 +23,9 @@ from facebones.synthetic.dataset import (
     plan_pairs,
     synthesize,
 )
+from facebones.synthetic.drawing import NEUTRAL, Relief, grey
 from facebones.synthetic.image import REFERENCE, image_generator, numbered_identity
-from facebones.synthetic.scene import POSES, Light
+from facebones.synthetic.scene import POSES, Light, draw_light, expose
 
 SMALL = {"identities": 4, "images_per_identity": 3, "pairs": 20, "template_subjects": 3, "seed": 7}
 COLOUR_BOUND = 0.6  # chance is 0.5
@@ -101,7 +102,7 @@ def test_eyes_and_mouth_stand_at_the_landmarks(monkeypatch):
     """Under even light, the pupils are darker than the cheeks below them."""
     plain = Light(direction=np.array((0, 0, 1.0)), key=np.zeros(3), ambient=np.ones(3), gain=np.ones(3), gamma=1.0)
     monkeypatch.setattr(synthetic_image, "draw_light", lambda rng: plain)
-    monkeypatch.setattr(synthetic_image, "draw_occlusion", lambda canvas, view, rng: None)
+    monkeypatch.setattr(synthetic_image, "draw_occlusion", lambda *_: None)
     darker = []
     for number in range(30):
         face = draw_face(numbered_identity(2, number), image_generator(2, number, 1), pose="frontal")
@@ -109,6 +110,38 @@ def test_eyes_and_mouth_stand_at_the_landmarks(monkeypatch):
             eye, cheek = (face.pixels[row - 3 : row + 4, x - 3 : x + 4].mean(axis=2).min() for row in (y, y + 16))
             darker.append(eye < cheek - 10)
     assert np.mean(darker) > 0.9
+
+
+def test_images_are_neither_black_nor_burnt_out_nor_garish():
+    faces = [draw_shot(2, Shot(number, 1, "any")).pixels for number in range(60)]
+    levels = np.array([face.mean() for face in faces])
+    assert levels.min() > 20 and levels.max() < 225
+    assert levels.std() > 15  # dim and bright images all the same
+    assert max((face.min(axis=2) > 250).mean() for face in faces) < 0.3
+    spread = np.array([np.ptp(face.mean(axis=(0, 1))) for face in faces])
+    assert np.median(spread) < 60 and spread.max() < 140
+
+
+def test_a_camera_that_meters_levels_dark_and_light_images():
+    rng = np.random.default_rng(0)
+    dark, light = (rng.integers(low, low + 60, (20, 20, 3), dtype=np.uint8) for low in (20, 140))
+    camera = draw_light(rng)
+    means = {
+        strength: [expose(pixels, dataclasses.replace(camera, metering=strength)).mean() for pixels in (dark, light)]
+        for strength in (0.0, 1.0)
+    }
+    assert abs(np.subtract(*means[1.0])) < 0.2 * abs(np.subtract(*means[0.0]))
+
+
+@pytest.mark.parametrize(("height", "width"), [(112, 112), (163, 180)])
+def test_a_relief_changes_only_what_is_drawn_on_it(height, width):
+    relief = Relief(height, width)
+    assert relief.factors(1.0).shape == (height, width, 3)
+    np.testing.assert_allclose(relief.factors(1.0), 1)
+    relief.broad.dot(np.array((60.0, 60.0)), 12, grey(NEUTRAL / 2))
+    factors = relief.factors(1.0)
+    assert factors[60, 60] == pytest.approx([0.5] * 3, abs=0.02)
+    np.testing.assert_allclose(factors[:30], 1)
 
 
 @pytest.mark.parametrize("pose", POSES)

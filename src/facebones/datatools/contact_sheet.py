@@ -11,19 +11,23 @@ import numpy as np
 from facebones.data.images import ImageArray, decode, is_image_name
 from facebones.data.pair_bins import PairSet
 from facebones.data.training_set import TrainingSet, evenly
+from facebones.datatools import lettering
 from facebones.errors import ConfigError, DataError, RunError, counted
 from facebones.system.files import atomic_write
 
 TILE = 112
-FRAME = 4
-CAPTION_WIDTH = 150
-LINE = 24
-INK = (30, 30, 30)
-PAPER = 255
+FRAME = 1
 IN_ROW = 8
+GAP = 8  # between two faces
+PAIR_GAP = 2  # between the two faces of a pair
+BETWEEN_PAIRS = 16  # so that four pairs are as wide as eight faces
+MARGIN = 28
+CONTENT = IN_ROW * (TILE + 2 * FRAME) + (IN_ROW - 1) * GAP
+TITLE_SIZE, TEXT_SIZE, MARK_SIZE = 17, 13, 12
 LONGEST_MARK = 28  # letters below a pair
-GREY = (90, 90, 90)
-GENUINE, IMPOSTOR = (0, 130, 0), (200, 0, 0)
+PAPER, EDGE, RULE = (252, 252, 251), (212, 210, 206), (224, 222, 218)
+INK, GREY, MISSING = (38, 40, 44), (104, 106, 110), (238, 237, 234)
+GENUINE, IMPOSTOR = (64, 128, 92), (184, 92, 72)
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,16 @@ class _Tile:
 
     images: Sequence[ImageArray | None]
     mark: str = ""
-    color: tuple[int, int, int] = (200, 200, 200)
+    colour: lettering.Colour | None = None  # of a bar below the faces
 
 
-_Row = tuple[str, list[_Tile]]  # a caption, and the tiles next to it
+@dataclass(frozen=True)
+class _Row:
+    """Faces or pairs below a caption; a long row is broken into lines."""
+
+    caption: str
+    tiles: Sequence[_Tile]
+    colour: lettering.Colour | None = None  # of a square before the caption
 
 
 def refuse_image_of(folder: Path, sheet: Path, *, beside_folders: bool = False) -> None:
@@ -62,7 +72,7 @@ def refuse_image_of(folder: Path, sheet: Path, *, beside_folders: bool = False) 
 def write_contact_sheet(path: Path, sets: Sequence[tuple[Path, TrainingSet | PairSet]]) -> None:
     """Write some images of each set, evenly spread, as a PNG.
 
-    A row shows an identity of a training set, or some pairs of a verification set, marked genuine or impostor.
+    A row shows an identity of a training set, or genuine or impostor pairs of a verification set.
 
     Args:
         path: the PNG file; it appears when it is complete.
@@ -71,7 +81,7 @@ def write_contact_sheet(path: Path, sets: Sequence[tuple[Path, TrainingSet | Pai
     Raises:
         RunError, ConfigError: the file cannot be written.
     """
-    _save(path, [block for name, data in sets for block in _section(name, data)])
+    _save(path, [_section(name, data) for name, data in sets])
 
 
 def write_face_sheet(path: Path, title: str, rows: Sequence[tuple[str, Sequence[ImageArray]]]) -> None:
@@ -85,7 +95,7 @@ def write_face_sheet(path: Path, title: str, rows: Sequence[tuple[str, Sequence[
     Raises:
         RunError, ConfigError: the file cannot be written.
     """
-    _save(path, [_heading(title), *(_row(caption, [_Tile([image]) for image in images]) for caption, images in rows)])
+    _save(path, [(title, [_Row(caption, [_Tile([image]) for image in images]) for caption, images in rows])])
 
 
 def write_pair_sheet(path: Path, title: str, pairs: Sequence[tuple[str, ImageArray, ImageArray]]) -> None:
@@ -99,52 +109,46 @@ def write_pair_sheet(path: Path, title: str, pairs: Sequence[tuple[str, ImageArr
     Raises:
         RunError, ConfigError: the file cannot be written.
     """
-    tiles = [_Tile([first, second], mark[:LONGEST_MARK], GREY) for mark, first, second in pairs]
-    rows = {start: tiles[start : start + IN_ROW // 2] for start in range(0, len(tiles), IN_ROW // 2)}
-    _save(path, [_heading(title), *(_row(f"{start + 1} to {start + len(row)}", row) for start, row in rows.items())])
+    tiles = [_Tile([first, second], mark[:LONGEST_MARK]) for mark, first, second in pairs]
+    _save(path, [(title, [_Row("", tiles)])])
 
 
-def _save(path: Path, blocks: Sequence[ImageArray]) -> None:
-    width = max(block.shape[1] for block in blocks)
-    sheet = np.concatenate([_widen(block, width) for block in blocks])
+def _save(path: Path, sections: Sequence[tuple[str, Sequence[_Row]]]) -> None:
+    blocks = [_blank(MARGIN // 2)]
+    for number, (title, rows) in enumerate(sections):
+        blocks += [_rule()] * (number > 0) + [_heading(title)]
+        blocks += [block for row in rows for block in _drawn_row(row)]
+    sheet = np.concatenate([*blocks, _blank(MARGIN // 2)])
     done, encoded = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
     if not done:
-        raise RunError(f"{path}: a contact sheet of {width}x{len(sheet)} pixels cannot be encoded; inspect fewer sets")
+        size = f"{sheet.shape[1]}x{len(sheet)}"
+        raise RunError(f"{path}: a contact sheet of {size} pixels cannot be encoded; inspect fewer sets")
     with atomic_write(path) as file:
         file.write(encoded.tobytes())
 
 
-def _section(path: Path, data: TrainingSet | PairSet) -> list[ImageArray]:
+def _section(path: Path, data: TrainingSet | PairSet) -> tuple[str, list[_Row]]:
     if isinstance(data, PairSet):
-        title, rows = f"{path.name}: {counted(len(data), 'pair')}", _pair_rows(data)
-    else:
-        identities = counted(len(np.unique(data.labels)), "identity", "identities")
-        title = f"{path.name}: {counted(len(data), 'image')} of {identities}"
-        rows = _identity_rows(data)
-    return [_heading(title), *(_row(caption, tiles) for caption, tiles in rows)]
-
-
-def _heading(title: str) -> ImageArray:
-    return _text(title, width=max(10 * len(title) + 12, CAPTION_WIDTH), height=LINE + 12, scale=0.5)
+        return f"{path.name}: {counted(len(data), 'pair')}", _pair_rows(data)
+    identities = counted(len(np.unique(data.labels)), "identity", "identities")
+    return f"{path.name}: {counted(len(data), 'image')} of {identities}", _identity_rows(data)
 
 
 def _identity_rows(data: TrainingSet) -> list[_Row]:
     rows = []
     for label in evenly(np.unique(data.labels).tolist(), IN_ROW):
         images = evenly(np.flatnonzero(data.labels == label).tolist(), IN_ROW)
-        rows.append((f"identity {data.identity_name(label)}", [_Tile([_pixels(data, index)]) for index in images]))
+        rows.append(_Row(f"identity {data.identity_name(label)}", [_Tile([_pixels(data, index)]) for index in images]))
     return rows
 
 
 def _pair_rows(data: PairSet) -> list[_Row]:
     rows: list[_Row] = []
-    for mark, color, wanted in (("genuine", GENUINE, True), ("impostor", IMPOSTOR, False)):
+    for kind, colour, wanted in (("genuine", GENUINE, True), ("impostor", IMPOSTOR, False)):
         pairs = evenly(np.flatnonzero(data.is_same == wanted).tolist(), IN_ROW)
-        tiles = [
-            _Tile([_pixels(data, 2 * pair), _pixels(data, 2 * pair + 1)], f"{mark}, pair {pair}", color)
-            for pair in pairs
-        ]
-        rows += [(mark, tiles[start : start + IN_ROW // 2]) for start in range(0, len(tiles), IN_ROW // 2)]
+        tiles = [_Tile([_pixels(data, 2 * k), _pixels(data, 2 * k + 1)], f"pair {k}", colour) for k in pairs]
+        if tiles:
+            rows.append(_Row(f"{kind} pairs", tiles, colour))
     return rows
 
 
@@ -156,46 +160,78 @@ def _pixels(data: TrainingSet | PairSet, index: int) -> ImageArray | None:
         return None  # shown as broken; the inspection names it
 
 
-def _row(caption: str, tiles: Sequence[_Tile]) -> ImageArray:
+def _heading(title: str) -> ImageArray:
+    """Draw a title; what follows a colon is set smaller and grey."""
+    block, (name, _, details) = _blank(44), title.partition(": ")
+    room = CONTENT - lettering.text_width(details, TEXT_SIZE) - MARGIN
+    x = lettering.write(
+        block, lettering.shortened(name, TITLE_SIZE + 2, room), (MARGIN, 28), TITLE_SIZE, INK, bold=True
+    )
+    lettering.write(block, details, (x + 12, 28), TEXT_SIZE, GREY)
+    return block
+
+
+def _rule() -> ImageArray:
+    block = _blank(25)
+    block[12, MARGIN : MARGIN + CONTENT] = RULE
+    return block
+
+
+def _drawn_row(row: _Row) -> list[ImageArray]:
+    blocks = []
+    if row.caption:
+        blocks.append(caption := _blank(26))
+        x = MARGIN
+        if row.colour:
+            caption[8:18, x : x + 10] = row.colour
+            x += 17
+        room = CONTENT + MARGIN - x
+        lettering.write(caption, lettering.shortened(row.caption, TEXT_SIZE, room), (x, 18), TEXT_SIZE, GREY)
+    faces = max((len(tile.images) for tile in row.tiles), default=1)
+    step = IN_ROW // faces
+    for start in range(0, len(row.tiles), step):
+        blocks.append(_line(row.tiles[start : start + step], GAP if faces == 1 else BETWEEN_PAIRS))
+    return blocks
+
+
+def _line(tiles: Sequence[_Tile], gap: int) -> ImageArray:
     drawn = [_tile(tile) for tile in tiles]
-    height = max(tile.shape[0] for tile in drawn)
-    columns = [_text(caption, width=CAPTION_WIDTH, height=height), *(_heighten(tile, height) for tile in drawn)]
-    return np.concatenate(columns, axis=1)
+    block, x = _blank(len(drawn[0]) + GAP), MARGIN
+    for tile in drawn:
+        block[: len(tile), x : x + tile.shape[1]] = tile
+        x += tile.shape[1] + gap
+    return block
 
 
 def _tile(tile: _Tile) -> ImageArray:
-    faces = np.concatenate([_face(image) for image in tile.images], axis=1)
-    framed = np.full((faces.shape[0] + 2 * FRAME, faces.shape[1] + 2 * FRAME, 3), tile.color, dtype=np.uint8)
-    framed[FRAME:-FRAME, FRAME:-FRAME] = faces
-    if tile.mark:
-        framed = np.concatenate([framed, _text(tile.mark, framed.shape[1], LINE, color=tile.color)])
-    return _margin(framed)
+    space = np.full((TILE + 2 * FRAME, PAIR_GAP, 3), PAPER, dtype=np.uint8)
+    faces = [part for image in tile.images for part in (space, _face(image))][1:]
+    drawn = np.concatenate(faces, axis=1)
+    if not tile.mark:
+        return drawn
+    below = np.full((26, drawn.shape[1], 3), PAPER, dtype=np.uint8)
+    if tile.colour:
+        below[2:5] = tile.colour
+    mark = lettering.shortened(tile.mark, MARK_SIZE, drawn.shape[1])
+    lettering.write(below, mark, (0, 18), MARK_SIZE, GREY)
+    return np.concatenate([drawn, below])
 
 
 def _face(image: ImageArray | None) -> ImageArray:
+    """Scale a face into a square with a thin frame."""
+    framed = np.full((TILE + 2 * FRAME, TILE + 2 * FRAME, 3), EDGE, dtype=np.uint8)
+    inside = framed[FRAME:-FRAME, FRAME:-FRAME]
+    inside[:] = MISSING if image is None else PAPER
     if image is None:
-        return _text("broken", TILE, TILE, color=(200, 0, 0))
+        start = (TILE - lettering.text_width("broken", MARK_SIZE)) // 2
+        lettering.write(inside, "broken", (start, TILE // 2 + 4), MARK_SIZE, IMPOSTOR)
+        return framed
     scale = TILE / max(image.shape[:2])
-    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    return _widen(_heighten(small, TILE), TILE)
+    width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
+    x, y = (TILE - width) // 2, (TILE - height) // 2
+    inside[y : y + height, x : x + width] = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return framed
 
 
-def _text(text: str, width: int, height: int, *, color: tuple[int, int, int] = INK, scale: float = 0.45) -> ImageArray:
-    """Draw a line of text on white; OpenCV has ASCII letters only, others become question marks."""
-    paper = np.full((height, width, 3), PAPER, dtype=np.uint8)
-    shown = text.encode("ascii", "replace").decode()
-    cv2.putText(paper, shown, (6, height // 2 + 5), cv2.FONT_HERSHEY_SIMPLEX, scale, color, 1, cv2.LINE_AA)
-    return paper
-
-
-def _margin(image: ImageArray) -> ImageArray:
-    return np.pad(image, ((FRAME, FRAME), (FRAME, FRAME), (0, 0)), constant_values=PAPER)
-
-
-def _widen(image: ImageArray, width: int) -> ImageArray:
-    return np.pad(image, ((0, 0), (0, width - image.shape[1]), (0, 0)), constant_values=PAPER)
-
-
-def _heighten(image: ImageArray, height: int) -> ImageArray:
-    return np.pad(image, ((0, height - image.shape[0]), (0, 0), (0, 0)), constant_values=PAPER)
+def _blank(height: int) -> ImageArray:
+    return np.full((height, CONTENT + 2 * MARGIN, 3), PAPER, dtype=np.uint8)

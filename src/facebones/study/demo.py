@@ -17,7 +17,7 @@ from facebones.system.progress import say
 
 STUDY = "demo"
 IDENTITIES, IMAGES_PER_IDENTITY, PAIRS = 400, 10, 600
-PEOPLE_SHOWN, FACES_SHOWN = 4, 10
+PEOPLE_SHOWN, FACES_SHOWN = 6, 8
 
 
 def demo(output: Path, device: str = "auto") -> dict[str, Any]:

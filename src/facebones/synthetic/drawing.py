@@ -15,6 +15,10 @@ Colour = Sequence[float] | npt.NDArray[np.float64]
 
 SUPERSAMPLING = 2
 SUBPIXEL_BITS = 4
+NEUTRAL = 128  # of a relief
+NEUTRAL_RGB = (NEUTRAL, NEUTRAL, NEUTRAL)
+WHITE = (255, 255, 255)
+SHADOW = (0.44, 0.56, 0.59)  # what red, green and blue lose in the shadow of skin or hair
 
 
 class Canvas:
@@ -23,23 +27,27 @@ class Canvas:
     Coordinates are pixels of the final size; the centre of the first pixel is (0, 0).
     """
 
-    def __init__(self, pixels: ImageArray, supersampling: int = SUPERSAMPLING) -> None:
-        """Draw on `pixels`, uint8 (H, W) or (H, W, 3), which is `supersampling` times the final size."""
+    def __init__(self, pixels: ImageArray, supersampling: float = SUPERSAMPLING) -> None:
+        """Draw on `pixels`, uint8 (H, W, 3) or (H, W), which is `supersampling` times the final size."""
         self.pixels = pixels
         self._scale = supersampling
 
-    def fill(self, outline: Points, colour: Colour | float) -> None:
+    def __len__(self) -> int:
+        """Return the height of the image in its final size."""
+        return round(len(self.pixels) / self._scale)
+
+    def fill(self, outline: Points, colour: Colour) -> None:
         """Fill the polygon `outline` (N, 2)."""
         cv2.fillPoly(self.pixels, [self._fixed(outline)], _scalar(colour), cv2.LINE_AA, SUBPIXEL_BITS)
 
-    def line(self, points: Points, colour: Colour | float, width: float, closed: bool = False) -> None:
-        """Draw the line through `points` (N, 2), `width` pixels wide."""
+    def line(self, points: Points, colour: Colour, width: float, closed: bool = False) -> None:
+        """Draw the line through `points` (N, 2), or the lines through (K, N, 2), `width` pixels wide."""
         thickness = max(1, round(width * self._scale))
-        cv2.polylines(
-            self.pixels, [self._fixed(points)], closed, _scalar(colour), thickness, cv2.LINE_AA, SUBPIXEL_BITS
-        )
+        fixed = self._fixed(points)
+        lines = [fixed] if fixed.ndim == 2 else list(fixed)
+        cv2.polylines(self.pixels, lines, closed, _scalar(colour), thickness, cv2.LINE_AA, SUBPIXEL_BITS)
 
-    def dot(self, centre: Points, radius: float, colour: Colour | float) -> None:
+    def dot(self, centre: Points, radius: float, colour: Colour) -> None:
         """Fill a circle around `centre` (2,)."""
         x, y = self._fixed(centre)
         thick = round(radius * self._scale * 2**SUBPIXEL_BITS)
@@ -48,17 +56,78 @@ class Canvas:
     def averaged(self) -> ImageArray:
         """Return the image in its final size."""
         height, width = self.pixels.shape[:2]
-        size = (width // self._scale, height // self._scale)
+        size = (round(width / self._scale), round(height / self._scale))
         return np.asarray(cv2.resize(self.pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
     def _fixed(self, points: Points) -> npt.NDArray[np.int32]:
-        centre = (self._scale - 1) / 2
-        fixed: npt.NDArray[np.int32] = np.rint((points * self._scale + centre) * 2**SUBPIXEL_BITS).astype(np.int32)
+        ones = 2**SUBPIXEL_BITS
+        # The last half rounds; what is left of the image or above it may be a sixteenth of a pixel off.
+        fixed: npt.NDArray[np.int32] = (points * (self._scale * ones) + ((self._scale - 1) / 2 * ones + 0.5)).astype(
+            np.int32
+        )
         return fixed
 
 
-def _scalar(colour: Colour | float) -> tuple[float, ...]:
-    return (float(colour),) if isinstance(colour, int | float) else tuple(float(value) for value in colour)
+def _scalar(colour: Colour) -> tuple[float, ...]:
+    red, green, blue = colour
+    return float(red), float(green), float(blue)
+
+
+class Relief:
+    """Soft light, shade and tint, which multiply what is drawn on a canvas; `NEUTRAL` changes nothing.
+
+    Attributes:
+        broad: forms as wide as a cheek; half the size, so that a small blur makes them soft.
+        fine: forms as small as a nostril, and the hair of beards.
+        form: white where the head is, which is as round as the light shows; the rest is flat.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        """Start a neutral relief for an image of height x width pixels."""
+        self._size = (width, height)
+        half = ((height + 1) // 2, (width + 1) // 2)
+        self.broad = Canvas(np.full((*half, 3), NEUTRAL, dtype=np.uint8), 0.5)
+        self.form = Canvas(np.zeros(half, dtype=np.uint8), 0.5)
+        self.fine = Canvas(np.full((height, width, 3), NEUTRAL, dtype=np.uint8), 1)
+
+    def roundness(self) -> npt.NDArray[np.float32]:
+        """Return where the head is: float32 (H, W), 1 inside and 0 outside."""
+        large = cv2.resize(self.form.pixels, self._size, interpolation=cv2.INTER_LINEAR)
+        return np.asarray(np.multiply(large, 1 / 255, dtype=np.float32))
+
+    def factors(self, scale: float) -> npt.NDArray[np.float32]:
+        """Return the factors, float32 (H, W, 3); `scale` is the size of a head unit in pixels."""
+        wide, narrow = 2 * round(1.7 * scale) + 1, 2 * round(0.8 * scale) + 1
+        broad = cv2.blur(cv2.blur(self.broad.pixels, (wide, wide)), (wide, wide))
+        fine = cv2.blur(cv2.blur(self.fine.pixels, (narrow, narrow)), (narrow, narrow))
+        large = cv2.resize(broad, self._size, interpolation=cv2.INTER_LINEAR)
+        return np.asarray(cv2.multiply(large, fine, scale=1 / NEUTRAL**2, dtype=cv2.CV_32F), dtype=np.float32)
+
+
+def grey(level: float) -> tuple[float, float, float]:
+    """Return a grey colour; in a relief, `NEUTRAL` plus light or minus shade."""
+    return level, level, level
+
+
+def shaded(colour: Colour, amount: float) -> list[float]:
+    """Darken a colour towards its shadow."""
+    red, green, blue = colour
+    return [red * (1 - amount * SHADOW[0]), green * (1 - amount * SHADOW[1]), blue * (1 - amount * SHADOW[2])]
+
+
+def mixed(first: Colour, second: Colour, share: float) -> list[float]:
+    """Mix two colours, `share` of the second.
+
+    >>> mixed((0, 0, 100), (200, 100, 100), 0.25)
+    [50.0, 25.0, 100.0]
+    """
+    (r1, g1, b1), (r2, g2, b2) = first, second
+    return [r1 + share * (r2 - r1), g1 + share * (g2 - g1), b1 + share * (b2 - b1)]
+
+
+def between(first: Points, second: Points) -> Points:
+    """Outline of the area between two curves (N, 2) of the same direction."""
+    return np.concatenate((first, second[::-1]))
 
 
 @dataclass(frozen=True)
@@ -74,7 +143,7 @@ class View:
 
     def __call__(self, points: Points) -> Points:
         """Project head points (..., 3) to pixels (..., 2)."""
-        return points @ self.matrix.T + self.offset
+        return np.asarray(np.dot(points, self.matrix.T) + self.offset)
 
     @cached_property
     def scale(self) -> float:

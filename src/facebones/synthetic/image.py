@@ -9,20 +9,13 @@ import numpy.typing as npt
 
 from facebones.data.images import ImageArray
 from facebones.data.preprocessing import ALIGNED_SIZE, REFERENCE
-from facebones.synthetic.drawing import SUPERSAMPLING, Canvas, Points, View, rotation, similarity
-from facebones.synthetic.face import NEUTRAL_RELIEF, Head, draw_head
+from facebones.synthetic.backdrop import background
+from facebones.synthetic.drawing import SUPERSAMPLING, Canvas, Points, Relief, View, rotation, similarity
+from facebones.synthetic.face import draw_head, draw_neck
+from facebones.synthetic.head import Head
 from facebones.synthetic.identity import Identity, draw_identity
-from facebones.synthetic.scene import (
-    background,
-    draw_clothes,
-    draw_expression,
-    draw_light,
-    draw_occlusion,
-    draw_pose,
-    expose,
-    photograph,
-    shine,
-)
+from facebones.synthetic.scene import draw_expression, draw_light, draw_pose, expose, photograph, shine
+from facebones.synthetic.wear import draw_clothes, draw_occlusion
 
 IDENTITY_ITSELF = 0  # the image number for the features of an identity
 
@@ -96,12 +89,13 @@ def _draw(identity: Identity, rng: np.random.Generator, pose: str, target: Point
     view = _camera(head, draw_pose(rng, pose), target)
     light = draw_light(rng)
     canvas = Canvas(background(rng, height * SUPERSAMPLING, width * SUPERSAMPLING))
-    relief = Canvas(np.full((height, width), NEUTRAL_RELIEF, dtype=np.uint8), supersampling=1)
+    relief = Relief(height, width)
     worn = rng.uniform() < identity.glasses.worn if identity.glasses else False
-    draw_clothes(canvas, view, rng)
+    draw_neck(canvas, relief, view, head)
+    draw_clothes(canvas, relief, view, head, rng)
     draw_head(canvas, relief, view, head, worn)
-    draw_occlusion(canvas, view, rng)
-    lit = shine(canvas.averaged(), relief.pixels, view, identity.cheek_width, light)
+    draw_occlusion(canvas, relief, view, head, rng)
+    lit = shine(canvas.averaged(), relief, view, identity.cheek_width, light)
     pixels = photograph(expose(lit, light), rng)
     return FaceImage(
         pixels=pixels,
