@@ -27,7 +27,7 @@ from facebones.data.training_set import TrainingSet, evenly
 from facebones.datatools import near_images
 from facebones.errors import ConfigError, DataError, counted
 from facebones.evaluation.protocol import Protocol, given_protocols
-from facebones.system.files import atomic_write, check_output, write_json
+from facebones.system.files import atomic_write, check_output, check_written, write_json
 from facebones.system.hub import origin
 
 if TYPE_CHECKING:
@@ -386,11 +386,12 @@ def _finding(match: _Match, place: int, data: TrainingSet) -> Finding:
 
 def _write(output: Path, result: Overlap, data: TrainingSet, tests: Sequence[_TestSet]) -> None:
     """The contact sheets and the table, then overlap.json."""
-    sets = {test.name: test for test in tests}
+    sets, written = {test.name: test for test in tests}, [output / TABLE, output / OVERLAP_FILE]
     for kind, words in KINDS.items():
         own = [one for one in result.findings if one.kind == kind]
         if own:
-            _write_sheet(output / _sheet(kind), f"{words}: test image, training image", own, data, sets)
+            written.append(output / _sheet(kind))
+            _write_sheet(written[-1], f"{words}: test image, training image", own, data, sets)
         else:
             (output / _sheet(kind)).unlink(missing_ok=True)  # of an earlier audit
     table = io.StringIO()
@@ -401,6 +402,7 @@ def _write(output: Path, result: Overlap, data: TrainingSet, tests: Sequence[_Te
     with atomic_write(output / TABLE) as file:
         file.write(table.getvalue().encode(errors="backslashreplace"))
     write_json(output / OVERLAP_FILE, result.to_json())
+    check_written(written)
 
 
 def _sheet(kind: str) -> str:
