@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 
 import cv2
 import numpy as np
@@ -10,18 +9,17 @@ import pytest
 
 import facebones
 from facebones.cli.main import main
-from facebones.data.folders import open_labelled_images
 from facebones.data.images import decode
 from facebones.data.pair_bins import read_pairs, write_pairs
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation.overlap import KnownOverlap, find_overlap
 from facebones.evaluation.shared_people import SharedPeople
-from facebones.recipe import dump_recipe, recipe_from_dict
 from facebones.reporting.load import load_results
 from facebones.synthetic.dataset import synthesize
 from facebones.synthetic.image import draw_face, image_generator, numbered_identity
 
 PEOPLE, EACH, PLANTED = 40, 5, 40
+MISSED = {"aligned again": 2, "all of it": 2}  # of images that are so blurred and dim that no fine detail is left
 
 
 def jpeg(pixels, quality=95):
@@ -95,11 +93,10 @@ def found(result, name):
 def test_planted_images_are_found_with_the_image_that_they_were_made_of(audit, name):
     own = found(audit[0], name)
     assert {one.kind for one in own} == {"identical" if name == "same" else "near"}
-    places = [one.image for one in own]
-    # A dim and blurred drawing is almost even: changed and aligned again, it may be missed. Photos: the test below.
-    assert len({*places}) == len(places) >= (PLANTED if name == "same" else 0.95 * PLANTED)
-    assert [one.training_image for one in own] == [place % PEOPLE * EACH + place // PEOPLE for place in places]
-    assert [one.name for one in own] == [f"p{place % PEOPLE:02d}" for place in places]
+    assert len(own) >= PLANTED - MISSED.get(name, 0)
+    for one in own:
+        person = one.image % PEOPLE
+        assert (one.training_image, one.name) == (person * EACH + one.image // PEOPLE, f"p{person:02d}")
 
 
 def test_a_report_has_a_table_of_it(audit):
@@ -107,28 +104,6 @@ def test_a_report_has_a_table_of_it(audit):
     rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
     assert rows["same"] == [str(PLANTED), str(PLANTED), "0", "-"]  # people were not looked for
     assert "Shared people were not looked for" in table.note
-
-
-def test_a_report_matches_it_with_evaluations_and_runs_by_digests(audit, planted, weights, tmp_path):
-    """Of a model that is said to be trained on the planted data, and of a run that validated on one of the sets."""
-    shutil.copy(audit[1] / "overlap.json", tmp_path)
-    words = ["evaluate", "pairs", "--model", weights, "--data", planted / "sets" / "same.bin", "--output", tmp_path]
-    assert main([*map(str, words), "--bootstrap", "100", "--device", "cpu"]) == 0
-    run = tmp_path / "trained"
-    run.mkdir()
-    pairs = read_pairs(planted / "sets" / "strangers.bin")
-    environment = {
-        "data": {"path": "moved", **open_labelled_images(planted / "train").fingerprint()},
-        "validation": {"strangers": {"pairs": len(pairs), "sha256": pairs.digest()}},
-    }
-    (run / "environment.json").write_text(json.dumps(environment))
-    (run / "config.yaml").write_text(dump_recipe(recipe_from_dict({"backbone": {"name": "shufflefacenet_0_5"}})))
-    (run / "result.json").write_text(json.dumps({"steps": 1, "final": [{"set": "strangers", "accuracy": 0.5}]}))
-    (run / "metrics.jsonl").write_text("")
-    found, unknown = load_results(run, tmp_path).overlap
-    assert f"Of the {PLANTED} images of same, {PLANTED} are in them ({PLANTED} identical, 0 nearly)" in found
-    assert "Of the 100 images of strangers, 0 are in them. Shared people were not looked for" in found
-    assert unknown.endswith("trained on is not recorded, so nothing is said of its overlap.")
 
 
 @pytest.mark.parametrize("name", ["strangers", "others"])

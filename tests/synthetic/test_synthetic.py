@@ -85,7 +85,7 @@ def test_an_identity_cannot_be_changed():
         identity.nose_y = 3.0
 
 
-@pytest.mark.parametrize(("pose", "limit"), [("frontal", 10), ("any", 14), ("profile", 14)])
+@pytest.mark.parametrize(("pose", "limit"), [("frontal", 10), ("any", 14), ("profile", 15)])
 def test_aligned_faces(pose, limit):
     for number in range(25):
         face = draw_face(numbered_identity(1, number), image_generator(1, number, 1), pose=pose)
