@@ -173,7 +173,7 @@ def _draw_coils(canvas: Canvas, view: View, hair: Hair, shell: Points, hairline:
 @lru_cache(maxsize=8)
 def _spread(count: int) -> tuple[Array, Array]:
     """Return `count` even places from -1 to 1, and for each a number from 0 to 1 that looks random."""
-    return np.linspace(-1, 1, count), (GOLDEN * np.arange(count)) % 1
+    return np.linspace(-1, 1, count), (GOLDEN * np.arange(count, dtype=np.float64)) % 1
 
 
 def _tones(colour: RGB) -> tuple[list[float], ...]:

@@ -31,7 +31,8 @@ def draw_clothes(canvas: Canvas, relief: Relief, view: View, head: Head, rng: np
     x = np.array((150, 104, 62, neck + 5, neck + 1, 0.62 * neck, 0))
     y = collar + np.array((60 + slope, 14 + slope, 0.4 * slope + 3, -5, -3, 0.72 * drop, drop))
     line = np.stack((np.append(x, -x[-2::-1]), np.append(y, y[-2::-1])), axis=1)
-    edge = at_depth(*smooth(line, closed=False).T, -8.0)
+    edge_x, edge_y = smooth(line, closed=False).T
+    edge = at_depth(edge_x, edge_y, -8.0)
     below = np.array(((-150, 260, -8), (150, 260, -8.0)))
     canvas.fill(view(np.vstack((edge, below))), colour)
     neckline = view(edge[len(edge) // 2 - 13 : len(edge) // 2 + 14])
