@@ -13,6 +13,7 @@ import pytest
 
 from facebones.backbones import list_backbones
 from facebones.backbones.catalogue import CATALOGUE, catalogued_backbones, format_catalogue, read_catalogue
+from facebones.backbones.registry import is_built_in, lookup_backbone
 from facebones.cli.main import main
 from facebones.errors import UnknownNameError
 from facebones.profiling.cost import describe_backbones
@@ -21,7 +22,7 @@ HEAVY = {"torch", "numpy", "cv2", "timm", "matplotlib"}
 
 
 def ours(pattern="*"):
-    return [name for name in list_backbones(pattern) if name != "tiny_for_tests"]  # which is another test's
+    return [name for name in list_backbones(pattern) if is_built_in(lookup_backbone(name))]  # others are of other tests
 
 
 @pytest.fixture
