@@ -31,6 +31,17 @@ def test_every_shipped_study_loads_by_path_and_by_name_and_its_backbones_are_kno
     assert len(find_sources(study.backbones)) * len(study.recipes()) >= 3
 
 
+def test_the_study_of_the_accidents_is_the_published_recipe_with_one_change_at_a_time():
+    study = load_study(str(Path(__file__).parents[2] / "docs" / "studies" / "accidents" / "accidents.yaml"))
+    as_run, *changed = (recipe for _, recipe in study.recipes())
+    assert (as_run.data.order, as_run.data.flip_draw, as_run.optimizer.learning_rate) == ("repeated", "repeated", 0.1)
+    for recipe, fields in zip(
+        changed, [{"order", "flip_draw"}, {"learning_rate"}, {"clip_norm"}, {"name"}], strict=True
+    ):
+        other = {key for key, value in recipe.values().items() if value != as_run.values()[key]}
+        assert {key.rpartition(".")[2] for key in other} == fields
+
+
 def test_the_published_study_has_its_fourteen_networks():
     names = [source.name for source in find_sources(load_study("study_vggface2").backbones)]
     assert len(names) == 14 and {"iresnet18", "mobilefacenet_wide", "study_shufflemixfacenet_xs"} <= set(names)
