@@ -13,12 +13,10 @@ from facebones.training.run import train
 
 
 @pytest.fixture
-def assert_spawned_workers_read_the_same(monkeypatch):
-    """A check of the small data in another format: a worker that inherits nothing gives the batches of this process."""
+def assert_a_spawned_worker_gives_the_same_batches(monkeypatch):
+    """A check that a worker that inherits nothing gives the batches of this process; returns the latter."""
 
-    def check(path):
-        data = open_training_set(path)
-        order = EpochOrder(data, batch_size=4, batches_per_epoch=7, first=0, last=3, seed=0, block=4)
+    def check(order):
         alone = list(training_batches(order, workers=0))
         monkeypatch.setattr(loading, "CAN_INHERIT", False)
         monkeypatch.setattr(
@@ -28,6 +26,19 @@ def assert_spawned_workers_read_the_same(monkeypatch):
         )
         spawned = list(training_batches(order, workers=1))
         assert all(torch.equal(a, b) for pair in zip(alone, spawned, strict=True) for a, b in zip(*pair, strict=True))
+        return spawned
+
+    return check
+
+
+@pytest.fixture
+def assert_spawned_workers_read_the_same(assert_a_spawned_worker_gives_the_same_batches):
+    """A check of the small data in another format: a worker that inherits nothing gives the batches of this process."""
+
+    def check(path):
+        data = open_training_set(path)
+        order = EpochOrder(data, batch_size=4, batches_per_epoch=7, first=0, last=3, seed=0, block=4)
+        assert_a_spawned_worker_gives_the_same_batches(order)
 
     return check
 

@@ -7,9 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from facebones.data import loader as loading
 from facebones.data.folders import open_training_set
 from facebones.data.loader import EpochOrder, training_batches
 from facebones.data.record_set import RecordSet
@@ -192,7 +190,9 @@ def test_each_process_is_told_of_its_own_unreadable_images(break_images, workers
         assert torch.equal(torch.cat([part[0] for part in rows]), images)
 
 
-def test_a_worker_that_is_spawned_reads_the_same_part(small_data, tmp_path, monkeypatch):
+def test_a_worker_that_is_spawned_reads_the_same_part(
+    small_data, tmp_path, assert_a_spawned_worker_gives_the_same_batches
+):
     data = open_training_set(small_data)
     for number in range(2):
         with RecordWriter(tmp_path / f"{number}.rec") as writer:
@@ -200,13 +200,5 @@ def test_a_worker_that_is_spawned_reads_the_same_part(small_data, tmp_path, monk
                 image, label = data.read(14 * number + key)
                 writer.write(key, pack(Header(float(label), key), image))
     order = EpochOrder(open_training_set(tmp_path / "*.rec"), first=2, last=4, part=(1, 3), block=2, **FIELDS)
-    alone = list(training_batches(order, workers=0))
-    monkeypatch.setattr(loading, "CAN_INHERIT", False)
-    monkeypatch.setattr(
-        loading,
-        "DataLoader",
-        lambda *args, **options: DataLoader(*args, **options | {"multiprocessing_context": "spawn"}),
-    )
-    spawned = list(training_batches(order, workers=1))
+    spawned = assert_a_spawned_worker_gives_the_same_batches(order)
     assert [len(labels) for _, labels in spawned] == [2, 2]
-    assert all(torch.equal(a, b) for pair in zip(alone, spawned, strict=True) for a, b in zip(*pair, strict=True))

@@ -35,7 +35,7 @@ NAMES = ("first", "second", "third", "fourth")
 
 
 def one_colour(place, side=32):
-    """An image that its grey value tells apart."""
+    """An image of one grey value, which identifies it."""
     return cv2.imencode(".png", np.full((side, side, 3), 5 * place, np.uint8))[1].tobytes()
 
 
