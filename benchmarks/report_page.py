@@ -2,7 +2,8 @@
 
 The study has 14 backbones, three seeds, five sets and 100,000 steps. Its page is opened in the browser of the tests, in
 turn with a page that holds nothing but plotly.js and a table: the plain reference. Said are seconds up to
-DOMContentLoaded, to load and to the first sorting that has succeeded, and processor seconds of the page's main thread.
+DOMContentLoaded, to the first sorting that has succeeded and to the last plot that is not folded, and processor seconds
+of the page's main thread.
 
     python benchmarks/report_page.py [--page REPORT.html | --plots] [--turns 5] [--output FILE.json]
 
@@ -67,9 +68,9 @@ def main() -> None:
                 print(f"{len(files)} files of plots: {time.process_time() - start:.1f} s (processor)")
         results = measure(pages, arguments.turns)
         size = pages["ours"].stat().st_size / 1e6
-    print(f"{size:.1f} MB; {'parsed':>8} {'loaded':>8} {'sorted':>8} {'processor':>9} s, medians of {arguments.turns}")
+    print(f"{size:.1f} MB; {'parsed':>8} {'sorted':>8} {'drawn':>8} {'processor':>9} s, medians of {arguments.turns}")
     for name, row in results.items():
-        print(f"{name:7}  {row['parsed']:8.2f} {row['loaded']:8.2f} {row['sorted']:8.2f} {row['processor']:9.2f}")
+        print(f"{name:7}  {row['parsed']:8.2f} {row['sorted']:8.2f} {row['drawn']:8.2f} {row['processor']:9.2f}")
     print(f"ours / plain: {results['ours']['processor'] / results['plain']['processor']:.1f} (processor)")
     if arguments.output:
         arguments.output.write_text(json.dumps({"megabytes": size, **results}, indent=2) + "\n")

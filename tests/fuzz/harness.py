@@ -25,7 +25,8 @@ import seeds
 
 from facebones.errors import FaceBonesError
 
-SECONDS = 10.0  # an input
+SECONDS = 10.0  # of processor time for an input
+WAITING = 6  # times as long by the clock: other work on the machine must not look like a reader that hangs
 FREE_BYTES = 512 * 2**20
 BYTES_EACH = 20  # of memory for each byte of input, beside the free ones
 LONGEST_MESSAGE = 10_000  # letters; a name in a file may be long, a message must not be as long as a file
@@ -63,7 +64,7 @@ def run_inputs(read: Read, inputs: Iterable[Files], *, trace: int = 0, seconds: 
         read: reads the input in a folder.
         inputs: the files of each.
         trace: every so many inputs, the lines that are reached are told; 0 for none.
-        seconds: the most that an input may take.
+        seconds: the most that an input may take, of processor time; `WAITING` times as many by the clock.
     """
     waiting = list(inputs)
     done = 0
@@ -126,7 +127,7 @@ class _Child:
         for _ in self.inputs:
             begun = time.monotonic()
             # The child's own alarm comes first; this one is for a child that is stuck where no signal reaches it.
-            if not select.select([self.answers], [], [], self.seconds + 20)[0]:
+            if not select.select([self.answers], [], [], WAITING * self.seconds + 20)[0]:
                 yield Outcome("hung", "no answer", time.monotonic() - begun)
                 return
             try:
@@ -134,7 +135,7 @@ class _Child:
             except (EOFError, pickle.UnpicklingError):
                 _, status = os.waitpid(self.process, 0)
                 number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-                kind = "hung" if number == signal.SIGALRM else "died"
+                kind = "hung" if number in (signal.SIGALRM, signal.SIGPROF) else "died"
                 name = signal.Signals(number).name if number else f"status {os.WEXITSTATUS(status)}"
                 yield Outcome(kind, name, time.monotonic() - begun)
                 return
@@ -162,7 +163,9 @@ class _Child:
         lines: set[tuple[str, int]] = set()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (_mapped_bytes() + FREE_BYTES + BYTES_EACH * size, hard))
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)  # whose signal ends the process, in whatever code it is
+        # Their signals end the process, in whatever code it is.
+        signal.setitimer(signal.ITIMER_PROF, self.seconds)
+        signal.setitimer(signal.ITIMER_REAL, WAITING * self.seconds)
         try:
             with _traced(lines) if traced else contextlib.nullcontext():
                 self.read(folder)
@@ -177,6 +180,7 @@ class _Child:
             words = _described(error)
             kind = "memory" if "alloc" in words.lower() and isinstance(error, RuntimeError) else "raised"
         finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
         return Outcome(kind, words, time.monotonic() - begun, frozenset(lines))

@@ -44,31 +44,37 @@ def test_failures_so_far_are_refused_in_one_line_and_within_the_limits(outcomes,
     assert "\n" not in words
 
 
-def _hang(_):
+def _wait(_):
     while True:
         time.sleep(0.01)
+
+
+def _compute(_):
+    while True:
+        pass
 
 
 def _grow(_):
     return bytearray(2**30)
 
 
-PLANTED = {
-    "raised": lambda folder: int((folder / "a.txt").read_text()),
-    "died": lambda _: os.kill(os.getpid(), signal.SIGKILL),
-    "hung": _hang,
-    "memory": _grow,
-}
+PLANTED = [
+    ("raised", lambda folder: int((folder / "a.txt").read_text())),
+    ("died", lambda _: os.kill(os.getpid(), signal.SIGKILL)),
+    ("hung", _wait),
+    ("hung", _compute),
+    ("memory", _grow),
+]
 
 
-@pytest.mark.parametrize("kind", PLANTED)
-def test_the_harness_tells_each_kind_of_fault_and_goes_on_with_the_next_input(kind):
+@pytest.mark.parametrize(("kind", "fault"), PLANTED)
+def test_the_harness_tells_each_kind_of_fault_and_goes_on_with_the_next_input(kind, fault):
     def read(folder):
         content = (folder / "a.txt").read_bytes()
         if content == b"refused":
             raise DataError("no")
         if content == b"fault":
-            PLANTED[kind](folder)
+            fault(folder)
 
     inputs = [{"a.txt": content} for content in (b"sound", b"fault", b"refused", b"sound")]
     found = [outcome.kind for outcome in run_inputs(read, inputs, seconds=1)]

@@ -15,6 +15,9 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# Every plot that is not folded is there.
+DRAWN = """() => document.readyState === "complete" && [...document.querySelectorAll(".plot:not(.js-plotly-plot)")]
+    .every((plot) => plot.closest("details:not([open])"))"""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -33,7 +36,7 @@ def chromium() -> Iterator[Browser]:
 
 
 def open_and_sort(browser: Browser, address: str, seconds: float) -> dict[str, float]:
-    """Open a page and sort its first table as soon as that can be done; the table must answer.
+    """Open a page, sort its first table as soon as that can be done, and wait until all plots are drawn.
 
     Args:
         browser: a browser.
@@ -41,8 +44,9 @@ def open_and_sort(browser: Browser, address: str, seconds: float) -> dict[str, f
         seconds: the most that it may take.
 
     Returns:
-        seconds from the start to "parsed" (DOMContentLoaded), "loaded" and "sorted"; and "processor", those of the
-        page's main thread up to then, which depend less on what else the machine does.
+        seconds from the start to "parsed" (DOMContentLoaded), "sorted" (a click was answered) and "drawn" (every plot
+        that is not folded); and "processor", those of the page's main thread up to then, which depend less on what
+        else the machine does.
     """
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(1000 * seconds)
@@ -52,11 +56,12 @@ def open_and_sort(browser: Browser, address: str, seconds: float) -> dict[str, f
     page.locator("table.sortable thead button").first.click()
     page.locator("table.sortable th[aria-sort=ascending]").first.wait_for()
     found = page.evaluate(
-        """() => {
-            const [page] = performance.getEntriesByType("navigation");
-            return {parsed: page.domContentLoadedEventEnd, loaded: page.loadEventEnd, sorted: performance.now()};
-        }"""
+        """() => ({
+            parsed: performance.getEntriesByType("navigation")[0].domContentLoadedEventEnd, sorted: performance.now(),
+        })"""
     )
+    page.wait_for_function(DRAWN)
+    found["drawn"] = page.evaluate("performance.now()")
     metrics = {one["name"]: one["value"] for one in protocol.send("Performance.getMetrics")["metrics"]}
     page.close()
     return {name: time / 1000 for name, time in found.items()} | {"processor": metrics["TaskDuration"]}

@@ -73,7 +73,7 @@ def page_text(results: Results, tables: Sequence[Table], answer: Answer, faces: 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"unbroken": unbroken, "minus": minus}
     data = page_data(results)
-    scripts = [_inline(get_plotlyjs()), _inline(_resource("report.js"))]
+    plotly, script = (_inline(text) for text in (get_plotlyjs(), _resource("report.js")))
     return environment.from_string(
         _resource("report.html.j2")
     ).render(
@@ -96,8 +96,9 @@ def page_text(results: Results, tables: Sequence[Table], answer: Answer, faces: 
         environments=environments(results),
         command=results.command,
         style=Markup(_resource("report.css")),  # noqa: S704 - part of this package
-        scripts=[Markup(script) for script in scripts],  # noqa: S704 - the page's own and plotly's
-        hashes=[_hash(script) for script in scripts],
+        plotly=Markup(plotly),  # noqa: S704 - from plotly's package
+        script=Markup(script),  # noqa: S704 - part of this package
+        hashes=[_hash(plotly), _hash(script)],
     )
 
 

@@ -65,7 +65,16 @@
 
   const CONFIG = { displayModeBar: false, displaylogo: false, responsive: true, showTips: false, doubleClick: "reset" };
 
+  // Plotly.js takes more than a second to start, so it starts with the first plot.
+  function loadPlotly() {
+    if (window.Plotly) return;
+    const script = document.createElement("script");
+    script.textContent = byId("plotly").textContent;
+    document.head.append(script);
+  }
+
   function show(plot, traces, itsLayout, words) {
+    loadPlotly();
     Plotly.react(plot, traces, itsLayout, CONFIG);
     plot.setAttribute("aria-label", words);
     plot.closest("figure").querySelector("figcaption").textContent = words;
@@ -289,13 +298,27 @@
   }
 
   function draw() {
+    mark();
+    for (const plot of all(".plot")) drawPlot(plot);
+  }
+
+  // What shows which variants are on, but for the plots.
+  function mark() {
     for (const input of all(".chip input")) input.checked = isOn(Number(input.dataset.model));
     for (const row of all("tr[data-models]")) {
       row.classList.toggle("off", row.dataset.models.split(" ").some((model) => model && off.has(Number(model))));
     }
     for (const part of all(".heat [data-model], .faces[data-model]")) part.hidden = off.has(Number(part.dataset.model));
     all(".heat").forEach(nameHeatMap);
-    for (const plot of all(".plot")) drawPlot(plot);
+  }
+
+  const whenIdle = window.requestIdleCallback ?? setTimeout;
+
+  // One plot at a time, whenever the page has nothing else to do: it can be read and used before the last is drawn.
+  function drawInTurn([plot, ...others]) {
+    if (!plot) return;
+    drawPlot(plot);
+    whenIdle(() => drawInTurn(others));
   }
 
   function drawPlot(plot) {
@@ -390,6 +413,7 @@
   function savePlot() {
     const plot = document.querySelector('[data-key="cost"]');
     const { clientWidth: width, clientHeight: height } = plot;
+    drawPlot(plot); // it may wait for its turn yet
     Plotly.downloadImage(plot, { format: "png", scale: 2, width, height, filename: "accuracy_and_cost" });
   }
 
@@ -470,8 +494,9 @@
     addEventListener("afterprint", () => { delete root.dataset.printing; draw(); });
     new ResizeObserver(([bar]) => { root.style.scrollPaddingTop = `${bar.target.offsetHeight + 12}px`; }).observe(byId("models"));
     nameTheme();
-    draw();
+    mark();
     unfold();
+    whenIdle(() => drawInTurn(all(".plot")));
   }
 
   begin();
