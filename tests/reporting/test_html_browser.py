@@ -129,7 +129,7 @@ def visit(browser, address, many):
         page.goto(address)
         if unfolded:
             page.evaluate("for (const part of document.querySelectorAll('.fold')) part.open = true")
-            expect(page.locator(".plot:not(.js-plotly-plot)")).to_have_count(0)
+            expect(page.locator(".plot:not(.js-plotly-plot)")).to_have_count(0, timeout=60_000)
         return page
 
     yield open_page

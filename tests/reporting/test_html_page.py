@@ -11,16 +11,14 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
 from facebones.reporting.answer import Answer
-from facebones.reporting.page import (
+from facebones.reporting.page import cautions, page_text, save_page
+from facebones.reporting.page_data import (
     DASH_NAMES,
     MARKER_NAMES,
     MOST_POINTS,
     SCORE_BINS,
-    cautions,
     model_looks,
     page_data,
-    page_text,
-    save_page,
 )
 from facebones.reporting.plots.heat_map import SCALE, heat_tables
 from facebones.reporting.plots.style import model_styles

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facebones.errors import ConfigError, FaceBonesError
+from facebones.reporting.costs import Costs
 from facebones.reporting.evaluations import (
     check_format,
     evaluated_set,
@@ -22,12 +23,9 @@ from facebones.reporting.overlap_words import OverlapAudits, is_audit
 from facebones.reporting.results import Cost, EvaluatedSet, MetricResult, Results, Run, ScoreFile
 from facebones.reporting.runs import (
     OTHER_SHAPE,
-    checked_levels,
-    counted_cost,
     different_versions,
     is_run,
     known_versions,
-    number,
     read_json,
     read_run,
     read_study_run,
@@ -35,11 +33,10 @@ from facebones.reporting.runs import (
     text,
     unexpected,
 )
-from facebones.reporting.variants import different_recipes, repeated_seeds, variant_name, with_factors
+from facebones.reporting.variants import different_recipes, repeated_seeds, with_factors
 from facebones.reporting.words import listed, set_words
 from facebones.run_folder import RunFolder
 from facebones.strict_yaml import find_shipped
-from facebones.system.hub import is_hub_address, parse_address
 from facebones.system.progress import track
 
 if TYPE_CHECKING:
@@ -84,8 +81,7 @@ class _Reader:
     Attributes:
         names: models of the current folder: their names there, to their names in the report.
         others: models without a run, by name; they follow all runs.
-        costs: as studies tell them, by variant.
-        profiled: as separate profiles tell them, by the name or file that was profiled.
+        costs: what the variants cost.
         versions: what each result was made with: label of the result, and its versions.
         overlap: audits of training data, and the sets that they are compared with.
     """
@@ -93,13 +89,11 @@ class _Reader:
     runs: list[Run] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
     others: dict[str, Run] = field(default_factory=dict)
-    costs: dict[str, Cost] = field(default_factory=dict)
-    profiled: dict[str, Cost] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)
     metrics: list[MetricResult] = field(default_factory=list)
     curves: dict[EvaluatedSet, dict[str, Any]] = field(default_factory=dict)
     cmc: dict[EvaluatedSet, dict[str, list[float]]] = field(default_factory=dict)
     pair_scores: dict[EvaluatedSet, dict[str, ScoreFile]] = field(default_factory=dict)
-    conditions: dict[str, Any] = field(default_factory=dict)
     versions: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     titles: list[str] = field(default_factory=list)
@@ -131,7 +125,7 @@ class _Reader:
         for path in evaluations:
             self._read_evaluation(path)
         if has_profile:
-            self._read_profile(folder / PROFILE_FILE, self.profiled)
+            self.costs.read_profile(folder / PROFILE_FILE, self.costs.profiled)
         if trusted:
             from facebones.reporting.trust_tables import read_trust  # few folders hold such files
 
@@ -151,7 +145,7 @@ class _Reader:
         costs: dict[str, Cost] = {}
         for before, run in zip(found, runs, strict=True):
             if run.variant not in costs:
-                costs[run.variant] = self._cost(before.variant, run)
+                costs[run.variant] = self.costs.of(before.variant, run)
         return Results(
             title=", ".join(self.titles),
             folders=folders,
@@ -164,10 +158,11 @@ class _Reader:
             trust=[*self.trust, *self.overlap.tables(runs)],
             overlap=self.overlap.sentences(runs, folders[0]),
             added_seeds=self.added_seeds,
-            conditions=self.conditions,
+            conditions=self.costs.conditions,
             recipe=shared_recipe(runs),
             notes=[
                 *self.notes,
+                *self.costs.notes,
                 *(_state_note(run) for run in runs if run.state != "done"),
                 *repeated_seeds(runs),
                 *different_recipes(runs),
@@ -241,9 +236,7 @@ class _Reader:
             if run.state == "done" and not run.folder.is_dir():
                 self.notes.append(f"{run.name}: {run.folder} is missing; only its final accuracy is known")
             self._add_run(run, label)
-        for row in content["summary"]:
-            cost = Cost(parameters=_whole(row["parameters"]), macs=_whole(row["macs"]))
-            self.costs[variant_name(text(row["backbone"]), checked_levels(row))] = cost
+        self.costs.add_counts(content["summary"])
         entries = content["evaluation"]
         if not isinstance(entries, list):
             raise TypeError("'evaluation' is not a list")
@@ -255,17 +248,9 @@ class _Reader:
         for entry in entries:
             if entry["kind"] != "model_left_out" or entry["name"] in left_out:
                 self._read_entry(folder, entry)
-        self._share_profiles(content["summary"])
+        self.costs.share_profiles(content["summary"])
         self.commands.append(_study_command(content["study"], folder, content.get("plugins", ())))
         self.titles.append(text(content["study"]["name"]))
-
-    def _share_profiles(self, summary: Sequence[Mapping[str, Any]]) -> None:
-        """Give the profile of a backbone to its variants, unless levels change the network itself."""
-        for row in summary:
-            name, levels = text(row["backbone"]), checked_levels(row)
-            variant, profiled = variant_name(name, levels), self.costs.get(name)
-            if levels and profiled is not None and profiled.parameters == self.costs[variant].parameters:
-                self.costs[variant] = profiled
 
     def _read_entry(self, folder: Path, entry: Mapping[str, Any]) -> None:
         """One entry of a study's evaluation; an error becomes a note."""
@@ -278,7 +263,7 @@ class _Reader:
         elif not file.is_file():
             self.notes.append(f"{label}: {file} is missing; run `facebones compare` again to create it")
         elif entry["kind"] == "profile":
-            self._read_profile(file, self.costs)
+            self.costs.read_profile(file, self.costs.studied)
         else:
             self._read_evaluation(file, entry.get("versions"))
 
@@ -348,53 +333,6 @@ class _Reader:
                 return
         self.metrics.append(metric)
 
-    # --------------------------------------------------------------------------------------------------- profiles
-
-    def _read_profile(self, path: Path, costs: dict[str, Cost]) -> None:
-        """Read a profile; latency and memory only if measured under the conditions of the profiles before."""
-        content = read_json(path)
-        try:
-            conditions = dict(content["conditions"])
-            comparable = self.conditions in ({}, conditions)
-            if comparable:
-                self.conditions = conditions
-            else:
-                self.notes.append(f"{path}: measured under other conditions; its latency and memory are left out")
-            for row in content["networks"]:
-                name = text(row["name"])  # in a study, of a variant; a level may hold a "/"
-                costs[name if name in costs else _profiled_name(row)] = _profiled_cost(row, comparable)
-        except OTHER_SHAPE as error:
-            raise unexpected(path, error) from error
-
-    def _cost(self, variant: str, run: Run) -> Cost:
-        """The cost of a variant; measured values count only if the measured network has the same size.
-
-        Args:
-            variant: its name, without the factors that are found in recipes.
-            run: its first.
-        """
-        known = self.costs.get(variant)
-        if known is not None and known.parameters is not None and run.variant == variant:
-            return known
-        known, built = known or self.profiled.get(run.backbone) or self.profiled.get(run.name), counted_cost(run)
-        if known is None or known.parameters is None or built.parameters is None:
-            return _completed(known or Cost(), built)
-        if known.parameters != built.parameters:
-            self.notes.append(
-                f"{run.variant}: has {built.parameters:,} parameters, but {known.parameters:,} in the profile"
-                " (another embedding size?); its latency and memory are left out"
-            )
-            return built
-        return _completed(known, built)
-
-
-def _completed(known: Cost, built: Cost) -> Cost:
-    return replace(
-        known,
-        parameters=built.parameters if known.parameters is None else known.parameters,
-        macs=built.macs if known.macs is None else known.macs,
-    )
-
 
 def _state_note(run: Run) -> str:
     what = {"failed": f"failed: {run.error}", "to do": "is not trained yet"}
@@ -452,37 +390,6 @@ def _joined(first: MetricResult, second: MetricResult) -> MetricResult:
         comparisons=[*first.comparisons, *second.comparisons],
         reason=first.reason if not second.values else None,
     )
-
-
-def _profiled_name(row: Mapping[str, Any]) -> str:
-    """A backbone's name, or that of the run or file that was profiled."""
-    name = text(row["name"])
-    if is_hub_address(name):
-        return parse_address(name).name
-    return name if name == row.get("backbone") or ":" in name else Path(name).name or name
-
-
-def _profiled_cost(row: Mapping[str, Any], measured: bool) -> Cost:
-    # The counts of a run are those of the form that is trained; a deploy form has others.
-    parameters, macs = (_whole(row.get(f"trained_{key}") or row[key]) for key in ("parameters", "macs"))
-    cost = Cost(parameters=parameters, macs=macs)
-    if not measured:
-        return cost
-    return replace(
-        cost,
-        latency_ms=_known(row["latency_p50_ms"]),
-        images_per_second=_known(row["throughput_images_per_second"]),
-        memory_bytes=_whole(row.get("peak_memory_bytes")),
-        busy=row.get("busy") is True,  # unknown in files of older versions
-    )
-
-
-def _known(value: Any) -> float | None:
-    return None if value is None else number(value)
-
-
-def _whole(value: Any) -> int | None:
-    return None if value is None else int(number(value))
 
 
 def _study_command(study: Mapping[str, Any], folder: Path, plugins: Sequence[str]) -> str:

@@ -312,7 +312,7 @@
     all(".heat").forEach(nameHeatMap);
   }
 
-  const whenIdle = window.requestIdleCallback ?? setTimeout;
+  const whenIdle = window.requestIdleCallback ? (task) => requestIdleCallback(task, { timeout: 500 }) : setTimeout; // ms
 
   // One plot at a time, whenever the page has nothing else to do: it can be read and used before the last is drawn.
   function drawInTurn([plot, ...others]) {
