@@ -5,12 +5,24 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 MOST_NAMES = 12  # in the list of an error
+LONGEST_START, LONGEST_END = 2000, 1000  # letters of a message: it may quote a file, and must not be as long as one
 
 
 class FaceBonesError(Exception):
-    """Base of all errors that the command line prints as one line without a traceback."""
+    """Base of all errors that the command line prints as one line without a traceback.
+
+    >>> str(DataError("a.csv: " + "x" * 10_000 + "; name it"))[1990:2040]
+    'xxxxxxxxxx [... 7,016 letters ...] xxxxxxxxxxxxxxx'
+    """
 
     exit_status: ClassVar[int] = 2
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        left_out = len(message) - LONGEST_START - LONGEST_END
+        if left_out <= 0:
+            return message
+        return f"{message[:LONGEST_START]} [... {left_out:,} letters ...] {message[-LONGEST_END:]}"
 
 
 class ConfigError(FaceBonesError):

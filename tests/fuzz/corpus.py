@@ -130,6 +130,13 @@ def _odd_onnx(kind: str) -> Files:
     elif kind == "huge weight":
         weight = TensorProto(name="huge", data_type=TensorProto.FLOAT, dims=[2**40, 2**20])
         model.graph.initializer.append(weight)
+    elif kind == "one function twice":
+        given = onnx.load_from_string(seeds.onnx_files()[0]["a.onnx"]).graph.node[0]
+        model.functions.extend([helper.make_function("", "f", list(given.input), list(given.output), [given], [])] * 2)
+    elif kind == "100 dimensions":  # which NumPy cannot hold
+        model = onnx.load_from_string(seeds.onnx_files()[0]["a.onnx"])
+        (mean,) = [tensor for tensor in model.graph.initializer if tensor.name == "mean"]
+        mean.dims[:] = [1] * 100
     return {"a.onnx": model.SerializeToString()}
 
 
@@ -390,7 +397,10 @@ CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
     "onnx of another wire format": ("onnx", lambda: {"a.onnx": b"\xff" * 40}, "no ONNX file"),
     **{
         f"onnx of {kind}": ("onnx", lambda kind=kind: _odd_onnx(kind), "")
-        for kind in ("no input", "one input of Conv", "no output of Conv", "shape of a shape", "huge weight")
+        for kind in (
+            *("no input", "one input of Conv", "no output of Conv", "shape of a shape", "huge weight"),
+            *("one function twice", "100 dimensions"),
+        )
     },
     "forged random state": (
         "resume",
@@ -426,6 +436,13 @@ CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
         ),
         "",
     ),
+    "loss of a huge whole number": (
+        "run_folders",
+        lambda: _changed(
+            seeds.run_folders, "metrics.jsonl", lambda held: held.replace(b'"loss": 6.0', b'"loss": 1' + b"0" * 30)
+        ),
+        "",
+    ),
     "metrics nested without end": (
         "run_folders",
         lambda: _changed(seeds.run_folders, "metrics.jsonl", lambda held: b"[" * 10**5 + b"\n" + held),
@@ -441,6 +458,21 @@ CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
         lambda: {"study.yaml": b"recipe: a/" + _LONG_NAME + b"\nbackbones: [mobilefacenet]\n"},
         "no such recipe",
     ),
+    "run in a folder that no file system has": (
+        "study_folders",
+        lambda: _changed(seeds.study_folders, "study.json", lambda held: held.replace(b'"runs/', b'"' + _LONG_NAME)),
+        "",
+    ),
+    "metrics in a file that no file system has": (
+        "study_folders",
+        lambda: _changed(seeds.study_folders, "study.json", lambda held: held.replace(b"evaluation/", _LONG_NAME)),
+        "",
+    ),
+    "recipe of a field as long as a file": (
+        "recipes",
+        lambda: {"recipe.yaml": b"schedule:\n  ? " + 10 * _LONG_NAME + b"\n  : 1\n"},
+        "letters ...]",
+    ),
     "recipe of aliases": (
         "recipes",
         lambda: {
@@ -453,6 +485,11 @@ CASES: dict[str, tuple[str, Callable[[], Files], str]] = {
         "pair_lists",
         lambda: {"pairs.txt": b"1\t1\n" + _LONG_NAME + b"\t1\t2\na\t1\tb\t1\n"},
         "pairs.txt",
+    ),
+    "pair list that ends after a row number": (
+        "pair_lists",
+        lambda: {"pairs.txt": b",,label\n/"},
+        "line 2: '/' is not",
     ),
     "groups in half a million columns": (
         "groups",

@@ -98,7 +98,8 @@ class _Lines:
     def __iter__(self) -> Iterator[Line]:
         rows, columns = islice(self.lines, self.skip, None), self.columns
         if isinstance(columns, slice):
-            return ((number, fields[columns]) for number, fields in rows)
+            # A line that was cut off after its row number stays as it is, for the error that names it.
+            return ((number, fields[columns] or fields) for number, fields in rows)
         return ((number, [fields[place] for place in columns]) for number, fields in rows)
 
 

@@ -160,11 +160,11 @@ def _providers(device: str, available: list[str]) -> list[Any]:
 
 
 def _runtime_errors() -> tuple[type[Exception], ...]:
-    """ONNX Runtime's exceptions, which share no base class; and that of a name in the file that is not UTF-8."""
+    """ONNX Runtime's exceptions, which share no base class; a name that is not UTF-8 and a shape of many dimensions."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     own = (kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
-    return (UnicodeDecodeError, *own)
+    return (ValueError, *own)
 
 
 def _one_line(error: Exception) -> str:

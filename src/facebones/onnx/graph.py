@@ -151,7 +151,7 @@ def count_onnx(path: Path) -> dict[str, int | None]:
         image.type.tensor_type.shape.dim[0].dim_value = 1
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, DecodeError, ValueError, RuntimeError):
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, DecodeError, ValueError, RuntimeError):
         graph = model.graph
     weights = _weights(graph)
     shapes = {value.name: _shape(value) for value in (*graph.value_info, *graph.output)}

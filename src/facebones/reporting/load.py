@@ -37,6 +37,7 @@ from facebones.reporting.variants import different_recipes, repeated_seeds, with
 from facebones.reporting.words import listed, set_words
 from facebones.run_folder import RunFolder
 from facebones.strict_yaml import find_shipped
+from facebones.system.files import is_file, is_folder
 from facebones.system.progress import track
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ class _Reader:
             run = read_study_run(folder, row)
             if tuning is not None:
                 run = replace(run, tuned=tuning.fields_of(run.levels))
-            if run.state == "done" and not run.folder.is_dir():
+            if run.state == "done" and not is_folder(run.folder):
                 self.notes.append(f"{run.name}: {run.folder} is missing; only its final accuracy is known")
             self._add_run(run, label)
         self.costs.add_counts(content["summary"])
@@ -260,7 +261,7 @@ class _Reader:
             self.notes.append(f"{label}: failed: {entry['error']}")
         elif file is None:
             raise KeyError("file")
-        elif not file.is_file():
+        elif not is_file(file):
             self.notes.append(f"{label}: {file} is missing; run `facebones compare` again to create it")
         elif entry["kind"] == "profile":
             self.costs.read_profile(file, self.costs.studied)
@@ -296,7 +297,7 @@ class _Reader:
             if not isinstance(file, str) or not file.endswith(".npz"):
                 continue
             path = folder / Path(file).name
-            if path.is_file():
+            if is_file(path):
                 self.curves.setdefault(where, {})[name] = read_roc(path)
                 if where.protocol == "pairs":
                     scored = ScoreFile(path, fold_thresholds(section.get("details", {}).get(model)))

@@ -14,10 +14,12 @@ from facebones.reporting.run_lines import run_lines
 from facebones.reporting.variants import fields_of
 from facebones.reporting.words import listed
 from facebones.run_folder import RunFolder
+from facebones.system.files import is_file, is_folder
 
 OTHER_SHAPE = (KeyError, TypeError, AttributeError, ValueError, IndexError)  # raised by content of another shape
 NUMBERS = ("step", "epoch", "loss", "learning_rate", "accuracy", "accuracy_std", "best_accuracy", "auc", "eer", "xnorm")
 VERSIONS = ("facebones", "git_revision", "torch")
+MOST_EXACT = 2**53
 SHORT_REVISION = 9  # digits
 
 NOT_SHARED = {"backbone": ("name",), "training": ("seed",)}
@@ -45,14 +47,17 @@ def unexpected(path: Path | str, error: Exception) -> FaceBonesError:
 
 
 def number(value: Any) -> float:
-    """A finite number.
+    """A finite number, as a float where it is beyond what floats count exactly: JSON has whole numbers of any size.
 
     Raises:
         TypeError: the value is anything else.
+
+    >>> number(7), number(10**30)
+    (7, 1e+30)
     """
     try:
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return value
+            return value if abs(value) <= MOST_EXACT else float(value)
     except OverflowError:  # a whole number beyond all floats
         raise TypeError("a number too large") from None
     raise TypeError(f"{value!r:.40} is not a number")
@@ -106,7 +111,7 @@ def _version_words(package: str, versions: Mapping[str, Any]) -> str:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run, finished or not."""
-    return RunFolder(folder).metrics.is_file() or RunFolder(folder).config.is_file()
+    return is_file(RunFolder(folder).metrics) or is_file(RunFolder(folder).config)
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -116,22 +121,22 @@ def read_run(folder: Path, name: str) -> Run:
         FaceBonesError: a file is damaged.
     """
     files = RunFolder(folder)
-    recipe = load_config(files.config).to_dict() if files.config.is_file() else {}
-    done = files.result.is_file()
-    environment = _environment(files.environment) if files.environment.is_file() else {}
+    recipe = load_config(files.config).to_dict() if is_file(files.config) else {}
+    done = is_file(files.result)
+    environment = _environment(files.environment) if is_file(files.environment) else {}
     error = None if done else _recorded_error(folder / "error.json")
     return Run(
         name=name,
         backbone=recipe["backbone"]["name"] if recipe else name,
         seed=recipe["training"]["seed"] if recipe else None,
         folder=folder,
-        source="log" if (folder / "source.json").is_file() else "run",
-        state="done" if done else "failed" if error else "unfinished" if folder.is_dir() else "to do",
+        source="log" if is_file(folder / "source.json") else "run",
+        state="done" if done else "failed" if error else "unfinished" if is_folder(folder) else "to do",
         error=error,
         recipe=recipe,
         environment=environment,
         versions=known_versions(environment),
-        lines=_lines(files.metrics) if files.metrics.is_file() else (),
+        lines=_lines(files.metrics) if is_file(files.metrics) else (),
         result=_result(files.result) if done else {},
     )
 
@@ -182,7 +187,7 @@ def _read_failed_or_not(folder: Path, row: Mapping[str, Any]) -> Run:
 
 def _recorded_error(path: Path) -> str | None:
     """What error.json says of a failed run; one line."""
-    if not path.is_file():
+    if not is_file(path):
         return None
     content = read_json(path)
     try:
@@ -254,7 +259,7 @@ def _checked_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     }
     for key in NUMBERS:
         if found.get(key) is not None:
-            number(found[key])
+            found[key] = number(found[key])
     return found
 
 

@@ -244,6 +244,11 @@ def is_file(path: str | os.PathLike[str]) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 (`Path.is_file` raises OSError for such names)
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a folder; False also for a name that none can have, as `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def read_at_most(file: IO[bytes], most: int) -> bytes:
     """Read up to `most` bytes of a regular file; memory is set aside for its size, not for all of them."""
     return file.read(min(most, os.fstat(file.fileno()).st_size + 1))
