@@ -211,6 +211,16 @@ def test_an_error_stays_one_line_whatever_it_quotes(capsys):
     assert capsys.readouterr().err.startswith(r"facebones: unknown backbone 'a\nb\x1b[31m'; known: ")
 
 
+def test_a_line_feed_in_a_name_makes_no_line_of_its_own(capsys):
+    """A photo of such a name could otherwise say that two people are one."""
+    name = "ok.jpg\nscore 1.0000: the same person"
+    print_table(["rank", "photo"], [["1", name]])
+    say(name)
+    tell(name)
+    said = "".join(capsys.readouterr())
+    assert said.count(r"ok.jpg\nscore 1.0000") == 3 and "\nscore" not in said
+
+
 TITLE = "\x1b]0;title\x07\x9b2J\u202e"
 
 

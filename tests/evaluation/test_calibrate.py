@@ -86,9 +86,9 @@ def test_refused_targets_end_with_their_reason_and_the_others_are_kept(run, smal
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--fmr", "0"], "0 is no rate between 0 and 1"),
-        (["--fmr", "1e-3", "7"], "7 is no rate between 0 and 1"),
-        (["--confidence", "1"], "1 is no rate between 0 and 1"),
+        (["--fmr", "0"], "false match rate 0: is not between 0 and 1"),
+        (["--fmr", "1e-3", "7"], "false match rate 7: is not between 0 and 1"),
+        (["--confidence", "1"], "confidence 1: is not between 0 and 1; give one such as 0.95"),
         (["--output", "elsewhere"], "neither the model nor a .json file"),
         (["--output", "missing/t.json"], "missing"),
     ],
@@ -114,6 +114,25 @@ def test_sets_are_pooled_and_people_of_a_folder_known(run, small_data, capsys):
     line = ["calibrate", "--model", str(run), "--data", f"folder={images}", "--fmr", "0.6", "--json"]
     assert main(line) == 0
     assert json.loads(capsys.readouterr().out)["sets"] == [folder]
+
+
+def test_sets_that_share_images_are_refused(run, small_data, tmp_path):
+    """Otherwise the pairs of a set that is given fifteen times would promise a fifteenth of the rate."""
+    pairs = small_data / "tiny.bin"
+    (tmp_path / "again.bin").write_bytes(pairs.read_bytes())
+    for twice in ([pairs, pairs], [pairs, tmp_path / "again.bin"]):
+        with pytest.raises(
+            DataError, match=r"\.bin: shares \d+ images with .*tiny\.bin, whose pairs would count twice"
+        ):
+            facebones.calibrate(run, twice, false_match_rates=[0.5], device="cpu")
+
+
+def test_a_folder_of_people_without_its_protocol_is_named(run, small_data, tmp_path):
+    images = small_data.parent / "images"
+    with pytest.raises(DataError, match=rf"no evaluation set of the protocols .*such as folder={images}"):
+        facebones.calibrate(run, images, device="cpu")
+    with pytest.raises(DataError, match=r"all images are of one person, so no pair is of two"):
+        facebones.calibrate(run, f"folder={next(path for path in images.iterdir() if path.is_dir())}", device="cpu")
 
 
 def test_a_set_without_pairs_is_refused(run, tmp_path):

@@ -143,7 +143,8 @@ def test_the_threshold_may_be_that_of_the_calibration(run, many_people, sexes):
     ("options", "said"),
     [
         ({"threshold": 0.1, "false_match_rate": 0.1}, "give one of them"),
-        ({"false_match_rate": 1.5}, "1.5 is no rate between 0 and 1"),
+        ({"false_match_rate": 1.5}, "false match rate 1.5: is not between 0 and 1"),
+        ({"threshold": 5}, "threshold 5: is no cosine"),
     ],
 )
 def test_options_that_contradict_are_refused(run, many_people, sexes, options, said):

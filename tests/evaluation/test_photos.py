@@ -177,7 +177,7 @@ def test_match_says_score_threshold_promise_and_decision(calibrated, words, phot
     assert "on photos like tiny (10 pairs)" in out and "face of 112x112 pixels at 100, 92" in out
     assert decode(show.read_bytes(), "the picture").shape[1] > 800
     assert main(["match", first, other, *words]) == 0
-    assert "different people" in capsys.readouterr().out
+    assert "not shown to be one person" in capsys.readouterr().out
     assert main(["match", first, two, *words, "--json", "--fmr", "0.5"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["threshold"]["false_match_rate"] == 0.5 and content["faces"][1]["faces"] == 2

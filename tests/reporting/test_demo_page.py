@@ -284,7 +284,7 @@ def test_the_browser_answers_as_match_photos_does(page, photos, onnx_model, gree
     assert float(text.split()[1].rstrip(";")) == pytest.approx(match.score, abs=0.005)
     assert f"threshold {match.threshold.threshold:.4f}: it accepts at most 0.5 of pairs of strangers" in text
     verdict = page.locator("#verdict").inner_text()
-    assert verdict == ("The same person" if match.same_person else "Different people")
+    assert verdict == ("The same person" if match.same_person else "Not shown to be one person")
     assert ("2 faces, the largest is used" in page.locator(".hint").nth(1).inner_text()) is (second == "two")
     assert all(url.startswith(("file:", "blob:")) for url in page.asked) and page.errors == []
 

@@ -221,7 +221,7 @@ def _is_odd(tensor: Tensor, expected: Tensor) -> bool:
 
 def _file_of(model: Path) -> Path:
     if not model.exists():
-        raise CheckpointError(f"{model}: no such run or file; give --model a run's folder or a file of weights")
+        raise CheckpointError(f"{model}: no such run or file; name a run's folder or a file of weights")
     if not model.is_dir():
         return model
     from facebones.run_folder import RunFolder

@@ -48,7 +48,7 @@ def _inspect(arguments: Arguments) -> None:
     if arguments.json:
         print_json(inspection.to_json())
     else:
-        tell("\n".join(inspection.lines()))
+        tell(*inspection.lines())
 
 
 def _align_options(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +103,7 @@ def _align(arguments: Arguments) -> None:
     if arguments.json:
         print_json(done.to_json())
     else:
-        tell(done)
+        tell(*str(done).splitlines())
 
 
 def _given(arguments: Arguments, *names: str) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _convert(arguments: Arguments) -> None:
     from facebones.datatools.convert import convert
 
     options = {name: getattr(arguments, name) for name in ("root", "resume", "pixel_order")}
-    tell(convert(arguments.source, arguments.destination, **options))
+    tell(*str(convert(arguments.source, arguments.destination, **options)).splitlines())
 
 
 def _synthesize_options(parser: argparse.ArgumentParser) -> None:
@@ -238,7 +238,7 @@ def _catalogue(arguments: Arguments) -> None:
     if arguments.json:
         print_json(catalogue.to_json(found))
     elif len(found) == 1:
-        tell("\n".join(catalogue.lines(found[0])))
+        tell(*catalogue.lines(found[0]))
     else:
         _print_sets(catalogue, found)
 
@@ -317,7 +317,7 @@ def _overlap(arguments: Arguments) -> None:
     if arguments.json:
         print_json(result.to_json())
     else:
-        tell("\n".join([*result.lines(), f"wrote {arguments.output}"]))
+        tell(*result.lines(), f"wrote {arguments.output}")
 
 
 COMMANDS = {

@@ -21,7 +21,7 @@ from facebones.cli.options import (
 )
 from facebones.errors import ConfigError, counted, some
 from facebones.system.hub import is_hub_address, parse_address
-from facebones.system.progress import say, tell
+from facebones.system.progress import printable, say, tell
 
 if TYPE_CHECKING:
     from facebones.datatools.landmarks import FaceDetector
@@ -148,7 +148,7 @@ def _check_picture(arguments: Arguments) -> None:
 def _decision(same_person: bool | None) -> str:
     if same_person is None:
         return "no decision, the model has no threshold"
-    return "the same person" if same_person else "different people"
+    return "the same person" if same_person else "not shown to be one person"
 
 
 def _promise(threshold: "Threshold | None", arguments: Arguments) -> str:
@@ -291,7 +291,7 @@ def _search(arguments: Arguments) -> None:
         for rank, (score, path) in enumerate(zip(found.scores.tolist(), found.paths, strict=True), 1)
     ]
     columns = ["rank", "score", *(["threshold"] if found.threshold else []), "photo"]
-    print_table(columns, rows, title=_face_words(found.face, arguments.face))
+    print_table(columns, rows, title=printable(_face_words(found.face, arguments.face), breaks=False))
     tell(_promise(found.threshold, arguments))
     if found.threshold is not None:
         expected = found.threshold.false_match_rate * len(found.gallery)

@@ -43,7 +43,7 @@ def _push(arguments: Arguments) -> None:
         print_json(published.to_json())
         return
     if arguments.dry_run:
-        tell(published.card)
+        tell(*published.card.splitlines())
     for name, size in published.files.items():
         tell(f"{name}: {size:,} bytes")
     visibility = "private" if published.private else "public"

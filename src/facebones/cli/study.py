@@ -131,7 +131,7 @@ def _launch(arguments: Arguments, study: "Study", launched: "LauncherOptions", o
     if arguments.only and arguments.launcher == "print":
         raise ConfigError("--only: --launcher print gives a line for each training; leave one of them out")
     for line in launch(study, arguments.output, arguments.launcher, launched, arguments.words, **options):
-        tell(line)
+        tell(*line.splitlines())
     if arguments.launcher == "ray":
         _print_study(result_of(arguments.output), as_json=arguments.json)
 

@@ -24,7 +24,7 @@ from facebones.datatools.partial_folder import PartialFolder, photos_origin
 from facebones.datatools.photo_faces import NoFaceError, cut_face, list_images
 from facebones.errors import ConfigError, DataError, counted, some
 from facebones.system.files import check_writable
-from facebones.system.progress import track
+from facebones.system.progress import printable, track
 
 FORMATS = ("jpg", "png")
 MISSING = "not_found.csv"
@@ -122,7 +122,8 @@ class Alignment:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in self.reasons().items())
         listed = f" ({reasons}); they are listed in {self.destination / MISSING}" if self.not_found else ""
         of_all = f"{self.images - self.faces} of {counted(self.images, 'image')}"
-        return "\n".join([*lines, f"not found: {of_all}{listed}", *self.notes])
+        lines += [f"not found: {of_all}{listed}", *self.notes]
+        return "\n".join(printable(line, breaks=False) for line in lines)
 
     def reasons(self) -> dict[str, int]:
         """Number of photos per reason why they have no face, without its details, most frequent first."""

@@ -31,7 +31,7 @@ from facebones.datatools.partial_folder import (
 from facebones.errors import DataError, RunError, counted
 from facebones.system.files import atomic_write, cannot_write, temporary_folder
 from facebones.system.processes import CAN_FORK, map_forked
-from facebones.system.progress import track
+from facebones.system.progress import printable, track
 
 # In an image folder that was made from a .rec: the same records, with the path of the image instead of the image.
 HEADERS_FOLDER = ".rec_headers"
@@ -67,7 +67,7 @@ class Conversion:
     def __str__(self) -> str:
         kept = f", {self.kept} of them kept from an earlier run" if self.kept else ""
         head = f"{self.source} -> {self.destination}: {counted(self.images, 'image')} of {self.groups}{kept}"
-        return "\n".join([head, *self.notes])
+        return "\n".join(printable(line, breaks=False) for line in (head, *self.notes))
 
 
 def convert(

@@ -5,11 +5,13 @@
 
 import json
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import facebones
-from facebones.errors import ConfigError, DataError
+from facebones.backbones.base import IMAGE_SIZE
+from facebones.errors import ConfigError, DataError, counted
 from facebones.evaluation.embed import embed
 from facebones.evaluation.models import BATCH_SIZE, Model, load_model
 from facebones.evaluation.protocol import Protocol, protocols_with_pairs
@@ -66,8 +68,9 @@ def calibrate(
     """
     if not false_match_rates:
         raise ConfigError("false_match_rates: none; give at least one, such as 0.001")
-    for rate in (*false_match_rates, confidence):
+    for rate in false_match_rates:
         check_rate(rate)
+    check_rate(confidence, "confidence", 0.95)
     protocols = _checked_sets(data)
     opened = model if isinstance(model, Model) else load_model(model, **opening)
     path = None if output is None else _output(Path(output), opened)
@@ -97,7 +100,29 @@ def _checked_sets(data: Protocol | Path | str | Sequence[Protocol | Path | str])
         raise ConfigError("no evaluation set; give at least one")
     for protocol in protocols:
         protocol.check()
+    _check_apart(protocols)
     return protocols
+
+
+def _check_apart(protocols: Sequence[Protocol]) -> None:
+    """Refuse sets that share images: their people are taken for different ones, and a pair would count twice.
+
+    Raises:
+        DataError: two sets share an image; names both.
+    """
+    owners: dict[bytes, str] = {}
+    for protocol in protocols if len(protocols) > 1 else ():
+        images = protocol.images()
+        digests = {
+            blake2b(images.read(index, IMAGE_SIZE).tobytes(), digest_size=16).digest() for index in range(len(images))
+        }
+        shared = [owners[digest] for digest in digests if digest in owners]
+        if shared:
+            raise DataError(
+                f"{protocol.path}: shares {counted(len(shared), 'image')} with {shared[0]}, whose pairs would count"
+                " twice; give one of them"
+            )
+        owners |= dict.fromkeys(digests, str(protocol.path))
 
 
 def _scored(model: Model, protocol: Protocol, **embedding: Any) -> ScoredPairs:
@@ -106,14 +131,14 @@ def _scored(model: Model, protocol: Protocol, **embedding: Any) -> ScoredPairs:
     return protocol.scored_pairs(features["model"])
 
 
-def check_rate(rate: float) -> None:
-    """Refuse a rate that no threshold can have.
+def check_rate(rate: float, what: str = "false match rate", usual: float = 0.001) -> None:
+    """Refuse a rate, by default that of a threshold, that is none.
 
     Raises:
         ConfigError: not between 0 and 1.
     """
     if not 0 < rate < 1:
-        raise ConfigError(f"{rate:g} is no rate between 0 and 1; a false match rate is such as 0.001")
+        raise ConfigError(f"{what} {rate:g}: is not between 0 and 1; give one such as {usual:g}")
 
 
 def calibration_file(weights: Path) -> Path:

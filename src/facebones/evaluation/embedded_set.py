@@ -28,7 +28,7 @@ class ThresholdRule:
     Without both, it is the one that `calibrate` has kept beside the weights.
 
     Raises:
-        ConfigError: both are given, or the rate is none.
+        ConfigError: both are given, or the rate is none, or the threshold no cosine.
     """
 
     threshold: float | None
@@ -39,6 +39,8 @@ class ThresholdRule:
             raise ConfigError("a threshold and a false match rate: give one of them")
         if self.false_match_rate is not None:
             check_rate(self.false_match_rate)
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            raise ConfigError(f"threshold {self.threshold:g}: is no cosine, which lies between -1 and 1")
 
     def check(self, protocol: Protocol) -> None:
         """Refuse a rate that the pairs of a set are too few for, before any image is embedded.

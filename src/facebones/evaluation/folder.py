@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.backbones.base import IMAGE_SIZE
-from facebones.data.folders import open_training_set
+from facebones.data.folders import open_labelled_images
 from facebones.data.group_lists import Faces
 from facebones.data.image_sources import TrainingImages
 from facebones.data.training_set import TrainingSet
@@ -76,9 +76,13 @@ class FolderProtocol(Protocol):
         """The images and their labels.
 
         Raises:
-            DataError: it cannot be read, or has no two images of one person.
+            DataError: it cannot be read, or has no two images of one person or no two people.
         """
-        data = open_training_set(self.path)
+        if not self.path.exists():
+            raise DataError(f"{self.path}: no such file or folder; check the path of the evaluation set")
+        data = open_labelled_images(self.path)
+        if data.labels.min() == data.labels.max():
+            raise DataError(f"{self.path}: all images are of one person, so no pair is of two; choose another folder")
         if np.bincount(np.unique(data.labels, return_inverse=True)[1]).max() < 2:
             raise DataError(f"{self.path}: no person has two images, so no pair is genuine; choose another folder")
         return data

@@ -449,6 +449,8 @@ class KnownOverlap:
                 raise ValueError(f"format {content['format']!r:.20} is not supported; update facebones")
             self._sets = {str(one["fingerprint"]): (str(one["set"]), int(one["images"])) for one in content["sets"]}
             self._found = [(str(one["set"]), int(one["image"])) for one in content["findings"]]
+        except FileNotFoundError as error:
+            raise DataError(f"{self.path}: no such file; make the audit by `facebones data overlap`") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise DataError(

@@ -310,7 +310,11 @@ def find_protocols(path: Path | str, protocol: str | None = None) -> list[Protoc
     names = [name for name in asked if name == protocol or name not in BUILT_IN or BUILT_IN[name].may_hold(path)]
     found = [one for name in names for one in lookup_protocol(name).find(path)]
     if not found:
-        raise DataError(f"{path}: no evaluation set of the protocols {', '.join(asked)}; check the path")
+        named = f", or name a protocol for it, such as folder={path} for all pairs of a folder of people"
+        raise DataError(
+            f"{path}: no evaluation set of the protocols {', '.join(asked)}; check the path"
+            + (named if protocol is None and path.is_dir() else "")
+        )
     return found
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Self
 
+from facebones.errors import DataError
 from facebones.evaluation.protocol import Features, Protocol
 from facebones.statistics.bootstrap import REPLICATES
 from facebones.statistics.metric import Metric
@@ -22,6 +23,8 @@ class PublishedFolder(Protocol):
 
     def check(self) -> None:
         """List the images and read the first, and let them go."""
+        if not self.path.is_dir():
+            raise DataError(f"{self.path}: no such folder; check the path of the evaluation set")
         Protocol.check(type(self)(self.path))
 
     def evaluate(self, features_NxVxD: Features) -> list[Metric]:

@@ -5,6 +5,7 @@ Tables are complete also where stdout is not a terminal.
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from facebones.reporting.words import BUSY, MARKS, RATES, detail_words, mark_best, metric_words, set_words
@@ -42,6 +43,8 @@ MetricJson = Mapping[str, Any]  # of a result file, format 2
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """Print rows of text under column names; columns of numbers or "-" are right-aligned.
 
+    A title may have several lines; a line feed in a cell, as of a file's name, is escaped.
+
     In a narrow terminal, headings and texts wrap at spaces, numbers never. A table that still does not fit is printed
     as one block per row, with one line per column.
     """
@@ -49,20 +52,21 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.table import Table
     from rich.text import Text
 
-    columns, rows, title = [*map(printable, columns)], [[*map(printable, row)] for row in rows], printable(title)
+    plain = partial(printable, breaks=False)
+    columns, rows, title = [*map(plain, columns)], [[*map(plain, row)] for row in rows], printable(title)
     console = Console()
     room = console.width if console.is_terminal else PIPED_WIDTH
     widths = _fitted(columns, rows, room - _frame(columns))
     needed = sum(widths) + _frame(columns)
     for line in title.splitlines():
-        console.print(Text(_broken_at_blanks(line, room), style="table.title"), soft_wrap=True)
+        console.print(Text("\n".join(_broken_at_blanks(line, room)), style="table.title"), soft_wrap=True)
     if needed > room and console.is_terminal:
         _print_blocks(console, columns, rows)
         return
     console.width = max(needed, room)
     table = Table()
     for number, name in enumerate(columns):
-        numeric = all(row[number][:1].isdigit() or row[number] == "-" for row in rows)
+        numeric = all(row[number].lstrip("-+")[:1].isdigit() or row[number] == "-" for row in rows)
         table.add_column(Text(name), justify="right" if numeric else "left", width=widths[number])
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
@@ -75,7 +79,7 @@ def print_items(texts: Sequence[str]) -> None:
 
     console = Console()
     for text in texts:
-        tell(_broken_at_blanks(text, console.width, "* ", "  ") if console.is_terminal else f"* {text}")
+        tell(*(_broken_at_blanks(text, console.width, "* ", "  ") if console.is_terminal else [f"* {text}"]))
 
 
 def _print_blocks(console: "Console", columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -87,12 +91,12 @@ def _print_blocks(console: "Console", columns: Sequence[str], rows: Sequence[Seq
         console.print(Text(first, style="table.header"), soft_wrap=True)
         for name, cell in zip(columns[1:], others, strict=True):
             if cell:
-                tell(_broken_at_blanks(cell, console.width, f"  {name}:".ljust(margin), " " * margin))
+                tell(*_broken_at_blanks(cell, console.width, f"  {name}:".ljust(margin), " " * margin))
 
 
-def _broken_at_blanks(text: str, width: int, first: str = "", later: str = "") -> str:
+def _broken_at_blanks(text: str, width: int, first: str = "", later: str = "") -> list[str]:
     """Wrap text at spaces, with a margin for the first and the later lines; a longer word stays whole."""
-    return textwrap.fill(
+    return textwrap.wrap(
         text, width, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
     )
 
@@ -174,8 +178,9 @@ def print_calibration(content: Mapping[str, Any]) -> None:
     confidence = content["thresholds"][0]["confidence"]
     columns = ["FMR at most", "accept cosines from", "impostor pairs accepted", f"bound, {confidence:g}", "TAR"]
     print_table(columns, rows, title=", ".join(one["set"] for one in content["sets"]))
-    if any(one["people"] is None for one in content["sets"]):
-        tell("note: who is in the pairs is not known, so impostor pairs count as independent of each other")
+    if unknown := [one["set"] for one in content["sets"] if one["people"] is None]:
+        of = f" of {', '.join(unknown)}" if len(unknown) < len(content["sets"]) else ""
+        tell(f"note: who is in the pairs{of} is not known, so these impostor pairs count as independent of each other")
     ratio = content["likelihood_ratio"]
     cost = "unknown" if ratio["cllr"] is None else f"{ratio['cllr']:.4f} bits"
     tell(

@@ -24,7 +24,7 @@ def print_export(result: Mapping[str, Any]) -> None:
         print_items([bounds_words(result)])
         _print_diagnosis(result["int8_diagnosis"], fp16_cosine(result))
         return
-    tell("\n".join(export_lines(result)))
+    tell(*export_lines(result))
     if changes := result.get("int8"):
         print_table(*export_table(result))
         _print_diagnosis(changes.get("diagnosis"), None)

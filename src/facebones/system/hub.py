@@ -155,6 +155,8 @@ def client() -> Any:
         import huggingface_hub
     except ImportError as error:
         raise MissingExtraError("hub") from error
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        huggingface_hub.logging.set_verbosity_error()  # else each of its retries is a warning before our one line
     return huggingface_hub
 
 

@@ -41,13 +41,13 @@ def _is_harmless(letter: str, breaks: bool) -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr; control characters are escaped.
+    """Print a line on stderr; control characters and line feeds are escaped.
 
     Where it cannot be written, such as to a full disk, the work continues without it.
     """
     if not _silent:
         try:
-            print(printable(text), file=sys.stderr, flush=True)
+            print(printable(text, breaks=False), file=sys.stderr, flush=True)
         except OSError:
             discard(sys.stderr)
 
@@ -58,9 +58,10 @@ def discard(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def tell(text: object) -> None:
-    """Print lines on stdout; control characters are escaped."""
-    print(printable(str(text)))
+def tell(*lines: object) -> None:
+    """Print lines on stdout; control characters are escaped, and so are line feeds: a file's name may hold one."""
+    for line in lines:
+        print(printable(str(line), breaks=False))
 
 
 @contextmanager

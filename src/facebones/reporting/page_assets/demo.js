@@ -230,7 +230,7 @@
     part("promise").textContent = !ready ? "" : threshold
       ? `Score ${score.toFixed(4)}; threshold ${threshold.threshold.toFixed(4)}: it accepts at most ${threshold.false_match_rate} of pairs of strangers, with ${+(100 * threshold.confidence).toFixed(2)} % confidence, on photos like ${threshold.sets.join(", ")}.`
       : `Score ${score.toFixed(4)}: the cosine of the two embeddings, from -1 to 1.`;
-    part("verdict").textContent = !ready ? "Two photos, please." : same === null ? "No threshold, no decision" : same ? "The same person" : "Different people";
+    part("verdict").textContent = !ready ? "Two photos, please." : same === null ? "No threshold, no decision" : same ? "The same person" : "Not shown to be one person";
     if (!ready) return;
     const place = x => `${100 * (Math.min(Math.max(x, LOWEST), 1) - LOWEST) / (1 - LOWEST)}%`;
     part("score").style.left = place(score);

@@ -46,7 +46,7 @@ def plot_match(match: "Match", path: PathName) -> None:
 def _answer(same_person: bool | None) -> tuple[str, str]:
     if same_person is None:
         return OPEN, "no threshold, no decision"
-    return (SAME, "the same person") if same_person else (DIFFERENT, "different people")
+    return (SAME, "the same person") if same_person else (DIFFERENT, "not shown to be one person")
 
 
 def _draw_scale(axes: "Axes", match: "Match", colour: str) -> None:
