@@ -4,6 +4,7 @@ The client is the package `huggingface_hub` (extra `hub`). It is imported where 
 variables hold here too: HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
