@@ -101,7 +101,7 @@ def test_headers_and_texts_are_broken_at_blanks(terminal):
     rows = [("iresnet100", "+0.10 [-0.25, +0.45]", "paired bootstrap of the pairs")]
     lines = terminal(60, ("model", "difference in points [95 %]", "test"), rows)
     assert "│ iresnet100 │ +0.10 [-0.25, +0.45] │ paired bootstrap of  │" in lines
-    assert "┃ model      ┃ [95 %]               ┃ test                 ┃" in lines
+    assert "┃ model      ┃               [95 %] ┃ test                 ┃" in lines
 
 
 def test_a_table_that_fits_no_way_is_turned(terminal):
