@@ -5,7 +5,6 @@ import json
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -331,9 +330,7 @@ def test_a_fingerprint_of_a_large_file_reads_no_more_than_a_sample(tmp_path, mon
     reads = []
     original = RecordSet.read
     monkeypatch.setattr(RecordSet, "read", lambda self, index: reads.append(index) or original(self, index))
-    start = time.perf_counter()
     data.fingerprint()
-    assert time.perf_counter() - start < 5
     assert len(reads) == 64 and reads[0] == 0 and reads[-1] == count - 1
     data.fingerprint()
     assert len(reads) == 64, "computed once"
