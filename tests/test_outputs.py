@@ -348,7 +348,7 @@ def wait_for(condition, seconds=60):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
-@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["one", "group"])
+@pytest.mark.parametrize("send", [os.kill, pytest.param(os.killpg, marks=pytest.mark.slow)], ids=["one", "group"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_while_drawing_leaves_no_process_and_no_folder(tmp_path, number, send):
     drawing = start("data", "synthesize", tmp_path / "set", "--identities", "400", "--images-per-identity", "40")
@@ -367,7 +367,7 @@ def test_a_signal_while_drawing_leaves_no_process_and_no_folder(tmp_path, number
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_signal_while_the_drawing_processes_start(tmp_path, number, processes):
     drawing = start("data", "synthesize", tmp_path / "set", "--identities", "400", "--images-per-identity", "40")
     wait_for(lambda: len(processes_of(drawing.pid)) >= processes)

@@ -156,7 +156,7 @@ def test_an_evaluation_is_printed_with_its_metrics_details_and_tests(capsys):
         "a: net, a.pt",
         "holiday tiny: 1,234 pairs",
         "purity at faces 3 75.00 % [65.00, 85.00] best 57.00 % [47.00, 67.00]",
-        "TAR at FAR 1e-06: not measured; too few pairs",
+        "TAR at FAR 0.000001: not measured; too few pairs",
         "XNorm",
         "20.25",
         "TAR as published",

@@ -73,7 +73,7 @@ def test_a_network_of_one_form_is_its_own_deploy_form(name):
     assert network.deploy() is network and not network.is_deployed
 
 
-@pytest.mark.parametrize("name", ["facelivt_s", "facelivtv2_xs"])
+@pytest.mark.parametrize("name", [pytest.param("facelivt_s", marks=pytest.mark.slow), "facelivtv2_xs"])
 @pytest.mark.parametrize("wrapper", ["", "module."])
 def test_files_of_the_authors_load_in_either_form(name, wrapper, scaled_backbone, tmp_path):
     network = scaled_backbone(name, embedding_size=64)

@@ -99,7 +99,11 @@ def test_a_place_is_free_again_once_no_tensor_uses_it():
 
 
 @pytest.mark.parametrize("started", [0, 2], ids=["none", "two"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.EAGAIN], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "number",
+    [errno.ENOSPC, *(pytest.param(number, marks=pytest.mark.slow) for number in (errno.EMFILE, errno.EAGAIN))],
+    ids=errno.errorcode.get,
+)
 def test_workers_that_cannot_be_started_are_one_line_and_leave_no_process(
     small_data, monkeypatch, capfd, number, started
 ):

@@ -174,5 +174,5 @@ def test_a_rate_that_the_pairs_are_too_few_for_is_refused_before_any_image_is_em
     run, many_people, sexes, monkeypatch
 ):
     monkeypatch.setattr("facebones.evaluation.embedded_set.embed", None)
-    with pytest.raises(DataError, match=r"1e-09 is below 1 / [\d,]+ impostor pairs; give a higher --fmr"):
+    with pytest.raises(DataError, match=r"0\.000000001 is below 1 / [\d,]+ impostor pairs; give a higher --fmr"):
         evaluate_groups(run, f"folder={many_people}", sexes, false_match_rate=1e-9, device="cpu")

@@ -21,7 +21,7 @@ from facebones.cli.main import main
 from facebones.data.images import decode
 from facebones.data.preprocessing import REFERENCE
 from facebones.datatools.landmarks import FaceDetector
-from facebones.datatools.photo_faces import cut_face, find_face, read_photo
+from facebones.datatools.photo_faces import cut_face, find_face, list_photos, read_photo
 from facebones.errors import ConfigError, DataError
 from facebones.evaluation import match as matching
 from facebones.evaluation.match import match_photos, nearest, search_photos
@@ -325,6 +325,16 @@ def test_the_model_is_given_or_in_a_variable(run, photos, monkeypatch, capsys, t
 
 
 # ----------------------------------------------------------------------------------------------------------- embed
+
+
+def test_a_photo_is_listed_once_however_its_place_is_spelled(tmp_path, monkeypatch):
+    for name in ("photos/a.png", "photos/one/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "link").symlink_to("photos")
+    monkeypatch.chdir(tmp_path)
+    places = ["photos", "photos/../photos", "./link/one", "photos/a.png", tmp_path / "photos/one/../a.png"]
+    assert list_photos(places) == (["photos/a.png", "photos/one/b.png"], [])
 
 
 @pytest.mark.parametrize("ending", ["npz", "parquet"])

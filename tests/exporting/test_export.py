@@ -24,8 +24,8 @@ from facebones.onnx.quantize import Calibration
 from facebones.profiling.cost import count_macs
 from facebones.run_folder import RunFolder
 
-# One of each kind of layer; tracing takes its time.
-QUICK = ["mobilefacenet", "shufflefacenet_0_5", "shufflemixfacenet_xs", "study_mixfacenet_xs"]
+# Between them, one of each kind of layer; tracing takes its time.
+QUICK = ["shufflefacenet_0_5", "study_mixfacenet_xs"]
 NAMES = [name for name in list_backbones() if name != "tiny_for_tests"]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in QUICK]
 
@@ -156,10 +156,9 @@ def test_parity_on_real_faces(trained, real_faces, tmp_path):
 
 
 # The fewer weights a layer has, the more the scales and names count.
-@pytest.mark.parametrize(
-    ("name", "size"), [("mobilefacenet", 0.35), pytest.param("mixfacenet_xs", 0.4, marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize("folded", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), [("mobilefacenet", 0.35), ("mixfacenet_xs", 0.4)])
+@pytest.mark.parametrize("folded", [False, True])
 def test_eight_bits(name, size, folded, trained, small_data, tmp_path, capfd):
     run, backbone = trained(name)
     calibration = Calibration(small_data, images=20)

@@ -24,6 +24,7 @@ STATUSES: dict[str, tuple[int, ...]] = {**STOPPED, **FAILED, "clock": ()}
 MISSING = "not_found.csv"
 ORIGINS = (".conversion.json", ".alignment.json")
 MOST_KILLS = 200  # of a training
+KILLS_UNTIL_LATER = 20  # after so many kills of a training, the next may come after twice the time
 SOURCE = HERE.parents[1] / "src"
 
 
@@ -153,10 +154,9 @@ def kill_again_and_again(harness: Harness, command: Command, kills: int, chance:
         with harness.work(command) as work:
             status, since = -1, harness.kills
             while status:
-                delay, within = (
-                    chance.uniform(0, whole.seconds / 2),
-                    str(work / checkpoints) if chance.random() < 0.5 else "",
-                )
+                # Each kill may come later than the one before, so that a training gets on however slow the machine is.
+                latest = whole.seconds / 2 * (1 + (harness.kills - since) / KILLS_UNTIL_LATER)
+                delay, within = chance.uniform(0, latest), str(work / checkpoints) if chance.random() < 0.5 else ""
                 words = command.again(command, work)
                 ended = harness.run(work, words, signals=[[delay, signal.SIGKILL]], within=within)
                 assert not (flaw := flaws(ended, [-signal.SIGKILL])), f"{flaw}, killed after {delay:.3f} s"

@@ -17,8 +17,11 @@ def harness(tmp_path_factory):
         yield made
 
 
-@pytest.mark.parametrize("name", KILLED)
-@pytest.mark.parametrize("kills", [25, pytest.param(500, marks=pytest.mark.slow)])
+# Fifty kills in the quick tests; one of a training with workers takes twice as long.
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [*zip(KILLED, (35, 15), strict=True), *(pytest.param(name, 500, marks=pytest.mark.slow) for name in KILLED)],
+)
 def test_a_training_that_is_killed_again_and_again_ends_equal_to_the_bit(harness, name, kills):
     print(kill_again_and_again(harness, COMMANDS[name], kills, random.Random(kills)))
 

@@ -28,6 +28,7 @@ def run(*words):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_runs_on_a_cpu(tmp_path):
     done = run("--device", "cpu", "--small", "--output", tmp_path / "gpu.json")
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -18,6 +18,7 @@ ARGUMENTS = [
 # Every plot that is not folded is there.
 DRAWN = """() => document.readyState === "complete" && [...document.querySelectorAll(".plot:not(.js-plotly-plot)")]
     .every((plot) => plot.closest("details:not([open])"))"""
+SECONDS = 30  # that an expectation waits for, as other methods of Playwright do; a busy machine draws late
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -29,6 +30,7 @@ def chromium() -> Iterator[Browser]:
         playwright.sync_api.Error: there is none.
     """
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    expect.set_options(timeout=1000 * SECONDS)
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield found

@@ -42,6 +42,7 @@ def names_and_markers(axes):
     return [text.get_text() for text in texts], np.array(labels), np.array(markers)
 
 
+@pytest.mark.slow
 def test_no_name_of_the_registry_lies_on_another_or_on_a_marker(tmp_path, drawn):
     figure = draw(drawn, tmp_path / "profile.png", REGISTRY)
     assert (tmp_path / "profile.png").stat().st_size > 10_000

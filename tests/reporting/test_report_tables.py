@@ -95,8 +95,8 @@ def test_each_evaluated_set_has_a_table_of_all_its_metrics(tmp_path):
     assert "TAR at FAR 0.001: not measured, because too few pairs." in pairs.note
     assert small["EER"] == "4.95 % ± 0.07 best" and not middle["EER"].endswith(("best", "*"))
     assert list(tables["ijb_verification_ijbc_n1d1f1"].columns)[1:] == [
-        "TAR at FAR 1e-06",
-        "TAR at FAR 1e-05",
+        "TAR at FAR 0.000001",
+        "TAR at FAR 0.00001",
         "TAR at FAR 0.0001",
         "TAR at FAR 0.001",
         "AUC",

@@ -600,6 +600,7 @@ def test_a_model_and_a_pair_set_that_are_lost_while_it_trains_are_left_out_of_th
     assert recorded(content) == study_json(output)
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_left_out(lost):
     study, output = lost
     errors = errors_of(compare(study, output, device="cpu"))

@@ -69,6 +69,7 @@ def test_the_plan_of_a_finished_older_study_has_nothing_left_to_do(older, monkey
     assert f"note: trained by facebones 0.2.0.dev0, and this is 9.0: {DONE}, {UNFINISHED}\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_finished_older_study_is_reported(older):
     assert main(["report", "finished", "--output", "report"]) == 0
     content = json.loads((older / "report" / "results.json").read_text())

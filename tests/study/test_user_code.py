@@ -40,6 +40,7 @@ def write(folder, **fields):
     return str(path)
 
 
+@pytest.mark.slow
 def test_all_examples_in_one_study_of_two_processes(faces, tmp_path):
     """Paths of plug-ins are relative to the study's file."""
     for example in EXAMPLES.glob("*.py"):

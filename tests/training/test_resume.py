@@ -75,7 +75,7 @@ def stopped_after(monkeypatch, steps, number=signal.SIGTERM):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS], ids=lambda number: number.name)
-@pytest.mark.parametrize("killed", [1, 2], ids=["one worker", "both workers"])
+@pytest.mark.parametrize("killed", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["one worker", "both workers"])
 def test_a_dead_data_worker_ends_the_training_between_two_steps_after_a_save(
     tmp_path, tiny_recipe, monkeypatch, capsys, number, killed
 ):

@@ -71,7 +71,9 @@ def distance(ours, theirs):
     return (difference / sum(b.double().square().sum() for b in theirs)).sqrt().item()
 
 
-@pytest.mark.parametrize("backbone", ["study_shufflefacenet_0_5", "mobilefacenet_wide"])
+@pytest.mark.parametrize(
+    "backbone", ["study_shufflefacenet_0_5", pytest.param("mobilefacenet_wide", marks=pytest.mark.slow)]
+)
 def test_ten_steps_of_ours_are_ten_steps_of_the_rule(backbone, small_data):
     if not plain_sgd_rounds_as_the_fused_one_does():
         pytest.skip("torch's fused SGD rounds in another way than its plain operations do on this processor")

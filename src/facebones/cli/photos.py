@@ -21,6 +21,7 @@ from facebones.cli.options import (
 )
 from facebones.errors import ConfigError, counted, some
 from facebones.system.hub import is_hub_address, parse_address
+from facebones.system.number_format import small_rate
 from facebones.system.progress import printable, say, tell
 
 if TYPE_CHECKING:
@@ -164,8 +165,8 @@ def _promise(threshold: "Threshold | None", arguments: Arguments) -> str:
             f" --model {model}{_input_words(arguments)} --data PAIRS --fmr 1e-3 --output {model}"
         )
     return (
-        f"threshold {threshold.threshold:.4f}: accepts at most {threshold.false_match_rate:g} of pairs of strangers"
-        f" (FMR), with {100 * threshold.confidence:g} % confidence on photos like {some(threshold.sets)}"
+        f"threshold {threshold.threshold:.4f}: accepts at most {small_rate(threshold.false_match_rate)} of pairs of"
+        f" strangers (FMR), with {100 * threshold.confidence:g} % confidence on photos like {some(threshold.sets)}"
         f" ({threshold.impostors:,} pairs), where it accepts {100 * threshold.true_accept_rate:.2f} % of genuine pairs"
     )
 
@@ -295,9 +296,8 @@ def _search(arguments: Arguments) -> None:
     tell(_promise(found.threshold, arguments))
     if found.threshold is not None:
         expected = found.threshold.false_match_rate * len(found.gallery)
-        tell(
-            f"that is of one comparison: of {len(found.gallery):,} strangers it accepts up to {expected:.2g} on average"
-        )
+        of = f"of {len(found.gallery):,} strangers" if len(found.gallery) > 1 else "of a stranger"
+        tell(f"that is of one comparison: {of} it accepts up to {expected:.2g} on average")
 
 
 def _reached(score: float, threshold: "Threshold | None") -> list[str]:

@@ -164,18 +164,20 @@ def list_photos(places: Sequence[Path | str] | Path | str) -> tuple[list[str], l
         DataError: a place does not exist, or a folder has no image.
     """
     given: Iterable[Path | str] = [places] if isinstance(places, Path | str) else places
-    found: dict[str, None] = {}
+    found: dict[tuple[str, str], str] = {}  # under the real folder, for photos/../photos is photos
     notes: list[str] = []
     for place in map(Path, given):
         if place.is_dir():
             names, more = list_images(place)
-            found |= dict.fromkeys(str(place / name) for name in names)
+            paths = [place / name for name in names]
             notes += more
         elif place.exists():
-            found[str(place)] = None
+            paths = [place]
         else:
             raise DataError(f"{place}: no such photo or folder; check the path")
-    return list(found), notes
+        for path in paths:
+            found.setdefault((os.path.realpath(path.parent), path.name), str(path))
+    return list(found.values()), notes
 
 
 def list_images(root: Path) -> tuple[list[str], list[str]]:

@@ -15,6 +15,7 @@ from facebones.evaluation.protocol import Protocol, protocols_with_pairs
 from facebones.evaluation.runtimes import with_runtime
 from facebones.statistics.calibration import ScoredPairs
 from facebones.statistics.resampling import TOLERANCE
+from facebones.system.number_format import small_rate
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,8 @@ def threshold_at(pairs: ScoredPairs, false_match_rate: float) -> float:
     accepted = int(false_match_rate * impostors.size * (1 + TOLERANCE))
     if not accepted:
         raise DataError(
-            f"a false match rate of {false_match_rate:g} is below 1 / {impostors.size:,} impostor pairs; give a higher"
-            " --fmr, or --threshold"
+            f"a false match rate of {small_rate(false_match_rate)} is below 1 / {impostors.size:,} impostor pairs; give"
+            " a higher --fmr, or --threshold"
         )
     if accepted >= impostors.size:
         return float(impostors[-1])
@@ -174,7 +175,7 @@ def _kept_threshold(name: str, model: Model, flip: bool) -> float:
     kept = [float(one["threshold"]) for one in calibration["thresholds"]]
     if len(kept) != 1:
         shown = ", ".join(
-            f"{one['threshold']:.4f} (FMR {one['false_match_rate']:g})" for one in calibration["thresholds"]
+            f"{one['threshold']:.4f} (FMR {small_rate(one['false_match_rate'])})" for one in calibration["thresholds"]
         )
         raise ConfigError(f"{name}: {len(kept)} calibrated thresholds, {shown}; give one of them by --threshold")
     if calibration["flip"] != flip:

@@ -24,6 +24,7 @@ from facebones.evaluation.photos import (
     scored_with_flip,
     unit_embeddings,
 )
+from facebones.system.number_format import small_rate
 
 TWO = 2  # images per forward pass of a match
 BLOCK = 65_536  # rows of a gallery at a time
@@ -250,7 +251,8 @@ def kept_threshold(model: Model, false_match_rate: float | None = None) -> Thres
     if calibration is None:
         if false_match_rate is not None:
             raise ConfigError(
-                f"a false match rate of {false_match_rate:g}: the model has no thresholds; run `facebones calibrate`"
+                f"a false match rate of {small_rate(false_match_rate)}: the model has no thresholds; run"
+                " `facebones calibrate`"
             )
         return None
     try:
@@ -271,8 +273,10 @@ def _threshold(model: Model, calibration: dict[str, Any], false_match_rate: floa
         raise ValueError("none")
     rate = min(kept) if false_match_rate is None else false_match_rate
     if rate not in kept:
-        rates = ", ".join(f"{one:g}" for one in sorted(kept))
-        raise ConfigError(f"a false match rate of {rate:g}: the model has thresholds for {rates}; give one of them")
+        rates = ", ".join(map(small_rate, sorted(kept)))
+        raise ConfigError(
+            f"a false match rate of {small_rate(rate)}: the model has thresholds for {rates}; give one of them"
+        )
     one = kept[rate]
     return Threshold(
         threshold=float(one["threshold"]),

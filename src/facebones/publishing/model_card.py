@@ -17,7 +17,7 @@ from facebones.publishing.finished_run import FinishedRun
 from facebones.publishing.run_metrics import MeasuredMetric
 from facebones.reporting.runs import OTHER_SHAPE, SHORT_REVISION, number, unexpected
 from facebones.reporting.words import headline, markdown_table, metric_words, set_words
-from facebones.system.number_format import percent, percent_interval
+from facebones.system.number_format import percent, percent_interval, small_rate
 
 LIBRARY = "facebones"
 HOMEPAGE = "https://github.com/facebones/facebones"
@@ -219,7 +219,7 @@ def _thresholds_section(content: Mapping[str, Any]) -> str:
     rows = [
         (
             f"{number(one['threshold']):.4f}",
-            f"{number(one['false_match_rate']):g}",
+            small_rate(number(one["false_match_rate"])),
             f"{100 * number(one['confidence']):g} %",
             percent(number(one["true_accept_rate"])),
             f"{int(number(one['impostors'])):,}",

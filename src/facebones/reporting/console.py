@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from facebones.reporting.words import BUSY, MARKS, RATES, detail_words, mark_best, metric_words, set_words
-from facebones.system.number_format import p_words, percent, percent_interval, points
+from facebones.system.number_format import p_words, percent, percent_interval, points, small_rate
 from facebones.system.progress import printable, tell
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def print_calibration(content: Mapping[str, Any]) -> None:
         accepted = f"{one['accepted']:,} of {one['impostors']:,}"
         rows.append(
             [
-                f"{one['false_match_rate']:g}",
+                small_rate(one["false_match_rate"]),
                 f"{one['threshold']:.4f}",
                 accepted,
                 f"{one['upper_bound']:.2g}",

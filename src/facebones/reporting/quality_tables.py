@@ -9,7 +9,7 @@ from facebones.reporting.plots.discard import plot_discards
 from facebones.reporting.plots.style import plot_paths
 from facebones.reporting.words import metric_words
 from facebones.statistics.discard import AT_RANDOM
-from facebones.system.number_format import percent_interval
+from facebones.system.number_format import percent_interval, small_rate
 from facebones.system.progress import tell
 
 Json = Mapping[str, Any]
@@ -45,6 +45,6 @@ def write_quality_plots(content: Json, output: Path) -> None:
 def operating_point(model: str, found: Json, content: Json) -> str:
     """The threshold of a model, and the genuine pairs that it rejects."""
     rate = content["options"]["false_match_rate"]
-    where = f"threshold {found['threshold']:.4f}" + ("" if rate is None else f" (FMR {rate:g})")
+    where = f"threshold {found['threshold']:.4f}" + ("" if rate is None else f" (FMR {small_rate(rate)})")
     interval = percent_interval(found["fnmr"], found["interval"]["low"], found["interval"]["high"])
     return f"{model}, {where}: {found['rejected']:,} of {found['genuine']:,} genuine pairs rejected, FNMR {interval}"

@@ -12,7 +12,7 @@ from facebones.reporting.runs import OTHER_SHAPE, read_json, text, unexpected
 from facebones.reporting.tables import Table, text_cell
 from facebones.reporting.words import metric_words
 from facebones.statistics.discard import AT_RANDOM
-from facebones.system.number_format import percent_interval, rounded
+from facebones.system.number_format import percent_interval, rounded, small_rate
 
 FORMAT = 1
 KINDS = {"identical": "identical", "near": "nearly identical", "person": "likely of a person trained on"}
@@ -38,7 +38,7 @@ def read_trust(path: Path) -> list[Table]:
 def _calibration(content: Json) -> list[Table]:
     rows = [
         (
-            f"{one['false_match_rate']:g}",
+            small_rate(one["false_match_rate"]),
             rounded(one["threshold"], 4),
             f"{one['accepted']:,} of {one['impostors']:,}",
             f"{one['upper_bound']:.2g}",

@@ -7,7 +7,7 @@ protocol and set that it was measured on. A protocol that this module does not k
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from facebones.system.number_format import percent, percent_interval
+from facebones.system.number_format import percent, percent_interval, small_rate
 
 MOST_LISTED = 4  # names in a sentence; a longer list is counted instead
 BUSY = "busy"  # beside a latency that was measured while the machine did other work
@@ -15,17 +15,18 @@ MARKS = "best: the best of all; *: not significantly different from the best"
 
 METRICS = {
     "accuracy": "accuracy",
-    "tar": "TAR at FAR {far:g}",
+    "tar": "TAR at FAR {far}",
     "auc": "AUC",
     "eer": "EER",
     "rank": "Rank-{rank:g}",
-    "tpir": "TPIR at FPIR {fpir:g}",
+    "tpir": "TPIR at FPIR {fpir}",
     "map": "mAP",
     "fnmr": "FNMR at {discarded:g} discarded",
     "pauc": "pAUC to {discarded:g}",
     "group_deviation": "standard deviation between groups",
     "rank_among": "Rank-{rank:g} among {distractors:,.0f} distractors",
 }
+FALSE_RATES = ("far", "fpir")
 USUAL_RULES = ("", "strict")  # any other rule is part of the display name
 DETAILS = {
     "accuracy_std": "std over folds",
@@ -63,14 +64,17 @@ def metric_words(metric: Any) -> str:
 
     >>> metric_words({"name": "tar", "at": {"far": 1e-4}, "rule": "strict"})
     'TAR at FAR 0.0001'
+    >>> metric_words({"name": "tpir", "at": {"fpir": 1e-5}, "rule": ""})
+    'TPIR at FPIR 0.00001'
     >>> metric_words({"name": "rank", "at": {"rank": 1}}), metric_words({"name": "purity", "at": {"faces": 3}})
     ('Rank-1', 'purity at faces 3')
     """
     name, at, rule = (_field(metric, key) for key in ("name", "at", "rule"))
     suffix = "" if (rule or "") in USUAL_RULES or name not in METRICS else f", {rule}"
     try:
-        return METRICS[name].format(**at) + suffix
-    except (KeyError, ValueError):
+        shown = {key: small_rate(value) if key in FALSE_RATES else value for key, value in at.items()}
+        return METRICS[name].format(**shown) + suffix
+    except (KeyError, TypeError, ValueError):
         return " ".join([name, *(f"at {key} {_plain(value)}" for key, value in (at or {}).items())])
 
 

@@ -45,6 +45,7 @@ from facebones.statistics.resampling import (
     pairs_design,
     probes_design,
 )
+from facebones.system.number_format import small_rate
 
 Identities = tuple[npt.ArrayLike, npt.ArrayLike]
 Scores = npt.NDArray[np.floating[Any]]
@@ -351,7 +352,9 @@ def _curve_metrics(
         )
     at_target = dict(zip(targets, measured, strict=False))
     too_low = f"is below 1 / {impostors} {impostors_are}"
-    rates = [at_target.get(far) or replace(metric, reason=f"{far:g} {too_low}") for far, metric in wanted.items()]
+    rates = [
+        at_target.get(far) or replace(metric, reason=f"{small_rate(far)} {too_low}") for far, metric in wanted.items()
+    ]
     return [*rates, *measured[len(targets) :]]
 
 

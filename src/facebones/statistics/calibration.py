@@ -31,6 +31,7 @@ import numpy.typing as npt
 from facebones.errors import DataError
 from facebones.statistics.metric import Interval
 from facebones.statistics.significance import LEVEL, t_quantile, wilson
+from facebones.system.number_format import small_rate
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.integer[Any]]
@@ -196,7 +197,7 @@ def _too_few(pairs: ScoredPairs, impostors: int, target: float, confidence: floa
         what += f" of {people:,} people, which tell as much as {impostors / effect:,.0f} independent ones,"
         # With more people, the number of independent pairs grows at least in proportion.
         enough = f"about {math.ceil(people * needed / impostors):,} people with as many images each"
-    return f"a false match rate of {target:g}: {what} cannot promise it; that takes {enough}"
+    return f"a false match rate of {small_rate(target)}: {what} cannot promise it; that takes {enough}"
 
 
 def _upper_bound(accepted_K: IntArray, impostors: int, effect: float, confidence: float) -> FloatArray:

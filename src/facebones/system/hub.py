@@ -4,6 +4,7 @@ The client is the package `huggingface_hub` (extra `hub`). It is imported where 
 variables hold here too: HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -157,7 +158,8 @@ def client() -> Any:
     except ImportError as error:
         raise MissingExtraError("hub") from error
     if "HF_HUB_VERBOSITY" not in os.environ:
-        huggingface_hub.logging.set_verbosity_error()  # else each of its retries is a warning before our one line
+        # Else each of its retries is a warning before our one line.
+        logging.getLogger(huggingface_hub.__name__).setLevel(logging.ERROR)
     return huggingface_hub
 
 

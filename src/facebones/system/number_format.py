@@ -30,6 +30,18 @@ def exact(value: float) -> str:
     return short if float(short := f"{value:g}") == value else repr(value)
 
 
+SMALLEST_DECIMAL = 1e-9
+
+
+def small_rate(value: float) -> str:
+    """A rate such as a FAR in decimals, whatever its size; a number beyond any use keeps its exponent.
+
+    >>> small_rate(1e-5), small_rate(0.001), small_rate(1.0), small_rate(1e-300)
+    ('0.00001', '0.001', '1', '1e-300')
+    """
+    return f"{Decimal(f'{value:g}'):f}" if SMALLEST_DECIMAL <= value <= 1 else f"{value:g}"
+
+
 BEYOND_DECIMALS = 1e15  # a damaged file may say 1e300, which has no decimals
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facebones.reporting.plots.style import PathName, new_figure, save_plot, set_text
+from facebones.system.number_format import small_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def _promise(match: "Match") -> str:
     if (threshold := match.threshold) is None:
         return "score: cosine of the two embeddings, from -1 to 1"
     return (
-        f"The threshold accepts at most {threshold.false_match_rate:g} of pairs of strangers, with"
+        f"The threshold accepts at most {small_rate(threshold.false_match_rate)} of pairs of strangers, with"
         f" {100 * threshold.confidence:g} % confidence, on photos like {', '.join(threshold.sets[:2])}."
     )
 
