@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -110,6 +111,15 @@ def test_results_of_other_weights_are_not_those_of_the_model(finished, tmp_path)
     shutil.copytree(results, tmp_path / "run" / "evaluation")
     with pytest.raises(DataError, match=r"nothing: no such file or folder"):
         push(finished, "ann/mbf", license="mit", results=[tmp_path / "nothing"], dry_run=True)
+
+
+@pytest.mark.parametrize(("moment", "told"), [("temporary_folder", "no partial output is left"), ("check_written", "")])
+def test_a_stopped_push_says_whether_the_folder_is_there(finished, tmp_path, monkeypatch, capsys, moment, told):
+    place = tmp_path / "out"
+    monkeypatch.setattr(f"facebones.publishing.push.{moment}", lambda _: signal.raise_signal(signal.SIGTERM))
+    assert main(["push", str(finished), "ann/mbf", "--license", "mit", "--output", str(place)]) == 143
+    assert place.exists() == (not told)
+    assert (told or f"nothing is missing in {place}") in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_dry_run_and_output_need_no_network_and_no_package(finished, tmp_path, monkeypatch, capsys):

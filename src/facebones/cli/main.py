@@ -223,6 +223,8 @@ def _continuation(arguments: Arguments, argv: list[str]) -> str:
     if name in {"compare", "data embed"} or keeps:
         return f"continue with: facebones {shlex.join(argv)}"
     output = getattr(arguments, "output", None)
+    if name in {"export", "push"} and output is not None and output.is_dir():
+        return f"nothing is missing in {output}"  # such a folder appears as a whole
     writes_one_file = name == "calibrate"  # whose output may be a run, to keep the thresholds in
     if isinstance(output, Path) and not writes_one_file and output.is_dir() and any(output.iterdir()):
         return f"each file in {output} is whole, but some may be missing; run the same command again"

@@ -29,7 +29,7 @@ from facebones.datatools.partial_folder import (
     refuse_existing,
 )
 from facebones.errors import DataError, RunError, counted
-from facebones.system.files import atomic_write, cannot_write, temporary_folder
+from facebones.system.files import atomic_write, publish_folder, temporary_folder
 from facebones.system.processes import CAN_FORK, map_forked
 from facebones.system.progress import printable, track
 
@@ -320,12 +320,7 @@ def _new_folder(destination: Path) -> Iterator[Path]:
         yield building
         if not (building / "train.rec").is_file():  # what was written after that has made the folder again
             raise RunError(f"{building}: was removed while it was filled; run the same command again")
-        try:
-            if destination.exists():
-                destination.rmdir()
-            building.rename(destination)
-        except OSError as error:
-            raise cannot_write(destination, error) from error
+        publish_folder(building, destination)
 
 
 def _refuse_image(image: bytes, what: str) -> str:

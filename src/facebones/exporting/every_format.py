@@ -38,7 +38,14 @@ from facebones.plugins import imported_plugins
 from facebones.profiling.conditions import ROUNDS
 from facebones.system.crash_proof import CrashProof, State
 from facebones.system.environment import processor_model, version_of
-from facebones.system.files import atomic_write, check_writable, check_written, temporary_folder, write_json
+from facebones.system.files import (
+    atomic_write,
+    check_writable,
+    check_written,
+    publish_folder,
+    temporary_folder,
+    write_json,
+)
 from facebones.system.hub import origin
 from facebones.system.progress import say
 
@@ -109,7 +116,7 @@ def export_formats(
         write_json(making.files / "export.json", result)
         with atomic_write(making.files / "export.md") as file:
             file.write(markdown(result).encode())
-        _publish(making.files, output)
+        publish_folder(making.files, output)
     written = [name for row in rows if row["state"] in WRITTEN for name in row["files"]]
     check_written(output / name for name in (*written, "export.json", "export.md"))
     return result
@@ -269,10 +276,3 @@ def _conditions() -> dict[str, Any]:
         "seconds": TIMED_SECONDS,
         "packages": {name: version_of(name) for name in PACKAGES},
     }
-
-
-def _publish(files: Path, output: Path) -> None:
-    try:
-        files.rename(output)
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot be written: {error.strerror}; name a new folder") from error

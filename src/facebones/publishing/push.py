@@ -24,7 +24,7 @@ from facebones.publishing.finished_run import FinishedRun, open_finished, publis
 from facebones.publishing.model_card import Card
 from facebones.publishing.run_metrics import MeasuredMetric, measured_metrics
 from facebones.publishing.upload import upload
-from facebones.system.files import atomic_write, check_written, temporary_folder
+from facebones.system.files import atomic_write, check_written, publish_folder, temporary_folder
 from facebones.system.hub import checked_repository
 
 CARD = "README.md"
@@ -186,8 +186,5 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             with atomic_write(scratch / name) as file:
                 file.write(content)
-        try:
-            scratch.rename(folder)
-        except OSError as error:
-            raise ConfigError(f"{folder}: cannot be written: {error.strerror}; choose another --output") from error
+        publish_folder(scratch, folder)
     check_written(folder / name for name in files)

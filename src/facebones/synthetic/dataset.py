@@ -28,7 +28,7 @@ from facebones.datatools.convert import convert
 from facebones.errors import ConfigError, DataError, RunError, UnknownNameError
 from facebones.synthetic.identity import Identity, draw_identity
 from facebones.synthetic.image import FaceImage, draw_face, draw_loose_crop, image_generator, numbered_identity
-from facebones.system.files import cannot_write, temporary_folder
+from facebones.system.files import cannot_write, publish_folder, temporary_folder
 from facebones.system.processes import leave_signals_to_parent, signals_deferred
 from facebones.system.progress import track
 
@@ -275,9 +275,7 @@ def _new_folder(destination: Path) -> Iterator[tuple[Path, Path]]:
         with temporary_folder(destination) as scratch:
             building = scratch / "building"
             yield building, scratch
-            if destination.exists():
-                destination.rmdir()
-            building.rename(destination)
+            publish_folder(building, destination)
     except OSError as error:
         raise cannot_write(destination, error) from error
 

@@ -101,6 +101,20 @@ def temporary_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.close(descriptor)
 
 
+def publish_folder(made: Path, place: Path) -> None:
+    """Rename a complete folder to its place, where an empty folder may be.
+
+    Raises:
+        RunError, ConfigError: it cannot be renamed.
+    """
+    try:
+        if place.exists():
+            place.rmdir()
+        made.rename(place)
+    except OSError as error:
+        raise cannot_write(place, error) from error
+
+
 @contextmanager
 def _parents_of(path: Path) -> Iterator[None]:
     """Make the folders above `path`; those that were made and are empty at the end are removed."""
