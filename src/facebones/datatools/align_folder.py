@@ -4,9 +4,8 @@ import csv
 import io
 import os
 import shutil
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from facebones.datatools.contact_sheet import IN_ROW, refuse_image_of, write_fac
 from facebones.datatools.jpeg_damage import decoder_warnings
 from facebones.datatools.landmarks import LandmarkSource, LandmarkTable, quiet_opencv
 from facebones.datatools.partial_folder import PartialFolder, photos_origin
-from facebones.datatools.photo_faces import NoFaceError, cut_face, list_images
+from facebones.datatools.photo_faces import NoFaceError, cut_face, in_threads, list_images
 from facebones.errors import ConfigError, DataError, counted, some
 from facebones.system.files import check_writable
 from facebones.system.progress import printable, track
@@ -30,7 +29,6 @@ FORMATS = ("jpg", "png")
 MISSING = "not_found.csv"
 UNREADABLE = "unreadable image"
 ENDINGS = {"jpg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
-AHEAD = 4  # images per thread that are submitted ahead
 SHOWN = 3
 
 
@@ -202,7 +200,7 @@ def _fill(
     """
     missing: list[Missing] = []
     several = 0
-    with quiet_opencv(), decoder_warnings() as warnings, closing(_in_threads(work, names, workers)) as faces:
+    with quiet_opencv(), decoder_warnings() as warnings, closing(in_threads(work, names, workers)) as faces:
         for face in track(faces, "aligning", len(names)):
             if face.reason:
                 missing.append(Missing(face.path, face.reason))
@@ -279,24 +277,6 @@ def _align(source: Path, landmarks: LandmarkSource, encoding: Encoding, targets:
         return _Face(name, targets[name], encoding.encode(cut_face(image, points, name)), faces, "")
     except NoFaceError as error:
         return _Face(name, "", b"", 0, error.reason)
-
-
-def _in_threads(work: Callable[[str], _Face], names: Sequence[str], workers: int) -> Generator[_Face]:
-    """Yield the result for each photo, in order; close the generator to end the threads.
-
-    Threads are as fast as processes: OpenCV decodes, detects and warps without Python's lock.
-    """
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[_Face]] = deque()
-    try:
-        for name in names:
-            waiting.append(pool.submit(work, name))
-            if len(waiting) >= AHEAD * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _fail_empty(folder: PartialFolder, source: Path, images: int, missing: Sequence[Missing]) -> None:

@@ -2,10 +2,12 @@
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -18,7 +20,9 @@ from facebones.data.unreadable import Fault
 from facebones.datatools.landmarks import FaceDetector, quiet_opencv
 from facebones.errors import DataError, counted, some
 
+AHEAD = 4  # photos per thread that are read ahead
 SHOWN = 3  # names in a note
+Result = TypeVar("Result")
 Photo = Path | str | bytes | ImageArray
 FORMATS = "JPEG, PNG, BMP and WebP are read; convert others, such as a phone's HEIC, first"
 
@@ -178,6 +182,24 @@ def list_photos(places: Sequence[Path | str] | Path | str) -> tuple[list[str], l
         for path in paths:
             found.setdefault((os.path.realpath(path.parent), path.name), str(path))
     return list(found.values()), notes
+
+
+def in_threads(work: Callable[[str], Result], photos: Sequence[str], workers: int) -> Generator[Result]:
+    """Yield the result of a function for each photo, in order; close the generator to end the threads.
+
+    Threads are as fast as processes: OpenCV decodes, detects and warps without Python's lock.
+    """
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for photo in photos:
+            waiting.append(pool.submit(work, photo))
+            if len(waiting) >= AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def list_images(root: Path) -> tuple[list[str], list[str]]:

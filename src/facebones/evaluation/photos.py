@@ -7,9 +7,7 @@ import csv
 import io
 import json
 import os
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +21,7 @@ import numpy.typing as npt
 from facebones.backbones.base import evaluation_mode
 from facebones.datatools.detector_file import open_detector
 from facebones.datatools.landmarks import FaceDetector, quiet_opencv
-from facebones.datatools.photo_faces import Face, NoFaceError, find_face, list_photos, read_photo
+from facebones.datatools.photo_faces import Face, NoFaceError, find_face, in_threads, list_photos, read_photo
 from facebones.errors import ConfigError, DataError, first_line, some
 from facebones.evaluation.embed import ImageEmbeddings, flip_sum_normalised
 from facebones.evaluation.models import BATCH_SIZE, Features, Model, load_model
@@ -31,7 +29,6 @@ from facebones.system.files import atomic_write, cannot_write, check_writable, c
 from facebones.system.progress import track
 
 ENDINGS = (".npz", ".parquet")
-AHEAD = 4  # photos per thread that are read ahead
 # Of a file of embeddings: what each row has, and what is said of all of them.
 ROWS = ("path", "box", "score", "faces", "embedding")
 LENGTH_TOLERANCE = 1e-3
@@ -164,7 +161,8 @@ def embed_listed(
     rows: list[tuple[str, tuple[float, ...], float, int]] = []
     parts: list[Features] = []
     missing: list[Missing] = []
-    with quiet_opencv(), closing(_found(paths, detector, workers or os.cpu_count() or 1)) as found:
+    work = partial(_face_or_reason, detector=detector)
+    with quiet_opencv(), closing(in_threads(work, paths, workers or os.cpu_count() or 1)) as found:
         shown: Iterable[Face | Missing] = found
         if progress:
             shown = track(found, "embedding photos", len(paths), unit="photos")
@@ -202,22 +200,6 @@ def _with_face(found: Iterable[Face | Missing], missing: list[Missing]) -> Itera
             missing.append(one)
         else:
             yield one
-
-
-def _found(paths: Sequence[str], detector: FaceDetector | None, workers: int) -> Generator[Face | Missing]:
-    """Yield the face of each photo, or why there is none, in order; a few photos are read ahead."""
-    waiting: deque[Future[Face | Missing]] = deque()
-    work = partial(_face_or_reason, detector=detector)
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for path in paths:
-            waiting.append(pool.submit(work, path))
-            if len(waiting) >= AHEAD * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _face_or_reason(path: str, detector: FaceDetector | None) -> Face | Missing:
