@@ -154,7 +154,7 @@ def test_init_shuffle_changes_the_output_and_no_count():
 
 
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
-@pytest.mark.parametrize("size", [128, 512])
+@pytest.mark.parametrize("size", [pytest.param(128, marks=pytest.mark.slow), 512])
 def test_output_is_float32_also_under_autocast_and_channels_last(name, size, scaled_backbone):
     backbone = scaled_backbone(name, embedding_size=size)
     x = torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -11,6 +11,8 @@ from facebones.backbones import create_backbone, list_backbones
 from facebones.profiling.cost import count_macs, count_operations, weights_bytes
 
 NAMES = [name for name in list_backbones() if name != "tiny_for_tests"]
+QUICK = ["edgeface_xs", "facelivtv2_xs", "mixfacenet_xs", "vit_t"]  # with and without attention
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in QUICK]
 
 
 def on_meta(name):
@@ -35,7 +37,7 @@ def ptflops_aten():
     return lambda network: get_flops_aten(network, (3, 112, 112), print_per_layer_stat=False)[0]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
 def test_macs_agree_with_ptflops(name, ptflops_aten):
     """ptflops' aten backend counts convolutions and matrix products as we do.
 
