@@ -18,6 +18,7 @@ import yaml
 
 from facebones.errors import ConfigError, UnknownNameError
 from facebones.system.progress import say
+from facebones.system.regular_files import open_regular
 
 LARGEST_NUMBER = 1e30  # far enough below the largest float32, in which torch computes
 LARGEST_INTEGER = 2**63 - 1
@@ -203,7 +204,7 @@ def read_yaml(path: Path) -> Any:
         ConfigError: not readable, too large, or not plain YAML.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ConfigError(f"{path}: larger than {MOST_BYTES} bytes, which no recipe is; name another file")

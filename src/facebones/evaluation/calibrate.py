@@ -19,6 +19,7 @@ from facebones.statistics.calibration import CONFIDENCE, PromisedThreshold, Scor
 from facebones.statistics.likelihood_ratio import cross_fitted_cost, fit_isotonic, fit_logistic, least_cost
 from facebones.system.files import check_writable, write_json
 from facebones.system.hub import is_hub_address, parse_address
+from facebones.system.regular_files import read_regular
 
 FORMAT = 1
 ENDING = ".calibration.json"
@@ -172,7 +173,7 @@ def read_thresholds(path: Path, weights_sha256: str, weights_name: str) -> dict[
         DataError: the file is missing, broken, or made for other weights.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; `facebones calibrate` writes one") from error
     except (OSError, ValueError, RecursionError) as error:

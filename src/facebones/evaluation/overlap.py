@@ -441,10 +441,11 @@ class KnownOverlap:
 
     def __init__(self, path: Path | str) -> None:
         from facebones.system.files import parse_json
+        from facebones.system.regular_files import read_regular
 
         self.path = Path(path) / OVERLAP_FILE if Path(path).is_dir() else Path(path)
         try:
-            content = parse_json(self.path.read_bytes())
+            content = parse_json(read_regular(self.path))
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']!r:.20} is not supported; update facebones")
             self._sets = {str(one["fingerprint"]): (str(one["set"]), int(one["images"])) for one in content["sets"]}

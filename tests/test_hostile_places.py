@@ -1,0 +1,110 @@
+"""A pipe, a device or a link in the place of a file, as archives may hold: nothing waits or is lost."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from facebones.cli.main import main
+from facebones.data.pair_bins import read_pairs
+from facebones.data.pair_lists import read_pair_set
+from facebones.data.text_lists import line_blocks
+from facebones.datatools.landmarks import LandmarkTable
+from facebones.errors import FaceBonesError
+from facebones.evaluation.calibrate import read_thresholds
+from facebones.evaluation.overlap import KnownOverlap
+from facebones.importers.run_from_logs import convert_logs
+from facebones.run_folder import RunFolder
+from facebones.strict_yaml import read_yaml
+from facebones.system.checkpoint import load_checkpoint
+from facebones.system.files import map_array, read_npz
+from facebones.system.regular_files import open_regular
+from facebones.training.run import resume, train
+
+REFUSED = "not a file, but a pipe or a device"
+
+
+@pytest.fixture(params=["pipe", "device"])
+def no_file(request):
+    """Puts a pipe, or a link to a device without an end, in a place."""
+
+    def put(path):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path) if request.param == "pipe" else path.symlink_to("/dev/zero")
+        return path
+
+    return put
+
+
+@pytest.mark.parametrize("command", ["data inspect", "data convert"])
+def test_a_pipe_or_device_among_the_images_is_named(command, noisy, no_file, tmp_path):
+    for person in range(2):
+        (tmp_path / "data" / str(person)).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / "data" / str(person) / f"{number}.jpg").write_bytes(noisy(person, number))
+    no_file(tmp_path / "data" / "1" / "1.jpg")
+    words = [*command.split(), tmp_path / "data", *([tmp_path / "a.rec"] if command == "data convert" else [])]
+    # in a process of its own: what waits for a pipe cannot be stopped otherwise
+    done = subprocess.run(
+        [sys.executable, "-m", "facebones", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == (0 if command == "data inspect" else 2)
+    assert f"1.jpg: cannot be read: {REFUSED}" in done.stdout + done.stderr
+
+
+READERS = {
+    "landmarks": LandmarkTable,
+    "pair list": lambda path: read_pair_set(path, path.parent),
+    "pairs": read_pairs,
+    "list": lambda path: list(line_blocks(path)),
+    "overlap": KnownOverlap,
+    "calibration": lambda path: read_thresholds(path, "ab", "a.pt"),
+    "log": lambda path: convert_logs([path], path.parent / "run"),
+    "recipe": read_yaml,
+    "checkpoint": load_checkpoint,
+    "array": map_array,
+    "arrays": lambda path: read_npz(path, ("a",)),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_readers_refuse_a_pipe_or_device(reader, no_file, tmp_path):
+    with pytest.raises((FaceBonesError, OSError), match=r"cannot be read|not a file, but a pipe or a device"):
+        READERS[reader](no_file(tmp_path / "a.txt"))
+
+
+def test_a_folder_and_a_missing_file_are_said_as_ever(tmp_path):
+    with pytest.raises(IsADirectoryError, match="Is a directory"):
+        open_regular(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "a")
+
+
+@pytest.fixture
+def stopped(tiny_recipe, tmp_path):
+    train(tiny_recipe(**{"training.epochs": 1}), tmp_path / "run", "cpu")
+    (tmp_path / "run" / "result.json").unlink()
+    return RunFolder(tmp_path / "run")
+
+
+def test_resuming_never_writes_through_a_link(stopped, tmp_path, capsys):
+    """The metrics are cut back to the last checkpoint: through a link, that would cut any file of the user."""
+    mine = tmp_path / "mine.txt"
+    mine.write_text("precious\n" * 1000)
+    stopped.metrics.unlink()
+    stopped.metrics.symlink_to(mine)
+    assert main(["resume", str(stopped.path), "--device", "cpu"]) == 1
+    assert "metrics.jsonl: cannot be written: is a link to another place; " in capsys.readouterr().err
+    assert mine.read_text() == "precious\n" * 1000
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", ".lock"])
+def test_resuming_does_not_wait_for_a_pipe(stopped, no_file, name):
+    no_file(stopped.path / name)
+    with pytest.raises(FaceBonesError, match=rf"cannot be written: ({REFUSED}|is a link to another place)"):
+        resume(stopped.path, "cpu")
