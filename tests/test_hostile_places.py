@@ -1,9 +1,12 @@
 """A pipe, a device or a link in the place of a file, as archives may hold: nothing waits or is lost."""
 
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
+import cv2
 import pytest
 
 from facebones.cli.main import main
@@ -108,3 +111,39 @@ def test_resuming_does_not_wait_for_a_pipe(stopped, no_file, name):
     no_file(stopped.path / name)
     with pytest.raises(FaceBonesError, match=rf"cannot be written: ({REFUSED}|is a link to another place)"):
         resume(stopped.path, "cpu")
+
+
+def command_line(*words):
+    return [sys.executable, "-m", "facebones", *map(str, words)]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_neither_status_nor_files(closed, small_data, tmp_path):
+    """Without care, the sheet would have the number of stderr, and libjpeg would warn into it."""
+    sheet = tmp_path / "sheet.png"
+    words = shlex.join(command_line("data", "inspect", small_data, "--output", sheet))
+    assert subprocess.run(["sh", "-c", f"{words} {closed}"], capture_output=True, check=False).returncode == 0
+    assert cv2.imread(str(sheet)) is not None
+    wrong = shlex.join(command_line("data", "inspect", tmp_path / "none"))
+    done = subprocess.run(["sh", "-c", f"{wrong} {closed}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert bool(done.stderr) == ("2>&-" not in closed)
+
+
+def test_a_table_whose_reader_goes_away_is_no_failure():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command_line("recipes"), stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_removed_present_folder_is_one_line(small_data, tmp_path):
+    words = shlex.join(command_line("data", "convert", small_data, "faces"))
+    (tmp_path / "gone").mkdir()
+    script = f"cd {shlex.quote(str(tmp_path / 'gone'))} && rmdir ../gone && {words}"
+    found = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(each).resolve()) for each in sys.path if each)}
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, env=found)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("facebones: the present folder was removed")
+    assert done.stderr.count("\n") == 1
