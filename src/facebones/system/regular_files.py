@@ -6,7 +6,7 @@ An archive from elsewhere may hold a pipe, or a link to /dev/zero or to a file o
 import errno
 import os
 import stat
-from typing import IO
+from io import BufferedReader
 
 CHECKED = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # without O_NONBLOCK, a pipe blocks before it can be told apart
 NO_FILE = "not a file, but a pipe or a device"
@@ -28,7 +28,7 @@ def open_descriptor(path: str | os.PathLike[str]) -> int:
     raise OSError(errno.EINVAL, NO_FILE, os.fspath(path))
 
 
-def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading in binary.
 
     Raises:
