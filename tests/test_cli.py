@@ -298,6 +298,8 @@ def test_unknown_names(refused, train_words, tmp_path):
         line = refused("evaluate", "pairs", "--model", "x", "--data", "y", *words)
         assert f"argument --batch-size: '{words[1]}' is not a whole number; see" in line
     assert "argument --seed: 'x' is not a whole number" in refused("data", "synthesize", tmp_path / "x", "--seed", "x")
+    large = refused("data", "synthesize", tmp_path / "x", "--seed", 10**20)
+    assert f"argument --seed: {10**20} is too large; give {2**63 - 1} or less" in large
     assert "--seed: -1 is out of range" in refused(*train_words("--seed", "-1"))
     assert "embedding size 70000 is not in 1 to 65536" in refused(*train_words("--backbone.embedding_size", "70000"))
     assert "unknown recipe 'demmo'; did you mean 'demo'" in refused("train", "demmo", "--output", tmp_path / "run")

@@ -133,6 +133,7 @@ def test_plain_text_in_a_recipe_is_taken_as_it_stands(write):
         ("? [a]\n: 1", "line 1: not valid YAML: a key that is not text"),
         ("data:\n  path: a\x07b", "line 2: not valid YAML: the character U+0007 is not allowed"),
         ("data: " + "[" * 5000, "nested too deep"),
+        ("data: [" + "[]," * 40_000 + "]", "line 1: not valid YAML: more than 32768 values, which no recipe has"),
         ("#" * (2**20 + 1), "larger than 1048576 bytes"),
         ("#" + "é" * 2**19 + "\nnonsense: {}", "larger than 1048576 bytes"),
         ("training: {epochs: 2026-13-45}", "training.epochs: '2026-13-45' is not a whole number"),

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import facebones
 from facebones.errors import CheckpointError, ConfigError, DataError, FaceBonesError, first_line
 from facebones.system.files import atomic_write, write_json
+from facebones.system.regular_files import open_in_place, open_regular, read_regular
 
 if TYPE_CHECKING:
     from facebones.recipe import Recipe
@@ -43,7 +44,7 @@ def metrics_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         DataError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for number, line in enumerate(file, 1):
                 if line.endswith(b"\n"):
                     yield number, line
@@ -211,7 +212,7 @@ class RunFolder:
     def read_error(self) -> dict[str, Any] | None:
         """The content of error.json; None if there is none, or none that can be read."""
         try:
-            content = json.loads(self.error.read_bytes())
+            content = json.loads(read_regular(self.error))
         except (OSError, ValueError, RecursionError):
             return None
         kinds = {"type": str, "message": str, "step": int, "status": int}
@@ -234,7 +235,7 @@ def folder_lock(path: Path) -> Iterator[None]:
 
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = (path / ".lock").open("ab")
+        file = os.fdopen(open_in_place(path / ".lock"), "ab")
     except FileExistsError as error:
         raise ConfigError(f"{path}: not a folder; choose another place") from error
     except OSError as error:

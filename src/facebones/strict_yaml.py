@@ -18,10 +18,12 @@ import yaml
 
 from facebones.errors import ConfigError, UnknownNameError
 from facebones.system.progress import say
+from facebones.system.regular_files import open_regular
 
 LARGEST_NUMBER = 1e30  # far enough below the largest float32, in which torch computes
 LARGEST_INTEGER = 2**63 - 1
 MOST_BYTES = 2**20
+MOST_VALUES = 2**15  # with keys and lists; parsing takes 50 microseconds for each, and a byte may hold a third of one
 SAME = object()  # of a field's `older`: the default
 Section = TypeVar("Section")
 
@@ -175,13 +177,20 @@ def group_of_fields(kind: type[Any], key: str) -> list[str]:
 
 
 class _StrictLoader(yaml.BaseLoader):
-    """Every value is text; aliases, tags, repeated keys and keys that are not text are refused."""
+    """Every value is text; aliases, tags, repeated keys, keys that are not text and too many values are refused."""
+
+    _values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or event.tag is not None:
             what = "an alias (*name)" if isinstance(event, yaml.AliasEvent) else "a tag (!name)"
             raise yaml.composer.ComposerError(None, None, f"{what} has no place in a recipe", event.start_mark)
+        self._values += 1
+        if self._values > MOST_VALUES:
+            raise yaml.composer.ComposerError(
+                None, None, f"more than {MOST_VALUES} values, which no recipe has", event.start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -203,7 +212,7 @@ def read_yaml(path: Path) -> Any:
         ConfigError: not readable, too large, or not plain YAML.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ConfigError(f"{path}: larger than {MOST_BYTES} bytes, which no recipe is; name another file")

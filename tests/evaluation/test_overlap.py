@@ -301,6 +301,8 @@ def test_templates_are_measured_without_the_overlap(tmp_path, weights):
     [
         ("{", "no audit of overlap"),
         ('{"format": 2}', "format 2 is not supported"),
+        ('{"format": 1, "sets": [{"fingerprint": "a", "set": "a", "images": 1e999}]}', "no audit of overlap"),
+        ('{"format": 1, "sets": [], "findings": [{"set": "a", "image": 1' + "0" * 30 + "}]}", "no audit of overlap"),
         ('{"format": 1, "sets": [], "findings": []}', "was not made with the images of tiny"),
     ],
 )

@@ -12,6 +12,7 @@ from facebones.backbones.registry import lookup_backbone
 from facebones.backbones.state_dicts import COUNTER, Match
 from facebones.errors import CheckpointError
 from facebones.system.progress import say
+from facebones.system.regular_files import open_regular
 
 MAGFACE_EPS = 2e-5  # of all batch normalisation in MagFace's iResNets, whose files have "features." before the names
 MAGFACE_INPUT = {"mean": 0, "scale": 255, "colour": "bgr"}
@@ -62,7 +63,7 @@ def _take_for_cvlface(backbone: Backbone, path: Path) -> None:
     why = "has 'net.' before the names, as CVLface's files have"
     settings = path.with_name(CVLFACE_SETTINGS)
     try:
-        with settings.open("rb") as file:
+        with open_regular(settings) as file:
             text = file.read(MOST_SETTINGS).decode("utf-8", "replace")
     except OSError:
         say(

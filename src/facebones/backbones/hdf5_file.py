@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.errors import CheckpointError
+from facebones.system.regular_files import read_regular
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 DATASPACE, DATATYPE, EXTERNAL, LAYOUT, FILTERS, CONTINUATION, SYMBOLS = 1, 3, 7, 8, 11, 16, 17  # messages
@@ -42,7 +43,7 @@ def read_hdf5(path: Path) -> dict[str, Array]:
         CheckpointError: the file cannot be read, is damaged, or holds what Keras does not write.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
         return _File(data).arrays()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error

@@ -21,6 +21,7 @@ from facebones.backbones.base import LARGEST_EMBEDDING, Backbone
 from facebones.backbones.registry import create_backbone, lookup_backbone
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError, some
 from facebones.system.hub import download, is_hub_address, parse_address, pinned
+from facebones.system.regular_files import open_regular, read_regular
 
 if TYPE_CHECKING:
     from facebones.run_folder import RunFolder
@@ -170,7 +171,7 @@ def weights_digest(path: Path) -> str:
     digest = hashlib.sha256()
     for part in (path, path.with_name(f"{path.name}.data")):
         try:
-            with part.open("rb") as file:
+            with open_regular(part) as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except FileNotFoundError:
             continue
@@ -291,7 +292,7 @@ def _read_index(path: Path) -> dict[str, Any]:
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors of the file, and the card in its metadata if there is one."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
         weights = load_safetensors(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         card = json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}"))

@@ -24,7 +24,7 @@ from facebones.errors import ConfigError, FaceBonesError, RunError, first_line
 from facebones.plugins import import_plugins, raised_in_plugin
 from facebones.system.malloc import tune_malloc
 from facebones.system.processes import TORCHRUN_VARIABLE, Interrupted, stop_signals, stop_with_parent
-from facebones.system.progress import discard, printable, say
+from facebones.system.progress import discard, open_closed_streams, printable, say
 
 GROUPS = {
     "evaluate": "measure a trained backbone",
@@ -64,9 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     status = 0
+    open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold characters that stdout cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        _check_present_folder()
         arguments = _parse(argv)
         status = _run(arguments, argv)
         print(end="", flush=True)
@@ -93,6 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("stopped")
         return 130
     return status
+
+
+def _check_present_folder() -> None:
+    """Relative paths mean nothing without it, and libraries of torch end the process."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        raise ConfigError(f"the present folder was removed ({error.strerror}); go to another one by `cd`") from error
 
 
 def _run(arguments: Arguments, argv: list[str]) -> int:

@@ -31,6 +31,7 @@ RENAMED_OPTIONS = {
     "--setting": "--pooling",
     "--replicates": "--bootstrap",
 }
+LARGEST_WHOLE = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -228,11 +229,14 @@ def _autotune(speed: str) -> list[str]:
 
 
 def whole(text: str) -> int:
-    """A whole number."""
+    """A whole number, of a size that libraries in C can take."""
     try:
-        return int(text)
+        number = int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from error
+    if abs(number) > LARGEST_WHOLE:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is too large; give {LARGEST_WHOLE} or less")
+    return number
 
 
 def not_negative(text: str) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.errors import ConfigError, DataError
+from facebones.system.regular_files import open_descriptor
 
 if TYPE_CHECKING:
     from facebones.data.unreadable import Fault
@@ -66,7 +67,7 @@ def image_suffix(encoded: bytes) -> str | None:
 
 def read_image_file(path: str) -> bytes:
     """Read a small file in half the time of a file object; that matters for millions of files."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_descriptor(path)
     try:
         content = os.read(descriptor, READ_BYTES)
         while len(content) % READ_BYTES == 0 and (more := os.read(descriptor, READ_BYTES)):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from facebones.errors import DataError
 from facebones.system.files import stand_in
+from facebones.system.regular_files import open_regular
 
 MANY_BYTES = 2**28  # of a scanned file, between two calls of `forget`
 READ_AHEAD_BYTES = 2**17  # Linux fetches no more for one call
@@ -83,7 +84,7 @@ class MappedFile:
 
     def _mapped(self) -> mmap.mmap:
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 if os.fstat(file.fileno()).st_size != self.size:
                     raise DataError(f"{self.path}: the file has changed since it was opened; start again")
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # keeps a descriptor open

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from facebones.data.images import MOST_PIXELS, decoded_shape, has_colours, image_suffix, uncompressed
 from facebones.data.safe_pickle import PickledArray, PickledFile, read_pickle
 from facebones.errors import DataError, counted
+from facebones.system.regular_files import open_regular
 
 PixelOrder = Literal["bgr", "rgb"]
 LEAST_BYTES = 64  # of an image in an array of images: smaller ones would take more memory than the file
@@ -136,7 +137,7 @@ def write_pairs(path: str | os.PathLike[str], images: Sequence[bytes], is_same: 
 
 def _pickled(path: Path) -> object:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 _refuse(path, "the file is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

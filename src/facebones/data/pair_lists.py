@@ -7,6 +7,7 @@ M. Knoche, S. Hoermann, G. Rigoll, "Cross-Quality LFW" (arXiv 2108.10290).
 
 import codecs
 import csv
+import io
 import os
 import re
 from array import array
@@ -23,6 +24,7 @@ from facebones.data.pair_bins import PairSet, read_pairs
 from facebones.data.text_lists import leads_out
 from facebones.errors import DataError
 from facebones.system.files import is_file
+from facebones.system.regular_files import open_regular, read_regular
 
 PAIR_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
 FOLDS = 10
@@ -317,10 +319,10 @@ def _dealt(genuine: Integers, impostor: Integers) -> Integers:
 def _text_lines(path: Path) -> Iterator[str]:
     encoding = "UTF-8"
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             encoding = "UTF-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else encoding
         codec = "utf-8-sig" if encoding == "UTF-8" else encoding
-        with path.open(encoding=codec) as lines:
+        with io.TextIOWrapper(open_regular(path), codec) as lines:
             for line in lines:
                 yield from line.splitlines()
     except OSError as error:
@@ -333,7 +335,7 @@ def _text_lines(path: Path) -> Iterator[str]:
 def _undecodable(path: Path, codec: str, error: UnicodeDecodeError) -> int:
     """The byte of a file that cannot be decoded; the error counts from the part that was being read."""
     try:
-        path.read_bytes().decode(codec)
+        read_regular(path).decode(codec)
     except UnicodeDecodeError as whole:
         return whole.start
     return error.start
@@ -476,7 +478,7 @@ def _place_in(path: Path, number: int, root: Path, name: str) -> str:
 
 def _read_image(path: Path, number: int, place: Path) -> bytes:
     try:
-        return place.read_bytes()
+        return read_regular(place)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the name holds a NUL"
         raise DataError(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.errors import DataError
+from facebones.system.regular_files import open_regular
 
 BLOCK_BYTES = 2**18  # the arrays of a block fit in the processor's cache
 BLOCK_NUMBERS = 2**15
@@ -163,7 +164,7 @@ def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
     rest = b""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while len(rest) < BLOCK_BYTES and (chunk := file.read(BLOCK_BYTES)):  # a longer line is refused
             lines, end, rest = (rest + chunk).rpartition(b"\n")
             if end:

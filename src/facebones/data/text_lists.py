@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.errors import DataError
+from facebones.system.regular_files import open_regular
 
 BLOCK_BYTES = 1 << 20  # the arrays of a block fit in the processor's cache
 LARGEST_NUMBER = 2**31 - 1  # of a template, medium or subject: fits in int32
@@ -69,7 +70,7 @@ def line_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
     """
     number, rest = 1, b""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while chunk := file.read(BLOCK_BYTES):
                 rest += chunk
                 end = rest.rfind(b"\n", 0, len(rest.rstrip())) + 1  # some text follows it

@@ -13,6 +13,7 @@ from pathlib import Path
 from facebones.datatools.landmarks import FaceDetector
 from facebones.errors import CheckpointError, RunError, first_line
 from facebones.system.files import atomic_write, cache_folder, check_writable
+from facebones.system.regular_files import open_regular
 
 NAME = "face_detection_yunet_2023mar.onnx"
 ADDRESS = (
@@ -119,7 +120,7 @@ def _installed() -> Path:
 def _named(path: Path) -> Path:
     """The file that the variable names."""
     try:
-        with path.open("rb"):
+        with open_regular(path):
             return path
     except OSError as error:
         raise CheckpointError(
@@ -130,7 +131,7 @@ def _named(path: Path) -> Path:
 def _digest(path: Path) -> str | None:
     """Digest of a file; None if it cannot be read or is far too large."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.sha256(file.read(BYTES + 1)).hexdigest()
     except OSError:
         return None

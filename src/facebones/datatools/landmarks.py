@@ -24,6 +24,7 @@ from facebones.data.preprocessing import five_of_68
 from facebones.data.text_lists import decimal, separator_of
 from facebones.errors import CheckpointError, ConfigError, DataError, counted
 from facebones.system.files import read_at_most
+from facebones.system.regular_files import open_regular, read_regular
 
 POINTS = (5, 68)
 FIELDS = tuple(1 + 2 * points for points in POINTS)
@@ -79,7 +80,7 @@ class LandmarkTable:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            content = self.path.read_bytes()
+            content = read_regular(self.path)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}; check the path") from error
         self._fingerprint = hashlib.sha256(content).hexdigest()
@@ -288,7 +289,7 @@ class FaceDetector:
 
 def _read_model(path: Path) -> npt.NDArray[np.uint8]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = read_at_most(file, MOST_BYTES + 1)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}; {RIGHT_FILE}") from error

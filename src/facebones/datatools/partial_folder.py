@@ -20,6 +20,7 @@ from facebones.data.record_set import RecordSet
 from facebones.data.training_set import LABEL_KEYS, evenly
 from facebones.errors import DataError, RunError
 from facebones.system.files import BAD_PLACE, cannot_write, remove_leftovers, write_json
+from facebones.system.regular_files import open_regular, read_regular
 
 SAMPLE = 64  # images that are compared, whatever their number: takes a fraction of a second
 HEAD_BYTES = 2**16  # of a photo
@@ -126,7 +127,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         DataError: the record cannot be read.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -149,7 +150,7 @@ def _record_digest(data: RecordSet, index: int) -> str | None:
 
 def _photo_digest(path: str) -> str | None:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open_regular(path) as file:
             return _digest(b"%d\0" % os.fstat(file.fileno()).st_size + file.read(HEAD_BYTES))
     except OSError:  # the alignment lists it
         return None
@@ -353,7 +354,7 @@ def refuse_existing(path: Path) -> None:
 
 def _holds(path: str, content: bytes) -> bool:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open_regular(path) as file:
             return file.read(len(content) + 1) == content
     except FileNotFoundError:
         return False

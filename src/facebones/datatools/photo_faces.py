@@ -1,7 +1,6 @@
 """The face in a photo: read the photo, find the face, cut it out as ArcFace expects."""
 
 import os
-import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -81,7 +80,7 @@ def read_photo(photo: Photo, what: str | None = None) -> tuple[ImageArray, str]:
             raise DataError(f"{named}: {photo.dtype} of shape {photo.shape}; give uint8 of shape (H, W, 3), RGB")
         return photo, named
     try:
-        encoded = photo if isinstance(photo, bytes) else _read_file(photo)
+        encoded = photo if isinstance(photo, bytes) else read_image_file(str(photo))
     except (OSError, ValueError) as error:  # ValueError: no file can have such a name
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{named}: cannot be read: {reason}; check the path") from error
@@ -91,12 +90,6 @@ def read_photo(photo: Photo, what: str | None = None) -> tuple[ImageArray, str]:
     except DataError as error:
         fault = why_unreadable(encoded) or Fault("no readable image", FORMATS)
         raise NoFaceError(named, *fault) from error
-
-
-def _read_file(path: Path | str) -> bytes:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (a pipe would block)
-        raise OSError(0, "not a file")
-    return read_image_file(str(path))
 
 
 def find_face(photo_HxWx3: ImageArray, detector: FaceDetector | None, what: str) -> Face:

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -19,6 +20,7 @@ from facebones.statistics.calibration import CONFIDENCE, PromisedThreshold, Scor
 from facebones.statistics.likelihood_ratio import cross_fitted_cost, fit_isotonic, fit_logistic, least_cost
 from facebones.system.files import check_writable, write_json
 from facebones.system.hub import is_hub_address, parse_address
+from facebones.system.regular_files import read_regular
 
 FORMAT = 1
 ENDING = ".calibration.json"
@@ -172,7 +174,7 @@ def read_thresholds(path: Path, weights_sha256: str, weights_name: str) -> dict[
         DataError: the file is missing, broken, or made for other weights.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; `facebones calibrate` writes one") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -181,8 +183,29 @@ def read_thresholds(path: Path, weights_sha256: str, weights_name: str) -> dict[
         raise DataError(f"{path}: holds no thresholds of this version; {_AGAIN}")
     if content["model"].get("weights_sha256") != weights_sha256:
         raise DataError(f"{path}: was made for other weights than {weights_name} now holds; {_AGAIN}")
+    try:
+        _check_numbers(content)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DataError(f"{path}: its thresholds are damaged; {_AGAIN}") from error
     return content
 
+
+def _check_numbers(content: dict[str, Any]) -> None:
+    """Refuse what no calibration writes: JSON has whole numbers beyond all floats, and Python reads NaN from it.
+
+    Raises:
+        ValueError: or KeyError, TypeError, AttributeError or OverflowError: something is missing, no number, or not
+            finite.
+    """
+    content["model"]["preprocessing"].items()
+    for one in content["thresholds"]:
+        if not all(math.isfinite(one[key]) for key in _NUMBERS if one[key] is not None):
+            raise ValueError("a number that is not finite")
+    if not all(isinstance(one["set"], str) for one in content["sets"]) or not isinstance(content["flip"], bool):
+        raise TypeError("not what a calibration says of its sets")
+
+
+_NUMBERS = ("threshold", "false_match_rate", "confidence", "true_accept_rate", "impostors")
 
 _AGAIN = "make it again by `facebones calibrate`, or remove it"
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from facebones.system.regular_files import open_regular
+
 Ranges = list[tuple[int, int]]  # [start, stop) of images: ascending, apart from each other
 
 LARGEST_RECORD = 2**20
@@ -68,7 +70,7 @@ def read_record(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it holds no object.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         text = file.read(LARGEST_RECORD)
     try:
         content = json.loads(text)

@@ -257,7 +257,7 @@ def kept_threshold(model: Model, false_match_rate: float | None = None) -> Thres
         return None
     try:
         return _threshold(model, calibration, false_match_rate)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:  # None, or no threshold at all
         raise DataError(
             f"{model.path}: its thresholds are damaged; make them again by `facebones calibrate`"
         ) from error

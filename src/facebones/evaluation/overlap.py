@@ -441,17 +441,19 @@ class KnownOverlap:
 
     def __init__(self, path: Path | str) -> None:
         from facebones.system.files import parse_json
+        from facebones.system.regular_files import read_regular
 
         self.path = Path(path) / OVERLAP_FILE if Path(path).is_dir() else Path(path)
         try:
-            content = parse_json(self.path.read_bytes())
+            content = parse_json(read_regular(self.path))
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']!r:.20} is not supported; update facebones")
             self._sets = {str(one["fingerprint"]): (str(one["set"]), int(one["images"])) for one in content["sets"]}
             self._found = [(str(one["set"]), int(one["image"])) for one in content["findings"]]
+            np.array([image for _, image in self._found], dtype=np.int64)
         except FileNotFoundError as error:
             raise DataError(f"{self.path}: no such file; make the audit by `facebones data overlap`") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise DataError(
                 f"{self.path}: no audit of overlap ({reason:.100}); make it by `facebones data overlap`"

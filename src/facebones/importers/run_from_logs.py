@@ -16,6 +16,7 @@ from facebones.importers.text_logs import Training, TrainingLines, TrainingLogs,
 from facebones.run_folder import RunFolder
 from facebones.system.files import atomic_write, check_writable, write_json
 from facebones.system.progress import say
+from facebones.system.regular_files import read_regular
 
 KIND = "text logs"  # marks a folder made here, in source.json
 TRAINING_FILE, VALIDATION_FILE, SOURCE_FILE = "training_metrics.json", "validation_metrics.json", "source.json"
@@ -69,7 +70,7 @@ def _is_converted(source: Path) -> bool:
     if not source.exists():
         return False
     try:
-        content = json.loads(source.read_bytes())
+        content = json.loads(read_regular(source))
     except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or content.get("kind") != KIND:

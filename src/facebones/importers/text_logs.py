@@ -26,6 +26,7 @@ from typing import IO, Any, NamedTuple
 from facebones.data.text_lists import shown
 from facebones.errors import DataError
 from facebones.importers.notices import counts_batches, is_notice
+from facebones.system.regular_files import open_regular
 
 LONGEST_LINE = 1 << 16  # characters; a longer line is not from a log
 MOST_SHOWN = 3  # lines that are not understood, and places where the step goes back
@@ -444,7 +445,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give the log in it, such as {path / 'training.log'}")
     try:
-        with path.open("rb") as raw:
+        with open_regular(path) as raw:
             encoding = "utf-16" if raw.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"  # PowerShell's `>`
             yield from enumerate(_bounded_lines(raw, encoding), 1)
     except OSError as error:

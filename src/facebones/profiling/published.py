@@ -26,6 +26,7 @@ from facebones.profiling.latencies import check_measurable, measure_latencies, m
 from facebones.profiling.networks import in_deploy_form
 from facebones.system.files import atomic_write, check_writable, parse_json
 from facebones.system.progress import say, track
+from facebones.system.regular_files import read_regular
 
 UNITS = {"": 1, "M": 10**6, "G": 10**9}
 MOST_DEVIATION = (
@@ -252,7 +253,7 @@ def _read_latencies(path: Path | None) -> tuple[dict[str, Any] | None, dict[str,
     if path is None or not path.exists():
         return None, {}
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_regular(path))
         conditions, latencies = content["conditions"], content["latencies"]
         cells = [cell for threads in latencies.values() for row in threads.values() for cell in row.values()]
         if not isinstance(conditions, dict | None) or not all("problem" in cell or "busy" in cell for cell in cells):

@@ -13,6 +13,7 @@ from facebones.evaluation.calibrate import calibration_file, read_thresholds
 from facebones.recipe import load_config
 from facebones.reporting.runs import read_run
 from facebones.run_folder import RunFolder
+from facebones.system.regular_files import read_regular
 
 SHARED_ENVIRONMENT = ("facebones", "commit", "torch")  # not the paths, and not the machine
 
@@ -47,7 +48,7 @@ class FinishedRun:
         """
         path = self.folder.weights
         try:
-            content = path.read_bytes()
+            content = read_regular(path)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
         if StatedFile.of_bytes(content) != self.stated:

@@ -3,6 +3,8 @@
 Tables are complete also where stdout is not a terminal.
 """
 
+import errno
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -48,13 +50,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     In a narrow terminal, headings and texts wrap at spaces, numbers never. A table that still does not fit is printed
     as one block per row, with one line per column.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     plain = partial(printable, breaks=False)
     columns, rows, title = [*map(plain, columns)], [[*map(plain, row)] for row in rows], printable(title)
-    console = Console()
+    console = _standard_output()
     room = console.width if console.is_terminal else PIPED_WIDTH
     widths = _fitted(columns, rows, room - _frame(columns))
     needed = sum(widths) + _frame(columns)
@@ -80,6 +81,17 @@ def print_items(texts: Sequence[str]) -> None:
     console = Console()
     for text in texts:
         tell(*(_broken_at_blanks(text, console.width, "* ", "  ") if console.is_terminal else [f"* {text}"]))
+
+
+def _standard_output() -> "Console":
+    """A console whose reader may go away, as `head` does: like any output then, where Rich would exit with status 1."""
+    from rich.console import Console
+
+    class StandardOutput(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    return StandardOutput()
 
 
 def _print_blocks(console: "Console", columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

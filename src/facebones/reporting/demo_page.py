@@ -27,6 +27,7 @@ from facebones.evaluation.models import Model, is_onnx, load_model
 from facebones.evaluation.photos import scored_with_flip
 from facebones.system.files import atomic_write, cache_folder, cannot_write, check_output, check_written
 from facebones.system.hub import is_hub_address, parse_address
+from facebones.system.regular_files import read_regular
 
 VERSION = "1.30.0"  # of onnxruntime-web
 PACKAGE = f"onnxruntime-web-{VERSION}.tgz"
@@ -236,7 +237,7 @@ def _detector(detector: Path | str | None) -> tuple[Path | None, bytes | None, t
         reason = str(error) if detector_path().exists() else MISSING_DETECTOR
         return None, None, (f"users click on the eyes, for lack of a face detector: {reason}",)
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     if not _runs(content):

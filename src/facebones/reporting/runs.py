@@ -15,6 +15,7 @@ from facebones.reporting.variants import fields_of
 from facebones.reporting.words import listed
 from facebones.run_folder import RunFolder
 from facebones.system.files import is_file, is_folder
+from facebones.system.regular_files import read_regular
 
 OTHER_SHAPE = (KeyError, TypeError, AttributeError, ValueError, IndexError)  # raised by content of another shape
 NUMBERS = ("step", "epoch", "loss", "learning_rate", "accuracy", "accuracy_std", "best_accuracy", "auc", "eer", "xnorm")
@@ -35,7 +36,7 @@ def read_json(path: Path) -> Any:
         DataError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); restore it or create it again") from error
 

@@ -20,6 +20,7 @@ from facebones.reporting.variants import variant_name
 from facebones.run_folder import RunFolder
 from facebones.study.vary import FREE_FIELDS
 from facebones.system.environment import git_revision
+from facebones.system.regular_files import open_regular, read_regular
 
 DONE, UNFINISHED, TO_DO = "done", "unfinished", "to do"
 VERSIONS = ("facebones", "git_revision", "torch")
@@ -94,7 +95,7 @@ class PlannedRun:
             ConfigError: it is damaged.
         """
         try:
-            content = json.loads(self.folder.result.read_bytes())
+            content = json.loads(read_regular(self.folder.result))
             return {**content, "final": [dict(row) for row in content["final"]]}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(
@@ -221,7 +222,7 @@ def read_environment(folder: RunFolder) -> dict[str, Any]:
         ConfigError: it is damaged.
     """
     try:
-        content = json.loads(folder.environment.read_bytes())
+        content = json.loads(read_regular(folder.environment))
         return {**content, "data": dict(content["data"]), "resumed": dict(content.get("resumed", {}))}
     except FileNotFoundError:
         return {}
@@ -245,7 +246,7 @@ def _name(path: str) -> str:
 def _last_lines(path: Path) -> list[dict[str, Any]]:
     """The last complete lines of a metrics.jsonl; another process may be writing it."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL_BYTES))
             lines = file.read().split(b"\n")

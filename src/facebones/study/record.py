@@ -16,6 +16,7 @@ from facebones.study.plan import Plan
 from facebones.study.planned_run import DONE, PlannedRun, versions_here
 from facebones.study.seed_rounds import decisions
 from facebones.system.files import write_json
+from facebones.system.regular_files import read_regular
 
 STUDY_FILE = "study.json"
 FORMAT = 2
@@ -85,7 +86,7 @@ def entry_title(entry: Entry) -> str:
 def read_entries(path: Path) -> list[Entry]:
     """The measurements in an earlier study.json, also of an older format; empty if none can be used."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
         if "format" in content:
             return [entry for entry in map(dict, content["evaluation"]) if _is_measurement(entry)]
         versions = {"facebones": str(content["facebones"]), "git_revision": content.get("commit"), "torch": None}

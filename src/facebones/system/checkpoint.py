@@ -19,6 +19,7 @@ import torch
 from facebones.errors import CheckpointError
 from facebones.system.checkpoint_bounds import OutOfBounds, check_content, check_instructions, check_tree
 from facebones.system.files import atomic_write, stand_in
+from facebones.system.regular_files import open_regular
 
 # Errors of torch's reader on damaged files, collected by experiment.
 BROKEN_FILE = (
@@ -75,7 +76,7 @@ def load_content(path: Path) -> Any:
     try:
         if instead := stand_in(path):
             raise CheckpointError(f"{path}: {instead}")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             is_archive = zipfile.is_zipfile(file)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
@@ -146,7 +147,7 @@ def _start_of_pickle(path: Path) -> bytes:
     """The first bytes of the pickle in a file; empty if there is none."""
     try:
         if not zipfile.is_zipfile(path):
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 return file.read(LARGEST_START)
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("data.pkl"))

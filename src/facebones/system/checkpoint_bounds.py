@@ -16,6 +16,8 @@ from typing import IO, Any, ClassVar
 
 from torch import Tensor
 
+from facebones.system.regular_files import open_regular
+
 MOST_BUILT = 20  # bytes or elements, for each byte of the file
 LEAST_BUILT = 2**16  # that any file may build
 DEEPEST = 100  # levels of dictionaries and lists
@@ -43,7 +45,7 @@ def check_instructions(path: Path, *, is_archive: bool) -> None:
         ValueError: a pickle is cut short. zipfile's errors are raised for a damaged archive.
     """
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if not is_archive:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:  # reads no more than there is
                 _follow_all(content, size, size)

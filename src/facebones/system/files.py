@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facebones.errors import ConfigError, FaceBonesError, RunError
+from facebones.system.regular_files import open_regular
 
 BAD_PLACE = {
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
@@ -233,7 +234,7 @@ def stand_in(path: str | os.PathLike[str]) -> str | None:
     Raises:
         OSError: the file cannot be read.
     """
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((what for what, beginnings in STAND_INS.items() if start.startswith(beginnings)), None)
 
@@ -276,7 +277,7 @@ def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
         ValueError: it is not a `.npy` file, or is cut short.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             version = np.lib.format.read_magic(file)
             read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, _, dtype = read_header[version](file)
@@ -295,7 +296,7 @@ def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, np
         ValueError: it is not a `.npz` file, lacks an array, is damaged, or inflates to more than 20 times its size.
     """
     try:
-        with Path(path).open("rb") as file, ZipFile(file) as archive:
+        with open_regular(path) as file, ZipFile(file) as archive:
             if lacking := [name for name in names if f"{name}.npy" not in archive.NameToInfo]:
                 raise ValueError(f"lacks the array '{lacking[0]}'")
             members = [archive.getinfo(f"{name}.npy") for name in names]

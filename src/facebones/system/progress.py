@@ -58,6 +58,20 @@ def discard(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def open_closed_streams() -> None:
+    """Send to nowhere what the caller has closed, as `2>&-` does: else the next file that is opened takes its number.
+
+    What a library writes to descriptor 2 would then go into that file, and Python's own stream is None.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
 def tell(*lines: object) -> None:
     """Print lines on stdout; control characters are escaped, and so are line feeds: a file's name may hold one."""
     for line in lines:

@@ -7,6 +7,7 @@ weight depends on them.
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ from torch import Tensor
 from facebones.errors import RunError
 from facebones.system.number_format import percent
 from facebones.system.progress import format_seconds, say
+from facebones.system.regular_files import open_in_place
 from facebones.training.trackers import Trackers
 
 SHUFFLED = "accuracy_shuffled"  # in the line of a set whose own folds hold one kind of pair
@@ -136,7 +138,7 @@ class MetricsLog:
         self.path = path
         self._trackers = trackers
         try:
-            self._file = path.open("a+b")
+            self._file = os.fdopen(open_in_place(path), "a+b")
             self._cut(length)
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error.strerror}; fix that, then resume") from error

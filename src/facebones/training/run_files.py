@@ -23,6 +23,7 @@ from facebones.system.environment import git_revision
 from facebones.system.files import parse_json, write_json
 from facebones.system.process_group import gather_objects
 from facebones.system.progress import say
+from facebones.system.regular_files import read_regular
 from facebones.training.logs import finite_or_none
 from facebones.training.state import CHANGEABLE_FIELDS
 from facebones.training.trainer import Trainer
@@ -51,7 +52,7 @@ def describe_environment(trainer: Trainer) -> dict[str, Any]:
 def saved_threads(folder: RunFolder) -> int | None:
     """The threads that a run began with; None if it has recorded none."""
     try:
-        threads = json.loads(folder.environment.read_bytes())["threads"]
+        threads = json.loads(read_regular(folder.environment))["threads"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return threads if type(threads) is int and 0 < threads <= MOST_THREADS else None
@@ -85,7 +86,7 @@ def same_training(trainer: Trainer) -> None:
 def note_environment(folder: RunFolder, now: Mapping[str, Any], step: int) -> None:
     """Write environment.json; in that of a resumed run, add what has changed, and from which step."""
     try:
-        first = parse_json(folder.environment.read_bytes())
+        first = parse_json(read_regular(folder.environment))
         changes = first.get("resumed", {})
         known = dict(first)
         for change in changes.values():
