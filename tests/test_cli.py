@@ -353,7 +353,7 @@ def test_a_place_that_became_read_only_is_named(refused, trained, monkeypatch):
     line = refused("resume", trained, "--device", "cpu")
     assert "last.pt: cannot be written: Read-only file system" in line
     (trained / ".lock").unlink()
-    monkeypatch.setattr(Path, "open", read_only)
+    monkeypatch.setattr("facebones.run_folder.open_in_place", read_only)
     assert "run: cannot be written: Read-only file system" in refused("resume", trained, "--device", "cpu")
 
 

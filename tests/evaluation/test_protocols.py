@@ -376,4 +376,4 @@ def test_one_pair_set_needs_few_modules(small_data, tmp_path):
     packages = {name.split(".")[1] for name in loaded if "." in name}
     assert not packages & {"reporting", "profiling", "training", "study", "cli", "onnx", "export"}
     files = [name for name in loaded if not any(other.startswith(f"{name}.") for other in loaded)]
-    assert len(files) <= 30, " ".join(files)  # beside the __init__.py of the packages that they are in
+    assert len(files) <= 31, " ".join(files)  # beside the __init__.py of the packages that they are in

@@ -246,7 +246,7 @@ def test_thresholds_of_other_weights_are_refused(run, finished, tmp_path):
         push(run, "ann/mbf", license="mit", calibration=tmp_path / "none.json", dry_run=True)
     damaged = json.loads((finished / "model.calibration.json").read_text()) | {"thresholds": [{"threshold": "high"}]}
     other.write_text(json.dumps(damaged))
-    with pytest.raises(DataError, match=r"unexpected content"):
+    with pytest.raises(DataError, match=r"its thresholds are damaged"):
         push(run, "ann/mbf", license="mit", calibration=other, dry_run=True)
 
 

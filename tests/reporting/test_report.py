@@ -166,7 +166,7 @@ report_plots.save_plot = lambda figure, paths: None
 from facebones.reporting.report import write_report
 write_report([Path({study!r})], Path({output!r}))
 loaded = [name for name in sys.modules if name.partition(".")[0] == "facebones"]
-assert len(loaded) <= 45, sorted(loaded)
+assert len(loaded) <= 46, sorted(loaded)
 assert "torch" not in sys.modules
 assert not [name for name in loaded if name.split(".")[1:2] in (["evaluation"], ["study"], ["training"], ["profiling"])]
 """
