@@ -188,6 +188,29 @@ def test_a_watcher_that_slept_lets_the_holder_speak_first(name, monkeypatch):
     held.release()
 
 
+@pytest.mark.parametrize("again", [lambda name: take(name, 0).release(), lambda name: lease.links_work(name.path)])
+def test_what_a_killed_process_left_of_a_lease_is_removed(name, again):
+    left = name.path.parent / ".seed0.a1b2c3d4.tmp"
+    left.mkdir(parents=True)
+    (left / "draft").write_bytes(b"{}")
+    again(name)
+    assert not list(name.path.parent.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("step", ["_write_new", "_link"])
+def test_a_process_killed_while_it_takes_a_lease_leaves_what_the_next_removes(name, step):
+    code = (
+        "import os, sys; from pathlib import Path; from facebones.system import lease\n"
+        f"done = lease.{step}\n"
+        f"def killed(*words): done(*words); os.kill(os.getpid(), 9)\n"
+        f"lease.{step} = killed\n"
+        "lease.take(lease.LeaseName(Path(sys.argv[1])), 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, name.path], check=False).returncode == -signal.SIGKILL
+    assert list(name.path.parent.glob(".seed0.*.tmp"))
+    assert lease.links_work(name.path) and not list(name.path.parent.glob(".*.tmp"))
+
+
 def test_a_file_system_without_hard_links_is_said(name, monkeypatch):
     def no_links(*_):
         raise OSError(95, "Operation not supported")

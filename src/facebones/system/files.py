@@ -161,7 +161,10 @@ def _new_temporary(path: Path, *, folder: bool = False) -> tuple[int, str]:
     while True:
         if folder:
             name = tempfile.mkdtemp(**place)
-            descriptor = os.open(name, os.O_RDONLY)
+            try:
+                descriptor = os.open(name, os.O_RDONLY)
+            except FileNotFoundError:  # another process took it for a leftover
+                continue
         else:
             descriptor, name = tempfile.mkstemp(**place)
         if _is_ours(descriptor, name):

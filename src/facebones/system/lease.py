@@ -30,7 +30,7 @@ from threading import Event, Lock, Thread
 from typing import Any, Self
 
 from facebones.errors import ConfigError
-from facebones.system.files import cannot_write
+from facebones.system.files import cannot_write, temporary_folder
 from facebones.system.liveness import ALIVE, DEAD, fate, this_process
 
 EXPIRY_SECONDS = 60.0
@@ -162,7 +162,7 @@ def take(name: LeaseName, after: int, expiry: float = EXPIRY_SECONDS, *, shared:
     content = {"token": token, "expiry": expiry, **this_process(), "state": HELD, "beat": 0}
     try:
         name.path.parent.mkdir(parents=True, exist_ok=True)
-        if not _create(name, number, _encode(content) + _encode({}), token, shared):
+        if not _create(name, number, _encode(content) + _encode({}), shared):
             return None
     except OSError as error:
         raise cannot_write(name.file(number), error) from error
@@ -185,24 +185,20 @@ def links_work(place: Path) -> bool:
     Raises:
         ConfigError, RunError: the folder of `place` cannot be made or written.
     """
-    token = uuid.uuid4().hex
-    draft, target = (place.with_name(f".{place.name}.{token}-{number}.tmp") for number in (1, 2))
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _write_new(draft, b"")
-        return _link(draft, target) is True and target.exists()
+        with temporary_folder(place) as folder:  # the next command removes what a killed one has left of it
+            draft, target = folder / "draft", folder / "target"
+            _write_new(draft, b"")
+            return _link(draft, target) is True and target.exists()
     except OSError as error:
         raise cannot_write(place.parent, error) from error
-    finally:
-        for path in (draft, target):
-            with suppress(OSError):
-                path.unlink()
 
 
-def _create(name: LeaseName, number: int, content: bytes, token: str, shared: bool) -> bool:
+def _create(name: LeaseName, number: int, content: bytes, shared: bool) -> bool:
     """Make the file of a lease, whole and once; returns whether this process did."""
-    target, draft = name.file(number), name.path.with_name(f".{name.path.name}.lease-{token}.tmp")
-    try:
+    target = name.file(number)
+    with temporary_folder(name.path) as folder:
+        draft = folder / "draft"
         _write_new(draft, content)
         linked = _link(draft, target)
         if linked is not None:
@@ -214,8 +210,6 @@ def _create(name: LeaseName, number: int, content: bytes, token: str, shared: bo
             _write_new(target, content)
             return True
         return False
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _link(draft: Path, target: Path) -> bool | None:
