@@ -35,9 +35,9 @@ def test_the_study_of_the_accidents_is_the_published_recipe_with_one_change_at_a
     study = load_study(str(Path(__file__).parents[2] / "docs" / "studies" / "accidents" / "accidents.yaml"))
     as_run, *changed = (recipe for _, recipe in study.recipes())
     assert (as_run.data.order, as_run.data.flip_draw, as_run.optimizer.learning_rate) == ("repeated", "repeated", 0.1)
-    for recipe, fields in zip(
-        changed, [{"order", "flip_draw"}, {"learning_rate"}, {"clip_norm"}, {"name"}], strict=True
-    ):
+    accidents = [{"order", "flip_draw"}, {"learning_rate"}, {"clip_norm"}, {"name"}]
+    in_all = set().union(*accidents) | {"jpeg_quality", "one_step_ahead"}
+    for recipe, fields in zip(changed, [*accidents, in_all], strict=True):
         other = {key for key, value in recipe.values().items() if value != as_run.values()[key]}
         assert {key.rpartition(".")[2] for key in other} == fields
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from facebones.reporting.plots.labels import shortened
+from facebones.reporting.plots.labels import short_names
 from facebones.reporting.plots.style import new_figure, set_text
 from facebones.reporting.results import MetricResult, Results
 from facebones.reporting.variant_tests import VariantTest
@@ -57,7 +57,7 @@ def _heat_map(results: Results, metric: MetricResult) -> "Figure":
     tests = results.tests(metric)
     widest = max((abs(100 * test.difference) for test in tests if test.significant), default=1.0)
     scale, colours = Normalize(-widest / STRONGEST, widest / STRONGEST), colormaps[SCALE]
-    longest = max(len(shortened(name)) for name in names) * LETTER
+    longest = max(map(len, short_names(names))) * LETTER
     figure = new_figure(FRAME[0] + longest + CELL[0] * len(names), FRAME[1] + 0.8 * longest + CELL[1] * len(names))
     axes = figure.add_subplot()
     _draw_grid(axes, names)
@@ -89,7 +89,7 @@ def _draw_grid(axes: "Axes", names: list[str]) -> None:
     slanted: dict[str, Any] = {"rotation": SLANT, "ha": "left", "va": "bottom", "rotation_mode": "anchor"}
     straight: dict[str, Any] = {}
     for axis, options in ((axes.xaxis, slanted), (axes.yaxis, straight)):
-        axis.set_ticks(range(count), [shortened(name) for name in names], fontsize=NAME_SIZE, **options)
+        axis.set_ticks(range(count), short_names(names), fontsize=NAME_SIZE, **options)
         for label in axis.get_ticklabels():
             label.set_parse_math(False)
     axes.tick_params(length=0)

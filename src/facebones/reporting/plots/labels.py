@@ -63,7 +63,7 @@ def draw_names(
     centres = axes.transData.transform(points)
     reach = np.sqrt(areas)[:, None] / 2 * pixels + 1
     markers = np.concatenate([centres - reach, centres + reach], axis=1)
-    texts = [shortened(name) for name in names]
+    texts = short_names(names)
     boxes = place_labels(markers, _sizes(axes, texts), axes.bbox.extents, obstacles)
     for text, point, centre, box, radius, colour in zip(texts, points, centres, boxes, reach, colours, strict=True):
         end = nearest_point(box, centre)
@@ -89,7 +89,19 @@ def label_log_axis(axis: Any, limits: tuple[float, float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def shortened(name: str) -> str:
+def short_names(names: Sequence[str]) -> list[str]:
+    """The names in one line each; where all are of one backbone, only what its variants differ in.
+
+    >>> short_names(["r18 (adaface)", "r18 (arcface)"]), short_names(["r18 (adaface)", "r50 (adaface)"])
+    (['adaface', 'arcface'], ['r18 (adaface)', 'r50 (adaface)'])
+    """
+    parts = [name.removesuffix(")").partition(" (") for name in names]
+    if len(names) > 1 and all(levels for _, _, levels in parts) and len({backbone for backbone, _, _ in parts}) == 1:
+        names = [levels for _, _, levels in parts]
+    return [_shortened(name) for name in names]
+
+
+def _shortened(name: str) -> str:
     """The name in one line; a long path keeps its end, which distinguishes networks better than its beginning."""
     name = drawable(" ".join(name.split()))
     return name if len(name) <= LONGEST_LABEL else f"...{name[3 - LONGEST_LABEL :]}"
