@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import pytest
 from synthetic_study import make_study
 
 from facebones.cli.main import main
-from facebones.errors import ConfigError
+from facebones.errors import ConfigError, RunError
+from facebones.reporting.plots.report_plots import write_plots
 from facebones.reporting.report import PAGE, PLOTS, RESULTS, listed_plots, remove_plots, write_report
 from facebones.reporting.table_files import escape_markdown
 
@@ -30,6 +32,17 @@ def undrawn(monkeypatch):
             path.write_text("new")
 
     monkeypatch.setattr("facebones.reporting.plots.report_plots.save_plot", touch)
+
+
+@pytest.mark.parametrize("lost", ["one plot", "the folder"])
+def test_plots_that_are_removed_while_it_is_written_are_missed(study, tmp_path, undrawn, monkeypatch, lost):
+    def write_and_remove(results, folder, **options):
+        write_plots(results, folder, **options)
+        shutil.rmtree(folder) if lost == "the folder" else next(folder.iterdir()).unlink()
+
+    monkeypatch.setattr("facebones.reporting.report.write_plots", write_and_remove)
+    with pytest.raises(RunError, match=r"plots.*: was removed while files were written beside it"):
+        write_report([study], tmp_path / "report")
 
 
 def all_files(folder):
@@ -162,7 +175,7 @@ MODULES = """
 import sys
 from pathlib import Path
 from facebones.reporting.plots import report_plots
-report_plots.save_plot = lambda figure, paths: None
+report_plots.save_plot = lambda figure, paths: [p.parent.mkdir(parents=True, exist_ok=True) or p.touch() for p in paths]
 from facebones.reporting.report import write_report
 write_report([Path({study!r})], Path({output!r}))
 loaded = [name for name in sys.modules if name.partition(".")[0] == "facebones"]

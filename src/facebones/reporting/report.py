@@ -78,12 +78,11 @@ def write_report(
     check_places(output, [*plots, *files])
     stale = listed_plots(output / RESULTS) - set(plots)
     write_plots(results, output / PLOTS, progress=progress)
-    drawn = [path for path in plots if path.is_file()]
     remove_plots(stale)
     save_tables(texts, output)
     write_json(output / RESULTS, content)
     save_page(page, output / PAGE)
-    check_written([*drawn, *files])
+    check_written([*plots, *files])
     return content
 
 
