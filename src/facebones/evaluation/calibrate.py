@@ -25,6 +25,7 @@ from facebones.system.regular_files import read_regular
 FORMAT = 1
 ENDING = ".calibration.json"
 RATES = (1e-3,)
+NUMBERS = ("threshold", "false_match_rate", "confidence", "true_accept_rate", "impostors")  # of a threshold
 
 
 def calibrate(
@@ -199,13 +200,11 @@ def _check_numbers(content: dict[str, Any]) -> None:
     """
     content["model"]["preprocessing"].items()
     for one in content["thresholds"]:
-        if not all(math.isfinite(one[key]) for key in _NUMBERS if one[key] is not None):
+        if not all(math.isfinite(one[key]) for key in NUMBERS if one[key] is not None):
             raise ValueError("a number that is not finite")
     if not all(isinstance(one["set"], str) for one in content["sets"]) or not isinstance(content["flip"], bool):
         raise TypeError("not what a calibration says of its sets")
 
-
-_NUMBERS = ("threshold", "false_match_rate", "confidence", "true_accept_rate", "impostors")
 
 _AGAIN = "make it again by `facebones calibrate`, or remove it"
 

@@ -449,8 +449,8 @@ class KnownOverlap:
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']!r:.20} is not supported; update facebones")
             self._sets = {str(one["fingerprint"]): (str(one["set"]), int(one["images"])) for one in content["sets"]}
-            self._found = [(str(one["set"]), int(one["image"])) for one in content["findings"]]
-            np.array([image for _, image in self._found], dtype=np.int64)
+            self._set_of = np.array([str(one["set"]) for one in content["findings"]], dtype=object)
+            self._place = np.array([int(one["image"]) for one in content["findings"]], dtype=np.int64)
         except FileNotFoundError as error:
             raise DataError(f"{self.path}: no such file; make the audit by `facebones data overlap`") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -472,7 +472,7 @@ class KnownOverlap:
                 f"{self.path}: was not made with the images of {name}, but with those of {known}; audit it by"
                 " `facebones data overlap`"
             )
-        places = np.array([image for one, image in self._found if one == audited[0]], dtype=np.int64)
+        places = self._place[self._set_of == audited[0]]
         if places.size and not (places.min() >= 0 and places.max() < images):
             raise DataError(f"{self.path}: names an image that {name} lacks; make it again by `facebones data overlap`")
         found = np.zeros(images, dtype=np.bool_)

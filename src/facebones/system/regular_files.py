@@ -8,7 +8,7 @@ import os
 import stat
 from io import BufferedReader
 
-CHECKED = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # without O_NONBLOCK, a pipe blocks before it can be told apart
+CHECKED = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # without O_NONBLOCK, opening a pipe waits for a writer
 NO_FILE = "not a file, but a pipe or a device"
 
 

@@ -8,7 +8,6 @@ tensor is written from blocks, and read by rows into blocks.
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from facebones.errors import CheckpointError, RunError
 from facebones.system.files import parse_json
+from facebones.system.regular_files import NO_FILE, open_descriptor
 
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
@@ -247,10 +247,8 @@ def open_regular(path: Path) -> IO[bytes]:
         CheckpointError: it is missing, cannot be read, or is no regular file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise CheckpointError(f"{path}: is no regular file; damaged: restore the file")
-        return os.fdopen(descriptor, "rb")
+        return os.fdopen(open_descriptor(path), "rb")
     except OSError as error:
+        if isinstance(error, IsADirectoryError) or error.strerror == NO_FILE:
+            raise CheckpointError(f"{path}: is no regular file; damaged: restore the file") from error
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
