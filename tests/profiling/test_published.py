@@ -1,6 +1,7 @@
 """`facebones costs`: conventions are deduced, latencies are kept and resumed, and the page holds all of it."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,28 @@ def test_a_runtime_that_fails_has_its_reason_and_the_others_are_measured(monkeyp
     for threads in ("1", "2"):
         assert found[threads].pop("onnxruntime-int8") == {"problem": "int8.onnx: no such layer"}
         assert all(cell["latency_p50_ms"] >= 0 for cell in found[threads].values())
+
+
+def test_a_disturbed_latency_is_measured_again_without_preparing_the_network_anew(monkeypatch):
+    prepared, timed = [], []
+
+    def prepare(runtime, files, conditions):
+        prepared.append((runtime, conditions.threads))
+        return lambda images: runtime
+
+    def measure(inferences, batch_size, seconds):
+        timed.append([infer(1) for infer in inferences])
+        disturbed = {"torch": True, "compiled": len(timed) == 1}  # torch each time, compiled once
+        rounds = {one: [0.01, 0.02] if disturbed.get(one) else [0.01, 0.01] for one in timed[-1]}
+        return [Timings(1, single=[0.01], rounds=rounds[one], processor=0.01) for one in timed[-1]]
+
+    steps = {runtime: partial(prepare, runtime) for runtime in RUNTIMES_MEASURED}
+    monkeypatch.setattr(measuring, "_PREPARE", steps)
+    monkeypatch.setattr(measuring, "measure_timings", measure)
+    found = measure_latencies(SMALL, {"2": settled()["2"]}, 0.001)
+    assert prepared == [(runtime, 1) for runtime in RUNTIMES_MEASURED]
+    assert timed == [list(RUNTIMES_MEASURED), ["torch", "compiled"], *[["torch"]] * (measuring.ATTEMPTS - 2)]
+    assert {runtime for runtime, one in found["1"].items() if one["busy"]} == {"torch"}
 
 
 def test_a_crash_in_openvino_is_a_reason(monkeypatch, tmp_path):

@@ -206,7 +206,7 @@ def test_selections_change_the_plots(visit):
     page.locator("#cost-axis").select_option(label="parameters")
     page.locator("#cost-log").uncheck()
     assert plot.evaluate("plot => plot._fullLayout.xaxis.type") == "linear"
-    assert plot.evaluate("plot => plot.data.at(-1).x[0]") == 1000
+    assert plot.evaluate("plot => plot.data.find(one => one.meta === 6).x[0]") == 1000
     assert "faces 1:N Rank-1 against parameters" in page.locator("#cost figcaption").inner_text()
     page.locator("#heat-metric").select_option(label="faces 1:N Rank-1")
     assert page.locator(".heat:visible h3").all_inner_texts() == ["faces 1:N Rank-1"]
@@ -241,6 +241,18 @@ def test_the_answer_stands_beside_the_plot_and_names_do_not_cover_each_other(vis
             across = min(one["x"] + one["width"], other["x"] + other["width"]) - max(one["x"], other["x"])
             down = min(one["y"] + one["height"], other["y"] + other["height"]) - max(one["y"], other["y"])
             assert across < 2 or down < 2
+
+
+def test_a_name_without_room_beside_its_mark_crosses_lines_instead_of_being_left_out(page_results, browser, tmp_path):
+    results = page_results(["a_network_with_a_name", "another_with_a_longer_name", "the_last_of_three_at_the_edge"])
+    save_page(page_text(results, [], Answer(sentences=["Take any."], rules=["At 5 %."])), tmp_path / "report.html")
+    for viewport in (DESK, PHONE):
+        page = browser.new_page(viewport=viewport)
+        page.goto((tmp_path / "report.html").as_uri())
+        page.locator("[data-key=cost] .textpoint").first.wait_for()
+        names = page.locator("[data-key=cost] .textpoint").all_text_contents()
+        page.close()
+        assert sorted(name.strip() for name in names) == sorted(results.backbones), viewport
 
 
 def test_the_plot_and_the_tables_are_saved(visit, tmp_path):

@@ -2,6 +2,7 @@
 "use strict";
 (() => {
   const PRINT_SIZE = { width: 660, height: 380 };
+  const HALO = ["-1px -1px 1px", "-1px 1px 1px", "1px -1px 1px", "1px 1px 1px", "0 0 3px"]; // around the names
   const LETTER = { width: 6.9, height: 15 }; // pixels of the names in a plot
 
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -112,8 +113,8 @@
     sideBySide(points, log);
     const height = isPrinting() ? PRINT_SIZE.height : plot.clientHeight;
     const [across, up] = [costRange(points, log), metricRange(points)];
-    const sides = namePlaces(points, front, { across, up, log, width: width - 80, height: height - 70 });
-    const traces = [frontTrace(front), ...points.map((point, place) => pointTrace(point, metric, cost, sides[place]))];
+    const places = namePlaces(points, front, { across, up, log, width: width - 80, height: height - 70 });
+    const traces = [frontTrace(front), ...points.map((point) => pointTrace(point, metric, cost)), namesTrace(points, places)];
     const ticks = log ? logTicks(points, width) : { type: "linear", nticks: 7 };
     const title = cost.name === "macs" ? "MACs (FLOPs = 2 × MACs)" : cost.title;
     const x = axis(title, { tickformat: "~s", ...ticks, range: across });
@@ -169,7 +170,8 @@
     return padded([Math.max(low, first - most), Math.min(high, last + most)], 1e-4);
   }
 
-  // On which side of its mark each name has room; empty where it has none: the mark tells its name when pointed at.
+  // Where each name has room: a side of its mark or of an end of its interval, as [side, value]. A name without room may
+  // cross lines; undefined where marks and other names leave no room either: the mark tells its name when pointed at.
   function namePlaces(points, front, { across, up, log, width, height }) {
     const right = (x) => (((log ? Math.log10(x) : x) - across[0]) / (across[1] - across[0])) * width;
     const above = (value) => Math.min(1, Math.max(0, (value - up[0]) / (up[1] - up[0]))) * height;
@@ -185,24 +187,39 @@
         { left: to - 1, right: to + 1, bottom: Math.min(bottom, top), top: Math.max(bottom, top) },
       ];
     });
-    const overlap = (a, b) => Math.max(0, Math.min(a.right, b.right) - Math.max(a.left, b.left))
-      * Math.max(0, Math.min(a.top, b.top) - Math.max(a.bottom, b.bottom));
-    const taken = [...marks, ...bars, ...steps];
-    return points.map(({ model }, place) => {
-      const mark = marks[place];
-      const [x, y, wide] = [(mark.left + mark.right) / 2, (mark.bottom + mark.top) / 2, data.models[model].name.length * LETTER.width];
-      const boxes = ["middle right", "middle left", "top center", "bottom center", "top right", "top left", "bottom right", "bottom left"]
-        .map((side) => {
-          const [vertical, horizontal] = side.split(" ");
-          const left = { right: x + 9, left: x - 9 - wide, center: x - wide / 2 }[horizontal];
-          const bottom = { middle: y - LETTER.height / 2, top: y + 8, bottom: y - 8 - LETTER.height }[vertical];
-          return { side, left, right: left + wide, bottom, top: bottom + LETTER.height };
-        });
-      const isFree = (box) => box.left >= 0 && box.right <= width && box.bottom >= 0 && box.top <= height
-        && taken.every((other) => other === mark || overlap(box, other) === 0);
-      const found = boxes.find(isFree);
-      if (found) taken.push(found);
-      return found?.side ?? "";
+    const [solid, thin] = [[...marks], [...bars, ...steps]];
+    const boxes = points.map((point) => nameBoxes(point, right(point.x), above)
+      .filter((box) => box.left >= 0 && box.right <= width && box.bottom >= 0 && box.top <= height));
+    const found = points.map(() => undefined);
+    for (const most of [0, Infinity]) {
+      boxes.forEach((some, place) => {
+        if (found[place]) return;
+        const free = some.filter((box) => crossed(box, solid) === 0 && crossed(box, thin) <= most);
+        free.sort((a, b) => crossed(a, thin) - crossed(b, thin));
+        if (free.length) solid.push(found[place] = free[0]);
+      });
+    }
+    return found.map((box) => box?.anchor);
+  }
+
+  // How many of the others a box overlaps.
+  function crossed(box, others) {
+    const meets = (a, b) => Math.min(a.right, b.right) > Math.max(a.left, b.left) && Math.min(a.top, b.top) > Math.max(a.bottom, b.bottom);
+    return others.filter((other) => meets(box, other)).length;
+  }
+
+  // Where a name may stand: at its mark, above the interval, below it; the best first.
+  function nameBoxes({ model, mean, low, high }, at, above) {
+    const sides = ["middle right", "middle left", "top center", "bottom center", "top right", "top left", "bottom right", "bottom left"];
+    const ends = low === null ? [] : [["top", high], ["bottom", low]];
+    const beyond = ends.flatMap(([end, value]) => sides.filter((side) => side.startsWith(end)).map((side) => [side, value]));
+    const wide = data.models[model].name.length * LETTER.width;
+    return [...sides.map((side) => [side, mean]), ...beyond].map(([side, value]) => {
+      const [vertical, horizontal] = side.split(" ");
+      const y = above(value);
+      const left = { right: at + 9, left: at - 9 - wide, center: at - wide / 2 }[horizontal];
+      const bottom = { middle: y - LETTER.height / 2, top: y + 8, bottom: y - 8 - LETTER.height }[vertical];
+      return { anchor: [side, value], left, right: left + wide, bottom, top: bottom + LETTER.height };
     });
   }
 
@@ -213,15 +230,25 @@
     };
   }
 
-  function pointTrace(point, metric, cost, nameSide) {
+  // The names stand at unseen marks, which keep them as far from an interval's end as from a mark. Their shadow sets them
+  // off from lines that they cross.
+  function namesTrace(points, places) {
+    const named = points.map((point, place) => ({ ...point, anchor: places[place] })).filter(({ anchor }) => anchor);
+    return {
+      x: named.map(({ x }) => x), y: named.map(({ anchor }) => 100 * anchor[1]), mode: "markers+text", hoverinfo: "skip",
+      text: named.map(({ model }) => `  ${plain(data.models[model].name)}  `), textposition: named.map(({ anchor }) => anchor[0]),
+      textfont: { size: 12, shadow: HALO.map((at) => `${at} ${colour("surface")}`).join(", ") }, marker: { size: 12, opacity: 0 },
+    };
+  }
+
+  function pointTrace(point, metric, cost) {
     const name = plain(data.models[point.model].name);
     const shade = lookColour(point.model);
     const isBar = point.low !== null;
     const interval = isBar ? ` [${rounded(100 * point.low)}, ${rounded(100 * point.high)}]` : "";
     const runs = point.runs > 1 ? `<br>mean of ${point.runs} runs` : "";
     return {
-      x: [point.x], y: [100 * point.mean], meta: point.model, mode: nameSide ? "markers+text" : "markers",
-      text: [`  ${name}  `], textposition: nameSide || "top right", textfont: { size: 12 },
+      x: [point.x], y: [100 * point.mean], meta: point.model, mode: "markers",
       marker: { color: shade, size: 12, symbol: data.models[point.model].marker, line: { color: colour("surface"), width: 1 } },
       error_y: {
         visible: isBar, type: "data", symmetric: false, color: shade, thickness: 1.5, width: 5,
