@@ -4,7 +4,9 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import gmean, spearmanr
 
 from facebones.backbones.catalogue import read_catalogue, read_published
 from facebones.cli.main import main
@@ -197,6 +199,28 @@ def test_the_command_writes_the_page_with_marks_and_reasons(quick, tmp_path, cap
     data["latencies"][SMALL]["2"]["openvino-int8"] = {"problem": "it crashes"}
     page = costs_page(data)
     assert page.count("see below") == 1 and f"- it crashes: `{SMALL}` (OpenVINO int8, 2)\n" in page
+
+
+def test_the_page_says_how_fast_the_runtimes_are_and_how_well_macs_order_the_networks():
+    draw = np.random.default_rng(0)
+    macs, torch_ms, onnx_ms = draw.integers(1, 9, 20), draw.integers(1, 30, 20), draw.uniform(1, 9, 20)
+    networks = [
+        {"name": f"n{place}", "form": None, "parameters": 1, "macs": int(one), "flops_2_macs": 1}
+        | {"attention_macs": 0, "flops_mixfacenet": 1}
+        for place, one in enumerate(macs)
+    ]
+    busy = draw.uniform(size=20) < 0.3
+    latencies = {
+        f"n{place}": {"1": {"torch": cell(latency=torch_ms[place]), "onnxruntime": cell(busy[place], onnx_ms[place])}}
+        for place in range(20)
+    }
+    page = costs_page({"networks": networks, "published": [], "conditions": None, "latencies": latencies})
+    ratios = (torch_ms / onnx_ms)[~busy]
+    told = f"{gmean(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+    order = [spearmanr(macs, torch_ms).statistic, spearmanr(macs[~busy], onnx_ms[~busy]).statistic]
+    assert f"| torch | 1 | 20 | - | {order[0]:.2f} |" in page
+    assert f"| ONNX Runtime | 1 | {(~busy).sum()} | {told} | {order[1]:.2f} |" in page
+    assert "| OpenVINO | 1 | 0 | - | - |" in page
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import geometric_mean
 from typing import Any
 
 from facebones.backbones.catalogue import read_published
@@ -44,6 +45,12 @@ it; compiled is `--runtime compiled`, channels-last. int8 is that of `facebones 
 speed says nothing about its accuracy. torch computes no int8 here. `*` marks a time during which the machine did other
 work; the next run with `--measure` measures it again.
 """
+SUMMARY = """\
+### What the latencies say
+
+"Times as fast as torch" is the geometric mean over the networks, with the lowest and the highest. The rank correlation
+(Spearman) tells how well MACs order the networks by latency: 1 would be perfectly. Marked times are left out.
+"""
 COLUMNS = {
     "torch": "torch",
     "compiled": "compiled",
@@ -69,6 +76,8 @@ def costs_page(content: Mapping[str, Any]) -> str:
             f"### {threads} thread{'s' * (threads > 1)}\n",
             _latency_table(measured, content["latencies"], threads),
         ]
+    if measured:
+        parts += [SUMMARY, _summary(measured, content["latencies"])]
     if 0 < len(measured) < len(networks):
         others = ", ".join(f"`{row['name']}`" for row in networks if row not in measured)
         parts.append(f"Not measured yet: {others}.\n")
@@ -176,6 +185,35 @@ def _latency(cell: Mapping[str, Any] | None) -> str:
     if "problem" in cell:
         return "see below"
     return f"{cell['latency_p50_ms']:.2f}" + ("*" if cell["busy"] else "")
+
+
+def _summary(networks: Sequence[Mapping[str, Any]], latencies: Mapping[str, Any]) -> str:
+    """Each runtime against torch, and against MACs."""
+    from scipy.stats import spearmanr
+
+    cells = []
+    for threads in ("1", "2"):
+        known = {
+            (row["name"], runtime): cell["latency_p50_ms"]
+            for row in networks
+            for runtime, cell in latencies[row["name"]].get(threads, {}).items()
+            if not cell.get("busy", True)
+        }
+        for runtime, title in COLUMNS.items():
+            names = [row["name"] for row in networks if (row["name"], runtime) in known]
+            ratios = [known[name, "torch"] / known[name, runtime] for name in names if (name, "torch") in known]
+            macs = [row["macs"] for row in networks if row["name"] in names]
+            times = [known[name, runtime] for name in names]
+            order = f"{spearmanr(macs, times).statistic:.2f}" if len(names) > 2 else NO_NUMBER
+            cells.append((title, threads, f"{len(names)}", _ratios(ratios, runtime), order))
+    head = ("runtime", "threads", "networks", "times as fast as torch", "rank correlation with MACs")
+    return markdown_table(head, cells, right=(1, 2, 3, 4))
+
+
+def _ratios(ratios: Sequence[float], runtime: str) -> str:
+    if runtime == "torch" or not ratios:
+        return NO_NUMBER
+    return f"{geometric_mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _problems(latencies: Mapping[str, Any]) -> list[str]:
