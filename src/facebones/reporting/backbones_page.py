@@ -29,7 +29,7 @@ STUDY = """\
 The study (ArcFace Backbone Comparative) published this table of 14 backbones. A row is reproduced if the network that
 the study's code builds under that name has the printed number of parameters, to the last digit. The study's GFLOPs are
 twice the default count of ptflops, which adds batch normalisation and activations to the multiply-accumulates. Ours
-omit both and are therefore lower; for the reproduced rows, ptflops agrees with the study to the last digit.
+omit both, so in the reproduced rows they are lower; there, ptflops agrees with the study to the last digit.
 """
 
 CONCLUSION = """\
