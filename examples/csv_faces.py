@@ -1,6 +1,7 @@
 """A data format of your own: a CSV file with lines `path,person`.
 
-    facebones train small_data --import examples/csv_faces.py --data faces/list.csv --validation.sets people.bin
+    facebones train small_data --import examples/csv_faces.py --data faces/list.csv \\
+        --validation.sets people.bin --output runs/mine
 
 The paths start from the folder of the CSV file, and the first line is a heading.
 """

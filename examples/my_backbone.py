@@ -1,7 +1,8 @@
-"""A backbone of your own: depthwise separable convolutions with squeeze-and-excitation, 0.2 M parameters.
+"""A backbone of your own: depthwise separable convolutions with squeeze-and-excitation, 0.1 M parameters.
 
-facebones train demo --import my_backbone.py --backbone my_backbone --data faces --output runs/mine
-facebones compare demo --import my_backbone.py --backbones my_backbone,shufflefacenet_0_5 --data faces --output both
+facebones train demo --import examples/my_backbone.py --backbone my_backbone --data faces --output runs/mine
+facebones compare demo --import examples/my_backbone.py --backbones my_backbone,shufflefacenet_0_5 --data faces \\
+    --output both
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """A head of your own: the margin grows with the norm of an embedding, compared with the mean norm so far.
 
-    facebones train demo --data synthetic --output runs/norm --import examples/norm_head.py --head.name norm_margin
+    facebones train demo --data faces --output runs/norm --import examples/norm_head.py --head.name norm_margin
 
 A recipe can name it too: `import: norm_head.py` and `head: {name: norm_margin, margin: 0.3}`.
 """

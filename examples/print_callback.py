@@ -1,6 +1,6 @@
 """A callback of your own: prints the loss of each log line and the best accuracy of each validation.
 
-    facebones train demo --data synthetic --output runs/demo --import examples/print_callback.py
+    facebones train demo --data faces --output runs/demo --import examples/print_callback.py
 
 From Python: `train(recipe, output, callbacks=[PrintCallback()])`.
 """

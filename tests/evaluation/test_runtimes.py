@@ -161,6 +161,11 @@ def test_what_cannot_be_is_said_in_one_line(name, change, error, message, faces)
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_auto_is_refused_where_there_is_no_set_of_images_to_choose_by():
+    with pytest.raises(ConfigError, match=r"--runtime auto measures on a set of images .* name one of eager, bf16"):
+        run_by(Model(network=Refused(), device=CPU), "auto", 1)
+
+
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setattr("facebones.onnx.graph.find_spec", lambda name: None if name == "openvino" else name)
     with pytest.raises(ConfigError, match=r"openvino-bf16 needs openvino; pip install 'facebones\[openvino\]'"):

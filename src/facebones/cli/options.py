@@ -15,8 +15,8 @@ Arguments = argparse.Namespace
 TRAINED_HELP = "a run, checkpoint, safetensors or ONNX file, or hf:OWNER/NAME, a published model"
 MODEL_HELP = f"{TRAINED_HELP}; or the name of a registered backbone (random weights)"
 RUNTIME_HELP = (
-    "how models are computed: eager, bf16, compiled, compiled-bf16, onnxruntime, openvino, openvino-bf16; auto: the"
-    " fastest one here whose embeddings equal those of eager [eager]"
+    "how models are computed: eager, bf16, compiled, compiled-bf16, onnxruntime, openvino, openvino-bf16; auto, where"
+    " many images are embedded: the fastest one here whose embeddings agree with those of eager [eager]"
 )
 # Options of `train` and `compare` that are short for a field of the recipe.
 RECIPE_OPTIONS = {

@@ -11,13 +11,13 @@ _BEGINNING = """\
 The sets that face recognition trains and tests on, with their counts, terms and links, and the formats in which
 facebones reads them. Looked up on {date}; `facebones data catalogue` prints the same without a network, and
 `facebones data catalogue NAME` one set with the source of each fact and the published digests of its files. **{mark}**
-marks what was not verified. Read the terms at their source before you use a set: they change, and this page is no
-advice on law.
+marks what was not verified. Read the terms at their source before you use a set: they change, and this page is
+not legal advice.
 
 <!-- This page is made by `facebones data catalogue --markdown`; edit src/facebones/datatools/face_sets.json. -->
 
-- **State:** *free*: a link without asking; *by request*: a form or signed agreement; *withdrawn*: its publisher took it
-  back, copies go round; *unknown*: no page was found.
+- **State:** *free*: a link without asking; *by request*: a form or signed agreement; *withdrawn*: its publisher
+  withdrew it, copies circulate; *unknown*: no page was found.
 - **Reads:** the formats in which it comes, of those that facebones reads ([data formats](data_formats.md)); none if it
   has to be converted, or fetched image by image, into
   [a folder for each person](data_formats.md#image-folders).

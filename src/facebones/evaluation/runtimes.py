@@ -79,7 +79,13 @@ def lookup_runtime(name: str) -> Runtime:
 
     Raises:
         UnknownNameError: no such runtime.
+        ConfigError: "auto", which needs many images to choose by.
     """
+    if name == AUTO:
+        raise ConfigError(
+            "--runtime auto measures on a set of images (evaluate, compare, data embed); here, name one of"
+            f" {', '.join(RUNTIMES)}"
+        )
     if name not in RUNTIMES:
         raise UnknownNameError("runtime", name, [*RUNTIMES, AUTO], where="--runtime")
     return RUNTIMES[name]
