@@ -1,7 +1,6 @@
 """A data format of your own: a CSV file with lines `path,person`.
 
-    facebones train small_data --import examples/csv_faces.py --data faces/list.csv \\
-        --validation.sets people.bin --output runs/mine
+    facebones train demo --import examples/csv_faces.py --data list.csv --validation.sets people.bin --output runs/csv
 
 The paths start from the folder of the CSV file, and the first line is a heading.
 """

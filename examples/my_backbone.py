@@ -1,8 +1,7 @@
 """A backbone of your own: depthwise separable convolutions with squeeze-and-excitation, 0.1 M parameters.
 
 facebones train demo --import examples/my_backbone.py --backbone my_backbone --data faces --output runs/mine
-facebones compare demo --import examples/my_backbone.py --backbones my_backbone,shufflefacenet_0_5 --data faces \\
-    --output both
+facebones compare demo --import examples/my_backbone.py --backbones my_backbone,mobilefacenet --data faces --output both
 """
 
 import itertools
