@@ -71,6 +71,9 @@ def test_networks_are_counted_in_deploy_form():
     row = count_network("facelivtv2_xs", 512)
     assert (row["form"], row["parameters"]) == ("deploy", 2_969_552)
     assert row["macs"] == pytest.approx(88.301e6, abs=500)
+    assert row["training_form"]["parameters"] == 2_993_536
+    assert row["training_form"]["macs"] == pytest.approx(89.046e6, abs=500)
+    assert count_network(SMALL, 512)["training_form"] is None
 
 
 @pytest.mark.parametrize("row", read_published()["rows"], ids=lambda row: f"{row['backbone']}-{row['source']}")
@@ -205,7 +208,7 @@ def test_the_page_says_how_fast_the_runtimes_are_and_how_well_macs_order_the_net
     draw = np.random.default_rng(0)
     macs, torch_ms, onnx_ms = draw.integers(1, 9, 20), draw.integers(1, 30, 20), draw.uniform(1, 9, 20)
     networks = [
-        {"name": f"n{place}", "form": None, "parameters": 1, "macs": int(one), "flops_2_macs": 1}
+        {"name": f"n{place}", "form": None, "training_form": None, "parameters": 1, "macs": int(one), "flops_2_macs": 1}
         | {"attention_macs": 0, "flops_mixfacenet": 1}
         for place, one in enumerate(macs)
     ]

@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 
-from facebones.backbones.base import Backbone, is_deployed
+from facebones.backbones.base import Backbone
 from facebones.backbones.catalogue import catalogued_backbones, read_catalogue, read_published
 from facebones.backbones.registry import create_backbone
 from facebones.errors import ConfigError
 from facebones.profiling.cost import count_operations, count_parameters
 from facebones.profiling.latencies import check_measurable, measure_latencies, measuring_conditions, unsettled
-from facebones.profiling.networks import in_deploy_form
 from facebones.system.files import atomic_write, check_writable, parse_json
 from facebones.system.progress import say, track
 from facebones.system.regular_files import read_regular
@@ -123,19 +122,28 @@ def count_networks() -> list[dict[str, Any]]:
 
 @cache
 def count_network(name: str, embedding_size: int) -> dict[str, Any]:
-    """Parameters and operations of a backbone for one image, under the keys of profile.json."""
+    """Parameters and operations of a backbone for one image, under the keys of profile.json.
+
+    They are of the deploy form where there is one; then "training_form" has those of the other.
+    """
     try:
         with torch.device("meta"):
             network = create_backbone(name, embedding_size)
-        if type(network).deploy is not Backbone.deploy:  # folding needs numbers
-            with torch.random.fork_rng(devices=[]):
-                network = in_deploy_form(create_backbone(name, embedding_size).eval(), torch.device("cpu"))
     except ConfigError as error:
         raise ConfigError(f"the page of costs needs every backbone: {error}") from error
-    operations = count_operations(network)
+    deployed = network.deploy()
+    has_two = deployed is not network
     return {
         "name": name,
-        "form": "deploy" if is_deployed(network) else None,
+        "form": "deploy" if has_two else None,
+        **_counts(deployed),
+        "training_form": _counts(network) if has_two else None,
+    }
+
+
+def _counts(network: Backbone) -> dict[str, int]:
+    operations = count_operations(network)
+    return {
         "parameters": count_parameters(network),
         "macs": operations.macs,
         "attention_macs": operations.attention,
@@ -170,7 +178,7 @@ def _compare(row: Mapping[str, Any]) -> dict[str, Any]:
         "remark": row.get("remark"),
         "parameters": row["parameters"],
         "flops": row["flops"],
-        "counted": {key: count for key, count in counts.items() if key not in ("name", "form")},
+        "counted": {key: count for key, count in counts.items() if key not in ("name", "form", "training_form")},
         "parameters_deviation": None if parameters is None else parameters / counts["parameters"] - 1,
         "conventions": [asdict(fit) for fit in near],
         "fits": fits,
@@ -178,7 +186,7 @@ def _compare(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def costs(
-    output: str | Path | None = None, *, measure: bool = False, only: Sequence[str] = ("*",), seconds: float = 1.0
+    output: str | Path | None = None, *, measure: bool = False, only: str | Sequence[str] = "*", seconds: float = 1.0
 ) -> dict[str, Any]:
     """Count every built-in backbone, compare published numbers with the counts, and measure latencies.
 
@@ -189,7 +197,7 @@ def costs(
     Args:
         output: the JSON file, which may hold latencies of earlier calls; None writes nothing.
         measure: measure latencies; otherwise those of the file are returned.
-        only: names, aliases or shell patterns of the backbones to measure.
+        only: name, alias or shell pattern of the backbones to measure, or several.
         seconds: the least time for each latency.
 
     Returns:
@@ -205,7 +213,8 @@ def costs(
         costs()["published"][0]["conventions"][0]["convention"]
     """
     path = None if output is None else Path(output)
-    named = {row["name"] for pattern in only for row in catalogued_backbones(pattern)}
+    patterns = [only] if isinstance(only, str) else only
+    named = {row["name"] for pattern in patterns for row in catalogued_backbones(pattern)}
     conditions, latencies = _read_latencies(path)
     if path is not None:
         check_writable(path)
