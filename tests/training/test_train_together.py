@@ -91,6 +91,8 @@ def run(cases, folder):
             assert part["scale"] == parts[0]["scale"]
             for name, value in part["backbone"].items():
                 assert torch.equal(value, parts[0]["backbone"][name]), (case, name)
+            for name, value in part["head"].items():
+                assert torch.equal(value, parts[0]["head"][name]), (case, name)
         joined = {key: torch.cat([part[key] for part in parts]) for key in ("centres", "momentum")}
         results.append(parts[0] | joined)
     return results

@@ -43,7 +43,12 @@ class TrainingLoop:
     def __init__(self, trainer: Trainer, folder: RunFolder, callbacks: Sequence[Callback] = ()) -> None:
         self.trainer, self.recipe, self.folder = trainer, trainer.recipe, folder
         self.world = trainer.world
-        self._advice = Advice()
+        self._advice = Advice(
+            steps=trainer.total_steps,
+            batch_size=trainer.recipe.training.batch_size,
+            accumulation_steps=trainer.recipe.training.accumulation_steps,
+            identities=trainer.data.num_identities,
+        )
         self._news: dict[str, str] = {}  # of the last log line and validation, shown behind the bar
         self._saving = BackgroundSave(folder.last, folder.last_index, trainer.world)
         info = RunInfo(folder=folder.path, recipe=trainer.recipe, total_steps=trainer.total_steps)
@@ -168,7 +173,9 @@ class TrainingLoop:
             values["head"] = head
         log.write("train", values)
         say(train_line(values, trainer.total_steps, self.recipe.training.epochs, seconds_left))
-        for note in self._advice.notes(trainer.meter.head, trainer.meter.counted * trainer.step_images):
+        meter = trainer.meter
+        before = trainer.step - meter.counted - meter.skipped
+        for note in self._advice.notes(meter.head, before=before, counted=meter.counted):
             say(note)
         loss = "" if values["loss"] is None else f"  loss {values['loss']:.4g}"
         self._news["train"] = f"{rate:.0f} images/s{loss}"
