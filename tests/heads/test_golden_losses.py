@@ -59,9 +59,9 @@ CASES = {
 }
 
 
-# What ArcFace and CosFace of other repositories have beyond InsightFace's, and ours do not: AdaFace's keep angles and all
-# cosines 1e-4 from their ends, CurricularFace's is linear past the turn (theta + m > pi). Other rows are the same, with
-# the true gradient.
+# What ArcFace and CosFace of other repositories have beyond InsightFace's, and ours do not: AdaFace's keep angles and
+# all cosines 1e-4 from their ends, CurricularFace's is linear past the turn (theta + m > pi). Other rows are the same,
+# with the true gradient.
 BOUNDED = {
     "arcface_adaface_repo/default_s1": ("arcface", {"gradient": "exact"}),
     "arcface_adaface_repo/default_edge": ("arcface", {"gradient": "exact"}),

@@ -55,9 +55,7 @@ BATCH, PEOPLE = 8, 2000
 
 def notes_of(correlations, *, batch_size=BATCH, identities=PEOPLE):
     """For each line, the notes of a training with these mean correlations in its lines."""
-    advice = Advice(
-        steps=EVERY * len(correlations), batch_size=batch_size, accumulation_steps=1, identities=identities
-    )
+    advice = Advice(steps=EVERY * len(correlations), batch_size=batch_size, accumulation_steps=1, identities=identities)
     return [
         advice.notes({CORRELATION: value}, before=EVERY * line, counted=EVERY)
         for line, value in enumerate(correlations)
