@@ -12,7 +12,8 @@ from facebones.heads.registry import create_head
 from facebones.recipe import head_config
 from facebones.system.distributed import ALONE
 from facebones.training.advice import CORRELATION, Advice, norm_sharpness_correlation, sharpness
-from facebones.training.run import train
+from facebones.training.run import resume, train
+from facebones.training.trainer import Trainer
 
 OUTNUMBERED, BALANCED = {"own_class": 0.01, "other_classes": 2.0}, {"own_class": 0.3, "other_classes": 2.0}
 
@@ -100,6 +101,45 @@ def test_the_bound_follows_batches_and_people(correlation, batch_size, identitie
     assert sum(map(len, found)) == said
 
 
+def test_a_resumed_run_continues_the_sum_and_repeats_no_note():
+    lines = [
+        {"kind": "train", "step": EVERY * (line + 1), "skipped_steps": 0, "head": {CORRELATION: -0.2, **OUTNUMBERED}}
+        for line in range(LINES)
+    ]
+    (first,) = [line for line, notes in enumerate(notes_of([-0.2] * LINES)) if notes]
+    for resumed_at in (LINES // 2, first, first + 1, LINES - 1):
+        advice = Advice(steps=EVERY * LINES, batch_size=BATCH, accumulation_steps=1, identities=PEOPLE)
+        advice.replay([{"kind": "validation"}, 3, *lines[:resumed_at]], EVERY * resumed_at)
+        said = [
+            line
+            for line in range(resumed_at, LINES)
+            for _ in advice.notes(lines[line]["head"], before=EVERY * line, counted=EVERY)
+        ]
+        assert said == ([first] if resumed_at <= first else [])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"step": 10**400},
+        {"step": -1},
+        {"step": "7"},
+        {"skipped_steps": 10**400},
+        {"skipped_steps": -1},
+        {"head": [1]},
+        {"head": {CORRELATION: 10**400}},
+        {"head": {CORRELATION: "x", "own_class": None}},
+        {"head": {CORRELATION: math.inf, "own_class": 1e-300, "other_classes": math.inf}},
+    ],
+    ids=str,
+)
+def test_a_forged_line_of_the_log_is_passed_over(changed):
+    advice = Advice(steps=100, batch_size=BATCH, accumulation_steps=1, identities=PEOPLE)
+    line = {"kind": "train", "step": 60, "skipped_steps": 0, "head": {CORRELATION: -0.9}} | changed
+    advice.replay([line], 90)
+    assert len(advice.notes({CORRELATION: -0.9}, before=80, counted=10)) == 1
+
+
 def test_lines_without_a_correlation_are_passed_over():
     found = notes_of([-0.2, math.nan] * (LINES // 2))
     assert sum(map(len, found)) == 1
@@ -169,3 +209,22 @@ def test_the_log_has_what_is_measured_and_the_note_follows_it(name, tmp_path, ti
     assert heads and all(head.keys() == {"norm", "norm_deviation"} | own for head in heads)
     output = capsys.readouterr()
     assert (output.out + output.err).count("adaface takes a large norm") == (name == "adaface")
+
+
+def test_a_run_that_is_resumed_after_the_note_does_not_repeat_it(tmp_path, tiny_recipe, monkeypatch, capsys):
+    monkeypatch.setattr("facebones.training.advice.STANDARD_ERRORS", 0.2)
+    measured = {CORRELATION: torch.tensor(-0.5)}
+    monkeypatch.setattr("facebones.training.step.norm_sharpness_correlation", lambda *_: measured)
+    original = Trainer.train_step
+
+    def step(self, batches):
+        if self.step == 26:
+            raise KeyboardInterrupt
+        original(self, batches)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "train_step", step)
+        train(tiny_recipe(**{"head.name": "adaface"}), tmp_path / "run", "cpu")
+    assert capsys.readouterr().err.count("adaface takes a large norm") == 1
+    resume(tmp_path / "run", "cpu")
+    assert "adaface takes a large norm" not in capsys.readouterr().err

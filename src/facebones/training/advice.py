@@ -1,7 +1,8 @@
 """What a training measures of its head, and says once where the head does not do what it is meant to."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ OUTWEIGHS = 100
 
 
 class Advice:
-    """Notes on the head's metrics, each once; of the process that logs, and not part of a checkpoint.
+    """Notes on the head's metrics, each once; of the process that logs. A resumed run reads in its log what was said.
 
     The correlation of norm and sharpness is judged in the second half of a training, when norms mean something. Without
     a true correlation, that of a batch of n images has mean 0 and variance 1 / (n - 1) over the permutations of its
@@ -53,11 +54,28 @@ class Advice:
         self._said |= new.keys()
         return list(new.values())
 
+    def replay(self, lines: Iterable[Any], step: int) -> None:
+        """Take in the log of a run that is resumed, without saying its notes again.
+
+        Args:
+            lines: of metrics.jsonl, in order; what no training wrote is passed over.
+            step: at which the run is resumed.
+        """
+        before = 0
+        for line in lines:
+            match line:
+                case {"kind": "train", "step": int(end), "skipped_steps": int(skipped), "head": dict(head)} if (
+                    0 <= skipped <= end - before and end <= step
+                ):
+                    numbers = {name: value for name, value in head.items() if isinstance(value, float)}
+                    self.notes(numbers, before=before, counted=end - before - skipped)
+                    before = end
+
     def _of_norm(self, head: Mapping[str, float], before: int, counted: int) -> str:
         if before < self._half or not math.isfinite(correlation := head.get(CORRELATION, math.nan)):
             return ""
         self._sum, self._steps = self._sum + counted * correlation, self._steps + counted
-        if self._sum > self._bound:
+        if self._sum > self._bound or not self._steps:
             return ""
         return (
             "note: adaface takes a large norm for a good image, but in the second half of the training the norm falls"

@@ -7,14 +7,14 @@ before they continue, so that they save and stop at the same step.
 import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import Any, NoReturn
 
 import torch
 
-from facebones.errors import FaceBonesError, RunError, counted
+from facebones.errors import DataError, FaceBonesError, RunError, counted
 from facebones.recipe import Recipe
-from facebones.run_folder import RunFolder
+from facebones.run_folder import TRAIN_LINE, RunFolder, metrics_lines, parsed_line
 from facebones.system.background_save import BackgroundSave
 from facebones.system.number_format import percent
 from facebones.system.process_group import agreed, gather_objects
@@ -250,7 +250,11 @@ class TrainingLoop:
             return NoLog()
         self.folder.error.unlink(missing_ok=True)
         trackers = Trackers(self.recipe, self.folder.path, trainer.step) if self.recipe.log.trackers else None
-        return MetricsLog(self.folder.metrics, trainer.metrics_bytes, trackers)
+        log = MetricsLog(self.folder.metrics, trainer.metrics_bytes, trackers)
+        with suppress(DataError):  # the log is for people: a damaged one stops no training
+            lines = (line for line in metrics_lines(log.path) if line[1].startswith(TRAIN_LINE))
+            self._advice.replay((parsed_line(log.path, *line) for line in lines), trainer.step)
+        return log
 
     def _save_beginning(self, log: MetricsLog) -> None:
         """Save before the first step, so that a run folder without a checkpoint is one that has lost it.
