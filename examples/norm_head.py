@@ -46,8 +46,8 @@ class NormHead(PartialFC):
         self.register_buffer("mean_norm", torch.tensor(20.0))  # a buffer is saved in the checkpoint
 
     def update_state(self, cosine_BC: Tensor, column_B: Tensor, norm_B: Tensor) -> None:
-        """Move the mean norm towards that of the batch."""
-        self.mean_norm.lerp_(norm_B.mean(), 1 - self.decay)
+        """Move the mean norm towards that of the batch; fp16 may give norms that are not finite."""
+        self.mean_norm.lerp_(torch.where(norm_B.isfinite(), norm_B, self.mean_norm).mean(), 1 - self.decay)
 
     def metrics(self, norm_B: Tensor) -> Mapping[str, Tensor]:
         """Logged in metrics.jsonl under "head"."""

@@ -322,6 +322,22 @@ def test_the_meter_survives_a_save():
     assert (second.loss, second.skipped) == (3.0, 1)
 
 
+@pytest.mark.parametrize("earlier", [{}, {"teacher_cosine": 0.5}])
+def test_metrics_that_an_older_version_lacked_are_means_over_the_steps_that_have_them(earlier):
+    meter = Meter()
+    meter.load_state_dict({"loss_sum": 2.0, "counted": 1, "skipped": 1, "head": earlier})
+    assert meter.head == earlier
+    for norm in (10.0, 20.0):
+        head = {"norm": torch.tensor(norm)} | {name: torch.tensor(0.8) for name in earlier}
+        meter.add(torch.tensor(2.0), torch.tensor(1.0), head)
+    meter.read_back()
+    assert meter.loss == 2 and meter.head == pytest.approx({"norm": 15} | dict.fromkeys(earlier, 0.7))
+    meter.reset()
+    meter.add(torch.tensor(2.0), torch.tensor(1.0), {"norm": torch.tensor(4.0)})
+    meter.read_back()
+    assert meter.head == {"norm": 4}
+
+
 def test_weights_come_back_from_run_checkpoint_and_safetensors(tiny_recipe, tmp_path):
     train(tiny_recipe(), tmp_path / "run", "cpu")
     folder = RunFolder(tmp_path / "run")

@@ -42,7 +42,8 @@ def test_a_run_of_the_version_before_resumes_to_the_same_losses(older_run):
     expected, found = (read_metrics(path) for path in (OLDER / "whole/metrics.jsonl", older_run.metrics))
     assert len(found) == len(expected) == 18
     for ours, theirs in zip(found, expected, strict=True):
-        assert {**ours, "images_per_second": 0}.keys() == {**theirs, "images_per_second": 0}.keys()
+        new = {"head"} if ours["kind"] == "train" and ours["step"] > 14 else set()  # of a version without norms
+        assert ours.keys() - {"images_per_second"} == (theirs.keys() - {"images_per_second"}) | new
         numbers = {key for key in ("loss", "gradient_norm", "xnorm", "accuracy") if key in theirs}
         assert {key: ours[key] for key in numbers} == pytest.approx({key: theirs[key] for key in numbers}, rel=1e-5)
     whole = json.loads((OLDER / "whole/result.json").read_text())

@@ -225,6 +225,15 @@ def test_a_forged_state_is_refused_and_nothing_is_changed(stopped, forged):
     assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
 
 
+def test_a_damaged_generator_of_a_head_is_refused(stopped, tiny_recipe):
+    folder = stopped(tiny_recipe(**{"head.name": "elasticface"}))
+    state = load_checkpoint(folder.last)
+    head = state["head"] | {"_extra_state": torch.zeros_like(state["head"]["_extra_state"])}
+    save_checkpoint(folder.last, state | {"head": head})
+    with pytest.raises(CheckpointError, match=r"last\.pt: head elasticface: no state of a random generator; damaged"):
+        finish(folder)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_an_optimizer_state_of_other_shapes_is_refused(stopped, tiny_recipe, name):
     folder = stopped(tiny_recipe(**{"optimizer.name": name}))

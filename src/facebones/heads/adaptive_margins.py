@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from facebones.errors import ConfigError
+from facebones.errors import CheckpointError, ConfigError
 from facebones.heads.margins import smallest_sine
 from facebones.heads.partial_fc import OptionsHead, target_values
 from facebones.heads.registry import AdaFaceOptions, CurricularFaceOptions, ElasticFaceOptions, MagFaceOptions
@@ -58,7 +58,8 @@ def turned(target_B1: Tensor, margin: Tensor | float) -> Tensor:
 class AdaFace(MarginedHead):
     """AdaFace: images of a large norm, which show a face well, get a margin that presses on the hard ones, others less.
 
-    The mean and the deviation of the norms are running averages over the batches of all processes.
+    The mean and the deviation of the norms are running averages over the batches of all processes. Norms that are not
+    finite, as fp16 may give, are left out: the gradient scaler skips the step, but would not restore the averages.
     """
 
     norm_is_quality = True
@@ -76,11 +77,18 @@ class AdaFace(MarginedHead):
         self.register_buffer("deviation", torch.tensor(100.0))
 
     def update_state(self, cosine_BC: Tensor, column_B: Tensor, norm_B: Tensor) -> None:
-        """Move mean and deviation towards those of the batch; one image alone has no deviation."""
+        """Move mean and deviation towards those of the batch's finite norms; one image alone has no deviation."""
+        is_finite_B = norm_B.isfinite()
+        count = is_finite_B.sum()
         norm_B = norm_B.clamp(self.LEAST_NORM, self.MOST_NORM)
-        self.mean.lerp_(norm_B.mean().to(self.mean.dtype), self.options.momentum)
-        if len(norm_B) > 1:
-            self.deviation.lerp_(norm_B.std().to(self.deviation.dtype), self.options.momentum)
+        mean = torch.where(is_finite_B, norm_B, 0).sum() / count.clamp(min=1)
+        squares = torch.where(is_finite_B, (norm_B - mean).square(), 0).sum()
+        self._move(self.mean, mean, count > 0)
+        self._move(self.deviation, (squares / (count - 1).clamp(min=1)).sqrt(), count > 1)
+
+    def _move(self, average: Tensor, value: Tensor, moves: Tensor) -> None:
+        """Move a running average where `moves` is true, without waiting for the device."""
+        average.lerp_(torch.where(moves, value.to(average.dtype), average), self.options.momentum)
 
     def others(self, cosine_BC: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Cosines near -1 and 1 are cut off, without a gradient."""
@@ -143,7 +151,7 @@ class MagFace(MarginedHead):
 class CurricularFace(MarginedHead):
     """CurricularFace: ArcFace in which negatives above the margined target count more as the training progresses.
 
-    `progress`, the running mean of the true classes' cosines, decides how much.
+    `progress`, the running mean of the true classes' cosines, decides how much. Rows that are not finite are left out.
     """
 
     options: CurricularFaceOptions
@@ -157,11 +165,12 @@ class CurricularFace(MarginedHead):
         self.register_buffer("progress", torch.tensor(0.0))
 
     def update_state(self, cosine_BC: Tensor, column_B: Tensor, norm_B: Tensor) -> None:
-        """Move the running mean towards the mean cosine of the true classes of the batch."""
-        has_class_B = column_B >= 0
-        mean = target_values(cosine_BC, column_B).sum() / has_class_B.sum().clamp(min=1)
+        """Move the running mean towards the mean cosine of the true classes of the batch's finite rows."""
+        target_B = target_values(cosine_BC, column_B)
+        counts_B = (column_B >= 0) & norm_B.isfinite() & target_B.isfinite()
+        mean = torch.where(counts_B, target_B, 0).sum() / counts_B.sum().clamp(min=1)
         moved = self.progress.lerp(mean.to(self.progress.dtype), self.options.momentum)
-        self.progress.copy_(torch.where(has_class_B.any(), moved, self.progress))
+        self.progress.copy_(torch.where(counts_B.any(), moved, self.progress))
 
     def others(self, cosine_BC: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """The cosines above the margined target, times progress + cosine; NaN, of no class, is below none."""
@@ -179,8 +188,8 @@ class CurricularFace(MarginedHead):
 class ElasticFace(MarginedHead):
     """ElasticFace: the margin of each image is drawn at random in each step.
 
-    The generator is part of the state, so a resumed training draws the same margins; every shard draws those of the
-    whole batch.
+    The generator is part of the state, so a resumed training draws the same margins. Every shard draws those of the
+    whole batch, also one that has no centre in a step, so that all generators stay equal.
     """
 
     options: ElasticFaceOptions
@@ -191,14 +200,32 @@ class ElasticFace(MarginedHead):
         super().__init__(options, num_classes, embedding_size, shard=shard)
         self.needs_target = options.plus
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        self._margin_B = torch.empty(0)
 
     def get_extra_state(self) -> Tensor:
         """The state of the generator."""
         return self.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore the state of the generator."""
-        self.generator.set_state(state.cpu())
+        """Restore the state of the generator.
+
+        Raises:
+            CheckpointError: it is none.
+        """
+        try:
+            self.generator.set_state(state.cpu())
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                "head elasticface: no state of a random generator; damaged: restore the file"
+            ) from error
+
+    def begin_batch(self, rows: int) -> None:
+        """Draw the margins of a batch."""
+        self._margin_B = self.margins(rows)
+
+    def margin_state(self, target_B1: Tensor | None) -> Mapping[str, Tensor]:
+        """With the margins (B,) of the batch."""
+        return {**super().margin_state(target_B1), "margin": self._margin_B}
 
     def margins(self, rows: int) -> Tensor:
         """Margins (B,) of a batch; outside of training, their mean."""
@@ -208,7 +235,7 @@ class ElasticFace(MarginedHead):
 
     def margined_target(self, target_B1: Tensor, norm_B: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """cos(angle + margin), or the cosine minus the margin."""
-        margin_B1 = self.margins(len(target_B1)).to(target_B1)[:, None]
+        margin_B1 = state["margin"].to(target_B1)[:, None]
         if self.options.plus:
             far_first_B = torch.argsort(state["target_cosine"][:, 0], stable=True)
             margin_B1 = torch.empty_like(margin_B1).index_copy_(

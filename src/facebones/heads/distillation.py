@@ -143,7 +143,8 @@ class AdaDistill(FrozenCentres):
 
     In each step, the centre w of a class moves to alpha w + (1 - alpha) v, where v is the teacher's direction and alpha
     = cos(student, v) max(0, cos(w, v)), before the loss reads it. Several rows of a class count alike: the centre moves
-    to the mean of what each of them asks for. (In the authors' code the last row of a class wins.)
+    to the mean of what each of them asks for. (In the authors' code the last row of a class wins.) Rows that are not
+    finite, as fp16 may give, move nothing.
     """
 
     moves = True
@@ -163,9 +164,9 @@ class AdaDistill(FrozenCentres):
     @torch.no_grad()
     def move(self, student_BD: Tensor, teacher_BD: Tensor, label_B: Tensor) -> None:
         """Move the centres of the classes that are present."""
-        has_class_B = label_B >= 0
-        label_B = label_B[has_class_B]
-        student_BD, teacher_BD = directions(student_BD[has_class_B])[0], directions(teacher_BD[has_class_B])[0]
+        (student_BD, student_norm_B), (teacher_BD, teacher_norm_B) = directions(student_BD), directions(teacher_BD)
+        counts_B = (label_B >= 0) & student_norm_B.isfinite() & teacher_norm_B.isfinite()
+        student_BD, teacher_BD, label_B = student_BD[counts_B], teacher_BD[counts_B], label_B[counts_B]
         stored_CD = self.get_buffer("centres")
         centre_BD = stored_CD[label_B]
         agreement_B1 = (directions(centre_BD)[0] * teacher_BD).sum(dim=1, keepdim=True).clamp(LEAST_ALPHA, 1)

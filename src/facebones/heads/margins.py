@@ -47,6 +47,7 @@ def combined_margin(
         m2: added to the angle, in radians (ArcFace).
         m3: subtracted from the cosine (CosFace).
         interclass_filter: above 0, cosines of other classes above this count as label noise: set to 0, no gradient.
+            They stay in the softmax, with a logit of 0.
         gradient: "straight_through" applies the margin without differentiating it, so that d logit / d cosine is
             `scale` everywhere, as the field's implementations do; "exact" is the true derivative, bounded near
             angles of 0 and pi.

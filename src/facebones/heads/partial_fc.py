@@ -127,8 +127,21 @@ class PartialFC(Head):
             present = label[self._is_here(label)] - self.shard.start
             self.sampled.draw(sample_classes(len(self.shard), self.sample_rate, present))
 
+    def begin_batch(self, rows: int) -> None:
+        """Draw what is random in a batch; most heads draw nothing.
+
+        Called once a batch, in training and evaluation, on every shard, also on one without classes. So each of them
+        draws the same numbers.
+
+        Args:
+            rows: of the batch, of all processes.
+        """
+
     def update_state(self, cosine_BC: Tensor, column_B: Tensor, norm_B: Tensor) -> None:
         """Update the buffers from a batch, before the margin reads them; called in training, without gradients.
+
+        In fp16, rows may be NaN or infinite; the gradient scaler skips such a step. Leave these rows out, or they stay
+        in the buffers.
 
         Read only the cosine of each row's true class. Where the centres are shared among processes, these are all that
         is passed: `cosine_BC` is (B, 1), and `column_B` is 0, or -1 without a class. All processes get the same values.
@@ -152,8 +165,11 @@ class PartialFC(Head):
         return None
 
     def metrics(self, norm_B: Tensor) -> Mapping[str, Tensor]:
-        """Scalars of a batch for the training log; none here. Called without gradients."""
-        return {}
+        """Scalars of a batch for the training log, here mean and deviation of the norms. Called without gradients.
+
+        They stay on the device. Where the centres are shared, the norms are those of all processes.
+        """
+        return {"norm": norm_B.mean(), "norm_deviation": norm_B.std(correction=0)}
 
     def logits(self, embedding_BD: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Margined logits over the centres that take part, and each row's column among them.
@@ -192,6 +208,7 @@ class PartialFC(Head):
             return HeadOutput(loss, {**self.metrics(norm_B), **balance})
 
     def _logits(self, direction_BD: Tensor, norm_B: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        self.begin_batch(len(label_B))
         cosine_BS, column_B = self.cosines(direction_BD, label_B)
         if self.training:
             with torch.no_grad():
@@ -254,10 +271,6 @@ class OptionsHead(PartialFC):
     ) -> Tensor:
         """Logits (B, C); a margin as in `facebones.heads.margins`."""
         raise NotImplementedError
-
-    def metrics(self, norm_B: Tensor) -> Mapping[str, Tensor]:
-        """Mean and deviation of the norms of a batch."""
-        return {"norm": norm_B.mean(), "norm_deviation": norm_B.std(correction=0)}
 
 
 def balance_metrics(loss: Tensor, own: Tensor) -> dict[str, Tensor]:

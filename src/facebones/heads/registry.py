@@ -33,7 +33,7 @@ class HeadOptions:
 class MarginOptions(HeadOptions):
     """Options of every head with a fixed margin."""
 
-    interclass_filter: float = setting(0.0, "other classes' cosines above this are ignored; 0 is off", minimum=0)
+    interclass_filter: float = setting(0.0, "other classes' cosines above this count as 0; 0 is off", minimum=0)
     gradient: str = setting(
         "straight_through", "how the margin is differentiated", choices=("straight_through", "exact")
     )

@@ -177,6 +177,8 @@ class ShardedHead(_SharedHead):
         copies = _GatherRows.apply(embedding_BD, self.world, self.batch_size, len(self.heads))  # type: ignore[no-untyped-call]
         pairs = [directions(copy) for copy in copies]
         norm_B = pairs[0][1]
+        for head in self.heads:
+            head.begin_batch(len(label))
         cosines = [
             head.cosines(direction_BD, label) if len(head.shard) else (direction_BD[:, :0], torch.full_like(label, -1))
             for head, (direction_BD, _) in zip(self.heads, pairs, strict=True)

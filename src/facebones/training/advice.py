@@ -1,7 +1,8 @@
 """What a training measures of its head, and says once where the head does not do what it is meant to."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,44 +10,77 @@ from torch import Tensor
 from facebones.system.distributed import World
 
 CORRELATION = "norm_sharpness_correlation"
-ENOUGH_IMAGES = 2000  # that a correlation is judged by
+STANDARD_ERRORS = 2.0  # below 0 at which a sum of correlations is negative
 OUTWEIGHS = 100
 
 
 class Advice:
-    """Notes on the head's metrics, each once; of the process that logs, and not part of a checkpoint."""
+    """Notes on the head's metrics, each once; of the process that logs. A resumed run reads in its log what was said.
 
-    def __init__(self) -> None:
+    The correlation of norm and sharpness is judged in the second half of a training, when norms mean something. Without
+    a true correlation, that of a batch of n images has mean 0 and variance 1 / (n - 1) over the permutations of its
+    images, for every distribution of either. The training set is itself a sample, of people: over other people its own
+    correlation has a variance of at most about 1 / identities. So the sum of the correlations of all T steps of the
+    second half has the variance V = T / (n - 1) + T^2 / identities. The sum so far is compared with -2 sqrt(V) at each
+    line. By Levy's inequality it falls below that at any of the lines with at most twice the probability of doing so at
+    the last one: 2 * 2.3 % = 4.6 % of trainings without a true correlation get the note.
+
+    Args:
+        steps: of the whole training.
+        batch_size: rows of a batch, of all processes.
+        accumulation_steps: batches of a step.
+        identities: people in the training set.
+    """
+
+    def __init__(self, *, steps: int, batch_size: int, accumulation_steps: int, identities: int) -> None:
         self._said: set[str] = set()
-        self._images, self._sum = 0, 0.0
+        self._sum, self._steps = 0.0, 0
+        self._images = batch_size * accumulation_steps  # of a step
+        self._half = steps // 2
+        judged = steps - self._half
+        variance = judged / (accumulation_steps * max(1, batch_size - 1)) + judged**2 / max(1, identities)
+        self._bound = -STANDARD_ERRORS * math.sqrt(variance)
 
-    def notes(self, head: Mapping[str, float], images: int) -> list[str]:
+    def notes(self, head: Mapping[str, float], *, before: int, counted: int) -> list[str]:
         """What to say of an interval.
 
         Args:
-            head: metrics of the head, means over the interval.
-            images: of the interval.
+            head: metrics of the head, means over the counted steps.
+            before: steps of the training before the interval.
+            counted: steps of the interval whose metrics are known.
         """
-        found = {"norm": self._of_norm(head, images), "balance": _of_balance(head)}
+        found = {"norm": self._of_norm(head, before, counted), "balance": _of_balance(head)}
         new = {name: note for name, note in found.items() if note and name not in self._said}
         self._said |= new.keys()
         return list(new.values())
 
-    def _of_norm(self, head: Mapping[str, float], images: int) -> str:
-        """Judge the correlation of each `ENOUGH_IMAGES` images; below 0 by two standard errors is negative."""
-        if not math.isfinite(correlation := head.get(CORRELATION, math.nan)):
+    def replay(self, lines: Iterable[Any], step: int) -> None:
+        """Take in the log of a run that is resumed, without saying its notes again.
+
+        Args:
+            lines: of metrics.jsonl, in order; what no training wrote is passed over.
+            step: at which the run is resumed.
+        """
+        before = 0
+        for line in lines:
+            match line:
+                case {"kind": "train", "step": int(end), "skipped_steps": int(skipped), "head": dict(head)} if (
+                    0 <= skipped <= end - before and end <= step
+                ):
+                    numbers = {name: value for name, value in head.items() if isinstance(value, float)}
+                    self.notes(numbers, before=before, counted=end - before - skipped)
+                    before = end
+
+    def _of_norm(self, head: Mapping[str, float], before: int, counted: int) -> str:
+        if before < self._half or not math.isfinite(correlation := head.get(CORRELATION, math.nan)):
             return ""
-        self._images, self._sum = self._images + images, self._sum + images * correlation
-        if self._images < ENOUGH_IMAGES:
-            return ""
-        images, mean = self._images, self._sum / self._images
-        self._images, self._sum = 0, 0.0
-        if mean > -2 / math.sqrt(images):
+        self._sum, self._steps = self._sum + counted * correlation, self._steps + counted
+        if self._sum > self._bound or not self._steps:
             return ""
         return (
-            f"note: adaface takes a large norm for a good image, but over the last {images} images the norm falls with"
-            f" the sharpness (correlation {mean:.2f}): its margin may press on the wrong ones, as it can on small sets;"
-            " compare with --head.name arcface"
+            "note: adaface takes a large norm for a good image, but in the second half of the training the norm falls"
+            f" with the sharpness (correlation {self._sum / self._steps:.2g} over {self._steps * self._images} images):"
+            " its margin may press on the wrong ones, as it can on small sets; compare with --head.name arcface"
         )
 
 

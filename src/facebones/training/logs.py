@@ -46,6 +46,8 @@ class Meter:
         self.counted = 0
         self.skipped = 0
         self.head_sums: dict[str, float] = {}
+        # Counted steps of a version whose head had fewer metrics, and those that it had.
+        self._earlier, self._known = 0, set[str]()
 
     def add(self, loss: Tensor, gradient_norm: Tensor, head: Mapping[str, Tensor] = MappingProxyType({})) -> None:
         """Add a step.
@@ -81,7 +83,8 @@ class Meter:
     @property
     def head(self) -> dict[str, float]:
         """Mean metrics of the head over the counted steps."""
-        return {name: total / self.counted for name, total in self.head_sums.items() if self.counted}
+        counts = {name: self.counted - (0 if name in self._known else self._earlier) for name in self.head_sums}
+        return {name: total / counts[name] for name, total in self.head_sums.items() if counts[name]}
 
     def state_dict(self) -> dict[str, Any]:
         """The sums; those of the head only if it has metrics."""
@@ -92,6 +95,7 @@ class Meter:
         """Restore the sums of `state_dict`."""
         self.loss_sum, self.counted, self.skipped = (state[key] for key in ("loss_sum", "counted", "skipped"))
         self.head_sums = dict(state.get("head", {}))
+        self._earlier, self._known = self.counted, set(self.head_sums)
 
 
 class Stopwatch:

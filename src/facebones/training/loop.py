@@ -7,14 +7,14 @@ before they continue, so that they save and stop at the same step.
 import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import Any, NoReturn
 
 import torch
 
-from facebones.errors import FaceBonesError, RunError, counted
+from facebones.errors import DataError, FaceBonesError, RunError, counted
 from facebones.recipe import Recipe
-from facebones.run_folder import RunFolder
+from facebones.run_folder import TRAIN_LINE, RunFolder, metrics_lines, parsed_line
 from facebones.system.background_save import BackgroundSave
 from facebones.system.number_format import percent
 from facebones.system.process_group import agreed, gather_objects
@@ -43,7 +43,12 @@ class TrainingLoop:
     def __init__(self, trainer: Trainer, folder: RunFolder, callbacks: Sequence[Callback] = ()) -> None:
         self.trainer, self.recipe, self.folder = trainer, trainer.recipe, folder
         self.world = trainer.world
-        self._advice = Advice()
+        self._advice = Advice(
+            steps=trainer.total_steps,
+            batch_size=trainer.recipe.training.batch_size,
+            accumulation_steps=trainer.recipe.training.accumulation_steps,
+            identities=trainer.data.num_identities,
+        )
         self._news: dict[str, str] = {}  # of the last log line and validation, shown behind the bar
         self._saving = BackgroundSave(folder.last, folder.last_index, trainer.world)
         info = RunInfo(folder=folder.path, recipe=trainer.recipe, total_steps=trainer.total_steps)
@@ -168,7 +173,9 @@ class TrainingLoop:
             values["head"] = head
         log.write("train", values)
         say(train_line(values, trainer.total_steps, self.recipe.training.epochs, seconds_left))
-        for note in self._advice.notes(trainer.meter.head, trainer.meter.counted * trainer.step_images):
+        meter = trainer.meter
+        before = trainer.step - meter.counted - meter.skipped
+        for note in self._advice.notes(meter.head, before=before, counted=meter.counted):
             say(note)
         loss = "" if values["loss"] is None else f"  loss {values['loss']:.4g}"
         self._news["train"] = f"{rate:.0f} images/s{loss}"
@@ -243,7 +250,11 @@ class TrainingLoop:
             return NoLog()
         self.folder.error.unlink(missing_ok=True)
         trackers = Trackers(self.recipe, self.folder.path, trainer.step) if self.recipe.log.trackers else None
-        return MetricsLog(self.folder.metrics, trainer.metrics_bytes, trackers)
+        log = MetricsLog(self.folder.metrics, trainer.metrics_bytes, trackers)
+        with suppress(DataError):  # the log is for people: a damaged one stops no training
+            lines = (line for line in metrics_lines(log.path) if line[1].startswith(TRAIN_LINE))
+            self._advice.replay((parsed_line(log.path, *line) for line in lines), trainer.step)
+        return log
 
     def _save_beginning(self, log: MetricsLog) -> None:
         """Save before the first step, so that a run folder without a checkpoint is one that has lost it.

@@ -197,7 +197,10 @@ class Trainer:
         if place != {key: self.state_dict(0)[key] for key in place} or not 0 <= self.step <= self.total_steps:
             raise CheckpointError(f"{path}: its position in the data does not fit its config.yaml; restore both")
         self.backbone.load_state_dict(state["backbone"])
-        load_head_state(self.head, state["head"])
+        try:
+            load_head_state(self.head, state["head"])
+        except CheckpointError as error:  # of a head's own state, which knows no path
+            raise CheckpointError(f"{path}: {error}") from error
         load_optimizer_state(self.optimizer, self._modules, self.head, state["optimizer"])
         if self.teaching is not None:
             self.teaching.load_state_dict(state["distillation"], path)
