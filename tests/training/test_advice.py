@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+from facebones.backbones import create_backbone
+from facebones.backbones.facelivt import START_FOR_SGD, facelivtv2_xs
 from facebones.heads.registry import create_head
 from facebones.recipe import head_config
 from facebones.system.distributed import ALONE
-from facebones.training.advice import CORRELATION, ENOUGH_IMAGES, Advice, norm_sharpness_correlation, sharpness
+from facebones.training.advice import (
+    CORRELATION,
+    ENOUGH_IMAGES,
+    Advice,
+    norm_sharpness_correlation,
+    note_on_sgd,
+    sharpness,
+)
 from facebones.training.run import train
+from facebones.training.trainer import Trainer
 
 OUTNUMBERED, BALANCED = {"own_class": 0.01, "other_classes": 2.0}, {"own_class": 0.3, "other_classes": 2.0}
 
@@ -133,3 +143,27 @@ def test_the_log_has_what_is_measured_and_the_note_follows_it(name, tmp_path, ti
     assert heads and all(head.keys() == {"norm", "norm_deviation"} | own for head in heads)
     output = capsys.readouterr()
     assert (output.out + output.err).count("adaface takes a large norm") == (name == "adaface")
+
+
+def test_sgd_is_noted_for_a_network_of_which_it_leaves_a_part_as_it_is():
+    published = create_backbone("facelivtv2_xs", 8)
+    assert note_on_sgd(published, "sgd").startswith("note: SGD leaves the token mixing of facelivtv2_xs as it starts")
+    assert note_on_sgd(published, "adamw") == ""
+    others = (facelivtv2_xs(8, 0.0, START_FOR_SGD), create_backbone("facelivt_s", 8), torch.nn.Linear(2, 2))
+    assert [note_on_sgd(network, "sgd") for network in others] == [""] * 3
+    for name, parameter in published.named_parameters():
+        if name.endswith((".ls", ".alpha")):
+            torch.nn.init.constant_(parameter, 0.1)  # as in trained weights
+    assert note_on_sgd(published, "sgd") == ""
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_training_begins_with_that_note(optimizer, tmp_path, tiny_recipe, monkeypatch, capsys):
+    def stop(self, batches):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train_step", stop)
+    recipe = tiny_recipe(**{"backbone.name": "facelivtv2_xs", "optimizer.name": optimizer})
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", "cpu")
+    assert ("note: SGD leaves the token mixing" in capsys.readouterr().err) == (optimizer == "sgd")

@@ -12,7 +12,8 @@ builders take another start, such as `START_FOR_SGD`; register one under a name 
     def facelivtv2_xs_sgd(embedding_size: int, dropout: float) -> Backbone:
         return facelivtv2_xs(embedding_size, dropout, START_FOR_SGD)
 
-It is no option of recipes, because no other network has one like it. Weights of either start load into both networks.
+It is no option of recipes, because no other network has one like it; a training with SGD notes it. Weights of either
+start load into both networks.
 """
 
 from collections import OrderedDict
@@ -49,6 +50,7 @@ class MixingStart(NamedTuple):
 
 START_FOR_ADAMW = MixingStart(1e-5, 1e-5)  # as published
 START_FOR_SGD = MixingStart(1.0, 1e-2)
+LEAST_FOR_SGD = 1e-6  # of alpha times the layer scale: 1e-10 at the first start, 1e-2 at the second
 
 
 def _conv(i: int, o: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -253,6 +255,11 @@ class FaceLiVT(Backbone):
             x = stage(embed(x))  # (B, C, 28, 28) to (B, C, 4, 4)
         x = self.dropout(self.pre_head(x).flatten(1))
         return self.head(x).float()  # type: ignore[no-any-return]  # (B, D)
+
+    def unmoved_by_sgd(self) -> str:
+        mixing = [module for module in self.modules() if isinstance(module, LiteMixing)]
+        factors = [module.norm.alpha.abs().max() * module.ls.abs().max() for module in mixing]
+        return "token mixing" if any(factor < LEAST_FOR_SGD for factor in factors) else ""
 
     def deploy(self) -> Backbone:
         """The same network without batch normalisation and parallel convolutions."""
