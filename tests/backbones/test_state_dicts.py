@@ -326,9 +326,23 @@ def test_a_ghostfacenet_that_lacks_some_prelus_is_damaged(load):
         load(saved, "ghostfacenet_v1_0_5_s2")
 
 
-def test_a_bias_before_the_last_normalisation_of_another_length_is_refused(load):
+@pytest.mark.parametrize(
+    "bias", [torch.ones(SIZE - 1), torch.ones(SIZE, dtype=torch.int64), torch.ones(SIZE).to_sparse(), torch.tensor(1.0)]
+)
+def test_a_bias_before_the_last_normalisation_that_does_not_fit_it_is_refused(load, bias):
     with pytest.raises(CheckpointError, match=r"has no place for head\.linear\.bias$"):
-        load(ghost() | {"head.linear.bias": torch.ones(SIZE - 1)}, "ghostfacenet_v1_0_5_s2")
+        load(ghost() | {"head.linear.bias": bias}, "ghostfacenet_v1_0_5_s2")
+
+
+def test_a_ghostfacenet_without_prelus_and_with_odd_tensors_is_refused_in_one_line(load):
+    saved = {key: value for key, value in ghost().items() if "prelu" not in key}
+    for key, value in {
+        "stem.bn.weight": torch.tensor(1.0),
+        "blocks.3.se.reduce.weight": torch.ones(9).to_sparse(),
+    }.items():
+        with pytest.raises(CheckpointError, match=r"x\.pth: not the weights of ghostfacenet_v1_0_5_s2: it ") as error:
+            load(saved | {key: value}, "ghostfacenet_v1_0_5_s2")
+        assert "\n" not in str(error.value)
 
 
 def test_an_unknown_channel_order_is_one_line(tmp_path, ir):
