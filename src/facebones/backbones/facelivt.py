@@ -5,8 +5,9 @@ the others, linear layers over the pixels of a map take the place of attention. 
 are those of the authors' code, so their weights load unchanged, in training and in deploy form.
 
 The authors train with AdamW. In FaceLiVTv2, token mixing starts at `START_FOR_ADAMW`: its output is multiplied by
-1e-10, and so is the gradient of its weights, about 4e-11. SGD does not move them, and float16 rounds them to 0. The
-builders take another start, such as `START_FOR_SGD`; register one under a name of yours, in a file for `--import`:
+1e-10, and so is the gradient of its weights, about 4e-11. SGD does not move them, and float16 rounds them to 0 unless
+the loss is scaled, as `training.precision fp16` does (at its first scale, 65536, 5 % of them are 0). The builders take
+another start, such as `START_FOR_SGD`; register one under a name of yours, in a file for `--import`:
 
     @register_backbone()
     def facelivtv2_xs_sgd(embedding_size: int, dropout: float) -> Backbone:
