@@ -45,12 +45,12 @@ class CheckpointError(FaceBonesError):
 
 
 class UnknownNameError(FaceBonesError):
-    """An unknown name; the message offers the nearest known one."""
+    """An unknown name; the message offers the nearest known one, or gives another hint."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "", hint: str = "") -> None:
         known = sorted(known)
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {some(known, MOST_NAMES)}"
+        hint = hint or (f"did you mean '{nearest[0]}'?" if nearest else f"known: {some(known, MOST_NAMES)}")
         place = f"{where}: " if where else ""
         super().__init__(f"{place}unknown {kind} '{name:.100}'; {hint}")
 

@@ -283,6 +283,7 @@ def test_the_last_weight_is_kept_at_one(name, last):
 def test_names_aliases_and_patterns():
     assert create_backbone("mbf").name == "mobilefacenet_wide"
     assert lookup_backbone("r100").name == "iresnet100"
+    assert lookup_backbone("ghostfacenet_v1_1_3_s1_bias").name == "ghostfacenet_v1_1_3_s1"
     assert list_backbones("shuffleface*") == [f"shufflefacenet_{width}" for width in ("0_5", "1_0", "1_5", "2_0")]
     # The study's pair of names is swapped, and its files must load.
     assert lookup_backbone("sfn1_0").name == "study_shufflefacenet_1_5"
@@ -294,6 +295,8 @@ def test_names_aliases_and_patterns():
 def test_unknown_names_and_sizes_are_refused_in_one_line():
     with pytest.raises(UnknownNameError, match="unknown backbone 'mobilfacenet'; did you mean 'mobilefacenet'"):
         create_backbone("mobilfacenet")
+    with pytest.raises(UnknownNameError, match="'pocketnet_s_128'; give pocketnet_s: files of weights show the embed"):
+        create_backbone("pocketnet_s_128")
     with pytest.raises(UnknownNameError, match="unknown backbone 'zzz'; known: edgeface_base, "):
         describe_backbones("zzz")
     with pytest.raises(ConfigError, match="embedding size 0 is not in 1 to 65536"):

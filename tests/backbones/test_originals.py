@@ -1,6 +1,7 @@
 """Networks whose originals were run in float64: weights under their keys give their embeddings, to rounding."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +17,38 @@ from facebones.profiling.cost import unused_parameters
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 REGISTERED = {row["name"] for row in read_catalogue()}
-FAMILIES = ("ghostfacenet", "ir", "mobilefacenet_cavaface", "mobilenet", "vit")
+FAMILIES = ("facelivt", "ghostfacenet", "ir", "mobilefacenet_cavaface", "mobilenet", "pocketnet", "vit")
 QUICK = {  # one of each kind of layer
     *("ghostfacenet_v1_0_5_s2", "ghostfacenet_v1_1_0_s1", "ghostfacenet_v2_1_0_s2", "ir_se_18"),
     *("mobilefacenet_cavaface", "mobilenet_v1_0_25", "mobilenet_v2", "mobilenet_v3_small", "vit_t"),
+    *("facelivt_s", "facelivtv2_xs", "facelivtv2_xs_deploy", "pocketnet_m_128"),
 }
+
+
+def registered_name(name):
+    """A name of the goldens without its form or embedding size, which a file shows."""
+    return re.sub(r"_deploy$|(?<=^pocketnet_[sm])_\d+$", "", name)
+
+
 NAMES = [
     pytest.param(family, name, id=name, marks=[] if name in QUICK else [pytest.mark.slow])
     for family in FAMILIES
     for name in json.loads((GOLDEN / f"{family}_keys.json").read_text())
-    if name in REGISTERED
+    if registered_name(name) in REGISTERED
 ]
 
 
 def original(family, name, golden_tensor):
     """The state dict of the original, and its embeddings of the two images of tests/golden; None if it was not run."""
-    shapes = json.loads((GOLDEN / f"{family}_keys.json").read_text())[name]
-    return {key: golden_tensor(key, shape) for key, shape in shapes.items()}, answers(family).get(name)
+    keys = json.loads((GOLDEN / f"{family}_keys.json").read_text())
+    form = name.removesuffix("_deploy")
+    weights = {key: golden_tensor(key, shape) for key, shape in keys[form].items()}
+    if form != name:  # the original filled the form that is trained, and folded it
+        network = create_backbone(form)
+        network.load_state_dict(weights)
+        weights = network.deploy().state_dict()
+        assert {key: list(tensor.shape) for key, tensor in weights.items()} == keys[name]
+    return weights, answers(family).get(name)
 
 
 def answers(family):
@@ -53,7 +69,7 @@ def error(found, expected):
 def test_a_file_under_the_originals_keys_gives_its_embeddings(family, name, golden_tensor, tmp_path):
     weights, expected = original(family, name, golden_tensor)
     torch.save(weights, tmp_path / "x.pth")
-    network = load_model(tmp_path / "x.pth", backbone=name, device="cpu").network
+    network = load_model(tmp_path / "x.pth", backbone=registered_name(name), device="cpu").network
     assert all(torch.equal(network.state_dict()[key], tensor) for key, tensor in weights.items())
     if expected is not None:
         assert error(network(images()), expected) < 2e-5
@@ -67,6 +83,18 @@ def test_ghostfacenet_with_a_bias_before_the_last_normalisation(golden_tensor):
     assert sum(parameter.numel() for parameter in network.parameters()) == 4_060_260
     counters = {key: value for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}
     network.load_state_dict(weights | counters)
+    assert error(network.double()(images().double()), expected) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["ghostfacenet_v1_1_3_s1", "ghostfacenet_v1_1_3_s1_bias"])
+@pytest.mark.parametrize("wrapper", ["", "module."])
+@torch.no_grad()
+def test_a_file_with_that_bias_gives_the_originals_embeddings(name, wrapper, golden_tensor, tmp_path, capsys):
+    weights, expected = original("ghostfacenet", "ghostfacenet_v1_1_3_s1_bias", golden_tensor)
+    torch.save({wrapper + key: tensor for key, tensor in weights.items()}, tmp_path / "x.pth")
+    network = load_model(tmp_path / "x.pth", backbone=name, device="cpu").network
+    assert "x.pth: the bias before its last batch normalisation is subtracted" in capsys.readouterr().err
+    assert error(network(images()), expected) < 2e-5
     assert error(network.double()(images().double()), expected) < 1e-6
 
 

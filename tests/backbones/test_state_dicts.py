@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from facebones.backbones import create_backbone
@@ -245,11 +246,36 @@ def test_adafaces_files_get_bgr(tmp_path, ir, capsys):
     assert load_model(tmp_path / "bare.pth", backbone="ir_18", device="cpu").preprocessing == OURS
 
 
+def colour_of(path, capsys):
+    colour = load_model(path, backbone="ir_18", device="cpu").preprocessing.colour
+    return colour, capsys.readouterr().err
+
+
+def test_what_the_line_for_a_refused_adaface_file_saves_gets_bgr_too(tmp_path, ir, capsys):
+    lightning = {"state_dict": under("model.", ir) | KERNEL, "hyper_parameters": argparse.Namespace(lr=0.1)}
+    torch.save(lightning, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"\['state_dict'\], 'weights\.pth'\)") as error:
+        load_backbone(tmp_path / "x.ckpt", "ir_18")
+    saved = saved_weights(str(error.value), tmp_path)
+    assert saved.keys() == lightning["state_dict"].keys()
+    save_file(saved, tmp_path / "x.safetensors")
+    for path in (tmp_path / "weights.pth", tmp_path / "x.safetensors"):
+        colour, said = colour_of(path, capsys)
+        assert colour == "bgr" and "a head beside the network, as AdaFace's state dicts have: BGR" in said
+
+
+def test_ir_weights_under_model_alone_are_likely_adafaces_and_a_note_says_so(tmp_path, ir, capsys):
+    torch.save(under("model.", ir), tmp_path / "x.pth")
+    colour, said = colour_of(tmp_path / "x.pth", capsys)
+    assert colour == "bgr" and "BGR is likely; `evaluate` has --colour" in said
+
+
 @pytest.mark.parametrize(
     ("settings", "colour", "note"),
     [
         ("color_space: 'RGB'\nname: ir18\n", "rgb", "model.yaml says RGB"),
         ("name: ir18\ncolor_space: BGR\n", "bgr", "model.yaml says BGR"),
+        ("name: ir18\n", "rgb", "model.yaml states no color_space, and CVLface's default is RGB"),
         (None, "rgb", "no model.yaml with its channel order is beside it: it is taken for RGB"),
     ],
 )
@@ -261,7 +287,8 @@ def test_cvlfaces_files_get_the_channel_order_of_their_settings(tmp_path, ir, na
         (tmp_path / "model.yaml").write_text(settings)
     model = load_model(tmp_path / "model.pt", backbone=name, device="cpu")
     assert model.preprocessing == Preprocessing(colour=colour)
-    assert note in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert note in said and ("model.yaml says" in said) == ("color_space" in (settings or ""))
     assert all(torch.equal(value, saved[key]) for key, value in model.network.state_dict().items())
 
 
@@ -274,6 +301,48 @@ def test_ghostfacenets_from_keras_get_the_authors_input(tmp_path, capsys):
     assert "has no counters of batch normalisation, as weights from Keras" in capsys.readouterr().err
     model = load_model(tmp_path / "torch.pth", backbone="ghostfacenet_v1_0_5_s2", device="cpu")
     assert model.preprocessing == OURS
+
+
+def ghost(name="ghostfacenet_v1_0_5_s2"):
+    return {key: value.clone() for key, value in create_backbone(name, SIZE).state_dict().items()}
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "teacher.net."])
+def test_a_ghostfacenet_that_was_trained_with_relu_is_prelu_with_weight_0(load, wrapper, capsys):
+    saved = {key: value for key, value in ghost().items() if "prelu" not in key}
+    with pytest.raises(CheckpointError, match=r"are those of ghostfacenet_v1_0_5_s2; give --backbone"):
+        load(under(wrapper, saved), None)
+    loaded = load(under(wrapper, saved), "ghostfacenet_v1_0_5_s2").state_dict()
+    added = loaded.keys() - saved.keys()
+    assert len(added) == 41 and not any(loaded[key].any() for key in added)
+    assert all(torch.equal(loaded[key], value) for key, value in saved.items())
+    assert "x.pth: has no PReLU weights: trained with ReLU, which is PReLU with weight 0" in capsys.readouterr().err
+
+
+def test_a_ghostfacenet_that_lacks_some_prelus_is_damaged(load):
+    saved = ghost()
+    del saved["blocks.3.se.prelu.weight"]
+    with pytest.raises(CheckpointError, match=r"it lacks blocks\.3\.se\.prelu\.weight$"):
+        load(saved, "ghostfacenet_v1_0_5_s2")
+
+
+@pytest.mark.parametrize(
+    "bias", [torch.ones(SIZE - 1), torch.ones(SIZE, dtype=torch.int64), torch.ones(SIZE).to_sparse(), torch.tensor(1.0)]
+)
+def test_a_bias_before_the_last_normalisation_that_does_not_fit_it_is_refused(load, bias):
+    with pytest.raises(CheckpointError, match=r"has no place for head\.linear\.bias$"):
+        load(ghost() | {"head.linear.bias": bias}, "ghostfacenet_v1_0_5_s2")
+
+
+def test_a_ghostfacenet_without_prelus_and_with_odd_tensors_is_refused_in_one_line(load):
+    saved = {key: value for key, value in ghost().items() if "prelu" not in key}
+    for key, value in {
+        "stem.bn.weight": torch.tensor(1.0),
+        "blocks.3.se.reduce.weight": torch.ones(9).to_sparse(),
+    }.items():
+        with pytest.raises(CheckpointError, match=r"x\.pth: not the weights of ghostfacenet_v1_0_5_s2: it ") as error:
+            load(saved | {key: value}, "ghostfacenet_v1_0_5_s2")
+        assert "\n" not in str(error.value)
 
 
 def test_an_unknown_channel_order_is_one_line(tmp_path, ir):

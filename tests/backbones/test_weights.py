@@ -147,6 +147,13 @@ def test_without_a_name_the_ones_that_fit_are_named_and_none_is_chosen(tmp_path)
         load_backbone(tmp_path / "x.pth")
 
 
+def test_networks_that_differ_in_training_only_are_named_as_such(tmp_path):
+    torch.save(create_backbone("vit_t", 8).state_dict(), tmp_path / "x.pth")
+    message = "fit vit_t and vit_t_dp005_mask0, which differ in training only; give either: --backbone vit_t"
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(tmp_path / "x.pth")
+
+
 def test_wrappers_in_safetensors(tmp_path, weights):
     for prefix in ("module.", "backbone."):
         (tmp_path / f"{prefix}safetensors").write_bytes(save({prefix + key: w for key, w in weights.items()}))

@@ -146,6 +146,8 @@ def test_names_aliases_patterns_and_paths_each_once(tmp_path, monkeypatch):
         (["mobilfacenet"], "unknown backbone 'mobilfacenet'; did you mean 'mobilefacenet'?"),
         (["zzz*"], "unknown backbone 'zzz*'; known: edgeface_base"),
         (["runs/none.onnx"], "runs/none.onnx: no such run or file; check the path"),
+        (["adaface.ckpt"], "adaface.ckpt: no such run or file; check the path"),
+        (["pytorch_model.bin"], "pytorch_model.bin: no such run or file; check the path"),
         (["mfn_xs", "--device", "abacus"], "--device abacus: no such device"),
         (["mfn_xs", "--seconds", "0"], "0 is not a positive time"),
         (["mfn_xs", "--seconds", "inf"], "inf is not a positive time"),

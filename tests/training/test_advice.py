@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from facebones.backbones import create_backbone
+from facebones.backbones.facelivt import START_FOR_SGD, facelivtv2_xs
 from facebones.heads.registry import create_head
 from facebones.recipe import head_config
 from facebones.system.distributed import ALONE
-from facebones.training.advice import CORRELATION, Advice, norm_sharpness_correlation, sharpness
+from facebones.training.advice import CORRELATION, Advice, norm_sharpness_correlation, note_on_sgd, sharpness
 from facebones.training.run import resume, train
 from facebones.training.trainer import Trainer
 
@@ -228,3 +230,27 @@ def test_a_run_that_is_resumed_after_the_note_does_not_repeat_it(tmp_path, tiny_
     assert capsys.readouterr().err.count("adaface takes a large norm") == 1
     resume(tmp_path / "run", "cpu")
     assert "adaface takes a large norm" not in capsys.readouterr().err
+
+
+def test_sgd_is_noted_for_a_network_of_which_it_leaves_a_part_as_it_is():
+    published = create_backbone("facelivtv2_xs", 8)
+    assert note_on_sgd(published, "sgd").startswith("note: SGD leaves the token mixing of facelivtv2_xs as it starts")
+    assert note_on_sgd(published, "adamw") == ""
+    others = (facelivtv2_xs(8, 0.0, START_FOR_SGD), create_backbone("facelivt_s", 8), torch.nn.Linear(2, 2))
+    assert [note_on_sgd(network, "sgd") for network in others] == [""] * 3
+    for name, parameter in published.named_parameters():
+        if name.endswith((".ls", ".alpha")):
+            torch.nn.init.constant_(parameter, 0.1)  # as in trained weights
+    assert note_on_sgd(published, "sgd") == ""
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_training_begins_with_that_note(optimizer, tmp_path, tiny_recipe, monkeypatch, capsys):
+    def stop(self, batches):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train_step", stop)
+    recipe = tiny_recipe(**{"backbone.name": "facelivtv2_xs", "optimizer.name": optimizer})
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", "cpu")
+    assert ("note: SGD leaves the token mixing" in capsys.readouterr().err) == (optimizer == "sgd")

@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from facebones.backbones import create_backbone, state_dicts, timm_models
-from facebones.backbones.weights import METADATA_KEY
+from facebones.backbones.weights import METADATA_KEY, load_backbone
 from facebones.cli.main import main
 from facebones.errors import CheckpointError
 from facebones.run_folder import RunFolder
 from facebones.system.checkpoint import load_checkpoint
 from facebones.training import run as runs
 from facebones.training.run import resume, train
+from facebones.training.start import read_start
 from facebones.training.trainer import Trainer
 
 SIZE = 16
@@ -120,6 +121,29 @@ def test_a_run_that_ended_before_its_first_save_begins_with_them_all_the_same(
     RunFolder(tmp_path / "run").last.unlink()
     resume(tmp_path / "run", "cpu")
     assert RunFolder(tmp_path / "run").weights.read_bytes() == RunFolder(tmp_path / "whole").weights.read_bytes()
+
+
+def magface(weights, path):
+    """Write a file of MagFace's form, with variances so small that its eps shows; returns the network."""
+    for key in ("bn1.running_var", "features.running_var"):
+        weights[key].uniform_(1e-5, 1e-4)
+    torch.save({"state_dict": {f"features.module.{key}": value for key, value in weights.items()}}, path)
+    return load_backbone(path, "iresnet18")[0]
+
+
+def test_magfaces_weights_begin_with_their_embeddings_under_our_eps(scaled_backbone, tiny_recipe, tmp_path, capsys):
+    path = tmp_path / "x.pth"
+    theirs = magface(scaled_backbone("iresnet18", embedding_size=SIZE).state_dict(), path)
+    start = read_start(tiny_recipe(**{"backbone.name": "iresnet18", "backbone.weights": str(path)}))
+    assert "with eps 1e-05 instead of 2e-05; its running variances are increased" in capsys.readouterr().err
+    ours, plain = (create_backbone("iresnet18", SIZE).eval() for _ in range(2))
+    start.fill(ours)
+    plain.load_state_dict(theirs.state_dict())
+    x = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    with torch.no_grad():
+        expected, found, without = (network.double()(x) for network in (theirs, ours, plain))
+    largest = expected.abs().max()
+    assert (found - expected).abs().max() < 1e-5 * largest < 1e-2 * (without - expected).abs().max()
 
 
 def broken(path):

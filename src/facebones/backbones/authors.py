@@ -17,6 +17,7 @@ from facebones.system.regular_files import open_regular
 MAGFACE_EPS = 2e-5  # of all batch normalisation in MagFace's iResNets, whose files have "features." before the names
 MAGFACE_INPUT = {"mean": 0, "scale": 255, "colour": "bgr"}
 ADAFACE_INPUT = {"colour": "bgr"}
+ADAFACE_HEAD = ("head.kernel", "head.t", "head.batch_mean")  # tensors of the head that its Lightning files hold
 GHOSTFACENET_INPUT = {"mean": 127.5, "scale": 128}  # 128, not 127.5
 CVLFACE_SETTINGS = "model.yaml"  # beside CVLface's model.pt
 MOST_SETTINGS = 65_536  # bytes of it that are read
@@ -36,8 +37,8 @@ def take_known_author(backbone: Backbone, match: Match, path: Path) -> None:
     family, modules = lookup_backbone(backbone.name).family, match.wrapper.split(".")
     if family == "iresnet" and "features" in modules:
         _take_for_magface(backbone, path)
-    elif family == "ir" and match.place == "state_dict" and modules == ["model", ""]:
-        _take(backbone, path, "is a Lightning file of an IR network, as AdaFace's are: BGR", ADAFACE_INPUT)
+    elif family == "ir" and modules == ["model", ""]:
+        _take(backbone, path, _why_adaface(match), ADAFACE_INPUT)
     elif family in ("ir", "iresnet") and modules[-2:-1] == ["net"]:
         _take_for_cvlface(backbone, path)
     elif family == "ghostfacenet" and not any(key.endswith(COUNTER) for key in match.tensors):
@@ -48,6 +49,18 @@ def take_known_author(backbone: Backbone, match: Match, path: Path) -> None:
 def _take(backbone: Backbone, path: Path, why: str, known: Mapping[str, Any]) -> None:
     backbone.known_input = known
     say(f"note: {path}: {why}")
+
+
+def _why_adaface(match: Match) -> str:
+    """Why IR weights under "model." are taken for AdaFace's."""
+    if match.place == "state_dict":
+        return "is a Lightning file of an IR network, as AdaFace's are: BGR"
+    if not set(ADAFACE_HEAD).isdisjoint(match.beside):
+        return "has 'model.' before the names and a head beside the network, as AdaFace's state dicts have: BGR"
+    return (
+        "has 'model.' before the names of an IR network, as AdaFace's state dicts have, but does not say more: BGR is"
+        " likely; `evaluate` has --colour"
+    )
 
 
 def _take_for_magface(backbone: Backbone, path: Path) -> None:
@@ -72,9 +85,11 @@ def _take_for_cvlface(backbone: Backbone, path: Path) -> None:
         )
         return
     stated = re.search(r"""^color_space: *["']?(\w+)""", text, re.MULTILINE)
-    colour = stated[1].lower() if stated else "rgb"
+    if stated is None:
+        say(f"note: {path}: {why}: {CVLFACE_SETTINGS} states no color_space, and CVLface's default is RGB")
+        return
+    colour = stated[1].lower()
     if colour not in ("rgb", "bgr"):
         raise CheckpointError(f"{settings}: color_space is {colour!r:.40}; it must be RGB or BGR")
-    _take(
-        backbone, path, f"{why}: {CVLFACE_SETTINGS} says {colour.upper()}", {"colour": "bgr"} if colour == "bgr" else {}
-    )
+    known = {"colour": "bgr"} if colour == "bgr" else {}
+    _take(backbone, path, f"{why}: {CVLFACE_SETTINGS} says {colour.upper()}", known)

@@ -27,6 +27,8 @@ class Backbone(nn.Module):
         stage_ends: the module that ends each stage but the last (`stages.stages_of`), by name and in the order of
             computing.
         only_in_training: names of the parameters that the embedding depends on in training alone.
+        evaluates_as: the registered network that computes the same in evaluation and differs in training alone, if one
+            does.
         is_deployed: whether it is in deploy form.
     """
 
@@ -34,6 +36,7 @@ class Backbone(nn.Module):
     known_input: Mapping[str, Any] | None = None
     stage_ends: Sequence[str] = ()
     only_in_training: Sequence[str] = ()
+    evaluates_as: str = ""
     is_deployed: bool = False
     embedding_size: int
 
@@ -46,6 +49,10 @@ class Backbone(nn.Module):
         A network that is trained and used in one form, such as most, returns itself.
         """
         return self
+
+    def unmoved_by_sgd(self) -> str:
+        """What SGD would leave as it is, because its gradient is as good as 0 at the present weights; "" if nothing."""
+        return ""
 
 
 def deploy_form(network: Backbone) -> Backbone:

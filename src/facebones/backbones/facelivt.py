@@ -5,14 +5,16 @@ the others, linear layers over the pixels of a map take the place of attention. 
 are those of the authors' code, so their weights load unchanged, in training and in deploy form.
 
 The authors train with AdamW. In FaceLiVTv2, token mixing starts at `START_FOR_ADAMW`: its output is multiplied by
-1e-10, and so is the gradient of its weights, about 4e-11. SGD does not move them, and float16 rounds them to 0. The
-builders take another start, such as `START_FOR_SGD`; register one under a name of yours, in a file for `--import`:
+1e-10, and so is the gradient of its weights, about 4e-11. SGD does not move them, and float16 rounds them to 0 unless
+the loss is scaled, as `training.precision fp16` does (at its first scale, 65536, 5 % of them are 0). The builders take
+another start, such as `START_FOR_SGD`; register one under a name of yours, in a file for `--import`:
 
     @register_backbone()
     def facelivtv2_xs_sgd(embedding_size: int, dropout: float) -> Backbone:
         return facelivtv2_xs(embedding_size, dropout, START_FOR_SGD)
 
-It is no option of recipes, because no other network has one like it. Weights of either start load into both networks.
+It is no option of recipes, because no other network has one like it; a training with SGD notes it. Weights of either
+start load into both networks.
 """
 
 from collections import OrderedDict
@@ -49,6 +51,7 @@ class MixingStart(NamedTuple):
 
 START_FOR_ADAMW = MixingStart(1e-5, 1e-5)  # as published
 START_FOR_SGD = MixingStart(1.0, 1e-2)
+LEAST_FOR_SGD = 1e-6  # of alpha times the layer scale: 1e-10 at the first start, 1e-2 at the second
 
 
 def _conv(i: int, o: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -253,6 +256,11 @@ class FaceLiVT(Backbone):
             x = stage(embed(x))  # (B, C, 28, 28) to (B, C, 4, 4)
         x = self.dropout(self.pre_head(x).flatten(1))
         return self.head(x).float()  # type: ignore[no-any-return]  # (B, D)
+
+    def unmoved_by_sgd(self) -> str:
+        mixing = [module for module in self.modules() if isinstance(module, LiteMixing)]
+        factors = [module.norm.alpha.abs().max() * module.ls.abs().max() for module in mixing]
+        return "token mixing" if any(factor < LEAST_FOR_SGD for factor in factors) else ""
 
     def deploy(self) -> Backbone:
         """The same network without batch normalisation and parallel convolutions."""

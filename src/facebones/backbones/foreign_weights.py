@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from facebones.backbones.authors import take_known_author
 from facebones.backbones.base import Backbone
+from facebones.backbones.equivalent_forms import as_registered
 from facebones.backbones.registry import create_backbone
 from facebones.backbones.state_dicts import (
     COUNTER,
@@ -37,7 +40,8 @@ def load_foreign(path: Path, content: Any, name: str | None, embedding_size: int
         CheckpointError: there are no weights, those of another backbone, or those of several.
         ConfigError: the backbone cannot be built here.
     """
-    held = find_state_dicts(content)
+    rewritten = {place: as_registered(tensors) for place, tensors in find_state_dicts(content).items()}
+    held = {place: tensors for place, (tensors, _) in rewritten.items()}
     if not held:
         raise CheckpointError(
             f"{path}: holds no state dict (names to tensors) of a backbone but {_kind(content)}; save one by"
@@ -48,6 +52,8 @@ def load_foreign(path: Path, content: Any, name: str | None, embedding_size: int
     forms = forms_of(create_backbone(name, embedding_size or embedding_size_of(name, held)))
     number, match = best_form([shapes_of(form) for form in forms], held)
     _fill(forms[number], match, held, path)
+    for done in rewritten[match.place][1].get(match.wrapper, ()):
+        _note(f"{path}: {done}")
     return forms[number]
 
 
@@ -111,9 +117,19 @@ def _advice(held: Mapping[str, Tensors]) -> str:
     fitting, close = fitting_networks(held)
     if not fitting:
         return f"no registered backbone fits its names and shapes{_closest(close)}"
-    if len(fitting) > 1:  # with and without shuffle: the wrong one would run and give nonsense
-        return f"its names and shapes fit {' and '.join(fitting)}, which compute different things; give the right one"
+    if len(fitting) > 1:
+        names = " and ".join(fitting)
+        if len({_evaluates_as(name) for name in fitting}) == 1:
+            either = f"give either: --backbone {fitting[0]}"
+            return f"its names and shapes fit {names}, which differ in training only; {either}"
+        # With and without shuffle: the wrong one would run and give nonsense.
+        return f"its names and shapes fit {names}, which compute different things; give the right one"
     return f"its names and shapes are those of {fitting[0]}; give --backbone {fitting[0]}"
+
+
+def _evaluates_as(name: str) -> str:
+    with torch.device("meta"):
+        return getattr(create_backbone(name), "evaluates_as", "") or name  # a plug-in's network may be any module
 
 
 def _instead(name: str, match: Match, held: Mapping[str, Tensors]) -> str:

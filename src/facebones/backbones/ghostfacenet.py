@@ -281,7 +281,7 @@ def ghostfacenet_v1_1_3_s2(embedding_size: int, dropout: float) -> Backbone:
     return GhostFaceNet(width=1.3, stride=2, v2=False, embedding_size=embedding_size, dropout=dropout)
 
 
-@register_backbone()
+@register_backbone("ghostfacenet_v1_1_3_s1_bias")  # whose bias is taken into the normalisation behind it
 def ghostfacenet_v1_1_3_s1(embedding_size: int, dropout: float) -> Backbone:
     """GhostFaceNetV1-1.3-1, the authors' V1-1 (doi 10.1109/ACCESS.2023.3266068)."""
     return GhostFaceNet(width=1.3, stride=1, v2=False, embedding_size=embedding_size, dropout=dropout)

@@ -67,7 +67,9 @@ Layers = dict[str, dict[str, Array]]  # by Keras' name, then by that of the weig
 def read_keras(path: Path) -> dict[str, Tensor]:
     """Read a GhostFaceNet's weights under our names and in torch's layout.
 
-    Layers that a GhostFaceNet does not have, such as a classifier, keep their names.
+    Layers that a GhostFaceNet does not have, such as a classifier, keep their names. A network that was trained with
+    ReLU has no weights of PReLUs, and one with a bias before the embedding's normalisation has "head.linear.bias"
+    (`equivalent_forms`).
 
     Raises:
         CheckpointError: no HDF5 file of Keras, or not of a GhostFaceNet.
@@ -124,11 +126,11 @@ def _modules_of_v1(layers: Layers, path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for kind, modules in _kinds_of_v1().items():
         ordered = [layer for _, layer in sorted(theirs[kind])]
+        if not ordered and kind == "PReLUs":  # trained with ReLU, which has no weights
+            continue
         if len(ordered) != len(modules):
-            why = "" if ordered or kind != "PReLUs" else ": it was trained with ReLU, which our networks do not have"
             raise CheckpointError(
-                f"{path}: has {len(ordered)} {kind}, not the {len(modules)} of a GhostFaceNetV1{why}; take other"
-                " weights"
+                f"{path}: has {len(ordered)} {kind}, not the {len(modules)} of a GhostFaceNetV1; take other weights"
             )
         found |= dict(zip(ordered, modules, strict=True))
     return found

@@ -3,6 +3,8 @@
 A cell takes the outputs of the two cells before it. Each of its four nodes is the sum of two operations on earlier
 maps, and its output is the nodes, concatenated. Attribute names are those of the authors' code, so their weights load
 unchanged. The paper's networks have embeddings of 128 and 256 elements: PocketNetS-128 is `pocketnet_s` of this size.
+Its files load under `pocketnet_s`, because their shapes show the size. `pocketnet_s_128` is no name: no name decides
+the embedding size, so a training under it would have 512 elements.
 """
 
 from collections.abc import Sequence

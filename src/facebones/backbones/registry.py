@@ -129,7 +129,18 @@ def lookup_backbone(name: str) -> BackboneEntry:
             return found[0]
         if load is not None:
             load()
-    raise UnknownNameError("backbone", name, _REGISTRY)
+    raise UnknownNameError("backbone", name, _REGISTRY, hint=_hint_at_size(name))
+
+
+def _hint_at_size(name: str) -> str:
+    """What to give instead of a name with an embedding size behind it, such as "pocketnet_s_128"; "" for other names.
+
+    It is no alias: a network under it would have 512 elements, because an embedding size comes from the caller.
+    """
+    network, _, size = name.rpartition("_")
+    if not size.isdecimal() or all(network not in (entry.name, *entry.aliases) for entry in _REGISTRY.values()):
+        return ""
+    return f"give {network}: files of weights show the embedding size {size:.5}, and backbone.embedding_size sets it"
 
 
 def create_backbone(name: str, embedding_size: int = 512, dropout: float = 0.0) -> Backbone:

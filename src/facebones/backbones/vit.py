@@ -106,6 +106,7 @@ class VisionTransformer(Backbone):
         embedding_size: D.
         dropout: probability before the last linear layer.
         heads: of the attention.
+        evaluates_as: the registered network that computes the same in evaluation, if this is not it.
     """
 
     def __init__(
@@ -118,9 +119,11 @@ class VisionTransformer(Backbone):
         embedding_size: int,
         dropout: float,
         heads: int = 8,
+        evaluates_as: str = "",
     ) -> None:
         super().__init__()
         self.embedding_size = embedding_size
+        self.evaluates_as = evaluates_as
         self.stage_ends = ("patch_embed", *(f"blocks.{depth * part // 4 - 1}" for part in (1, 2, 3, 4)))
         self.kept = int(TOKENS * (1 - mask_ratio))
         self.only_in_training = ("mask_token",) if self.kept < TOKENS else ()
@@ -172,8 +175,9 @@ def vit_t(embedding_size: int, dropout: float) -> Backbone:
 def vit_t_dp005_mask0(embedding_size: int, dropout: float) -> Backbone:
     """InsightFace's ViT-T, trained with drop path 0.05 and no token masked."""
     return VisionTransformer(
-        width=256, depth=12, drop_path=0.05, mask_ratio=0.0, embedding_size=embedding_size, dropout=dropout
-    )
+        width=256, depth=12, drop_path=0.05, mask_ratio=0.0, embedding_size=embedding_size, dropout=dropout,
+        evaluates_as="vit_t",
+    )  # fmt: skip
 
 
 @register_backbone()
@@ -188,8 +192,9 @@ def vit_s(embedding_size: int, dropout: float) -> Backbone:
 def vit_s_dp005_mask_0(embedding_size: int, dropout: float) -> Backbone:
     """InsightFace's ViT-S, trained with drop path 0.05 and no token masked."""
     return VisionTransformer(
-        width=512, depth=12, drop_path=0.05, mask_ratio=0.0, embedding_size=embedding_size, dropout=dropout
-    )
+        width=512, depth=12, drop_path=0.05, mask_ratio=0.0, embedding_size=embedding_size, dropout=dropout,
+        evaluates_as="vit_s",
+    )  # fmt: skip
 
 
 @register_backbone()
@@ -204,5 +209,6 @@ def vit_b(embedding_size: int, dropout: float) -> Backbone:
 def vit_b_dp005_mask_005(embedding_size: int, dropout: float) -> Backbone:
     """InsightFace's ViT-B, trained with drop path 0.05 and 5 % of the tokens masked."""
     return VisionTransformer(
-        width=512, depth=24, drop_path=0.05, mask_ratio=0.05, embedding_size=embedding_size, dropout=dropout
-    )
+        width=512, depth=24, drop_path=0.05, mask_ratio=0.05, embedding_size=embedding_size, dropout=dropout,
+        evaluates_as="vit_b",
+    )  # fmt: skip

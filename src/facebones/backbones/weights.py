@@ -26,6 +26,8 @@ from facebones.system.regular_files import open_regular, read_regular
 if TYPE_CHECKING:
     from facebones.run_folder import RunFolder
 
+# Of the files that hold models. The content decides, except for .h5, .json, .onnx and .safetensors.
+MODEL_SUFFIXES = frozenset({".bin", ".ckpt", ".h5", ".onnx", ".pt", ".pth", ".safetensors"})
 METADATA_KEY = "facebones"  # in a safetensors file: the model card as JSON
 
 

@@ -8,14 +8,12 @@ import torch
 
 from facebones.backbones.base import Backbone, deploy_form
 from facebones.backbones.registry import create_backbone, list_backbones, lookup_backbone
-from facebones.backbones.weights import local_model
+from facebones.backbones.weights import MODEL_SUFFIXES, local_model
 from facebones.errors import CheckpointError, ConfigError, UnknownNameError
 from facebones.evaluation.models import open_backbone
 from facebones.system.device import select_device
 from facebones.system.hub import is_hub_address, origin
 from facebones.system.progress import say
-
-SUFFIXES = {".h5", ".onnx", ".pt", ".pth", ".safetensors"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def _sources_of(word: str, backbone: str | None) -> list[Source]:
         path = Path(word)
         if path.exists():
             return [Source(word, path, backbone)]
-        if path.suffix in SUFFIXES or len(path.parts) > 1:
+        if path.suffix in MODEL_SUFFIXES or len(path.parts) > 1:
             raise CheckpointError(f"{word}: no such run or file; check the path") from None
         raise
 

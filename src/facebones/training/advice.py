@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from facebones.backbones.base import Backbone
 from facebones.system.distributed import World
 
 CORRELATION = "norm_sharpness_correlation"
@@ -92,6 +93,17 @@ def _of_balance(head: Mapping[str, float]) -> str:
     return (
         f"note: the other classes make up {other:.3g} of the loss and the true class {own:.3g}, since the last"
         f" line: more than {OUTWEIGHS} times as much; the true class hardly counts (uce: lower --head.negatives)"
+    )
+
+
+@torch.no_grad()
+def note_on_sgd(backbone: nn.Module, optimizer: str) -> str:
+    """A note on a network of which SGD leaves a part as it is; "" where there is none to make."""
+    if optimizer != "sgd" or not isinstance(backbone, Backbone) or not (part := backbone.unmoved_by_sgd()):
+        return ""
+    return (
+        f"note: SGD leaves the {part} of {backbone.name} as it starts, with gradients near 0: give --optimizer.name"
+        " adamw --optimizer.learning_rate 1e-3, as the study light_2026 does, or another start (docs/recipes.md)"
     )
 
 

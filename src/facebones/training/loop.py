@@ -21,7 +21,7 @@ from facebones.system.process_group import agreed, gather_objects
 from facebones.system.processes import Interrupted, StopRequest, stop_signals
 from facebones.system.progress import Bar, format_seconds, say, shown
 from facebones.system.sharded_checkpoint import save_state
-from facebones.training.advice import Advice
+from facebones.training.advice import Advice, note_on_sgd
 from facebones.training.callbacks import Callback, Callbacks, RunInfo, registered_callbacks
 from facebones.training.logs import MetricsLog, NoLog, train_line, validation_line
 from facebones.training.run_files import describe_environment, note_environment, write_result
@@ -101,6 +101,8 @@ class TrainingLoop:
         for note in filter(None, [*trainer.data.notes, trainer.data.aspect_note()]):
             say(f"note: {note}")
         if note := _ported_margins_note(self.recipe):
+            say(note)
+        if note := note_on_sgd(trainer.backbone, self.recipe.optimizer.name):
             say(note)
         if not trainer.validation.sets:
             say("note: no validation sets: only the loss shows how the training goes (--validation.sets NAME,...)")

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from facebones.backbones import lookup_backbone
-from facebones.backbones.base import TIMM_PREFIX, is_deployed
+from facebones.backbones import create_backbone, lookup_backbone
+from facebones.backbones.base import TIMM_PREFIX, Backbone, is_deployed
 from facebones.backbones.weights import load_backbone, local_model
 from facebones.errors import CheckpointError, ConfigError
 from facebones.recipe import Recipe
@@ -103,9 +103,31 @@ def _read_file(recipe: Recipe) -> tuple[str, dict[str, Tensor]]:
             f"{path}: its embeddings have {backbone.embedding_size} elements, and the recipe asks for"
             f" {config.embedding_size}; give --backbone.embedding_size {backbone.embedding_size}"
         )
-    if backbone.known_input:
-        say(f"note: {path}: was trained on another input than [-1, 1] RGB; the first epochs adapt it")
-    return origin(path), backbone.state_dict()
+    if not getattr(backbone, "known_input", None):  # a plug-in's network may be any module
+        return origin(path), backbone.state_dict()
+    say(f"note: {path}: was trained on another input than [-1, 1] RGB; the first epochs adapt it")
+    return origin(path), _with_our_eps(backbone, path)
+
+
+def _with_our_eps(backbone: Backbone, path: Path) -> dict[str, Tensor]:
+    """The state dict for a new network of this kind, where a file's author has another eps, as MagFace's has.
+
+    Evaluation divides by sqrt(running_var + eps), so a larger variance is the same as a larger eps.
+    """
+    tensors, changed = dict(backbone.state_dict()), ""
+    with torch.device("meta"):
+        new = dict(create_backbone(backbone.name, backbone.embedding_size).named_modules())
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and (eps := new[name].eps) != module.eps:
+            variance = tensors[f"{name}.running_var"]
+            tensors[f"{name}.running_var"] = (variance.double() + (module.eps - eps)).to(variance.dtype)
+            changed = f"with eps {eps:g} instead of {module.eps:g}"
+    if changed:
+        say(
+            f"note: {path}: the training computes batch normalisation {changed}; its running variances are increased by"
+            " the difference, so that the first embeddings are those of the file"
+        )
+    return tensors
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
