@@ -227,9 +227,9 @@ def test_a_teacher_that_is_not_there_cannot_be_alone(tiny_recipe, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "adadistill"}, "distillation.loss adadistill: has no effect without a teacher; give --distillation."),
+        ({"loss": "adadistill"}, "distillation.loss adadistill: has no effect without a teacher; give --distill"),
         ({"weight": 30, "kind": "cos"}, "distillation.weight 30.0, distillation.kind cos: has no effect without"),
-        ({"embeddings": "x", "margin": 0.3}, "distillation.margin 0.3: has no effect with distillation.loss embedding_"),
+        ({"embeddings": "x", "margin": 0.3}, "distillation.margin 0.3: has no effect with distillation.loss embed"),
         ({"embeddings": "x", "loss": "relational", "scale": 30}, "distillation.scale 30.0: .* relational, only with"),
     ],
 )
@@ -266,7 +266,7 @@ def test_a_run_is_continued_with_its_teacher_or_without_one(tiny_recipe, copied,
     resume(tmp_path / "run", "cpu")
 
 
-def test_a_run_of_a_version_that_recorded_no_teacher_is_continued_without_a_note(tiny_recipe, teacher, tmp_path, capsys):
+def test_a_run_of_an_older_version_records_no_teacher_and_no_change_of_it(tiny_recipe, teacher, tmp_path, capsys):
     train(tiny_recipe(**{"distillation.embeddings": teacher, "training.epochs": 1}), tmp_path / "run", "cpu")
     folder = RunFolder(tmp_path / "run")
     content = json.loads(folder.environment.read_bytes())

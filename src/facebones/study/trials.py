@@ -154,8 +154,9 @@ class Tuning:
 
     def _try(self, fields: Fields, place: str) -> None:
         """Raise ConfigError, which begins with `place`, if a training with these fields cannot begin."""
-        recipe, data = self.planned(0, fields).recipe, self.held_out.trained
+        data = self.held_out.trained
         try:
+            recipe = self.planned(0, fields).recipe
             steps = recipe.training.steps_per_epoch(len(data), data.path)
             build_schedule(recipe.schedule, recipe.optimizer.learning_rate, steps, recipe.training.epochs)
             check_distillation(recipe)
