@@ -114,7 +114,7 @@ def test_each_head_can_be_checked_without_memory_and_without_drawing(name):
 
 
 def test_options_that_exclude_each_other_are_found_without_a_training():
-    with pytest.raises(ConfigError, match="head sphereface2: sample_rate 0.5"):
+    with pytest.raises(ConfigError, match=r"head sphereface2: sample_rate 0\.5"):
         check_head("sphereface2", lookup_head("sphereface2").options(sample_rate=0.5), 100, 8)
     with pytest.raises(ConfigError, match="lower_norm 120 is not below upper_norm 110"):
         check_head("magface", lookup_head("magface").options(lower_norm=120.0), 100, 8)

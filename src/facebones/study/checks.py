@@ -47,7 +47,7 @@ def check_head_of(recipe: Recipe, classes: int) -> None:
 
 
 def refuse_other_weights(runs: Sequence[PlannedRun]) -> None:
-    """Compare the weights that trainings have begun with to those that their recipes name now: the path may be the same.
+    """Compare the weights that trainings have begun with to those that their recipes name now, maybe by the same path.
 
     Runs of older versions that have recorded no digest are accepted, and weights that can no longer be read. Those of
     timm and of a commit on a hub have no other content.
