@@ -89,4 +89,4 @@ def _digest_now(recipe: Recipe) -> str | None:
         start = read_start(recipe)
     except FaceBonesError:  # a training that has begun does not need them
         return None
-    return start and start.digest
+    return None if start is None else start.digest

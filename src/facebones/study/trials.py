@@ -293,11 +293,12 @@ class Tuning:
         full disk, is tried again.
         """
         folder = self._folder(number)
-        recorded, lasting = folder.read_error(), [DivergedError]
+        recorded, lasting = folder.read_error(), [DivergedError.__name__]
         if number:
-            lasting += [UntrainedError] if folder.config.is_file() else [UntrainedError, ConfigError]
-        names = [kind.__name__ for kind in lasting]
-        return str(recorded["message"]) if recorded and recorded["type"] in names else None
+            lasting.append(UntrainedError.__name__)
+            if not folder.config.is_file():  # it has not begun
+                lasting.append(ConfigError.__name__)
+        return str(recorded["message"]) if recorded and recorded["type"] in lasting else None
 
 
 def is_vain(tuned: Mapping[str, Any]) -> bool:
