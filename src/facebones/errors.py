@@ -65,6 +65,10 @@ class DivergedError(RunError):
     """A loss or gradient is not finite: the same training would fail again."""
 
 
+class UntrainedError(RunError):
+    """No step of a training has changed the weights: the same training would end so again."""
+
+
 def first_line(error: BaseException) -> str:
     """First line of the message of another library's error; the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,7 @@ from facebones.strict_yaml import setting
 
 CHOOSABLE = ("precision", "compile")  # training settings that `training.choose` may name
 TIMM_WEIGHTS = "timm"  # a value of backbone.weights that is no path
+MARGIN_LOSSES = ("frozen_centres", "adadistill")  # values of distillation.loss that have a scale and a margin
 REPETITION = ("fresh", "repeated")  # random draws of an epoch: new ones, or those of the first epoch
 
 
@@ -76,6 +77,17 @@ class DistillationConfig:
     kind: str = setting(
         "arc", "frozen_centres, adadistill: margin added to the angle, or taken from the cosine", choices=("arc", "cos")
     )
+
+    def without_effect(self) -> list[str]:
+        """Names of the fields that change nothing here; not `alone`, which needs a teacher.
+
+        >>> DistillationConfig(embeddings="teacher").without_effect()
+        ['scale', 'margin', 'kind']
+        """
+        of_margin = ["scale", "margin", "kind"]
+        if not self.embeddings:
+            return ["loss", "weight", *of_margin]
+        return [] if self.loss in MARGIN_LOSSES else of_margin
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from facebones.heads.distillation import (
     Relational,
     Teacher,
 )
-from facebones.recipe_sections import DistillationConfig
+from facebones.recipe_sections import MARGIN_LOSSES, DistillationConfig
 from facebones.strict_yaml import limits_of
 from facebones.system.distributed import ALONE
 
@@ -164,3 +164,7 @@ def test_student_equal_to_its_teacher_has_finite_gradients(name):
 def test_a_recipe_offers_the_losses_that_there_are():
     (choices,) = (limits_of(item)["choices"] for item in fields(DistillationConfig) if item.name == "loss")
     assert list(choices) == list(TEACHER_LOSSES)
+
+
+def test_a_recipe_knows_which_losses_have_a_margin():
+    assert [name for name, loss in TEACHER_LOSSES.items() if issubclass(loss, FrozenCentres)] == list(MARGIN_LOSSES)

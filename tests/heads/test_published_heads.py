@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 
 from facebones.errors import ConfigError
-from facebones.heads import create_head, list_heads, lookup_head
+from facebones.heads import create_head, list_heads, lookup_head, register_head, registry
+from facebones.heads.registry import ArcFaceOptions, check_head
 
 NAMES = list_heads()
 
@@ -102,6 +103,34 @@ def test_sphereface2_balances_its_classes_at_the_start():
 def test_a_sample_of_the_centres_is_refused_where_it_means_something_else(name):
     with pytest.raises(ConfigError, match=rf"head {name}: sample_rate 0.5: .*; give 1"):
         small(name, sample_rate=0.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_head_can_be_checked_without_memory_and_without_drawing(name):
+    """A hundred million classes of 512 numbers are 200 GB."""
+    before = torch.get_rng_state()
+    check_head(name, lookup_head(name).options(), 100_000_000, 512)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_options_that_exclude_each_other_are_found_without_a_training():
+    with pytest.raises(ConfigError, match=r"head sphereface2: sample_rate 0\.5"):
+        check_head("sphereface2", lookup_head("sphereface2").options(sample_rate=0.5), 100, 8)
+    with pytest.raises(ConfigError, match="lower_norm 120 is not below upper_norm 110"):
+        check_head("magface", lookup_head("magface").options(lower_norm=120.0), 100, 8)
+
+
+def test_a_head_of_the_users_that_reads_its_centres_is_left_to_the_training():
+    def build(options, num_classes, embedding_size, *, shard=None):
+        head = lookup_head("arcface").build(options, num_classes, embedding_size, shard=shard)
+        head.first = head.centres.detach().numpy()[0]
+        return head
+
+    register_head("reads_for_tests", ArcFaceOptions)(build)
+    try:
+        check_head("reads_for_tests", ArcFaceOptions(), 10, 8)
+    finally:
+        registry._REGISTRY.pop("reads_for_tests")
 
 
 def test_norms_in_the_wrong_order_are_refused():

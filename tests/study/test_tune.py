@@ -16,8 +16,8 @@ from facebones.cli.main import main
 from facebones.data.folders import open_training_set
 from facebones.data.pair_bins import read_pairs
 from facebones.data.wrapped_sets import held_out_only
-from facebones.errors import ConfigError, FaceBonesError, RunError
-from facebones.recipe import Recipe
+from facebones.errors import ConfigError, DataError, DivergedError, FaceBonesError, RunError, UntrainedError
+from facebones.recipe import Recipe, dump_recipe
 from facebones.reporting.tuning import DONE, FAILED, STOPPED
 from facebones.study.compare import compare, plan_rows, preview, raise_failures
 from facebones.study.launch import launch
@@ -268,6 +268,34 @@ def test_a_value_with_which_no_training_can_begin_is_refused_before_the_first_tr
         make_plan(load_study(write(space)), tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("space", "given", "message"),
+    [
+        (
+            "head.sample_rate: [1, 0.5, 0.3]",
+            {"head.name": "sphereface2"},
+            r"tune\.space\.head\.sample_rate: 0\.5: head sphereface2: .*; give 1",
+        ),
+        (
+            "head.sample_rate: [0.5, 0.4, 0.3]",
+            {"head.name": "sphereface2", "head.sample_rate": "0.5"},
+            r"head sphereface2: sample_rate 0\.5: ",
+        ),
+    ],
+)
+def test_an_option_with_which_no_head_can_be_built_is_refused_before_the_first_trial(
+    write, tmp_path, space, given, message
+):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        make_plan(load_study(write(space), overrides=given), tmp_path / "out")
+
+
+def test_a_field_that_a_loss_of_the_space_has_not_is_not_tuned_beside_it(write, teacher):
+    space = "distillation.margin: [0.45, 0.3]\n    distillation.loss: [embedding_cosine, adadistill]"
+    with pytest.raises(ConfigError, match=r"space\.distillation\.margin: has no effect with .*loss embedding_cosine"):
+        load_study(write(space), overrides={"distillation.embeddings": teacher})
+
+
 @pytest.mark.parametrize("fields", [{"data.held_out": "0.3"}, {"training.stop_below": "0.6,0.7"}])
 def test_what_the_tuning_sets_is_set_by_nothing_else(write, fields):
     (name,) = fields
@@ -300,6 +328,76 @@ def test_without_optuna_the_first_second_says_what_to_install(write, tmp_path, m
     assert main(["compare", write(), "--output", str(tmp_path / "out")]) == 2
     assert "pip install 'facebones[tune]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# Each value fits the recipe's other one; together they need 160 images, and the trials have 88.
+TOGETHER = "training.batch_size: [16, 80]\n    training.accumulation_steps: [1, 2]"
+# The greatest lower norm is above the smallest upper one.
+NORMS = "head.lower_norm: [10, 120]\n    head.upper_norm: [110, 130]"
+
+
+def finish(run):
+    """Leave what a trial leaves that has ended."""
+    run.folder.write_recipe(run.recipe)
+    run.folder.metrics.write_text(json.dumps({"kind": "validation", "step": run.steps, "accuracy": 0.7}) + "\n")
+    run.folder.result.write_text(json.dumps({"final": []}))
+
+
+def test_a_drawn_trial_that_cannot_begin_has_failed_and_the_next_one_is_drawn(write, tmp_path):
+    study, failed = load_study(write(TOGETHER, trials=4)), {}
+    tuning = make_plan(study, tmp_path / "out").tunings[0]
+    for number in range(4):
+        run = tuning.next_run(failed)
+        assert run.name == f"{SMALL}_trial{number}"
+        if run.steps:
+            finish(run)
+        else:
+            run.folder.path.mkdir()
+            run.recipe_file.write_text(dump_recipe(run.recipe))
+            run.folder.write_error(ConfigError("training.batch_size 80 x accumulation_steps 2 is more"), 0)
+            failed[run.name] = "training.batch_size 80 x accumulation_steps 2 is more"
+            refused = number
+    assert len(failed) == 1 and tuning.next_run({}) is None and tuning.complete
+    rows = make_plan(study, tmp_path / "out").tunings[0].to_json({})["trials"]
+    assert [row["state"] == "failed" for row in rows] == [number == refused for number in range(4)]
+    assert rows[refused]["error"] == failed[f"{SMALL}_trial{refused}"]
+    assert rows[refused]["fields"] == {"training.batch_size": "80", "training.accumulation_steps": "2"}
+    assert plan_rows(make_plan(study, tmp_path / "out"))[refused]["steps"] == 0, "also a dry run shows it"
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "has_failed"),
+    [
+        (1, ConfigError("head.x: no"), True),
+        (1, UntrainedError("the gradient scaler skipped all 10 steps"), True),
+        (1, RunError("checkpoints/last.pt: cannot be written: No space left on device"), False),
+        (1, MemoryError("out of memory"), False),
+        (1, DataError("faces: no such folder"), False),
+        (0, ConfigError("head.x: no"), False),
+        (0, UntrainedError("the gradient scaler skipped all 10 steps"), False),
+        (0, DivergedError("step 1: loss nan"), True),
+    ],
+)
+def test_what_ends_a_trial_for_good_and_what_is_tried_again(write, tmp_path, number, error, has_failed):
+    tuning = make_plan(load_study(write()), tmp_path / "out").tunings[0]
+    for _ in range(number):
+        finish(tuning.next_run({}))
+    run = tuning.next_run({})
+    run.folder.path.mkdir(parents=True)
+    run.recipe_file.write_text(dump_recipe(run.recipe))
+    if not isinstance(error, ConfigError):
+        run.folder.write_recipe(run.recipe)
+    run.folder.write_error(error, 0)
+    again = tuning.next_run({})
+    assert again.name == f"{SMALL}_trial{number + has_failed}"
+    assert (tuning.next_run({run.name}) is None) == (not has_failed)
+    content = tuning.to_json({run.name: str(error)})
+    assert (content["trials"][number]["state"] == "failed") == has_failed
+    record = {"runs": [], "evaluation": [], "tuning": {"backbones": [content]}, "file": "study.json"}
+    if has_failed:
+        return raise_failures(record)
+    with pytest.raises(RunError, match=f"failed: {run.name}; "):
+        raise_failures(record)
 
 
 def test_print_has_no_lines_for_trials_that_depend_on_each_other(write, tmp_path):
@@ -401,3 +499,18 @@ def test_a_trial_that_diverges_is_not_chosen_and_trials_that_all_fail_are_an_err
     with pytest.raises(FaceBonesError, match=f"{SMALL}_default, all trials of {SMALL}"):
         raise_failures(content)
     assert [run["name"] for run in content["runs"]] == [f"{SMALL}_default"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("space", "head", "message"),
+    [(TOGETHER, "arcface", "is more than the 88 images"), (NORMS, "magface", "120 is not below")],
+)
+def test_a_study_goes_on_after_a_trial_that_cannot_begin_and_its_table_says_why(write, tmp_path, space, head, message):
+    content = compare(load_study(write(space, trials=4), overrides={"head.name": head}), tmp_path / "out", device="cpu")
+    raise_failures(content)
+    (tuned,) = content["tuning"]["backbones"]
+    states = [trial["state"] for trial in tuned["trials"]]
+    assert sorted(states) == ["done"] * 3 + ["failed"] and tuned["chosen"] is not None
+    assert message in tuned["trials"][states.index("failed")]["error"]
+    assert message in (tmp_path / "out" / "report" / "tables.md").read_text()

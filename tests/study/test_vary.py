@@ -2,15 +2,18 @@
 
 import json
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from teachers import write_teacher
 
 from facebones.backbones import create_backbone
 from facebones.cli.main import main
 from facebones.errors import FaceBonesError
 from facebones.reporting.load import load_results
-from facebones.study.compare import compare, plan_rows, preview
+from facebones.study.compare import checked_plan, compare, plan_rows, preview
 from facebones.study.display import study_table
 from facebones.study.launchers.local import next_run
 from facebones.study.plan import make_plan
@@ -111,6 +114,48 @@ def test_weights_to_begin_with_are_tried_on_every_backbone_before_the_first_trai
     with pytest.raises(FaceBonesError, match=r"weights\.pt: .*" + LARGE) as caught:
         preview(load_study(write("", f"{SMALL}, {LARGE}"), overrides=given), tmp_path / "out")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_began_with_other_weights_of_that_name_is_refused(write, tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(create_backbone(SMALL, 16).state_dict(), path)
+    study = load_study(write(seeds="0, 1"), overrides={"backbone.weights": str(path)})
+    first, _ = make_plan(study, tmp_path / "out").runs
+    train(first.recipe, first.folder.path, "cpu")
+    checked_plan(study, tmp_path / "out", "cpu", None)
+    torch.save(create_backbone(SMALL, 16).state_dict(), path)
+    with pytest.raises(FaceBonesError, match=r"seed0: holds a run that began with other weights than .*weights\.pt"):
+        checked_plan(study, tmp_path / "out", "cpu", None)
+    content = json.loads(first.folder.environment.read_bytes())
+    first.folder.environment.write_text(json.dumps(content | {"weights": {"path": str(path)}}))
+    checked_plan(study, tmp_path / "out", "cpu", None)  # an older version recorded no digest
+    first.folder.environment.write_text(json.dumps(content))
+    path.unlink()
+    with pytest.raises(FaceBonesError, match="no such run or file"):
+        checked_plan(study, tmp_path / "out", "cpu", None)
+    checked_plan(replace(study, seeds=[0]), tmp_path / "out", "cpu", None)  # which begins no training
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            "vary: {head.name: [arcface, subcenter_arcface]}",
+            rf"vary: {SMALL} \(subcenter_arcface\): head subcenter_arcface: sample_rate 0.1: .*; give 1",
+        ),
+        (
+            "vary: {norms: {theirs: {}, mine: {head.name: magface, head.lower_norm: 120}}}",
+            rf"vary: {SMALL} \(mine\): head magface: lower_norm 120 is not below upper_norm 110",
+        ),
+    ],
+)
+def test_a_head_that_cannot_be_built_is_refused_before_the_first_training(write, tmp_path, capsys, more, message):
+    rate = ["--head.sample_rate", "0.1"] if "subcenter" in more else []
+    for words in ([], ["--dry-run"]):
+        assert main(["compare", write(more), "--output", str(tmp_path / "out"), *rate, *words]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "note:" not in line]
+        assert re.search(message, line)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_factors_names_records_and_fields_are_as_before(write, tmp_path):
@@ -285,3 +330,49 @@ def test_a_teacher_is_a_level_whose_embeddings_are_checked_before_anything_start
     assert main(refused) == 2
     assert "there is no teacher" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_another_teacher_of_that_name_is_refused(write, small_data, tmp_path):
+    path = write_teacher(tmp_path, small_data)
+    study = write(TAUGHT.format(embeddings=path), seeds="0, 1")
+    runs = plan_of(study, tmp_path / "out").runs
+    taught = runs[2]
+    train(taught.recipe, taught.folder.path, "cpu")
+    again = plan_of(study, tmp_path / "out").runs
+    assert [run.fingerprint for run in again] == [run.fingerprint for run in runs]
+    rows = np.load(path, mmap_mode="r+")
+    rows[0, 0, 0] += 1
+    rows.flush()
+    with pytest.raises(FaceBonesError, match=r"alone/seed0: holds a run with another teacher than .*another --output$"):
+        plan_of(study, tmp_path / "out")
+    content = json.loads(taught.folder.environment.read_bytes())
+    del content["teacher"]
+    taught.folder.environment.write_text(json.dumps(content))
+    others = plan_of(study, tmp_path / "out").runs  # an older version recorded no teacher
+    assert [run.fingerprint == other.fingerprint for run, other in zip(runs, others, strict=True)] == [True] * 2 + [
+        False
+    ] * 2
+
+
+def test_levels_that_would_be_the_same_training_for_want_of_a_teacher_are_refused(write, teacher, tmp_path):
+    with pytest.raises(
+        FaceBonesError, match=r"^vary: distillation\.weight 30: distillation\.weight 30\.0: has no effect without a"
+    ):
+        plan_of(write("vary: {distillation.weight: [1, 30]}"), tmp_path / "out")
+    given = {"distillation.embeddings": teacher}
+    with pytest.raises(FaceBonesError, match=r"distillation\.margin 0\.3: has no effect with .*embedding_cosine"):
+        plan_of(write("vary: {distillation.margin: [0.45, 0.3]}"), tmp_path / "out", overrides=given)
+    assert len(plan_of(write("vary: {distillation.weight: [1, 30]}"), tmp_path / "out", overrides=given).runs) == 2
+
+
+def test_a_run_of_an_older_version_that_ignored_a_field_belongs_to_the_study_without_it(write, tmp_path):
+    (run,) = plan_of(write(), tmp_path / "out").runs
+    ignored = replace(run.recipe.distillation, weight=30.0, loss="adadistill")
+    run.folder.write_recipe(replace(run.recipe, distillation=ignored))
+    assert plan_of(write(), tmp_path / "out").runs[0].state == "unfinished"
+
+
+def test_mirror_images_that_are_not_embedded_are_found_before_the_first_training(write, small_data, tmp_path):
+    path = write_teacher(tmp_path, small_data, views=1)
+    with pytest.raises(FaceBonesError, match="has no embeddings of mirror images"):
+        plan_of(write(TAUGHT.format(embeddings=path)), tmp_path / "out")

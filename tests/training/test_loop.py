@@ -252,6 +252,7 @@ def test_a_run_whose_every_step_was_skipped_is_no_success(tiny_recipe, tmp_path)
         with pytest.raises(RunError, match="skipped all 7 steps, so nothing was trained"):
             go()
     folder = RunFolder(tmp_path / "run")
+    assert folder.read_error()["type"] == "UntrainedError", "by which a tuning knows that another try ends so again"
     assert not folder.result.exists() and not folder.weights.exists()
 
 

@@ -2,10 +2,12 @@
 
 import socket
 
+import numpy as np
 import pytest
 import torch
 from groups import PLUGIN, RECIPE, Group
 from safetensors.torch import load_file
+from teachers import write_teacher
 
 from facebones.backbones import create_backbone
 from facebones.cli.main import main
@@ -166,6 +168,17 @@ def test_processes_that_read_other_weights(recipe, small_data, tmp_path, state_d
     assert "process 1" in line and "has read other backbone.weights than process 0" in line
     line = refusal([[*argv, str(state_dicts[0])], [*argv, str(tmp_path / "none.pth")]], tmp_path)
     assert "process 1: backbone.weights" in line and "no such run or file" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_read_other_teachers(recipe, small_data, tmp_path):
+    argv = ["train", str(recipe), "--output", str(tmp_path / "run"), "--data", str(small_data)]
+    one, other = (write_teacher(tmp_path / name, small_data) for name in ("one", "other"))
+    rows = np.load(other, mmap_mode="r+")
+    rows[0, 0, 0] += 1
+    rows.flush()
+    line = refusal([[*argv, "--distillation.embeddings", path] for path in (one, other)], tmp_path)
+    assert "process 1 on" in line and "has distillation.embeddings of fingerprint" in line
     assert not (tmp_path / "run").exists()
 
 

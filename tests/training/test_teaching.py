@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from facebones.errors import CheckpointError, ConfigError, DataError
 from facebones.evaluation.models import load_model
 from facebones.evaluation.teacher_embeddings import TeacherEmbeddings, embed_training_set
 from facebones.heads.distillation import TEACHER_LOSSES
+from facebones.recipe import load_config
 from facebones.run_folder import RunFolder
 from facebones.system.checkpoint import load_checkpoint
 from facebones.training.autotune import _conditions
@@ -220,6 +222,58 @@ def test_mirror_images_without_embeddings_are_refused(tiny_recipe, copied, tmp_p
 def test_a_teacher_that_is_not_there_cannot_be_alone(tiny_recipe, tmp_path):
     with pytest.raises(ConfigError, match=r"there is no teacher; give --distillation\.embeddings"):
         train(tiny_recipe(**{"distillation.alone": True}), tmp_path / "run", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "adadistill"}, "distillation.loss adadistill: has no effect without a teacher; give --distill"),
+        ({"weight": 30, "kind": "cos"}, "distillation.weight 30.0, distillation.kind cos: has no effect without"),
+        ({"embeddings": "x", "margin": 0.3}, "distillation.margin 0.3: has no effect with distillation.loss embed"),
+        ({"embeddings": "x", "loss": "relational", "scale": 30}, "distillation.scale 30.0: .* relational, only with"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(tiny_recipe, tmp_path, options, message):
+    recipe = tiny_recipe(**{f"distillation.{name}": value for name, value in options.items()})
+    with pytest.raises(ConfigError, match=f"^{message}.*leave it out") as caught:
+        train(recipe, tmp_path / "run", "cpu")
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_the_recipe_distill_says_that_it_needs_a_teacher(small_data, tmp_path, capsys):
+    command = ["train", "distill", "--data", str(small_data), "--output", str(tmp_path / "run")]
+    assert main([*command, "--validation.sets", "tiny"]) == 2
+    assert "distillation.alone: there is no teacher; give --distillation.embeddings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_a_run_is_continued_with_its_teacher_or_without_one(tiny_recipe, copied, tmp_path, taught):
+    """Of equal sizes, student and teacher have no map between them whose absence would be noticed."""
+    options = {"data.path": str(copied), "training.epochs": 1}
+    path = write_teacher(tmp_path, copied, size=16)
+    train(tiny_recipe(**options, **({"distillation.embeddings": path} if taught else {})), tmp_path / "run", "cpu")
+    folder = RunFolder(tmp_path / "run")
+    recorded = json.loads(folder.environment.read_bytes()).get("teacher")
+    fingerprint = TeacherEmbeddings(path, open_training_set(copied)).fingerprint
+    assert recorded == ({"embeddings": path, "fingerprint": fingerprint} if taught else None)
+    recipe = load_config(folder.config)
+    changed = replace(recipe.distillation, embeddings="" if taught else path)
+    folder.write_recipe(replace(recipe, distillation=changed))
+    then = "with a teacher, and config.yaml names none" if taught else "without a teacher, and config.yaml names /"
+    with pytest.raises(CheckpointError, match=f"was trained {then}"):
+        resume(tmp_path / "run", "cpu")
+    folder.write_recipe(recipe)
+    resume(tmp_path / "run", "cpu")
+
+
+def test_a_run_of_an_older_version_records_no_teacher_and_no_change_of_it(tiny_recipe, teacher, tmp_path, capsys):
+    train(tiny_recipe(**{"distillation.embeddings": teacher, "training.epochs": 1}), tmp_path / "run", "cpu")
+    folder = RunFolder(tmp_path / "run")
+    content = json.loads(folder.environment.read_bytes())
+    del content["teacher"]
+    folder.environment.write_text(json.dumps(content))
+    resume(tmp_path / "run", "cpu")
+    assert "changed since" not in capsys.readouterr().err
 
 
 def test_random_weights_teach_nothing(copied, tiny_backbone):

@@ -10,7 +10,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from facebones.errors import ConfigError, UnknownNameError
+from facebones.errors import ConfigError, FaceBonesError, UnknownNameError
 from facebones.plugins import import_entry_points
 from facebones.strict_yaml import ADMITTED_KINDS, setting
 
@@ -242,6 +242,32 @@ def create_head(
     if not isinstance(head, Head):
         raise ConfigError(f"head {name}: built a {type(head).__name__}; derive it from facebones.heads.partial_fc.Head")
     return head
+
+
+def check_head(name: str, options: Any, num_classes: int, embedding_size: int) -> None:
+    """Refuse options with which a head cannot be built; takes no memory for its centres and draws no number.
+
+    Args:
+        name: a registered name.
+        options: an instance of the head's options.
+        num_classes: C, the number of classes in all.
+        embedding_size: D.
+
+    Raises:
+        UnknownNameError: no head of that name.
+        ConfigError: options that exclude each other, or belong to another head.
+
+    >>> check_head("arcface", ArcFaceOptions(margin=0.3), 1_000_000, 512)
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            create_head(name, options, num_classes, embedding_size)
+    except FaceBonesError:
+        raise
+    except Exception:  # noqa: BLE001 (a head of the user's may need values, which tensors on this device have not)
+        return
 
 
 def _check_options(name: str, options: type[Any]) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from facebones.data.joined_sets import beside
 from facebones.errors import RunError, UnknownNameError, counted
 from facebones.plugins import import_plugins
 from facebones.profiling.cost import network_costs
-from facebones.recipe_sections import CHOOSABLE, TIMM_WEIGHTS
+from facebones.recipe_sections import CHOOSABLE
 from facebones.reporting.report import PAGE, write_report
+from facebones.study.checks import check_trainings, refuse_other_weights
 from facebones.study.evaluate import check_evaluation, evaluate_all
 from facebones.study.launchers.local import LOOK_SECONDS, train_all
 from facebones.study.leases import StudyLeases, check_leases, unfinished
@@ -31,8 +31,6 @@ from facebones.system.device import select_device
 from facebones.system.lease import EXPIRY_SECONDS, Heartbeat, Lease, LeaseName, Watch, take
 from facebones.system.progress import format_seconds, say, track
 from facebones.training.autotune import training_rate
-from facebones.training.start import read_start
-from facebones.training.validation import Validation
 
 REPORT_FOLDER = "report"
 
@@ -121,8 +119,8 @@ def compare(
 def _tune(plan: Plan, worker: Worker, device: str, *, accept_version: bool) -> tuple[Plan, dict[str, str]]:
     """Train the trials that have not ended, all backbones' in turn.
 
-    All workers wait for each other's trials, for each depends on those before. After one that fails, other than by a
-    loss that diverges, its backbone waits for the next call.
+    All workers wait for each other's trials, for each depends on those before. After one that fails for a reason that
+    another try may not meet (`Tuning.next_run`), its backbone waits for the next call.
 
     Returns:
         The plan with what the trials have chosen, and why trials have failed, by name.
@@ -262,11 +260,8 @@ def checked_plan(
     if autotune:
         study = replace(study, overrides={"training.choose": ",".join(CHOOSABLE)} | dict(study.overrides))
     plan = make_plan(study, output, accept_version=accept_version)
-    if ahead := [run.recipe for run in plan.runs if run.state != DONE]:
-        Validation(ahead[0], beside(ahead[0].data.path))  # reads the sets, which are the same for all trainings
-    for begun in {run.recipe.backbone: run.recipe for run in plan.runs if run.state == TO_DO}.values():
-        if begun.backbone.weights != TIMM_WEIGHTS:  # those may have to be downloaded first
-            read_start(begun)
+    check_trainings([*plan.runs, *plan.ahead])
+    refuse_other_weights(plan.all_runs)
     check_auto_seeds(plan)
     if plan.ahead:
         import_optuna()
@@ -289,7 +284,8 @@ def raise_failures(content: Mapping[str, Any]) -> None:
 def _unfinished(tuned: Mapping[str, Any]) -> list[str]:
     """The trial of a backbone that has failed in this call, so that those after it, and its training, wait."""
     trials = tuned["trials"]
-    return [f"{tuned['name']}_trial{one['trial']}" for one in trials if one["error"] and one["state"] == UNFINISHED]
+    left = [one for one in trials if one["error"] and one["state"] in (TO_DO, UNFINISHED)]
+    return [f"{tuned['name']}_trial{one['trial']}" for one in left]
 
 
 def _known_rates(runs: Sequence[PlannedRun]) -> dict[str, float]:

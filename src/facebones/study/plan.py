@@ -25,7 +25,7 @@ from facebones.study.trials import HeldOut, Tuning
 from facebones.study.tuning import read_space, with_fields
 from facebones.system.hub import is_hub_address, parse_address
 from facebones.training.run import with_absolute_paths
-from facebones.training.teaching import check_teachers, open_all_people
+from facebones.training.teaching import check_distillation, open_all_people, read_teachers
 
 IJB_PROTOCOLS = ("ijb_verification", "ijb_identification")
 LONGEST_NAME = 200  # letters; file systems take 255, endings included
@@ -173,9 +173,10 @@ def _plan_runs(study: Study, networks: Sequence[str], output: Path, accept_versi
     if not study.data:
         raise ConfigError("no training data: give --data PATH (a folder with train.rec, or one folder an identity)")
     recipes = [(levels, with_absolute_paths(recipe)) for levels, recipe in study.recipes()]
+    _check_distillation(recipes)
     whole = open_all_people(*(recipe for _, recipe in recipes))
-    check_teachers((recipe for _, recipe in recipes), whole)
-    seeds, planned = _Seeds(study, output, whole, accept_version), _Planned()
+    teachers = read_teachers([recipe for _, recipe in recipes], whole)
+    seeds, planned = _Seeds(study, output, whole, teachers, accept_version), _Planned()
     if study.tune is not None:
         held_out = HeldOut(data=whole, share=study.tune.held_out, pairs=study.tune.pairs, folder=output / TRIALS)
         _ = held_out.count  # too few people are refused before anything else
@@ -197,6 +198,15 @@ def _plan_runs(study: Study, networks: Sequence[str], output: Path, accept_versi
     if study.vary or study.tune:
         _check_names(planned.everything)
     return planned
+
+
+def _check_distillation(recipes: Sequence[tuple[Mapping[str, str], Recipe]]) -> None:
+    for levels, recipe in recipes:
+        try:
+            check_distillation(recipe)
+        except ConfigError as error:
+            words = ", ".join(f"{factor} {level}" for factor, level in levels.items())
+            raise ConfigError(f"vary: {words}: {error}" if levels else str(error)) from error
 
 
 def _plan_both_levels(planned: _Planned, tuning: Tuning, seeds: "_Seeds", recipe: Recipe) -> None:
@@ -226,11 +236,15 @@ class _Seeds:
         study: what the user asked for.
         output: the study's folder.
         whole: the training set with all people.
+        teachers: fingerprints of teachers, by what recipes call their embeddings.
         accept_version: see `compare`.
     """
 
-    def __init__(self, study: Study, output: Path, whole: TrainingSet, accept_version: bool) -> None:
+    def __init__(
+        self, study: Study, output: Path, whole: TrainingSet, teachers: Mapping[str, str], accept_version: bool
+    ) -> None:
         self._study, self._output, self._whole, self._accept_version = study, output, whole, accept_version
+        self._teachers = teachers
         self._trained_on: dict[float, TrainingSet] = {}  # by the share of people that is held out
 
     def plan(self, backbone: str, levels: Mapping[str, str], recipe: Recipe) -> list[PlannedRun]:
@@ -260,6 +274,7 @@ class _Seeds:
                 ),
                 data=data.fingerprint(),
                 steps=steps,
+                teacher=self._teachers.get(recipe.distillation.embeddings),
                 levels=levels,
                 builds_another=self._study.builds_others,
                 accept_version=self._accept_version,

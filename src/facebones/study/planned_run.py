@@ -40,7 +40,8 @@ class PlannedRun:
         folder: where the run is, or will be.
         recipe: the resolved recipe.
         data: fingerprint of the training data.
-        steps: steps of the whole run.
+        steps: steps of the whole run; 0 of a trial whose batch the data have too few images for.
+        teacher: fingerprint of the embeddings that the recipe names, as they are now; None without a teacher.
         accept_version: accept a run in the folder that an older version made, when a field that decides numbers did
             not exist.
     """
@@ -52,6 +53,7 @@ class PlannedRun:
     recipe: Recipe
     data: Mapping[str, Any]
     steps: int
+    teacher: str | None = None
     levels: Mapping[str, str] = field(default_factory=dict)
     builds_another: bool = False
     accept_version: bool = False
@@ -111,8 +113,9 @@ class PlannedRun:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what decides the weights: `fields` and `data`, but not the version of the package."""
-        return hashlib.sha256(json.dumps([self.fields, self.data], sort_keys=True).encode()).hexdigest()
+        """Digest of what decides the weights: `fields`, `data` and `teacher`, but not the version of the package."""
+        deciding = [self.fields, self.data, *filter(None, [self.teacher])]
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
     def first_recipe(self) -> Recipe:
         """The recipe to start with; another seed of the variant may have autotuned its open settings already."""
@@ -136,8 +139,9 @@ class PlannedRun:
             return
         lacking = lacking_fields(self.folder.config)
         found = load_config(self.folder.config).values() | lacking
+        idle = [f"distillation.{name}" for name in self.recipe.distillation.without_effect()]
         for name, value in self.fields.items():
-            if name not in found or found[name] == value:
+            if name not in found or found[name] == value or name in idle:
                 continue
             if self.accept_version and (name in lacking or is_older_meaning(name, found[name])):
                 continue
@@ -152,11 +156,12 @@ class PlannedRun:
                 f"{self.folder.path}: holds a run with {name} {was}, and the study says {value!s:.60};"
                 f" set {name} to {was}, or choose another --output"
             )
-        self._refuse_other_data()
+        environment = read_environment(self.folder)  # a run that was killed early has none
+        self._refuse_other_data(environment.get("data", {}))
+        self._refuse_another_teacher(environment.get("teacher"))
 
-    def _refuse_other_data(self) -> None:
-        """As `resume` does: labels and sampled images must agree; a run that was killed early has recorded none."""
-        data = read_environment(self.folder).get("data", {})
+    def _refuse_other_data(self, data: Mapping[str, Any]) -> None:
+        """As `resume` does: labels and sampled images must agree."""
         for name in same_data(self.data, data) if data else ():
             if name in CONTENT_KEYS:
                 known = str(data.get("path", ""))
@@ -166,6 +171,16 @@ class PlannedRun:
                     f" {self.recipe.data.path} has {name} {self.data.get(name)!s:.60}; {differing}, or choose another"
                     " --output"
                 )
+
+    def _refuse_another_teacher(self, recorded: Any) -> None:
+        """The name of a teacher's embeddings stays where others replace them; older versions recorded the name only."""
+        known = recorded.get("fingerprint") if isinstance(recorded, dict) else None
+        if self.teacher is not None and known not in (None, self.teacher):
+            raise ConfigError(
+                f"{self.folder.path}: holds a run with another teacher than {self.recipe.distillation.embeddings} is"
+                " now (distillation.embeddings); restore its embeddings, give those of the other teacher another name,"
+                " or choose another --output"
+            )
 
     def write_lacking_fields(self) -> None:
         """Complete the config.yaml of an older run, so that it continues as it began and not by today's defaults."""

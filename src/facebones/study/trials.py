@@ -13,17 +13,19 @@ from facebones.data.pair_bins import write_pairs
 from facebones.data.training_set import TrainingSet
 from facebones.data.wrapped_sets import held_out_only, without_held_out
 from facebones.datatools.sample_pairs import most_pairs, sample_pairs
-from facebones.errors import ConfigError, DataError, DivergedError, FaceBonesError
+from facebones.errors import ConfigError, DataError, DivergedError, FaceBonesError, UntrainedError
 from facebones.recipe import Recipe, flat_fields, load_config
 from facebones.recipe_sections import TIMM_WEIGHTS
 from facebones.reporting.tuning import FAILED, STOPPED
 from facebones.run_folder import TRAIN_LINE, RunFolder, read_metrics
+from facebones.study.checks import check_head_of
 from facebones.study.planned_run import DONE, TO_DO, UNFINISHED, PlannedRun
 from facebones.study.proposals import Trial, best_trial, propose, thresholds
 from facebones.study.tuning import Dimension, TuneSettings, with_fields
 from facebones.study.vary import Fields
 from facebones.training.optimizer import build_schedule
 from facebones.training.start import read_start
+from facebones.training.teaching import check_distillation
 
 FOLDER = "tuning"  # of all trials, in the study's folder
 PAIR_SEED = 0
@@ -113,7 +115,10 @@ class Tuning:
             stop_below: see `proposals.thresholds`.
         """
         recipe, data = with_fields(self.default.recipe, fields), self.held_out.trained
-        steps = recipe.training.steps_per_epoch(len(data), data.path) * recipe.training.epochs
+        try:
+            steps = recipe.training.steps_per_epoch(len(data), data.path) * recipe.training.epochs
+        except ConfigError:  # together, the fields ask for too large a step: this trial will fail when it begins
+            steps = 0
         recipe = replace(
             recipe,
             data=replace(recipe.data, held_out=self.settings.held_out),
@@ -121,7 +126,7 @@ class Tuning:
             validation=replace(
                 recipe.validation,
                 sets=[str(self.held_out.path.absolute())],
-                every=math.ceil(steps / self.settings.validations),
+                every=max(1, math.ceil(steps / self.settings.validations)),
             ),
         )
         return replace(
@@ -134,21 +139,38 @@ class Tuning:
         )
 
     def check(self) -> None:
-        """Try every listed value, and both ends of every range, without training.
+        """Try the recipe as it is, every listed value, and both ends of every range, without training.
+
+        Values are tried one by one. A trial may still draw some that exclude each other: it has failed then.
 
         Raises:
             ConfigError: a value with which no training can begin.
         """
+        levels = self.default.levels
+        self._try({}, f"vary: {self.default.variant}: " if levels else "")
         for name, dimension in self.space.items():
             for text in dimension.ends:
-                try:
-                    recipe = self.planned(0, {name: text}).recipe
-                    steps = recipe.training.steps_per_epoch(len(self.held_out.trained), self.held_out.data.path)
-                    build_schedule(recipe.schedule, recipe.optimizer.learning_rate, steps, recipe.training.epochs)
-                    if name.startswith("backbone.") and recipe.backbone.weights != TIMM_WEIGHTS:
-                        read_start(recipe)
-                except FaceBonesError as error:
-                    raise ConfigError(f"tune.space.{name}: {text}: {error}") from error
+                self._try({name: text}, f"tune.space.{name}: {text}: ")
+
+    def _try(self, fields: Fields, place: str) -> None:
+        """Raise ConfigError, which begins with `place`, if a training with these fields cannot begin."""
+        data = self.held_out.trained
+        try:
+            recipe = self.planned(0, fields).recipe
+            steps = recipe.training.steps_per_epoch(len(data), data.path)
+            build_schedule(recipe.schedule, recipe.optimizer.learning_rate, steps, recipe.training.epochs)
+            check_distillation(recipe)
+            if not self._heads_differ_by_several:
+                check_head_of(recipe, data.num_identities)
+            if any(name.startswith("backbone.") for name in fields) and recipe.backbone.weights != TIMM_WEIGHTS:
+                read_start(recipe)
+        except FaceBonesError as error:
+            raise ConfigError(f"{place}{error}") from error
+
+    @property
+    def _heads_differ_by_several(self) -> bool:
+        """Whether trials choose several options of the head, of which one alone may not fit the recipe's others."""
+        return sum(name.startswith("head.") for name in self.space) > 1
 
     def runs(self) -> list[PlannedRun]:
         """All trials; those whose fields are not drawn yet have the recipe's own."""
@@ -174,7 +196,7 @@ class Tuning:
         return None
 
     def history(self) -> list[Trial]:
-        """The trials that have ended, those that have diverged included."""
+        """The trials that have ended, those that have failed included."""
         begun = [(number, self._begun(number)) for number in range(self.settings.trials)]
         trials = [self._trial(number, run) for number, run in begun if run is not None]
         return [trial for trial in trials if trial.state != UNFINISHED]
@@ -183,11 +205,11 @@ class Tuning:
     def complete(self) -> bool:
         """Whether all trials have ended, from the files in their folders alone: `--watch` asks every second."""
         return all(
-            folder.result.is_file() or _diverged(folder) for folder in map(self._folder, range(self.settings.trials))
+            self._folder(number).result.is_file() or self._failure(number) for number in range(self.settings.trials)
         )
 
     def chosen(self) -> Trial | None:
-        """The best trial, once all have ended; None before, and if all have diverged."""
+        """The best trial, once all have ended; None before, and if all have failed."""
         return best_trial(self.history()) if self.complete else None
 
     def to_json(self, errors: Mapping[str, str]) -> dict[str, Any]:
@@ -198,12 +220,13 @@ class Tuning:
         """
         rows = []
         for run, number in zip(self.runs(), range(self.settings.trials), strict=True):
-            trial = self._trial(number, run) if run.state != TO_DO else Trial(number, {}, [], TO_DO)
+            known = run.state != TO_DO or self._failure(number)
+            trial = self._trial(number, run) if known else Trial(number, {}, [], TO_DO)
             row = {"trial": number, "fields": dict(trial.fields), "state": trial.state}
             step = run.steps if trial.state == DONE else run.progress()["step"]
             accuracy = trial.accuracies[-1] if trial.accuracies else None
             rows.append({**row, "accuracy": accuracy, "steps": run.steps, "step": step})
-            rows[-1]["error"] = None if run.state == DONE else errors.get(run.name) or _diverged(run.folder)
+            rows[-1]["error"] = None if run.state == DONE else errors.get(run.name) or self._failure(number)
         chosen = self.chosen()
         return {
             "name": self.stem,
@@ -260,11 +283,26 @@ class Tuning:
         if run.state == DONE:
             accuracies = _accuracies(run.folder)
             return Trial(number, fields, accuracies, STOPPED if run.stopped_early else DONE)
-        return Trial(number, fields, _accuracies(run.folder), FAILED if _diverged(run.folder) else UNFINISHED)
+        return Trial(number, fields, _accuracies(run.folder), FAILED if self._failure(number) else UNFINISHED)
+
+    def _failure(self, number: int) -> str | None:
+        """Why a trial cannot end, so that it counts as one that has failed; None if it can be tried again.
+
+        A loss that is not finite will not be the next time. Fields that were drawn may exclude each other, too; where
+        the recipe as it is cannot be trained, that is an error of the study. What failed for another reason, such as a
+        full disk, is tried again.
+        """
+        folder = self._folder(number)
+        recorded, lasting = folder.read_error(), [DivergedError.__name__]
+        if number:
+            lasting.append(UntrainedError.__name__)
+            if not folder.config.is_file():  # it has not begun
+                lasting.append(ConfigError.__name__)
+        return str(recorded["message"]) if recorded and recorded["type"] in lasting else None
 
 
 def is_vain(tuned: Mapping[str, Any]) -> bool:
-    """Whether all trials of a tuning, as `to_json` describes it, have diverged."""
+    """Whether all trials of a tuning, as `to_json` describes it, have failed."""
     return all(trial["state"] == FAILED for trial in tuned["trials"])
 
 
@@ -272,12 +310,6 @@ def _looks(recipe: Recipe) -> str:
     """When and on what a trial is validated; its pairs are in the study's folder, wherever that is."""
     names = ", ".join(Path(name).name for name in recipe.validation.sets)
     return f"{names} every {recipe.validation.every} steps"
-
-
-def _diverged(folder: RunFolder) -> str | None:
-    """Why a trial cannot end: its loss is not finite. What failed for another reason is tried again."""
-    recorded = folder.read_error()
-    return str(recorded["message"]) if recorded and recorded["type"] == DivergedError.__name__ else None
 
 
 def _accuracies(folder: RunFolder) -> list[float]:

@@ -132,6 +132,8 @@ def read_space(settings: TuneSettings, recipe: Recipe, factors: Factors, where: 
         _refuse_field(name, factors, place)
         if name.startswith("distillation.") and not recipe.distillation.embeddings:
             raise ConfigError(f"{place}: has no effect without distillation.embeddings; give these, or take it out")
+        if name.startswith("distillation."):
+            _refuse_idle(name.partition(".")[2], settings.space.get("distillation.loss"), recipe, place)
 
         def meaning(text: Any, name: str = name, place: str = place) -> Any:
             if not isinstance(text, str):
@@ -155,6 +157,14 @@ def _refuse_field(name: str, factors: Factors, place: str) -> None:
         raise ConfigError(f"{place}: {reason}; take it out of the space")
     if any(name in fields for levels in factors.values() for fields in levels.values()):
         raise ConfigError(f"{place}: is in vary too; remove one of them")
+
+
+def _refuse_idle(key: str, losses: Any, recipe: Recipe, place: str) -> None:
+    """Raise ConfigError for a field of the section `distillation` that a loss of the space has not."""
+    config = recipe.distillation
+    for loss in losses if isinstance(losses, list) else [config.loss]:
+        if key in replace(config, loss=str(loss)).without_effect():
+            raise ConfigError(f"{place}: has no effect with distillation.loss {loss!s:.40}; take one of the two out")
 
 
 def _dimension(values: Any, own: Any, meaning: Callable[[Any], Any], place: str) -> Dimension:

@@ -26,6 +26,7 @@ from facebones.training.loop import TrainingLoop
 from facebones.training.run_files import same_training, saved_threads
 from facebones.training.start import read_start, same_start, with_absolute_weights
 from facebones.training.state import CHANGEABLE_FIELDS
+from facebones.training.teaching import check_distillation
 from facebones.training.trainer import Trainer
 
 
@@ -140,6 +141,7 @@ def _begin(recipe: Recipe, device: torch.device, world: World) -> Trainer:
                 "training.stop_below: nothing is validated; give --validation.sets NAME,..., or leave it out"
             )
         import_plugins(recipe.imports, "import")
+        check_distillation(recipe)
         recipe = replace(with_absolute_paths(recipe), imports=_all_imports(recipe))
         start = read_start(recipe)
     same_start(start, world)

@@ -17,7 +17,7 @@ from facebones.data.joined_sets import JoinedSets, part_name
 from facebones.data.record_shards import RecordShards
 from facebones.data.training_set import same_data
 from facebones.data.wrapped_sets import SomePeople
-from facebones.errors import ConfigError, RunError, some
+from facebones.errors import ConfigError, UntrainedError, some
 from facebones.run_folder import RunFolder
 from facebones.system.environment import git_revision
 from facebones.system.files import parse_json, write_json
@@ -32,9 +32,12 @@ MOST_THREADS = 4096
 
 
 def describe_environment(trainer: Trainer) -> dict[str, Any]:
-    """Versions, device and data of a run, and the weights that it has been given in this process."""
-    started = {"weights": trainer.started_from} if trainer.started_from else {}
-    return started | {
+    """Versions, device, data and teacher of a run, and the weights that it has been given in this process."""
+    given: dict[str, Any] = {"weights": trainer.started_from} if trainer.started_from else {}
+    if trainer.teaching is not None:
+        embeddings = trainer.recipe.distillation.embeddings
+        given["teacher"] = {"embeddings": embeddings, "fingerprint": trainer.teaching.fingerprint}
+    return given | {
         "facebones": facebones.__version__,
         "commit": git_revision(),
         "python": platform.python_version(),
@@ -62,13 +65,15 @@ def same_training(trainer: Trainer) -> None:
     """Compare what decides numbers with that of the first process. All processes call it together.
 
     Raises:
-        ConfigError: another process has another version, recipe, data or number of threads; in every process.
+        ConfigError: another process has another version, recipe, data, teacher or number of threads; in every process.
     """
     if trainer.world.size == 1:
         return
     own: dict[str, Any] = {"facebones": facebones.__version__, "torch": torch.__version__}
     own |= {f"training data of {name}": value for name, value in trainer.data.fingerprint().items()}
     own |= {name: value for name, value in trainer.recipe.values().items() if name not in CHANGEABLE_FIELDS}
+    if trainer.teaching is not None:
+        own["distillation.embeddings of fingerprint"] = trainer.teaching.fingerprint
     if trainer.world.canonical:
         own["number of threads"] = torch.get_num_threads()
     answers = gather_objects(trainer.world, {"host": socket.gethostname(), **own})
@@ -108,6 +113,8 @@ def _differs(key: str, now: Any, then: Any) -> bool:
     """Whether an entry has changed; a fingerprint of the data need not have keys that an older version did not know."""
     if key == "data" and isinstance(then, dict):
         return now["path"] != then.get("path") or bool(same_data(now, then))
+    if key == "teacher" and then is None:  # the run is older than this entry; its checkpoint knows the teacher
+        return False
     return bool(now != then)
 
 
@@ -125,10 +132,10 @@ def write_result(folder: RunFolder, trainer: Trainer) -> dict[str, Any]:
     """Write the trained weights and result.json; returns the content of result.json.
 
     Raises:
-        RunError: the gradient scaler skipped every step.
+        UntrainedError: the gradient scaler skipped every step.
     """
     if trainer.skipped_steps == trainer.step:
-        raise RunError(
+        raise UntrainedError(
             f"the gradient scaler skipped all {trainer.step} steps, so nothing was trained; start a new run with"
             " more --training.epochs, or with --training.precision fp32 or bf16"
         )

@@ -52,9 +52,9 @@ def read_start(recipe: Recipe) -> StartWeights | None:
     """The weights that a recipe names; None if it names none.
 
     Raises:
-        ConfigError: no such file, timm has no weights for the backbone, frozen stages without weights, or weights of
-            another embedding size.
-        CheckpointError: a broken file, or weights of another backbone.
+        ConfigError: timm has no weights for the backbone, frozen stages without weights, or weights of another
+            embedding size.
+        CheckpointError: no such file, a broken one, or weights of another backbone.
     """
     config, decay = recipe.backbone, recipe.optimizer.layer_decay
     if not config.weights:
@@ -89,7 +89,7 @@ def _read_file(recipe: Recipe) -> tuple[str, dict[str, Tensor]]:
     config = recipe.backbone
     place = local_model(config.weights)
     if not place.exists():
-        raise ConfigError(
+        raise CheckpointError(
             f"backbone.weights {config.weights}: no such run or file; give a run's folder or a file of weights"
         )
     backbone, path = load_backbone(place, config.name)

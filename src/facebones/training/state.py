@@ -48,7 +48,10 @@ def check_state(recipe: Recipe, pattern: dict[str, Any], found: Mapping[str, Any
     Raises:
         CheckpointError: it belongs to another recipe or other data, or is damaged; the message names the first place.
     """
-    if missing := pattern.keys() - found.keys():
+    missing = pattern.keys() - found.keys()
+    if missing <= {"distillation"} and "distillation" in found.keys() ^ pattern.keys():
+        _refuse_teacher(recipe.distillation.embeddings, path)
+    if missing:
         raise CheckpointError(f"{path}: no checkpoint of a run: it lacks {', '.join(sorted(missing))}")
     _compare_recipes(recipe, found["recipe"], path)
     _compare_data(pattern, found, path)
@@ -63,6 +66,14 @@ def check_state(recipe: Recipe, pattern: dict[str, Any], found: Mapping[str, Any
     for key, value in (pattern | {"final": final, "optimizer": optimizer, "meter": meter}).items():
         if key not in CHECKED_APART:
             check_structure(value, found[key], f"{path}: {key}")
+
+
+def _refuse_teacher(embeddings: str, path: Path) -> NoReturn:
+    then, now = ("without", f"names {embeddings:.200}") if embeddings else ("with", "names none")
+    raise CheckpointError(
+        f"{path}: was trained {then} a teacher, and config.yaml {now} (distillation.embeddings); restore that line, or"
+        " start a new run"
+    )
 
 
 def _final_pattern(sets: int, found: Any) -> list[dict[str, Any]]:

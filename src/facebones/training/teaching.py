@@ -1,6 +1,6 @@
 """The teacher of a training: its embeddings of the training images, and the loss that draws the student to them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from facebones.errors import CheckpointError, ConfigError
 from facebones.evaluation.teacher_embeddings import TeacherEmbeddings
 from facebones.heads.distillation import TEACHER_LOSSES, Distillation, Teacher
 from facebones.recipe import Recipe
+from facebones.recipe_sections import MARGIN_LOSSES, DistillationConfig
 from facebones.system.device import to_device
 from facebones.system.distributed import World
 
@@ -41,11 +42,7 @@ class Teaching:
     def __init__(self, recipe: Recipe, data: TrainingSet, device: torch.device, world: World) -> None:
         config = recipe.distillation
         self._embeddings = TeacherEmbeddings(config.embeddings, data)
-        if recipe.data.flip and not self._embeddings.mirrored:
-            raise ConfigError(
-                f"{self._embeddings.path}: has no embeddings of mirror images; make them again without --no-flip, or"
-                " give --data.flip false"
-            )
+        _refuse_missing_views(recipe, self._embeddings)
         self.fingerprint, self._device = self._embeddings.fingerprint, device
         teacher = Teacher(
             size=self._embeddings.size,
@@ -107,20 +104,59 @@ def open_all_people(recipe: Recipe, *others: Recipe) -> TrainingSet:
 
 
 def _without_labels(recipe: Recipe) -> bool:
+    _refuse_nothing(recipe)
     config = recipe.distillation
-    if config.alone and not config.embeddings:
-        raise ConfigError(
-            "distillation.alone: there is no teacher; give --distillation.embeddings, made by `facebones data embed`"
-        )
     return config.alone and not TEACHER_LOSSES[config.loss].needs_labels
 
 
-def check_teachers(recipes: Iterable[Recipe], data: TrainingSet) -> None:
-    """Open the embeddings that recipes name once.
+def check_distillation(recipe: Recipe) -> None:
+    """Refuse fields of `distillation` that a new training would ignore.
+
+    Raises:
+        ConfigError: such a field is set to another value than its default; or there is neither head nor teacher.
+    """
+    _refuse_nothing(recipe)
+    config, default = recipe.distillation, DistillationConfig()
+    given = {name: getattr(config, name) for name in config.without_effect()}
+    idle = [f"distillation.{name} {value}" for name, value in given.items() if value != getattr(default, name)]
+    if idle and not config.embeddings:
+        raise ConfigError(
+            f"{', '.join(idle)}: has no effect without a teacher; give --distillation.embeddings, made by `facebones"
+            " data embed`, or leave it out"
+        )
+    if idle:
+        raise ConfigError(
+            f"{', '.join(idle)}: has no effect with distillation.loss {config.loss}, only with"
+            f" {' and '.join(MARGIN_LOSSES)}; leave it out, or give one of these"
+        )
+
+
+def read_teachers(recipes: Sequence[Recipe], data: TrainingSet) -> dict[str, str]:
+    """The fingerprints of the embeddings that recipes name, by that name; each is opened once.
 
     Raises:
         DataError: they are missing, broken, or of other images.
+        ConfigError: a recipe mirrors images, and the mirror images are not embedded.
     """
-    for embeddings in {recipe.distillation.embeddings: None for recipe in recipes}:
-        if embeddings:
-            TeacherEmbeddings(embeddings, data)
+    found = dict[str, TeacherEmbeddings]()
+    for recipe in recipes:
+        if name := recipe.distillation.embeddings:
+            if name not in found:
+                found[name] = TeacherEmbeddings(name, data)
+            _refuse_missing_views(recipe, found[name])
+    return {name: embeddings.fingerprint for name, embeddings in found.items()}
+
+
+def _refuse_nothing(recipe: Recipe) -> None:
+    if recipe.distillation.alone and not recipe.distillation.embeddings:
+        raise ConfigError(
+            "distillation.alone: there is no teacher; give --distillation.embeddings, made by `facebones data embed`"
+        )
+
+
+def _refuse_missing_views(recipe: Recipe, embeddings: TeacherEmbeddings) -> None:
+    if recipe.data.flip and not embeddings.mirrored:
+        raise ConfigError(
+            f"{embeddings.path}: has no embeddings of mirror images; make them again without --no-flip, or give"
+            " --data.flip false"
+        )
